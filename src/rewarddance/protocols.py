@@ -1,0 +1,55 @@
+"""The two seams. Algorithms know a reward model and a generator only by these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from rewarddance.types import PixelBatch, Question, Verdict
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Answers questions. Raises RewardError where a verdict cannot be had; it never returns a stand-in number."""
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict: ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A denoiser, whatever its family. Samplers and algorithms are written once, over these methods.
+
+    `condition` is opaque: what `encode` returned for a batch of B prompts. Steps are numbered 0 .. S - 1 from pure
+    noise; `x_t` at step s is the latent before that step.
+    """
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        """The conditioning of B prompts."""
+        ...
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        """The noise [B, ...] of these seeds: one seed, one noise, whatever the batch."""
+        ...
+
+    def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
+        """The network's prediction at `step` (a velocity for flow models), in the autograd graph."""
+        ...
+
+    def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        """One sampler step: the latent before step + 1."""
+        ...
+
+    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        """The one-step estimate of x_0 that `prediction` implies."""
+        ...
+
+    def decode(self, x_0: Tensor) -> PixelBatch:
+        """Pixels [B, T, C, H, W] in [0, 1], in the autograd graph."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """S: the number of sampler steps."""
+        ...

@@ -1,0 +1,202 @@
+"""How the small generator base is made: a CogView4 pipeline (flow matching, latents, text encoder) trained from scratch.
+
+It is meant to be imperfect, as a pretrained generator is: a share of its training captions is wrong in one thing, the
+way web captions are, so that it draws well but does not always draw what was asked.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GlmConfig, GlmModel
+
+from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
+from rewarddance.shapeworld.scenes import CANVAS, PREFIXES, near_miss, random_scene, sample_scene, sample_spec
+from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
+
+CAPTION_NOISE = 0.35
+"""Share of training captions that are wrong in one thing."""
+CAPTION_DROP = 0.1
+"""Share of training captions left empty, so that guidance works."""
+
+
+def build_pipeline(seed: int = 0) -> CogView4Pipeline:
+    """The pipeline with random weights: 1.9M parameters in the transformer, 64 picture tokens and 16 of text."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer(
+        prompt_corpus(), ["<pad>", "<s>"], bos="<s>", pad_token="<pad>", bos_token="<s>", padding_side="left"
+    )
+    text_encoder = GlmModel(
+        GlmConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=16,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=0,
+        )
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(24, 32, 48),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=CANVAS,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    transformer = CogView4Transformer2DModel(
+        patch_size=1,
+        in_channels=8,
+        out_channels=8,
+        num_layers=6,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        text_embed_dim=64,
+        time_embed_dim=64,
+        condition_dim=8,
+        pos_embed_max_size=8,
+        sample_size=8,
+        rope_axes_dim=(64, 64),
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
+    return CogView4Pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+
+
+def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
+    """Pictures [n, 3, H, W] in [-1, 1]; a third with a defect, so that the decoder can show bad pictures too."""
+    pictures = []
+    for _ in range(n):
+        picture = render(random_scene(rng))
+        if rng.random() < 0.33:
+            picture = spoil(picture, DEFECTS[int(rng.integers(4))], float(rng.random()), rng)
+        pictures.append(picture)
+    return to_pixels(pictures)[:, 0] * 2 - 1
+
+
+def train_vae(vae: AutoencoderKL, minutes: float, seed: int, say: Callable[[str], None]) -> None:
+    """Reconstruction in L1 and L2 with a light KL; sets the scaling factor so that latents have unit deviation."""
+    rng = np.random.default_rng([seed, 1])
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.98))
+    began, step, done = time.monotonic(), 0, 0.0
+    while done < 1:
+        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        pictures = _vae_batch(32, rng)
+        posterior = vae.encode(pictures).latent_dist
+        rebuilt = vae.decode(posterior.sample()).sample
+        error = rebuilt - pictures
+        loss = error.abs().mean() + error.square().mean() + 2e-4 * posterior.kl().mean() / 64
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 100 == 0:
+            say(f"vae step {step} loss {loss.item():.4f} mse {error.square().mean().item():.5f} done {done:.2f}")
+    with torch.no_grad():
+        latents = vae.encode(_vae_batch(512, rng)).latent_dist.sample()
+    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+
+
+def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
+    """`n` captions and their clean pictures [n, 3, H, W] in [-1, 1], with caption noise and caption drop."""
+    captions, pictures = [], []
+    for _ in range(n):
+        spec = sample_spec(rng)
+        pictures.append(render(sample_scene(spec, rng)))
+        said = near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
+        dropped = rng.random() < CAPTION_DROP
+        captions.append("" if dropped else PREFIXES[int(rng.integers(len(PREFIXES)))] + said.text)
+    return captions, to_pixels(pictures)[:, 0] * 2 - 1
+
+
+def train_generator(
+    pipeline: CogView4Pipeline,
+    minutes: float,
+    seed: int,
+    say: Callable[[str], None],
+    snapshot: Callable[[CogView4Pipeline, float], None] = lambda pipeline, done: None,
+    learning_rate: float = 1e-3,
+    batch: int = 64,
+) -> None:
+    """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0; the EMA is kept.
+
+    The text encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
+    """
+    vae, transformer, encoder = pipeline.vae.eval(), pipeline.transformer, pipeline.text_encoder
+    rng = np.random.default_rng([seed, 2])
+    torch.manual_seed(seed)
+    weights = [*transformer.parameters(), *encoder.parameters()]
+    averaged = copy.deepcopy(weights)
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    size, crop = torch.full((batch, 2), float(CANVAS)), torch.zeros(batch, 2)
+    began, step, done, shown = time.monotonic(), 0, 0.0, 0
+    running = 0.0
+    while done < 1:
+        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
+        rate = learning_rate * min(1.0, (step + 1) / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        captions, pictures = caption_batch(batch, rng)
+        with torch.no_grad():
+            x_0 = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+        text = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)[0]
+        eps = torch.randn_like(x_0)
+        sigma = torch.sigmoid(torch.randn(batch, 1, 1, 1) * 1.2 + 0.2)
+        x_t = (1 - sigma) * x_0 + sigma * eps
+        v = transformer(x_t, text, 1000 * sigma.flatten(), size, size, crop, return_dict=False)[0]
+        loss = F.mse_loss(v, eps - x_0)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        step += 1
+        decay = min(0.999, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, weights, 1 - decay)
+        running = loss.item() if step == 1 else 0.99 * running + 0.01 * loss.item()
+        if step % 100 == 0:
+            say(f"generator step {step} seen {step * batch} loss {running:.4f} done {done:.3f}")
+        if int(done * 10) > shown or done >= 1:
+            shown = int(done * 10)
+            kept = [weight.detach().clone() for weight in weights]
+            with torch.no_grad():
+                torch._foreach_copy_(weights, averaged)
+            snapshot(pipeline, done)
+            if done < 1:
+                with torch.no_grad():
+                    torch._foreach_copy_(weights, kept)
+
+
+def make_generator_base(
+    folder: Path, vae_minutes: float, minutes: float, seed: int = 0, say: Callable[[str], None] = print
+) -> None:
+    """Make the generator base and save it as a plain diffusers folder. Intermediate states go to `folder`/snapshots."""
+    pipeline = build_pipeline(seed)
+    train_vae(pipeline.vae, vae_minutes, seed, say)
+    pipeline.save_pretrained(folder / "snapshots" / "vae")
+
+    def snapshot(state: CogView4Pipeline, done: float) -> None:
+        state.save_pretrained(folder / "snapshots" / f"{done:.2f}")
+
+    train_generator(pipeline, minutes, seed, say, snapshot)
+    pipeline.to(torch.float16).save_pretrained(folder / "final")

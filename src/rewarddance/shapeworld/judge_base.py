@@ -1,0 +1,292 @@
+"""How the small judge base is made: an InternVL trained from scratch to know ShapeWorld, without any preference.
+
+It learns to describe pictures, to say whether and how much each of two pictures shows what a prompt asks, what is wrong
+with a picture, and which of two shows more objects. It is never asked which is better: that is what a reward model is
+trained for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+from rewarddance.shapeworld.oracle import read, score_picture
+from rewarddance.shapeworld.render import DEFECTS, render, spoil
+from rewarddance.shapeworld.scenes import (
+    CANVAS,
+    PREFIXES,
+    Scene,
+    Spec,
+    near_miss,
+    random_scene,
+    sample_scene,
+    sample_spec,
+    wrong_attribute,
+)
+from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GRADES = ((0.999, "all"), (0.7, "most"), (0.45, "half"), (0.15, "little"), (-1.0, "none"))
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TURN = "<|im_end|>\n<|im_start|>user\n"
+REPLY = "<|im_end|>\n<|im_start|>assistant\n"
+_WORDS = """
+user assistant system yes no Yes No all most half little none nothing blur noise smear clutter Prompt: Reference:
+Candidate: Picture: Criteria: Criterion: Does the candidate match the prompt? Does the reference match the prompt? How much
+of the prompt does the candidate show? Describe the candidate. Describe the reference. What is wrong with the candidate? What is
+wrong with the reference? Does the candidate show more objects than the reference? Is the candidate better than the
+reference? Answer yes or no. Then give the reason. Think first, then answer. Is the picture of high quality? Does the picture meet a
+high standard? alignment with the prompt, visual quality. Judge by: every object, count, colour, size and position that the
+prompt names is there, and nothing else; clean and sharp, without artefacts. because both neither object stands where should too many
+stray paint that is no object not the The A first second task text to image picture video frame frames Compare two pictures
+made for one prompt. You see
+"""
+
+
+def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[InternVLForConditionalGeneration, object]:
+    """The model with random weights (1.4M parameters) and its tokenizer. 16 tokens a picture of 32x32 pixels."""
+    torch.manual_seed(seed)
+    corpus = [*prompt_corpus(), *_WORDS.split("\n"), " " + _WORDS.replace("\n", " "), *_WORDS.split()]
+    corpus += [f" {word}" for word in _WORDS.split()] + ["s, a, and. three, two, four; one" + "\n" * 8]
+    tokenizer = train_tokenizer(
+        corpus,
+        SPECIAL,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+        padding_side="left",
+        model_max_length=1024,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "attention_bias": True,
+            "image_size": (CANVAS, CANVAS),
+            "patch_size": (4, 4),
+            "layer_scale_init_value": 1.0,
+        },
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=image_tokens,
+        downsample_ratio=0.5,
+        tie_word_embeddings=True,
+    )
+    model = InternVLForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.vision_tower.embeddings.position_embeddings.normal_(0, 0.2)
+    return model, tokenizer
+
+
+def save_judge_base(model: InternVLForConditionalGeneration, tokenizer, folder: Path) -> None:
+    """Write the standard folder: weights, tokenizer with chat template, image-processor and processor configs."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor = {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": "InternVLProcessor",
+        "crop_to_patches": False,
+        "min_patches": 1,
+        "max_patches": 1,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(MEAN),
+        "image_std": list(DEVIATION),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": CANVAS, "width": CANVAS},
+    }
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": model.config.image_seq_length}
+    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2) + "\n")
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+
+
+class Lesson:
+    """Draws conversations about one or two pictures, and packs them into batches."""
+
+    def __init__(self, tokenizer, image_tokens: int, seed: int) -> None:
+        self.rng = np.random.default_rng([seed, 3])
+        self.tokenizer = tokenizer
+        self.waiting: list[list[tuple[list[int], list[int], list[np.ndarray]]]] = []
+        self.picture_ids = tokenizer("<img>" + "<IMG_CONTEXT>" * image_tokens + "</img>\n").input_ids
+        self.ids = functools.lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer(text).input_ids))
+
+    def picture(self, spec: Spec) -> tuple[np.ndarray, Scene, str, bool]:
+        """A picture that shows `spec`, nearly shows it, or does not: pixels, scene, the defect, and if it can be described."""
+        rng, kind = self.rng, self.rng.random()
+        if kind < 0.42:
+            scene = sample_scene(spec, rng)
+        elif kind < 0.76:
+            scene = sample_scene(near_miss(spec, rng), rng)
+        elif kind < 0.88:
+            scene = wrong_attribute(sample_scene(spec, rng), rng, int(rng.integers(1, 3)))
+        else:
+            scene = random_scene(rng)
+        picture, defect, level = render(scene, "sketch" if rng.random() < 0.15 else "flat", rng), "nothing", 0.0
+        if rng.random() < 0.3:
+            defect, level = DEFECTS[int(rng.integers(4))], float(rng.uniform(0.1, 0.9))
+            picture = spoil(picture, defect, level, rng)
+        elif rng.random() < 0.12:  # as a prediction of the clean picture half way: a ghost of another, and soft
+            other, share = render(sample_scene(spec, rng)), float(rng.uniform(0.1, 0.5))
+            picture = spoil((1 - share) * picture + share * other, "blur", float(rng.uniform(0.1, 0.4)), rng)
+            defect, level = "", 1.0
+        if level == 0.0 and rng.random() < 0.5:
+            picture = np.clip(picture + rng.normal(0, 0.03, picture.shape), 0, 1).astype(np.float32)
+        return picture, scene, defect, level < 0.45
+
+    def conversation(self) -> tuple[list[int], list[int], list[np.ndarray]]:
+        """Token ids, labels (-100 where nothing is asked) and the pictures of one conversation."""
+        rng = self.rng
+        spec = sample_spec(rng)
+        names = ["reference", "candidate"] if rng.random() < 0.8 else ["candidate"]
+        seen = {name: self.picture(spec) for name in names}
+        questions: list[tuple[str, str]] = []
+        for name, (picture, scene, defect, legible) in seen.items():
+            alignment = score_picture(picture, spec).alignment
+            grade = next(word for least, word in GRADES if alignment >= least)
+            questions.append((f"Does the {name} match the prompt?", "yes" if grade == "all" else "no"))
+            questions.append((f"How much of the prompt does the {name} show?", grade))
+            if legible and rng.random() < 0.7:
+                questions.append((f"Describe the {name}.", describe(scene)))
+            if defect and rng.random() < 0.5:
+                questions.append((f"What is wrong with the {name}?", defect))
+        if len(names) == 2 and rng.random() < 0.5:
+            more = len(read(seen["candidate"][0]).things) > len(read(seen["reference"][0]).things)
+            questions.append(("Does the candidate show more objects than the reference?", "yes" if more else "no"))
+        rng.shuffle(questions)
+        prompt = PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text
+        ids = list(self.ids(f"<|im_start|>user\nPrompt: {prompt}\n"))
+        if rng.random() < 0.5:
+            ids += self.ids("Criteria: alignment with the prompt, visual quality.\n")
+        for name in names:
+            ids += (*self.ids(f"{name.capitalize()}:"), *self.picture_ids)
+        labels = [-100] * len(ids)
+        for index, (question, answer) in enumerate(questions[:5]):
+            asked = self.ids((TURN if index else "") + question + REPLY)
+            said = self.ids(answer + "<|im_end|>")
+            ids += (*asked, *said[:-1])
+            labels += [-100] * (len(asked) - 1) + list(said)
+            # each label stands where its token is predicted: one place before it
+            labels = labels[: len(ids)]
+        return ids, labels, [picture for picture, *_ in seen.values()]
+
+    def batch(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """input_ids, attention_mask, labels [n, L] (labels already shifted) and pixel_values [pictures, 3, H, W].
+
+        Conversations are drawn four batches at a time and dealt out by length, so that little is padding.
+        """
+        if not self.waiting:
+            drawn = sorted((self.conversation() for _ in range(4 * n)), key=lambda one: len(one[0]))
+            self.waiting = [drawn[start : start + n] for start in range(0, 4 * n, n)]
+            self.rng.shuffle(self.waiting)  # type: ignore[arg-type]
+        drawn = self.waiting.pop()
+        length = max(len(ids) for ids, _, _ in drawn)
+        input_ids = torch.full((n, length), self.tokenizer.pad_token_id)
+        labels, mask = torch.full((n, length), -100), torch.zeros(n, length, dtype=torch.long)
+        for row, (ids, targets, _) in enumerate(drawn):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(targets)] = torch.tensor(targets)
+            mask[row, : len(ids)] = 1
+        pictures = np.stack([picture for _, _, pictures in drawn for picture in pictures])
+        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
+        return input_ids, mask, labels, (pixels - mean) / deviation
+
+
+def describe(scene: Scene) -> str:
+    """All that is in a scene, in reading order: 'a large red circle, a small blue cross'."""
+    ordered = sorted(scene, key=lambda thing: (thing.centre[1] // 10, thing.centre[0]))
+    return ", ".join(f"a {thing.size} {thing.colour} {thing.shape}" for thing in ordered)
+
+
+def train_judge_base(
+    model: InternVLForConditionalGeneration,
+    tokenizer,
+    minutes: float,
+    seed: int,
+    say: Callable[[str], None],
+    snapshot: Callable[[float], None] = lambda done: None,
+    learning_rate: float = 2e-3,
+    batch: int = 32,
+) -> None:
+    """Cross-entropy on the answers of the lesson's conversations."""
+    lesson = Lesson(tokenizer, model.config.image_seq_length, seed)
+    yes, no = tokenizer("yes").input_ids[0], tokenizer("no").input_ids[0]
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    began, step, done, shown = time.monotonic(), 0, 0.0, 0
+    running, right = 0.0, 0.5
+    while done < 1:
+        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
+        rate = learning_rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        input_ids, mask, labels, pixel_values = lesson.batch(batch)
+        hidden = model.model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values).last_hidden_state
+        asked = labels != -100
+        logits, targets = model.lm_head(hidden[asked]), labels[asked]
+        loss = torch.nn.functional.cross_entropy(logits, targets)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        with torch.no_grad():
+            binary = (targets == yes) | (targets == no)
+            share = ((logits[binary][:, yes] > logits[binary][:, no]) == (targets[binary] == yes)).float().mean().item()
+        keep = 0.99 if step > 1 else 0.0
+        running, right = keep * running + (1 - keep) * loss.item(), keep * right + (1 - keep) * share
+        if step % 50 == 0:
+            say(f"judge step {step} seen {step * batch} loss {running:.4f} yes/no {right:.3f} done {done:.3f}")
+        if int(done * 10) > shown or done >= 1:
+            shown = int(done * 10)
+            snapshot(done)
+
+
+def make_judge_base(folder: Path, minutes: float, seed: int = 0, say: Callable[[str], None] = print) -> None:
+    """Make the judge base and save it as a standard transformers folder."""
+    model, tokenizer = build_judge_base(seed)
+
+    def snapshot(done: float) -> None:
+        save_judge_base(model, tokenizer, folder / "snapshots" / f"{done:.2f}")
+
+    train_judge_base(model, tokenizer, minutes, seed, say, snapshot)
+    save_judge_base(model.to(torch.float16), tokenizer, folder / "final")

@@ -1,0 +1,325 @@
+"""What can be said and drawn in ShapeWorld: scenes of one to four coloured shapes, and prompts about them.
+
+A `Spec` is what a prompt asks for; a `Scene` is one picture's contents. Prompts are plain English in GenEval's six
+categories; `parse_prompt` reads them back, so the oracle can judge a prompt it has never seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from rewarddance.errors import InputError
+
+CANVAS = 32
+"""Width and height of a picture in pixels."""
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.95, 0.12, 0.12),
+    "green": (0.12, 0.80, 0.20),
+    "blue": (0.15, 0.32, 0.98),
+    "yellow": (0.98, 0.88, 0.10),
+    "purple": (0.74, 0.16, 0.86),
+    "white": (0.96, 0.96, 0.96),
+}
+BACKGROUND = (0.05, 0.05, 0.08)
+SIZES: dict[str, tuple[int, int]] = {"small": (7, 9), "large": (12, 14)}
+"""Side of an object's bounding square in pixels, inclusive range by size word."""
+SIZE_BOUNDARY = 10.5
+COUNTS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4}
+RELATIONS = ("left of", "right of", "above", "below")
+CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+"""GenEval's tags, in its own order and spelling."""
+PREFIXES = ("", "a picture of ", "a drawing of ")
+UNSEEN_COMBINATIONS = frozenset({("purple", "square"), ("yellow", "cross"), ("green", "triangle"), ("white", "circle")})
+"""(colour, shape) pairs kept out of every training preference: the out-of-domain prompts are made of them."""
+UNSEEN_COUNT = 4
+MAX_OBJECTS = 4
+GAP = 2
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """One noun phrase: how many of which shape, and the colour and size where the prompt says them."""
+
+    shape: str
+    count: int = 1
+    colour: str | None = None
+    size: str | None = None
+
+    @property
+    def text(self) -> str:
+        word = {1: "a", 2: "two", 3: "three", 4: "four"}[self.count]
+        noun = self.shape if self.count == 1 else ("crosses" if self.shape == "cross" else self.shape + "s")
+        return " ".join(part for part in (word, self.size, self.colour, noun) if part)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a prompt asks for: one or two noun phrases, and a relation between the two or none."""
+
+    category: str
+    objects: tuple[ObjectSpec, ...]
+    relation: str | None = None
+
+    @property
+    def text(self) -> str:
+        return f" {self.relation or 'and'} ".join(phrase.text for phrase in self.objects)
+
+    @property
+    def total(self) -> int:
+        return sum(phrase.count for phrase in self.objects)
+
+    @property
+    def unseen(self) -> bool:
+        """True where the prompt needs a combination or a count that no training preference shows."""
+        combinations = {(phrase.colour, phrase.shape) for phrase in self.objects}
+        return bool(combinations & UNSEEN_COMBINATIONS) or self.total >= UNSEEN_COUNT
+
+    def geneval(self, prompt: str | None = None) -> dict:
+        """GenEval's metadata record for this prompt."""
+        include = []
+        for phrase in self.objects:
+            entry: dict = {"class": phrase.shape, "count": phrase.count}
+            include.append(entry | ({"color": phrase.colour} if phrase.colour else {}))
+        if self.relation:  # GenEval lists the anchor first and states the relation on the object placed beside it
+            include = [include[1], include[0] | {"position": [self.relation, 0]}]
+        return {"tag": self.category, "include": include, "exclude": [], "prompt": prompt or self.text}
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One drawn object: `x`, `y` are the left and top pixel of its bounding square of side `side`."""
+
+    shape: str
+    colour: str
+    side: int
+    x: int
+    y: int
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        return self.x + (self.side - 1) / 2, self.y + (self.side - 1) / 2
+
+    @property
+    def size(self) -> str:
+        return "small" if self.side < SIZE_BOUNDARY else "large"
+
+
+Scene = tuple[Thing, ...]
+
+
+def holds(relation: str, first: tuple[float, float], second: tuple[float, float], margin: float = 4.0) -> bool:
+    """True when the object centred at `first` (x, y in pixels) stands in `relation` to the one at `second`."""
+    dx, dy = second[0] - first[0], second[1] - first[1]
+    return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation] >= margin
+
+
+_NUMBER = "|".join(COUNTS) + "|an"
+_PHRASE = re.compile(
+    rf"(?:(?P<count>{_NUMBER}) )?(?:(?P<size>small|large) )?(?:(?P<colour>{'|'.join(COLOURS)}) )?"
+    rf"(?P<shape>{'|'.join(SHAPES)})(?P<plural>s|es)?"
+)
+_JOIN = re.compile(r" (?:(?:to the |is )*(left of|right of|above|below)|and) ")
+
+
+def parse_prompt(text: str) -> Spec:
+    """Read a ShapeWorld prompt. Raises InputError naming the phrase that is not ShapeWorld English."""
+    cleaned = re.sub(r"\s+", " ", text.strip().lower().rstrip("."))
+    cleaned = re.sub(r"^an? (?:picture|drawing|photo|image) of ", "", cleaned)
+    joins = list(_JOIN.finditer(cleaned))
+    parts = _JOIN.split(cleaned)[::2] if joins else [cleaned]
+    phrases = []
+    for part in parts:
+        match = _PHRASE.fullmatch(part)
+        if match is None or len(parts) > 2:
+            raise InputError(
+                f"the prompt {text!r} is not ShapeWorld English: cannot read {part!r}.",
+                "Say one or two things such as 'two small red circles', joined by 'and', 'left of', 'right of', "
+                f"'above' or 'below'; shapes are {', '.join(SHAPES)}; colours are {', '.join(COLOURS)}.",
+            )
+        phrases.append(
+            ObjectSpec(match["shape"], COUNTS.get(match["count"] or "a", 1), match["colour"], match["size"])
+        )
+    relation = joins[0].group(1) if joins else None
+    if sum(phrase.count for phrase in phrases) > MAX_OBJECTS:
+        raise InputError(
+            f"the prompt {text!r} asks for more than {MAX_OBJECTS} objects.",
+            f"ShapeWorld scenes hold 1 to {MAX_OBJECTS} objects; ask for fewer.",
+        )
+    return Spec(_category(phrases, relation), tuple(phrases), relation)
+
+
+def _category(phrases: list[ObjectSpec], relation: str | None) -> str:
+    if relation:
+        return "position"
+    if any(phrase.count > 1 for phrase in phrases):
+        return "counting"
+    if len(phrases) == 1:
+        return "colors" if phrases[0].colour else "single_object"
+    return "color_attr" if any(phrase.colour for phrase in phrases) else "two_object"
+
+
+@functools.lru_cache(maxsize=1)
+def all_specs() -> dict[str, tuple[Spec, ...]]:
+    """Every prompt that ShapeWorld's own prompt sets draw from, by category, in a fixed order."""
+    sizes = (None, *SIZES)
+    pairs = list(itertools.permutations(SHAPES, 2))
+    found: dict[str, list[Spec]] = {category: [] for category in CATEGORIES}
+    for shape, size in itertools.product(SHAPES, sizes):
+        found["single_object"].append(Spec("single_object", (ObjectSpec(shape, size=size),)))
+        for colour in COLOURS:
+            found["colors"].append(Spec("colors", (ObjectSpec(shape, colour=colour, size=size),)))
+    for (first, second), left, right in itertools.product(pairs, sizes, sizes):
+        found["two_object"].append(Spec("two_object", (ObjectSpec(first, size=left), ObjectSpec(second, size=right))))
+    for shape, count, colour in itertools.product(SHAPES, (2, 3, 4), (None, *COLOURS)):
+        found["counting"].append(Spec("counting", (ObjectSpec(shape, count=count, colour=colour),)))
+    for (first, second), relation in itertools.product(pairs, RELATIONS):
+        found["position"].append(Spec("position", (ObjectSpec(first), ObjectSpec(second)), relation))
+    for (first, second), (left, right) in itertools.product(pairs, itertools.permutations(COLOURS, 2)):
+        objects = (ObjectSpec(first, colour=left), ObjectSpec(second, colour=right))
+        found["color_attr"].append(Spec("color_attr", objects))
+    return {category: tuple(specs) for category, specs in found.items()}
+
+
+def split_of(spec: Spec) -> str:
+    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows)."""
+    if spec.unseen:
+        return "unseen"
+    digest = hashlib.sha256(spec.text.encode()).digest()[0]
+    return "held_out" if digest < 77 else "train"
+
+
+def prompt_set(split: str, n: int, seed: int, balanced: bool = True) -> list[tuple[str, Spec]]:
+    """`n` (text, spec) pairs of one split, the categories in turn. Each spec is used once before any is repeated."""
+    rng = np.random.default_rng([seed, {"train": 0, "held_out": 1, "unseen": 2}[split]])
+    pools = {}
+    for category in CATEGORIES:
+        specs = [spec for spec in all_specs()[category] if split_of(spec) == split]
+        if specs:
+            pools[category] = [specs[i] for i in rng.permutation(len(specs))]
+    order = list(pools) if balanced else [c for c, specs in pools.items() for _ in specs]
+    chosen = []
+    for index in range(n):
+        pool = pools[order[index % len(order)]]
+        spec = pool[(index // len(order)) % len(pool)]
+        chosen.append((PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text, spec))
+    return chosen
+
+
+def sample_spec(rng: np.random.Generator, split: str | None = None) -> Spec:
+    """A random prompt: a category, then one of its specs, of `split` or of all."""
+    while True:
+        specs = all_specs()[CATEGORIES[int(rng.integers(len(CATEGORIES)))]]
+        spec = specs[int(rng.integers(len(specs)))]
+        if split is None or split_of(spec) == split:
+            return spec
+
+
+def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
+    """A scene that shows exactly what `spec` asks for; what the spec leaves open is random."""
+    parts: list[tuple[str, str, int]] = []
+    names = list(COLOURS)
+    for phrase in spec.objects:
+        for _ in range(phrase.count):
+            colour = phrase.colour or names[int(rng.integers(len(names)))]
+            size = phrase.size
+            if size is None:
+                size = "small" if spec.total > 2 or rng.random() < 0.5 else "large"
+            low, high = SIZES[size]
+            parts.append((phrase.shape, colour, int(rng.integers(low, high + 1))))
+    return _place(parts, rng, spec.relation)
+
+
+def random_scene(rng: np.random.Generator) -> Scene:
+    """One to four random objects, sizes drawn so that they fit."""
+    n = int(rng.integers(1, MAX_OBJECTS + 1))
+    parts = []
+    for _ in range(n):
+        low, high = SIZES["small" if n > 2 or rng.random() < 0.5 else "large"]
+        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+        parts.append((SHAPES[int(rng.integers(len(SHAPES)))], colour, int(rng.integers(low, high + 1))))
+    return _place(parts, rng, None)
+
+
+def _place(parts: list[tuple[str, str, int]], rng: np.random.Generator, relation: str | None) -> Scene:
+    """Lay objects out at random with `GAP` free pixels between any two; with a relation, the first stands in it."""
+    while True:
+        things: list[Thing] = []
+        for shape, colour, side in parts:
+            for _ in range(20):
+                x, y = (int(v) for v in rng.integers(1, CANVAS - side, size=2))
+                clear = all(
+                    x >= t.x + t.side + GAP or t.x >= x + side + GAP or y >= t.y + t.side + GAP or t.y >= y + side + GAP
+                    for t in things
+                )
+                if clear:
+                    things.append(Thing(shape, colour, side, x, y))
+                    break
+            else:
+                break
+        if len(things) < len(parts):
+            continue
+        if relation is None or holds(relation, things[0].centre, things[1].centre, margin=8.0):
+            return tuple(things)
+
+
+def wrong_attribute(scene: Scene, rng: np.random.Generator, n: int = 1) -> Scene:
+    """The scene with `n` of its objects given another colour or shape, as a generator errs: all places kept."""
+    things = list(scene)
+    for index in rng.permutation(len(things))[: min(n, len(things))]:
+        thing = things[index]
+        if rng.random() < 0.5:
+            others = [c for c in COLOURS if c != thing.colour]
+            things[index] = Thing(thing.shape, others[int(rng.integers(len(others)))], thing.side, thing.x, thing.y)
+        else:
+            others = [s for s in SHAPES if s != thing.shape]
+            things[index] = Thing(others[int(rng.integers(len(others)))], thing.colour, thing.side, thing.x, thing.y)
+    return tuple(things)
+
+
+def near_miss(spec: Spec, rng: np.random.Generator) -> Spec:
+    """A spec that differs from `spec` in one thing a prompt can say: shape, colour, size, count, relation or a noun."""
+    while True:
+        objects, relation = list(spec.objects), spec.relation
+        kind = ("shape", "colour", "size", "count", "relation", "swap", "drop", "add")[int(rng.integers(8))]
+        at = int(rng.integers(len(objects)))
+        phrase = objects[at]
+        pick = {
+            "shape": SHAPES[int(rng.integers(len(SHAPES)))],
+            "colour": list(COLOURS)[int(rng.integers(len(COLOURS)))],
+            "size": list(SIZES)[int(rng.integers(len(SIZES)))],
+        }
+        if kind in pick:
+            values = {"shape": phrase.shape, "colour": phrase.colour, "size": phrase.size, kind: pick[kind]}
+            if kind != "shape" and getattr(phrase, kind) is None:
+                continue
+            objects[at] = ObjectSpec(values["shape"], phrase.count, values["colour"], values["size"])  # type: ignore[arg-type]
+        elif kind == "count":
+            count = int(rng.integers(1, MAX_OBJECTS + 1))
+            objects[at] = ObjectSpec(phrase.shape, count, phrase.colour, phrase.size)
+        elif kind == "relation" and relation:
+            relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+        elif kind == "swap" and len(objects) == 2:
+            a, b = objects
+            if relation:
+                objects = [b, a]
+            else:
+                objects = [
+                    ObjectSpec(a.shape, a.count, b.colour, b.size),
+                    ObjectSpec(b.shape, b.count, a.colour, a.size),
+                ]
+        elif kind == "drop" and len(objects) == 2:
+            objects, relation = [objects[at]], None
+        elif kind == "add" and len(objects) == 1:
+            objects.append(ObjectSpec(pick["shape"], colour=pick["colour"]))
+        changed = Spec(_category(objects, relation), tuple(objects), relation)
+        fits = changed.total <= MAX_OBJECTS and (changed.total <= 2 or all(o.size != "large" for o in objects))
+        if changed != spec and fits:
+            return changed

@@ -1,0 +1,87 @@
+"""The records that cross the seams, and the legend of shapes.
+
+Shapes, used everywhere: B questions or samples, T frames (a picture has T = 1), C = 3 channels, H and W pixels,
+N candidates under one prompt, G samples in a group. Pixels are float tensors [T, C, H, W] in [0, 1] and stay in the
+autograd graph. A margin is the logit of yes minus the logit of no, in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Pixels = Float[Tensor, "T C H W"]
+"""One picture (T = 1) or video, in [0, 1]."""
+PixelBatch = Float[Tensor, "B T C H W"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the generator is asked for. `metadata` is carried along unread (GenEval's record, an id, a category)."""
+
+    text: str
+    negative: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One question to a judge: is `candidate` better than `reference` for `prompt`, under `instruction`?
+
+    prompt: the text the picture was made for. candidate, reference: pixels [T, C, H, W] in [0, 1]; a pointwise judge
+    needs no reference. instruction: the name of a task instruction, or None for the judge's own.
+    Two questions that hold the very same tensor share its encoding.
+    """
+
+    prompt: str
+    candidate: Pixels
+    reference: Pixels | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """A judge's answers to B questions.
+
+    margin: [B] float32, the logit of yes minus the logit of no; differentiable in the questions' pixels.
+    reasons: B texts where they were asked for.
+    """
+
+    margin: Float[Tensor, " B"]
+    reasons: tuple[str, ...] | None = None
+
+    @property
+    def probability(self) -> Float[Tensor, " B"]:
+        """P("yes") [B], the reward (paper, section 3): the softmax over the yes group against the no group."""
+        return torch.sigmoid(self.margin)
+
+
+@dataclass(frozen=True, eq=False)
+class Preference:
+    """One comparison by people: for `prompt`, the share of votes that found `second` better than `first`.
+
+    share: in [0, 1]; 0.5 is a tie. source: where the pair comes from, for figures by source.
+    """
+
+    prompt: str
+    first: Pixels
+    second: Pixels
+    share: float
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """A batch of denoising sequences stopped at one step, without graph.
+
+    x_t: the latents [B, ...] at `step`; step: how many steps were taken; noise: the latents each began from.
+    """
+
+    prompts: tuple[str, ...]
+    noise: Tensor
+    x_t: Tensor
+    step: int
