@@ -20,10 +20,12 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from rewarddance.shapeworld.oracle import read, score_picture
-from rewarddance.shapeworld.render import DEFECTS, render, spoil
+from rewarddance.shapeworld.render import DEFECTS, render, shape_mask, spoil
 from rewarddance.shapeworld.scenes import (
     CANVAS,
+    COLOURS,
     PREFIXES,
+    SHAPES,
     Scene,
     Spec,
     near_miss,
@@ -146,12 +148,15 @@ class Lesson:
     def __init__(self, tokenizer, image_tokens: int, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 3])
         self.tokenizer = tokenizer
-        self.waiting: list[list[tuple[list[int], list[int], list[np.ndarray]]]] = []
+        self.waiting: list[list[tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]]] = []
         self.picture_ids = tokenizer("<img>" + "<IMG_CONTEXT>" * image_tokens + "</img>\n").input_ids
         self.ids = functools.lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer(text).input_ids))
 
-    def picture(self, spec: Spec) -> tuple[np.ndarray, Scene, str, bool]:
-        """A picture that shows `spec`, nearly shows it, or does not: pixels, scene, the defect, and if it can be described."""
+    def picture(self, spec: Spec) -> tuple[np.ndarray, Scene, str, bool, np.ndarray]:
+        """A picture that shows `spec`, nearly shows it, or does not.
+
+        Returns pixels, scene, the defect, whether it can be described, and its patch labels (-2 where it cannot).
+        """
         rng, kind = self.rng, self.rng.random()
         if kind < 0.42:
             scene = sample_scene(spec, rng)
@@ -171,16 +176,18 @@ class Lesson:
             defect, level = "", 1.0
         if level == 0.0 and rng.random() < 0.5:
             picture = np.clip(picture + rng.normal(0, 0.03, picture.shape), 0, 1).astype(np.float32)
-        return picture, scene, defect, level < 0.45
+        legible = level < 0.45
+        labels = patch_labels(scene) if legible else np.full((64, 3), -2)
+        return picture, scene, defect, legible, labels
 
-    def conversation(self) -> tuple[list[int], list[int], list[np.ndarray]]:
-        """Token ids, labels (-100 where nothing is asked) and the pictures of one conversation."""
+    def conversation(self) -> tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]:
+        """Token ids, labels (-100 where nothing is asked) and the pictures of one conversation with their patch labels."""
         rng = self.rng
         spec = sample_spec(rng)
         names = ["reference", "candidate"] if rng.random() < 0.8 else ["candidate"]
         seen = {name: self.picture(spec) for name in names}
         questions: list[tuple[str, str]] = []
-        for name, (picture, scene, defect, legible) in seen.items():
+        for name, (picture, scene, defect, legible, _) in seen.items():
             alignment = score_picture(picture, spec).alignment
             grade = next(word for least, word in GRADES if alignment >= least)
             questions.append((f"Does the {name} match the prompt?", "yes" if grade == "all" else "no"))
@@ -207,10 +214,10 @@ class Lesson:
             labels += [-100] * (len(asked) - 1) + list(said)
             # each label stands where its token is predicted: one place before it
             labels = labels[: len(ids)]
-        return ids, labels, [picture for picture, *_ in seen.values()]
+        return ids, labels, [(one[0], one[4]) for one in seen.values()]
 
     def batch(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """input_ids, attention_mask, labels [n, L] (labels already shifted) and pixel_values [pictures, 3, H, W].
+        """input_ids and labels [n, L] (already shifted), pixel_values [pictures, 3, H, W], patch labels [pictures, 64, 3].
 
         Conversations are drawn four batches at a time and dealt out by length, so that little is padding.
         """
@@ -221,15 +228,13 @@ class Lesson:
         drawn = self.waiting.pop()
         length = max(len(ids) for ids, _, _ in drawn)
         input_ids = torch.full((n, length), self.tokenizer.pad_token_id)
-        labels, mask = torch.full((n, length), -100), torch.zeros(n, length, dtype=torch.long)
+        labels = torch.full((n, length), -100)
         for row, (ids, targets, _) in enumerate(drawn):
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(targets)] = torch.tensor(targets)
-            mask[row, : len(ids)] = 1
-        pictures = np.stack([picture for _, _, pictures in drawn for picture in pictures])
-        pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-        mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
-        return input_ids, mask, labels, (pixels - mean) / deviation
+        shown = [one for _, _, pictures in drawn for one in pictures]
+        pictures, patches = (np.stack(part) for part in zip(*shown, strict=True))
+        return input_ids, labels, normalised(pictures), torch.from_numpy(patches)
 
 
 def describe(scene: Scene) -> str:
@@ -238,20 +243,102 @@ def describe(scene: Scene) -> str:
     return ", ".join(f"a {thing.size} {thing.colour} {thing.shape}" for thing in ordered)
 
 
+class Eyes(torch.nn.Module):
+    """Four heads on the vision tower that name shape, colour and size of what each patch shows, and the picture's defect.
+
+    They teach the tower to see while the language model learns to speak; they are dropped at the end.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = torch.nn.ModuleList([torch.nn.Linear(width, n) for n in (len(SHAPES), len(COLOURS), 2)])
+        self.painted = torch.nn.Linear(width, 2)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """hidden [N, 65, D] with the CLS first; labels [N, 64, 3], -1 background, -2 not known."""
+        patches = hidden[:, 1:]
+        known, painted = labels[..., 0] > -2, labels[..., 0] > -1
+        total = torch.nn.functional.cross_entropy(self.painted(patches[known]), painted[known].long())
+        for head, target in zip(self.heads, labels[painted].T, strict=True):
+            total = total + torch.nn.functional.cross_entropy(head(patches[painted]), target)
+        return total
+
+    @torch.no_grad()
+    def accuracy(self, hidden: Tensor, labels: Tensor) -> float:
+        """Share of painted patches named right in all three."""
+        painted = labels[..., 0] > -1
+        said = torch.stack([head(hidden[:, 1:][painted]).argmax(-1) for head in self.heads], -1)
+        return (said == labels[painted]).all(-1).float().mean().item()
+
+
+def patch_labels(scene: Scene) -> np.ndarray:
+    """What each 4x4 patch mostly shows, [64, 3] numbers of shape, colour and size; -1 where it is background."""
+    labels = np.full((3, CANVAS, CANVAS), -1, dtype=np.int64)
+    for thing in scene:
+        here = labels[:, thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
+        kind = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"))
+        here[:, shape_mask(thing.shape, thing.side)] = np.asarray(kind)[:, None]
+    patches = labels.reshape(3, 8, 4, 8, 4).swapaxes(2, 3).reshape(3, 64, 16)
+    painted = (patches[0] > -1).sum(1) >= 4
+    return np.where(painted, patches.max(2), -1).T
+
+
+def train_vision_tower(
+    model: InternVLForConditionalGeneration,
+    eyes: Eyes,
+    lesson: Lesson,
+    minutes: float,
+    say: Callable[[str], None],
+    learning_rate: float = 2e-3,
+    batch: int = 64,
+) -> None:
+    """First the eyes alone."""
+    tower = model.model.vision_tower
+    weights = [*tower.parameters(), *eyes.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    began, step, done, right = time.monotonic(), 0, 0.0, 0.0
+    while done < 1:
+        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
+        rate = learning_rate * min(1.0, (step + 1) / 100)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        drawn = [lesson.picture(sample_spec(lesson.rng)) for _ in range(batch)]
+        labels = torch.from_numpy(np.stack([one[4] for one in drawn]))
+        hidden = tower(pixel_values=normalised(np.stack([one[0] for one in drawn]))).last_hidden_state
+        loss = eyes.loss(hidden, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        step += 1
+        right = 0.98 * right + 0.02 * eyes.accuracy(hidden, labels) if step > 1 else 0.0
+        if step % 100 == 0:
+            say(f"vision step {step} seen {step * batch} loss {loss.item():.4f} patches {right:.3f} done {done:.2f}")
+
+
+def normalised(pictures: np.ndarray) -> Tensor:
+    """[N, H, W, 3] in [0, 1] to the model's pixel_values [N, 3, H, W]."""
+    mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
+    return (torch.from_numpy(pictures).permute(0, 3, 1, 2) - mean) / deviation
+
+
 def train_judge_base(
     model: InternVLForConditionalGeneration,
-    tokenizer,
+    eyes: Eyes,
+    lesson: Lesson,
     minutes: float,
-    seed: int,
     say: Callable[[str], None],
     snapshot: Callable[[float], None] = lambda done: None,
     learning_rate: float = 2e-3,
     batch: int = 32,
 ) -> None:
-    """Cross-entropy on the answers of the lesson's conversations."""
-    lesson = Lesson(tokenizer, model.config.image_seq_length, seed)
-    yes, no = tokenizer("yes").input_ids[0], tokenizer("no").input_ids[0]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    """Cross-entropy on the answers of the lesson's conversations; the eyes go on learning beside it.
+
+    Batches are padded on the right: under causal attention no label sees the padding.
+    """
+    yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
+    weights = [*model.parameters(), *eyes.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     began, step, done, shown = time.monotonic(), 0, 0.0, 0
     running, right = 0.0, 0.5
     while done < 1:
@@ -259,14 +346,20 @@ def train_judge_base(
         rate = learning_rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        input_ids, mask, labels, pixel_values = lesson.batch(batch)
-        hidden = model.model(input_ids=input_ids, attention_mask=mask, pixel_values=pixel_values).last_hidden_state
+        input_ids, labels, pixel_values, patches = lesson.batch(batch)
+        seen = model.model.get_image_features(
+            pixel_values=pixel_values, vision_feature_layer=-1, vision_feature_select_strategy="default", return_dict=True
+        )
+        embeds = model.get_input_embeddings()(input_ids)
+        here = (input_ids == model.config.image_token_id).unsqueeze(-1)
+        embeds = embeds.masked_scatter(here, seen.pooler_output.flatten(0, 1))
+        hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         asked = labels != -100
         logits, targets = model.lm_head(hidden[asked]), labels[asked]
         loss = torch.nn.functional.cross_entropy(logits, targets)
         optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        (loss + 0.3 * eyes.loss(seen.last_hidden_state, patches)).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         step += 1
         with torch.no_grad():
@@ -275,18 +368,23 @@ def train_judge_base(
         keep = 0.99 if step > 1 else 0.0
         running, right = keep * running + (1 - keep) * loss.item(), keep * right + (1 - keep) * share
         if step % 50 == 0:
-            say(f"judge step {step} seen {step * batch} loss {running:.4f} yes/no {right:.3f} done {done:.3f}")
+            sight = eyes.accuracy(seen.last_hidden_state, patches)
+            say(f"judge step {step} loss {running:.4f} yes/no {right:.3f} patches {sight:.3f} done {done:.3f}")
         if int(done * 10) > shown or done >= 1:
             shown = int(done * 10)
             snapshot(done)
 
 
-def make_judge_base(folder: Path, minutes: float, seed: int = 0, say: Callable[[str], None] = print) -> None:
+def make_judge_base(
+    folder: Path, vision_minutes: float, minutes: float, seed: int = 0, say: Callable[[str], None] = print
+) -> None:
     """Make the judge base and save it as a standard transformers folder."""
     model, tokenizer = build_judge_base(seed)
 
     def snapshot(done: float) -> None:
         save_judge_base(model, tokenizer, folder / "snapshots" / f"{done:.2f}")
 
-    train_judge_base(model, tokenizer, minutes, seed, say, snapshot)
+    lesson, eyes = Lesson(tokenizer, model.config.image_seq_length, seed), Eyes(model.config.vision_config.hidden_size)
+    train_vision_tower(model, eyes, lesson, vision_minutes, say)
+    train_judge_base(model, eyes, lesson, minutes, say, snapshot)
     save_judge_base(model.to(torch.float16), tokenizer, folder / "final")

@@ -1,0 +1,61 @@
+"""What keeps a generator honest while a judge's gradient pulls at it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rewarddance.types import PixelBatch
+
+
+class Ema:
+    """An exponential moving average of the trained weights; what is delivered at the end."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
+        self.weights, self.decay = list(weights), decay
+        self.average = [weight.detach().clone() for weight in weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - self.decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the generator runs on the average."""
+        kept = [weight.detach().clone() for weight in self.weights]
+        self._copy(self.average)
+        try:
+            yield
+        finally:
+            self._copy(kept)
+
+    @torch.no_grad()
+    def _copy(self, values: Sequence[Tensor]) -> None:
+        for weight, value in zip(self.weights, values, strict=True):
+            weight.copy_(value)
+
+    def deliver(self) -> None:
+        """Put the average into the weights for good."""
+        self._copy(self.average)
+
+    def load(self, state: Sequence[Tensor]) -> None:
+        self.average = [value.clone() for value in state]
+
+
+def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float) -> PixelBatch:
+    """Each sample moved by up to `shift` pixels either way (edges repeated) and noised with deviation `noise`.
+
+    A gradient that only works at one exact registration of pixels is an adversarial one: it does not survive this.
+    """
+    if shift:
+        height, width = pixels.shape[-2:]
+        padded = F.pad(pixels.flatten(0, 1), (shift,) * 4, mode="replicate").unflatten(0, pixels.shape[:2])
+        moves = torch.randint(0, 2 * shift + 1, (len(pixels), 2), generator=rng).tolist()
+        pixels = torch.stack([one[..., y : y + height, x : x + width] for one, (y, x) in zip(padded, moves, strict=True)])
+    if noise:
+        pixels = pixels + noise * torch.randn(pixels.shape, generator=rng).to(pixels.device)
+    return pixels.clamp(0, 1)

@@ -1,0 +1,206 @@
+"""Align a generator with a judge: sample, ask, score, loss, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rewarddance.alignment.references import References
+from rewarddance.alignment.refl import LOSSES, velocity_mse
+from rewarddance.alignment.safeguards import Ema, jittered
+from rewarddance.errors import InputError, RewardError
+from rewarddance.generators.sampling import rollout
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.checkpoint import newest_complete, replacing
+from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.tracking import Metrics, progress_bar
+from rewarddance.types import Question
+
+
+class ReflRecipe(Recipe):
+    """How ReFL runs. The paper leaves all of this open; every default is ours.
+
+    prompts_per_step, group_size: P prompts with G samples each make a step. late: range of the random step at which
+    the gradient is taken, as shares of the schedule (0 pure noise, 1 the last step). loss, cap: see `refl.LOSSES`.
+    velocity_mse: weight of the distance to the base's velocity. jitter_copies: the reward is averaged over this many
+    copies of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. ema_decay: of the
+    weights that are delivered. probe_every, save_every: steps between probes and between checkpoints.
+    """
+
+    steps: int = Field(100, ge=1)
+    prompts_per_step: int = Field(8, ge=1)
+    group_size: int = Field(4, ge=1)
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: float = Field(16.0, gt=0)
+    late: tuple[float, float] = (0.5, 1.0)
+    loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
+    cap: float = Field(0.9, gt=0, lt=1)
+    velocity_mse: float = Field(0.1, ge=0)
+    jitter_copies: int = Field(1, ge=1)
+    jitter_shift: int = Field(0, ge=0)
+    jitter_noise: float = Field(0.0, ge=0)
+    ema_decay: float = Field(0.95, ge=0, lt=1)
+    probe_every: int = Field(20, ge=1)
+    save_every: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _late_is_a_range(self) -> ReflRecipe:
+        if not 0 <= self.late[0] < self.late[1] <= 1:
+            raise ValueError("late must be two rising shares between 0 and 1")
+        return self
+
+
+class Trainable(Generator, Protocol):
+    """A generator that can be trained with LoRA and can step back to what it was."""
+
+    def add_lora(self, rank: int, alpha: float) -> list[nn.Parameter]: ...
+    def as_before_training(self) -> Any: ...
+    def save_lora(self, folder: Path) -> None: ...
+
+
+def train_refl(
+    generator: Trainable,
+    judge: RewardModel,
+    bank: Sequence[References],
+    recipe: ReflRecipe,
+    folder: Path,
+    metrics: Metrics,
+    seed: int = 0,
+    probe: Callable[[], dict[str, float]] = dict,
+) -> None:
+    """ReFL (paper, section 3): raise P("yes") of the one-step prediction at a late step against the prompt's references.
+
+    On return `generator` carries the EMA of its LoRA, which is also in `folder`/lora. Continues from the newest
+    checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on where a
+    run was interrupted. probe: figures of the EMA generator, measured every probe_every steps and logged.
+    """
+    if not bank:
+        raise InputError("the reference bank is empty.", "Give ReFL at least one prompt.")
+    weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha)
+    _reset_lora(weights, seed)
+    optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
+    ema = Ema(weights, recipe.ema_decay)
+    first = _resume(folder, weights, optimiser, ema)
+    metrics.rewind("refl", first)
+    with progress_bar("ReFL", recipe.steps, first) as bar:
+        for step in range(first, recipe.steps + 1):
+            if step % recipe.probe_every == 0 or step == recipe.steps:
+                with ema.applied():
+                    metrics.log("refl", step, **probe())
+            if step % recipe.save_every == 0 and step > first:
+                _save(folder, step, weights, optimiser, ema)
+            if step == recipe.steps:
+                break
+            figures = refl_step(generator, judge, bank, recipe, seed, step)
+            norm = torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
+            if not torch.isfinite(norm):
+                raise RewardError(f"the gradient of step {step} is not finite.", "Lower learning_rate or raise jitter.")
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.learning_rate * _rate(step, recipe)
+            optimiser.step()
+            optimiser.zero_grad()
+            ema.update()
+            metrics.log("refl", step + 1, gradient_norm=float(norm), **figures)
+            bar.advance()
+            bar.show(reward=figures["reward"], margin=figures["margin"])
+    ema.deliver()
+    generator.save_lora(folder / "lora")
+
+
+def refl_step(
+    generator: Trainable,
+    judge: RewardModel,
+    bank: Sequence[References],
+    recipe: ReflRecipe,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log."""
+    draw = np.random.default_rng([seed, 2, step])
+    noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
+    chosen = [bank[i] for i in _prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)]
+    group = [references for references in chosen for _ in range(recipe.group_size)]
+    prompts, seeds = [one.prompt for one in group], draw.integers(2**31, size=len(group)).tolist()
+    low, high = (round(share * (generator.num_steps - 1)) for share in recipe.late)
+    stop = int(draw.integers(low, high + 1))
+
+    x_t = rollout(generator, prompts, seeds, stop).x_t
+    condition = generator.encode(prompts)
+    with generator.as_before_training(), torch.no_grad():
+        v_base = generator.predict(x_t, stop, condition)
+    v = generator.predict(x_t, stop, condition)
+    pixels = generator.decode(generator.clean(x_t, v, stop))
+    references = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
+    margins = []
+    for _ in range(recipe.jitter_copies):
+        seen = jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise)
+        margins.append(judge([Question(*asked) for asked in zip(prompts, seen, references, strict=True)]).margin)
+    margin = torch.stack(margins)
+    away = velocity_mse(v, v_base)
+    loss = LOSSES[recipe.loss](margin.flatten(), recipe.cap) + recipe.velocity_mse * away
+    loss.backward()
+
+    by_group = margin.detach().mean(0).unflatten(0, (len(chosen), recipe.group_size))
+    return {
+        "loss": loss.item(),
+        "reward": margin.detach().sigmoid().mean().item(),
+        "margin": margin.detach().mean().item(),
+        "velocity_mse": away.item(),
+        "spread_within": by_group.std(1, correction=0).mean().item(),
+        "spread_across": by_group.mean(1).std(correction=0).item(),
+        "stop": stop,
+    }
+
+
+def _prompts_of_step(n: int, k: int, seed: int, step: int) -> list[int]:
+    """Prompts in a random order, every prompt once before any comes again."""
+    return [
+        int(np.random.default_rng([seed, 3, at // n]).permutation(n)[at % n]) for at in range(step * k, (step + 1) * k)
+    ]
+
+
+def _rate(step: int, recipe: ReflRecipe) -> float:
+    """Linear warm-up, then constant."""
+    return min(1.0, (step + 1) / max(1, math.ceil(recipe.warmup * recipe.steps)))
+
+
+def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:
+    """LoRA's first factor from the run's seed (the second stays zero), so that a run repeats itself."""
+    rng = torch.Generator().manual_seed(seed)
+    for weight in weights:
+        if weight.detach().any():
+            bound = 1 / math.sqrt(weight.shape[1])
+            with torch.no_grad():
+                weight.copy_((torch.rand(weight.shape, generator=rng) * 2 - 1) * bound)
+
+
+def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, ema: Ema) -> None:
+    with replacing(folder / f"checkpoint-{step}") as place:
+        save_file({str(i): weight.detach().contiguous() for i, weight in enumerate(weights)}, place / "lora.safetensors")
+        save_file({str(i): weight.contiguous() for i, weight in enumerate(ema.average)}, place / "ema.safetensors")
+        torch.save(optimiser.state_dict(), place / "optimiser.pt")
+
+
+def _resume(folder: Path, weights: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, ema: Ema) -> int:
+    """Load the newest complete checkpoint; returns the step to go on from."""
+    newest = newest_complete(folder)
+    if newest is None:
+        return 0
+    saved, average = load_file(newest / "lora.safetensors"), load_file(newest / "ema.safetensors")
+    with torch.no_grad():
+        for i, weight in enumerate(weights):
+            weight.copy_(saved[str(i)])
+    ema.load([average[str(i)] for i in range(len(weights))])
+    optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True))
+    return int(newest.name.rpartition("-")[2])

@@ -1,0 +1,172 @@
+"""The command line. Heavy libraries load inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from rewarddance.errors import InputError, RewardDanceError
+
+app = typer.Typer(
+    name="rewarddance",
+    help="Train a generative reward model, align a generator with it, search with it, and see whether it was hacked.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set.")]
+
+
+def example(text: str) -> str:
+    return f"[bold]Example:[/bold] [cyan]{text}[/cyan]"
+
+
+@app.command(epilog=example("rewarddance quickstart --seed 1 refl.steps=40"))
+def quickstart(
+    overrides: Overrides = None,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
+    recipe: Annotated[Optional[Path], typer.Option(help="A recipe file instead of recipes/quickstart.yaml.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="The run's folder is runs/<name>.")] = None,
+    output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")] = False,
+) -> None:
+    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report."""
+    _quiet()
+    from rewarddance.evaluation.report import summary_table
+    from rewarddance.lab.quickstart import QuickstartRecipe, announce, resume_run, start_run
+    from rewarddance.lab.quickstart import quickstart as run_all
+    from rewarddance.runtime.config import load_recipe
+    from rewarddance.runtime.tracking import console
+
+    if resume:
+        if overrides or seed is not None or recipe is not None:
+            raise InputError("--resume takes no recipe, seed or keys.", "A resumed run keeps the config it began with.")
+        run = resume_run(output / name if name else _last_run(output))
+    else:
+        extra = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file("quickstart.yaml"), extra)
+        run = start_run(chosen, output / (name or _fresh_name(output, f"quickstart-seed{chosen.seed}")))
+    summary = run_all(run)
+    console.print(summary_table(summary))
+    console.print(summary["hacking"]["sentence"])
+    announce(run)
+
+
+@app.command(epilog=example("rewarddance train recipes/shapeworld_judge.yaml judge.learning_rate=3e-4"))
+def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
+    """Train a judge on a preferences file; run again to continue an interrupted one."""
+    _quiet()
+    from rewarddance.lab.runs import TrainRun, run_training
+    from rewarddance.runtime.config import load_recipe
+
+    _print(run_training(load_recipe(TrainRun, recipe, overrides or [])))
+
+
+@app.command(epilog=example("rewarddance align recipes/shapeworld_refl.yaml refl.steps=60"))
+def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
+    """Align a generator with a trained judge by ReFL; run again to continue an interrupted one."""
+    _quiet()
+    from rewarddance.lab.runs import AlignRun, run_alignment
+    from rewarddance.runtime.config import load_recipe
+
+    _print(run_alignment(load_recipe(AlignRun, recipe, overrides or [])))
+
+
+@app.command(epilog=example("rewarddance report runs/quickstart-seed0"))
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write a run's HTML report again from its files."""
+    from rewarddance.evaluation.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
+def bases(
+    which: Annotated[str, typer.Argument(help="judge, generator or all.")] = "all",
+    output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Make the bundled ShapeWorld checkpoints again, from nothing (hours on two cores)."""
+    _quiet()
+    if which not in ("judge", "generator", "all"):
+        raise InputError(f"there is no base named {which!r}.", "Say judge, generator or all.")
+    import torch
+
+    from rewarddance.runtime.checkpoint import writable_folder
+    from rewarddance.shapeworld.generator_base import make_generator_base
+    from rewarddance.shapeworld.judge_base import make_judge_base
+
+    torch.set_num_threads(threads)
+    writable_folder(output)
+    if which in ("judge", "all"):
+        make_judge_base(output / "shapeworld-judge", say=typer.echo)
+    if which in ("generator", "all"):
+        make_generator_base(output / "shapeworld-generator", say=typer.echo)
+
+
+def recipe_file(name: str) -> Path:
+    """A recipe that comes with the project: in the installed package, or beside the sources."""
+    here = Path(__file__).parent
+    for folder in (here / "recipes", here.parent.parent / "recipes"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"the recipe {name} is not installed.", "Give one with --recipe.")
+
+
+def _fresh_name(output: Path, name: str) -> str:
+    """`name`, or `name`-2, -3, ... where that run exists."""
+    if not (output / name).exists():
+        return name
+    number = 2
+    while (output / f"{name}-{number}").exists():
+        number += 1
+    return f"{name}-{number}"
+
+
+def _last_run(output: Path) -> Path:
+    """The run under `output` that was touched last."""
+    runs = [folder for folder in output.glob("*") if (folder / "config.yaml").exists()] if output.is_dir() else []
+    if not runs:
+        raise InputError(f"there is no run to resume in {output}.", "Start one without --resume.")
+    return max(runs, key=lambda folder: (folder / "config.yaml").stat().st_mtime)
+
+
+def _print(result: dict[str, Any]) -> None:
+    typer.echo(json.dumps(result, indent=2))
+
+
+def _quiet() -> None:
+    """The libraries' own bars and advice stay out of ours."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main() -> None:
+    """Errors that the user can mend end in one message and exit code 2; an interrupt says how to go on."""
+    try:
+        app(standalone_mode=True)
+    except RewardDanceError as error:
+        typer.secho(f"error: {error.what}", fg=typer.colors.RED, err=True)
+        if error.remedy:
+            typer.echo(f"       {error.remedy}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; give --resume (quickstart) or the same command again to go on", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Flow matching in four lines: x_t = (1 - sigma) x_0 + sigma eps, and the network learns v = eps - x_0.
+
+Source: Lipman et al. 2210.02747, Liu et al. 2209.03003, in the convention of diffusers' FlowMatchEulerDiscreteScheduler.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def noised(x_0: Tensor, eps: Tensor, sigma: Tensor | float) -> Tensor:
+    """x_t = (1 - sigma) x_0 + sigma eps."""
+    return (1 - sigma) * x_0 + sigma * eps
+
+
+def predicted_x_0(x_t: Tensor, v: Tensor, sigma: Tensor | float) -> Tensor:
+    """x_0 = x_t - sigma v, the end of the straight line that v points along."""
+    return x_t - sigma * v
+
+
+def euler_step(x_t: Tensor, v: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
+    """x_{t'} = x_t + (sigma' - sigma) v."""
+    return x_t + (sigma_next - sigma) * v

@@ -1,0 +1,65 @@
+"""Samplers, written once over the Generator protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from rewarddance.protocols import Generator
+from rewarddance.types import PixelBatch, Rollout
+
+
+@torch.no_grad()
+def rollout(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], stop: int) -> Rollout:
+    """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent)."""
+    condition = generator.encode(prompts)
+    noise = x_t = generator.start(seeds)
+    for step in range(stop):
+        x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
+    return Rollout(tuple(prompts), noise, x_t, stop)
+
+
+@torch.no_grad()
+def sample(
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int = 64,
+    tick: Callable[[int], None] = lambda n: None,
+) -> PixelBatch:
+    """Pictures [B, T, C, H, W] in [0, 1] of B prompts from B seeds; `tick` hears how many each batch finished."""
+    batches = []
+    for part in _chunks(len(prompts), batch_size):
+        final = rollout(generator, prompts[part], seeds[part], generator.num_steps)
+        batches.append(generator.decode(final.x_t))
+        tick(len(batches[-1]))
+    return torch.cat(batches)
+
+
+@torch.no_grad()
+def predictions(
+    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], stops: Sequence[int], batch_size: int = 64
+) -> tuple[PixelBatch, Tensor]:
+    """One-step predictions of the clean picture, each taken at its own step of `stops` [B].
+
+    Returns pixels [B, T, C, H, W] and the finished pictures of the same seeds, [B, T, C, H, W].
+    """
+    early, final = [], []
+    for part in _chunks(len(prompts), batch_size):
+        condition = generator.encode(prompts[part])
+        x_t, stop = generator.start(seeds[part]), torch.tensor(stops[part])
+        kept = torch.zeros_like(x_t)
+        for step in range(generator.num_steps):
+            prediction = generator.predict(x_t, step, condition)
+            here = stop == step
+            kept[here] = generator.clean(x_t, prediction, step)[here]
+            x_t = generator.advance(x_t, prediction, step)
+        early.append(generator.decode(kept))
+        final.append(generator.decode(x_t))
+    return torch.cat(early), torch.cat(final)
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))

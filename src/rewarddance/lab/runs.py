@@ -1,0 +1,72 @@
+"""The two loops as runs of their own: train a judge on a preferences file, align a generator with a trained judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rewarddance.alignment.references import ReferenceRecipe, build_references
+from rewarddance.alignment.train import ReflRecipe, train_refl
+from rewarddance.data.preferences import PreferenceSet
+from rewarddance.data.prompts import read_prompts
+from rewarddance.evaluation.agreement import accuracy
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.generative import load_reward
+from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.config import Recipe, save_recipe
+from rewarddance.runtime.tracking import Metrics
+
+
+class TrainRun(Recipe):
+    """`rewarddance train`: preferences is a JSONL file; tests are further ones, by name, on which accuracy is measured."""
+
+    preferences: Path
+    tests: dict[str, Path] = {}
+    output: Path
+    seed: int = 0
+    judge: JudgeRecipe = JudgeRecipe()
+
+
+class AlignRun(Recipe):
+    """`rewarddance align`: prompts is a .txt or .jsonl file; judge is a trained reward's folder."""
+
+    generator: str
+    num_inference_steps: int = Field(28, ge=2)
+    guidance_scale: float = Field(1.0, ge=1)
+    judge: str
+    prompts: Path
+    output: Path
+    seed: int = 0
+    references: ReferenceRecipe = ReferenceRecipe()
+    refl: ReflRecipe = ReflRecipe()
+
+
+def run_training(recipe: TrainRun) -> dict[str, Any]:
+    """Train, measure on every test set, and say where the reward is. An interrupted run goes on where it stopped."""
+    training = PreferenceSet(recipe.preferences)
+    tests = {name: list(PreferenceSet(path)) for name, path in recipe.tests.items()}
+    folder = writable_folder(recipe.output)
+    save_recipe(recipe, folder / "config.yaml")
+
+    def watch(judge: RewardModel) -> dict[str, float]:
+        return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in tests.items()}
+
+    judge = train_judge(recipe.judge, training, folder, Metrics(folder / "metrics.jsonl"), recipe.seed, watch)
+    figures = {f"accuracy_{name}": accuracy(judge, pairs)._asdict() for name, pairs in tests.items()}
+    return {"reward": str(folder / "reward"), **figures}
+
+
+def run_alignment(recipe: AlignRun) -> dict[str, Any]:
+    """Build the reference bank and run ReFL; returns where the LoRA is. An interrupted run goes on where it stopped."""
+    prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(recipe.prompts)))
+    generator = load_generator(recipe.generator, recipe.num_inference_steps, recipe.guidance_scale)
+    judge = load_reward(recipe.judge)
+    folder = writable_folder(recipe.output)
+    save_recipe(recipe, folder / "config.yaml")
+    bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
+    train_refl(generator, judge, bank, recipe.refl, folder, Metrics(folder / "metrics.jsonl"), recipe.seed)
+    return {"lora": str(folder / "lora"), "prompts": len(prompts)}

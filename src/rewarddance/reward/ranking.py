@@ -1,0 +1,45 @@
+"""Rankings from pairwise verdicts: the all-pairs tournament of the paper's references (section 3, "reference selection")."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rewarddance.protocols import RewardModel
+from rewarddance.types import Pixels, Question
+
+
+class Ranking(NamedTuple):
+    """Candidates by number of wins. order: best first; wins [N]; margins [N, N]: row is candidate, column reference."""
+
+    order: Int[Tensor, " N"]
+    wins: Float[Tensor, " N"]
+    margins: Float[Tensor, "N N"]
+
+
+def tournament(judge: RewardModel, prompts: Sequence[str], groups: Sequence[Sequence[Pixels]]) -> list[Ranking]:
+    """Every ordered pair of every group's candidates is asked; a pair is won by the sign of its two margins' difference.
+
+    Asking both orders cancels a judge's bias to either place. Ties in wins are broken by the summed margin, then by
+    the lower index. Groups are asked together, so that batches stay full.
+    """
+    pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
+    margin = judge([Question(prompts[g], groups[g][c], groups[g][r]) for g, c, r in pairs]).margin.float().cpu()
+    rankings, start = [], 0
+    for group in groups:
+        n = len(group)
+        margins = torch.zeros(n, n)
+        count = n * (n - 1)
+        if count:
+            margins[~torch.eye(n, dtype=torch.bool)] = margin[start : start + count]
+        start += count
+        debiased = (margins - margins.T) / 2
+        wins = (debiased > 0).float().sum(1) + 0.5 * ((debiased == 0).float().sum(1) - 1)
+        order = sorted(range(n), key=lambda i: (-float(wins[i]), -float(debiased[i].sum()), i))
+        rankings.append(Ranking(torch.tensor(order), wins, margins))
+    return rankings

@@ -1,0 +1,168 @@
+"""Fit a pairwise generative reward to preferences, on transformers' Trainer (which brings resume, bf16, FSDP, logging)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from rewarddance.data.preferences import PreferenceSet
+from rewarddance.reward.generative import PairwiseReward, RewardConfig
+from rewarddance.reward.instructions import load_instruction
+from rewarddance.reward.objectives import both_orders_cross_entropy
+from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
+from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.tracking import Metrics, progress_bar
+from rewarddance.types import Preference, Question
+
+Evaluate = Callable[[PairwiseReward], dict[str, float]]
+
+
+class JudgeRecipe(Recipe):
+    """How a judge is trained.
+
+    base: a checkpoint folder, or a bundled one's name. instruction: template name or file. epochs may be a fraction.
+    pixel_noise: deviation of Gaussian noise added to the pictures at each step, against hair-splitting.
+    warmup: share of the steps. save_every: steps between checkpoints; save_every also sets the evaluations.
+    """
+
+    base: str = "shapeworld-judge"
+    instruction: str = "t2i"
+    learning_rate: float = Field(1e-5, gt=0)
+    batch_size: int = Field(32, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    freeze_vision_tower: bool = False
+    pixel_noise: float = Field(0.0, ge=0)
+    save_every: int = Field(100, ge=1)
+
+
+class _Rows(Dataset):
+    def __init__(self, preferences: Sequence[Preference]) -> None:
+        self.preferences = preferences
+
+    def __len__(self) -> int:
+        return len(self.preferences)
+
+    def __getitem__(self, index: int) -> Preference:
+        return self.preferences[index]
+
+
+class JudgeTrainer(Trainer):
+    """Trainer whose loss is the answer's cross-entropy in both orders of a pair, from one encoding of its pictures."""
+
+    def __init__(self, reward: PairwiseReward, recipe: JudgeRecipe, seed: int, **kwargs: Any) -> None:
+        super().__init__(model=reward.vlm.model, **kwargs)
+        self.reward, self.recipe, self.noise_seed = reward, recipe, seed
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        pairs = self._jittered(inputs["preferences"])
+        questions = [Question(p.prompt, p.second, p.first) for p in pairs]
+        questions += [Question(p.prompt, p.first, p.second) for p in pairs]
+        margin = self.reward.margin(questions)
+        share = torch.tensor([p.share for p in pairs], device=margin.device)
+        loss = both_orders_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share)
+        return (loss, {"margin": margin}) if return_outputs else loss
+
+    def _jittered(self, pairs: list[Preference]) -> list[Preference]:
+        """The pairs with pixel noise that depends on seed and step alone, so that a resumed run sees the same."""
+        if not self.recipe.pixel_noise:
+            return pairs
+        rng = torch.Generator().manual_seed(self.noise_seed * 1_000_003 + self.state.global_step)
+
+        def noisy(pixels: torch.Tensor) -> torch.Tensor:
+            noise = torch.randn(pixels.shape, generator=rng)
+            return (pixels + self.recipe.pixel_noise * noise).clamp(0, 1)
+
+        return [Preference(p.prompt, noisy(p.first), noisy(p.second), p.share, p.source) for p in pairs]
+
+
+class _Watch(TrainerCallback):
+    """Metrics, the bar, evaluation at each checkpoint, and the mark that a checkpoint is complete."""
+
+    def __init__(self, metrics: Metrics, bar: Any, reward: PairwiseReward, evaluate: Evaluate | None) -> None:
+        self.metrics, self.bar, self.reward, self.evaluate = metrics, bar, reward, evaluate
+
+    def on_step_end(self, args, state, control, **_: Any) -> None:
+        self.bar.advance()
+
+    def on_log(self, args, state, control, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs:
+            self.metrics.log("judge", state.global_step, loss=logs["loss"], gradient_norm=float(logs["grad_norm"]))
+            self.bar.show(loss=logs["loss"])
+
+    def on_save(self, args, state, control, **_: Any) -> None:
+        if self.evaluate is not None:
+            self.metrics.log("judge", state.global_step, **self.evaluate(self.reward))
+            self.reward.vlm.model.train()
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+def train_judge(
+    recipe: JudgeRecipe,
+    preferences: PreferenceSet | Sequence[Preference],
+    folder: Path,
+    metrics: Metrics,
+    seed: int = 0,
+    evaluate: Evaluate | None = None,
+) -> PairwiseReward:
+    """Train on `preferences` and write the reward to `folder`/reward; continues from `folder`'s newest checkpoint.
+
+    evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl.
+    The result does not depend on where a run was interrupted.
+    """
+    torch.manual_seed(seed)
+    version = load_instruction(recipe.instruction).version
+    config = RewardConfig(instruction=recipe.instruction, instruction_version=version)
+    reward = PairwiseReward(VisionLanguageModel(recipe.base), config)
+    if recipe.freeze_vision_tower:
+        reward.vlm.model.model.vision_tower.requires_grad_(False)
+    steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(steps * recipe.warmup),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        logging_steps=10,
+        seed=seed,
+        data_seed=seed,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    resume = newest_complete(folder)
+    done = int(resume.name.rpartition("-")[2]) if resume else 0
+    metrics.rewind("judge", done)
+    with progress_bar("training the judge", steps, done) as bar:
+        trainer = JudgeTrainer(
+            reward,
+            recipe,
+            seed,
+            args=arguments,
+            train_dataset=_Rows(preferences),
+            data_collator=lambda rows: {"preferences": rows},
+            callbacks=[_Watch(metrics, bar, reward, evaluate)],
+        )
+        for callback in ("PrinterCallback", "ProgressCallback"):
+            for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
+                trainer.remove_callback(found)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    reward.freeze().save(folder / "reward")
+    return reward

@@ -1,0 +1,70 @@
+"""Where checkpoints are found, and how a folder is written so that a kill at any moment leaves the old or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rewarddance.errors import InputError
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+COMPLETE = "complete"
+"""A file written last into every checkpoint folder: a folder without it was cut off and is not read."""
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint: a path, or the name of one that comes with the package.
+
+    Raises InputError naming what was looked for and the bundled names.
+    """
+    for folder in (Path(name), BUNDLED / name):
+        if folder.is_dir() and any(folder.iterdir()):
+            return folder
+    bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
+    raise InputError(
+        f"there is no checkpoint at {name!r}.",
+        f"Give a folder written by save_pretrained, or one of the bundled names: {', '.join(bundled) or 'none'}.",
+    )
+
+
+def writable_folder(path: Path) -> Path:
+    """Create `path` if need be and make sure that it can be written. Raises InputError naming it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"the output folder {path} cannot be written: {error.strerror or error}.",
+            "Choose another folder or correct its permissions.",
+        ) from error
+    return path
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Write a folder anew: yields a scratch folder that takes `folder`'s place, marked complete, when the block ends."""
+    scratch = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    yield scratch
+    (scratch / COMPLETE).touch()
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+
+
+def newest_complete(parent: Path, pattern: str = "checkpoint-*") -> Path | None:
+    """The complete `<name>-<step>` folder of the highest step under `parent`, or None."""
+    found = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader or a kill never sees half of it."""
+    scratch = path.with_name(path.name + ".partial")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)

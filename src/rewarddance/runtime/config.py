@@ -1,0 +1,94 @@
+"""Recipes: one YAML a run, dotted overrides on the command line, unknown keys refused by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rewarddance.errors import InputError
+
+R = TypeVar("R", bound="Recipe")
+
+
+class Recipe(BaseModel):
+    """A frozen piece of configuration. Subclasses stand beside the code that uses them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
+    """Read a recipe and apply `key.path=value` overrides (values are YAML).
+
+    Raises InputError naming the file, the key and the remedy: a missing or broken file, an unknown key (with the
+    nearest known one), a value of the wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
+    for override in overrides:
+        _apply(content, override)
+    return parse_recipe(kind, content, str(path))
+
+
+def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
+    """Validate a mapping against a recipe model; `where` names its origin in errors."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(kind)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            same_level = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+            remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
+            raise InputError(f"unknown key {key!r} in {where}.", remedy) from None
+        if first["type"] == "missing":
+            raise InputError(f"the key {key!r} is missing in {where}.", "Add it to the recipe.") from None
+        raise InputError(
+            f"the key {key!r} in {where} has the value {first['input']!r}: {first['msg'].lower()}.",
+            "Correct the value.",
+        ) from None
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the whole recipe, defaults included, as YAML."""
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"the override {override!r} is not of the form key=value.", "Write e.g. align.steps=100.")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError(f"the override {override!r} goes below {parent!r}, which is a value.", "Correct the key.")
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of the override {override!r} is not YAML.", "Quote it.") from error
+
+
+def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in kind.model_fields.items():
+        keys.append(prefix + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys.extend(_known_keys(inner, f"{prefix}{name}."))
+    return keys

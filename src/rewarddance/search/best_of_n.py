@@ -1,0 +1,45 @@
+"""Best of N: make N pictures a prompt and keep the one that the judge ranks first (random search, paper section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rewarddance.generators.sampling import sample
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.reward.ranking import tournament
+
+
+class BestOfN(NamedTuple):
+    """pictures [P, N, T, C, H, W]: all candidates. chosen [P]: each prompt's winner. wins [P, N] of N - 1 possible."""
+
+    pictures: Float[Tensor, "P N T C H W"]
+    chosen: Int[Tensor, " P"]
+    wins: Float[Tensor, "P N"]
+
+
+def best_of_n(
+    generator: Generator,
+    judge: RewardModel,
+    prompts: Sequence[str],
+    seeds: Sequence[Sequence[int]],
+    prompts_at_once: int = 8,
+    tick: Callable[[int], None] = lambda n: None,
+) -> BestOfN:
+    """Sample each prompt from each of its seeds [P][N] and hold an all-pairs tournament. `tick` hears finished prompts."""
+    pictures, chosen, wins = [], [], []
+    for start in range(0, len(prompts), prompts_at_once):
+        part, own = prompts[start : start + prompts_at_once], seeds[start : start + prompts_at_once]
+        n = len(own[0])
+        made = sample(generator, [prompt for prompt in part for _ in range(n)], [s for row in own for s in row], 128)
+        groups = made.unflatten(0, (len(part), n))
+        rankings = tournament(judge, part, [list(group) for group in groups])
+        pictures.append(groups)
+        chosen += [int(ranking.order[0]) for ranking in rankings]
+        wins += [ranking.wins for ranking in rankings]
+        tick(len(part))
+    return BestOfN(torch.cat(pictures), torch.tensor(chosen), torch.stack(wins))
