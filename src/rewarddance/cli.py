@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set.")]
 
 
 def example(text: str) -> str:
@@ -31,11 +31,13 @@ def example(text: str) -> str:
 @app.command(epilog=example("rewarddance quickstart --seed 1 refl.steps=40"))
 def quickstart(
     overrides: Overrides = None,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="A recipe file instead of recipes/quickstart.yaml.")] = None,
-    name: Annotated[Optional[str], typer.Option(help="The run's folder is runs/<name>.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of recipes/quickstart.yaml.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
     output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
+    ] = False,
 ) -> None:
     """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report."""
     _quiet()
@@ -163,7 +165,9 @@ def main() -> None:
         if error.remedy:
             typer.echo(f"       {error.remedy}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes 130 of an interrupt
+            raise
         typer.echo("interrupted; give --resume (quickstart) or the same command again to go on", err=True)
         sys.exit(130)
 

@@ -26,8 +26,8 @@ from rewarddance.types import Pixels
 class ReferenceRecipe(Recipe):
     """candidates: N a prompt (paper: 16). keep: how many winners become references (paper: 2)."""
 
-    candidates: int = Field(16, ge=2)
-    keep: int = Field(2, ge=1)
+    candidates: int = Field(default=16, ge=2)
+    keep: int = Field(default=2, ge=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,9 @@ class References:
         """One of them at random, never a picture of the candidate's own noise."""
         free = [picture for picture, seed in zip(self.pictures, self.seeds, strict=True) if seed != own_seed]
         if not free:
-            raise InputError(f"every reference of {self.prompt!r} has the candidate's own noise.", "Keep more references.")
+            raise InputError(
+                f"every reference of {self.prompt!r} has the candidate's own noise.", "Keep more references."
+            )
         return free[int(rng.integers(len(free)))]
 
 
@@ -72,14 +74,18 @@ def build_references(
             pictures = sample(generator, [p for _, p in part for _ in range(n)], sum(seeds, []), batch_size=128)
             groups = [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
             rankings = tournament(judge, [prompt for _, prompt in part], groups)
-            with index.open("a", encoding="utf-8") as file:
-                for (i, prompt), group, ranking, own in zip(part, groups, rankings, seeds, strict=True):
-                    best = ranking.order[: recipe.keep].tolist()
-                    files = [f"{i:06d}_{place}.png" for place in range(len(best))]
-                    for name, k in zip(files, best, strict=True):
-                        write_picture(group[k], folder / name)
-                    row = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
-                    file.write(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
+            lines = []
+            for (i, prompt), group, ranking, own in zip(part, groups, rankings, seeds, strict=True):
+                best = ranking.order[: recipe.keep].tolist()
+                files = [f"{i:06d}_{place}.png" for place in range(len(best))]
+                for name, k in zip(files, best, strict=True):
+                    write_picture(group[k], folder / name)
+                row = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
+                lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
+            with index.open(
+                "a", encoding="utf-8"
+            ) as file:  # a whole part at once: a resumed run makes the same batches
+                file.write("".join(lines))
             bar.advance(len(part))
     bank = _read(index)
     return [bank[prompt] for prompt in prompts]

@@ -55,7 +55,9 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels.flatten(0, 1), (shift,) * 4, mode="replicate").unflatten(0, pixels.shape[:2])
         moves = torch.randint(0, 2 * shift + 1, (len(pixels), 2), generator=rng).tolist()
-        pixels = torch.stack([one[..., y : y + height, x : x + width] for one, (y, x) in zip(padded, moves, strict=True)])
+        pixels = torch.stack(
+            [one[..., y : y + height, x : x + width] for one, (y, x) in zip(padded, moves, strict=True)]
+        )
     if noise:
         pixels = pixels + noise * torch.randn(pixels.shape, generator=rng).to(pixels.device)
     return pixels.clamp(0, 1)

@@ -35,24 +35,24 @@ class ReflRecipe(Recipe):
     weights that are delivered. probe_every, save_every: steps between probes and between checkpoints.
     """
 
-    steps: int = Field(100, ge=1)
-    prompts_per_step: int = Field(8, ge=1)
-    group_size: int = Field(4, ge=1)
-    learning_rate: float = Field(1e-5, gt=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
-    max_grad_norm: float = Field(1.0, gt=0)
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(16.0, gt=0)
+    steps: int = Field(default=100, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
+    group_size: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=16.0, gt=0)
     late: tuple[float, float] = (0.5, 1.0)
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
-    cap: float = Field(0.9, gt=0, lt=1)
-    velocity_mse: float = Field(0.1, ge=0)
-    jitter_copies: int = Field(1, ge=1)
-    jitter_shift: int = Field(0, ge=0)
-    jitter_noise: float = Field(0.0, ge=0)
-    ema_decay: float = Field(0.95, ge=0, lt=1)
-    probe_every: int = Field(20, ge=1)
-    save_every: int = Field(20, ge=1)
+    cap: float = Field(default=0.9, gt=0, lt=1)
+    velocity_mse: float = Field(default=0.1, ge=0)
+    jitter_copies: int = Field(default=1, ge=1)
+    jitter_shift: int = Field(default=0, ge=0)
+    jitter_noise: float = Field(default=0.0, ge=0)
+    ema_decay: float = Field(default=0.95, ge=0, lt=1)
+    probe_every: int = Field(default=20, ge=1)
+    save_every: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
     def _late_is_a_range(self) -> ReflRecipe:
@@ -95,7 +95,8 @@ def train_refl(
     metrics.rewind("refl", first)
     with progress_bar("ReFL", recipe.steps, first) as bar:
         for step in range(first, recipe.steps + 1):
-            if step % recipe.probe_every == 0 or step == recipe.steps:
+            new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
+            if new and (step % recipe.probe_every == 0 or step == recipe.steps):
                 with ema.applied():
                     metrics.log("refl", step, **probe())
             if step % recipe.save_every == 0 and step > first:
@@ -187,7 +188,9 @@ def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:
 
 def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, ema: Ema) -> None:
     with replacing(folder / f"checkpoint-{step}") as place:
-        save_file({str(i): weight.detach().contiguous() for i, weight in enumerate(weights)}, place / "lora.safetensors")
+        save_file(
+            {str(i): weight.detach().contiguous() for i, weight in enumerate(weights)}, place / "lora.safetensors"
+        )
         save_file({str(i): weight.contiguous() for i, weight in enumerate(ema.average)}, place / "ema.safetensors")
         torch.save(optimiser.state_dict(), place / "optimiser.pt")
 

@@ -57,8 +57,13 @@ def read_rows(path: Path) -> Iterator[PreferenceRow]:
         ) from error
     n = 0
     with file:
-        for n, line in enumerate(file, start=1):
-            yield _parse(line, path, n)
+        try:
+            for n, line in enumerate(file, start=1):
+                yield _parse(line, path, n)
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"line {n + 1} of the preferences file {path} is not UTF-8: {error}.", "Correct or remove the line."
+            ) from error
     if n == 0:
         raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a line.")
 

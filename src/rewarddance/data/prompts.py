@@ -12,7 +12,7 @@ from rewarddance.types import Prompt
 def read_prompts(path: Path) -> list[Prompt]:
     """All prompts of a file. Raises InputError naming the file, or the line that holds no prompt."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the prompt file {path} cannot be read: {error}.", "Give a .txt or .jsonl file.") from error
     prompts = []
@@ -23,9 +23,12 @@ def read_prompts(path: Path) -> list[Prompt]:
             prompts.append(Prompt(line.strip()))
             continue
         try:
-            row = json.loads(line)
-            prompts.append(Prompt(row.pop("prompt"), row.pop("negative_prompt", ""), row))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+            row = dict(json.loads(line))
+            text, negative = row.pop("prompt"), row.pop("negative_prompt", "")
+            if not isinstance(text, str) or not isinstance(negative, str):
+                raise TypeError("a prompt is text")
+            prompts.append(Prompt(text, negative, row))
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"line {number} of the prompt file {path} holds no prompt ({error}).",
                 'Each line is a JSON object such as {"prompt": "a red circle"}.',

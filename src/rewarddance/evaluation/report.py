@@ -1,7 +1,7 @@
 """A run folder told as one page: `write_report` makes report.html, `summary_table` the same figures for a terminal.
 
-Three parts, in this order: what is read from the folder, how charts are drawn, how the page is put together.
-The page needs nothing but itself: pictures and charts are inside it, and there is no script.
+Four parts: what is read from the folder, how charts are drawn, how figures are written, and what fills the page, whose
+words and looks are in the template report.html beside this file. The page needs nothing but itself and has no script.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,7 +26,6 @@ from rewarddance.runtime.checkpoint import write_text_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from rich.table import Table
 
 T = TypeVar("T")
@@ -64,6 +64,8 @@ class JudgeAccuracy(BaseModel):
 
 
 class Hacking(BaseModel):
+    """The verdict, and the plain sentence of it."""
+
     hacked: bool
     sentence: str
 
@@ -99,10 +101,10 @@ class Sample(BaseModel):
     oracle: dict[str, float]
 
 
-def _parsed(path: Path, kind: type[T], remedy: str) -> T:
-    """The contents of a JSON file as `kind`. Raises InputError that names the file and the first thing wrong in it."""
+def _parsed(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:
+    """What `parse` makes of a file. Raises InputError that names the file and the first thing wrong in it."""
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        return parse(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -114,7 +116,7 @@ def read_summary(folder: Path) -> Summary:
     path, remedy = folder / "summary.json", "Finish the run with --resume, or give the folder of a finished one."
     if not path.is_file():
         raise InputError(f"{path} is missing.", remedy)
-    return _parsed(path, Summary, remedy)
+    return _parsed(path, Summary.model_validate_json, remedy)
 
 
 def read_metrics(folder: Path) -> list[Row]:
@@ -124,23 +126,20 @@ def read_metrics(folder: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # no line end after it: it was being written
-                break
-            raise InputError(f"{path}, line {number}, is no JSON: {error.msg}.", "Remove or mend that line.") from None
-        if row is None:
-            continue
-        if not isinstance(row, dict) or "phase" not in row or not isinstance(row.get("step"), int):
-            raise InputError(f"{path}, line {number}, has no phase and step.", "Remove or mend that line.")
-        rows.append(row)
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict) and "phase" in row and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif line.strip() and number < len(lines):  # only the last has no line end after it: it was being written
+            raise InputError(f"{path}, line {number}, is no JSON object with phase and step.", "Mend or remove it.")
     return rows
 
 
 def read_samples(folder: Path) -> list[Sample]:
     """The gallery of samples.json, empty where there is no such file."""
-    path = folder / "samples.json"
-    return _parsed(path, list[Sample], "Let the run write it anew.") if path.is_file() else []
+    path, parse = folder / "samples.json", TypeAdapter(list[Sample]).validate_json
+    return _parsed(path, parse, "Let the run write it anew.") if path.is_file() else []
 
 
 def read_picture(folder: Path, name: str) -> str:
@@ -155,57 +154,54 @@ def read_picture(folder: Path, name: str) -> str:
 
 COLOURS = {"ink": "#101112", "muted": "#808182", "rule": "#d0d1d2", "blue": "#0072b2", "orange": "#d55e00"}
 """Matplotlib draws in these; in the page each becomes the CSS variable of its name, and so follows light and dark."""
-
 WIDTHS = {"wide": 720, "narrow": 342}
 """Every chart is drawn twice, for a screen and for a phone, so that its text has the page's size on both."""
-
-STYLE = {
-    "svg.fonttype": "none",
-    "font.size": 11.5,
-    "axes.titlesize": 11.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.edgecolor": COLOURS["rule"],
-    "axes.labelcolor": COLOURS["muted"],
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.8,
-    "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["rule"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.labelcolor": COLOURS["ink"],
-    "lines.linewidth": 1.8,
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.titlecolor", "legend.labelcolor"), COLOURS["ink"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color"), COLOURS["rule"]),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"), False),
+    **dict.fromkeys(("font.size", "axes.titlesize"), 11.5),
+    **{"axes.titlelocation": "left", "axes.titlepad": 9, "axes.grid": True, "axes.grid.axis": "y"},
+    **{"legend.borderaxespad": 0, "legend.handlelength": 1.3, "legend.columnspacing": 1},
+    **{"axes.axisbelow": True, "ytick.major.size": 0, "lines.linewidth": 1.8, "svg.fonttype": "none"},
 }
-SMOOTHED_FROM = 60
+NOT_SHOWN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
+"""Of matplotlib's SVG: what the page has no use for; the style would reach beyond its own picture."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One key of the metrics over steps, `scale` times; a band where the rows hold key_low and key_high too."""
+    """One key of the metrics over steps, `scale` times; with a band where the rows hold key_low and key_high too."""
 
     key: str
     label: str = ""
     colour: str = "blue"
     dash: str = "-"
-    scale: float = 1.0
+    scale: int = 1
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on one axis of values. from_zero: the axis begins at 0, for figures whose loss is to be seen."""
+    """Curves on one axis of values. from_zero: that axis begins at 0, for figures whose loss is to be seen."""
 
     title: str
     curves: tuple[Curve, ...]
     from_zero: bool = False
+
+
+SPREADS = Curve("spread_within", "within a prompt"), Curve("spread_across", "across prompts", "orange", "--")
+ACCURACIES = Curve("accuracy_id", "in domain", scale=100), Curve("accuracy_ood", "out of domain", "orange", "--", 100)
+CHARTS = {
+    "progress": (
+        Panel("Reward, P(yes)", (Curve("reward"),)),
+        Panel("Margin, logits", (Curve("margin"),)),
+        Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+    ),
+    "spread": (Panel("Logits", SPREADS, from_zero=True),),
+    "diversity": (Panel("Pixel distance", (Curve("diversity"),), from_zero=True),),
+    "judge": (Panel("Training loss", (Curve("loss"),)), Panel("Accuracy", ACCURACIES)),
+}
 
 
 def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -216,77 +212,71 @@ def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def window_of(n: int) -> int:
-    """How many values the drawn mean runs over: 1 (none) for a short series, a 20th of a long one."""
-    return max(5, n // 20) if n >= SMOOTHED_FROM else 1
+    """How many of `n` values the drawn mean runs over: 1 (none) for a short series, a 20th of a long one."""
+    return max(5, n // 20) if n >= 60 else 1
 
 
-def chart(rows: Sequence[Row], panels: Sequence[Panel], name: str, alt: str) -> str:
-    """Panels above one axis of steps as inline SVG, in both widths. Empty where the rows have none of the keys."""
-    drawn = [panel for panel in panels if any(len(series(rows, curve.key)[0]) for curve in panel.curves)]
-    if not drawn:
-        return ""
-    return "".join(
-        f'<div class="{kind}">{_svg(rows, drawn, width, f"{name}-{kind}", alt)}</div>' for kind, width in WIDTHS.items()
-    )
+def chart(rows: Sequence[Row], name: str) -> str:
+    """A chart of CHARTS as inline SVG, panels above one axis of steps; a sentence where nothing of it was logged."""
+    panels = [panel for panel in CHARTS[name] if any(len(series(rows, curve.key)[0]) for curve in panel.curves)]
+    if not panels:
+        return _absent("metrics.jsonl has nothing of this, so the figure is left out.")
+    alt = " · ".join(panel.title for panel in panels) + ", over steps"
+    drawn = {kind: _svg(rows, panels, width, f"{name}-{kind}") for kind, width in WIDTHS.items()}
+    return "\n".join(f'<div class="{kind}">{_inlined(svg, alt)}</div>' for kind, svg in drawn.items())
 
 
-def _svg(rows: Sequence[Row], panels: Sequence[Panel], width: int, salt: str, alt: str) -> str:
+def _svg(rows: Sequence[Row], panels: Sequence[Panel], width: int, salt: str) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    height = 46 + 142 * len(panels) if len(panels) > 1 else 226
     with rc_context({**STYLE, "svg.hashsalt": salt}):
-        height = 46 + 142 * len(panels) if len(panels) > 1 else 226
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr]
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        figure.get_layout_engine().set(hspace=0.05, h_pad=0.06)  # type: ignore[union-attr]
         for own, panel in zip(axes, panels, strict=True):
             _draw_panel(own, rows, panel)
         axes[-1].set_xlabel("step")
         text = StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inlined(text.getvalue(), alt)
+    return text.getvalue()
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     axes.set_title(panel.title)
     for curve in panel.curves:
-        _draw_curve(axes, rows, curve, named=len(panel.curves) == 1)
+        _draw_curve(axes, rows, curve, ends_named=len(panel.curves) == 1)
     if len(panel.curves) > 1:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2, borderaxespad=0, columnspacing=1.4)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=4)
     axes.margins(x=0.01, y=0.08)
     if panel.from_zero:
         axes.set_ylim(bottom=0)
 
 
-def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, named: bool) -> None:
-    """Every value thin with its running mean on top; a short series with a mark at each value. `named`: the end's value."""
+def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, ends_named: bool) -> None:
+    """Every value thin under its running mean; a short series with a mark at each value."""
     steps, values = series(rows, curve.key)
-    if not len(steps):
-        return
     values, colour, window = values * curve.scale, COLOURS[curve.colour], window_of(len(steps))
-    low, high = (series(rows, f"{curve.key}_{end}") for end in ("low", "high"))
-    if len(low[0]) == len(high[0]) == len(steps):
-        axes.fill_between(steps, low[1] * curve.scale, high[1] * curve.scale, color=colour, alpha=0.16, linewidth=0)
+    low, high = (series(rows, f"{curve.key}_{end}")[1] * curve.scale for end in ("low", "high"))
+    if len(low) == len(high) == len(steps):
+        axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
     if window > 1:
         axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
     mean = np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
-    marker = "o" if window == 1 and len(steps) <= 40 else None
+    marker = "o" if len(steps) <= 40 else None
     axes.plot(steps, mean, curve.dash, color=colour, label=curve.label, marker=marker, markersize=4)
-    if named and np.isfinite(mean[-1]):
-        end = f"{mean[-1]:.1f}" if curve.scale == 100 else f"{mean[-1]:.2f}"
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
-        axes.annotate(end.replace("-", "−"), (steps[-1], mean[-1]), color=colour, **place)
+    if ends_named and np.isfinite(mean[-1]):
+        end, at = _number(mean[-1], 1, 1 if curve.scale == 100 else 3), (float(steps[-1]), float(mean[-1]))
+        axes.annotate(end, at, (7, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
 
 
 def _inlined(svg: str, alt: str) -> str:
-    """Matplotlib's file as an element of the page: no prolog, no addresses, no unused names, colours as variables."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{escape(alt)}">', svg, count=1)
+    """Matplotlib's file as an element of the page: no prolog, no addresses, no unused ids, colours as variables."""
+    svg = NOT_SHOWN.sub("", svg[svg.index("<svg") :])
+    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{escape(alt)}">', svg, count=1)
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
     for name, colour in COLOURS.items():
@@ -296,24 +286,18 @@ def _inlined(svg: str, alt: str) -> str:
 
 # -- figures as text ---------------------------------------------------------------------------------------------------
 
-ARMS = ("sft", "best_of_n", "refl")
+ARMS = {"sft": "SFT base", "best_of_n": "Best of {n}", "refl": "ReFL"}
 
 
-def _arm(arm: str, n: int) -> str:
-    return {"sft": "SFT base", "best_of_n": f"Best of {n}", "refl": "ReFL"}[arm]
-
-
-def _number(value: float, scale: float = 100, digits: int = 1, sign: str = "") -> str:
+def _number(value: float, scale: int = 100, digits: int = 1, sign: str = "") -> str:
     """`value` times `scale`, with a true minus and never a minus zero."""
     return format(round(scale * value, digits) + 0.0, f"{sign}.{digits}f").replace("-", "−")
 
 
-def _bounds(figure: Interval, scale: float = 100, digits: int = 1) -> str:
-    return f"[{_number(figure.low, scale, digits)}, {_number(figure.high, scale, digits)}]"
-
-
-def _with_bounds(figure: Interval, sign: str = "") -> str:
-    return f"{_number(figure.mean, sign=sign)} {_bounds(figure)}"
+def _text(figure: Interval, scale: int = 100, digits: int = 1, sign: str = "") -> str:
+    """A figure, a space, and its interval."""
+    low, high = (_number(end, scale, digits, sign) for end in (figure.low, figure.high))
+    return f"{_number(figure.mean, scale, digits, sign)} [{low}, {high}]"
 
 
 def _clock(seconds: float) -> str:
@@ -324,31 +308,142 @@ def _clock(seconds: float) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The run's figures for a terminal, 80 columns wide; in points of 100, but for diversity."""
+    """The run's figures for a terminal of 80 columns; in points of 100, but for diversity."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     s = Summary.model_validate(summary)
-    lines = [f"judge accuracy, {name}: {_with_bounds(after)}, untrained {_with_bounds(before)}" for name, after, before in (
-        ("in domain", s.judge.accuracy_id, s.judge.untrained_id),
-        ("out of domain", s.judge.accuracy_ood, s.judge.untrained_ood),
-    )]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="\n".join(lines), caption_justify="left")
+    j = s.judge
+    pairs = {"in domain": (j.accuracy_id, j.untrained_id), "out of domain": (j.accuracy_ood, j.untrained_ood)}
+    lines = [f"judge accuracy {place}: {_text(a)}, untrained {_text(b)}" for place, (a, b) in pairs.items()]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.caption, table.caption_justify = "\n".join(["", *lines]), "left"
     table.add_column("")
     for title in ("oracle alignment", "gain", "correct", "quality", "diversity"):
-        table.add_column(title, justify="right", no_wrap=True)
-    gains = {"sft": "", "best_of_n": _with_bounds(s.oracle.gain_best_of_n, "+"), "refl": _with_bounds(s.oracle.gain_refl, "+")}
-    for arm in ARMS:
+        table.add_column(title, justify="right")
+    gains = ("", _text(s.oracle.gain_best_of_n, sign="+"), _text(s.oracle.gain_refl, sign="+"))
+    for arm, gain in zip(ARMS, gains, strict=True):
+        shares = [_number(getattr(figure, arm).mean) for figure in (s.correct, s.quality)]
         diversity = getattr(s.diversity, arm, None)
-        table.add_row(
-            _arm(arm, s.n),
-            _with_bounds(getattr(s.oracle, arm)),
-            gains[arm],
-            _number(getattr(s.correct, arm).mean),
-            _number(getattr(s.quality, arm).mean),
-            _number(diversity.mean, 1, 3) if diversity else "",
-        )
+        last = _number(diversity.mean, 1, 3) if diversity else ""
+        table.add_row(ARMS[arm].format(n=s.n), _text(getattr(s.oracle, arm)), gain, *shares, last)
     return table
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write report.html into a run folder and return its path; the same run gives the same bytes.
+
+    Needs summary.json; metrics.jsonl, samples.json and config.yaml are shown where they are there. Raises InputError
+    that names a file which is missing or cannot be read, and what to do.
+    """
+    summary, rows, samples = read_summary(run_folder), read_metrics(run_folder), read_samples(run_folder)
+    slots = _opening(summary) | _charts(rows) | _cost(summary)
+    slots |= {"results": _results(summary), "gallery": _gallery(run_folder, samples, summary.n)}
+    slots |= {"judge": _judge(summary.judge), "config": _config(run_folder)}
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    path = run_folder / "report.html"
+    write_text_atomically(path, template.substitute(slots))
+    return path
+
+
+VERDICTS = {True: ("bad", "!&ensp;Reward hacking: found"), False: ("good", "✓&ensp;Reward hacking: none found")}
+
+
+def _figure(value: Interval, scale: int = 100, digits: int = 1, sign: str = "") -> str:
+    mean, bounds = _text(value, scale, digits, sign).split(" ", 1)
+    return f"<b>{mean}</b> <small>{bounds}</small>"
+
+
+def _rows(rows: Iterable[Sequence[str]]) -> str:
+    """Table rows of markup; the first cell is the row's name."""
+    lines = (f'<th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) for name, *cells in rows)
+    return "\n".join(f"<tr>{line}</tr>" for line in lines)
+
+
+def _absent(sentence: str) -> str:
+    return f'<p class="absent">{sentence}</p>'
+
+
+def _word(word: str, shown: str) -> str:
+    """A link to the word's line in the template's footnotes."""
+    return f'<a href="#{word}">{shown}</a>'
+
+
+def _opening(s: Summary) -> dict[str, str]:
+    """The head of the page; a change in words that do not claim more than its interval does."""
+    gain = s.oracle.gain_refl
+    change = "a gain of" if gain.low > 0 else "a loss:" if gain.high < 0 else "not told apart from the base:"
+    box, found = VERDICTS[s.hacking.hacked]
+    plain = {"name": s.name, "task": s.task, "seed": str(s.seed), "n": str(s.n), "sentence": s.hacking.sentence}
+    plain["prompts"] = str(s.oracle.sft.n)
+    marked = {f"oracle_{arm}": _figure(getattr(s.oracle, arm)) for arm in ARMS}
+    marked |= {"change": f"{change} {_figure(gain, sign='+')}", "box": box, "found": found}
+    return {slot: escape(text) for slot, text in plain.items()} | marked
+
+
+def _results(s: Summary) -> str:
+    def across(name: str, arms: BeforeAfter, scale: int = 100, digits: int = 1) -> list[str]:
+        found = [getattr(arms, arm, None) for arm in ARMS]
+        return [name, *("" if one is None else _figure(one, scale, digits) for one in found)]
+
+    gains = ["Gain over the base", "", *(_figure(g, sign="+") for g in (s.oracle.gain_best_of_n, s.oracle.gain_refl))]
+    categories = [across(escape(category.replace("_", " ")), arms) for category, arms in s.by_category.items()]
+    shares = [across(_word("correct", "All correct"), s.correct), across(_word("quality", "Quality"), s.quality)]
+    others = {_word("p-yes", "P(yes)"): s.reward, _word("diversity", "Diversity"): s.diversity}
+    beside = shares + [across(name, figures, 1, 3) for name, figures in others.items()]
+    blocks = [_rows([across(_word("oracle", "Oracle alignment"), s.oracle), gains])]
+    for title, rows in {"Oracle alignment by category": categories, "Other measures": beside}.items():
+        blocks += [f'<tr class="group"><th scope="rowgroup" colspan="4">{title}</th></tr>', _rows(rows)]
+    return "\n".join(blocks)
+
+
+def _gallery(folder: Path, samples: Sequence[Sample], n: int) -> str:
+    if not samples:
+        return _absent("This run has no samples.json, so its pictures are left out.")
+    return f'<ul class="gallery">{"".join(_prompt(folder, sample, n) for sample in samples)}</ul>'
+
+
+def _prompt(folder: Path, sample: Sample, n: int) -> str:
+    """One prompt with its pictures side by side."""
+    pictures = ""
+    for arm in (arm for arm in ARMS if arm in sample.pictures):
+        name, source = ARMS[arm].format(n=n), read_picture(folder, sample.pictures[arm])
+        score = f"oracle <b>{_number(sample.oracle[arm])}</b>" if arm in sample.oracle else "no score"
+        pictures += f'<figure><img src="{source}" alt="{name}: {escape(sample.prompt)}" width="96" height="96">'
+        pictures += f"<figcaption>{name}<br>{score}</figcaption></figure>\n"
+    about = f"{escape(sample.category.replace('_', ' '))}, noise {sample.seed}"
+    return f'<li><h3>{escape(sample.prompt)}</h3><p class="kind">{about}</p><div class="arms">\n{pictures}</div></li>\n'
+
+
+def _charts(rows: Sequence[Row]) -> dict[str, str]:
+    refl, judge = ([row for row in rows if row["phase"] == phase] for phase in ("refl", "judge"))
+    drawn = {f"{name}_chart": chart(judge if name == "judge" else refl, name) for name in CHARTS}
+    window = window_of(len(series(refl, "reward")[0]))
+    thin = f"Thin: every step. Thick: the mean of the last {window} steps." if window > 1 else ""
+    return drawn | {"thin": thin}
+
+
+def _judge(s: JudgeAccuracy) -> str:
+    pairs = {"In domain": (s.untrained_id, s.accuracy_id), "Out of domain": (s.untrained_ood, s.accuracy_ood)}
+    return _rows([place, _figure(a), _figure(b), str(b.n)] for place, (a, b) in pairs.items())
+
+
+def _cost(s: Summary) -> dict[str, str]:
+    most = max([*s.seconds_by_stage.values(), 1e-9])
+    rows = (
+        [escape(stage), f'<i class="bar" style="width:{100 * seconds / most:.1f}%"></i>', _clock(seconds)]
+        for stage, seconds in s.seconds_by_stage.items()
+    )
+    figures = {"seconds": _clock(s.seconds), "memory": f"{s.peak_memory_gib:.2f}", "machine": escape(s.machine)}
+    return figures | {"stages": _rows(rows)}
+
+
+def _config(folder: Path) -> str:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return _absent("This run has no config.yaml, so its config is left out.")
+    text = escape(path.read_text(encoding="utf-8").strip())
+    return f"<details><summary>config.yaml</summary><pre>{text}</pre></details>"

@@ -17,6 +17,7 @@ from diffusers import CogView4Pipeline, DiffusionPipeline
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift, retrieve_timesteps
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rewarddance.errors import InputError
@@ -56,7 +57,9 @@ class CogView4Generator:
         """The pipeline's own timesteps and sigmas, in its own words."""
         scheduler, config = self.pipeline.scheduler, self.pipeline.scheduler.config
         tokens = self._latent_shape[1] * self._latent_shape[2] // self.pipeline.transformer.config.patch_size**2
-        timesteps = np.linspace(config.num_train_timesteps, 1.0, num_inference_steps).astype(np.int64).astype(np.float32)
+        timesteps = (
+            np.linspace(config.num_train_timesteps, 1.0, num_inference_steps).astype(np.int64).astype(np.float32)
+        )
         shift = calculate_shift(
             tokens,
             config.get("base_image_seq_len", 256),
@@ -165,7 +168,7 @@ def load_generator(
     folder = find_checkpoint(name)
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"the generator {name!r} cannot be loaded: {error}.", "Give a diffusers folder.") from error
     kind = type(pipeline).__name__
     if kind not in ADAPTERS:

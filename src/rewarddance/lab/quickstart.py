@@ -55,12 +55,12 @@ class EvaluationRecipe(Recipe):
     probe_samples: what ReFL is watched on while it runs. shown: prompts in the report's gallery.
     """
 
-    prompts: int = Field(96, ge=6)
-    n: int = Field(16, ge=2)
-    refl_samples: int = Field(8, ge=2)
-    probe_prompts: int = Field(24, ge=6)
-    probe_samples: int = Field(2, ge=2)
-    shown: int = Field(12, ge=1)
+    prompts: int = Field(default=96, ge=6)
+    n: int = Field(default=16, ge=2)
+    refl_samples: int = Field(default=8, ge=2)
+    probe_prompts: int = Field(default=24, ge=6)
+    probe_samples: int = Field(default=2, ge=2)
+    shown: int = Field(default=12, ge=1)
 
 
 class QuickstartRecipe(Recipe):
@@ -68,12 +68,12 @@ class QuickstartRecipe(Recipe):
 
     seed: int = 0
     generator: str = "shapeworld-generator"
-    num_inference_steps: int = Field(10, ge=2)
-    guidance_scale: float = Field(1.0, ge=1)
+    num_inference_steps: int = Field(default=10, ge=2)
+    guidance_scale: float = Field(default=1.0, ge=1)
     preferences: PreferenceRecipe = PreferenceRecipe()
     judge: JudgeRecipe = JudgeRecipe()
     references: ReferenceRecipe = ReferenceRecipe()
-    refl_prompts: int = Field(64, ge=1)
+    refl_prompts: int = Field(default=64, ge=1)
     refl: ReflRecipe = ReflRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
@@ -218,13 +218,16 @@ def evaluate(run: Run) -> dict[str, Any]:
         "refl": refl_scores,
     }
     table = {arm: tabulate(found, [spec.category for _, spec in prompts]) for arm, found in scores.items()}
-    result: dict[str, Any] = {figure: {arm: table[arm][figure] for arm in table} for figure in ("oracle", "quality", "correct")}
+    result: dict[str, Any] = {
+        figure: {arm: table[arm][figure] for arm in table} for figure in ("oracle", "quality", "correct")
+    }
     sft, bon, refl = (np.array([np.mean([s.alignment for s in row]) for row in scores[arm]]) for arm in scores)
     paired = np.array([np.mean([s.alignment for s in row[:count]]) for row in base_scores])
     result["oracle"]["gain_best_of_n"] = interval(bon - sft)._asdict()
     result["oracle"]["gain_refl"] = interval(refl - paired)._asdict()
     result["by_category"] = {
-        category: {arm: table[arm]["by_category"][category] for arm in table} for category in table["sft"]["by_category"]
+        category: {arm: table[arm]["by_category"][category] for arm in table}
+        for category in table["sft"]["by_category"]
     }
     spreads = {"sft": diversity(search.pictures[:, :count]), "refl": diversity(refl_pictures)}
     result["diversity"] = {arm: interval(values.numpy())._asdict() for arm, values in spreads.items()}

@@ -35,8 +35,8 @@ class AlignRun(Recipe):
     """`rewarddance align`: prompts is a .txt or .jsonl file; judge is a trained reward's folder."""
 
     generator: str
-    num_inference_steps: int = Field(28, ge=2)
-    guidance_scale: float = Field(1.0, ge=1)
+    num_inference_steps: int = Field(default=28, ge=2)
+    guidance_scale: float = Field(default=1.0, ge=1)
     judge: str
     prompts: Path
     output: Path

@@ -56,6 +56,8 @@ class PairwiseReward:
 
         Raises InputError for a question without a reference, and RewardError where a margin is not finite.
         """
+        if not questions:
+            return Verdict(torch.zeros(0))
         wants_graph = torch.is_grad_enabled() and any(
             pixels.requires_grad for q in questions for pixels in (q.candidate, q.reference) if pixels is not None
         )
@@ -86,7 +88,9 @@ class PairwiseReward:
         pictures, asked, rows = [], [], []
         for number, question in enumerate(questions):
             if question.reference is None:
-                raise InputError(f"question {number} ({question.prompt!r}) has no reference.", "A pairwise judge needs one.")
+                raise InputError(
+                    f"question {number} ({question.prompt!r}) has no reference.", "A pairwise judge needs one."
+                )
             row = []
             for pixels in (question.reference, question.candidate):
                 if id(pixels) not in place:
@@ -131,8 +135,8 @@ def load_reward(name: str, device: str = "cpu", **changes: object) -> PairwiseRe
     saved: dict = {}
     if path.is_file():
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path} is not JSON: {error}.", "Restore it or train the reward again.") from error
+            saved = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
     config = parse_recipe(RewardConfig, saved | changes, str(path))
     return PairwiseReward(VisionLanguageModel(name, device=device), config).freeze()

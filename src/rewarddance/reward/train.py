@@ -12,7 +12,6 @@ from pydantic import Field
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from rewarddance.data.preferences import PreferenceSet
 from rewarddance.reward.generative import PairwiseReward, RewardConfig
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.objectives import both_orders_cross_entropy
@@ -35,15 +34,15 @@ class JudgeRecipe(Recipe):
 
     base: str = "shapeworld-judge"
     instruction: str = "t2i"
-    learning_rate: float = Field(1e-5, gt=0)
-    batch_size: int = Field(32, ge=1)
-    epochs: float = Field(1.0, gt=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     freeze_vision_tower: bool = False
-    pixel_noise: float = Field(0.0, ge=0)
-    save_every: int = Field(100, ge=1)
+    pixel_noise: float = Field(default=0.0, ge=0)
+    save_every: int = Field(default=100, ge=1)
 
 
 class _Rows(Dataset):
@@ -72,6 +71,11 @@ class JudgeTrainer(Trainer):
         share = torch.tensor([p.share for p in pairs], device=margin.device)
         loss = both_orders_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share)
         return (loss, {"margin": margin}) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Trainer's own takes the file's names for the model's: save_pretrained wrote others, and nothing would be loaded."""
+        saved = type(self.reward.vlm.model).from_pretrained(resume_from_checkpoint, dtype=self.reward.vlm.model.dtype)
+        self.reward.vlm.model.load_state_dict(saved.state_dict())
 
     def _jittered(self, pairs: list[Preference]) -> list[Preference]:
         """The pairs with pixel noise that depends on seed and step alone, so that a resumed run sees the same."""
@@ -109,7 +113,7 @@ class _Watch(TrainerCallback):
 
 def train_judge(
     recipe: JudgeRecipe,
-    preferences: PreferenceSet | Sequence[Preference],
+    preferences: Sequence[Preference],
     folder: Path,
     metrics: Metrics,
     seed: int = 0,
@@ -138,7 +142,7 @@ def train_judge(
         max_grad_norm=recipe.max_grad_norm,
         save_steps=recipe.save_every,
         save_total_limit=2,
-        logging_steps=10,
+        logging_steps=math.gcd(10, recipe.save_every),  # so that no mean runs over a checkpoint
         seed=seed,
         data_seed=seed,
         remove_unused_columns=False,
@@ -163,6 +167,9 @@ def train_judge(
         for callback in ("PrinterCallback", "ProgressCallback"):
             for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
                 trainer.remove_callback(found)
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if resume and done >= steps:  # cut off after the last step: Trainer would begin its epoch and take one more
+            trainer._load_from_checkpoint(str(resume))
+        else:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     reward.freeze().save(folder / "reward")
     return reward

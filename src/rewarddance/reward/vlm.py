@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoTokenizer, InternVLForConditionalGeneration
@@ -36,7 +37,7 @@ class VisionLanguageModel:
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             self._image = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"the judge {name!r} cannot be loaded: {error}.",
                 "Give a save_pretrained folder with weights, tokenizer and preprocessor_config.json.",
@@ -56,8 +57,9 @@ class VisionLanguageModel:
         """Resize (bicubic, antialiased) and normalise as the family's own image processor does, differentiably."""
         size = (self._image["size"]["height"], self._image["size"]["width"])
         pixels = pixels.to(self.device, torch.float32)
-        if pixels.shape[-2:] != size:
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        if pixels.shape[-2:] != size:  # rows, then columns, clamped after each: hard edges overshoot, and Pillow cuts that
+            rows = F.interpolate(pixels, size=(pixels.shape[-2], size[1]), mode="bicubic", antialias=True).clamp(0, 1)
+            pixels = F.interpolate(rows, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         mean = torch.tensor(self._image["image_mean"], device=self.device)[:, None, None]
         deviation = torch.tensor(self._image["image_std"], device=self.device)[:, None, None]
         return (pixels - mean) / deviation

@@ -53,14 +53,19 @@ def replacing(folder: Path) -> Iterator[Path]:
     scratch.mkdir(parents=True)
     yield scratch
     (scratch / COMPLETE).touch()
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(scratch, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def newest_complete(parent: Path, pattern: str = "checkpoint-*") -> Path | None:
     """The complete `<name>-<step>` folder of the highest step under `parent`, or None."""
     found = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
-    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    steps = {int(step): folder for folder in found if (step := folder.name.rpartition("-")[2]).isdecimal()}
+    return steps[max(steps)] if steps else None
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -16,10 +16,10 @@ class AnnotatorRecipe(Recipe):
     random. brightness_bias: how much a picture's mean brightness (0 to 1) adds to its perceived score; 0 is off.
     """
 
-    votes: int = Field(3, ge=1)
-    noise: float = Field(0.08, ge=0)
-    tie_within: float = Field(0.02, ge=0)
-    careless: float = Field(0.05, ge=0, le=1)
+    votes: int = Field(default=3, ge=1)
+    noise: float = Field(default=0.08, ge=0)
+    tie_within: float = Field(default=0.02, ge=0)
+    careless: float = Field(default=0.05, ge=0, le=1)
     brightness_bias: float = 0.0
 
 

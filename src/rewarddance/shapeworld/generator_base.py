@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GlmConfig, GlmModel
 
+from rewarddance.shapeworld.eyes import Eyes, patch_labels
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
 from rewarddance.shapeworld.scenes import CANVAS, PREFIXES, near_miss, random_scene, sample_scene, sample_spec
 from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
-CAPTION_NOISE = 0.35
+CAPTION_NOISE = 0.25
 """Share of training captions that are wrong in one thing."""
 CAPTION_DROP = 0.1
 """Share of training captions left empty, so that guidance works."""
@@ -117,16 +118,18 @@ def train_vae(vae: AutoencoderKL, minutes: float, seed: int, say: Callable[[str]
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
 
 
-def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor]:
-    """`n` captions and their clean pictures [n, 3, H, W] in [-1, 1], with caption noise and caption drop."""
-    captions, pictures = [], []
+def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+    """`n` captions, their clean pictures [n, 3, H, W] in [-1, 1] and patch labels, with caption noise and caption drop."""
+    captions, pictures, labels = [], [], []
     for _ in range(n):
         spec = sample_spec(rng)
-        pictures.append(render(sample_scene(spec, rng)))
+        scene = sample_scene(spec, rng)
+        pictures.append(render(scene))
+        labels.append(patch_labels(scene))
         said = near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
         dropped = rng.random() < CAPTION_DROP
         captions.append("" if dropped else PREFIXES[int(rng.integers(len(PREFIXES)))] + said.text)
-    return captions, to_pixels(pictures)[:, 0] * 2 - 1
+    return captions, to_pixels(pictures)[:, 0] * 2 - 1, torch.from_numpy(np.stack(labels))
 
 
 def train_generator(
@@ -135,19 +138,25 @@ def train_generator(
     seed: int,
     say: Callable[[str], None],
     snapshot: Callable[[CogView4Pipeline, float], None] = lambda pipeline, done: None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1.5e-3,
     batch: int = 64,
 ) -> None:
     """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0; the EMA is kept.
 
-    The text encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
+    Half way up, heads that are dropped at the end name what each patch of the clean picture will show (the idea of
+    REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so. The text encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
     """
     vae, transformer, encoder = pipeline.vae.eval(), pipeline.transformer, pipeline.text_encoder
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
+    eyes, seen = Eyes(transformer.config.num_attention_heads * transformer.config.attention_head_dim), []
+    middle = transformer.transformer_blocks[len(transformer.transformer_blocks) // 2]
+    hook = middle.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
     weights = [*transformer.parameters(), *encoder.parameters()]
     averaged = copy.deepcopy(weights)
-    optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        [*weights, *eyes.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
     size, crop = torch.full((batch, 2), float(CANVAS)), torch.zeros(batch, 2)
     began, step, done, shown = time.monotonic(), 0, 0.0, 0
     running = 0.0
@@ -156,7 +165,7 @@ def train_generator(
         rate = learning_rate * min(1.0, (step + 1) / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        captions, pictures = caption_batch(batch, rng)
+        captions, pictures, patches = caption_batch(batch, rng)
         with torch.no_grad():
             x_0 = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
         text = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)[0]
@@ -165,26 +174,30 @@ def train_generator(
         x_t = (1 - sigma) * x_0 + sigma * eps
         v = transformer(x_t, text, 1000 * sigma.flatten(), size, size, crop, return_dict=False)[0]
         loss = F.mse_loss(v, eps - x_0)
+        hidden = seen.pop()
         optimiser.zero_grad()
-        loss.backward()
+        (loss + 0.3 * eyes.loss(hidden, patches)).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         step += 1
-        decay = min(0.999, (1 + step) / (10 + step))
+        decay = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(averaged, weights, 1 - decay)
         running = loss.item() if step == 1 else 0.99 * running + 0.01 * loss.item()
         if step % 100 == 0:
-            say(f"generator step {step} seen {step * batch} loss {running:.4f} done {done:.3f}")
+            sight = eyes.accuracy(hidden, patches)
+            say(f"generator step {step} seen {step * batch} loss {running:.4f} patches {sight:.3f} done {done:.3f}")
         if int(done * 10) > shown or done >= 1:
             shown = int(done * 10)
             kept = [weight.detach().clone() for weight in weights]
             with torch.no_grad():
                 torch._foreach_copy_(weights, averaged)
             snapshot(pipeline, done)
+            seen.clear()
             if done < 1:
                 with torch.no_grad():
                     torch._foreach_copy_(weights, kept)
+    hook.remove()
 
 
 def make_generator_base(

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from rewarddance.shapeworld.eyes import Eyes, patch_labels
 from rewarddance.shapeworld.oracle import read, score_picture
-from rewarddance.shapeworld.render import DEFECTS, render, shape_mask, spoil
+from rewarddance.shapeworld.render import DEFECTS, render, spoil
 from rewarddance.shapeworld.scenes import (
     CANVAS,
     COLOURS,
@@ -243,44 +244,39 @@ def describe(scene: Scene) -> str:
     return ", ".join(f"a {thing.size} {thing.colour} {thing.shape}" for thing in ordered)
 
 
-class Eyes(torch.nn.Module):
-    """Four heads on the vision tower that name shape, colour and size of what each patch shows, and the picture's defect.
+class Grounding:
+    """Teaches the picture tokens to point at words: under the (tied) word embeddings each names what its patches show.
 
-    They teach the tower to see while the language model learns to speak; they are dropped at the end.
+    A picture token then reads like the words it stands for, so that what the language model learns of prompts holds
+    for pictures too.
     """
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.heads = torch.nn.ModuleList([torch.nn.Linear(width, n) for n in (len(SHAPES), len(COLOURS), 2)])
-        self.painted = torch.nn.Linear(width, 2)
+    def __init__(self, model: InternVLForConditionalGeneration, lesson: Lesson) -> None:
+        self.model = model
+        kinds = (SHAPES, COLOURS, ("small", "large"))
+        self.words = [torch.tensor([lesson.ids(f" {word}")[0] for word in kind]) for kind in kinds]
 
-    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """hidden [N, 65, D] with the CLS first; labels [N, 64, 3], -1 background, -2 not known."""
-        patches = hidden[:, 1:]
-        known, painted = labels[..., 0] > -2, labels[..., 0] > -1
-        total = torch.nn.functional.cross_entropy(self.painted(patches[known]), painted[known].long())
-        for head, target in zip(self.heads, labels[painted].T, strict=True):
-            total = total + torch.nn.functional.cross_entropy(head(patches[painted]), target)
-        return total
+    def see(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch features [N, 64, D] of the tower, and picture tokens [N, 16, E] as the language model gets them."""
+        seen = self.model.model.get_image_features(
+            pixel_values=pixel_values,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            return_dict=True,
+        )
+        return seen.last_hidden_state[:, 1:], seen.pooler_output
 
-    @torch.no_grad()
-    def accuracy(self, hidden: Tensor, labels: Tensor) -> float:
-        """Share of painted patches named right in all three."""
-        painted = labels[..., 0] > -1
-        said = torch.stack([head(hidden[:, 1:][painted]).argmax(-1) for head in self.heads], -1)
-        return (said == labels[painted]).all(-1).float().mean().item()
-
-
-def patch_labels(scene: Scene) -> np.ndarray:
-    """What each 4x4 patch mostly shows, [64, 3] numbers of shape, colour and size; -1 where it is background."""
-    labels = np.full((3, CANVAS, CANVAS), -1, dtype=np.int64)
-    for thing in scene:
-        here = labels[:, thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
-        kind = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"))
-        here[:, shape_mask(thing.shape, thing.side)] = np.asarray(kind)[:, None]
-    patches = labels.reshape(3, 8, 4, 8, 4).swapaxes(2, 3).reshape(3, 64, 16)
-    painted = (patches[0] > -1).sum(1) >= 4
-    return np.where(painted, patches.max(2), -1).T
+    def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        """tokens [N, 16, E]; patch labels [N, 64, 3]: each token stands for the 2x2 patches that were shuffled into it."""
+        table = self.model.get_input_embeddings().weight
+        by_token = self.model.model.pixel_shuffle(labels.view(-1, 8, 8, 3).float(), 0.5).long().view(-1, 16, 4, 3)
+        painted = by_token[..., 0] > -1
+        wide = tokens.unsqueeze(2).expand(-1, -1, 4, -1)[painted]
+        losses = [
+            torch.nn.functional.cross_entropy(wide @ table[words].T, target)
+            for words, target in zip(self.words, by_token[painted].T, strict=True)
+        ]
+        return torch.stack(losses).sum()
 
 
 def train_vision_tower(
@@ -292,9 +288,9 @@ def train_vision_tower(
     learning_rate: float = 2e-3,
     batch: int = 64,
 ) -> None:
-    """First the eyes alone."""
-    tower = model.model.vision_tower
-    weights = [*tower.parameters(), *eyes.parameters()]
+    """First the eyes alone: patches are named, and picture tokens point at words."""
+    grounding = Grounding(model, lesson)
+    weights = [*model.parameters(), *eyes.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     began, step, done, right = time.monotonic(), 0, 0.0, 0.0
     while done < 1:
@@ -304,16 +300,16 @@ def train_vision_tower(
             group["lr"] = rate
         drawn = [lesson.picture(sample_spec(lesson.rng)) for _ in range(batch)]
         labels = torch.from_numpy(np.stack([one[4] for one in drawn]))
-        hidden = tower(pixel_values=normalised(np.stack([one[0] for one in drawn]))).last_hidden_state
-        loss = eyes.loss(hidden, labels)
+        patches, tokens = grounding.see(normalised(np.stack([one[0] for one in drawn])))
+        named = grounding.loss(tokens, labels)
         optimiser.zero_grad()
-        loss.backward()
+        (eyes.loss(patches, labels) + named).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         step += 1
-        right = 0.98 * right + 0.02 * eyes.accuracy(hidden, labels) if step > 1 else 0.0
+        right = 0.98 * right + 0.02 * eyes.accuracy(patches, labels) if step > 1 else 0.0
         if step % 100 == 0:
-            say(f"vision step {step} seen {step * batch} loss {loss.item():.4f} patches {right:.3f} done {done:.2f}")
+            say(f"vision step {step} words {named.item():.4f} patches {right:.3f} done {done:.2f}")
 
 
 def normalised(pictures: np.ndarray) -> Tensor:
@@ -336,6 +332,7 @@ def train_judge_base(
 
     Batches are padded on the right: under causal attention no label sees the padding.
     """
+    grounding = Grounding(model, lesson)
     yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
     weights = [*model.parameters(), *eyes.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
@@ -346,19 +343,18 @@ def train_judge_base(
         rate = learning_rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        input_ids, labels, pixel_values, patches = lesson.batch(batch)
-        seen = model.model.get_image_features(
-            pixel_values=pixel_values, vision_feature_layer=-1, vision_feature_select_strategy="default", return_dict=True
-        )
+        input_ids, labels, pixel_values, patch_kinds = lesson.batch(batch)
+        patches, tokens = grounding.see(pixel_values)
         embeds = model.get_input_embeddings()(input_ids)
         here = (input_ids == model.config.image_token_id).unsqueeze(-1)
-        embeds = embeds.masked_scatter(here, seen.pooler_output.flatten(0, 1))
+        embeds = embeds.masked_scatter(here, tokens.flatten(0, 1))
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         asked = labels != -100
         logits, targets = model.lm_head(hidden[asked]), labels[asked]
         loss = torch.nn.functional.cross_entropy(logits, targets)
         optimiser.zero_grad()
-        (loss + 0.3 * eyes.loss(seen.last_hidden_state, patches)).backward()
+        dense = eyes.loss(patches, patch_kinds) + grounding.loss(tokens, patch_kinds)
+        (loss + 0.2 * dense).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         step += 1
@@ -368,7 +364,7 @@ def train_judge_base(
         keep = 0.99 if step > 1 else 0.0
         running, right = keep * running + (1 - keep) * loss.item(), keep * right + (1 - keep) * share
         if step % 50 == 0:
-            sight = eyes.accuracy(seen.last_hidden_state, patches)
+            sight = eyes.accuracy(patches, patch_kinds)
             say(f"judge step {step} loss {running:.4f} yes/no {right:.3f} patches {sight:.3f} done {done:.3f}")
         if int(done * 10) > shown or done >= 1:
             shown = int(done * 10)

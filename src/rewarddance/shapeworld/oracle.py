@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import ndimage
 from torch import Tensor
 
@@ -34,19 +35,24 @@ from rewarddance.shapeworld.scenes import (
 )
 
 ALIGNMENT_WEIGHT = 0.8
+_MIN_SIDE, _MAX_SIDE = 5, 15
+"""Sides of an object: those that are drawn, with room for a blur that eats corners and for one stuck pixel."""
 _MIN_AREA = 9
-_MIN_SIDE, _MAX_SIDE = 5, 17
 _MIN_IOU = 0.62
+_MIN_COVER = 0.3
+"""Share of a mended piece that must be painted: half of a striped object is, a third of a hollow one."""
 _MIN_COSINE = 0.93
 _HALF = 0.5
+_FORGIVEN = 6
+"""Stray pixels that cost nothing. Beyond them each 24 count as one object too many, up to two objects."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """What the oracle sees in one picture.
 
-    things: the recognised objects. strays: pieces of foreground that are no object, counted as one for each
-    12 pixels, rounded. quality: see the module's head.
+    things: the recognised objects, in reading order of their top left corners. strays: painted pixels that belong to
+    no object. quality: see the module's head.
     """
 
     things: Scene
@@ -77,116 +83,171 @@ _BACKGROUND = np.asarray(BACKGROUND, dtype=np.float32)
 _NAMES = tuple(COLOURS)
 _PAINT = np.asarray([COLOURS[name] for name in _NAMES], dtype=np.float32) - _BACKGROUND
 _LENGTH = np.linalg.norm(_PAINT, axis=1)
+_DIRECTION = _PAINT / _LENGTH[:, None]
+_BESIDE = np.zeros((3, 3, 3), dtype=bool)
+"""Who is joined to whom in [colour, y, x]: pixels of one colour that share a side."""
+_BESIDE[1] = ndimage.generate_binary_structure(2, 1)
 
 
 def read(picture: np.ndarray) -> Reading:
     """Find the objects of a picture [H, W, 3] in [0, 1].
 
     A pixel belongs to the colour whose direction from the background it points in, once it is half way there: mixing
-    with the background (soft edges, blur) moves along that direction and so changes neither colour nor outline.
+    with the background (soft edges, blur) moves along that direction and so changes neither colour nor outline. Where
+    its paint is in pieces that are no objects, they are looked at once more with the gaps closed: a striped, hollow or
+    torn object is still there, and its gaps count in the quality.
     """
-    away = picture.astype(np.float32) - _BACKGROUND
-    along = away @ (_PAINT / _LENGTH[:, None] ** 2).T  # [H, W, colours]: 1 at full paint
-    cosine = along * _LENGTH / np.maximum(np.linalg.norm(away, axis=2, keepdims=True), 1e-6)
-    label = cosine.argmax(axis=2)
-    strength = np.take_along_axis(along, label[..., None], axis=2)[..., 0]
-    pure = np.take_along_axis(cosine, label[..., None], axis=2)[..., 0] >= _MIN_COSINE
-    foreground = strength >= _HALF
-    things: list[Thing] = []
-    stray_area = int((foreground & ~pure).sum())
-    for colour in range(len(_NAMES)):
-        pieces, n = ndimage.label(foreground & pure & (label == colour))
-        for index, box in enumerate(ndimage.find_objects(pieces), start=1):
-            mask = pieces[box] == index
-            area = int(mask.sum())
-            shape = _shape_of(mask) if area >= _MIN_AREA else None
-            if shape is None:
-                stray_area += area
-            else:
-                side = max(mask.shape)
-                things.append(Thing(shape, _NAMES[colour], side, box[1].start, box[0].start))
+    away = picture.astype(np.float32).reshape(-1, 3) - _BACKGROUND
+    along = _DIRECTION @ away.T  # [colours, pixels]
+    colour = along.argmax(axis=0)
+    reach = along.max(axis=0)
+    painted = reach >= _HALF * _LENGTH[colour]
+    pure = reach >= _MIN_COSINE * np.linalg.norm(away, axis=1)
+    layers = np.arange(len(_NAMES))[:, None] == np.where(painted & pure, colour, -1)
+    layers = layers.reshape(-1, CANVAS, CANVAS)
+    things = _take_objects(layers, layers)
+    if layers.sum() >= _MIN_AREA:
+        things += _take_objects(_mended(layers), layers)
     things.sort(key=lambda thing: (thing.y, thing.x))
-    return Reading(tuple(things), round(stray_area / 12), _quality(picture, tuple(things)))
+    strays = int(layers.sum() + (painted & ~pure).sum())
+    return Reading(tuple(things), strays, _quality(picture, tuple(things)))
 
 
-def _shape_of(mask: np.ndarray) -> str | None:
-    """The shape whose mask overlaps best, or None where no shape fits."""
+def _take_objects(shown: np.ndarray, layers: np.ndarray) -> list[Thing]:
+    """The objects among the connected pieces of `shown` [colours, H, W]; their paint is cleared from `layers`."""
+    pieces = _pieces(shown)
+    large = np.bincount(pieces.ravel()) >= _MIN_AREA
+    large[0] = False
+    pieces = (large * large.cumsum())[pieces]
+    things = []
+    for index, (layer, rows, columns) in enumerate(ndimage.find_objects(pieces), start=1):
+        mask = pieces[layer, rows, columns][0] == index
+        paint = layers[layer, rows, columns][0]
+        fit = _fit(mask) if (paint & mask).sum() >= _MIN_COVER * mask.sum() else None
+        if fit:
+            shape, top, left = fit
+            side = max(mask.shape)
+            # An object that the edge cuts is put whole at the edge: a scene can be drawn, and the cut costs quality.
+            y, x = (min(max(v, 0), CANVAS - side) for v in (rows.start - top, columns.start - left))
+            things.append(Thing(shape, _NAMES[layer.start], side, x, y))
+            paint[mask] = False
+    return things
+
+
+def _pieces(layers: np.ndarray) -> np.ndarray:
+    """Connected pieces numbered from 1, background 0; a piece lies in one layer."""
+    numbers = np.empty(layers.shape, dtype=np.int32)
+    ndimage.label(layers, _BESIDE, output=numbers)
+    return numbers
+
+
+def _mended(layers: np.ndarray) -> np.ndarray:
+    """Layers [colours, H, W] with gaps of up to two pixels closed, and then every hole filled."""
+    closed = np.asarray(ndimage.grey_closing(layers, size=(1, 3, 3)), dtype=bool)
+    gaps = _pieces(~closed)
+    outside = np.zeros(gaps.max() + 1, dtype=bool)
+    outside[gaps[:, [0, -1]]] = outside[gaps[:, :, [0, -1]]] = True
+    return closed | ~outside[gaps]
+
+
+def _fit(mask: np.ndarray) -> tuple[str, int, int] | None:
+    """The shape that overlaps a piece best, and at which row and column of its square the piece begins.
+
+    None where no shape fits. A piece that is not square has lost one side, to the edge or to clutter.
+    """
     height, width = mask.shape
     side = max(height, width)
-    if side < _MIN_SIDE or side > _MAX_SIDE or min(height, width) < 0.7 * side:
+    if not _MIN_SIDE <= side <= _MAX_SIDE or min(height, width) < 0.7 * side:
         return None
-    best, name = 0.0, None
-    for shape in SHAPES:
-        ideal = shape_mask(shape, side)
-        for top, left in itertools.product({0, side - height}, {0, side - width}):
-            window = ideal[top : top + height, left : left + width]
-            overlap = int((window & mask).sum())
-            iou = overlap / (int(ideal.sum()) + int(mask.sum()) - overlap)
-            if iou > best:
-                best, name = iou, shape
-    return name if best >= _MIN_IOU else None
+    ideals, areas = _ideals(side)
+    best, found = _MIN_IOU, None
+    for top, left in itertools.product({0, side - height}, {0, side - width}):
+        overlap = (ideals[:, top : top + height, left : left + width] & mask).sum(axis=(1, 2))
+        iou = overlap / (areas + mask.sum() - overlap)
+        if iou.max() > best:
+            best, found = iou.max(), (SHAPES[iou.argmax()], top, left)
+    return found
+
+
+@functools.cache
+def _ideals(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The masks of all shapes of one side [shapes, side, side], and their areas."""
+    masks = np.stack([shape_mask(shape, side) for shape in SHAPES])
+    return masks, masks.sum(axis=(1, 2))
 
 
 def _quality(picture: np.ndarray, things: Scene) -> float:
-    """1 minus the share of the picture's contrast that its own clean scene does not explain, never below 0.
+    """1 - |picture - clean| / |clean - background|, never below 0, where clean is the drawing of the objects found.
 
-    Contrast is measured against the larger of the clean scene's and 16 pixels of full paint's, so that a picture with
-    nothing recognised in it scores 0.
+    The norms are Euclidean over all pixels. A picture without objects has quality 0.
     """
     if not things:
         return 0.0
-    inside = tuple(t for t in things if t.x + t.side <= CANVAS and t.y + t.side <= CANVAS)
-    clean = render(inside)
-    error = float(np.square(picture - clean).sum())
-    contrast = float(np.square(clean - _BACKGROUND).sum())
-    return float(np.clip(1.0 - np.sqrt(error / max(contrast, 16.0)), 0.0, 1.0))
+    clean = render(things)
+    share = np.square(picture - clean).sum() / np.square(clean - _BACKGROUND).sum()
+    return max(0.0, 1.0 - float(np.sqrt(share)))
 
 
 def score_picture(picture: np.ndarray, spec: Spec) -> Score:
-    """Score one picture [H, W, 3] under what a prompt asks for."""
+    """Score one picture [H, W, 3] under what a prompt asks for.
+
+    Alignment is the share of the prompt's demands that are met, times n / (n + extra) for a prompt of n objects, where
+    extra is what is there beyond them: objects, and stray paint.
+    """
     reading = read(picture)
-    credit, reasons = _match(reading.things, spec)
+    met, reasons = _match(reading.things, spec)
     surplus = max(0, len(reading.things) - spec.total)
     if surplus:
         reasons.append(f"{surplus} object{'s' if surplus > 1 else ''} too many")
-    if reading.strays:
+    stray = min(max(reading.strays - _FORGIVEN, 0) / 24, 2)
+    if stray:
         reasons.append("stray paint that is no object")
-    extra = surplus + min(reading.strays, 4) * 0.5
-    precision = spec.total / (spec.total + extra)
-    return Score(credit * precision, reading.quality, spec.category, tuple(reasons))
+    alignment = met * spec.total / (spec.total + surplus + stray)
+    return Score(alignment, reading.quality, spec.category, tuple(reasons))
 
 
 def _match(things: Scene, spec: Spec) -> tuple[float, list[str]]:
-    """Share of the prompt's demands met under the best assignment of objects to nouns, and what is missing."""
-    wanted: list[ObjectSpec] = [phrase for phrase in spec.objects for _ in range(phrase.count)]
-    slots: list[Thing | None] = [*things[:6], *[None] * len(wanted)]
-    best, best_reasons = -1.0, [""]
-    for chosen in set(itertools.permutations(range(len(slots)), len(wanted))) if things else [()]:
-        assigned = [slots[i] for i in chosen] if chosen else [None] * len(wanted)
-        credits, reasons = [], []
-        for phrase, thing in zip(wanted, assigned, strict=True):
-            credits.append(_credit(phrase, thing))
-            if credits[-1] < 1:
-                reasons.append(_complaint(phrase, thing))
+    """Share of the prompt's demands met under the best assignment of objects to nouns, and what is missing.
+
+    Each object that the prompt names is one demand. A relation is one more: where it holds, it is met as far as the
+    worst of its objects, else not at all.
+    """
+    nouns = [phrase for phrase in spec.objects for _ in range(phrase.count)]
+    slots: list[Thing | None] = [*things, *[None] * (len(nouns) - len(things))]
+    credits = [[_credit(noun, thing) for thing in slots] for noun in nouns]
+    # As many candidates a noun as there are nouns are enough for the best sum; a relation may want another pair.
+    depth = 6 if spec.relation else len(nouns)
+    candidates = sorted({int(i) for row in credits for i in np.argsort(np.negative(row), kind="stable")[:depth]})
+    best, met, chosen = -1.0, [0.0], ()
+    for trial in itertools.permutations(candidates, len(nouns)):
+        gains = [row[i] for row, i in zip(credits, trial, strict=True)]
         if spec.relation:
-            first, second = assigned[0], assigned[1]
-            placed = first is not None and second is not None and holds(spec.relation, first.centre, second.centre)
-            both = min(credits[0], credits[1])
-            credits.append(both if placed else 0.0)
-            if not placed and first is not None and second is not None:
-                reasons.append(f"the {wanted[0].shape} is not {spec.relation} the {wanted[1].shape}")
-        total = sum(credits) / len(credits)
-        if total > best:
-            best, best_reasons = total, reasons
-        if best >= 1:
+            gains.append(min(gains) if _placed([slots[i] for i in trial], spec) else 0.0)
+        if sum(gains) > best:
+            best, met, chosen = sum(gains), gains, trial
+        if best >= len(gains):
             break
-    return best, best_reasons
+    assigned = [slots[i] for i in chosen]
+    reasons = [_complaint(noun, thing) for noun, thing, gain in zip(nouns, assigned, met, strict=False) if gain < 1]
+    if spec.relation and None not in assigned and not _placed(assigned, spec):
+        first, second = spec.objects
+        reasons.append(f"the {first.shape} is not {spec.relation} the {second.shape}")
+    return best / len(met), reasons
+
+
+def _placed(assigned: Sequence[Thing | None], spec: Spec) -> bool:
+    """True when every object of the first noun stands in the prompt's relation to every object of the second."""
+    first, second = assigned[: spec.objects[0].count], assigned[spec.objects[0].count :]
+    return all(
+        a is not None and b is not None and holds(spec.relation or "", a.centre, b.centre)
+        for a, b in itertools.product(first, second)
+    )
 
 
 def _credit(phrase: ObjectSpec, thing: Thing | None) -> float:
     """Demands of one noun that one object meets: its shape, and colour and size where they are said.
 
-    Half of the credit is lost with the shape, and half with a colour; a size is a quarter.
+    1 where all are met; a wrong shape leaves 0.4 of it, a wrong colour 0.4, a wrong size 0.7. No object is 0.
     """
     if thing is None:
         return 0.0
@@ -218,12 +279,18 @@ def _spec_of(prompt: str) -> Spec:
 def judge_pixels(pixels: Tensor, prompts: Sequence[str]) -> list[Score]:
     """Score pixels [B, 1, 3, H, W] in [0, 1] under their prompts.
 
-    Raises InputError where a prompt is not ShapeWorld English or a picture is not ShapeWorld's size.
+    Raises InputError where a prompt is not ShapeWorld English, or a picture not ShapeWorld's size or not finite.
     """
     if pixels.ndim != 5 or pixels.shape[1:] != (1, 3, CANVAS, CANVAS) or len(prompts) != len(pixels):
         raise InputError(
             f"the oracle was given pixels of shape {tuple(pixels.shape)} and {len(prompts)} prompts.",
             f"It reads pictures as [B, 1, 3, {CANVAS}, {CANVAS}] with one prompt each.",
+        )
+    broken = (~torch.isfinite(pixels).flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise InputError(
+            f"the oracle was given pixels that are not finite, in picture {broken[0]} ({prompts[broken[0]]!r}).",
+            "Look for the step that made them: a loss that overflowed, or a learning rate too high.",
         )
     pictures = pixels.detach().float().cpu()[:, 0].permute(0, 2, 3, 1).numpy()
     return [score_picture(picture, _spec_of(prompt)) for picture, prompt in zip(pictures, prompts, strict=True)]

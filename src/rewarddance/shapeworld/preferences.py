@@ -28,14 +28,14 @@ class PreferenceRecipe(Recipe):
     pairs closer than this in the oracle's overall score have no order worth testing and are not drawn.
     """
 
-    train_prompts: int = Field(300, ge=1)
-    samples: int = Field(6, ge=2)
-    drawn: int = Field(4, ge=0)
-    pairs: int = Field(14, ge=1)
-    id_prompts: int = Field(100, ge=1)
-    ood_prompts: int = Field(100, ge=1)
-    test_pairs: int = Field(6, ge=1)
-    least_difference: float = Field(0.05, ge=0)
+    train_prompts: int = Field(default=300, ge=1)
+    samples: int = Field(default=6, ge=2)
+    drawn: int = Field(default=4, ge=0)
+    pairs: int = Field(default=14, ge=1)
+    id_prompts: int = Field(default=100, ge=1)
+    ood_prompts: int = Field(default=100, ge=1)
+    test_pairs: int = Field(default=6, ge=1)
+    least_difference: float = Field(default=0.05, ge=0)
     annotators: AnnotatorRecipe = AnnotatorRecipe()
 
 

@@ -6,19 +6,21 @@ Pictures here are float32 numpy arrays [H, W, 3] in [0, 1]; `to_pixels` gives th
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
-from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, COLOURS, Scene
+from rewarddance.errors import InputError
+from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, COLOURS, SHAPES, Scene
 
 DEFECTS = ("blur", "noise", "smear", "clutter")
 STYLES = ("flat", "sketch")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shape_mask(shape: str, side: int) -> np.ndarray:
     """Boolean [side, side] mask of a shape that fills its bounding square."""
     centre = (side - 1) / 2
@@ -32,7 +34,7 @@ def shape_mask(shape: str, side: int) -> np.ndarray:
     if shape == "cross":
         arm = max(1.0, side / 6)
         return (np.abs(x - centre) <= arm) | (np.abs(y - centre) <= arm)
-    raise ValueError(f"no shape named {shape!r}")
+    raise InputError(f"no shape is named {shape!r}.", f"ShapeWorld draws {', '.join(SHAPES)}.")
 
 
 def render(scene: Scene, style: str = "flat", rng: np.random.Generator | None = None) -> np.ndarray:
@@ -49,10 +51,11 @@ def render(scene: Scene, style: str = "flat", rng: np.random.Generator | None = 
             picture[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side][mask] = COLOURS[thing.colour]
         return picture
     if style != "sketch" or rng is None:
-        raise ValueError(f"style must be one of {STYLES}, and 'sketch' needs rng")
+        raise InputError(f"cannot draw in style {style!r}.", f"Styles are {', '.join(STYLES)}; 'sketch' needs an rng.")
     flat = render(scene)
     background = np.asarray(BACKGROUND, dtype=np.float32)
-    shade = np.linspace(*rng.uniform(0.72, 1.0, size=2), CANVAS, dtype=np.float32)
+    start, end = rng.uniform(0.72, 1.0, size=2)
+    shade = np.linspace(start, end, CANVAS, dtype=np.float32)
     shade = shade[:, None, None] if rng.random() < 0.5 else shade[None, :, None]
     paint = 1 - 0.12 * ndimage.gaussian_filter(rng.random((CANVAS, CANVAS, 1)), (1, 1, 0)).astype(np.float32)
     soft = ndimage.gaussian_filter(flat, (0.45, 0.45, 0))
@@ -60,18 +63,24 @@ def render(scene: Scene, style: str = "flat", rng: np.random.Generator | None = 
 
 
 def spoil(picture: np.ndarray, defect: str, level: float, rng: np.random.Generator) -> np.ndarray:
-    """The picture with one defect at `level` in [0, 1]; level 0 changes nothing."""
-    if defect not in DEFECTS:
-        raise ValueError(f"defect must be one of {DEFECTS}, got {defect!r}")
-    if level <= 0:
+    """The picture with one defect at `level` in [0, 1]; level 0 changes nothing.
+
+    One seed gives one defect at every level: the same noise pattern, the same smear's axis, the first pieces of the
+    same clutter. So levels can be compared picture by picture.
+    """
+    if defect not in DEFECTS or not 0 <= level <= 1:
+        raise InputError(f"no defect {defect!r} at level {level}.", f"Defects are {', '.join(DEFECTS)}, from 0 to 1.")
+    if level == 0:
         return picture.copy()
     if defect == "blur":
         spoiled = ndimage.gaussian_filter(picture, (2.5 * level, 2.5 * level, 0), mode="nearest")
     elif defect == "noise":
-        spoiled = picture + rng.normal(0, 0.35 * level, picture.shape)
+        spoiled = picture + 0.35 * level * rng.standard_normal(picture.shape)
     elif defect == "smear":
-        length = 1 + round(9 * level)
-        kernel = np.full(length, 1 / length)
+        # A box that grows by fractions of a pixel, alike on both sides: an even length would shift the picture.
+        reach = 4.5 * level
+        distances = np.abs(np.arange(-math.ceil(reach), math.ceil(reach) + 1))
+        kernel = np.minimum(1, reach + 1 - distances) / (2 * reach + 1)
         spoiled = ndimage.convolve1d(picture, kernel, axis=int(rng.integers(2)), mode="nearest")
     else:
         spoiled = picture.copy()
@@ -85,4 +94,6 @@ def spoil(picture: np.ndarray, defect: str, level: float, rng: np.random.Generat
 
 def to_pixels(pictures: list[np.ndarray] | np.ndarray) -> Tensor:
     """Arrays [N, H, W, 3] to pixels [N, 1, 3, H, W], float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(np.stack(list(pictures)))).permute(0, 3, 1, 2).unsqueeze(1).contiguous()
+    return (
+        torch.from_numpy(np.ascontiguousarray(np.stack(list(pictures)))).permute(0, 3, 1, 2).unsqueeze(1).contiguous()
+    )

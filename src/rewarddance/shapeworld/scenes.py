@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,7 @@ SIZES: dict[str, tuple[int, int]] = {"small": (7, 9), "large": (12, 14)}
 """Side of an object's bounding square in pixels, inclusive range by size word."""
 SIZE_BOUNDARY = 10.5
 COUNTS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4}
+_PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 RELATIONS = ("left of", "right of", "above", "below")
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tags, in its own order and spelling."""
@@ -40,6 +42,7 @@ PREFIXES = ("", "a picture of ", "a drawing of ")
 UNSEEN_COMBINATIONS = frozenset({("purple", "square"), ("yellow", "cross"), ("green", "triangle"), ("white", "circle")})
 """(colour, shape) pairs kept out of every training preference: the out-of-domain prompts are made of them."""
 UNSEEN_COUNT = 4
+SPLITS = ("train", "held_out", "unseen")
 MAX_OBJECTS = 4
 GAP = 2
 
@@ -56,13 +59,16 @@ class ObjectSpec:
     @property
     def text(self) -> str:
         word = {1: "a", 2: "two", 3: "three", 4: "four"}[self.count]
-        noun = self.shape if self.count == 1 else ("crosses" if self.shape == "cross" else self.shape + "s")
+        noun = self.shape if self.count == 1 else _PLURALS[self.shape]
         return " ".join(part for part in (word, self.size, self.colour, noun) if part)
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a prompt asks for: one or two noun phrases, and a relation between the two or none."""
+    """What a prompt asks for: one or two noun phrases, and a relation between the two or none.
+
+    With a relation, every object of the first phrase stands in it to every object of the second.
+    """
 
     category: str
     objects: tuple[ObjectSpec, ...]
@@ -83,14 +89,20 @@ class Spec:
         return bool(combinations & UNSEEN_COMBINATIONS) or self.total >= UNSEEN_COUNT
 
     def geneval(self, prompt: str | None = None) -> dict:
-        """GenEval's metadata record for this prompt."""
+        """GenEval's metadata record for this prompt. It has no word for sizes, so they are left out."""
         include = []
         for phrase in self.objects:
             entry: dict = {"class": phrase.shape, "count": phrase.count}
             include.append(entry | ({"color": phrase.colour} if phrase.colour else {}))
         if self.relation:  # GenEval lists the anchor first and states the relation on the object placed beside it
             include = [include[1], include[0] | {"position": [self.relation, 0]}]
-        return {"tag": self.category, "include": include, "exclude": [], "prompt": prompt or self.text}
+        exclude = []
+        if self.category == "counting":  # its counts are minima: one more of a class is excluded
+            totals: Counter[str] = Counter()
+            for phrase in self.objects:
+                totals[phrase.shape] += phrase.count
+            exclude = [{"class": shape, "count": count + 1} for shape, count in totals.items()]
+        return {"tag": self.category, "include": include, "exclude": exclude, "prompt": prompt or self.text}
 
 
 @dataclass(frozen=True)
@@ -121,39 +133,44 @@ def holds(relation: str, first: tuple[float, float], second: tuple[float, float]
     return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation] >= margin
 
 
-_NUMBER = "|".join(COUNTS) + "|an"
 _PHRASE = re.compile(
-    rf"(?:(?P<count>{_NUMBER}) )?(?:(?P<size>small|large) )?(?:(?P<colour>{'|'.join(COLOURS)}) )?"
-    rf"(?P<shape>{'|'.join(SHAPES)})(?P<plural>s|es)?"
+    rf"(?:(?P<count>{'|'.join(COUNTS)}|an) )?(?:(?P<size>{'|'.join(SIZES)}) )?(?:(?P<colour>{'|'.join(COLOURS)}) )?"
+    rf"(?:(?P<one>{'|'.join(SHAPES)})|(?P<many>{'|'.join(_PLURALS.values())}))"
 )
-_JOIN = re.compile(r" (?:(?:to the |is )*(left of|right of|above|below)|and) ")
+_JOIN = re.compile(rf" (?:(?:is )?(?:(?:to|on) the )?({'|'.join(RELATIONS)})|and) ")
 
 
 def parse_prompt(text: str) -> Spec:
     """Read a ShapeWorld prompt. Raises InputError naming the phrase that is not ShapeWorld English."""
-    cleaned = re.sub(r"\s+", " ", text.strip().lower().rstrip("."))
+    cleaned = " ".join(text.lower().split()).rstrip(". ")
     cleaned = re.sub(r"^an? (?:picture|drawing|photo|image) of ", "", cleaned)
-    joins = list(_JOIN.finditer(cleaned))
-    parts = _JOIN.split(cleaned)[::2] if joins else [cleaned]
-    phrases = []
-    for part in parts:
-        match = _PHRASE.fullmatch(part)
-        if match is None or len(parts) > 2:
-            raise InputError(
-                f"the prompt {text!r} is not ShapeWorld English: cannot read {part!r}.",
-                "Say one or two things such as 'two small red circles', joined by 'and', 'left of', 'right of', "
-                f"'above' or 'below'; shapes are {', '.join(SHAPES)}; colours are {', '.join(COLOURS)}.",
-            )
-        phrases.append(
-            ObjectSpec(match["shape"], COUNTS.get(match["count"] or "a", 1), match["colour"], match["size"])
+    parts = _JOIN.split(cleaned)  # phrase, relation or None for 'and', phrase, ...
+    phrases = [_parse_phrase(part) for part in parts[:3:2]]
+    unread = [part for part, phrase in zip(parts[::2], phrases, strict=False) if phrase is None] or parts[4::2]
+    if unread:
+        raise InputError(
+            f"the prompt {text!r} is not ShapeWorld English: cannot read {unread[0]!r}.",
+            "Say one or two things such as 'two small red circles', joined by 'and', 'left of', 'right of', "
+            f"'above' or 'below'; shapes are {', '.join(SHAPES)}; colours are {', '.join(COLOURS)}.",
         )
-    relation = joins[0].group(1) if joins else None
-    if sum(phrase.count for phrase in phrases) > MAX_OBJECTS:
+    found = [phrase for phrase in phrases if phrase]
+    relation = parts[1] if len(parts) > 1 else None
+    if sum(phrase.count for phrase in found) > MAX_OBJECTS:
         raise InputError(
             f"the prompt {text!r} asks for more than {MAX_OBJECTS} objects.",
             f"ShapeWorld scenes hold 1 to {MAX_OBJECTS} objects; ask for fewer.",
         )
-    return Spec(_category(phrases, relation), tuple(phrases), relation)
+    return Spec(_category(found, relation), tuple(found), relation)
+
+
+def _parse_phrase(text: str) -> ObjectSpec | None:
+    """One noun phrase, or None where it cannot be read; number and noun must agree."""
+    match = _PHRASE.fullmatch(text)
+    if match is None:
+        return None
+    count = COUNTS.get(match["count"], 1)
+    shape = match["one"] if count == 1 else next((s for s in SHAPES if _PLURALS[s] == match["many"]), None)
+    return ObjectSpec(shape, count, match["colour"], match["size"]) if shape else None
 
 
 def _category(phrases: list[ObjectSpec], relation: str | None) -> str:
@@ -197,18 +214,20 @@ def split_of(spec: Spec) -> str:
 
 
 def prompt_set(split: str, n: int, seed: int, balanced: bool = True) -> list[tuple[str, Spec]]:
-    """`n` (text, spec) pairs of one split, the categories in turn. Each spec is used once before any is repeated."""
-    rng = np.random.default_rng([seed, {"train": 0, "held_out": 1, "unseen": 2}[split]])
-    pools = {}
-    for category in CATEGORIES:
-        specs = [spec for spec in all_specs()[category] if split_of(spec) == split]
-        if specs:
-            pools[category] = [specs[i] for i in rng.permutation(len(specs))]
-    order = list(pools) if balanced else [c for c, specs in pools.items() for _ in specs]
+    """`n` (text, spec) pairs of one split, each of its categories in turn, or as they are drawn where not `balanced`.
+
+    No spec is repeated before every other of its category (or of the split) was used.
+    """
+    if split not in SPLITS:
+        raise InputError(f"no prompts of a split named {split!r}.", f"Splits are {', '.join(SPLITS)}.")
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    pools = [[spec for spec in all_specs()[category] if split_of(spec) == split] for category in CATEGORIES]
+    pools = [pool for pool in pools if pool] if balanced else [[spec for pool in pools for spec in pool]]
+    pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
     chosen = []
     for index in range(n):
-        pool = pools[order[index % len(order)]]
-        spec = pool[(index // len(order)) % len(pool)]
+        turn, at = index // len(pools), index % len(pools)
+        spec = pools[at][turn % len(pools[at])]
         chosen.append((PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text, spec))
     return chosen
 
@@ -234,7 +253,7 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
                 size = "small" if spec.total > 2 or rng.random() < 0.5 else "large"
             low, high = SIZES[size]
             parts.append((phrase.shape, colour, int(rng.integers(low, high + 1))))
-    return _place(parts, rng, spec.relation)
+    return _place(parts, rng, spec.relation, spec.objects[0].count)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
@@ -245,12 +264,17 @@ def random_scene(rng: np.random.Generator) -> Scene:
         low, high = SIZES["small" if n > 2 or rng.random() < 0.5 else "large"]
         colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
         parts.append((SHAPES[int(rng.integers(len(SHAPES)))], colour, int(rng.integers(low, high + 1))))
-    return _place(parts, rng, None)
+    return _place(parts, rng)
 
 
-def _place(parts: list[tuple[str, str, int]], rng: np.random.Generator, relation: str | None) -> Scene:
-    """Lay objects out at random with `GAP` free pixels between any two; with a relation, the first stands in it."""
-    while True:
+def _place(
+    parts: list[tuple[str, str, int]], rng: np.random.Generator, relation: str | None = None, first: int = 1
+) -> Scene:
+    """Lay (shape, colour, side) out at random with `GAP` free pixels between any two.
+
+    With a relation, each of the `first` ones stands in it to each of the others.
+    """
+    for _ in range(5000):
         things: list[Thing] = []
         for shape, colour, side in parts:
             for _ in range(20):
@@ -266,8 +290,14 @@ def _place(parts: list[tuple[str, str, int]], rng: np.random.Generator, relation
                 break
         if len(things) < len(parts):
             continue
-        if relation is None or holds(relation, things[0].centre, things[1].centre, margin=8.0):
+        pairs = itertools.product(things[:first], things[first:]) if relation else ()
+        if all(holds(relation, a.centre, b.centre, margin=8.0) for a, b in pairs):  # type: ignore[arg-type]
             return tuple(things)
+    sides = ", ".join(str(side) for _, _, side in parts)
+    raise InputError(
+        f"found no place for objects of {sides} pixels on a canvas of {CANVAS}{f', {relation}' if relation else ''}.",
+        "Ask for fewer objects, or for small ones.",
+    )
 
 
 def wrong_attribute(scene: Scene, rng: np.random.Generator, n: int = 1) -> Scene:

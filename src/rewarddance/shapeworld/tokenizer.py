@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -16,7 +17,7 @@ def prompt_corpus() -> list[str]:
     return [*texts, *texts, " ".join(["", *COUNTS, "an", "to", "the", "is", "photo", "image"])]
 
 
-def train_tokenizer(corpus: Iterable[str], special: Sequence[str], bos: str | None = None, **names: str):
+def train_tokenizer(corpus: Iterable[str], special: Sequence[str], bos: str | None = None, **names: Any):
     """Train a byte-level BPE on `corpus` until each of its words is one token.
 
     special: tokens that are never split. bos: one of them that opens every text, or None. names: what

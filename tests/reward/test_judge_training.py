@@ -1,0 +1,153 @@
+"""Training a judge lowers its loss, and where a run is interrupted leaves no trace in its result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import colour_preferences, judge_folder
+
+from rewarddance.reward.generative import PairwiseReward, load_reward
+from rewarddance.reward.objectives import both_orders_cross_entropy
+from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Preference, Question
+
+RECIPE = JudgeRecipe(
+    base=str(judge_folder()),
+    instruction="t2i-brief",
+    learning_rate=1e-3,
+    batch_size=4,
+    epochs=4.5,
+    pixel_noise=0.05,
+    save_every=5,
+)
+"""18 steps on 16 preferences: five epochs, the last one cut in half, and a checkpoint inside an epoch."""
+
+
+@pytest.fixture(scope="module")
+def preferences() -> list[Preference]:
+    return colour_preferences(16)
+
+
+def train(folder: Path, preferences: list[Preference], evaluate=None, recipe: JudgeRecipe = RECIPE) -> PairwiseReward:
+    return train_judge(recipe, preferences, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "reward" / "model.safetensors")
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert logged(folder) == logged(other)
+
+
+def accuracy(judge: PairwiseReward) -> dict[str, float]:
+    """Logged at each checkpoint: the mean margin of red over blue on pairs that are not trained on."""
+    pairs = colour_preferences(4, seed=1)
+    sign = [1 if pair.share else -1 for pair in pairs]
+    margin = judge([Question(p.prompt, p.second, p.first) for p in pairs]).margin
+    return {"red_over_blue": float((margin * torch.tensor(sign)).mean())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, preferences) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, preferences, accuracy)
+    return folder
+
+
+def test_training_lowers_the_loss(whole, preferences):
+    def loss(judge: PairwiseReward) -> float:
+        forward = judge([Question(p.prompt, p.second, p.first) for p in preferences]).margin
+        backward = judge([Question(p.prompt, p.first, p.second) for p in preferences]).margin
+        return both_orders_cross_entropy(forward, backward, torch.tensor([p.share for p in preferences])).item()
+
+    before, after = loss(load_reward(RECIPE.base, instruction="t2i-brief")), loss(load_reward(str(whole / "reward")))
+    assert after < 0.5 * before
+    losses = [row["loss"] for row in logged(whole) if "loss" in row]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_run_logs_its_loss_and_its_figures_at_every_checkpoint(whole):
+    rows = logged(whole)
+    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15]
+    assert [row["step"] for row in rows if "red_over_blue" in row] == [5, 10, 15, 18]
+    assert {row["phase"] for row in rows} == {"judge"}
+    assert accuracy(load_reward(str(whole / "reward")))["red_over_blue"] == pytest.approx(
+        rows[-1]["red_over_blue"], abs=1e-4
+    )
+
+
+def test_the_reward_keeps_the_instruction_that_it_was_trained_with(whole):
+    config = load_reward(str(whole / "reward")).config
+    assert (config.instruction, config.instruction_version) == ("t2i-brief", 1)
+
+
+class Interrupting:
+    """An evaluation that is cut off the second time, before its checkpoint is marked complete."""
+
+    def __init__(self, error: type[BaseException], at: int) -> None:
+        self.error, self.at, self.calls = error, at, 0
+
+    def __call__(self, judge: PairwiseReward) -> dict[str, float]:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        return accuracy(judge)
+
+
+@pytest.mark.parametrize(("error", "at"), [(KeyboardInterrupt, 2), (RuntimeError, 4)])
+def test_an_interrupted_run_goes_on_to_the_very_same_weights_and_metrics(tmp_path, preferences, whole, error, at):
+    with pytest.raises(error):
+        train(tmp_path, preferences, Interrupting(error, at))
+    assert not (tmp_path / "reward").exists()
+    train(tmp_path, preferences, accuracy)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_run_that_was_cut_off_after_its_last_step_takes_no_further_one(tmp_path, preferences, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "reward")
+    train(tmp_path, preferences, accuracy)
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, preferences, whole):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "reward")
+    newest = tmp_path / "checkpoint-18"
+    (newest / "complete").unlink()
+    for file in newest.glob("*.safetensors"):
+        file.write_bytes(b"cut off")
+    train(tmp_path, preferences, accuracy)
+    assert_same_run(tmp_path, whole)
+
+
+def test_another_seed_gives_another_judge(tmp_path, preferences):
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    short = RECIPE.model_copy(update={"epochs": 0.5})
+    train_judge(short, preferences, tmp_path / "a", metrics, seed=1)
+    train_judge(short, preferences, tmp_path / "b", metrics, seed=2)
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_frozen_vision_tower_does_not_move(tmp_path, preferences):
+    short = RECIPE.model_copy(update={"freeze_vision_tower": True, "epochs": 0.5})
+    train(tmp_path, preferences, recipe=short)
+    before, after = load_file(judge_folder() / "model.safetensors"), weights(tmp_path)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any("vision_tower" in name for name in moved)

@@ -1,0 +1,144 @@
+"""A reward is a plain save_pretrained folder and a small JSON file; what is wrong with one is said in its reader's words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import judge_folder, pictures
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from rewarddance.errors import InputError
+from rewarddance.reward.generative import PairwiseReward, RewardConfig, load_reward
+from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.types import Question
+
+
+def questions(n: int) -> list[Question]:
+    shown = pictures(2 * n)
+    return [Question("a red circle", shown[2 * i], shown[2 * i + 1]) for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    config = RewardConfig(instruction="t2i-brief", orders="both")
+    folder = tmp_path_factory.mktemp("saved") / "reward"
+    PairwiseReward(VisionLanguageModel(str(judge_folder())), config).freeze().save(folder)
+    return folder
+
+
+@pytest.fixture
+def broken(saved, tmp_path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(saved, tmp_path / "broken"))
+
+
+def test_a_saved_reward_gives_the_same_margins(saved):
+    config = RewardConfig(instruction="t2i-brief", orders="both")
+    before = PairwiseReward(VisionLanguageModel(str(judge_folder())), config).freeze()
+    assert torch.equal(load_reward(str(saved))(questions(3)).margin, before(questions(3)).margin)
+
+
+def test_a_saved_reward_says_how_it_is_to_be_asked(saved):
+    config = json.loads((saved / "reward_config.json").read_text())
+    assert config["kind"] == "pairwise_generative"
+    assert (config["instruction"], config["instruction_version"], config["orders"]) == ("t2i-brief", 1, "both")
+    assert load_reward(str(saved)).config == RewardConfig(instruction="t2i-brief", orders="both")
+
+
+def test_a_saved_reward_loads_in_plain_transformers(saved):
+    model = AutoModelForImageTextToText.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    ours = load_reward(str(saved)).vlm
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), ours.model.state_dict().values(), strict=True))
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a red circle"}]}]
+    written = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert written == "<|im_start|>user\n<IMG_CONTEXT>\na red circle<|im_end|>\n<|im_start|>assistant\n"
+    assert GotOcr2ImageProcessorPil.from_pretrained(saved).size["height"] == 32
+    names = {file.name for file in saved.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "processor_config.json"} <= names
+
+
+def test_a_loaded_reward_is_frozen_and_a_saved_one_can_be_saved_again(saved, tmp_path):
+    reward = load_reward(str(saved))
+    assert not any(weight.requires_grad for weight in reward.vlm.model.parameters())
+    reward.save(tmp_path / "again")
+    again = load_reward(str(tmp_path / "again"))
+    assert torch.equal(again(questions(2)).margin, reward(questions(2)).margin)
+
+
+def test_a_checkpoint_that_is_no_reward_yet_is_asked_with_the_default_instruction():
+    assert load_reward(str(judge_folder())).config == RewardConfig()
+
+
+def test_changes_go_before_what_is_saved(saved):
+    assert load_reward(str(saved), orders="forward").config == RewardConfig(instruction="t2i-brief", orders="forward")
+
+
+def test_a_missing_checkpoint_is_refused_by_name(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_reward(str(tmp_path / "nowhere"))
+    assert "nowhere" in caught.value.what and "save_pretrained" in caught.value.remedy
+
+
+@pytest.mark.parametrize("text", ["{'kind': ", "[1, 2]", "7", "\xff"])
+def test_a_broken_reward_config_is_refused_by_name(broken, text):
+    (broken / "reward_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError) as caught:
+        load_reward(str(broken))
+    assert str(broken / "reward_config.json") in caught.value.what and "train the reward again" in caught.value.remedy
+
+
+def test_an_unknown_field_of_the_reward_config_is_refused_with_the_nearest_known_one(broken):
+    (broken / "reward_config.json").write_text('{"order": "both"}')
+    with pytest.raises(InputError) as caught:
+        load_reward(str(broken))
+    assert "unknown key 'order'" in caught.value.what and "'orders'" in caught.value.remedy
+    with pytest.raises(InputError, match="unknown key 'batchsize'.*'batch_size'"):
+        load_reward(str(judge_folder()), batchsize=3)
+    with pytest.raises(InputError, match="the key 'orders'.*'backward'"):
+        load_reward(str(judge_folder()), orders="backward")
+
+
+def test_an_unknown_instruction_is_refused_with_the_known_ones(saved):
+    with pytest.raises(InputError) as caught:
+        load_reward(str(saved), instruction="t2v")(questions(1))
+    assert "'t2v'" in caught.value.what and "t2i, t2i-brief" in caught.value.remedy
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_a_folder_without_one_of_its_files_is_refused_by_name(broken, lost):
+    (broken / lost).unlink()
+    with pytest.raises(InputError) as caught:
+        load_reward(str(broken))
+    assert str(broken) in caught.value.what and "cannot be loaded" in caught.value.what
+
+
+@pytest.mark.parametrize("cut", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])
+def test_a_folder_with_a_file_that_was_cut_off_is_refused_by_name(broken, cut):
+    whole = (broken / cut).read_bytes()
+    (broken / cut).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError) as caught:
+        load_reward(str(broken))
+    assert str(broken) in caught.value.what and "cannot be loaded" in caught.value.what
+
+
+def test_a_model_whose_tokenizer_cannot_say_yes_in_one_token_is_refused():
+    with pytest.raises(InputError) as caught:
+        load_reward(str(judge_folder()), yes=("absolutely correct",))
+    assert "'absolutely correct'" in caught.value.what and "one token" in caught.value.remedy
+
+
+def test_a_text_model_is_refused_as_a_judge(tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shutil.copytree(judge_folder(), tmp_path / "text")
+    Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=99, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    ).save_pretrained(tmp_path / "text")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_reward(str(tmp_path / "text"))

@@ -1,0 +1,160 @@
+"""What the tests run on: random checkpoints of real classes, and small generators and judges whose answers are known."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from rewarddance.generators.flow import euler_step, predicted_x_0
+from rewarddance.shapeworld.generator_base import build_pipeline
+from rewarddance.shapeworld.judge_base import build_judge_base, save_judge_base
+from rewarddance.types import PixelBatch, Preference, Question, Verdict
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="rewarddance-tests-")
+
+
+@functools.cache
+def judge_folder() -> Path:
+    """An InternVL with random weights as a save_pretrained folder. They are large, so that margins differ by whole units."""
+    folder = Path(_scratch().name) / "judge"
+    model, tokenizer = build_judge_base(seed=1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "position" not in name:
+                weight.mul_(4)
+    save_judge_base(model, tokenizer, folder)
+    return folder
+
+
+@functools.cache
+def generator_folder() -> Path:
+    """A CogView4 pipeline with random weights as a diffusers folder."""
+    folder = Path(_scratch().name) / "generator"
+    build_pipeline(seed=1).save_pretrained(folder)
+    return folder
+
+
+def pictures(n: int, seed: int = 0, size: int = 32) -> PixelBatch:
+    """`n` random pictures [n, 1, 3, size, size] whose values are whole 255ths."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (n, 1, 3, size, size), generator=rng) / 255
+
+
+def colour_preferences(n: int, seed: int = 0) -> list[Preference]:
+    """`n` pairs of a red and a blue noisy picture; red is always better, and stands first in every second pair."""
+    rng = torch.Generator().manual_seed(seed)
+    pairs = []
+    for i in range(n):
+        red, blue = (0.2 * torch.rand(1, 3, 32, 32, generator=rng) for _ in range(2))
+        red[:, 0] += 0.7
+        blue[:, 2] += 0.7
+        first, second = (red, blue) if i % 2 else (blue, red)
+        pairs.append(Preference(f"a small {('circle', 'cross')[i // 2 % 2]}", first, second, float(i % 2 == 0)))
+    return pairs
+
+
+class BrightnessJudge:
+    """Margin = 8 (mean of the candidate - mean of the reference) + bias. `asked` counts questions."""
+
+    def __init__(self, bias: float = 0.0) -> None:
+        self.bias, self.asked = bias, 0
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        self.asked += len(questions)
+        found = [8 * (q.candidate.mean() - q.reference.mean()) + self.bias for q in questions if q.reference is not None]
+        return Verdict(torch.stack(found) if found else torch.zeros(0))
+
+
+class TinyGenerator:
+    """A Trainable: pictures of 4x4 pixels, a velocity that acts on each value alone, and a LoRA over all of them.
+
+    `started` keeps every seed that it began from.
+    """
+
+    def __init__(self, num_steps: int = 4) -> None:
+        self.num_steps = num_steps
+        self.sigmas = torch.linspace(1, 0, num_steps + 1).tolist()
+        self.started: list[int] = []
+        self.lora: list[nn.Parameter] = []
+        self.trained = True
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([0.1 * (len(prompt) % 5) for prompt in prompts])[:, None, None, None]
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        self.started += list(seeds)
+        return torch.stack([torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def predict(self, x_t: Tensor, step: int, condition: Tensor) -> Tensor:
+        v = 0.5 * x_t + condition
+        if self.lora and self.trained:
+            down, up = self.lora
+            v = v + (x_t.flatten(1) @ down.T @ up.T).view_as(x_t)
+        return v
+
+    def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        return euler_step(x_t, prediction, self.sigmas[step], self.sigmas[step + 1])
+
+    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        return predicted_x_0(x_t, prediction, self.sigmas[step])
+
+    def decode(self, x_0: Tensor) -> PixelBatch:
+        return x_0.sigmoid().unsqueeze(1)
+
+    def add_lora(self, rank: int, alpha: float) -> list[nn.Parameter]:
+        self.lora = [nn.Parameter(torch.randn(rank, 48)), nn.Parameter(torch.zeros(48, rank))]
+        return self.lora
+
+    @contextmanager
+    def as_before_training(self) -> Iterator[None]:
+        self.trained = False
+        try:
+            yield
+        finally:
+            self.trained = True
+
+    def save_lora(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(dict(zip(("down", "up"), self.lora, strict=True)), folder / "lora.safetensors")
+
+
+class GaussianGenerator:
+    """x_0 is N(mean, deviation^2) in every value, and the velocity is the exact E[eps - x_0 | x_t]. Pixels are latents."""
+
+    def __init__(self, mean: float, deviation: float, num_steps: int) -> None:
+        self.mean, self.variance, self.num_steps = mean, deviation**2, num_steps
+        self.sigmas = torch.linspace(1, 0, num_steps + 1).tolist()
+
+    def posterior(self, x_t: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """E[x_0 | x_t] and E[eps | x_t], by conditioning the joint Gaussian of (x_0, eps, x_t)."""
+        away = (x_t - (1 - sigma) * self.mean) / ((1 - sigma) ** 2 * self.variance + sigma**2)
+        return self.mean + (1 - sigma) * self.variance * away, sigma * away
+
+    def encode(self, prompts: Sequence[str]) -> None:
+        return None
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        return torch.stack([torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+    def predict(self, x_t: Tensor, step: int, condition: None) -> Tensor:
+        x_0, eps = self.posterior(x_t, self.sigmas[step])
+        return eps - x_0
+
+    def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        return euler_step(x_t, prediction, self.sigmas[step], self.sigmas[step + 1])
+
+    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        return predicted_x_0(x_t, prediction, self.sigmas[step])
+
+    def decode(self, x_0: Tensor) -> PixelBatch:
+        return x_0.unsqueeze(1)
