@@ -23,24 +23,31 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="rewarddance-tests-")
 
 
+@torch.no_grad()
+def _louder(model: nn.Module, factor: float) -> None:
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and "position" not in name:
+            weight.mul_(factor)
+
+
 @functools.cache
 def judge_folder() -> Path:
     """An InternVL with random weights as a save_pretrained folder. They are large, so that margins differ by whole units."""
     folder = Path(_scratch().name) / "judge"
     model, tokenizer = build_judge_base(seed=1)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "position" not in name:
-                weight.mul_(4)
+    _louder(model, 4)
     save_judge_base(model, tokenizer, folder)
     return folder
 
 
 @functools.cache
 def generator_folder() -> Path:
-    """A CogView4 pipeline with random weights as a diffusers folder."""
+    """A CogView4 pipeline with random weights as a diffusers folder. They are large, so that the prompt is seen in pictures."""
     folder = Path(_scratch().name) / "generator"
-    build_pipeline(seed=1).save_pretrained(folder)
+    pipeline = build_pipeline(seed=1)
+    _louder(pipeline.transformer, 3)
+    _louder(pipeline.text_encoder, 2)
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -71,7 +78,9 @@ class BrightnessJudge:
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         self.asked += len(questions)
-        found = [8 * (q.candidate.mean() - q.reference.mean()) + self.bias for q in questions if q.reference is not None]
+        found = [
+            8 * (q.candidate.mean() - q.reference.mean()) + self.bias for q in questions if q.reference is not None
+        ]
         return Verdict(torch.stack(found) if found else torch.zeros(0))
 
 
@@ -111,7 +120,7 @@ class TinyGenerator:
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.sigmoid().unsqueeze(1)
 
-    def add_lora(self, rank: int, alpha: float) -> list[nn.Parameter]:
+    def add_lora(self, rank: int, alpha: int) -> list[nn.Parameter]:
         self.lora = [nn.Parameter(torch.randn(rank, 48)), nn.Parameter(torch.zeros(48, rank))]
         return self.lora
 

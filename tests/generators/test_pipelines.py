@@ -37,7 +37,7 @@ def trained() -> Iterator[CogView4Generator]:
     generator = load_generator(str(generator_folder()), STEPS)
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in generator.add_lora(rank=3, alpha=6.0):
+        for weight in generator.add_lora(rank=3, alpha=6):
             weight.copy_(0.2 * torch.randn(weight.shape, generator=rng))
     yield generator
 
@@ -121,7 +121,7 @@ def test_the_schedule_falls_from_pure_noise_to_none(generator):
 
 def test_a_new_lora_changes_nothing(generator):
     fresh = load_generator(str(generator_folder()), STEPS)
-    fresh.add_lora(rank=4, alpha=4.0)
+    fresh.add_lora(rank=4, alpha=4)
     assert torch.equal(sample(fresh, PROMPTS, SEEDS), sample(generator, PROMPTS, SEEDS))
 
 
@@ -132,7 +132,6 @@ def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(tra
     weights = dict(trained.transformer.named_parameters())
     with_gradient = {name for name, weight in weights.items() if weight.grad is not None and weight.grad.any()}
     assert with_gradient and all("lora" in name for name in with_gradient)
-    # in the last block the text's own output is dropped, so its half of the feed-forward still sees a gradient only by attention
     assert len(with_gradient) == len([name for name in weights if "lora" in name])
     assert not any(weight.requires_grad for weight in trained.pipeline.vae.parameters())
 
@@ -214,7 +213,13 @@ def test_a_missing_generator_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lost", ["model_index.json", "transformer/diffusion_pytorch_model.safetensors", "vae/config.json", "tokenizer/tokenizer.json"]
+    "lost",
+    [
+        "model_index.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "tokenizer/tokenizer.json",
+    ],
 )
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_generator_folder_with_a_lost_or_cut_file_is_refused_by_name(tmp_path, lost, cut):

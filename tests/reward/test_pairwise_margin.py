@@ -78,12 +78,16 @@ def processed(pixels: Pixels) -> Tensor:
 
 
 def normalised(pixels: Pixels) -> Tensor:
-    return (pixels - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    return (pixels - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+        :, None, None
+    ]
 
 
 def test_the_margin_is_that_of_one_plain_forward_a_question(judge, naive_margin):
     asked = questions(6)
-    naive = [naive_margin(written_out(q.prompt), torch.cat([processed(q.reference), processed(q.candidate)])) for q in asked]
+    naive = [
+        naive_margin(written_out(q.prompt), torch.cat([processed(q.reference), processed(q.candidate)])) for q in asked
+    ]
     found = judge(asked).margin
     assert found.dtype == torch.float32
     assert found.std() > 0.1  # the questions have different answers
@@ -223,7 +227,10 @@ def test_resizing_is_within_one_and_a_half_steps_of_pillow(judge, picture, size)
     array = picture(*size)
     pillow = np.asarray(Image.fromarray(array).resize((32, 32), Image.Resampling.BICUBIC)) / 255
     ours = judge.vlm.preprocess(torch.from_numpy(array / 255).float().permute(2, 0, 1).unsqueeze(0))
-    deviation, mean = torch.tensor([0.229, 0.224, 0.225])[:, None, None], torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation, mean = (
+        torch.tensor([0.229, 0.224, 0.225])[:, None, None],
+        torch.tensor([0.485, 0.456, 0.406])[:, None, None],
+    )
     back = (ours * deviation + mean)[0].permute(1, 2, 0).numpy()
     assert np.abs(back - pillow).max() < 1.5 / 255
 

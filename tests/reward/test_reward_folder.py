@@ -54,13 +54,21 @@ def test_a_saved_reward_loads_in_plain_transformers(saved):
     model = AutoModelForImageTextToText.from_pretrained(saved)
     tokenizer = AutoTokenizer.from_pretrained(saved)
     ours = load_reward(str(saved)).vlm
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), ours.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), ours.model.state_dict().values(), strict=True)
+    )
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a red circle"}]}]
     written = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert written == "<|im_start|>user\n<IMG_CONTEXT>\na red circle<|im_end|>\n<|im_start|>assistant\n"
     assert GotOcr2ImageProcessorPil.from_pretrained(saved).size["height"] == 32
     names = {file.name for file in saved.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "processor_config.json"} <= names
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "processor_config.json",
+    } <= names
 
 
 def test_a_loaded_reward_is_frozen_and_a_saved_one_can_be_saved_again(saved, tmp_path):

@@ -71,7 +71,8 @@ def build_references(
             part = missing[start : start + at_once]
             n = recipe.candidates
             seeds = [candidate_seeds(seed, i, n) for i, _ in part]
-            pictures = sample(generator, [p for _, p in part for _ in range(n)], sum(seeds, []), batch_size=128)
+            texts = [prompt for _, prompt in part for _ in range(n)]
+            pictures = sample(generator, texts, [s for own in seeds for s in own], batch_size=128)
             groups = [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
             rankings = tournament(judge, [prompt for _, prompt in part], groups)
             lines = []

@@ -1,4 +1,4 @@
-"""ReFL's objectives, each a pure function of tensors (paper, section 3; caps and regulariser after OneReward 2508.21066)."""
+"""ReFL's objectives, each a pure function of tensors (paper, section 3; cap and regulariser after 2508.21066)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class ReflRecipe(Recipe):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     lora_rank: int = Field(default=16, ge=1)
-    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_alpha: int = Field(default=16, ge=1)
     late: tuple[float, float] = (0.5, 1.0)
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
     cap: float = Field(default=0.9, gt=0, lt=1)
@@ -64,7 +64,7 @@ class ReflRecipe(Recipe):
 class Trainable(Generator, Protocol):
     """A generator that can be trained with LoRA and can step back to what it was."""
 
-    def add_lora(self, rank: int, alpha: float) -> list[nn.Parameter]: ...
+    def add_lora(self, rank: int, alpha: int) -> list[nn.Parameter]: ...
     def as_before_training(self) -> Any: ...
     def save_lora(self, folder: Path) -> None: ...
 
@@ -79,7 +79,7 @@ def train_refl(
     seed: int = 0,
     probe: Callable[[], dict[str, float]] = dict,
 ) -> None:
-    """ReFL (paper, section 3): raise P("yes") of the one-step prediction at a late step against the prompt's references.
+    """ReFL (paper, section 3): raise P("yes") of a late step's one-step prediction against the prompt's references.
 
     On return `generator` carries the EMA of its LoRA, which is also in `folder`/lora. Continues from the newest
     checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on where a

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from rewarddance.errors import InputError
 from rewarddance.types import Pixels
@@ -20,11 +20,13 @@ def read_picture(path: Path) -> Pixels:
     try:
         with Image.open(path) as opened:
             picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I;16"):  # Pillow's own conversion clips it to white
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of a broken file Pillow's decoders raise nearly anything, SyntaxError and TypeError too
         raise InputError(f"the picture {path} cannot be read: {error}.", "Replace or remove it.") from error
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).contiguous()
 

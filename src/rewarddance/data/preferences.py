@@ -50,31 +50,26 @@ class PreferenceSet(Sequence[Preference]):
 def read_rows(path: Path) -> Iterator[PreferenceRow]:
     """The rows of a preferences file. Raises InputError naming file, line and what is wrong with it."""
     try:
-        file = path.open(encoding="utf-8")
+        file = path.open("rb")
     except OSError as error:
         raise InputError(
             f"the preferences file {path} cannot be read: {error.strerror}.", "Give a JSONL file of preferences."
         ) from error
     n = 0
     with file:
-        try:
-            for n, line in enumerate(file, start=1):
-                yield _parse(line, path, n)
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"line {n + 1} of the preferences file {path} is not UTF-8: {error}.", "Correct or remove the line."
-            ) from error
+        for n, line in enumerate(file, start=1):
+            yield _parse(line, path, n)
     if n == 0:
         raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a line.")
 
 
-def _parse(line: str, path: Path, number: int) -> PreferenceRow:
+def _parse(line: bytes, path: Path, number: int) -> PreferenceRow:
     where = f"line {number} of the preferences file {path}"
     try:
         row = json.loads(line)
         prompt, media = row["prompt"], [path.parent / row[key] for key in ("media_a", "media_b")]
         share = float(row["share"]) if "share" in row else _SHARES[row["label"]]
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{where} is not JSON: {error}.", "Correct or remove the line.") from None
     except KeyError as error:
         raise InputError(

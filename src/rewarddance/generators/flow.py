@@ -1,6 +1,6 @@
 """Flow matching in four lines: x_t = (1 - sigma) x_0 + sigma eps, and the network learns v = eps - x_0.
 
-Source: Lipman et al. 2210.02747, Liu et al. 2209.03003, in the convention of diffusers' FlowMatchEulerDiscreteScheduler.
+Source: Lipman et al. 2210.02747, Liu et al. 2209.03003, as diffusers' FlowMatchEulerDiscreteScheduler has it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Condition(NamedTuple):
 class CogView4Generator:
     """A CogView4 pipeline as a Generator.
 
-    num_inference_steps, guidance_scale: as in the pipeline's `__call__`; guidance above 1 costs a second forward a step.
+    num_inference_steps, guidance_scale: as in the pipeline's `__call__`; guidance above 1 costs a second forward.
     """
 
     adapted = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -121,7 +121,7 @@ class CogView4Generator:
 
     # -- what training needs ------------------------------------------------------------------------------------
 
-    def add_lora(self, rank: int, alpha: float) -> list[nn.Parameter]:
+    def add_lora(self, rank: int, alpha: int) -> list[nn.Parameter]:
         """Put a LoRA on the transformer; returns its weights, the only ones that train."""
         self.pipeline.transformer.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=list(self.adapted))
@@ -142,14 +142,14 @@ class CogView4Generator:
         transformer = self.pipeline.transformer
         self.pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers=get_peft_model_state_dict(transformer),
+            transformer_lora_layers=dict(get_peft_model_state_dict(transformer)),  # type: ignore[arg-type]
             transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
         )
 
     def load_lora(self, folder: Path) -> None:
-        """Load what `save_lora` (or any diffusers trainer of this pipeline) wrote. Raises InputError where there is none."""
+        """Load what `save_lora`, or any diffusers trainer, wrote. Raises InputError where there is none."""
         try:
-            self.pipeline.load_lora_weights(folder)
+            self.pipeline.load_lora_weights(str(folder))
         except (OSError, ValueError) as error:
             raise InputError(f"no LoRA can be loaded from {folder}: {error}.", "Give a folder of save_lora.") from error
 

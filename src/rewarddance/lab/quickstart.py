@@ -105,7 +105,7 @@ class Run:
 
 
 def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
-    """A new run folder with its config. Raises InputError where the folder holds a run already, or cannot be written."""
+    """A new run folder with its config. Raises InputError where it holds a run already, or cannot be written."""
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds a run already.", "Give --resume to finish it, or another --name.")
     writable_folder(folder)
@@ -283,7 +283,7 @@ def scored(groups: Tensor, prompts: Sequence[tuple[str, Spec]]) -> list[list[Sco
 
 
 def tabulate(scores: Sequence[Sequence[Score]], categories: Sequence[str]) -> dict[str, Any]:
-    """Means over each prompt's pictures, with intervals over prompts: alignment, quality, all-or-nothing, by category."""
+    """Means over each prompt's pictures, with intervals over prompts: alignment, quality, correctness, categories."""
     alignment = [float(np.mean([score.alignment for score in row])) for row in scores]
     quality = [float(np.mean([score.quality for score in row])) for row in scores]
     correct = [float(np.mean([score.correct for score in row])) for row in scores]

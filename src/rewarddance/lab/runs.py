@@ -22,10 +22,10 @@ from rewarddance.runtime.tracking import Metrics
 
 
 class TrainRun(Recipe):
-    """`rewarddance train`: preferences is a JSONL file; tests are further ones, by name, on which accuracy is measured."""
+    """`rewarddance train`: preferences is a JSONL file; tests are further ones, by name, for accuracy."""
 
     preferences: Path
-    tests: dict[str, Path] = {}
+    tests: dict[str, Path] = Field(default_factory=dict)
     output: Path
     seed: int = 0
     judge: JudgeRecipe = JudgeRecipe()

@@ -83,7 +83,7 @@ class PairwiseReward:
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
     def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
-        """log(sum of yes odds) - log(sum of no odds), float32, always in the graph. Each distinct tensor is encoded once."""
+        """log of yes odds minus log of no odds, float32, always in the graph; each distinct tensor is encoded once."""
         place: dict[int, int] = {}
         pictures, asked, rows = [], [], []
         for number, question in enumerate(questions):

@@ -1,4 +1,4 @@
-"""Rankings from pairwise verdicts: the all-pairs tournament of the paper's references (section 3, "reference selection")."""
+"""Rankings from pairwise verdicts: the all-pairs tournament that picks the paper's references (section 3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rewarddance.types import Pixels, Question
 
 
 class Ranking(NamedTuple):
-    """Candidates by number of wins. order: best first; wins [N]; margins [N, N]: row is candidate, column reference."""
+    """Candidates by number of wins. order: best first; margins: row is the candidate, column the reference."""
 
     order: Int[Tensor, " N"]
     wins: Float[Tensor, " N"]
@@ -23,7 +23,7 @@ class Ranking(NamedTuple):
 
 
 def tournament(judge: RewardModel, prompts: Sequence[str], groups: Sequence[Sequence[Pixels]]) -> list[Ranking]:
-    """Every ordered pair of every group's candidates is asked; a pair is won by the sign of its two margins' difference.
+    """Ask every ordered pair of every group; a pair is won by the sign of its two margins' difference.
 
     Asking both orders cancels a judge's bias to either place. Ties in wins are broken by the summed margin, then by
     the lower index. Groups are asked together, so that batches stay full.

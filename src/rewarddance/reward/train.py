@@ -1,4 +1,4 @@
-"""Fit a pairwise generative reward to preferences, on transformers' Trainer (which brings resume, bf16, FSDP, logging)."""
+"""Fit a pairwise generative reward to preferences, on transformers' Trainer (resume, bf16, FSDP, logging)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class JudgeTrainer(Trainer):
         return (loss, {"margin": margin}) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer's own takes the file's names for the model's: save_pretrained wrote others, and nothing would be loaded."""
+        """Trainer's own looks for the model's names in the file: save_pretrained wrote others, none would load."""
         saved = type(self.reward.vlm.model).from_pretrained(resume_from_checkpoint, dtype=self.reward.vlm.model.dtype)
         self.reward.vlm.model.load_state_dict(saved.state_dict())
 

@@ -57,7 +57,7 @@ class VisionLanguageModel:
         """Resize (bicubic, antialiased) and normalise as the family's own image processor does, differentiably."""
         size = (self._image["size"]["height"], self._image["size"]["width"])
         pixels = pixels.to(self.device, torch.float32)
-        if pixels.shape[-2:] != size:  # rows, then columns, clamped after each: hard edges overshoot, and Pillow cuts that
+        if pixels.shape[-2:] != size:  # rows, then columns, clamped after each as Pillow does
             rows = F.interpolate(pixels, size=(pixels.shape[-2], size[1]), mode="bicubic", antialias=True).clamp(0, 1)
             pixels = F.interpolate(rows, size=size, mode="bicubic", antialias=True).clamp(0, 1)
         mean = torch.tensor(self._image["image_mean"], device=self.device)[:, None, None]

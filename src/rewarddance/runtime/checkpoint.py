@@ -1,4 +1,4 @@
-"""Where checkpoints are found, and how a folder is written so that a kill at any moment leaves the old or the new one."""
+"""Where checkpoints are found, and how a folder is written so that a kill leaves the old one or the new one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def writable_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Write a folder anew: yields a scratch folder that takes `folder`'s place, marked complete, when the block ends."""
+    """Write a folder anew: yields a scratch folder that takes its place, marked complete, when the block ends."""
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

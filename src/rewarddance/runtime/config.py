@@ -51,9 +51,10 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_keys(kind)
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             same_level = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-            remedy = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
+            by_name = {k.rpartition(".")[2]: k for k in [*known, *same_level]}
+            near = difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1)
+            remedy = f"Did you mean {by_name[near[0]]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
             raise InputError(f"unknown key {key!r} in {where}.", remedy) from None
         if first["type"] == "missing":
             raise InputError(f"the key {key!r} is missing in {where}.", "Add it to the recipe.") from None

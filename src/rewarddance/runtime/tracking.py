@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,7 @@ class Metrics:
             file.write(json.dumps(row) + "\n")
 
     def rewind(self, phase: str, step: int) -> None:
-        """Drop what was logged for `phase` after `step`, and a line that a kill cut off: a resumed run logs it again."""
+        """Drop what `phase` logged after `step`, and a line that a kill cut off: a resumed run logs it again."""
         if not self.path.exists():
             return
         kept = []
@@ -87,4 +88,4 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
 
 def peak_memory_gib() -> float:
     """The process's peak resident memory in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

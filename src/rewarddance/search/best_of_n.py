@@ -1,4 +1,4 @@
-"""Best of N: make N pictures a prompt and keep the one that the judge ranks first (random search, paper section 4.3)."""
+"""Best of N: make N pictures a prompt and keep the one that the judge ranks first (random search)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def best_of_n(
     prompts_at_once: int = 8,
     tick: Callable[[int], None] = lambda n: None,
 ) -> BestOfN:
-    """Sample each prompt from each of its seeds [P][N] and hold an all-pairs tournament. `tick` hears finished prompts."""
+    """Sample each prompt from each of its seeds [P][N], hold a tournament each. `tick` hears finished prompts."""
     pictures, chosen, wins = [], [], []
     for start in range(0, len(prompts), prompts_at_once):
         part, own = prompts[start : start + prompts_at_once], seeds[start : start + prompts_at_once]

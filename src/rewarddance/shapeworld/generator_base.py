@@ -1,4 +1,4 @@
-"""How the small generator base is made: a CogView4 pipeline (flow matching, latents, text encoder) trained from scratch.
+"""How the small generator base is made: a CogView4 pipeline (flow matching on latents) trained from scratch.
 
 It is meant to be imperfect, as a pretrained generator is: a share of its training captions is wrong in one thing, the
 way web captions are, so that it draws well but does not always draw what was asked.
@@ -119,7 +119,7 @@ def train_vae(vae: AutoencoderKL, minutes: float, seed: int, say: Callable[[str]
 
 
 def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
-    """`n` captions, their clean pictures [n, 3, H, W] in [-1, 1] and patch labels, with caption noise and caption drop."""
+    """`n` captions (some wrong, some empty), their pictures [n, 3, H, W] in [-1, 1] and patch labels."""
     captions, pictures, labels = [], [], []
     for _ in range(n):
         spec = sample_spec(rng)
@@ -144,7 +144,8 @@ def train_generator(
     """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0; the EMA is kept.
 
     Half way up, heads that are dropped at the end name what each patch of the clean picture will show (the idea of
-    REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so. The text encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
+    REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so. The text
+    encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
     """
     vae, transformer, encoder = pipeline.vae.eval(), pipeline.transformer, pipeline.text_encoder
     rng = np.random.default_rng([seed, 2])

@@ -59,7 +59,7 @@ high standard? alignment with the prompt, visual quality. Judge by: every object
 prompt names is there, and nothing else; clean and sharp, without artefacts. because both neither object stands where should too many
 stray paint that is no object not the The A first second task text to image picture video frame frames Compare two pictures
 made for one prompt. You see
-"""
+"""  # noqa: E501
 
 
 def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[InternVLForConditionalGeneration, object]:
@@ -182,7 +182,7 @@ class Lesson:
         return picture, scene, defect, legible, labels
 
     def conversation(self) -> tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]:
-        """Token ids, labels (-100 where nothing is asked) and the pictures of one conversation with their patch labels."""
+        """Token ids, labels (-100 where nothing is asked), and the pictures with their patch labels."""
         rng = self.rng
         spec = sample_spec(rng)
         names = ["reference", "candidate"] if rng.random() < 0.8 else ["candidate"]
@@ -218,7 +218,7 @@ class Lesson:
         return ids, labels, [(one[0], one[4]) for one in seen.values()]
 
     def batch(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """input_ids and labels [n, L] (already shifted), pixel_values [pictures, 3, H, W], patch labels [pictures, 64, 3].
+        """input_ids and labels [n, L] (already shifted), pixel_values [K, 3, H, W], patch labels [K, 64, 3].
 
         Conversations are drawn four batches at a time and dealt out by length, so that little is padding.
         """
@@ -267,7 +267,7 @@ class Grounding:
         return seen.last_hidden_state[:, 1:], seen.pooler_output
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """tokens [N, 16, E]; patch labels [N, 64, 3]: each token stands for the 2x2 patches that were shuffled into it."""
+        """tokens [N, 16, E], labels [N, 64, 3]: a token stands for the 2x2 patches that were shuffled into it."""
         table = self.model.get_input_embeddings().weight
         by_token = self.model.model.pixel_shuffle(labels.view(-1, 8, 8, 3).float(), 0.5).long().view(-1, 16, 4, 3)
         painted = by_token[..., 0] > -1

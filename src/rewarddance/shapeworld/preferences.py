@@ -1,4 +1,4 @@
-"""Preferences about ShapeWorld pictures: the generator's own, its early predictions, and drawn ones, voted on by annotators."""
+"""Preferences about ShapeWorld pictures: the generator's own, its early predictions, and drawn ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The byte-level BPE tokenizers of the small checkpoints: every ShapeWorld word is one token, any other text still reads."""
+"""The small checkpoints' byte-level BPE tokenizers: each ShapeWorld word is one token, all other text still reads."""
 
 from __future__ import annotations
 

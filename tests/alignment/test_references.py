@@ -1,0 +1,128 @@
+"""The reference bank holds each prompt's tournament winners, and is never made twice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import BrightnessJudge, TinyGenerator
+
+from rewarddance.alignment.references import ReferenceRecipe, References, build_references, candidate_seeds
+from rewarddance.errors import InputError
+from rewarddance.generators.sampling import sample
+
+PROMPTS = [f"prompt {'x' * i}" for i in range(10)]
+RECIPE = ReferenceRecipe(candidates=16, keep=3)
+"""Eight prompts are made at once, so ten take two parts."""
+
+
+def build(folder, generator=None, judge=None, prompts=PROMPTS) -> list[References]:
+    return build_references(generator or TinyGenerator(), judge or BrightnessJudge(), prompts, RECIPE, folder, seed=5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("bank")
+    build(folder)
+    return folder
+
+
+def assert_same_bank(folder, other) -> None:
+    assert (folder / "references.jsonl").read_text() == (other / "references.jsonl").read_text()
+    names = {file.name for file in other.glob("*.png")}
+    assert {file.name for file in folder.glob("*.png")} == names and len(names) == 30
+    assert all((folder / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_the_bank_keeps_the_tournaments_winners(whole):
+    for i, references in enumerate(build(whole)):
+        seeds = candidate_seeds(5, i, 16)
+        candidates = sample(TinyGenerator(), [PROMPTS[i]] * 16, seeds)
+        best = candidates.mean(dim=(1, 2, 3, 4)).argsort(descending=True)[:3].tolist()
+        assert references.prompt == PROMPTS[i]
+        assert references.seeds == tuple(seeds[k] for k in best)
+        assert references.wins == (15, 14, 13)
+        for picture, k in zip(references.pictures, best, strict=True):
+            assert (picture - candidates[k]).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_a_judges_bias_to_a_place_does_not_change_the_bank(whole, tmp_path):
+    build(tmp_path, judge=BrightnessJudge(bias=20.0))
+    assert_same_bank(tmp_path, whole)
+
+
+def test_a_finished_bank_is_only_read(whole):
+    generator, judge = TinyGenerator(), BrightnessJudge()
+    build(whole, generator, judge)
+    assert generator.started == [] and judge.asked == 0
+
+
+def test_each_prompt_has_candidates_of_its_own_that_do_not_depend_on_the_others(whole, tmp_path):
+    seeds = [seed for i in range(10) for seed in candidate_seeds(5, i, 16)]
+    assert len(set(seeds)) == 160
+    assert candidate_seeds(6, 0, 16) != candidate_seeds(5, 0, 16)
+    first, _ = build(tmp_path, prompts=PROMPTS[:2])
+    assert first.seeds == build(whole)[0].seeds
+
+
+class Interrupting(BrightnessJudge):
+    def __call__(self, questions):
+        if self.asked:
+            raise KeyboardInterrupt
+        return super().__call__(questions)
+
+
+def test_an_interrupted_bank_is_finished_with_no_work_done_twice(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, judge=Interrupting())
+    assert len((tmp_path / "references.jsonl").read_text().splitlines()) == 8
+    generator, judge = TinyGenerator(), BrightnessJudge()
+    build(tmp_path, generator, judge)
+    assert generator.started == candidate_seeds(5, 8, 16) + candidate_seeds(5, 9, 16)
+    assert judge.asked == 2 * 16 * 15
+    assert_same_bank(tmp_path, whole)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 9])
+@pytest.mark.parametrize("rest", ["", '{"prompt": "prompt xx', "\x00\x00"])
+def test_a_bank_whose_last_lines_were_lost_or_cut_off_is_finished_the_same(whole, tmp_path, kept, rest):
+    lines = (whole / "references.jsonl").read_text().splitlines(keepends=True)
+    for file in whole.glob("*.png"):
+        if int(file.name[:6]) < kept:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "references.jsonl").write_text("".join(lines[:kept]) + rest)
+    generator = TinyGenerator()
+    bank = build(tmp_path, generator)
+    assert generator.started == [seed for i in range(kept, 10) for seed in candidate_seeds(5, i, 16)]
+    assert [one.prompt for one in bank] == PROMPTS
+    assert_same_bank(tmp_path, whole)
+
+
+def test_a_lost_picture_of_the_bank_is_an_error_that_names_it(whole, tmp_path):
+    (tmp_path / "references.jsonl").write_bytes((whole / "references.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"000000_0\.png cannot be read"):
+        build(tmp_path)
+
+
+def test_the_bank_names_its_files_relative_to_itself(whole):
+    row = json.loads((whole / "references.jsonl").read_text().splitlines()[3])
+    assert row["files"] == ["000003_0.png", "000003_1.png", "000003_2.png"]
+
+
+def test_a_sample_is_never_judged_against_its_own_noise():
+    pictures = tuple(torch.full((1, 3, 1, 1), value) for value in (0.1, 0.2, 0.3))
+    references = References("p", pictures, seeds=(11, 12, 13), wins=(2.0, 1.0, 0.0))
+    rng = np.random.default_rng(0)
+    chosen = [round(references.choose(rng, own_seed=12).mean().item(), 1) for _ in range(200)]
+    assert set(chosen) == {0.1, 0.3}
+    assert 60 < chosen.count(0.1) < 140
+    assert {round(references.choose(rng, own_seed=7).mean().item(), 1) for _ in range(100)} == {0.1, 0.2, 0.3}
+
+
+def test_a_prompt_whose_only_reference_is_the_samples_own_is_an_error():
+    references = References("a red circle", (torch.zeros(1, 3, 1, 1),), seeds=(11,), wins=(1.0,))
+    with pytest.raises(InputError, match="every reference of 'a red circle'"):
+        references.choose(np.random.default_rng(0), own_seed=11)

@@ -1,0 +1,303 @@
+"""ReFL raises what the judge rewards, stays near the base where it is told to, and forgets every interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import BrightnessJudge, TinyGenerator
+
+from rewarddance.alignment.references import References
+from rewarddance.alignment.refl import margin_loss, velocity_mse
+from rewarddance.alignment.train import ReflRecipe, refl_step, train_refl
+from rewarddance.errors import InputError, RewardError
+from rewarddance.generators.sampling import rollout, sample
+from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Question, Verdict
+
+RECIPE = ReflRecipe(
+    steps=15, prompts_per_step=4, group_size=3, learning_rate=0.1, lora_rank=2, lora_alpha=2, loss="margin", late=(0.3, 1.0),
+    velocity_mse=0.0, jitter_copies=2, jitter_shift=1, jitter_noise=0.05, ema_decay=0.5, probe_every=5, save_every=4,
+)  # fmt: skip
+
+
+def bank_of(n: int) -> list[References]:
+    """Prompts with a grey and a lighter reference each."""
+    greys = tuple(torch.full((1, 3, 4, 4), value) for value in (0.5, 0.6))
+    return [References(f"prompt {'x' * i}", greys, seeds=(-1, -2), wins=(1.0, 0.0)) for i in range(n)]
+
+
+BANK = bank_of(6)
+
+
+def brightness(generator: TinyGenerator) -> float:
+    prompts = [one.prompt for one in BANK] * 10
+    return sample(generator, prompts, list(range(10_000, 10_060))).mean().item()
+
+
+def train(folder: Path, judge=None, probe=dict, **changes) -> TinyGenerator:
+    generator = TinyGenerator()
+    recipe = RECIPE.model_copy(update=changes)
+    train_refl(generator, judge or BrightnessJudge(), BANK, recipe, folder, Metrics(folder / "metrics.jsonl"), 3, probe)
+    return generator
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def gain(generator: TinyGenerator) -> float:
+    return brightness(generator) - brightness(TinyGenerator())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, probe=lambda: {"probed": 1.0})
+    return folder
+
+
+# -- what it learns -------------------------------------------------------------------------------------------------
+
+
+def test_refl_raises_what_the_judge_rewards(tmp_path):
+    generator = train(tmp_path)
+    assert gain(generator) > 0.05
+    rewards = [row["reward"] for row in logged(tmp_path) if "reward" in row]
+    assert sum(rewards[-4:]) > sum(rewards[:4]) + 0.2
+
+
+def test_a_judge_of_the_opposite_taste_lowers_it(tmp_path):
+    def darkness(questions: list[Question]) -> Verdict:
+        return Verdict(-BrightnessJudge()(questions).margin)
+
+    assert gain(train(tmp_path, judge=darkness)) < -0.05
+
+
+def test_a_huge_weight_on_the_velocitys_distance_keeps_it_near_the_base(tmp_path):
+    free, held = train(tmp_path / "free"), train(tmp_path / "held", velocity_mse=1e4)
+    assert abs(gain(held)) < 0.05 * gain(free)
+    distances = {name: logged(tmp_path / name)[-2]["velocity_mse"] for name in ("free", "held")}
+    assert distances["held"] < 0.01 * distances["free"]
+
+
+def test_samples_that_the_judge_already_prefers_above_the_cap_teach_nothing(tmp_path):
+    generator = train(tmp_path, judge=BrightnessJudge(bias=50.0), loss="hinge")
+    assert gain(generator) == 0
+    assert all(row["gradient_norm"] == 0 for row in logged(tmp_path) if "gradient_norm" in row)
+
+
+def test_what_is_delivered_is_the_average_and_lies_in_the_folder(tmp_path):
+    last = train(tmp_path / "last", ema_decay=0.0)
+    averaged = train(tmp_path / "averaged", ema_decay=0.9)
+    assert 0 < gain(averaged) < gain(last)
+    saved = load_file(tmp_path / "averaged" / "lora" / "lora.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(saved.values(), reversed(averaged.lora), strict=True))
+
+
+def test_a_step_leaves_the_gradient_of_the_late_one_step_prediction():
+    """The same gradient by hand: roll out without graph, predict, decode, ask, and add the distance to the base."""
+    recipe = RECIPE.model_copy(update={"velocity_mse": 0.3, "jitter_copies": 1, "jitter_shift": 0, "jitter_noise": 0.0})
+    generator, asked = TinyGenerator(num_steps=6), []
+
+    def judge(questions: list[Question]) -> Verdict:
+        asked.extend(questions)
+        return BrightnessJudge()(questions)
+
+    weights = generator.add_lora(2, 2)
+    with torch.no_grad():
+        weights[1].normal_(0, 0.1)
+    figures = refl_step(generator, judge, BANK, recipe, seed=3, step=7)
+    found = [weight.grad.clone() for weight in weights]
+
+    prompts, stop = [question.prompt for question in asked], figures["stop"]
+    x_t = rollout(generator, prompts, generator.started[:12], stop).x_t
+    with generator.as_before_training():
+        base = generator.predict(x_t, stop, generator.encode(prompts))
+    v = generator.predict(x_t, stop, generator.encode(prompts))
+    pixels = generator.decode(x_t - generator.sigmas[stop] * v)
+    torch.testing.assert_close(torch.stack([question.candidate for question in asked]), pixels)
+    margin = 8 * (pixels.mean(dim=(1, 2, 3, 4)) - torch.stack([question.reference.mean() for question in asked]))
+    loss = margin_loss(margin, recipe.cap) + 0.3 * velocity_mse(v, base)
+    for own, by_hand in zip(found, torch.autograd.grad(loss, weights), strict=True):
+        torch.testing.assert_close(own, by_hand)
+    groups = margin.detach().view(4, 3)
+    assert figures["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert figures["reward"] == pytest.approx(margin.sigmoid().mean().item(), rel=1e-5)
+    assert figures["margin"] == pytest.approx(margin.mean().item(), rel=1e-5)
+    assert figures["spread_within"] == pytest.approx(groups.std(1, correction=0).mean().item(), rel=1e-4)
+    assert figures["spread_across"] == pytest.approx(groups.mean(1).std(correction=0).item(), rel=1e-4)
+
+
+# -- what it draws --------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_is_taken_at_every_late_step_and_no_other():
+    generator = TinyGenerator(num_steps=11)
+    generator.add_lora(2, 2)
+    recipe = RECIPE.model_copy(update={"late": (0.5, 0.8), "prompts_per_step": 1, "group_size": 1})
+    stops = {refl_step(generator, BrightnessJudge(), BANK, recipe, seed=0, step=step)["stop"] for step in range(60)}
+    assert stops == {5, 6, 7, 8}
+
+
+def prompts_asked(bank: list[References], steps: int, per_step: int) -> list[str]:
+    asked: list[str] = []
+
+    def judge(questions: list[Question]) -> Verdict:
+        asked.extend(question.prompt for question in questions)
+        return BrightnessJudge()(questions)
+
+    generator = TinyGenerator()
+    generator.add_lora(2, 2)
+    recipe = RECIPE.model_copy(update={"prompts_per_step": per_step, "group_size": 1, "jitter_copies": 1})
+    for step in range(steps):
+        refl_step(generator, judge, bank, recipe, seed=1, step=step)
+    return asked
+
+
+@pytest.mark.parametrize("per_step", [1, 4, 9])
+def test_every_prompt_comes_once_before_any_comes_again(per_step):
+    asked = prompts_asked(BANK, steps=18, per_step=per_step)
+    rounds = [asked[start : start + 6] for start in range(0, len(asked), 6)]
+    assert all(len(set(one)) == 6 for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1  # in another order
+
+
+def test_samples_of_a_group_share_the_prompt_and_have_noises_of_their_own():
+    generator, asked = TinyGenerator(), []
+
+    def judge(questions: list[Question]) -> Verdict:
+        asked.extend(question.prompt for question in questions)
+        return BrightnessJudge()(questions)
+
+    generator.add_lora(2, 2)
+    refl_step(generator, judge, BANK, RECIPE.model_copy(update={"jitter_copies": 1}), seed=1, step=0)
+    assert all(len(set(asked[start : start + 3])) == 1 for start in range(0, 12, 3)) and len(set(asked)) == 4
+    assert len(set(generator.started)) == 12
+
+
+# -- going on where it stopped ----------------------------------------------------------------------------------------
+
+
+def assert_same_run(folder: Path, other: Path) -> None:
+    ours, theirs = (load_file(one / "lora" / "lora.safetensors") for one in (folder, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert logged(folder) == logged(other)
+
+
+class Interrupted(BrightnessJudge):
+    """A judge that is cut off in the middle of a step; it is asked twice a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.calls_left = 2 * step + 1
+
+    def __call__(self, questions):
+        self.calls_left -= 1
+        if self.calls_left < 0:
+            raise KeyboardInterrupt
+        return super().__call__(questions)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 9, 14])
+def test_a_run_interrupted_within_a_step_goes_on_to_the_same_weights_and_metrics(tmp_path, whole, step):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, judge=Interrupted(step), probe=lambda: {"probed": 1.0})
+    assert not (tmp_path / "lora").exists()
+    train(tmp_path, probe=lambda: {"probed": 1.0})
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_run_interrupted_again_and_again_goes_on_to_the_same_weights_and_metrics(tmp_path, whole):
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, judge=Interrupted(step=5), probe=lambda: {"probed": 1.0})
+    train(tmp_path, probe=lambda: {"probed": 1.0})
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_probe_at_a_checkpoints_own_step_is_logged_once(tmp_path):
+    def probes(folder: Path) -> list[int]:
+        return [row["step"] for row in logged(folder) if "probed" in row]
+
+    every = {"probe_every": 2, "save_every": 2, "probe": lambda: {"probed": 1.0}}
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, judge=Interrupted(step=9), **every)
+    assert probes(tmp_path) == [0, 2, 4, 6, 8]
+    train(tmp_path, **every)
+    assert probes(tmp_path) == [0, 2, 4, 6, 8, 10, 12, 14, 15]
+
+
+def test_a_finished_run_that_is_started_again_takes_no_further_step(tmp_path):
+    train(tmp_path, steps=8)
+    before, judge = load_file(tmp_path / "lora" / "lora.safetensors"), BrightnessJudge()
+    rows = logged(tmp_path)
+    generator = train(tmp_path, judge=judge, steps=8)
+    assert judge.asked == 0 and logged(tmp_path) == rows
+    assert all(torch.equal(before[name], weight) for name, weight in zip(("down", "up"), generator.lora, strict=True))
+
+
+def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, whole):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, judge=Interrupted(step=10), probe=lambda: {"probed": 1.0})
+    newest = tmp_path / "checkpoint-8"
+    (newest / "complete").unlink()
+    (newest / "lora.safetensors").write_bytes(b"cut off")
+    train(tmp_path, probe=lambda: {"probed": 1.0})
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_probe_sees_the_averaged_generator_and_leaves_the_training_alone(tmp_path, whole):
+    generator, seen = TinyGenerator(), []
+    train_refl(
+        generator, BrightnessJudge(), BANK, RECIPE, tmp_path, Metrics(tmp_path / "metrics.jsonl"), 3,
+        lambda: seen.append(brightness(generator)) or {"probed": 1.0},
+    )  # fmt: skip
+    assert_same_run(tmp_path, whole)
+    assert seen[0] == brightness(TinyGenerator()) and seen[-1] == brightness(generator)
+    assert seen == sorted(seen) and len(seen) == 4
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, whole):
+    generator = TinyGenerator()
+    torch.manual_seed(99)  # what else drew random numbers before does not matter
+    train(tmp_path / "same", probe=lambda: {"probed": 1.0})
+    assert_same_run(tmp_path / "same", whole)
+    train_refl(generator, BrightnessJudge(), BANK, RECIPE, tmp_path / "other", Metrics(tmp_path / "m.jsonl"), seed=4)
+    ours, theirs = (load_file(one / "lora" / "lora.safetensors") for one in (tmp_path / "other", whole))
+    assert not torch.equal(ours["down"], theirs["down"])
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_bank_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="the reference bank is empty"):
+        train_refl(TinyGenerator(), BrightnessJudge(), [], RECIPE, tmp_path, Metrics(tmp_path / "m.jsonl"))
+
+
+@pytest.mark.parametrize("late", [[0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1]])
+def test_a_late_range_that_is_none_is_refused(late):
+    with pytest.raises(InputError, match="late must be two rising shares between 0 and 1"):
+        parse_recipe(ReflRecipe, {"late": late}, "recipe.yaml")
+
+
+@pytest.mark.parametrize(("key", "value"), [("cap", 1.0), ("loss", "quadratic"), ("steps", 0), ("ema_decay", 1.0), ("velocity_mse", -1)])
+def test_a_value_out_of_range_is_refused_by_its_key(key, value):
+    with pytest.raises(InputError, match=f"the key {key!r} in recipe.yaml has the value {value!r}"):
+        parse_recipe(ReflRecipe, {key: value}, "recipe.yaml")
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
+    class Steep(BrightnessJudge):
+        def __call__(self, questions):
+            margin = super().__call__(questions).margin
+            return Verdict(margin + (margin.detach() * 0 + 1e38) * (margin - margin.detach()) * (1e38 if self.asked > 100 else 1e-38))
+
+    with pytest.raises(RewardError, match="the gradient of step 4 is not finite"):
+        train(tmp_path, judge=Steep())

@@ -1,0 +1,136 @@
+"""Pictures come in upright, opaque and in [0, 1], whatever the file; a broken file is named."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rewarddance.data.media import read_picture, write_picture
+from rewarddance.errors import InputError
+
+
+def photograph(seed: int = 0) -> np.ndarray:
+    """uint8 [24, 20, 3], every pixel its own."""
+    return np.random.default_rng(seed).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+
+
+def of(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32) / 255).permute(2, 0, 1).unsqueeze(0)
+
+
+def test_a_picture_is_one_frame_in_unit_range(tmp_path):
+    Image.fromarray(photograph()).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png")
+    assert found.shape == (1, 3, 24, 20) and found.dtype == torch.float32 and found.is_contiguous()
+    assert torch.equal(found, of(photograph()))
+
+
+def test_what_is_written_is_read_back_to_the_last_step(tmp_path):
+    pixels = torch.rand(1, 3, 9, 7)
+    write_picture(pixels, tmp_path / "deep" / "a.png")
+    assert (read_picture(tmp_path / "deep" / "a.png") - pixels).abs().max() <= 0.5 / 255 + 1e-6
+    write_picture(torch.tensor([-3.0, 0.5, 7.0])[None, :, None, None], tmp_path / "b.png")
+    assert (read_picture(tmp_path / "b.png") * 255).flatten().tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, lambda a: np.rot90(a)),
+    ],
+)
+def test_a_camera_that_was_turned_is_turned_back(tmp_path, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(photograph()).save(tmp_path / "a.png", exif=exif)
+    assert torch.equal(read_picture(tmp_path / "a.png"), of(np.ascontiguousarray(upright(photograph()))))
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    rgba = np.dstack([photograph(), np.full((24, 20), 255, np.uint8)])
+    rgba[:12, :, 3] = 0
+    rgba[12:14, :, 3] = 128
+    Image.fromarray(rgba, "RGBA").save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png")
+    assert torch.equal(found[:, :, :12], torch.ones(1, 3, 12, 20))
+    assert torch.equal(found[:, :, 14:], of(photograph())[:, :, 14:])
+    share = 128 / 255
+    blended = share * of(photograph())[:, :, 12:14] + 1 - share
+    assert (found[:, :, 12:14] - blended).abs().max() < 1.01 / 255
+
+
+def test_a_palette_with_a_transparent_colour_lies_on_white(tmp_path):
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.putpixel((0, 0), 1)
+    picture.save(tmp_path / "a.png", transparency=0)
+    found = read_picture(tmp_path / "a.png")
+    assert found[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert found[0, :, 3, 3].tolist() == [1, 1, 1]
+
+
+def test_a_picture_for_print_keeps_its_colours(tmp_path):
+    Image.new("RGB", (8, 8), (200, 100, 50)).convert("CMYK").save(tmp_path / "a.tiff")
+    found = read_picture(tmp_path / "a.tiff")
+    assert (found[0, :, 0, 0] * 255 - torch.tensor([200.0, 100.0, 50.0])).abs().max() <= 1
+
+
+def test_a_grey_picture_has_three_equal_channels(tmp_path):
+    Image.fromarray(photograph()[..., 0]).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png")
+    assert torch.equal(found, of(np.repeat(photograph()[..., :1], 3, axis=2)))
+
+
+def test_a_grey_picture_of_16_bits_is_not_clipped_to_white(tmp_path):
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / "a.png")
+    found = read_picture(tmp_path / "a.png")[0, 1].flatten()
+    assert (found - torch.linspace(0, 1, 64)).abs().max() < 1 / 255
+
+
+def test_a_missing_picture_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read_picture(tmp_path / "lost.png")
+    assert str(tmp_path / "lost.png") in caught.value.what and caught.value.remedy == "Replace or remove it."
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+def test_a_picture_that_was_cut_off_is_an_error_that_names_it(tmp_path, kind):
+    path = tmp_path / f"cut.{kind}"
+    Image.fromarray(photograph()).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=f"cut.{kind} cannot be read"):
+        read_picture(path)
+
+
+def test_a_file_that_is_no_picture_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "note.png").write_text("not a picture")
+    with pytest.raises(InputError, match=r"note.png cannot be read"):
+        read_picture(tmp_path / "note.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_picture(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["png", "ppm", "avif", "tiff"])
+def test_however_a_file_is_broken_the_error_is_ours(tmp_path, kind):
+    rng, path, refused = random.Random(0), tmp_path / f"broken.{kind}", 0
+    Image.fromarray(photograph()).save(path)
+    whole = path.read_bytes()
+    for _ in range(60):
+        broken = bytearray(whole)
+        for _ in range(3):
+            broken[rng.randrange(120)] = rng.randrange(256)
+        path.write_bytes(broken)
+        try:
+            read_picture(path)
+        except InputError as error:
+            refused += str(path) in error.what
+    assert refused > 10

@@ -1,0 +1,52 @@
+"""Prompt files in their two forms."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rewarddance.data.prompts import read_prompts
+from rewarddance.errors import InputError
+from rewarddance.shapeworld.scenes import prompt_set
+from rewarddance.types import Prompt
+
+
+def test_a_text_file_holds_one_prompt_a_line(tmp_path):
+    (tmp_path / "p.txt").write_text("a red circle\n\n  two blue crosses \r\nein grüner Kreis, 图\n", encoding="utf-8")
+    found = read_prompts(tmp_path / "p.txt")
+    assert found == [Prompt("a red circle"), Prompt("two blue crosses"), Prompt("ein grüner Kreis, 图")]
+
+
+def test_a_line_of_json_carries_what_else_it_has_along(tmp_path):
+    rows = [{"prompt": "a", "negative_prompt": "blur", "id": 7}, spec_record := prompt_set("train", 1, 0)[0][1].geneval()]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    first, second = read_prompts(tmp_path / "p.jsonl")
+    assert first == Prompt("a", "blur", {"id": 7})
+    assert second.text == spec_record["prompt"]
+    assert second.metadata == {key: value for key, value in spec_record.items() if key != "prompt"}
+
+
+def test_a_line_separator_inside_a_prompt_does_not_end_the_line(tmp_path):
+    text = "a red\u2028circle"
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False), encoding="utf-8")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p.jsonl")] == [text]
+
+
+@pytest.mark.parametrize("line", ["a red circle", "{}", "[]", '["prompt"]', "3", '{"prompt": 3}', '{"prompt": "p", "negative_prompt": []}'])
+def test_a_line_without_a_prompt_is_an_error_that_names_it(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n\n' + line + "\n")
+    with pytest.raises(InputError) as caught:
+        read_prompts(path)
+    assert f"line 3 of the prompt file {path} holds no prompt" in caught.value.what
+    assert '{"prompt": "a red circle"}' in caught.value.remedy
+
+
+def test_an_empty_a_missing_and_a_binary_file_are_errors_that_name_it(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    for name, said in (("empty", "is empty"), ("binary", "cannot be read"), ("missing", "cannot be read")):
+        with pytest.raises(InputError) as caught:
+            read_prompts(tmp_path / f"{name}.txt")
+        assert f"{name}.txt {said}" in caught.value.what and caught.value.remedy

@@ -1,0 +1,137 @@
+"""A typo in a recipe never passes in silence: the key, the file and the remedy are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from rewarddance.errors import InputError
+from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
+
+
+class Inner(Recipe):
+    steps: int = Field(10, ge=1)
+    rate: float = 0.1
+    late: tuple[float, float] = (0.5, 1.0)
+
+
+class Outer(Recipe):
+    seed: int
+    name: str = "run"
+    folder: Path | None = None
+    inner: Inner = Inner()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("seed: 3\ninner:\n  steps: 20\n")
+    return path
+
+
+def refused(file: Path, *overrides: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load_recipe(Outer, file, overrides)
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_what_the_file_leaves_out_has_its_default(file):
+    assert load_recipe(Outer, file) == Outer(seed=3, inner=Inner(steps=20))
+
+
+def test_overrides_reach_nested_keys_and_go_before_the_file(file):
+    found = load_recipe(Outer, file, ["inner.steps=7", "inner.late=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"])
+    assert found == Outer(seed=3, name="null hypothesis", inner=Inner(steps=7, rate=1e-4, late=(0.2, 0.9)))
+
+
+def test_an_override_may_open_a_section_that_the_file_does_not_have(tmp_path):
+    (tmp_path / "r.yaml").write_text("seed: 1\n")
+    assert load_recipe(Outer, tmp_path / "r.yaml", ["inner.rate=2"]).inner == Inner(rate=2)
+
+
+def test_an_empty_file_is_a_recipe_of_defaults(tmp_path):
+    (tmp_path / "r.yaml").write_text("# nothing\n")
+    assert load_recipe(Inner, tmp_path / "r.yaml") == Inner()
+
+
+def test_a_saved_recipe_is_whole_and_reads_back(file, tmp_path):
+    recipe = load_recipe(Outer, file, ["folder=/some/where"])
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe(Outer, tmp_path / "saved.yaml") == recipe
+    assert "late:" in (tmp_path / "saved.yaml").read_text()
+
+
+def test_a_recipe_cannot_be_changed(file):
+    with pytest.raises(Exception, match="frozen"):
+        load_recipe(Outer, file).seed = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "near"),
+    [("sede=1", "sede", "seed"), ("inner.step=1", "inner.step", "inner.steps"), ("inner.rates=1", "inner.rates", "inner.rate"), ("steps=1", "steps", "inner.steps")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(file, override, key, near):
+    error = refused(file, override)
+    assert error.what == f"unknown key {key!r} in {file}."
+    assert error.remedy == f"Did you mean {near!r}?"
+
+
+def test_an_unknown_key_in_the_file_is_refused_too(file):
+    file.write_text("seed: 3\nname: x\nnmae: y\n")
+    assert refused(file).what == f"unknown key 'nmae' in {file}."
+
+
+def test_an_unknown_key_that_is_near_to_none_is_refused_with_the_keys_of_its_level(file):
+    assert refused(file, "inner.xyzzy=1").remedy == "Known keys here: inner.steps, inner.rate, inner.late."
+    assert refused(file, "xyzzy=1").remedy == "Known keys here: seed, name, folder, inner."
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=many", "seed"),
+        ("seed=1.5", "seed"),
+        ("inner.steps=0", "inner.steps"),
+        ("inner.late=[1]", "inner.late.1"),
+        ("inner.late=[a, 1]", "inner.late.0"),
+        ("inner=3", "inner"),
+        ("name=[1]", "name"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_its_key(file, override, key):
+    assert f"the key {key!r} in {file}" in refused(file, override).what or f"the key {key!r} is missing" in refused(file, override).what
+
+
+def test_a_missing_key_is_refused_by_name(file):
+    file.write_text("name: x\n")
+    assert refused(file).what == f"the key 'seed' is missing in {file}."
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", ""])
+def test_an_override_that_is_none_is_refused_with_its_form(file, override):
+    error = refused(file, override)
+    assert repr(override) in error.what and "align.steps=100" in error.remedy
+
+
+def test_an_override_below_a_value_is_refused(file):
+    assert refused(file, "seed.x=3").what == "the override 'seed.x=3' goes below 'seed', which is a value."
+
+
+def test_an_override_whose_value_is_not_yaml_is_refused(file):
+    assert "'name=[1' is not YAML" in refused(file, "name=[1").what
+
+
+def test_a_file_that_is_missing_or_a_folder_is_refused_by_name(tmp_path):
+    for path in (tmp_path / "nowhere.yaml", tmp_path):
+        assert f"the recipe {path} cannot be read" in refused(path).what
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"\xff", "cannot be read")])
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    error = refused(path)
+    assert str(path) in error.what and said in error.what

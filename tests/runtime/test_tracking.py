@@ -1,0 +1,62 @@
+"""metrics.jsonl after a resume is what it would be without the interruption."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from rewarddance.runtime.tracking import Metrics, peak_memory_gib, progress_bar
+
+
+@pytest.fixture
+def metrics(tmp_path) -> Metrics:
+    return Metrics(tmp_path / "run" / "metrics.jsonl")
+
+
+def rows(metrics: Metrics) -> list[tuple]:
+    return [tuple(json.loads(line).values()) for line in metrics.path.read_text().splitlines()]
+
+
+def test_each_call_is_one_line_at_once(metrics):
+    metrics.log("judge", 1, loss=0.12345678, note="x")
+    assert json.loads(metrics.path.read_text()) == {"phase": "judge", "step": 1, "loss": 0.123457, "note": "x"}
+    metrics.log("refl", 2, stop=3)
+    assert rows(metrics) == [("judge", 1, 0.123457, "x"), ("refl", 2, 3)]
+
+
+def test_rewinding_drops_what_one_phase_logged_after_a_step(metrics):
+    for step in range(4):
+        metrics.log("judge", step)
+        metrics.log("refl", step)
+    metrics.rewind("refl", 1)
+    assert rows(metrics) == [("judge", 0), ("refl", 0), ("judge", 1), ("refl", 1), ("judge", 2), ("judge", 3)]
+    metrics.log("refl", 2)
+    assert rows(metrics)[-1] == ("refl", 2)
+
+
+def test_rewinding_drops_a_line_that_a_kill_cut_off(metrics):
+    metrics.log("refl", 1)
+    with metrics.path.open("a") as file:
+        file.write('{"phase": "refl", "st')
+    metrics.rewind("refl", 5)
+    metrics.log("refl", 2)
+    assert rows(metrics) == [("refl", 1), ("refl", 2)]
+
+
+def test_rewinding_before_anything_was_logged_does_nothing(metrics):
+    metrics.rewind("refl", 0)
+    assert not metrics.path.exists()
+
+
+def test_where_there_is_no_terminal_a_bar_is_one_plain_line(capsys):
+    with progress_bar("counting", 10, done=4) as bar:
+        bar.advance()
+        bar.show(reward=0.5)
+    assert capsys.readouterr().err.split("\n") == ["counting (6 to do)", ""]
+
+
+def test_peak_memory_is_in_gib():
+    block = bytearray(300 * 2**20)
+    block[::4096] = b"x" * len(block[::4096])
+    assert 0.29 < peak_memory_gib() < 64
