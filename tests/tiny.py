@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rewarddance.cli import main
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.shapeworld.generator_base import build_pipeline
 from rewarddance.shapeworld.judge_base import build_judge_base, save_judge_base
@@ -70,6 +75,75 @@ def colour_preferences(n: int, seed: int = 0) -> list[Preference]:
     return pairs
 
 
+class Done(NamedTuple):
+    """What a command left: its exit code, and its standard output and error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*arguments: str | Path) -> Done:
+    """Run the command line in this process, as `rewarddance ARGUMENTS` would."""
+    out, err, before = StringIO(), StringIO(), sys.argv
+    sys.argv, code = ["rewarddance", *map(str, arguments)], 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def quickstart_recipe(folder: Path) -> Path:
+    """A recipe file of the whole job on random checkpoints, in seconds."""
+    content = {
+        "seed": 3,
+        "generator": str(generator_folder()),
+        "num_inference_steps": 3,
+        "preferences": {
+            "train_prompts": 6,
+            "samples": 2,
+            "pairs": 4,
+            "id_prompts": 4,
+            "ood_prompts": 4,
+            "test_pairs": 3,
+        },
+        "judge": {
+            "base": str(judge_folder()),
+            "instruction": "t2i-brief",
+            "learning_rate": 1e-3,
+            "batch_size": 8,
+            "epochs": 2,
+            "pixel_noise": 0.02,
+            "save_every": 2,
+        },
+        "references": {"candidates": 3},
+        "refl_prompts": 4,
+        "refl": {
+            "steps": 4,
+            "prompts_per_step": 2,
+            "group_size": 2,
+            "learning_rate": 0.05,
+            "lora_rank": 2,
+            "lora_alpha": 2,
+            "loss": "margin",
+            "jitter_copies": 2,
+            "jitter_shift": 1,
+            "jitter_noise": 0.05,
+            "ema_decay": 0.2,
+            "probe_every": 2,
+            "save_every": 2,
+        },
+        "evaluation": {"prompts": 6, "n": 3, "refl_samples": 2, "probe_prompts": 6, "probe_samples": 2, "shown": 2},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
 class BrightnessJudge:
     """Margin = 8 (mean of the candidate - mean of the reference) + bias. `asked` counts questions."""
 
@@ -85,7 +159,7 @@ class BrightnessJudge:
 
 
 class TinyGenerator:
-    """A Trainable: pictures of 4x4 pixels, a velocity that acts on each value alone, and a LoRA over all of them.
+    """A Trainable: pictures of 4x4 pixels, a velocity that acts on each value alone, and a LoRA over all of them and 1.
 
     `started` keeps every seed that it began from.
     """
@@ -108,7 +182,8 @@ class TinyGenerator:
         v = 0.5 * x_t + condition
         if self.lora and self.trained:
             down, up = self.lora
-            v = v + (x_t.flatten(1) @ down.T @ up.T).view_as(x_t)
+            seen = torch.cat([x_t.flatten(1), torch.ones(len(x_t), 1)], 1)
+            v = v + (seen @ down.T @ up.T).view_as(x_t)
         return v
 
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
@@ -121,7 +196,7 @@ class TinyGenerator:
         return x_0.sigmoid().unsqueeze(1)
 
     def add_lora(self, rank: int, alpha: int) -> list[nn.Parameter]:
-        self.lora = [nn.Parameter(torch.randn(rank, 48)), nn.Parameter(torch.zeros(48, rank))]
+        self.lora = [nn.Parameter(torch.randn(rank, 49)), nn.Parameter(torch.zeros(48, rank))]
         return self.lora
 
     @contextmanager

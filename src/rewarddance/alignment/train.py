@@ -92,7 +92,7 @@ def train_refl(
     optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     ema = Ema(weights, recipe.ema_decay)
     first = _resume(folder, weights, optimiser, ema)
-    metrics.rewind("refl", first)
+    metrics.rewind("refl", first or -1)  # without a checkpoint the first probe comes again too
     with progress_bar("ReFL", recipe.steps, first) as bar:
         for step in range(first, recipe.steps + 1):
             new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint

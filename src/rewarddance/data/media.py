@@ -26,7 +26,7 @@ def read_picture(path: Path) -> Pixels:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             array = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-    except Exception as error:  # of a broken file Pillow's decoders raise nearly anything, SyntaxError and TypeError too
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file, SyntaxError too
         raise InputError(f"the picture {path} cannot be read: {error}.", "Replace or remove it.") from error
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).contiguous()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.protocols import RewardModel
 from rewarddance.types import Preference, Question
@@ -27,5 +28,8 @@ def agreement(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
 
 
 def accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> Interval:
-    """Mean agreement with its 95 % bootstrap interval over pairs."""
-    return interval(agreement(judge, pairs))
+    """Mean agreement with its 95 % bootstrap interval over pairs. Raises InputError where all pairs are ties."""
+    found = agreement(judge, pairs)
+    if not len(found):
+        raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
+    return interval(found)

@@ -66,10 +66,10 @@ class CogView4Generator:
             config.get("base_shift", 0.25),
             config.get("max_shift", 0.75),
         )
-        timesteps, _ = retrieve_timesteps(
-            scheduler, num_inference_steps, self.device, timesteps, timesteps / config.num_train_timesteps, mu=shift
-        )
-        self.timesteps, self.sigmas = timesteps, scheduler.sigmas.tolist()
+        sigmas = timesteps / config.num_train_timesteps
+        found: Any = retrieve_timesteps(scheduler, num_inference_steps, self.device, timesteps, sigmas, mu=shift)
+        self.timesteps: Tensor = found[0]
+        self.sigmas: list[float] = scheduler.sigmas.tolist()
 
     @property
     def device(self) -> torch.device:

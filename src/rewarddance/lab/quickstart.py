@@ -192,7 +192,7 @@ def align(run: Run) -> dict[str, Any]:
 
     def probe() -> dict[str, float]:
         pictures, scores = sampled(generator, probes, recipe.evaluation.probe_samples, seed, stream=8)
-        oracle = interval([np.mean([score.alignment for score in row]) for row in scores])
+        oracle = interval([float(np.mean([score.alignment for score in row])) for row in scores])
         figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
         return figures | {"diversity": float(diversity(pictures).mean())}
 

@@ -11,11 +11,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoTokenizer, InternVLForConditionalGeneration
 
@@ -34,7 +35,7 @@ class VisionLanguageModel:
     def __init__(self, name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         folder = find_checkpoint(name)
         try:
-            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             self._image = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -45,7 +46,7 @@ class VisionLanguageModel:
         if not isinstance(model, InternVLForConditionalGeneration):
             raise InputError(f"the judge {name!r} is a {type(model).__name__}.", "InternVL (-hf) checkpoints are read.")
         self.folder = folder
-        self.model = model.to(device).eval()
+        self.model: Any = model.to(device).eval()
         self._placeholder = self.tokenizer.context_image_token
         self._sequence = functools.lru_cache(maxsize=65_536)(self._tokenise)
 
@@ -134,8 +135,7 @@ class VisionLanguageModel:
 
     def head_rows(self, ids: Sequence[int]) -> Float[Tensor, "k D"]:
         """The output head's rows of these tokens."""
-        head: nn.Linear = self.model.get_output_embeddings()
-        return head.weight[torch.tensor(ids, device=self.device)]
+        return self.model.get_output_embeddings().weight[torch.tensor(ids, device=self.device)]
 
     def save(self, folder: Path) -> None:
         """Write a plain save_pretrained folder: weights, tokenizer, and the image-processor configs as they came."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +28,11 @@ CAPTION_NOISE = 0.25
 """Share of training captions that are wrong in one thing."""
 CAPTION_DROP = 0.1
 """Share of training captions left empty, so that guidance works."""
+VAE_STEPS, STEPS = 2_000, 3_000
+"""Steps of 32 and of 64 pictures that the bundled base was made with."""
 
 
-def build_pipeline(seed: int = 0) -> CogView4Pipeline:
+def build_pipeline(seed: int = 0) -> Any:
     """The pipeline with random weights: 1.9M parameters in the transformer, 64 picture tokens and 16 of text."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer(
@@ -92,15 +94,14 @@ def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
     return to_pixels(pictures)[:, 0] * 2 - 1
 
 
-def train_vae(vae: AutoencoderKL, minutes: float, seed: int, say: Callable[[str], None]) -> None:
+def train_vae(vae: Any, steps: int, seed: int, say: Callable[[str], None]) -> None:
     """Reconstruction in L1 and L2 with a light KL; sets the scaling factor so that latents have unit deviation."""
     rng = np.random.default_rng([seed, 1])
     optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.98))
-    began, step, done = time.monotonic(), 0, 0.0
-    while done < 1:
-        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
+    for step in range(1, steps + 1):
+        done = step / steps
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            group["lr"] = 2e-3 * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         pictures = _vae_batch(32, rng)
         posterior = vae.encode(pictures).latent_dist
         rebuilt = vae.decode(posterior.sample()).sample
@@ -110,7 +111,6 @@ def train_vae(vae: AutoencoderKL, minutes: float, seed: int, say: Callable[[str]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        step += 1
         if step % 100 == 0:
             say(f"vae step {step} loss {loss.item():.4f} mse {error.square().mean().item():.5f} done {done:.2f}")
     with torch.no_grad():
@@ -133,11 +133,11 @@ def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, 
 
 
 def train_generator(
-    pipeline: CogView4Pipeline,
-    minutes: float,
+    pipeline: Any,
+    steps: int,
     seed: int,
     say: Callable[[str], None],
-    snapshot: Callable[[CogView4Pipeline, float], None] = lambda pipeline, done: None,
+    snapshot: Callable[[Any, float], None] = lambda pipeline, done: None,
     learning_rate: float = 1.5e-3,
     batch: int = 64,
 ) -> None:
@@ -159,11 +159,10 @@ def train_generator(
         [*weights, *eyes.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
     size, crop = torch.full((batch, 2), float(CANVAS)), torch.zeros(batch, 2)
-    began, step, done, shown = time.monotonic(), 0, 0.0, 0
     running = 0.0
-    while done < 1:
-        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
-        rate = learning_rate * min(1.0, (step + 1) / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
+    for step in range(1, steps + 1):
+        done = step / steps
+        rate = learning_rate * min(1.0, step / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         captions, pictures, patches = caption_batch(batch, rng)
@@ -180,7 +179,6 @@ def train_generator(
         (loss + 0.3 * eyes.loss(hidden, patches)).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
-        step += 1
         decay = min(0.998, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(averaged, weights, 1 - decay)
@@ -188,29 +186,32 @@ def train_generator(
         if step % 100 == 0:
             sight = eyes.accuracy(hidden, patches)
             say(f"generator step {step} seen {step * batch} loss {running:.4f} patches {sight:.3f} done {done:.3f}")
-        if int(done * 10) > shown or done >= 1:
-            shown = int(done * 10)
+        if step % math.ceil(steps / 10) == 0 or step == steps:
             kept = [weight.detach().clone() for weight in weights]
             with torch.no_grad():
                 torch._foreach_copy_(weights, averaged)
             snapshot(pipeline, done)
             seen.clear()
-            if done < 1:
+            if step < steps:
                 with torch.no_grad():
                     torch._foreach_copy_(weights, kept)
     hook.remove()
 
 
 def make_generator_base(
-    folder: Path, vae_minutes: float, minutes: float, seed: int = 0, say: Callable[[str], None] = print
+    folder: Path,
+    vae_steps: int = VAE_STEPS,
+    steps: int = STEPS,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Make the generator base and save it as a plain diffusers folder. Intermediate states go to `folder`/snapshots."""
     pipeline = build_pipeline(seed)
-    train_vae(pipeline.vae, vae_minutes, seed, say)
+    train_vae(pipeline.vae, vae_steps, seed, say)
     pipeline.save_pretrained(folder / "snapshots" / "vae")
 
-    def snapshot(state: CogView4Pipeline, done: float) -> None:
+    def snapshot(state: Any, done: float) -> None:
         state.save_pretrained(folder / "snapshots" / f"{done:.2f}")
 
-    train_generator(pipeline, minutes, seed, say, snapshot)
+    train_generator(pipeline, steps, seed, say, snapshot)
     pipeline.to(torch.float16).save_pretrained(folder / "final")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ from rewarddance.shapeworld.scenes import (
     COLOURS,
     PREFIXES,
     SHAPES,
+    ObjectSpec,
     Scene,
     Spec,
+    holds,
     near_miss,
     random_scene,
     sample_scene,
@@ -39,6 +41,8 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRADES = ((0.999, "all"), (0.7, "most"), (0.45, "half"), (0.15, "little"), (-1.0, "none"))
+VISION_STEPS, STEPS = 650, 3_000
+"""Steps of 64 pictures and of 32 conversations that the bundled base was made with."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -62,7 +66,7 @@ made for one prompt. You see
 """  # noqa: E501
 
 
-def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[InternVLForConditionalGeneration, object]:
+def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[Any, Any]:
     """The model with random weights (1.4M parameters) and its tokenizer. 16 tokens a picture of 32x32 pixels."""
     torch.manual_seed(seed)
     corpus = [*prompt_corpus(), *_WORDS.split("\n"), " " + _WORDS.replace("\n", " "), *_WORDS.split()]
@@ -118,7 +122,7 @@ def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[InternVLFor
     return model, tokenizer
 
 
-def save_judge_base(model: InternVLForConditionalGeneration, tokenizer, folder: Path) -> None:
+def save_judge_base(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the standard folder: weights, tokenizer with chat template, image-processor and processor configs."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -159,16 +163,16 @@ class Lesson:
         Returns pixels, scene, the defect, whether it can be described, and its patch labels (-2 where it cannot).
         """
         rng, kind = self.rng, self.rng.random()
-        if kind < 0.42:
+        if kind < 0.52:
             scene = sample_scene(spec, rng)
-        elif kind < 0.76:
+        elif kind < 0.8:
             scene = sample_scene(near_miss(spec, rng), rng)
-        elif kind < 0.88:
+        elif kind < 0.92:
             scene = wrong_attribute(sample_scene(spec, rng), rng, int(rng.integers(1, 3)))
         else:
             scene = random_scene(rng)
         picture, defect, level = render(scene, "sketch" if rng.random() < 0.15 else "flat", rng), "nothing", 0.0
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             defect, level = DEFECTS[int(rng.integers(4))], float(rng.uniform(0.1, 0.9))
             picture = spoil(picture, defect, level, rng)
         elif rng.random() < 0.12:  # as a prediction of the clean picture half way: a ghost of another, and soft
@@ -195,12 +199,14 @@ class Lesson:
             questions.append((f"How much of the prompt does the {name} show?", grade))
             if legible and rng.random() < 0.7:
                 questions.append((f"Describe the {name}.", describe(scene)))
-            if defect and rng.random() < 0.5:
+            if defect and rng.random() < 0.3:
                 questions.append((f"What is wrong with the {name}?", defect))
+            if legible:
+                questions += self.details(name, spec, scene)
         if len(names) == 2 and rng.random() < 0.5:
             more = len(read(seen["candidate"][0]).things) > len(read(seen["reference"][0]).things)
             questions.append(("Does the candidate show more objects than the reference?", "yes" if more else "no"))
-        rng.shuffle(questions)
+        questions = [questions[i] for i in rng.permutation(len(questions))]
         prompt = PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text
         ids = list(self.ids(f"<|im_start|>user\nPrompt: {prompt}\n"))
         if rng.random() < 0.5:
@@ -216,6 +222,27 @@ class Lesson:
             # each label stands where its token is predicted: one place before it
             labels = labels[: len(ids)]
         return ids, labels, [(one[0], one[4]) for one in seen.values()]
+
+    def details(self, name: str, spec: Spec, scene: Scene) -> list[tuple[str, str]]:
+        """Up to three questions about parts of what the prompt asks: is it there, how many, how placed."""
+        rng, asked = self.rng, []
+        phrase = spec.objects[int(rng.integers(len(spec.objects)))]
+        if rng.random() < 0.4:
+            phrase = near_miss(Spec("", (phrase,)), rng).objects[0]
+        there = [t for t in scene if t.shape == phrase.shape]
+        fitting = [t for t in there if phrase.colour in (None, t.colour) and phrase.size in (None, t.size)]
+        one = ObjectSpec(phrase.shape, 1, phrase.colour, phrase.size)
+        asked.append((f"Is there {one.text} in the {name}?", "yes" if fitting else "no"))
+        if rng.random() < 0.5:
+            plural = ObjectSpec(phrase.shape, 2, phrase.colour).text.removeprefix("two ")
+            count = sum(phrase.colour in (None, t.colour) for t in there)
+            asked.append((f"How many {plural} are in the {name}?", ("none", "one", "two", "three", "four")[count]))
+        if spec.relation:
+            first, second = (next((t for t in scene if t.shape == o.shape), None) for o in spec.objects)
+            placed = first is not None and second is not None and holds(spec.relation, first.centre, second.centre)
+            question = f"Is the {spec.objects[0].shape} {spec.relation} the {spec.objects[1].shape} in the {name}?"
+            asked.append((question, "yes" if placed else "no"))
+        return asked
 
     def batch(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """input_ids and labels [n, L] (already shifted), pixel_values [K, 3, H, W], patch labels [K, 64, 3].
@@ -251,7 +278,7 @@ class Grounding:
     for pictures too.
     """
 
-    def __init__(self, model: InternVLForConditionalGeneration, lesson: Lesson) -> None:
+    def __init__(self, model: Any, lesson: Lesson) -> None:
         self.model = model
         kinds = (SHAPES, COLOURS, ("small", "large"))
         self.words = [torch.tensor([lesson.ids(f" {word}")[0] for word in kind]) for kind in kinds]
@@ -280,10 +307,10 @@ class Grounding:
 
 
 def train_vision_tower(
-    model: InternVLForConditionalGeneration,
+    model: Any,
     eyes: Eyes,
     lesson: Lesson,
-    minutes: float,
+    steps: int,
     say: Callable[[str], None],
     learning_rate: float = 2e-3,
     batch: int = 64,
@@ -292,10 +319,9 @@ def train_vision_tower(
     grounding = Grounding(model, lesson)
     weights = [*model.parameters(), *eyes.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-    began, step, done, right = time.monotonic(), 0, 0.0, 0.0
-    while done < 1:
-        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
-        rate = learning_rate * min(1.0, (step + 1) / 100)
+    right = 0.0
+    for step in range(1, steps + 1):
+        rate = learning_rate * min(1.0, step / 100)
         for group in optimiser.param_groups:
             group["lr"] = rate
         drawn = [lesson.picture(sample_spec(lesson.rng)) for _ in range(batch)]
@@ -306,10 +332,9 @@ def train_vision_tower(
         (eyes.loss(patches, labels) + named).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
-        step += 1
         right = 0.98 * right + 0.02 * eyes.accuracy(patches, labels) if step > 1 else 0.0
         if step % 100 == 0:
-            say(f"vision step {step} words {named.item():.4f} patches {right:.3f} done {done:.2f}")
+            say(f"vision step {step} words {named.item():.4f} patches {right:.3f}")
 
 
 def normalised(pictures: np.ndarray) -> Tensor:
@@ -319,10 +344,10 @@ def normalised(pictures: np.ndarray) -> Tensor:
 
 
 def train_judge_base(
-    model: InternVLForConditionalGeneration,
+    model: Any,
     eyes: Eyes,
     lesson: Lesson,
-    minutes: float,
+    steps: int,
     say: Callable[[str], None],
     snapshot: Callable[[float], None] = lambda done: None,
     learning_rate: float = 2e-3,
@@ -336,11 +361,10 @@ def train_judge_base(
     yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
     weights = [*model.parameters(), *eyes.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-    began, step, done, shown = time.monotonic(), 0, 0.0, 0
     running, right = 0.0, 0.5
-    while done < 1:
-        done = min(1.0, (time.monotonic() - began) / (60 * minutes))
-        rate = learning_rate * min(1.0, (step + 1) / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+    for step in range(1, steps + 1):
+        done = step / steps
+        rate = learning_rate * min(1.0, step / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         input_ids, labels, pixel_values, patch_kinds = lesson.batch(batch)
@@ -357,7 +381,6 @@ def train_judge_base(
         (loss + 0.2 * dense).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
-        step += 1
         with torch.no_grad():
             binary = (targets == yes) | (targets == no)
             share = ((logits[binary][:, yes] > logits[binary][:, no]) == (targets[binary] == yes)).float().mean().item()
@@ -366,13 +389,16 @@ def train_judge_base(
         if step % 50 == 0:
             sight = eyes.accuracy(patches, patch_kinds)
             say(f"judge step {step} loss {running:.4f} yes/no {right:.3f} patches {sight:.3f} done {done:.3f}")
-        if int(done * 10) > shown or done >= 1:
-            shown = int(done * 10)
+        if step % math.ceil(steps / 10) == 0 or step == steps:
             snapshot(done)
 
 
 def make_judge_base(
-    folder: Path, vision_minutes: float, minutes: float, seed: int = 0, say: Callable[[str], None] = print
+    folder: Path,
+    vision_steps: int = VISION_STEPS,
+    steps: int = STEPS,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Make the judge base and save it as a standard transformers folder."""
     model, tokenizer = build_judge_base(seed)
@@ -381,6 +407,6 @@ def make_judge_base(
         save_judge_base(model, tokenizer, folder / "snapshots" / f"{done:.2f}")
 
     lesson, eyes = Lesson(tokenizer, model.config.image_seq_length, seed), Eyes(model.config.vision_config.hidden_size)
-    train_vision_tower(model, eyes, lesson, vision_minutes, say)
-    train_judge_base(model, eyes, lesson, minutes, say, snapshot)
+    train_vision_tower(model, eyes, lesson, vision_steps, say)
+    train_judge_base(model, eyes, lesson, steps, say, snapshot)
     save_judge_base(model.to(torch.float16), tokenizer, folder / "final")

@@ -1,0 +1,246 @@
+"""The command line: what a user does wrong ends in one message that names it and its remedy, with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import colour_preferences, command, generator_folder, judge_folder, quickstart_recipe
+
+from rewarddance.cli import app, recipe_file
+from rewarddance.data.preferences import write_preferences
+from rewarddance.lab.quickstart import QuickstartRecipe
+from rewarddance.lab.runs import AlignRun, TrainRun
+from rewarddance.runtime.config import load_recipe
+
+COMMANDS = sorted(one.callback.__name__ for one in app.registered_commands if one.callback)
+RECIPES = sorted(recipe_file("quickstart.yaml").parent.glob("*.yaml"))
+
+
+def assert_refused(done, what: str, remedy: str) -> None:
+    lines = done.err.splitlines()
+    at = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    assert done.code == 2, done
+    assert len(at) == 1, done.err
+    assert what in lines[at[0]], done.err
+    assert remedy in " ".join(lines[at[0] :]), done.err
+    assert "Traceback" not in done.err + done.out
+
+
+@pytest.fixture
+def training(tmp_path) -> Path:
+    """A recipe of `train` that works."""
+    write_preferences(colour_preferences(8), tmp_path / "train.jsonl")
+    write_preferences(colour_preferences(4, seed=1), tmp_path / "test.jsonl")
+    content = {
+        "preferences": str(tmp_path / "train.jsonl"),
+        "tests": {"held": str(tmp_path / "test.jsonl")},
+        "output": str(tmp_path / "out"),
+        "judge": {"base": str(judge_folder()), "instruction": "t2i-brief", "batch_size": 4, "save_every": 1},
+    }
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "train.yaml"
+
+
+@pytest.fixture
+def aligning(tmp_path) -> Path:
+    """A recipe of `align` that works."""
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue cross\na red circle\n")
+    content = {
+        "generator": str(generator_folder()),
+        "num_inference_steps": 2,
+        "judge": str(judge_folder()),
+        "prompts": str(tmp_path / "prompts.txt"),
+        "output": str(tmp_path / "out"),
+        "references": {"candidates": 3},
+        "refl": {"steps": 2, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
+    }
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "align.yaml"
+
+
+# -- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_commands_help_shows_an_example(name):
+    done = command(name, "--help")
+    assert done.code == 0
+    assert f"Example: rewarddance {name}" in done.out
+
+
+def test_the_help_names_every_command():
+    done = command("--help")
+    assert done.code == 0 and all(name in done.out for name in COMMANDS)
+    assert {"quickstart", "train", "align", "report", "bases"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_that_comes_along_can_be_read_by_the_command_in_its_head(path):
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    named = next(line.split("rewarddance ")[1].split()[0] for line in head if "rewarddance " in line)
+    load_recipe({"quickstart": QuickstartRecipe, "train": TrainRun, "align": AlignRun}[named], path)
+
+
+def test_recipes_named_in_the_help_are_there():
+    for name in COMMANDS:
+        for word in command(name, "--help").out.split():
+            if word.startswith("recipes/"):
+                assert recipe_file(word.removeprefix("recipes/").rstrip(".")).is_file()
+
+
+# -- what works -----------------------------------------------------------------------------------------------------
+
+
+def test_train_says_its_figures_and_its_folder_and_goes_on_when_given_again(training, tmp_path):
+    first = command("train", training)
+    assert first.code == 0, first.err
+    result = json.loads(first.out)
+    assert result["reward"] == str(tmp_path / "out" / "reward")
+    assert result["accuracy_held"].keys() == {"mean", "low", "high", "n"}
+    metrics = (tmp_path / "out" / "metrics.jsonl").read_text()
+    assert '"accuracy_held"' in metrics
+    assert load_recipe(TrainRun, tmp_path / "out" / "config.yaml").judge.save_every == 1
+    again = command("train", training)
+    assert json.loads(again.out) == result
+    assert (tmp_path / "out" / "metrics.jsonl").read_text() == metrics
+
+
+def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
+    done = command("align", aligning, "refl.steps=1")
+    assert done.code == 0, done.err
+    assert json.loads(done.out) == {"lora": str(tmp_path / "out" / "lora"), "prompts": 2}
+    assert (tmp_path / "out" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_key_of_a_recipe(training):
+    training.write_text(training.read_text() + "sede: 3\n")
+    assert_refused(command("train", training), f"unknown key 'sede' in {training}", "Did you mean 'seed'?")
+
+
+def test_a_misspelt_override(training):
+    done = command("train", training, "judge.learning_rat=1")
+    assert_refused(done, "unknown key 'judge.learning_rat'", "Did you mean 'judge.learning_rate'?")
+    done = command("quickstart", "refl.stepz=3")
+    assert_refused(done, "unknown key 'refl.stepz'", "Did you mean 'refl.steps'?")
+
+
+def test_a_value_of_the_wrong_kind(training):
+    done = command("train", training, "judge.batch_size=many")
+    assert_refused(done, "the key 'judge.batch_size'", "Correct the value.")
+
+
+def test_an_override_that_is_none(training):
+    assert_refused(command("train", training, "faster"), "the override 'faster'", "align.steps=100")
+
+
+def test_a_missing_recipe(tmp_path):
+    done = command("train", tmp_path / "nowhere.yaml")
+    assert_refused(done, f"the recipe {tmp_path / 'nowhere.yaml'} cannot be read", "Give the path of a YAML recipe.")
+
+
+def test_a_missing_judge(training, aligning, tmp_path):
+    where = tmp_path / "nowhere"
+    assert_refused(command("train", training, f"judge.base={where}"), f"no checkpoint at '{where}'", "save_pretrained")
+    assert_refused(command("align", aligning, f"judge={where}"), f"no checkpoint at '{where}'", "save_pretrained")
+    assert not (tmp_path / "out" / "references").exists()
+
+
+def test_a_missing_generator(aligning, tmp_path):
+    where = tmp_path / "nowhere"
+    assert_refused(command("align", aligning, f"generator={where}"), f"no checkpoint at '{where}'", "save_pretrained")
+
+
+def test_a_judge_where_a_generator_is_needed(aligning):
+    done = command("align", aligning, f"generator={judge_folder()}")
+    assert_refused(done, f"the generator '{judge_folder()}' cannot be loaded", "Give a diffusers folder.")
+
+
+def test_an_unknown_instruction(training):
+    done = command("train", training, "judge.instruction=t2v")
+    assert_refused(done, "no instruction named 't2v'", "Give one of t2i, t2i-brief")
+
+
+def test_a_broken_line_of_preferences(training, tmp_path):
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"prompt": "half a li')
+    done = command("train", training)
+    assert_refused(done, f"line 9 of the preferences file {tmp_path / 'train.jsonl'}", "Correct or remove the line.")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_set_of_preferences(training, tmp_path):
+    done = command("train", training, f"tests.ood={tmp_path / 'nowhere.jsonl'}")
+    assert_refused(done, "nowhere.jsonl cannot be read", "Give a JSONL file of preferences.")
+
+
+def test_a_test_set_of_ties_alone(training, tmp_path):
+    lines = [json.loads(line) | {"share": 0.5} for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert_refused(command("train", training), "none of the 4 pairs has an order", "share is not 0.5")
+
+
+def test_prompts_that_are_not_there_or_hold_a_token_of_the_judge(aligning, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red <img> circle\n")
+    assert_refused(command("align", aligning), "contains the token '<img>'", "Remove it from the prompt.")
+    (tmp_path / "prompts.txt").write_text("")
+    assert_refused(command("align", aligning), "prompts.txt is empty", "Write one prompt a line.")
+
+
+def test_an_output_folder_that_cannot_be_written(training, aligning, tmp_path):
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "runs"
+    said = f"the output folder {below}"
+    assert_refused(command("train", training, f"output={below}"), said, "Choose another folder")
+    assert_refused(command("align", aligning, f"output={below}"), said, "Choose another folder")
+    done = command("quickstart", "--recipe", quickstart_recipe(tmp_path), "--output", below)
+    assert_refused(done, said, "Choose another folder")
+
+
+def test_a_run_that_exists(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").touch()
+    done = command("quickstart", "--output", tmp_path, "--name", "mine")
+    assert_refused(done, f"{tmp_path / 'mine'} holds a run already", "--resume")
+
+
+def test_nothing_to_resume(tmp_path):
+    for arguments in (
+        ("--output", tmp_path),
+        ("--output", tmp_path / "nowhere"),
+        ("--output", tmp_path, "--name", "x"),
+    ):
+        assert_refused(
+            command("quickstart", "--resume", *arguments), "there is no run to resume in", "without --resume"
+        )
+
+
+def test_a_resume_with_another_config(tmp_path):
+    for arguments in (("seed=3",), ("--seed", "3"), ("--recipe", "x.yaml")):
+        done = command("quickstart", "--resume", "--output", tmp_path, *arguments)
+        assert_refused(done, "--resume takes no recipe, seed or keys", "keeps the config it began with")
+
+
+def test_a_report_of_no_run(tmp_path):
+    assert_refused(command("report", tmp_path), "summary.json is missing", "--resume")
+
+
+def test_an_unknown_option_is_an_error_of_usage():
+    done = command("quickstart", "--sede", "3")
+    assert done.code == 2 and "No such option" in done.err and "Traceback" not in done.err
+
+
+def test_the_real_command_ends_the_same_way():
+    done = subprocess.run(
+        [sys.executable, "-m", "rewarddance.cli", "bases", "nowhere"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: there is no base named 'nowhere'.\n       Say judge, generator or all.\n"
