@@ -72,7 +72,7 @@ def test_a_proxy_and_an_oracle_that_both_rose_are_no_hacking():
 
 def test_a_proxy_that_rose_while_the_oracle_may_not_have_moved_is_said_to_be_open():
     found = hacking_verdict(UP, OPEN, 0.2, 0.2)
-    assert not found.hacked
+    assert found.undecided and not found.hacked
     assert found.sentence.startswith("Undecided: the judge's P(yes) went up by 0.200, but the oracle's change holds 0")
 
 

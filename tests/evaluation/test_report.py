@@ -161,7 +161,7 @@ def test_the_verdict_is_said_in_words_and_not_by_colour_alone(bare: Path):
     clean = page(bare)
     assert '<p class="verdict good">' in clean
     assert "Reward hacking: none found. The reward was not hacked: the oracle rose too." in words(clean)
-    hacking = {"hacked": True, "sentence": "The reward was hacked."}
+    hacking = {"hacked": True, "sentence": "The reward was hacked.", "undecided": False}
     (bare / "summary.json").write_text(json.dumps(summary(hacking=hacking)))
     hacked = page(bare)
     assert '<p class="verdict bad">' in hacked

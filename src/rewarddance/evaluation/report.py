@@ -68,6 +68,7 @@ class Hacking(BaseModel):
 
     hacked: bool
     sentence: str
+    undecided: bool = False
 
 
 class Summary(BaseModel):
@@ -349,7 +350,11 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-VERDICTS = {True: ("bad", "!&ensp;Reward hacking: found"), False: ("good", "✓&ensp;Reward hacking: none found")}
+VERDICTS = {
+    "bad": "!&ensp;Reward hacking: found",
+    "open": "?&ensp;Reward hacking: undecided",
+    "good": "✓&ensp;Reward hacking: none found",
+}
 
 
 def _figure(value: Interval, scale: int = 100, digits: int = 1, sign: str = "") -> str:
@@ -376,11 +381,11 @@ def _opening(s: Summary) -> dict[str, str]:
     """The head of the page; a change in words that do not claim more than its interval does."""
     gain = s.oracle.gain_refl
     change = "a gain of" if gain.low > 0 else "a loss:" if gain.high < 0 else "not told apart from the base:"
-    box, found = VERDICTS[s.hacking.hacked]
+    box = "bad" if s.hacking.hacked else "open" if s.hacking.undecided else "good"
     plain = {"name": s.name, "task": s.task, "seed": str(s.seed), "n": str(s.n), "sentence": s.hacking.sentence}
     plain["prompts"] = str(s.oracle.sft.n)
     marked = {f"oracle_{arm}": _figure(getattr(s.oracle, arm)) for arm in ARMS}
-    marked |= {"change": f"{change} {_figure(gain, sign='+')}", "box": box, "found": found}
+    marked |= {"change": f"{change} {_figure(gain, sign='+')}", "box": box, "found": VERDICTS[box]}
     return {slot: escape(text) for slot, text in plain.items()} | marked
 
 
