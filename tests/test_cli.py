@@ -63,7 +63,7 @@ def aligning(tmp_path) -> Path:
     return tmp_path / "align.yaml"
 
 
-# -- help -----------------------------------------------------------------------------------------------------------
+# -- help --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -93,7 +93,7 @@ def test_recipes_named_in_the_help_are_there():
                 assert recipe_file(word.removeprefix("recipes/").rstrip(".")).is_file()
 
 
-# -- what works -----------------------------------------------------------------------------------------------------
+# -- what works --------------------------------------------------------------------------------------------------------
 
 
 def test_train_says_its_figures_and_its_folder_and_goes_on_when_given_again(training, tmp_path):
@@ -118,7 +118,7 @@ def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
     assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
 
 
-# -- what is refused --------------------------------------------------------------------------------------------------
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_a_misspelt_key_of_a_recipe(training):

@@ -1,4 +1,4 @@
-"""What the tests run on: random checkpoints of real classes, and small generators and judges whose answers are known."""
+"""What the tests run on: random checkpoints of real classes, small generators and judges with known answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _louder(model: nn.Module, factor: float) -> None:
 
 @functools.cache
 def judge_folder() -> Path:
-    """An InternVL with random weights as a save_pretrained folder. They are large, so that margins differ by whole units."""
+    """An InternVL with random weights as a save_pretrained folder; they are large, so that margins differ."""
     folder = Path(_scratch().name) / "judge"
     model, tokenizer = build_judge_base(seed=1)
     _louder(model, 4)
@@ -47,7 +47,7 @@ def judge_folder() -> Path:
 
 @functools.cache
 def generator_folder() -> Path:
-    """A CogView4 pipeline with random weights as a diffusers folder. They are large, so that the prompt is seen in pictures."""
+    """A CogView4 pipeline with random weights as a diffusers folder; they are large, so that prompts matter."""
     folder = Path(_scratch().name) / "generator"
     pipeline = build_pipeline(seed=1)
     _louder(pipeline.transformer, 3)
@@ -213,7 +213,7 @@ class TinyGenerator:
 
 
 class GaussianGenerator:
-    """x_0 is N(mean, deviation^2) in every value, and the velocity is the exact E[eps - x_0 | x_t]. Pixels are latents."""
+    """x_0 is N(mean, deviation^2) in every value, the velocity the exact E[eps - x_0 | x_t]; pixels are latents."""
 
     def __init__(self, mean: float, deviation: float, num_steps: int) -> None:
         self.mean, self.variance, self.num_steps = mean, deviation**2, num_steps

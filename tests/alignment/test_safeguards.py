@@ -66,12 +66,7 @@ def test_a_shift_is_a_window_of_the_picture_with_its_edges_repeated():
     padded = torch.stack([nn.functional.pad(one, (1, 1, 1, 1), mode="replicate") for one in pixels])
     found, offsets = jittered(pixels, rng(), shift=1, noise=0.0), set()
     for number, one in enumerate(found):
-        at = [
-            (y, x)
-            for y in range(3)
-            for x in range(3)
-            if torch.equal(one, padded[number][..., y : y + 5, x : x + 6])
-        ]
+        at = [(y, x) for y in range(3) for x in range(3) if torch.equal(one, padded[number][..., y : y + 5, x : x + 6])]
         assert at
         offsets.update(at)
     assert len(offsets) == 9  # every move comes up, frames of one sample move together

@@ -19,7 +19,10 @@ def test_a_text_file_holds_one_prompt_a_line(tmp_path):
 
 
 def test_a_line_of_json_carries_what_else_it_has_along(tmp_path):
-    rows = [{"prompt": "a", "negative_prompt": "blur", "id": 7}, spec_record := prompt_set("train", 1, 0)[0][1].geneval()]
+    rows = [
+        {"prompt": "a", "negative_prompt": "blur", "id": 7},
+        spec_record := prompt_set("train", 1, 0)[0][1].geneval(),
+    ]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     first, second = read_prompts(tmp_path / "p.jsonl")
     assert first == Prompt("a", "blur", {"id": 7})
@@ -33,7 +36,9 @@ def test_a_line_separator_inside_a_prompt_does_not_end_the_line(tmp_path):
     assert [prompt.text for prompt in read_prompts(tmp_path / "p.jsonl")] == [text]
 
 
-@pytest.mark.parametrize("line", ["a red circle", "{}", "[]", '["prompt"]', "3", '{"prompt": 3}', '{"prompt": "p", "negative_prompt": []}'])
+@pytest.mark.parametrize(
+    "line", ["a red circle", "{}", "[]", '["prompt"]', "3", '{"prompt": 3}', '{"prompt": "p", "negative_prompt": []}']
+)
 def test_a_line_without_a_prompt_is_an_error_that_names_it(tmp_path, line):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a"}\n\n' + line + "\n")

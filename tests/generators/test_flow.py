@@ -1,4 +1,4 @@
-"""Flow matching where everything is known: a Gaussian, whose exact velocity, posterior mean and flow are closed forms."""
+"""Flow matching where all is known: a Gaussian, whose velocity, posterior mean and flow are closed forms."""
 
 from __future__ import annotations
 

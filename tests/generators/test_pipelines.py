@@ -116,7 +116,7 @@ def test_the_schedule_falls_from_pure_noise_to_none(generator):
     assert generator.sigmas == sorted(generator.sigmas, reverse=True)
 
 
-# -- training ---------------------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_lora_changes_nothing(generator):
@@ -176,7 +176,7 @@ def test_a_saved_lora_gives_the_very_same_pictures_in_ours(trained, tmp_path):
     assert torch.equal(sample(fresh, PROMPTS, SEEDS), sample(trained, PROMPTS, SEEDS))
 
 
-# -- what cannot be loaded -----------------------------------------------------------------------------------------------------
+# -- what cannot be loaded ---------------------------------------------------------------------------------------------
 
 
 def test_a_lora_that_is_not_there_is_refused_by_name(generator, tmp_path):
@@ -184,7 +184,7 @@ def test_a_lora_that_is_not_there_is_refused_by_name(generator, tmp_path):
         generator.load_lora(tmp_path / "nowhere")
     assert "nowhere" in caught.value.what and "save_lora" in caught.value.remedy
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no LoRA can be loaded from .*empty"):
+    with pytest.raises(InputError, match=r"no LoRA can be loaded from .*empty"):
         generator.load_lora(tmp_path / "empty")
 
 
@@ -208,7 +208,7 @@ def test_a_pipeline_without_an_adapter_is_refused_by_its_class(tmp_path):
 
 
 def test_a_missing_generator_is_refused_by_name(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint at .*nowhere"):
+    with pytest.raises(InputError, match=r"no checkpoint at .*nowhere"):
         load_generator(str(tmp_path / "nowhere"), STEPS)
 
 

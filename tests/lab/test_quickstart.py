@@ -110,7 +110,7 @@ KILLS = (
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> tuple[Path, list[tuple[Done, list[str]]], Done]:
-    """The same run from the command line, killed in every stage: its folder, what each kill left, and the last resume."""
+    """The same run by command, killed in every stage: its folder, what each kill left, and the last resume."""
     output, left = tmp_path_factory.mktemp("killed"), []
     arguments: tuple[str | Path, ...] = ("--recipe", quickstart_recipe(output), "--name", "killed")
     for module, name, at, _ in KILLS:

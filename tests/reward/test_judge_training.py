@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tiny import colour_preferences, judge_folder
 
 from rewarddance.reward.generative import PairwiseReward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.train import JudgeRecipe, JudgeTrainer, train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
@@ -134,6 +135,26 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, preferences, whole)
         file.write_bytes(b"cut off")
     train(tmp_path, preferences, accuracy)
     assert_same_run(tmp_path, whole)
+
+
+def test_pixel_noise_is_that_of_seed_and_step_alone(preferences):
+    def noisy(seed: int, step: int, deviation: float = 0.05) -> torch.Tensor:
+        trainer = SimpleNamespace(
+            recipe=RECIPE.model_copy(update={"pixel_noise": deviation}),
+            noise_seed=seed,
+            state=SimpleNamespace(global_step=step),
+        )
+        pairs = JudgeTrainer._jittered(trainer, preferences)  # type: ignore[arg-type]
+        assert [(pair.prompt, pair.share) for pair in pairs] == [(pair.prompt, pair.share) for pair in preferences]
+        return torch.stack([pixels for pair in pairs for pixels in (pair.first, pair.second)])
+
+    clean = noisy(1, 1, deviation=0.0)
+    moved = noisy(1, 1)
+    assert torch.equal(moved, noisy(1, 1))
+    assert not torch.equal(moved, noisy(1, 2)) and not torch.equal(moved, noisy(2, 1))
+    inside = (clean > 0.2) & (clean < 0.8)
+    assert (moved - clean)[inside].std().item() == pytest.approx(0.05, rel=0.05)
+    assert moved.min() >= 0 and moved.max() <= 1
 
 
 def test_another_seed_gives_another_judge(tmp_path, preferences):

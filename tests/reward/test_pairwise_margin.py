@@ -1,4 +1,4 @@
-"""The margin is the model's own: what one plain forward a question gives, whatever the batch, with a gradient in pixels."""
+"""The margin is the model's own, as one plain forward gives it, whatever the batch; its gradient reaches the pixels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def questions(n: int, seed: int = 0, instruction: str | None = None) -> list[Que
     return [Question(PROMPTS[i % 3], shown[2 * i], shown[2 * i + 1], instruction) for i in range(n)]
 
 
-# -- the naive path: nothing of ours in it --------------------------------------------------------------------------------
+# -- the naive path: nothing of ours in it -----------------------------------------------------------------------------
 
 
 def written_out(prompt: str) -> str:
@@ -132,7 +132,7 @@ def test_no_graph_is_kept_where_no_pixel_asks_for_one(judge):
         assert not judge(wanting).margin.requires_grad
 
 
-# -- invariances ------------------------------------------------------------------------------------------------------------
+# -- invariances -------------------------------------------------------------------------------------------------------
 
 
 def test_a_verdict_does_not_depend_on_what_else_is_asked(judge):
@@ -201,7 +201,7 @@ def test_a_questions_own_instruction_goes_before_the_judges(judge):
     assert (own - judge(questions(3)).margin).abs().max() > 1e-3
 
 
-# -- preprocessing ------------------------------------------------------------------------------------------------------------
+# -- preprocessing -----------------------------------------------------------------------------------------------------
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -246,7 +246,7 @@ def test_the_gradient_passes_through_the_resize(judge):
     assert (candidate.grad != 0).float().mean() > 0.9
 
 
-# -- what cannot be answered ----------------------------------------------------------------------------------------------------
+# -- what cannot be answered -------------------------------------------------------------------------------------------
 
 
 def test_a_question_without_a_reference_is_refused_by_name(judge):

@@ -1,4 +1,4 @@
-"""A reward is a plain save_pretrained folder and a small JSON file; what is wrong with one is said in its reader's words."""
+"""A reward is a plain save_pretrained folder and a small JSON file; what is wrong with one is said by name."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ def test_an_unknown_field_of_the_reward_config_is_refused_with_the_nearest_known
     with pytest.raises(InputError) as caught:
         load_reward(str(broken))
     assert "unknown key 'order'" in caught.value.what and "'orders'" in caught.value.remedy
-    with pytest.raises(InputError, match="unknown key 'batchsize'.*'batch_size'"):
+    with pytest.raises(InputError, match=r"unknown key 'batchsize'.*'batch_size'"):
         load_reward(str(judge_folder()), batchsize=3)
-    with pytest.raises(InputError, match="the key 'orders'.*'backward'"):
+    with pytest.raises(InputError, match=r"the key 'orders'.*'backward'"):
         load_reward(str(judge_folder()), orders="backward")
 
 

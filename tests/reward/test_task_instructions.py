@@ -80,7 +80,7 @@ def test_a_template_without_one_of_its_places_or_with_two_is_refused(own, tmp_pa
 
 def test_a_template_with_an_unknown_key_is_refused_by_name(own):
     own.write_text(OWN + "criterion: {}\n")
-    with pytest.raises(InputError, match="unknown key 'criterion'.*'criteria'"):
+    with pytest.raises(InputError, match=r"unknown key 'criterion'.*'criteria'"):
         load_instruction(str(own))
 
 

@@ -43,7 +43,9 @@ def test_what_the_file_leaves_out_has_its_default(file):
 
 
 def test_overrides_reach_nested_keys_and_go_before_the_file(file):
-    found = load_recipe(Outer, file, ["inner.steps=7", "inner.late=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"])
+    found = load_recipe(
+        Outer, file, ["inner.steps=7", "inner.late=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"]
+    )
     assert found == Outer(seed=3, name="null hypothesis", inner=Inner(steps=7, rate=1e-4, late=(0.2, 0.9)))
 
 
@@ -71,7 +73,12 @@ def test_a_recipe_cannot_be_changed(file):
 
 @pytest.mark.parametrize(
     ("override", "key", "near"),
-    [("sede=1", "sede", "seed"), ("inner.step=1", "inner.step", "inner.steps"), ("inner.rates=1", "inner.rates", "inner.rate"), ("steps=1", "steps", "inner.steps")],
+    [
+        ("sede=1", "sede", "seed"),
+        ("inner.step=1", "inner.step", "inner.steps"),
+        ("inner.rates=1", "inner.rates", "inner.rate"),
+        ("steps=1", "steps", "inner.steps"),
+    ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(file, override, key, near):
     error = refused(file, override)
@@ -102,7 +109,10 @@ def test_an_unknown_key_that_is_near_to_none_is_refused_with_the_keys_of_its_lev
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_its_key(file, override, key):
-    assert f"the key {key!r} in {file}" in refused(file, override).what or f"the key {key!r} is missing" in refused(file, override).what
+    assert (
+        f"the key {key!r} in {file}" in refused(file, override).what
+        or f"the key {key!r} is missing" in refused(file, override).what
+    )
 
 
 def test_a_missing_key_is_refused_by_name(file):
@@ -129,7 +139,9 @@ def test_a_file_that_is_missing_or_a_folder_is_refused_by_name(tmp_path):
         assert f"the recipe {path} cannot be read" in refused(path).what
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"\xff", "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"\xff", "cannot be read")]
+)
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, said):
     path = tmp_path / "r.yaml"
     path.write_bytes(content)

@@ -182,7 +182,7 @@ class Lesson:
         if level == 0.0 and rng.random() < 0.5:
             picture = np.clip(picture + rng.normal(0, 0.03, picture.shape), 0, 1).astype(np.float32)
         legible = level < 0.45
-        labels = patch_labels(scene) if legible else np.full((64, 3), -2)
+        labels = patch_labels(scene, spec) if legible else np.full((64, 4), -2)
         return picture, scene, defect, legible, labels
 
     def conversation(self) -> tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]:
@@ -229,13 +229,11 @@ class Lesson:
         phrase = spec.objects[int(rng.integers(len(spec.objects)))]
         if rng.random() < 0.4:
             phrase = near_miss(Spec("", (phrase,)), rng).objects[0]
-        there = [t for t in scene if t.shape == phrase.shape]
-        fitting = [t for t in there if phrase.colour in (None, t.colour) and phrase.size in (None, t.size)]
         one = ObjectSpec(phrase.shape, 1, phrase.colour, phrase.size)
-        asked.append((f"Is there {one.text} in the {name}?", "yes" if fitting else "no"))
+        asked.append((f"Is there {one.text} in the {name}?", "yes" if any(map(phrase.fits, scene)) else "no"))
         if rng.random() < 0.5:
             plural = ObjectSpec(phrase.shape, 2, phrase.colour).text.removeprefix("two ")
-            count = sum(phrase.colour in (None, t.colour) for t in there)
+            count = sum(map(ObjectSpec(phrase.shape, 1, phrase.colour).fits, scene))
             asked.append((f"How many {plural} are in the {name}?", ("none", "one", "two", "three", "four")[count]))
         if spec.relation:
             first, second = (next((t for t in scene if t.shape == o.shape), None) for o in spec.objects)
@@ -245,7 +243,7 @@ class Lesson:
         return asked
 
     def batch(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """input_ids and labels [n, L] (already shifted), pixel_values [K, 3, H, W], patch labels [K, 64, 3].
+        """input_ids and labels [n, L] (already shifted), pixel_values [K, 3, H, W], patch labels [K, 64, 4].
 
         Conversations are drawn four batches at a time and dealt out by length, so that little is padding.
         """
@@ -275,12 +273,15 @@ class Grounding:
     """Teaches the picture tokens to point at words: under the (tied) word embeddings each names what its patches show.
 
     A picture token then reads like the words it stands for, so that what the language model learns of prompts holds
-    for pictures too.
+    for pictures too. Half way up the language model, each also learns whether the prompt asks for its object.
     """
+
+    middle = 3
 
     def __init__(self, model: Any, lesson: Lesson) -> None:
         self.model = model
         kinds = (SHAPES, COLOURS, ("small", "large"))
+        self.probe = torch.nn.Linear(model.config.text_config.hidden_size, 1)
         self.words = [torch.tensor([lesson.ids(f" {word}")[0] for word in kind]) for kind in kinds]
 
     def see(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,16 +295,31 @@ class Grounding:
         return seen.last_hidden_state[:, 1:], seen.pooler_output
 
     def loss(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        """tokens [N, 16, E], labels [N, 64, 3]: a token stands for the 2x2 patches that were shuffled into it."""
+        """tokens [N, 16, E], labels [N, 64, 4]: a token stands for the 2x2 patches that were shuffled into it."""
         table = self.model.get_input_embeddings().weight
-        by_token = self.model.model.pixel_shuffle(labels.view(-1, 8, 8, 3).float(), 0.5).long().view(-1, 16, 4, 3)
-        painted = by_token[..., 0] > -1
+        by_token, painted = self.by_token(labels)
         wide = tokens.unsqueeze(2).expand(-1, -1, 4, -1)[painted]
         losses = [
             torch.nn.functional.cross_entropy(wide @ table[words].T, target)
-            for words, target in zip(self.words, by_token[painted].T, strict=True)
+            for words, target in zip(self.words, by_token[painted].T[:3], strict=True)
         ]
         return torch.stack(losses).sum()
+
+    def by_token(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Patch labels [N, 64, 4] grouped as the model groups patches into tokens, [N, 16, 4, 4], and where painted."""
+        grouped = self.model.model.pixel_shuffle(labels.view(-1, 8, 8, 4).float(), 0.5).long().view(-1, 16, 4, 4)
+        return grouped, grouped[..., 0] > -1
+
+    def asked_loss(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Does a picture token of a middle layer [N, 16, E] know whether its object is one that the prompt asks for?
+
+        Returns the cross-entropy of a probe that is dropped at the end, and the share that it has right.
+        """
+        grouped, painted = self.by_token(labels)
+        said = self.probe(hidden).expand(-1, -1, 4)[painted]
+        asked = grouped[..., 3][painted].float()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(said, asked)
+        return loss, ((said > 0) == (asked > 0)).float().mean().item()
 
 
 def train_vision_tower(
@@ -359,7 +375,7 @@ def train_judge_base(
     """
     grounding = Grounding(model, lesson)
     yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
-    weights = [*model.parameters(), *eyes.parameters()]
+    weights = [*model.parameters(), *eyes.parameters(), *grounding.probe.parameters()]
     optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     running, right = 0.0, 0.5
     for step in range(1, steps + 1):
@@ -372,13 +388,15 @@ def train_judge_base(
         embeds = model.get_input_embeddings()(input_ids)
         here = (input_ids == model.config.image_token_id).unsqueeze(-1)
         embeds = embeds.masked_scatter(here, tokens.flatten(0, 1))
-        hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        read = model.model.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        hidden, half_way = read.last_hidden_state, read.hidden_states[grounding.middle]
+        known, knows = grounding.asked_loss(half_way[here.squeeze(-1)].view_as(tokens), patch_kinds)
         asked = labels != -100
         logits, targets = model.lm_head(hidden[asked]), labels[asked]
         loss = torch.nn.functional.cross_entropy(logits, targets)
         optimiser.zero_grad()
         dense = eyes.loss(patches, patch_kinds) + grounding.loss(tokens, patch_kinds)
-        (loss + 0.2 * dense).backward()
+        (loss + 0.2 * dense + 0.5 * known).backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         with torch.no_grad():
@@ -388,7 +406,7 @@ def train_judge_base(
         running, right = keep * running + (1 - keep) * loss.item(), keep * right + (1 - keep) * share
         if step % 50 == 0:
             sight = eyes.accuracy(patches, patch_kinds)
-            say(f"judge step {step} loss {running:.4f} yes/no {right:.3f} patches {sight:.3f} done {done:.3f}")
+            say(f"judge step {step} loss {running:.4f} yes/no {right:.3f} patches {sight:.3f} asked {knows:.3f}")
         if step % math.ceil(steps / 10) == 0 or step == steps:
             snapshot(done)
 

@@ -62,6 +62,10 @@ class ObjectSpec:
         noun = self.shape if self.count == 1 else _PLURALS[self.shape]
         return " ".join(part for part in (word, self.size, self.colour, noun) if part)
 
+    def fits(self, thing: Thing) -> bool:
+        """True when one drawn object is what the phrase names."""
+        return thing.shape == self.shape and self.colour in (None, thing.colour) and self.size in (None, thing.size)
+
 
 @dataclass(frozen=True)
 class Spec:

@@ -1,0 +1,93 @@
+"""What the bundled checkpoints are held to."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import CogView4Pipeline, DiffusionPipeline
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+from rewarddance.evaluation.agreement import accuracy
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.generators.sampling import sample
+from rewarddance.reward.generative import load_reward
+from rewarddance.reward.instructions import Picture
+from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.runtime.checkpoint import BUNDLED
+from rewarddance.shapeworld.oracle import judge_pixels
+from rewarddance.shapeworld.render import render, to_pixels
+from rewarddance.shapeworld.scenes import near_miss, prompt_set, sample_scene, sample_spec
+from rewarddance.types import Preference
+
+
+def test_the_bundled_checkpoints_are_safetensors_and_at_most_25_mb():
+    files = [file for file in BUNDLED.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 25_000_000
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
+
+
+def test_the_judge_base_is_a_standard_transformers_folder():
+    folder = BUNDLED / "shapeworld-judge"
+    assert isinstance(InternVLForConditionalGeneration.from_pretrained(folder), InternVLForConditionalGeneration)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template and tokenizer.context_image_token == "<IMG_CONTEXT>"
+    assert json.loads((folder / "processor_config.json").read_text())["processor_class"] == "InternVLProcessor"
+    assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
+
+
+def test_the_generator_base_is_a_standard_diffusers_pipeline():
+    pipeline = DiffusionPipeline.from_pretrained(BUNDLED / "shapeworld-generator")
+    assert isinstance(pipeline, CogView4Pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline("a red circle", num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+    assert picture.size == (32, 32)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    generator = load_generator("shapeworld-generator", num_inference_steps=10)
+    prompts = [text for text, _ in prompt_set("held_out", 24, 0) for _ in range(4)]
+    return prompts, sample(generator, prompts, list(range(len(prompts))))
+
+
+def test_the_generator_base_is_able_but_imperfect(pictures):
+    prompts, pixels = pictures
+    alignment = np.mean([score.alignment for score in judge_pixels(pixels, prompts)])
+    assert 0.45 < alignment < 0.78, alignment
+
+
+def test_the_generator_base_draws_one_prompt_in_many_ways(pictures):
+    groups = pictures[1].unflatten(0, (24, 4))
+    distance = (groups[:, 0] - groups[:, 1]).square().mean((1, 2, 3, 4)).sqrt()
+    assert distance.min() > 0.05
+
+
+def test_the_judge_base_knows_the_world():
+    """It says whether a picture shows a prompt far more often right than not."""
+    vlm = VisionLanguageModel("shapeworld-judge")
+    yes, no = vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])
+    rng = np.random.default_rng(0)
+    right = []
+    for index in range(120):
+        spec = sample_spec(rng)
+        shown = spec if index % 2 else near_miss(spec, rng)
+        pixels = to_pixels([render(sample_scene(shown, rng))])[0]
+        parts = (f"Prompt: {spec.text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
+        with torch.no_grad():
+            hidden = vlm.last_hidden([vlm.sequence(parts)], [vlm.encode([pixels])])
+            margin = hidden @ (vlm.head_rows(yes) - vlm.head_rows(no)).T
+        right.append((margin.item() > 0) == bool(index % 2))
+    assert np.mean(right) > 0.65
+
+
+def test_the_judge_base_has_no_preferences():
+    """Asked which picture is better, it is near chance before training."""
+    judge = load_reward("shapeworld-judge", instruction="t2i-brief")
+    rng = np.random.default_rng(0)
+    pairs = []
+    for index in range(200):
+        spec = sample_spec(rng)
+        good, bad = (to_pixels([render(sample_scene(s, rng))])[0] for s in (spec, near_miss(spec, rng)))
+        pairs.append(Preference(spec.text, *((bad, good, 1.0) if index % 2 else (good, bad, 0.0))))
+    assert 0.35 < accuracy(judge, pairs).mean < 0.65
