@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 
 # Before anything imports rewarddance: the hook rewrites modules as they load.
 install_import_hook("rewarddance", "beartype.beartype")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 Pixels = Float[Tensor, "T C H W"]
 """One picture (T = 1) or video, in [0, 1]."""
+OtherPixels = Float[Tensor, "T2 C H2 W2"]
+"""As Pixels; of another size and length where it stands beside one."""
 PixelBatch = Float[Tensor, "B T C H W"]
 
 
@@ -39,7 +41,7 @@ class Question:
 
     prompt: str
     candidate: Pixels
-    reference: Pixels | None = None
+    reference: OtherPixels | None = None
     instruction: str | None = None
 
 
@@ -69,7 +71,7 @@ class Preference:
 
     prompt: str
     first: Pixels
-    second: Pixels
+    second: OtherPixels
     share: float
     source: str = ""
 

@@ -25,6 +25,7 @@ def interval(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"an interval needs a flat list of values, got shape {array.shape}")
-    draws = np.random.default_rng(seed).integers(len(array), size=(resamples, len(array)))
-    low, high = np.quantile(array[draws].mean(axis=1), [0.025, 0.975])
+    rng = np.random.default_rng(seed)
+    means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(array.mean()), float(low), float(high), len(array))

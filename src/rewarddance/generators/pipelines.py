@@ -167,7 +167,7 @@ def load_generator(
     """
     folder = find_checkpoint(name)
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"the generator {name!r} cannot be loaded: {error}.", "Give a diffusers folder.") from error
     kind = type(pipeline).__name__

@@ -46,7 +46,8 @@ class VisionLanguageModel:
         if not isinstance(model, InternVLForConditionalGeneration):
             raise InputError(f"the judge {name!r} is a {type(model).__name__}.", "InternVL (-hf) checkpoints are read.")
         self.folder = folder
-        self.model: Any = model.to(device).eval()
+        self.model: Any = model.eval()
+        self.model.to(device)
         self._placeholder = self.tokenizer.context_image_token
         self._sequence = functools.lru_cache(maxsize=65_536)(self._tokenise)
 

@@ -205,13 +205,12 @@ def make_generator_base(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Make the generator base and save it as a plain diffusers folder. Intermediate states go to `folder`/snapshots."""
+    """Make the generator base and save it as a plain diffusers folder; ten snapshots go beside it."""
     pipeline = build_pipeline(seed)
     train_vae(pipeline.vae, vae_steps, seed, say)
-    pipeline.save_pretrained(folder / "snapshots" / "vae")
 
     def snapshot(state: Any, done: float) -> None:
-        state.save_pretrained(folder / "snapshots" / f"{done:.2f}")
+        state.save_pretrained(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
     train_generator(pipeline, steps, seed, say, snapshot)
-    pipeline.to(torch.float16).save_pretrained(folder / "final")
+    pipeline.to(torch.float16).save_pretrained(folder)

@@ -418,13 +418,13 @@ def make_judge_base(
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Make the judge base and save it as a standard transformers folder."""
+    """Make the judge base and save it as a standard transformers folder; ten snapshots go beside it."""
     model, tokenizer = build_judge_base(seed)
 
     def snapshot(done: float) -> None:
-        save_judge_base(model, tokenizer, folder / "snapshots" / f"{done:.2f}")
+        save_judge_base(model, tokenizer, folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
     lesson, eyes = Lesson(tokenizer, model.config.image_seq_length, seed), Eyes(model.config.vision_config.hidden_size)
     train_vision_tower(model, eyes, lesson, vision_steps, say)
     train_judge_base(model, eyes, lesson, steps, say, snapshot)
-    save_judge_base(model.to(torch.float16), tokenizer, folder / "final")
+    save_judge_base(model.to(torch.float16), tokenizer, folder)

@@ -1,0 +1,76 @@
+"""The recipe of the bundled checkpoints, with a few steps in place of thousands."""
+
+import numpy as np
+import pytest
+import torch
+
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.reward.generative import load_reward
+from rewarddance.shapeworld.eyes import Eyes, patch_labels
+from rewarddance.shapeworld.generator_base import make_generator_base
+from rewarddance.shapeworld.judge_base import Grounding, Lesson, build_judge_base, describe, make_judge_base
+from rewarddance.shapeworld.scenes import Thing, parse_prompt
+from rewarddance.types import Question
+
+SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))
+
+
+def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
+    said = []
+    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, say=said.append)
+    verdict = load_reward(str(tmp_path / "judge"), instruction="t2i-brief")(
+        [Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))]
+    )
+    assert torch.isfinite(verdict.margin).all()
+    assert (tmp_path / "judge-snapshots").is_dir()
+
+
+def test_a_generator_base_is_made_in_the_folder_that_was_named(tmp_path):
+    make_generator_base(tmp_path / "generator", vae_steps=2, steps=2, say=lambda line: None)
+    generator = load_generator(str(tmp_path / "generator"), num_inference_steps=2)
+    assert generator.start([0]).shape == (1, 8, 8, 8)
+
+
+def test_patch_labels_name_shape_colour_size_and_whether_the_prompt_asks_for_it():
+    labels = patch_labels(SCENE, parse_prompt("a small red square"))
+    grid = labels.reshape(8, 8, 4)
+    assert grid[0, 0].tolist() == grid[1, 1].tolist() == [1, 0, 0, 1]
+    assert grid[5, 5].tolist() == [0, 2, 1, 0]
+    assert grid[0, 4].tolist() == [-1, -1, -1, -1]
+
+
+def test_a_picture_token_is_taught_by_the_four_patches_that_are_shuffled_into_it():
+    """The model's own pixel shuffle of patch numbers and the grouping of labels must be the same."""
+    model, tokenizer = build_judge_base()
+    grounding = Grounding(model, Lesson(tokenizer, 16, 0))
+    numbers = torch.arange(64).view(1, 64, 1).expand(1, 64, 4)
+    grouped, painted = grounding.by_token(numbers)
+    shuffled = model.model.pixel_shuffle(torch.arange(64.0).view(1, 8, 8, 1), 0.5).view(16, 4)
+    assert painted.all()
+    assert torch.equal(grouped[0, :, :, 0], shuffled.long())
+    assert all(group.max() - group.min() == 9 for group in grouped[0, :, :, 0])  # two rows and two columns apart
+
+
+def test_a_description_names_every_object_in_reading_order():
+    assert describe(SCENE) == "a small red square, a large blue circle"
+
+
+def test_a_lesson_asks_only_for_answers_and_labels_stand_one_place_early():
+    _, tokenizer = build_judge_base()
+    lesson = Lesson(tokenizer, 16, 0)
+    for _ in range(20):
+        ids, labels, pictures = lesson.conversation()
+        asked = [at for at, label in enumerate(labels) if label != -100]
+        assert len(ids) == len(labels) and asked and len(pictures) in (1, 2)
+        assert all(labels[at] == ids[at + 1] for at in asked if at + 1 < len(ids))
+
+
+def test_patches_that_are_not_known_teach_the_eyes_nothing():
+    eyes = Eyes(8)
+    known = torch.from_numpy(np.stack([patch_labels(SCENE)] * 2))
+    patches = torch.randn(2, 64, 8, requires_grad=True)
+    unknown = known.clone()
+    unknown[1] = -2
+    (gradient,) = torch.autograd.grad(eyes.loss(patches, unknown), patches)
+    assert gradient[0].abs().sum() > 0 and gradient[1].abs().sum() == 0
+    assert eyes.loss(patches, known).item() != pytest.approx(eyes.loss(patches, unknown).item())
