@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import CogView4Pipeline, DiffusionPipeline
 from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift, retrieve_timesteps
+from diffusers.utils.logging import disable_progress_bar
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
@@ -166,6 +167,7 @@ def load_generator(
     Raises InputError where there is no such checkpoint, or no adapter for its pipeline class.
     """
     folder = find_checkpoint(name)
+    disable_progress_bar()  # a bar for five files stands in the way of ours
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, SafetensorError) as error:

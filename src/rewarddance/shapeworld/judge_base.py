@@ -41,7 +41,7 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRADES = ((0.999, "all"), (0.7, "most"), (0.45, "half"), (0.15, "little"), (-1.0, "none"))
-VISION_STEPS, STEPS = 650, 3_000
+VISION_STEPS, STEPS = 650, 4_500
 """Steps of 64 pictures and of 32 conversations that the bundled base was made with."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 CHAT_TEMPLATE = (
