@@ -1,6 +1,6 @@
 """Differentiate the reward with respect to the candidate's pixels: what ReFL sends into a generator.
 
-    python examples/02_gradient_of_the_reward.py [REWARD_FOLDER]
+python examples/02_gradient_of_the_reward.py [REWARD_FOLDER]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Make 8 pictures of a prompt and keep the one that wins the judge's tournament.
 
-    python examples/03_best_of_n.py [REWARD_FOLDER] [OUTPUT.png]
+python examples/03_best_of_n.py [REWARD_FOLDER] [OUTPUT.png]
 """
 
 import sys

@@ -28,7 +28,7 @@ CAPTION_NOISE = 0.25
 """Share of training captions that are wrong in one thing."""
 CAPTION_DROP = 0.1
 """Share of training captions left empty, so that guidance works."""
-VAE_STEPS, STEPS = 2_300, 4_700
+VAE_STEPS, STEPS = 2_050, 4_700
 """Steps of 32 and of 64 pictures that the bundled base was made with."""
 
 
