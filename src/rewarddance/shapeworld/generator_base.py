@@ -35,7 +35,7 @@ VAE_STEPS, STEPS = 2_050, 4_700
 def build_pipeline(seed: int = 0) -> Any:
     """The pipeline with random weights: 1.9M parameters in the transformer, 64 picture tokens and 16 of text."""
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(
+    tokenizer: Any = train_tokenizer(
         prompt_corpus(), ["<pad>", "<s>"], bos="<s>", pad_token="<pad>", bos_token="<s>", padding_side="left"
     )
     text_encoder = GlmModel(
@@ -53,10 +53,15 @@ def build_pipeline(seed: int = 0) -> Any:
             eos_token_id=0,
         )
     )
+    widths: Any = (24, 32, 48)  # diffusers annotates these as tuples of one
+
+    def blocks(kind: str) -> Any:
+        return (kind,) * len(widths)
+
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 32, 48),
+        down_block_types=blocks("DownEncoderBlock2D"),
+        up_block_types=blocks("UpDecoderBlock2D"),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=8,

@@ -111,7 +111,7 @@ def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[Any, Any]:
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=tokenizer.vocab["<IMG_CONTEXT>"],
         image_seq_length=image_tokens,
         downsample_ratio=0.5,
         tie_word_embeddings=True,
