@@ -218,4 +218,6 @@ def make_generator_base(
         state.save_pretrained(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
     train_generator(pipeline, steps, seed, say, snapshot)
-    pipeline.to(torch.float16).save_pretrained(folder)
+    pipeline.transformer.half()  # half the bytes; diffusers reads them back as float32, transformers would not
+    pipeline.vae.half()
+    pipeline.save_pretrained(folder)
