@@ -118,6 +118,11 @@ def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
     assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
 
 
+def test_another_recipe_is_not_taken_up_in_a_folder_that_holds_a_run(training):
+    assert command("train", training).code == 0
+    assert_refused(command("train", training, "seed=77"), "seed = ", "Choose another output")
+
+
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 

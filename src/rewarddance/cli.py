@@ -133,7 +133,7 @@ def _fresh_name(output: Path, name: str) -> str:
 
 
 def _last_run(output: Path) -> Path:
-    """The run under `output` that was touched last."""
+    """The run under `output` that was started last."""
     runs = [folder for folder in output.glob("*") if (folder / "config.yaml").exists()] if output.is_dir() else []
     if not runs:
         raise InputError(f"there is no run to resume in {output}.", "Start one without --resume.")

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from rewarddance.errors import InputError
-from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
+from rewarddance.runtime.config import Recipe, keep_recipe, load_recipe, save_recipe
 
 
 class Inner(Recipe):
@@ -147,3 +147,14 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, said):
     path.write_bytes(content)
     error = refused(path)
     assert str(path) in error.what and said in error.what
+
+
+def test_a_run_goes_on_only_under_the_recipe_that_it_began_with(tmp_path):
+    path = tmp_path / "config.yaml"
+    began = Outer(seed=3, inner=Inner(steps=20))
+    keep_recipe(began, path)
+    keep_recipe(began, path)
+    with pytest.raises(InputError, match=r"holds a run with inner\.rate = 0\.1, not 0\.2") as caught:
+        keep_recipe(Outer(seed=3, inner=Inner(steps=20, rate=0.2)), path)
+    assert "another output" in caught.value.remedy
+    assert load_recipe(Outer, path) == began

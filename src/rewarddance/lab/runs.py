@@ -17,7 +17,7 @@ from rewarddance.protocols import RewardModel
 from rewarddance.reward.generative import load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import writable_folder
-from rewarddance.runtime.config import Recipe, save_recipe
+from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.tracking import Metrics
 
 
@@ -50,7 +50,7 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
     training = PreferenceSet(recipe.preferences)
     tests = {name: list(PreferenceSet(path)) for name, path in recipe.tests.items()}
     folder = writable_folder(recipe.output)
-    save_recipe(recipe, folder / "config.yaml")
+    keep_recipe(recipe, folder / "config.yaml")
 
     def watch(judge: RewardModel) -> dict[str, float]:
         return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in tests.items()}
@@ -66,7 +66,7 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     generator = load_generator(recipe.generator, recipe.num_inference_steps, recipe.guidance_scale)
     judge = load_reward(recipe.judge)
     folder = writable_folder(recipe.output)
-    save_recipe(recipe, folder / "config.yaml")
+    keep_recipe(recipe, folder / "config.yaml")
     bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
     train_refl(generator, judge, bank, recipe.refl, folder, Metrics(folder / "metrics.jsonl"), recipe.seed)
     return {"lora": str(folder / "lora"), "prompts": len(prompts)}

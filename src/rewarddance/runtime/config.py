@@ -69,6 +69,30 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
+def keep_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe of a run, or make sure that the run being continued has this very one.
+
+    Raises InputError naming the first key that differs: what was made under another recipe is never taken up silently.
+    """
+    if path.exists():
+        before, now = _flat(load_recipe(type(recipe), path).model_dump()), _flat(recipe.model_dump())
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {now[key]!r}.",
+                "Choose another output, or give the recipe that the run began with.",
+            )
+    save_recipe(recipe, path)
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in content.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
+
+
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
