@@ -313,3 +313,12 @@ def test_the_terminal_table_fits_eighty_columns():
     refl = r"ReFL +63\.8 \[61\.8, 66\.8\] +\+9\.7 \[\+7\.7, \+12\.7\] +33\.0 +76\.0 +0\.177"
     assert any(re.fullmatch(refl, line) for line in lines)
     assert "judge accuracy out of domain: 79.1 [77.1, 82.1], untrained 48.8 [46.8, 51.8]" in lines
+    assert not any("early predictions" in line for line in lines)
+
+
+def test_accuracy_on_early_predictions_is_shown_where_it_was_measured():
+    measured = summary()
+    measured["judge"] |= {"accuracy_early": interval(0.733, 480), "untrained_early": interval(0.489, 480)}
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(summary_table(measured))
+    assert "judge accuracy early predictions: 73.3 [71.3, 76.3], untrained 48.9 [46.9, 51.9]" in console.export_text()

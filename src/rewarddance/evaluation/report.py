@@ -55,12 +55,21 @@ class Oracle(Arms):
 
 
 class JudgeAccuracy(BaseModel):
-    """Accuracy on held-out pairs, in and out of domain, after training and before."""
+    """Accuracy on held-out pairs, after training and before: in domain, its early predictions, and out of domain."""
 
     accuracy_id: Interval
     accuracy_ood: Interval
     untrained_id: Interval
     untrained_ood: Interval
+    accuracy_early: Interval | None = None
+    untrained_early: Interval | None = None
+
+    def places(self) -> dict[str, tuple[Interval, Interval]]:
+        """Where it was measured: the figures after training and before."""
+        found = {"in domain": (self.accuracy_id, self.untrained_id)}
+        if self.accuracy_early and self.untrained_early:
+            found["early predictions"] = (self.accuracy_early, self.untrained_early)
+        return found | {"out of domain": (self.accuracy_ood, self.untrained_ood)}
 
 
 class Hacking(BaseModel):
@@ -314,9 +323,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     from rich.table import Table
 
     s = Summary.model_validate(summary)
-    j = s.judge
-    pairs = {"in domain": (j.accuracy_id, j.untrained_id), "out of domain": (j.accuracy_ood, j.untrained_ood)}
-    lines = [f"judge accuracy {place}: {_text(a)}, untrained {_text(b)}" for place, (a, b) in pairs.items()]
+    lines = [f"judge accuracy {place}: {_text(a)}, untrained {_text(b)}" for place, (a, b) in s.judge.places().items()]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.caption, table.caption_justify = "\n".join(["", *lines]), "left"
     table.add_column("")
@@ -432,8 +439,7 @@ def _charts(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _judge(s: JudgeAccuracy) -> str:
-    pairs = {"In domain": (s.untrained_id, s.accuracy_id), "Out of domain": (s.untrained_ood, s.accuracy_ood)}
-    return _rows([place, _figure(a), _figure(b), str(b.n)] for place, (a, b) in pairs.items())
+    return _rows([place.capitalize(), _figure(b), _figure(a), str(a.n)] for place, (a, b) in s.places().items())
 
 
 def _cost(s: Summary) -> dict[str, str]:

@@ -42,7 +42,7 @@ from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.tracking import Metrics, console, peak_memory_gib, progress_bar
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.oracle import Score, judge_pixels
-from rewarddance.shapeworld.preferences import PreferenceRecipe, gather
+from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_up
 from rewarddance.shapeworld.scenes import Spec, prompt_set
 from rewarddance.types import Question
 
@@ -138,15 +138,22 @@ def quickstart(run: Run) -> dict[str, Any]:
 
 
 def gather_preferences(run: Run) -> dict[str, Any]:
-    """Training pairs voted on by annotators, and two test sets in the oracle's own order."""
+    """Training pairs voted on by annotators, and three test sets in the oracle's own order.
+
+    id and ood hold pictures that people could vote on; early holds one-step predictions, as ReFL shows them.
+    """
     recipe, seed = run.recipe.preferences, run.recipe.seed
     folder = run.folder / "preferences"
     shutil.rmtree(folder, ignore_errors=True)
     generator = run.generator()
+    counts = {"train": recipe.train_prompts, "held_out": recipe.id_prompts, "unseen": recipe.ood_prompts}
+    pools = {split: generate(generator, split, n, recipe.samples, seed) for split, n in counts.items()}
+    tests = recipe.test_pairs
     sets = {
-        "train": gather(generator, "train", recipe.train_prompts, recipe.pairs, recipe, seed, exact=False),
-        "id": gather(generator, "held_out", recipe.id_prompts, recipe.test_pairs, recipe, seed, exact=True),
-        "ood": gather(generator, "unseen", recipe.ood_prompts, recipe.test_pairs, recipe, seed, exact=True),
+        "train": pair_up(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
+        "id": pair_up(pools["held_out"], "held_out", tests, recipe, seed, exact=True),
+        "early": pair_up(pools["held_out"], "held_out", tests, recipe, seed, exact=True, early="all"),
+        "ood": pair_up(pools["unseen"], "unseen", tests, recipe, seed, exact=True),
     }
     return {name: write_preferences(pairs, folder / f"{name}.jsonl") for name, pairs in sets.items()}
 
@@ -154,7 +161,7 @@ def gather_preferences(run: Run) -> dict[str, Any]:
 def fit_judge(run: Run) -> dict[str, Any]:
     """Train the judge; its accuracy and the untrained base's against the oracle's order, in and out of domain."""
     recipe, folder = run.recipe.judge, run.folder
-    sets = {name: list(PreferenceSet(folder / "preferences" / f"{name}.jsonl")) for name in ("id", "ood")}
+    sets = {name: list(PreferenceSet(folder / "preferences" / f"{name}.jsonl")) for name in ("id", "early", "ood")}
     few = {name: pairs[:: max(1, len(pairs) // 150)] for name, pairs in sets.items()}
 
     def watch(judge: RewardModel) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from rewarddance.runtime.tracking import progress_bar
 from rewarddance.shapeworld.annotators import AnnotatorRecipe, vote
 from rewarddance.shapeworld.oracle import score_picture
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
-from rewarddance.shapeworld.scenes import Spec, near_miss, prompt_set, sample_scene, wrong_attribute
+from rewarddance.shapeworld.scenes import Spec, near_miss, prompt_set, random_scene, sample_scene, wrong_attribute
 from rewarddance.types import Preference
 
 
@@ -23,13 +24,16 @@ class PreferenceRecipe(Recipe):
     """How many preferences are gathered.
 
     train_prompts: prompts of the training split. samples: generator pictures a prompt (each also gives one early
-    prediction). drawn: drawn pictures a prompt. pairs: training pairs a prompt. id_prompts, ood_prompts, test_pairs:
-    the two test sets' prompts and pairs a prompt; they are judged by the oracle without noise. least_difference: test
-    pairs closer than this in the oracle's overall score have no order worth testing and are not drawn.
+    prediction). overlaid: training pictures a prompt that show what two of the generator's show (each with its early
+    prediction too). drawn: drawn pictures a prompt. pairs: training pairs a prompt. id_prompts, ood_prompts,
+    test_pairs: the test sets' prompts and pairs a prompt; they are judged by the oracle without noise.
+    least_difference: test pairs closer than this in the oracle's overall score have no order worth testing and are not
+    drawn.
     """
 
     train_prompts: int = Field(default=300, ge=1)
     samples: int = Field(default=6, ge=2)
+    overlaid: int = Field(default=3, ge=0)
     drawn: int = Field(default=4, ge=0)
     pairs: int = Field(default=14, ge=1)
     id_prompts: int = Field(default=100, ge=1)
@@ -39,73 +43,116 @@ class PreferenceRecipe(Recipe):
     annotators: AnnotatorRecipe = AnnotatorRecipe()
 
 
-def gather(
-    generator: Generator, split: str, n_prompts: int, pairs: int, recipe: PreferenceRecipe, seed: int, exact: bool
-) -> list[Preference]:
-    """`pairs` pairs for each of `n_prompts` prompts of a split, over pictures of every quality.
+class Shown(NamedTuple):
+    """A picture [H, W, 3] in [0, 1], where it comes from, and the oracle's overall score that it stands for."""
 
-    In domain (splits train, held_out): the generator's pictures, its one-step predictions at random steps, and flat
-    drawings, right, nearly right and spoiled. Out of domain (split unseen): pictures of another hand ("sketch"
-    drawings, right, nearly right and spoiled) and the generator's pictures, on combinations no training pair shows.
-    exact: shares are the oracle's own order (0 or 1), else the annotators' votes.
+    picture: np.ndarray
+    source: str
+    score: float
+
+
+class Pool(NamedTuple):
+    """The generator's finished pictures of a prompt, and a one-step prediction of each at a random step.
+
+    Nobody can vote on a blur: a prediction stands for the finished picture of its own noise, with that one's score
+    (after the step-aware preferences of SPO, arXiv 2406.04314).
+    """
+
+    prompt: str
+    spec: Spec
+    final: list[Shown]
+    early: list[Shown]
+
+
+Early = Literal["none", "some", "all"]
+
+
+def pair_up(
+    pools: Sequence[Pool],
+    split: str,
+    pairs: int,
+    recipe: PreferenceRecipe,
+    seed: int,
+    exact: bool,
+    early: Early = "none",
+) -> list[Preference]:
+    """`pairs` pairs for each of the prompts of a split, over pictures of every quality.
+
+    In domain (splits train, held_out): the generator's pictures, and flat drawings, right, nearly right and spoiled.
+    Out of domain (split unseen): pictures of another hand ("sketch" drawings, right, nearly right and spoiled) and
+    the generator's pictures, on combinations no training pair shows.
+
+    early: whether "some" pairs have one-step predictions (and overlaid pictures) among theirs, or "all" have one in
+    place of a finished picture of the generator. exact: shares are the oracle's own order (0 or 1), else the
+    annotators' votes.
     """
     rng = np.random.default_rng([seed, 4, ("train", "held_out", "unseen").index(split)])
-    prompts = prompt_set(split, n_prompts, seed)
-    pools = _generated(generator, prompts, recipe.samples, seed, split, early=split != "unseen")
     style = "sketch" if split == "unseen" else "flat"
     preferences = []
-    for (prompt, spec), pool in zip(prompts, pools, strict=True):
-        n_drawn = recipe.samples * 2 if split == "unseen" else recipe.drawn
-        pool = pool + [(draw(spec, style, rng), style) for _ in range(n_drawn)]
-        scores = [score_picture(picture, spec).overall for picture, _ in pool]
+    for own in pools:
+        shown = [*(own.final if early != "all" else ()), *(own.early if early != "none" else ())]
+        if early == "some":
+            for _ in range(recipe.overlaid):
+                shown += overlaid(own, pools[int(rng.integers(len(pools)))], rng)
+        drawn = [draw(own.spec, style, rng) for _ in range(recipe.samples * 2 if split == "unseen" else recipe.drawn)]
+        shown += [Shown(picture, style, score_picture(picture, own.spec).overall) for picture in drawn]
         for _ in range(pairs):
-            preferences.append(_pair(prompt, pool, scores, recipe, rng, exact))
+            preferences.append(_pair(own.prompt, shown, recipe, rng, exact))
     return [preference for preference in preferences if preference is not None]
 
 
 def _pair(
-    prompt: str,
-    pool: Sequence[tuple[np.ndarray, str]],
-    scores: Sequence[float],
-    recipe: PreferenceRecipe,
-    rng: np.random.Generator,
-    exact: bool,
+    prompt: str, pool: Sequence[Shown], recipe: PreferenceRecipe, rng: np.random.Generator, exact: bool
 ) -> Preference | None:
     """Two different pictures of the pool and their share; None where an exact pair with an order was not found."""
     for _ in range(50):
-        first, second = rng.choice(len(pool), size=2, replace=False)
-        difference = scores[second] - scores[first]
+        first, second = (pool[i] for i in rng.choice(len(pool), size=2, replace=False))
+        difference = second.score - first.score
         if exact and abs(difference) < recipe.least_difference:
             continue
-        a, b = pool[first][0], pool[second][0]
+        a, b = first.picture, second.picture
         share = float(difference > 0) if exact else vote(a, b, difference, recipe.annotators, rng)
         pixels = to_pixels([a, b])
-        return Preference(prompt, pixels[0], pixels[1], share, f"{pool[first][1]}/{pool[second][1]}")
+        return Preference(prompt, pixels[0], pixels[1], share, f"{first.source}/{second.source}")
     return None
 
 
+def overlaid(own: Pool, other: Pool, rng: np.random.Generator) -> list[Shown]:
+    """All that a picture of the prompt and one of another (or the same) prompt show, in one; and as both foresaw it.
+
+    A generator that is rewarded for missing objects learns to draw too many: without these no judge would know.
+    """
+    source = own if rng.random() < 0.5 else other
+    i, j = int(rng.integers(len(own.final))), int(rng.integers(len(source.final)))
+    final = np.maximum(own.final[i].picture, source.final[j].picture)
+    early = np.maximum(own.early[i].picture, source.early[j].picture)
+    score = score_picture(final, own.spec).overall
+    return [Shown(final, "overlaid", score), Shown(early, "overlaid prediction", score)]
+
+
 def draw(spec: Spec, style: str, rng: np.random.Generator) -> np.ndarray:
-    """A drawing for a prompt: right (a third), nearly right, or with a wrong attribute; half of all are spoiled."""
+    """A drawing for a prompt: right, nearly right, with a wrong attribute or with too much; half of all are spoiled."""
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.3:
         scene = sample_scene(spec, rng)
-    elif kind < 0.7:
+    elif kind < 0.6:
         scene = sample_scene(near_miss(spec, rng), rng)
-    else:
+    elif kind < 0.8:
         scene = wrong_attribute(sample_scene(spec, rng), rng, int(rng.integers(1, 3)))
+    else:
+        scene = sample_scene(spec, rng) + random_scene(rng)[:2]
     picture = render(scene, style, rng)
     if rng.random() < 0.5:
         picture = spoil(picture, DEFECTS[int(rng.integers(len(DEFECTS)))], float(rng.uniform(0.1, 0.9)), rng)
     return picture
 
 
-def _generated(
-    generator: Generator, prompts: Sequence[tuple[str, Spec]], samples: int, seed: int, split: str, early: bool
-) -> list[list[tuple[np.ndarray, str]]]:
-    """For each prompt, `samples` finished pictures and, with `early`, as many one-step predictions of random steps."""
+def generate(generator: Generator, split: str, n_prompts: int, samples: int, seed: int) -> list[Pool]:
+    """`samples` finished pictures for each of `n_prompts` prompts of a split, and their one-step predictions."""
+    prompts = prompt_set(split, n_prompts, seed)
     streams = {"train": 5, "held_out": 6, "unseen": 7}
     rng = np.random.default_rng([seed, streams[split]])
-    pools: list[list[tuple[np.ndarray, str]]] = []
+    pools: list[Pool] = []
     at_once = max(1, 96 // samples)
     with progress_bar(f"pictures ({split.replace('_', ' ')})", len(prompts)) as bar:
         for start in range(0, len(prompts), at_once):
@@ -113,12 +160,14 @@ def _generated(
             texts = [text for text, _ in part for _ in range(samples)]
             stops = rng.integers(0, generator.num_steps, size=len(texts)).tolist()
             seeds = rng.integers(2**31, size=len(texts)).tolist()
-            early_pixels, final = predictions(generator, texts, seeds, stops, batch_size=96)
-            for k in range(len(part)):
+            early_pixels, final_pixels = predictions(generator, texts, seeds, stops, batch_size=96)
+            early, final = _arrays(early_pixels), _arrays(final_pixels)
+            for k, (prompt, spec) in enumerate(part):
                 own = slice(k * samples, (k + 1) * samples)
-                pool = [(picture, "sample") for picture in _arrays(final[own])]
-                pool += [(picture, "prediction") for picture in _arrays(early_pixels[own])] if early else []
-                pools.append(pool)
+                scores = [score_picture(picture, spec).overall for picture in final[own]]
+                finished = list(map(Shown, final[own], ["sample"] * samples, scores))
+                foreseen = list(map(Shown, early[own], ["prediction"] * samples, scores))
+                pools.append(Pool(prompt, spec, finished, foreseen))
             bar.advance(len(part))
     return pools
 

@@ -1,0 +1,80 @@
+"""Preferences about ShapeWorld pictures: what a prediction stands for, and pictures that show too much."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import TinyGenerator
+
+from rewarddance.shapeworld import preferences as module
+from rewarddance.shapeworld.oracle import read, score_picture
+from rewarddance.shapeworld.preferences import Pool, PreferenceRecipe, Shown, draw, generate, overlaid, pair_up
+from rewarddance.shapeworld.render import render, to_pixels
+from rewarddance.shapeworld.scenes import ObjectSpec, Spec, prompt_set, sample_scene
+
+RED, BLUE = (Spec("single_object", (ObjectSpec("circle", 1, colour),)) for colour in ("red", "blue"))
+RECIPE = PreferenceRecipe(samples=4, drawn=2)
+
+
+@pytest.fixture
+def painter(monkeypatch) -> TinyGenerator:
+    """A generator whose finished pictures are right for every other seed, and whose predictions are all one grey."""
+    specs = {text: spec for split in ("train", "held_out", "unseen") for text, spec in prompt_set(split, 8, 0)}
+
+    def predictions(generator, prompts, seeds, stops, batch_size):
+        rng = np.random.default_rng(0)
+        wrong = np.full((32, 32, 3), 0.5, dtype=np.float32)
+        final = [render(sample_scene(specs[text], rng)) if i % 2 else wrong for i, text in enumerate(prompts)]
+        return torch.full((len(prompts), 1, 3, 32, 32), 0.25), to_pixels(final)
+
+    monkeypatch.setattr(module, "predictions", predictions)
+    return TinyGenerator()
+
+
+def test_what_people_vote_on_holds_no_prediction_unless_it_is_asked_for(painter):
+    pools = generate(painter, "held_out", 8, RECIPE.samples, 0)
+    seen = {
+        early: {part for p in pair_up(pools, "held_out", 6, RECIPE, 0, True, early) for part in p.source.split("/")}
+        for early in ("none", "some", "all")
+    }
+    assert seen["none"] == {"sample", "flat"}
+    assert seen["some"] == {"sample", "prediction", "flat", "overlaid", "overlaid prediction"}
+    assert seen["all"] == {"prediction", "flat"}
+
+
+def test_a_prediction_stands_for_the_finished_picture_of_its_own_noise(painter):
+    """All predictions look alike here, so only their finished pictures can have decided."""
+    pools = generate(painter, "held_out", 8, 4, 0)
+    pairs = pair_up(pools, "held_out", 12, PreferenceRecipe(samples=4, drawn=0), 0, True, "all")
+    assert {p.source for p in pairs} == {"prediction/prediction"}
+    assert {p.share for p in pairs} == {0.0, 1.0}
+    assert all(torch.equal(p.first, p.second) for p in pairs)
+
+
+def test_two_pictures_in_one_show_the_objects_of_both_and_are_scored_as_they_look():
+    rng = np.random.default_rng(3)
+
+    def pool(spec: Spec, x: int) -> Pool:
+        thing = sample_scene(spec, rng)[0]
+        picture = render((type(thing)(thing.shape, thing.colour, 8, x, 12),))
+        shown = Shown(picture, "sample", score_picture(picture, spec).overall)
+        return Pool(spec.text, spec, [shown], [Shown(picture * 0.5, "prediction", shown.score)])
+
+    mine, other = pool(RED, 2), pool(BLUE, 20)
+    found = [overlaid(mine, other, np.random.default_rng(seed)) for seed in range(8)]
+    counts = {len(read(final.picture).things) for final, _ in found}
+    assert counts == {1, 2}  # the other prompt's picture, or the same again
+    for final, early in found:
+        assert final.score == early.score == score_picture(final.picture, RED).overall
+        np.testing.assert_allclose(early.picture, final.picture * 0.5)
+    assert min(final.score for final, _ in found) < mine.final[0].score - 0.1
+
+
+def test_drawings_are_right_wrong_and_overfull():
+    rng = np.random.default_rng(0)
+    pictures = [draw(RED, "flat", rng) for _ in range(200)]
+    counts = [len(read(picture).things) for picture in pictures]
+    right = sum(score_picture(picture, RED).correct for picture in pictures)
+    assert 40 < right < 120
+    assert sum(count >= 3 for count in counts) > 5 and sum(count == 1 for count in counts) > 60
