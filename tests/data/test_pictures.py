@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rewarddance.data.media import read_picture, write_picture
+from rewarddance.data.media import as_pixels, read_picture, write_picture
 from rewarddance.errors import InputError
 
 
@@ -134,3 +134,68 @@ def test_however_a_file_is_broken_the_error_is_ours(tmp_path, kind):
         except InputError as error:
             refused += str(path) in error.what
     assert refused > 10
+
+
+def test_a_picture_may_come_in_any_form_and_is_the_same_picture(tmp_path):
+    array = photograph()
+    Image.fromarray(array).save(tmp_path / "a.png")
+    forms = (
+        of(array),
+        of(array)[0],
+        (of(array) * 255).round().to(torch.uint8),
+        of(array).double(),
+        array,
+        array.astype(np.float32) / 255,
+        array[None],
+        Image.fromarray(array),
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        [tmp_path / "a.png"],
+    )
+    for form in forms:
+        found = as_pixels(form)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, of(array), atol=1e-6, rtol=0)
+
+
+def test_frames_come_as_a_stack_or_one_by_one():
+    frames = [photograph(seed) for seed in range(3)]
+    expected = torch.cat([of(frame) for frame in frames])
+    for form in (np.stack(frames), expected, frames, tuple(map(Image.fromarray, frames)), [of(f)[0] for f in frames]):
+        torch.testing.assert_close(as_pixels(form), expected, atol=1e-6, rtol=0)
+
+
+def test_pixels_keep_their_graph_and_their_identity():
+    pixels = torch.rand(1, 3, 4, 4, requires_grad=True)
+    assert as_pixels(pixels) is pixels
+    as_pixels(pixels[0]).sum().backward()
+    assert pixels.grad is not None and (pixels.grad == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("media", "said"),
+    [
+        (torch.rand(4, 4), "candidate 3 has the shape [4, 4]"),
+        (torch.rand(1, 4, 8, 8), "candidate 3 has the shape [1, 4, 8, 8]"),
+        (torch.rand(0, 3, 8, 8), "candidate 3 has the shape [0, 3, 8, 8]"),
+        (torch.rand(3, 8, 8) * 255, "candidate 3 has values from"),
+        (torch.full((3, 8, 8), float("nan")), "candidate 3 has values from nan"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "candidate 3 holds torch.int64"),
+        (np.zeros((3, 8, 8)), "candidate 3 is an array [3, 8, 8]"),
+        ([], "candidate 3 is a list"),
+        ([np.zeros((4, 4, 3)), np.zeros((5, 4, 3))], "candidate 3 has frames of different sizes"),
+        ([np.zeros((4, 4, 3)), torch.rand(2, 2)], "frame 1 of candidate 3 has the shape"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(media, said):
+    with pytest.raises(InputError) as refused:
+        as_pixels(media, "candidate 3")
+    assert said in str(refused.value)
+
+
+def test_a_picture_that_breaks_when_it_is_decoded_is_refused_by_name(tmp_path):
+    Image.fromarray(photograph()).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(InputError, match="candidate 0 cannot be decoded"):
+        as_pixels(opened, "candidate 0")

@@ -15,6 +15,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.generative import PairwiseReward, load_reward, swapped
+from rewarddance.reward.ranking import tournament
 from rewarddance.types import Pixels, Question, Verdict
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
@@ -271,3 +272,32 @@ def test_a_pixel_that_is_not_finite_is_an_error_that_names_the_question(judge, v
     asked[2].candidate[0, 1, 5, 5] = value
     with pytest.raises(RewardError, match=f"question 2 .*{asked[2].prompt}"):
         judge(asked)
+
+
+def test_compare_asks_of_each_candidate_in_any_form_what_a_question_asks(judge, tmp_path):
+    first, second, reference = pictures(3)
+    array = (second[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    Image.fromarray(array).save(tmp_path / "b.png")
+    exact = torch.from_numpy(array.astype(np.float32) / 255).permute(2, 0, 1).unsqueeze(0)
+    expected = judge([Question("a red circle", first, reference), Question("a red circle", exact, reference)])
+    for form in (array, tmp_path / "b.png", Image.fromarray(array)):
+        found = judge.compare("a red circle", [first, form], reference)
+        torch.testing.assert_close(found.margin, expected.margin, atol=1e-5, rtol=1e-5)
+    assert judge.compare("a red circle", [], reference).margin.shape == (0,)
+    with pytest.raises(InputError, match="candidate 1"):
+        judge.compare("a red circle", [first, np.zeros((4, 4)), second], reference)
+
+
+def test_compare_carries_a_gradient_to_the_candidate(judge):
+    candidate, reference = pictures(2)
+    candidate.requires_grad_(True)
+    judge.compare("a red circle", [candidate], reference).margin.sum().backward()
+    assert candidate.grad is not None and candidate.grad.abs().sum() > 0
+
+
+def test_rank_is_the_tournament_of_its_candidates(judge):
+    shown = list(pictures(4))
+    found = judge.rank("a red circle", [one[0] for one in shown])
+    (expected,) = tournament(judge, ["a red circle"], [shown])
+    assert found.order.tolist() == expected.order.tolist()
+    torch.testing.assert_close(found.margins, expected.margins, atol=1e-5, rtol=1e-5)

@@ -15,12 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.instructions import load_instruction
+from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.reward.vlm import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Recipe, parse_recipe
-from rewarddance.types import Question, Verdict
+from rewarddance.types import Pixels, Question, Verdict
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
@@ -76,6 +78,24 @@ class PairwiseReward:
             )
         return Verdict(margin)
 
+    def compare(
+        self, prompt: str, candidates: Sequence[Media], reference: Media, instruction: str | None = None
+    ) -> Verdict:
+        """Is each of N candidates better than the reference? Pictures in any form that `as_pixels` takes; [N].
+
+        Raises InputError naming the candidate that is no picture.
+        """
+        shown = as_pixels(reference, "the reference")
+        return self([Question(prompt, each, shown, instruction) for each in _all_pixels(candidates)])
+
+    def rank(self, prompt: str, candidates: Sequence[Media]) -> Ranking:
+        """Order N candidates by wins in an all-pairs tournament in both orders (paper, section 3), best first.
+
+        Raises InputError naming the candidate that is no picture.
+        """
+        (ranking,) = tournament(self, [prompt], [_all_pixels(candidates)])
+        return ranking
+
     def _margin_by_orders(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         if self.config.orders == "forward":
             return self.margin(questions)
@@ -116,6 +136,10 @@ class PairwiseReward:
         """Write a plain save_pretrained folder plus reward_config.json."""
         self.vlm.save(folder)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n", encoding="utf-8")
+
+
+def _all_pixels(candidates: Sequence[Media]) -> list[Pixels]:
+    return [as_pixels(each, f"candidate {number}") for number, each in enumerate(candidates)]
 
 
 def swapped(question: Question) -> Question:
