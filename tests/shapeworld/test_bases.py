@@ -8,7 +8,16 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.reward.generative import load_reward
 from rewarddance.shapeworld.eyes import Eyes, patch_labels
 from rewarddance.shapeworld.generator_base import make_generator_base
-from rewarddance.shapeworld.judge_base import Grounding, Lesson, build_judge_base, describe, make_judge_base
+from rewarddance.shapeworld.judge_base import (
+    DEVIATION,
+    Grounding,
+    Lesson,
+    attacked,
+    build_judge_base,
+    describe,
+    make_judge_base,
+    normalised,
+)
 from rewarddance.shapeworld.scenes import Thing, parse_prompt
 from rewarddance.types import Question
 
@@ -74,3 +83,16 @@ def test_patches_that_are_not_known_teach_the_eyes_nothing():
     (gradient,) = torch.autograd.grad(eyes.loss(patches, unknown), patches)
     assert gradient[0].abs().sum() > 0 and gradient[1].abs().sum() == 0
     assert eyes.loss(patches, known).item() != pytest.approx(eyes.loss(patches, unknown).item())
+
+
+def test_an_attacked_picture_moved_by_the_length_asked_for_and_against_the_answer():
+    pictures = np.random.default_rng(0).random((3, 32, 32, 3)).astype(np.float32)
+    pixel_values = normalised(pictures).requires_grad_(True)
+    weight = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = (pixel_values * weight).flatten(1).sum(1)
+    before.sum().backward()
+    moved = attacked(pixel_values, 0.5)
+    after = (moved * weight).flatten(1).sum(1)
+    away = (moved - pixel_values.detach()) * torch.tensor(DEVIATION)[:, None, None]
+    torch.testing.assert_close(away.flatten(1).norm(dim=1), torch.full((3,), 0.5))
+    assert (after > before).all() and not moved.requires_grad

@@ -41,8 +41,10 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRADES = ((0.999, "all"), (0.7, "most"), (0.45, "half"), (0.15, "little"), (-1.0, "none"))
-VISION_STEPS, STEPS = 650, 4_500
+VISION_STEPS, STEPS = 650, 11_800
 """Steps of 64 pictures and of 32 conversations that the bundled base was made with."""
+ADVERSARY = 1.0
+"""Largest L2 distance by which a picture is moved against the model while it learns."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -175,12 +177,13 @@ class Lesson:
         if rng.random() < 0.25:
             defect, level = DEFECTS[int(rng.integers(4))], float(rng.uniform(0.1, 0.9))
             picture = spoil(picture, defect, level, rng)
-        elif rng.random() < 0.12:  # as a prediction of the clean picture half way: a ghost of another, and soft
+        elif rng.random() < 0.15:  # as a prediction of the clean picture half way: a ghost of another, and soft
             other, share = render(sample_scene(spec, rng)), float(rng.uniform(0.1, 0.5))
             picture = spoil((1 - share) * picture + share * other, "blur", float(rng.uniform(0.1, 0.4)), rng)
             defect, level = "", 1.0
-        if level == 0.0 and rng.random() < 0.5:
-            picture = np.clip(picture + rng.normal(0, 0.03, picture.shape), 0, 1).astype(np.float32)
+        if rng.random() < 0.5:
+            grain = rng.normal(0, rng.uniform(0.01, 0.06), picture.shape)
+            picture = np.clip(picture + grain, 0, 1).astype(np.float32)
         legible = level < 0.45
         labels = patch_labels(scene, spec) if legible else np.full((64, 4), -2)
         return picture, scene, defect, legible, labels
@@ -189,6 +192,8 @@ class Lesson:
         """Token ids, labels (-100 where nothing is asked), and the pictures with their patch labels."""
         rng = self.rng
         spec = sample_spec(rng)
+        if len(spec.objects) == 1 and rng.random() < 0.5:  # one object is soon learned, two and their bindings are not
+            spec = sample_spec(rng)
         names = ["reference", "candidate"] if rng.random() < 0.8 else ["candidate"]
         seen = {name: self.picture(spec) for name in names}
         questions: list[tuple[str, str]] = []
@@ -359,6 +364,15 @@ def normalised(pictures: np.ndarray) -> Tensor:
     return (torch.from_numpy(pictures).permute(0, 3, 1, 2) - mean) / deviation
 
 
+def attacked(pixel_values: Tensor, size: float) -> Tensor:
+    """Each picture [N, 3, H, W] moved by `size` (L2, of pixels in [0, 1]) along the gradient that it carries."""
+    assert pixel_values.grad is not None, "no backward pass has gone through these pictures"
+    deviation = torch.tensor(DEVIATION)[:, None, None]
+    gradient = pixel_values.grad / deviation  # by pixels in [0, 1]
+    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    return (pixel_values + size * gradient / length / deviation).detach()
+
+
 def train_judge_base(
     model: Any,
     eyes: Eyes,
@@ -371,6 +385,9 @@ def train_judge_base(
 ) -> None:
     """Cross-entropy on the answers of the lesson's conversations; the eyes go on learning beside it.
 
+    Every batch is learned twice, the second time with its pictures moved a little against the model, along the
+    gradient that the first pass leaves on them ("free" adversarial training, Shafahi et al. 1904.12843): the gradient
+    of a model that withstands this points at what is seen and not at pixels, and ReFL follows that gradient.
     Batches are padded on the right: under causal attention no label sees the padding.
     """
     grounding = Grounding(model, lesson)
@@ -383,7 +400,11 @@ def train_judge_base(
         rate = learning_rate * min(1.0, step / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        input_ids, labels, pixel_values, patch_kinds = lesson.batch(batch)
+        if step % 2:
+            input_ids, labels, pixel_values, patch_kinds = lesson.batch(batch)
+            pixel_values.requires_grad_(True)
+        else:  # the same pictures again, each moved against the last step's answers
+            pixel_values = attacked(pixel_values, ADVERSARY * lesson.rng.random())
         patches, tokens = grounding.see(pixel_values)
         embeds = model.get_input_embeddings()(input_ids)
         here = (input_ids == model.config.image_token_id).unsqueeze(-1)
