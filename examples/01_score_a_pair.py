@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from rewarddance.reward.generative import load_reward
+from rewarddance import load_reward
 from rewarddance.shapeworld.render import render, to_pixels
 from rewarddance.shapeworld.scenes import parse_prompt, sample_scene
 from rewarddance.types import Question

@@ -6,9 +6,9 @@ python examples/03_best_of_n.py [REWARD_FOLDER] [OUTPUT.png]
 import sys
 from pathlib import Path
 
+from rewarddance import load_reward
 from rewarddance.data.media import write_picture
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.reward.generative import load_reward
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.oracle import judge_pixels
 

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, InternVLForConditionalGeneration
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
-from rewarddance.reward.generative import load_reward
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.vlm import Asked, VisionLanguageModel
 from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.render import render, to_pixels
@@ -75,8 +75,7 @@ def test_the_judge_base_knows_the_world():
         pixels = to_pixels([render(sample_scene(shown, rng))])[0]
         parts = (f"Prompt: {spec.text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
         with torch.no_grad():
-            hidden = vlm.last_hidden([vlm.sequence(parts)], [vlm.encode([pixels])])
-            margin = hidden @ (vlm.head_rows(yes) - vlm.head_rows(no)).T
+            margin = vlm.margin(vlm.read([Asked(parts, (pixels,))]), yes, no)
         right.append((margin.item() > 0) == bool(index % 2))
     assert np.mean(right) > 0.65
 

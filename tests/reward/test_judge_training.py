@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import colour_preferences, judge_folder
 
-from rewarddance.reward.generative import PairwiseReward, load_reward
+from rewarddance.reward.generative import PairwiseReward
+from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
 from rewarddance.reward.train import JudgeRecipe, JudgeTrainer, train_judge
 from rewarddance.runtime.tracking import Metrics

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from rewarddance.errors import InputError, RewardError
-from rewarddance.reward.generative import PairwiseReward, load_reward, swapped
+from rewarddance.reward.generative import PairwiseReward, swapped
+from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Pixels, Question, Verdict
 

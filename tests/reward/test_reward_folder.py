@@ -13,7 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from rewarddance.errors import InputError
-from rewarddance.reward.generative import PairwiseReward, RewardConfig, load_reward
+from rewarddance.reward.generative import PairwiseReward
+from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.vlm import VisionLanguageModel
 from rewarddance.types import Question
 
@@ -45,7 +47,7 @@ def test_a_saved_reward_gives_the_same_margins(saved):
 
 def test_a_saved_reward_says_how_it_is_to_be_asked(saved):
     config = json.loads((saved / "reward_config.json").read_text())
-    assert config["kind"] == "pairwise_generative"
+    assert config["kind"] == "pairwise"
     assert (config["instruction"], config["instruction_version"], config["orders"]) == ("t2i-brief", 1, "both")
     assert load_reward(str(saved)).config == RewardConfig(instruction="t2i-brief", orders="both")
 

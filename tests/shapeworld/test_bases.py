@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.reward.generative import load_reward
+from rewarddance.reward.kinds import load_reward
 from rewarddance.shapeworld.eyes import Eyes, patch_labels
 from rewarddance.shapeworld.generator_base import make_generator_base
 from rewarddance.shapeworld.judge_base import (

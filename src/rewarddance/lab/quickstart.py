@@ -34,9 +34,9 @@ from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.pipelines import CogView4Generator, load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.generative import PairwiseReward, RewardConfig, load_reward
+from rewarddance.reward.judge import Judge
+from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
-from rewarddance.reward.vlm import VisionLanguageModel
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.tracking import Metrics, console, peak_memory_gib, progress_bar
@@ -100,7 +100,7 @@ class Run:
     def generator(self) -> CogView4Generator:
         return load_generator(self.recipe.generator, self.recipe.num_inference_steps, self.recipe.guidance_scale)
 
-    def judge(self) -> PairwiseReward:
+    def judge(self) -> Judge:
         return load_reward(str(self.folder / "judge" / "reward"))
 
 
@@ -167,7 +167,7 @@ def fit_judge(run: Run) -> dict[str, Any]:
     def watch(judge: RewardModel) -> dict[str, float]:
         return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in few.items()}
 
-    untrained = PairwiseReward(VisionLanguageModel(recipe.base), RewardConfig(instruction=recipe.instruction)).freeze()
+    untrained = load_reward(recipe.base, kind=recipe.kind, instruction=recipe.instruction)
     before = {f"untrained_{name}": accuracy(untrained, pairs) for name, pairs in sets.items()}
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
     judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, watch)

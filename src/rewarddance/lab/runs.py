@@ -14,7 +14,7 @@ from rewarddance.data.prompts import read_prompts
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.generative import load_reward
+from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe

@@ -1,4 +1,4 @@
-"""Fit a pairwise generative reward to preferences, on transformers' Trainer (resume, bf16, FSDP, logging)."""
+"""Fit a reward model of any kind to preferences, on transformers' Trainer (resume, bf16, FSDP, logging)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from pydantic import Field
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from rewarddance.reward.generative import PairwiseReward, RewardConfig
 from rewarddance.reward.instructions import load_instruction
-from rewarddance.reward.objectives import both_orders_cross_entropy
-from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.reward.judge import Judge, Kind, RewardConfig
+from rewarddance.reward.kinds import build_reward
 from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics, progress_bar
-from rewarddance.types import Preference, Question
+from rewarddance.types import Preference
 
-Evaluate = Callable[[PairwiseReward], dict[str, float]]
+Evaluate = Callable[[Judge], dict[str, float]]
 
 
 class JudgeRecipe(Recipe):
     """How a judge is trained.
 
-    base: a checkpoint folder, or a bundled one's name. instruction: template name or file. epochs may be a fraction.
-    pixel_noise: deviation of Gaussian noise added to the pictures at each step, against hair-splitting.
-    warmup: share of the steps. save_every: steps between checkpoints; save_every also sets the evaluations.
+    base: a checkpoint folder, or a bundled one's name. kind: of reward, see `RewardConfig`. instruction: template name
+    or file. epochs may be a fraction. pixel_noise: deviation of Gaussian noise added to the pictures at each step,
+    against hair-splitting. warmup: share of the steps. save_every: steps between checkpoints; save_every also sets the
+    evaluations.
     """
 
     base: str = "shapeworld-judge"
+    kind: Kind = "pairwise"
     instruction: str = "t2i"
     learning_rate: float = Field(default=1e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
@@ -57,25 +58,19 @@ class _Rows(Dataset):
 
 
 class JudgeTrainer(Trainer):
-    """Trainer whose loss is the answer's cross-entropy in both orders of a pair, from one encoding of its pictures."""
+    """Trainer whose loss is the reward's own."""
 
-    def __init__(self, reward: PairwiseReward, recipe: JudgeRecipe, seed: int, **kwargs: Any) -> None:
-        super().__init__(model=reward.vlm.model, **kwargs)
+    def __init__(self, reward: Judge, recipe: JudgeRecipe, seed: int, **kwargs: Any) -> None:
+        super().__init__(model=reward.model, **kwargs)
         self.reward, self.recipe, self.noise_seed = reward, recipe, seed
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        pairs = self._jittered(inputs["preferences"])
-        questions = [Question(p.prompt, p.second, p.first) for p in pairs]
-        questions += [Question(p.prompt, p.first, p.second) for p in pairs]
-        margin = self.reward.margin(questions)
-        share = torch.tensor([p.share for p in pairs], device=margin.device)
-        loss = both_orders_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share)
-        return (loss, {"margin": margin}) if return_outputs else loss
+        return self.reward.loss(self._jittered(inputs["preferences"]))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's own looks for the model's names in the file: save_pretrained wrote others, none would load."""
-        saved = type(self.reward.vlm.model).from_pretrained(resume_from_checkpoint, dtype=self.reward.vlm.model.dtype)
-        self.reward.vlm.model.load_state_dict(saved.state_dict())
+        saved = type(self.reward.model).from_pretrained(resume_from_checkpoint, dtype=self.reward.model.dtype)
+        self.reward.model.load_state_dict(saved.state_dict())
 
     def _jittered(self, pairs: list[Preference]) -> list[Preference]:
         """The pairs with pixel noise that depends on seed and step alone, so that a resumed run sees the same."""
@@ -93,7 +88,7 @@ class JudgeTrainer(Trainer):
 class _Watch(TrainerCallback):
     """Metrics, the bar, evaluation at each checkpoint, and the mark that a checkpoint is complete."""
 
-    def __init__(self, metrics: Metrics, bar: Any, reward: PairwiseReward, evaluate: Evaluate | None) -> None:
+    def __init__(self, metrics: Metrics, bar: Any, reward: Judge, evaluate: Evaluate | None) -> None:
         self.metrics, self.bar, self.reward, self.evaluate = metrics, bar, reward, evaluate
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
@@ -107,7 +102,7 @@ class _Watch(TrainerCallback):
     def on_save(self, args, state, control, **_: Any) -> None:
         if self.evaluate is not None:
             self.metrics.log("judge", state.global_step, **self.evaluate(self.reward))
-            self.reward.vlm.model.train()
+            self.reward.model.train()
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
@@ -118,7 +113,7 @@ def train_judge(
     metrics: Metrics,
     seed: int = 0,
     evaluate: Evaluate | None = None,
-) -> PairwiseReward:
+) -> Judge:
     """Train on `preferences` and write the reward to `folder`/reward; continues from `folder`'s newest checkpoint.
 
     evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl.
@@ -126,10 +121,10 @@ def train_judge(
     """
     torch.manual_seed(seed)
     version = load_instruction(recipe.instruction).version
-    config = RewardConfig(instruction=recipe.instruction, instruction_version=version)
-    reward = PairwiseReward(VisionLanguageModel(recipe.base), config)
+    config = RewardConfig(kind=recipe.kind, instruction=recipe.instruction, instruction_version=version)
+    reward = build_reward(recipe.base, config)
     if recipe.freeze_vision_tower:
-        reward.vlm.model.model.vision_tower.requires_grad_(False)
+        reward.model.model.vision_tower.requires_grad_(False)
     steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
     arguments = TrainingArguments(
         output_dir=str(folder),

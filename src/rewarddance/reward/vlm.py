@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -24,6 +24,17 @@ from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Picture
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.types import Pixels
+
+
+class Asked(NamedTuple):
+    """One user turn, and what the assistant has said so far of its answer.
+
+    parts: text and `Picture` places in order. pictures: the pixels of those places. said: the answer's beginning.
+    """
+
+    parts: tuple[str, ...]
+    pictures: tuple[Tensor, ...]
+    said: str = ""
 
 
 class VisionLanguageModel:
@@ -100,6 +111,20 @@ class VisionLanguageModel:
         text = re.sub(re.escape(self._placeholder), lambda _: "\n".join([one] * frames), text)
         return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
+    def read(self, asked: Sequence[Asked]) -> Float[Tensor, "B D"]:
+        """The hidden state where each answer begins (or goes on after `said`); each distinct tensor is encoded once."""
+        place: dict[int, int] = {}
+        pictures, rows = [], []
+        for one in asked:
+            for pixels in one.pictures:
+                if id(pixels) not in place:
+                    place[id(pixels)] = len(pictures)
+                    pictures.append(pixels)
+            rows.append([place[id(pixels)] for pixels in one.pictures])
+        encoded = self.encode(pictures)
+        sequences = [self.sequence(one.parts, frames=len(one.pictures[0])) for one in asked]
+        return self.last_hidden(sequences, [[encoded[at] for at in row] for row in rows])
+
     def last_hidden(
         self, sequences: Sequence[Sequence[int]], features: Sequence[Sequence[Float[Tensor, "tokens D"]]]
     ) -> Float[Tensor, "B D"]:
@@ -134,9 +159,11 @@ class VisionLanguageModel:
             )
         return single
 
-    def head_rows(self, ids: Sequence[int]) -> Float[Tensor, "k D"]:
-        """The output head's rows of these tokens."""
-        return self.model.get_output_embeddings().weight[torch.tensor(ids, device=self.device)]
+    def margin(self, hidden: Float[Tensor, "B D"], yes: Sequence[int], no: Sequence[int]) -> Float[Tensor, " B"]:
+        """log of yes odds minus log of no odds, float32: in half precision most margins would tie. In the graph."""
+        rows = self.model.get_output_embeddings().weight[torch.tensor([*yes, *no], device=self.device)].float()
+        logits = hidden.float() @ rows.T
+        return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
 
     def save(self, folder: Path) -> None:
         """Write a plain save_pretrained folder: weights, tokenizer, and the image-processor configs as they came."""
