@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import colour_preferences, command, generator_folder, judge_folder, quickstart_recipe
+from tiny import colour_preferences, command, generator_folder, judge_folder, pictures, quickstart_recipe
 
 from rewarddance.cli import app, recipe_file
+from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
 from rewarddance.lab.quickstart import QuickstartRecipe
 from rewarddance.lab.runs import AlignRun, TrainRun
@@ -63,6 +64,17 @@ def aligning(tmp_path) -> Path:
     return tmp_path / "align.yaml"
 
 
+@pytest.fixture
+def scoring(tmp_path) -> tuple[str | Path, ...]:
+    """Arguments of `score` that work but for --output: three pictures and the random judge."""
+    for number, pixels in enumerate(pictures(3)):
+        write_picture(pixels, tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "pictures" / f"{number}.txt").write_text("a red circle")
+    write_picture(pictures(1, seed=5)[0], tmp_path / "reference.png")
+    folder, reference = tmp_path / "pictures", tmp_path / "reference.png"
+    return ("score", folder, "--judge", judge_folder(), "--reference", reference, "--device", "cpu")
+
+
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +88,7 @@ def test_every_commands_help_shows_an_example(name):
 def test_the_help_names_every_command():
     done = command("--help")
     assert done.code == 0 and all(name in done.out for name in COMMANDS)
-    assert {"quickstart", "train", "align", "report", "bases"} <= set(COMMANDS)
+    assert {"quickstart", "train", "align", "score", "distil", "report", "bases"} <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -116,6 +128,36 @@ def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
     assert json.loads(done.out) == {"lora": str(tmp_path / "out" / "lora"), "prompts": 2}
     assert (tmp_path / "out" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
+
+
+def test_score_says_where_the_scores_are_and_asks_nothing_twice(scoring, tmp_path):
+    output = tmp_path / "new" / "scores.jsonl"
+    first = command(*scoring, "--output", output)
+    assert first.code == 0, first.err
+    assert json.loads(first.out) == {"scores": str(output), "rows": 3, "scored": 3, "failed": 0}
+    scores = output.read_text()
+    assert [json.loads(line)["candidate"] for line in scores.splitlines()] == ["0.png", "1.png", "2.png"]
+    again = command(*scoring, "--output", output)
+    assert (again.code, again.out, output.read_text()) == (0, first.out, scores)
+    both = command(*scoring, "--output", tmp_path / "both.jsonl", "--orders", "both")
+    assert both.code == 0 and (tmp_path / "both.jsonl").read_text() != scores
+
+
+def test_a_row_that_cannot_be_scored_is_said_aloud_and_in_the_exit_code(scoring, tmp_path):
+    (tmp_path / "pictures" / "1.png").write_text("no picture")
+    done = command(*scoring, "--output", tmp_path / "scores.jsonl")
+    failures = tmp_path / "scores.jsonl.failed.jsonl"
+    assert done.code == 1 and f"1 of 3 rows failed; {failures} says why" in done.err
+    assert json.loads(done.out) == {
+        "scores": str(tmp_path / "scores.jsonl"),
+        "rows": 3,
+        "scored": 2,
+        "failed": 1,
+        "failures": str(failures),
+    }
+    assert json.loads(failures.read_text())["line"] == 2
+    done = command(*scoring, "--output", tmp_path / "strict.jsonl", "--strict")
+    assert_refused(done, f"line 2 of {tmp_path / 'pictures'}: the picture", "Replace or remove it.")
 
 
 def test_another_recipe_is_not_taken_up_in_a_folder_that_holds_a_run(training):
@@ -170,8 +212,8 @@ def test_a_judge_where_a_generator_is_needed(aligning):
 
 
 def test_an_unknown_instruction(training):
-    done = command("train", training, "judge.instruction=t2v")
-    assert_refused(done, "no instruction named 't2v'", "Give one of t2i, t2i-brief")
+    done = command("train", training, "judge.instruction=t2x")
+    assert_refused(done, "no instruction named 't2x'", "t2i, t2i-bare, t2i-brief, t2v")
 
 
 def test_a_broken_line_of_preferences(training, tmp_path):
@@ -238,6 +280,22 @@ def test_a_report_of_no_run(tmp_path):
     assert_refused(command("report", tmp_path), "summary.json is missing", "--resume")
 
 
+def test_what_score_cannot_do(scoring, tmp_path):
+    output = ("--output", tmp_path / "scores.jsonl")
+    done = command(*scoring, *output, "--kind", "pairwize")
+    assert_refused(done, "the key 'kind'", "Correct the value.")
+    assert_refused(command(*scoring, *output, "--kind", "pointwise", "--orders", "both"), "'orders'", "Correct")
+    assert_refused(command(*scoring[:4], *output), "a pairwise judge cannot score one picture by itself", "--reference")
+    assert_refused(
+        command(*scoring, "--output", tmp_path / "scores.csv"), "scores.csv is no table", ".jsonl or .parquet"
+    )
+    assert command(*scoring, *output, "--batch-size", "0").code == 2
+    assert not (tmp_path / "scores.jsonl").exists()
+    assert command(*scoring, *output).code == 0
+    done = command(*scoring, *output, "--max-frames", "2")
+    assert_refused(done, "holds a run with max_frames = 16, not 2", "Choose another output")
+
+
 def test_an_unknown_option_is_an_error_of_usage():
     done = command("quickstart", "--sede", "3")
     assert done.code == 2 and "No such option" in done.err and "Traceback" not in done.err
@@ -248,4 +306,4 @@ def test_the_real_command_ends_the_same_way():
         [sys.executable, "-m", "rewarddance.cli", "bases", "nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: there is no base named 'nowhere'.\n       Say judge, generator or all.\n"
+    assert done.stderr == "error: there is no base named 'nowhere'.\n       Say judge, generator, clip or all.\n"

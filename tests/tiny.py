@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,19 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from rewarddance.cli import main
 from rewarddance.generators.flow import euler_step, predicted_x_0
+from rewarddance.shapeworld.clip_base import build_clip_base, save_clip_base
 from rewarddance.shapeworld.generator_base import build_pipeline
-from rewarddance.shapeworld.judge_base import build_judge_base, save_judge_base
+from rewarddance.shapeworld.judge_base import CHAT_TEMPLATE, build_judge_base, save_judge_base
+from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 from rewarddance.types import PixelBatch, Preference, Question, Verdict
 
 
@@ -42,6 +51,79 @@ def judge_folder() -> Path:
     model, tokenizer = build_judge_base(seed=1)
     _louder(model, 4)
     save_judge_base(model, tokenizer, folder)
+    return folder
+
+
+@functools.cache
+def clip_folder() -> Path:
+    """A CLIP with random weights as a save_pretrained folder; they are large, so that margins differ."""
+    folder = Path(_scratch().name) / "clip"
+    model, tokenizer = build_clip_base(seed=1)
+    _louder(model, 8)
+    save_clip_base(model, tokenizer, folder)
+    return folder
+
+
+FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
+_QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+_QWEN_SPECIAL += ["<|image_pad|>", "<|video_pad|>"]
+
+
+@functools.cache
+def family_folder(family: str) -> Path:
+    """A vision-language model of `family` with random weights, a few layers deep, grouped queries where it has them."""
+    if family == "internvl":
+        return judge_folder()
+    folder = Path(_scratch().name) / family
+    tokenizer = train_tokenizer(
+        [*prompt_corpus(), "yes no Yes No user assistant Is the candidate better than the reference? " * 2],
+        _QWEN_SPECIAL,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<IMG_CONTEXT>\n", "<|vision_start|><|image_pad|><|vision_end|>")
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]},
+    }
+    vision = {"depth": 3, "num_heads": 2, "intermediate_size": 64, "patch_size": 4, "out_hidden_size": 64}
+    ids = {
+        f"{name}_token_id": tokenizer.vocab[f"<|{token}|>"]
+        for name, token in {
+            "image": "image_pad",
+            "video": "video_pad",
+            "vision_start": "vision_start",
+            "vision_end": "vision_end",
+        }.items()
+    }
+    torch.manual_seed(5)
+    if family == "qwen3_vl":
+        text |= {"head_dim": 16}
+        text["rope_parameters"]["mrope_interleaved"] = True
+        vision |= {"hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+        model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
+    else:
+        vision |= {"hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [2]}
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+    _louder(model, 3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.4, 0.3],
+        "size": {"shortest_edge": 16 * 16, "longest_edge": 48 * 48},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(image))
     return folder
 
 

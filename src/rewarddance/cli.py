@@ -81,6 +81,115 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     _print(run_alignment(load_recipe(AlignRun, recipe, overrides or [])))
 
 
+@app.command(epilog=example("rewarddance score pictures --judge my-judge --reference plain.png --output scores.jsonl"))
+def score(
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A folder of pictures and videos, or a .jsonl or .parquet file.")
+    ],
+    judge: Annotated[str, typer.Option(help="A trained reward's folder, a model's, or a bundled name.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.")],
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the rows that have none.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Picture or video that rows without a reference get.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="pairwise, pointwise, regressive or clip. Default: the judge's own.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction of rows without. Default: the judge's.")] = None,
+    orders: Annotated[
+        str | None, typer.Option(help="both: ask in both orders and average. Default: the judge's own.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Rows read, asked and written together.", min=1)] = 32,
+    max_frames: Annotated[int, typer.Option(help="Frames of a longer video, evenly spaced.", min=1)] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be scored.")] = False,
+) -> None:
+    """Score pictures and videos of any number; run again to continue an interrupted run.
+
+    A row is {"prompt", "candidate"} with "reference", "instruction" and "condition" if wanted; other keys are carried
+    along. Paths are relative to the file. In a folder the prompt of a.png is in a.txt, or --prompt.
+
+    A candidate with a reference: is it better? Without one: how good is it by itself? (A pairwise judge cannot say.)
+
+    "candidates": [...] with a reference: each against it. Without one: each by itself, or, by a pairwise judge, all
+    pairs in both orders. Their scores are lists, and "order" ranks them, best first.
+
+    Rows that cannot be scored go with the reason to OUTPUT.failed.jsonl, and the exit code is 1.
+    """
+    _quiet()
+    from rewarddance.lab.scoring import ScoreRun
+    from rewarddance.lab.scoring import score as score_all
+
+    run = ScoreRun(
+        input=source,
+        output=output,
+        judge=judge,
+        kind=kind,
+        orders=orders,
+        instruction=instruction,
+        prompt=prompt,
+        reference=reference,
+        batch_size=batch_size,
+        max_frames=max_frames,
+        device=device,
+    )
+    result = score_all(run, strict)
+    _print(result)
+    if result["failed"]:
+        typer.echo(f"{result['failed']} of {result['rows']} rows failed; {result['failures']} says why", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=example(
+        "rewarddance distil pairs.jsonl --endpoint http://localhost:8000/v1 --model Qwen/Qwen3-VL-32B-Instruct "
+        "--output reasons.jsonl"
+    )
+)
+def distil(
+    preferences: Annotated[Path, typer.Argument(help="A preferences file.")],
+    endpoint: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, up to /v1.")],
+    model: Annotated[str, typer.Option(help="The teacher's name there.")],
+    output: Annotated[Path, typer.Option(help="The preferences file with reasons to write.")],
+    instruction: Annotated[str, typer.Option(help="The question asked: a template's name or file.")] = "t2i",
+    orders: Annotated[str, typer.Option(help="both, or forward: no reasons with the pictures swapped.")] = "both",
+    api_key_env: Annotated[str, typer.Option(help="The environment variable that holds the key.")] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="Questions at once.", min=1)] = 8,
+    retries: Annotated[int, typer.Option(help="Further tries where the server is busy or breaks off.", min=0)] = 5,
+    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 120.0,
+    body: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
+) -> None:
+    """Let a larger model say why one picture of each pair is better; run again to continue or to retry failures.
+
+    Answers that agree with the votes are kept. The others go to OUTPUT.disagreed.jsonl and, with what went wrong, to
+    OUTPUT.failed.jsonl; where there are failures the exit code is 1.
+    """
+    _quiet()
+    from rewarddance.lab.distil import DistilRecipe
+    from rewarddance.lab.distil import distil as ask
+    from rewarddance.runtime.config import parse_recipe
+
+    try:
+        fields = json.loads(body)
+    except ValueError as error:
+        raise InputError(f"--body is not JSON: {error}.", "Give an object, such as '{\"temperature\": 0}'.") from error
+    options = {
+        "preferences": preferences,
+        "endpoint": endpoint,
+        "model": model,
+        "output": output,
+        "instruction": instruction,
+        "orders": orders,
+        "api_key_env": api_key_env,
+        "concurrency": concurrency,
+        "retries": retries,
+        "timeout": timeout,
+        "body": fields,
+    }
+    result = ask(parse_recipe(DistilRecipe, options, "the command line"))
+    _print(result)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=example("rewarddance report runs/quickstart-seed0"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write a run's HTML report again from its files."""
@@ -91,17 +200,18 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
 def bases(
-    which: Annotated[str, typer.Argument(help="judge, generator or all.")] = "all",
+    which: Annotated[str, typer.Argument(help="judge, generator, clip or all.")] = "all",
     output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Make the bundled ShapeWorld checkpoints again, from nothing (hours on two cores)."""
     _quiet()
-    if which not in ("judge", "generator", "all"):
-        raise InputError(f"there is no base named {which!r}.", "Say judge, generator or all.")
+    if which not in ("judge", "generator", "clip", "all"):
+        raise InputError(f"there is no base named {which!r}.", "Say judge, generator, clip or all.")
     import torch
 
     from rewarddance.runtime.checkpoint import writable_folder
+    from rewarddance.shapeworld.clip_base import make_clip_base
     from rewarddance.shapeworld.generator_base import make_generator_base
     from rewarddance.shapeworld.judge_base import make_judge_base
 
@@ -111,6 +221,8 @@ def bases(
         make_judge_base(output / "shapeworld-judge", say=typer.echo)
     if which in ("generator", "all"):
         make_generator_base(output / "shapeworld-generator", say=typer.echo)
+    if which in ("clip", "all"):
+        make_clip_base(output / "shapeworld-clip", say=typer.echo)
 
 
 def recipe_file(name: str) -> Path:

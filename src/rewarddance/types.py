@@ -35,7 +35,8 @@ class Question:
     """One question to a judge: is `candidate` better than `reference` for `prompt`, under `instruction`?
 
     prompt: the text the picture was made for. candidate, reference: pixels [T, C, H, W] in [0, 1]; a pointwise judge
-    needs no reference. instruction: the name of a task instruction, or None for the judge's own.
+    needs no reference. instruction: the name of a task instruction, or None for the judge's own. condition: the picture
+    that the generator was given beside the prompt (image to video, editing).
     Two questions that hold the very same tensor share its encoding.
     """
 
@@ -43,6 +44,7 @@ class Question:
     candidate: Pixels
     reference: OtherPixels | None = None
     instruction: str | None = None
+    condition: Float[Tensor, "T3 C H3 W3"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,10 @@ class Verdict:
 class Preference:
     """One comparison by people: for `prompt`, the share of votes that found `second` better than `first`.
 
-    share: in [0, 1]; 0.5 is a tie. source: where the pair comes from, for figures by source.
+    share: in [0, 1]; 0.5 is a tie. source: where the pair comes from, for figures by source. condition: the picture
+    that both were made from besides the prompt. reason: why the answer is as it is with `second` as the candidate and
+    `first` as the reference; reason_swapped: with the two changed over. A reason speaks of "the candidate", so each
+    order has its own; "" is none.
     """
 
     prompt: str
@@ -74,6 +79,9 @@ class Preference:
     second: OtherPixels
     share: float
     source: str = ""
+    condition: Float[Tensor, "T3 C H3 W3"] | None = None
+    reason: str = ""
+    reason_swapped: str = ""
 
 
 @dataclass(frozen=True, eq=False)

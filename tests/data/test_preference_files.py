@@ -95,3 +95,29 @@ def test_a_picture_that_broke_later_is_an_error_that_names_it(path):
     assert found[0].prompt == "prompt 0"
     with pytest.raises(InputError, match=r"000001_b.png cannot be read"):
         found[1]
+
+
+def test_reasons_and_conditions_come_back_as_they_were_written(tmp_path):
+    a, b, source = pictures(3)
+    told = Preference("p", a, b, 1.0, "s", condition=source, reason="b is “sharp”", reason_swapped="a is not")
+    silent = Preference("p", a, b, 1.0)
+    write_preferences([told, silent], tmp_path / "told.jsonl")
+    found, other = PreferenceSet(tmp_path / "told.jsonl")
+    assert (found.reason, found.reason_swapped) == (told.reason, told.reason_swapped)
+    assert found.condition is not None and torch.equal(found.condition, source)
+    assert other.condition is None and other.reason == other.reason_swapped == ""
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"reason": 3}, "has a reason that is no text"),
+        ({"reason_swapped": None}, "has a reason that is no text"),
+        ({"condition": "gone.png"}, "which is not there"),
+        ({"condition": 3}, "of the wrong kind"),
+    ],
+)
+def test_a_reason_or_condition_that_cannot_be_used_is_an_error(path, extra, said):
+    path.write_text(json.dumps(GOOD | extra) + "\n")
+    with pytest.raises(InputError, match=said):
+        PreferenceSet(path)

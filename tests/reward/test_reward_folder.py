@@ -116,8 +116,19 @@ def test_an_unknown_field_of_the_reward_config_is_refused_with_the_nearest_known
 
 def test_an_unknown_instruction_is_refused_with_the_known_ones(saved):
     with pytest.raises(InputError) as caught:
-        load_reward(str(saved), instruction="t2v")(questions(1))
-    assert "'t2v'" in caught.value.what and "t2i, t2i-brief" in caught.value.remedy
+        load_reward(str(saved), instruction="t2x")(questions(1))
+    assert "'t2x'" in caught.value.what and "t2i, t2i-bare, t2i-brief" in caught.value.remedy
+
+
+def test_a_reward_that_was_trained_with_another_version_of_its_instruction_says_so(broken):
+    config = json.loads((broken / "reward_config.json").read_text())
+    (broken / "reward_config.json").write_text(json.dumps(config | {"instruction_version": 7}))
+    with pytest.raises(InputError, match="version 7 of the instruction 't2i-brief'; version 1 is here"):
+        load_reward(str(broken))
+    assert load_reward(str(broken), instruction="t2i-brief").config.instruction_version == 1
+    own = broken / "old.yaml"
+    own.write_text('name: old\nversion: 7\npairwise: "{prompt} {reference} {candidate} yes or no?"')
+    assert load_reward(str(broken), instruction=str(own)).config.instruction_version == 7
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"])

@@ -58,8 +58,8 @@ def test_two_pictures_in_one_show_the_objects_of_both_and_are_scored_as_they_loo
     def pool(spec: Spec, x: int) -> Pool:
         thing = sample_scene(spec, rng)[0]
         picture = render((type(thing)(thing.shape, thing.colour, 8, x, 12),))
-        shown = Shown(picture, "sample", score_picture(picture, spec).overall)
-        return Pool(spec.text, spec, [shown], [Shown(picture * 0.5, "prediction", shown.score)])
+        shown = Shown(picture, "sample", score_picture(picture, spec))
+        return Pool(spec.text, spec, [shown], [Shown(picture * 0.5, "prediction", shown.seen)])
 
     mine, other = pool(RED, 2), pool(BLUE, 20)
     found = [overlaid(mine, other, np.random.default_rng(seed)) for seed in range(8)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ from rewarddance.alignment.safeguards import Ema, jittered
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.reward.gradient import pixel_gradient
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics, progress_bar
@@ -28,11 +30,13 @@ from rewarddance.types import Question
 class ReflRecipe(Recipe):
     """How ReFL runs. The paper leaves all of this open; every default is ours.
 
-    prompts_per_step, group_size: P prompts with G samples each make a step. late: range of the random step at which
+    prompts_per_step, group_size: P prompts with G samples each make a step. warmup, cooldown: shares of the steps over
+    which the learning rate rises from zero, and falls to it at the end. late: range of the random step at which
     the gradient is taken, as shares of the schedule (0 pure noise, 1 the last step). loss, cap: see `refl.LOSSES`.
     velocity_mse: weight of the distance to the base's velocity. jitter_copies: the reward is averaged over this many
-    copies of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. ema_decay: of the
-    weights that are delivered. probe_every, save_every: steps between probes and between checkpoints.
+    copies of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. judge_batch: pictures
+    whose gradient is taken together. ema_decay: of the weights that are delivered. probe_every, save_every: steps
+    between probes and between checkpoints.
     """
 
     steps: int = Field(default=100, ge=1)
@@ -40,6 +44,7 @@ class ReflRecipe(Recipe):
     group_size: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
+    cooldown: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=16, ge=1)
@@ -50,6 +55,7 @@ class ReflRecipe(Recipe):
     jitter_copies: int = Field(default=1, ge=1)
     jitter_shift: int = Field(default=0, ge=0)
     jitter_noise: float = Field(default=0.0, ge=0)
+    judge_batch: int = Field(default=16, ge=1)
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     probe_every: int = Field(default=20, ge=1)
     save_every: int = Field(default=20, ge=1)
@@ -103,7 +109,10 @@ def train_refl(
                 _save(folder, step, weights, optimiser, ema)
             if step == recipe.steps:
                 break
-            figures = refl_step(generator, judge, bank, recipe, seed, step)
+            try:
+                figures = refl_step(generator, judge, bank, recipe, seed, step)
+            except RewardError as error:
+                raise RewardError(f"ReFL stopped at step {step}: {error.what}", error.remedy) from error
             norm = torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
             if not torch.isfinite(norm):
                 raise RewardError(f"the gradient of step {step} is not finite.", "Lower learning_rate or raise jitter.")
@@ -143,20 +152,25 @@ def refl_step(
     v = generator.predict(x_t, stop, condition)
     pixels = generator.decode(generator.clean(x_t, v, stop))
     references = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
-    margins = []
-    for _ in range(recipe.jitter_copies):
-        seen = jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise)
-        margins.append(judge([Question(*asked) for asked in zip(prompts, seen, references, strict=True)]).margin)
-    margin = torch.stack(margins)
+    questions = [
+        Question(*asked)
+        for _ in range(recipe.jitter_copies)
+        for asked in zip(
+            prompts, jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise), references, strict=True
+        )
+    ]
+    judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
     away = velocity_mse(v, v_base)
-    loss = LOSSES[recipe.loss](margin.flatten(), recipe.cap) + recipe.velocity_mse * away
-    loss.backward()
+    torch.autograd.backward(
+        [*(question.candidate for question in questions), recipe.velocity_mse * away], [*judged.gradients, None]
+    )
 
-    by_group = margin.detach().mean(0).unflatten(0, (len(chosen), recipe.group_size))
+    margin = judged.verdict.margin
+    by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
     return {
-        "loss": loss.item(),
-        "reward": margin.detach().sigmoid().mean().item(),
-        "margin": margin.detach().mean().item(),
+        "loss": judged.loss + recipe.velocity_mse * away.item(),
+        "reward": margin.sigmoid().mean().item(),
+        "margin": margin.mean().item(),
         "velocity_mse": away.item(),
         "spread_within": by_group.std(1, correction=0).mean().item(),
         "spread_across": by_group.mean(1).std(correction=0).item(),
@@ -172,8 +186,10 @@ def _prompts_of_step(n: int, k: int, seed: int, step: int) -> list[int]:
 
 
 def _rate(step: int, recipe: ReflRecipe) -> float:
-    """Linear warm-up, then constant."""
-    return min(1.0, (step + 1) / max(1, math.ceil(recipe.warmup * recipe.steps)))
+    """Linear warm-up, constant, and linearly towards zero over the last `cooldown` of the steps."""
+    rise = (step + 1) / max(1, math.ceil(recipe.warmup * recipe.steps))
+    fall = (recipe.steps - step) / max(1, math.ceil(recipe.cooldown * recipe.steps))
+    return min(1.0, rise, fall)
 
 
 def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:

@@ -2,6 +2,8 @@
 
 `{"prompt": ..., "media_a": "a.png", "media_b": "b.png", "share": 0.8, "source": "..."}`: `share` is the share of votes
 that found b better than a; instead of it `label` may say "a", "b" or "tie". Media paths are relative to the file.
+May be left out: `source`; `condition`, the picture that both were made from; `reason`, why the answer is as it is
+where b is the candidate and a the reference; `reason_swapped`, where a is the candidate and b the reference.
 """
 
 from __future__ import annotations
@@ -27,10 +29,22 @@ class PreferenceRow:
     media_b: Path
     share: float
     source: str = ""
+    condition: Path | None = None
+    reason: str = ""
+    reason_swapped: str = ""
 
     def load(self) -> Preference:
-        """Read the two pictures. Raises InputError naming the file that cannot be read."""
-        return Preference(self.prompt, read_picture(self.media_a), read_picture(self.media_b), self.share, self.source)
+        """Read the pictures. Raises InputError naming the file that cannot be read."""
+        return Preference(
+            self.prompt,
+            read_picture(self.media_a),
+            read_picture(self.media_b),
+            self.share,
+            self.source,
+            condition=None if self.condition is None else read_picture(self.condition),
+            reason=self.reason,
+            reason_swapped=self.reason_swapped,
+        )
 
 
 class PreferenceSet(Sequence[Preference]):
@@ -68,7 +82,9 @@ def _parse(line: bytes, path: Path, number: int) -> PreferenceRow:
     try:
         row = json.loads(line)
         prompt, media = row["prompt"], [path.parent / row[key] for key in ("media_a", "media_b")]
+        media += [path.parent / row["condition"]] if row.get("condition") else []
         share = float(row["share"]) if "share" in row else _SHARES[row["label"]]
+        reasons = [row.get(key, "") for key in ("reason", "reason_swapped")]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{where} is not JSON: {error}.", "Correct or remove the line.") from None
     except KeyError as error:
@@ -80,10 +96,13 @@ def _parse(line: bytes, path: Path, number: int) -> PreferenceRow:
         raise InputError(f"{where} has a value of the wrong kind: {error}.", "Correct or remove the line.") from None
     if not isinstance(prompt, str) or not 0.0 <= share <= 1.0:
         raise InputError(f"{where} has prompt {prompt!r} and share {share}.", "Share lies in 0 to 1, prompt is text.")
+    if not all(isinstance(reason, str) for reason in reasons):
+        raise InputError(f"{where} has a reason that is no text.", "Correct or remove it.")
     for picture in media:
         if not picture.is_file():
             raise InputError(f"{where} names {picture}, which is not there.", "Restore the file or remove the line.")
-    return PreferenceRow(prompt, media[0], media[1], share, str(row.get("source", "")))
+    condition = media[2] if len(media) > 2 else None
+    return PreferenceRow(prompt, media[0], media[1], share, str(row.get("source", "")), condition, *reasons)
 
 
 def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
@@ -97,5 +116,10 @@ def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
             write_picture(preference.first, path.parent / names[0])
             write_picture(preference.second, path.parent / names[1])
             row = {"prompt": preference.prompt, "media_a": names[0], "media_b": names[1], "share": preference.share}
-            file.write(json.dumps(row | {"source": preference.source}) + "\n")
+            row["source"] = preference.source
+            if preference.condition is not None:
+                row["condition"] = f"{media.name}/{n - 1:06d}_condition.png"
+                write_picture(preference.condition, path.parent / row["condition"])
+            reasons = {"reason": preference.reason, "reason_swapped": preference.reason_swapped}
+            file.write(json.dumps(row | {key: text for key, text in reasons.items() if text}) + "\n")
     return n

@@ -19,8 +19,8 @@ def agreement(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
     n may be smaller than len(pairs).
     """
     ordered = [pair for pair in pairs if pair.share != 0.5]
-    forward = judge([Question(p.prompt, p.second, p.first) for p in ordered]).margin
-    backward = judge([Question(p.prompt, p.first, p.second) for p in ordered]).margin
+    forward = judge([Question(p.prompt, p.second, p.first, condition=p.condition) for p in ordered]).margin
+    backward = judge([Question(p.prompt, p.first, p.second, condition=p.condition) for p in ordered]).margin
     margin = (forward - backward).double().cpu().numpy()
     said = np.sign(margin)
     meant = np.sign([pair.share - 0.5 for pair in ordered])

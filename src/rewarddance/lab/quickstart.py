@@ -34,8 +34,8 @@ from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.pipelines import CogView4Generator, load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.judge import Judge
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.judge import Judge, RewardConfig
+from rewarddance.reward.kinds import build_reward, load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
@@ -167,7 +167,7 @@ def fit_judge(run: Run) -> dict[str, Any]:
     def watch(judge: RewardModel) -> dict[str, float]:
         return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in few.items()}
 
-    untrained = load_reward(recipe.base, kind=recipe.kind, instruction=recipe.instruction)
+    untrained = build_reward(recipe.base, RewardConfig(kind=recipe.kind, instruction=recipe.instruction)).freeze()
     before = {f"untrained_{name}": accuracy(untrained, pairs) for name, pairs in sets.items()}
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
     judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, watch)

@@ -1,12 +1,13 @@
 """The generative pairwise reward: r(x1, x2, y, i) = P("yes" | x1, x2, y, i) (paper, section 3).
 
 x1 is the reference, x2 the candidate, y the prompt, i the task instruction. P is the softmax over the tokenizer's
-spellings of yes against those of no, at the place where the answer begins.
+spellings of yes against those of no, at the place where the answer stands: the beginning, or after a reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from rewarddance.data.media import Media
 from rewarddance.errors import InputError
-from rewarddance.reward.instructions import load_instruction
-from rewarddance.reward.judge import Judge, RewardConfig, all_pixels
-from rewarddance.reward.objectives import both_orders_cross_entropy
+from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
+from rewarddance.reward.judge import Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
+from rewarddance.reward.reasoning import Answers
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
 from rewarddance.types import Preference, Question, Verdict
 
@@ -27,52 +29,99 @@ class PairwiseReward(Judge):
 
     def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
         self.vlm, self.config, self.model = vlm, config, vlm.model
-        self._yes, self._no = vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no)
+        self.answers = Answers(vlm, config)
 
     def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         """log of yes odds minus log of no odds, float32, always in the graph; each distinct tensor is encoded once.
 
-        With orders="both", half the difference of the two orders' margins.
+        With reasoning="before", that of the mean probability over the sampled reasons. With orders="both", half the
+        difference of the two orders' margins.
         """
         if self.config.orders == "forward":
-            return self._forward_margin(questions)
-        both = self._forward_margin([*questions, *map(swapped, questions)])
+            return self.answers.margin(self._asked(questions))
+        both = self.answers.margin(self._asked([*questions, *map(swapped, questions)]))
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
     def loss(self, pairs: Sequence[Preference]) -> Float[Tensor, ""]:
-        """The answer's cross-entropy in both orders of each pair, from one encoding of its pictures."""
-        questions = [Question(p.prompt, p.second, p.first) for p in pairs]
-        margin = self._forward_margin([*questions, *map(swapped, questions)])
-        share = torch.tensor([p.share for p in pairs], device=margin.device)
-        return both_orders_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share)
+        """The answers' cross-entropy in both orders of each pair and that of their difference, and that of its reasons.
 
-    def score(self, prompt: str, candidates: Sequence[Media], instruction: str | None = None) -> Verdict:
+        Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
+        or before the answer that most votes are for; a pair without reasons trains on the answers alone.
+        """
+        questions = [Question(p.prompt, p.second, p.first, condition=p.condition) for p in pairs]
+        asked = self._asked([*questions, *map(swapped, questions)])
+        share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
+        weight = self.config.difference_weight
+        if self.config.reasoning == "none":
+            margin = self.answers.margin(asked)
+            return pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
+        reasons = [*(p.reason for p in pairs), *(p.reason_swapped for p in pairs)]
+        yes = [*(p.share > 0.5 for p in pairs), *(p.share < 0.5 for p in pairs)]
+        margin, logits, tokens = self.answers.learn(asked, reasons, yes)
+        answers = pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
+        return answers + self.config.reason_weight * reason_cross_entropy(logits, tokens)
+
+    def score(
+        self,
+        prompt: str,
+        candidates: Sequence[Media],
+        instruction: str | None = None,
+        condition: Media | None = None,
+        explain: bool = False,
+    ) -> Verdict:
         """How good is each of N >= 2 candidates among the others: its mean margin against each of them, both orders.
 
-        Raises InputError for a single candidate: a pairwise judge has nothing to compare it with.
+        condition, explain: as in `rank`. Raises InputError for a single candidate: a pairwise judge has nothing to
+        compare it with.
         """
-        pixels = all_pixels(candidates)
+        pixels, given = all_pixels(candidates), given_pixels(condition)
         n = len(pixels)
         if n < 2:
             raise InputError(
                 "a pairwise judge cannot score one candidate by itself.", "Give a reference to compare, or two or more."
             )
         pairs = [(c, r) for c in range(n) for r in range(n) if c != r]
-        found = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
+        found = self([Question(prompt, pixels[c], pixels[r], instruction, given) for c, r in pairs]).margin
         margins = found.new_zeros(n, n)
         margins[tuple(torch.tensor(pairs).T)] = found
-        return Verdict((margins - margins.T).sum(1) / (2 * (n - 1)))
+        margin = (margins - margins.T).sum(1) / (2 * (n - 1))
+        if not explain:
+            return Verdict(margin)
+        order = margin.argsort(descending=True, stable=True).tolist()
+        return Verdict(margin, self.reasons_against_best(prompt, pixels, order, instruction, given))
 
-    def _forward_margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+    @torch.no_grad()
+    def explain(self, questions: Sequence[Question]) -> Verdict:
+        """The same verdicts as calling the judge, with reasons.
+
+        The reason is written behind the verdict's answer; with reasoning="before" it is, of those that were sampled,
+        the one that argued most for the verdict. A judge that was not trained on reasons is asked for one all the same.
+        """
+        if not questions:
+            return Verdict(torch.zeros(0), ())
+        size = self.config.batch_size
+        parts = [self._explained(questions[start : start + size]) for start in range(0, len(questions), size)]
+        reasons = tuple(reason for part in parts for reason in part.reasons or ())
+        return Verdict(torch.cat([part.margin for part in parts]), reasons)
+
+    def _explained(self, questions: Sequence[Question]) -> Verdict:
+        if self.config.reasoning != "before":
+            verdict = self(questions)
+            said = self.answers.reasons(self._asked(questions, "after"), (verdict.margin > 0).tolist())
+            return Verdict(verdict.margin, tuple(said))
+        verdict = checked(self.margin(questions), questions)
+        margins, reasons = self.answers.thoughts(self._asked(questions))  # seeded: those of the verdict once more
+        best = torch.where(verdict.margin > 0, margins, -margins).argmax(0).tolist()
+        return Verdict(verdict.margin, tuple(own[k] for own, k in zip(reasons, best, strict=True)))
+
+    def _asked(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
+        """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""
         asked = []
         for number, question in enumerate(questions):
-            if question.reference is None:
-                raise InputError(
-                    f"question {number} ({question.prompt!r}) has no reference.", "A pairwise judge needs one."
-                )
             instruction = load_instruction(question.instruction or self.config.instruction)
-            asked.append(Asked(tuple(instruction.question(question.prompt)), (question.reference, question.candidate)))
-        return self.vlm.margin(self.vlm.read(asked), self._yes, self._no)
+            parts = tuple(instruction.question(question.prompt, reasoning or self.config.reasoning))
+            asked.append(Asked(parts, pictures_of(parts, question, number)))
+        return asked
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
@@ -83,4 +132,4 @@ def swapped(question: Question) -> Question:
     """The same question with reference and candidate changed over."""
     if question.reference is None:
         raise InputError(f"the question on {question.prompt!r} has no reference to swap.", "Give it one.")
-    return Question(question.prompt, question.reference, question.candidate, question.instruction)
+    return replace(question, candidate=question.reference, reference=question.candidate)

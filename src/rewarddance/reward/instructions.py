@@ -1,72 +1,281 @@
 """Task instructions: what the judge is told besides the prompt and the pictures (paper, section 3: the `i` in r).
 
-The paper does not publish its wording. Ours are versioned files in `templates/`, one a task, criteria listed by name.
+The paper does not publish its wording. Ours are versioned files in `templates/`, one a task (t2i, t2v, i2v, edit),
+criteria listed by name. What is written in a published version never changes: another wording is another version.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe, load_recipe
+from rewarddance.types import Pixels, Question
 
 TEMPLATES = Path(__file__).parent / "templates"
+TREES = Path(__file__).parent / "trees"
+_TEXTS, _PICTURES = ("prompt", "criteria", "answer"), ("condition", "reference", "candidate")
+_TEXT_PLACE = re.compile(rf"\{{({'|'.join(_TEXTS)})\}}")
+_PICTURE_PLACE = re.compile(rf"\{{({'|'.join(_PICTURES)})\}}\n?")
+Reasoning = Literal["none", "after", "before"]
+"""Chain of thought: the answer alone, the answer and then its reason, or a reason and then the answer."""
 
 
 class Picture(str):
-    """A place in a question where a picture goes: 'reference' or 'candidate'."""
+    """A place in a question where a picture goes, by its field in `Question`: condition, reference or candidate."""
 
 
-class Instruction(Recipe):
-    """One template file.
+class AnswerForms(Recipe):
+    """What {answer} says in each form of reasoning."""
 
-    criteria: name -> what it means. list: `described` writes one criterion a line with its meaning, `names` writes the
-    names alone, which is what a small model reads fast. pairwise: the question, with {prompt}, {criteria},
-    {reference} and {candidate}.
+    none: str = "Answer yes or no."
+    after: str = "Answer yes or no. Then give the reason."
+    before: str = "Think first, then answer yes or no."
+
+
+class Questions(Recipe):
+    """The questions of a template.
+
+    list: `described` writes one criterion a line with its meaning, `names` writes the names alone, which is what a
+    small model reads fast. pairwise: the question with {prompt}, {reference} and {candidate}; pointwise: the one
+    without {reference}. Either may hold {criteria}, {condition} where the task starts from a picture, and {answer},
+    which says how to answer (`answer`); a question without it can only be answered without reasons. Pictures stand in
+    the order condition, reference, candidate.
     """
 
     name: str
     version: int
-    criteria: dict[str, str]
     list: Literal["described", "names"] = "described"
-    pairwise: str
+    pairwise: str | None = None
+    pointwise: str | None = None
+    answer: AnswerForms = AnswerForms()
 
     @field_validator("pairwise")
     @classmethod
-    def _has_its_places(cls, text: str) -> str:
-        for place in ("{prompt}", "{reference}", "{candidate}"):
-            if text.count(place) != 1:
-                raise ValueError(f"the question must hold {place} exactly once")
-        if text.index("{reference}") > text.index("{candidate}"):
-            raise ValueError("the candidate comes last, so that all before it can be shared")
-        return text
+    def _compares(cls, text: str | None) -> str | None:
+        return text and _check_places(text, ("prompt", "reference", "candidate"))
 
-    def question(self, prompt: str) -> Iterator[str]:
-        """The parts of the user's turn in order: text, and `Picture`s where pictures go."""
+    @field_validator("pointwise")
+    @classmethod
+    def _judges_alone(cls, text: str | None) -> str | None:
+        if text and "{reference}" in text:
+            raise ValueError("a pointwise question holds no {reference}")
+        return text and _check_places(text, ("prompt", "candidate"))
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The texts of the questions that there are."""
+        return tuple(text for text in (self.pairwise, self.pointwise) if text)
+
+
+class Instruction(Questions):
+    """One template file: its questions, and its criteria, name -> what it means; none in a bare template."""
+
+    criteria: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _criteria_are_read(self) -> Instruction:
+        if not self.asked:
+            raise ValueError("the template holds neither a pairwise nor a pointwise question")
+        if any("{criteria}" in text for text in self.asked) != bool(self.criteria):
+            raise ValueError("criteria are listed where a question holds {criteria}, and only there")
+        return self
+
+    def question(self, prompt: str, reasoning: Reasoning = "none") -> Iterator[str]:
+        """The pairwise question: the parts of the user's turn in order, text and `Picture`s where pictures go.
+
+        Raises InputError naming the template where it has none, or none that can be answered with reasons.
+        """
+        return self._filled(self.pairwise, "pairwise", prompt, reasoning)
+
+    def pointwise_question(self, prompt: str, reasoning: Reasoning = "none") -> Iterator[str]:
+        """The question on the candidate alone, as `question` gives it: the same errors."""
+        return self._filled(self.pointwise, "pointwise", prompt, reasoning)
+
+    def _filled(self, text: str | None, kind: str, prompt: str, reasoning: Reasoning) -> Iterator[str]:
+        if text is None:
+            raise InputError(
+                f"the instruction {self.name!r} has no {kind} question.",
+                f"Add the key '{kind}' to its file, or choose another instruction.",
+            )
+        if reasoning != "none" and "{answer}" not in text:
+            raise InputError(
+                f"the {kind} question of the instruction {self.name!r} cannot be answered with reasons.",
+                "Write {answer} where it says how to answer, or set reasoning to 'none'.",
+            )
         if self.list == "names":
             criteria = ", ".join(self.criteria)
         else:
             criteria = "\n".join(f"- {name}: {meaning}" for name, meaning in self.criteria.items())
-        for part in re.split(r"(\{reference\}|\{candidate\})\n?", self.pairwise):
-            if part in ("{reference}", "{candidate}"):
-                yield Picture(part[1:-1])
-            elif part:
-                yield part.replace("{criteria}", criteria).replace("{prompt}", prompt)
+        return _filled(text, {"criteria": criteria, "prompt": prompt, "answer": getattr(self.answer, reasoning)})
+
+
+class Criterion(Recipe):
+    """One node of a tree of criteria: a leaf says what it means, an inner node holds the criteria that it is made of.
+
+    weight: of the node among its siblings, where verdicts are averaged.
+    """
+
+    weight: float = Field(default=1.0, gt=0)
+    meaning: str | None = None
+    criteria: dict[str, Criterion] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_leaf_or_branch(self) -> Criterion:
+        if (self.meaning is None) == (not self.criteria):
+            raise ValueError("a criterion has either a meaning, or criteria below it")
+        return self
+
+
+class CriteriaTree(Questions):
+    """A file of named criteria with weights, each leaf asked in a question of its own.
+
+    {criteria} stands for the leaf's name and meaning, and after the candidate: prompt and pictures are the same for all
+    leaves, so that they can be computed once.
+    """
+
+    criteria: dict[str, Criterion]
+
+    @model_validator(mode="after")
+    def _leaves_share_their_prefix(self) -> CriteriaTree:
+        if not self.asked or not self.criteria:
+            raise ValueError("a tree of criteria holds criteria, and a pairwise or a pointwise question")
+        for text in self.asked:
+            if text.find("{criteria}") < text.index("{candidate}"):
+                raise ValueError("{criteria} comes after {candidate}, so that all before it can be shared")
+        names = [*self.criteria, *(name for _, node in nodes(self.criteria) for name in node.criteria)]
+        for name in names:
+            if not name or "/" in name or "#" in name:
+                raise ValueError(f"a criterion is named {name!r}; a name holds no '/' and no '#'")
+        return self
+
+    @property
+    def leaves(self) -> dict[str, Criterion]:
+        """The criteria that are asked, by their path: 'alignment/count'."""
+        return {path: node for path, node in nodes(self.criteria) if not node.criteria}
+
+    def instruction(self, leaf: str) -> Instruction:
+        """The question of one leaf. Raises InputError with the leaves that there are."""
+        if leaf not in self.leaves:
+            raise InputError(
+                f"the tree of criteria {self.name!r} has no leaf {leaf!r}.", f"It has {', '.join(self.leaves)}."
+            )
+        return Instruction(
+            name=f"{self.name}#{leaf}",
+            version=self.version,
+            list=self.list,
+            pairwise=self.pairwise,
+            pointwise=self.pointwise,
+            answer=self.answer,
+            criteria={leaf.rpartition("/")[2]: self.leaves[leaf].meaning or ""},
+        )
+
+
+def nodes(criteria: dict[str, Criterion], above: str = "") -> Iterator[tuple[str, Criterion]]:
+    """Every node of a tree with its path, a node before what is below it."""
+    for name, node in criteria.items():
+        yield above + name, node
+        yield from nodes(node.criteria, f"{above}{name}/")
+
+
+def _filled(text: str, words: dict[str, str]) -> Iterator[str]:
+    """The parts of a checked template: text with its words filled in, and `Picture`s.
+
+    The line break after a picture is the chat template's own, so the template's is dropped. What is filled in is not
+    read again: a prompt that says "{criteria}" stays as it is.
+    """
+    for number, part in enumerate(_PICTURE_PLACE.split(text)):
+        if number % 2:
+            yield Picture(part)
+        elif part:
+            yield _TEXT_PLACE.sub(lambda match: words[match[1]], part)
+
+
+def _check_places(text: str, needed: Sequence[str]) -> str:
+    """The template's text, if it holds each of the `needed` places once, no other but known ones, the candidate last.
+
+    Raises ValueError with the place that is missing, doubled, unknown or out of order.
+    """
+    for place in re.findall(r"\{(\w+)\}", text):
+        if place not in _TEXTS + _PICTURES:
+            known = ", ".join(f"{{{name}}}" for name in _TEXTS + _PICTURES)
+            raise ValueError(f"{{{place}}} is no place; known are {known}")
+    for place in _TEXTS + _PICTURES:
+        count = text.count(f"{{{place}}}")
+        if count > 1 or (count == 0 and place in needed):
+            raise ValueError(f"the question must hold {{{place}}} exactly once")
+    pictures = [match[1] for match in _PICTURE_PLACE.finditer(text)]
+    if pictures[-1] != "candidate":
+        raise ValueError("the candidate comes last, so that all before it can be shared")
+    if "condition" in pictures[1:]:
+        raise ValueError("the condition comes before the reference and the candidate")
+    return text
+
+
+def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tuple[Pixels, ...]:
+    """The question's pictures in the order of its parts' places.
+
+    Raises InputError naming the question (by `number`) where it lacks a picture that its instruction shows, or has a
+    condition that its instruction would not show. A reference without a place is left out: that is the ablation.
+    """
+    places = [str(part) for part in parts if isinstance(part, Picture)]
+    for place in places:
+        if getattr(question, place) is None:
+            raise InputError(
+                f"question {number} ({question.prompt!r}) has no {place}.",
+                "A pairwise judge needs one." if place == "reference" else "Its instruction shows one: give it.",
+            )
+    if question.condition is not None and "condition" not in places:
+        raise InputError(
+            f"question {number} ({question.prompt!r}) has a condition, but its instruction has no place for one.",
+            "Choose an instruction that does, such as i2v or edit.",
+        )
+    return tuple(getattr(question, place) for place in places)
+
+
+@functools.lru_cache(maxsize=256)
+def load_instruction(name: str) -> Instruction:
+    """A template by name, or a user's own by the path of its YAML file; `tree#leaf` is one question of a tree.
+
+    Raises InputError with the known names, or naming file and key where a template is not right.
+    """
+    if "#" in name:
+        tree, _, leaf = name.rpartition("#")
+        return load_tree(tree).instruction(leaf)
+    return load_recipe(Instruction, _template(name, TEMPLATES, "instruction"))
 
 
 @functools.lru_cache(maxsize=64)
-def load_instruction(name: str) -> Instruction:
-    """A template by name, or a user's own by the path of its YAML file. Raises InputError with the known names."""
-    path = TEMPLATES / f"{name}.yaml"
+def load_tree(name: str) -> CriteriaTree:
+    """A tree of criteria by name, or a user's own by the path of its YAML file. Raises as `load_instruction` does."""
+    return load_recipe(CriteriaTree, _template(name, TREES, "tree of criteria"))
+
+
+def _template(name: str, folder: Path, what: str) -> Path:
+    path = folder / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in TEMPLATES.glob("*.yaml")))
-        raise InputError(f"there is no instruction named {name!r}.", f"Give one of {known}, or a YAML file's path.")
-    return load_recipe(Instruction, path)
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise InputError(f"there is no {what} named {name!r}.", f"Give one of {known}, or a YAML file's path.")
+    return path
+
+
+def check_version(name: str, version: int) -> None:
+    """Is the installed instruction `name` the one that a reward was trained with?
+
+    Raises InputError where its version is another: a judge asked in words that it was not trained on answers worse,
+    and nobody would see why.
+    """
+    installed = load_instruction(name).version
+    if installed != version:
+        raise InputError(
+            f"the reward was trained with version {version} of the instruction {name!r}; version {installed} is here.",
+            f"Give instruction= the file of version {version}, or instruction={name!r} to ask it in the words of now.",
+        )

@@ -10,11 +10,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, field_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
-from rewarddance.errors import RewardError
+from rewarddance.errors import InputError, RewardError
+from rewarddance.reward.instructions import Reasoning
 from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.config import Recipe
 from rewarddance.types import Pixels, Preference, Question, Verdict
@@ -22,26 +25,88 @@ from rewarddance.types import Pixels, Preference, Question, Verdict
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
 CONFIG_FILE = "reward_config.json"
-Kind = Literal["pairwise"]
+HEAD_FILE = "reward_head.safetensors"
+Kind = Literal["pairwise", "pointwise", "regressive", "clip"]
+USED_BY: dict[str, tuple[Kind, ...]] = {
+    "instruction": ("pairwise", "pointwise", "regressive"),
+    "instruction_version": ("pairwise", "pointwise", "regressive"),
+    "answer_weight": ("pointwise",),
+    "difference_weight": ("pairwise",),
+    "tie_threshold": ("pointwise", "regressive", "clip"),
+    "orders": ("pairwise",),
+    "yes": ("pairwise", "pointwise"),
+    "no": ("pairwise", "pointwise"),
+    "reasoning": ("pairwise",),
+    "reason_weight": ("pairwise",),
+    "reasons": ("pairwise",),
+    "reason_temperature": ("pairwise",),
+    "max_reason_tokens": ("pairwise",),
+}
+"""The kinds that an option says something to; what is not listed is every kind's. Elsewhere it is refused."""
+ANSWER_WEIGHT = 0.1
+"""Default of `answer_weight`, ours: the paper does not publish its own."""
 SomeJudge = TypeVar("SomeJudge", bound="Judge")
 
 
-class RewardConfig(Recipe):
-    """What makes a checkpoint a reward; saved beside its weights as reward_config.json.
+class RewardOptions(Recipe):
+    """What a reward is and how it learns: the options that its folder and its training recipe have in common.
 
     kind: which question is asked and how it is answered. instruction: the template used where a question names none.
-    instruction_version: its version at training time. orders: "forward" asks once; "both" also asks with the pictures
-    swapped and averages, which cancels a bias to either place (pairwise only). yes, no: spellings of the two answers.
-    batch_size: questions a forward when no gradient is kept.
+    answer_weight: weight of the answers' cross-entropy beside Bradley-Terry (pointwise only; None is 0.1).
+    difference_weight: share of the loss that is on half the difference of the two orders' margins, the rest is on the
+    answers themselves; 0 is the paper's objective (pairwise only; see `pairwise_cross_entropy`).
+    tie_threshold: log of Rao and Kupper's theta, which makes Bradley-Terry win-tie: pictures whose margins differ by
+    less are likely tied (not pairwise). None: plain Bradley-Terry, where a tie is half a win.
+    reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
+    beside the answers, in training (pairwise only).
     """
 
     kind: Kind = "pairwise"
     instruction: str = "t2i"
+    answer_weight: float | None = Field(default=None, ge=0, validate_default=True)
+    difference_weight: float = Field(default=0.9, ge=0, le=1)
+    tie_threshold: float | None = Field(default=None, gt=0)
+    reasoning: Reasoning = "none"
+    reason_weight: float = Field(default=1.0, ge=0)
+
+    @field_validator("*")
+    @classmethod
+    def _is_used(cls, value: Any, info: Any) -> Any:
+        kind, name = info.data.get("kind"), info.field_name or ""
+        if name == "answer_weight" and value is None and kind == "pointwise":
+            return ANSWER_WEIGHT
+        if kind and kind not in USED_BY.get(name, (kind,)) and value != cls.model_fields[name].default:
+            raise ValueError(f"only rewards of kind {' or '.join(USED_BY[name])} use it, not {kind}")
+        return value
+
+
+class RewardConfig(RewardOptions):
+    """What makes a checkpoint a reward; saved beside its weights as reward_config.json.
+
+    instruction_version: the instruction's version at training time. orders: "forward" asks once; "both" also asks with
+    the pictures swapped and averages, which cancels a bias to either place (pairwise only). yes, no: spellings of the
+    two answers. batch_size: questions looked at together when no gradient is kept. reasons: how many are sampled, at
+    reason_temperature, before the answer; the probabilities are averaged. max_reason_tokens: longest reason, also of
+    `explain`.
+    """
+
     instruction_version: int = 1
     orders: Literal["forward", "both"] = "forward"
     yes: tuple[str, ...] = YES
     no: tuple[str, ...] = NO
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    reasons: int = Field(default=1, ge=1)
+    reason_temperature: float = Field(default=1.0, ge=0)
+    max_reason_tokens: int = Field(default=128, ge=1)
+
+    @field_validator("reasons", "reason_temperature")
+    @classmethod
+    def _is_sampled(cls, value: Any, info: Any) -> Any:
+        if info.data.get("reasoning") != "before" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("reasons are sampled with reasoning 'before' only")
+        if info.field_name == "reason_temperature" and value == 0 and info.data.get("reasons", 1) > 1:
+            raise ValueError("at temperature 0 all reasons are the same: set reasons to 1")
+        return value
 
 
 class Judge(ABC):
@@ -66,8 +131,15 @@ class Judge(ABC):
         """Write a plain save_pretrained folder plus reward_config.json."""
 
     @abstractmethod
-    def score(self, prompt: str, candidates: Sequence[Media], instruction: str | None = None) -> Verdict:
-        """How good is each of N candidates, by itself or among the others? [N]."""
+    def score(
+        self,
+        prompt: str,
+        candidates: Sequence[Media],
+        instruction: str | None = None,
+        condition: Media | None = None,
+        explain: bool = False,
+    ) -> Verdict:
+        """How good is each of N candidates, by itself or among the others? [N]. condition, explain: as in `compare`."""
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """Margins [B], with a graph where a question's pixels require one.
@@ -77,50 +149,128 @@ class Judge(ABC):
         if not questions:
             return Verdict(torch.zeros(0))
         wants_graph = torch.is_grad_enabled() and any(
-            pixels.requires_grad for q in questions for pixels in (q.candidate, q.reference) if pixels is not None
+            pixels.requires_grad
+            for q in questions
+            for pixels in (q.condition, q.candidate, q.reference)
+            if pixels is not None
         )
         if wants_graph:
             margin = self.margin(questions)
         else:
             with torch.no_grad():
-                size = self.config.batch_size
-                parts = [questions[start : start + size] for start in range(0, len(questions), size)]
-                margin = torch.cat([self.margin(part) for part in parts])
-        bad = (~torch.isfinite(margin)).nonzero().flatten().tolist()
-        if bad:
-            raise RewardError(
-                f"the judge gave no finite margin for question {bad[0]} (prompt {questions[bad[0]].prompt!r}).",
-                "Look at its picture for values that are not finite, and at the judge's weights and precision.",
-            )
-        return Verdict(margin)
+                margin = self._in_batches(questions)
+        return checked(margin, questions)
+
+    def explain(self, questions: Sequence[Question]) -> Verdict:
+        """As calling the judge, without a graph, and with a reason for each verdict in the judge's own words.
+
+        Raises InputError where this kind of reward gives none.
+        """
+        raise InputError(f"a {self.config.kind} reward gives no reasons.", "Ask a pairwise one, or leave out explain.")
+
+    def _in_batches(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+        size = self.config.batch_size
+        return torch.cat([self.margin(questions[start : start + size]) for start in range(0, len(questions), size)])
 
     def compare(
-        self, prompt: str, candidates: Sequence[Media], reference: Media, instruction: str | None = None
+        self,
+        prompt: str,
+        candidates: Sequence[Media],
+        reference: Media,
+        instruction: str | None = None,
+        condition: Media | None = None,
+        explain: bool = False,
     ) -> Verdict:
         """Is each of N candidates better than the reference? Pictures in any form that `as_pixels` takes; [N].
 
-        Raises InputError naming the candidate that is no picture.
+        condition: what all were made from besides the prompt. explain: with reasons (and without a graph). Raises
+        InputError naming the candidate that is no picture, or where this kind gives no reasons.
         """
-        shown = as_pixels(reference, "the reference")
-        return self([Question(prompt, each, shown, instruction) for each in all_pixels(candidates)])
+        shown, given = as_pixels(reference, "the reference"), given_pixels(condition)
+        asked = [Question(prompt, each, shown, instruction, given) for each in all_pixels(candidates)]
+        return self.explain(asked) if explain else self(asked)
 
-    def rank(self, prompt: str, candidates: Sequence[Media]) -> Ranking:
+    def rank(
+        self, prompt: str, candidates: Sequence[Media], condition: Media | None = None, explain: bool = False
+    ) -> Ranking:
         """Order N candidates by wins in an all-pairs tournament in both orders (paper, section 3), best first.
 
-        Raises InputError naming the candidate that is no picture.
+        condition: as in `compare`. explain: with the reasons of each against the best of the others. Raises InputError
+        naming the candidate that is no picture, or where this kind gives no reasons.
         """
-        (ranking,) = tournament(self, [prompt], [all_pixels(candidates)])
-        return ranking
+        pixels, given = all_pixels(candidates), given_pixels(condition)
+        (ranking,) = tournament(self, [prompt], [pixels], [given])
+        if not explain or len(pixels) < 2:
+            return ranking
+        return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, ranking.order.tolist(), None, given))
+
+    def reasons_against_best(
+        self,
+        prompt: str,
+        pixels: Sequence[Pixels],
+        order: Sequence[int],
+        instruction: str | None = None,
+        condition: Pixels | None = None,
+    ) -> tuple[str, ...]:
+        """Why each of N >= 2 candidates is better than the best of the others or not; order: best first."""
+        rivals = [order[1] if i == order[0] else order[0] for i in range(len(pixels))]
+        asked = [
+            Question(prompt, each, pixels[rival], instruction, condition)
+            for each, rival in zip(pixels, rivals, strict=True)
+        ]
+        return self.explain(asked).reasons or ()
 
     def freeze(self: SomeJudge) -> SomeJudge:
         """Weights take no gradient any more: it is asked, and differentiated in pixels, but not trained."""
         self.model.requires_grad_(False).eval()
         return self
 
+    def own_weights(self) -> dict[str, Tensor]:
+        """Weights that the model's own save_pretrained leaves out, by their names in its state_dict; mostly none."""
+        return {}
+
+    def save_own_weights(self, folder: Path) -> None:
+        """Write them, if any, to a file beside the model's."""
+        if own := self.own_weights():
+            save_file({name: weight.detach().cpu() for name, weight in own.items()}, folder / HEAD_FILE)
+
+    def read_own_weights(self, folder: Path) -> dict[str, Tensor]:
+        """What `save_own_weights` wrote. Raises InputError naming a file that is missing, broken or another model's."""
+        own = self.own_weights()
+        try:
+            found = load_file(folder / HEAD_FILE) if own else {}
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"the head {folder / HEAD_FILE} cannot be read: {error}.", "Restore it or train the reward again."
+            ) from error
+        if {name: one.shape for name, one in found.items()} != {name: one.shape for name, one in own.items()}:
+            raise InputError(
+                f"the head {folder / HEAD_FILE} is not this model's.", "Restore its own or train the reward again."
+            )
+        return found
+
     def _save_config(self, folder: Path) -> None:
-        (folder / CONFIG_FILE).write_text(json.dumps(self.config.model_dump(), indent=2) + "\n", encoding="utf-8")
+        unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds}
+        content = self.config.model_dump(exclude=unused)
+        (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdict:
+    """The margins as a Verdict. Raises RewardError naming the first question whose margin is not finite."""
+    bad = (~torch.isfinite(margin)).nonzero().flatten().tolist()
+    if bad:
+        raise RewardError(
+            f"the judge gave no finite margin for question {bad[0]} (prompt {questions[bad[0]].prompt!r}).",
+            "Look at its picture for values that are not finite, and at the judge's weights and precision.",
+        )
+    return Verdict(margin)
 
 
 def all_pixels(candidates: Sequence[Media]) -> list[Pixels]:
     """`as_pixels` of each candidate, named by its number."""
     return [as_pixels(each, f"candidate {number}") for number, each in enumerate(candidates)]
+
+
+def given_pixels(condition: Media | None) -> Pixels | None:
+    """`as_pixels` of the picture that the candidates were made from, if there is one."""
+    return None if condition is None else as_pixels(condition, "the condition")

@@ -6,14 +6,21 @@ import json
 from collections.abc import Callable
 
 from rewarddance.errors import InputError
+from rewarddance.reward.clip import ClipReward
 from rewarddance.reward.generative import PairwiseReward
-from rewarddance.reward.judge import CONFIG_FILE, Judge, RewardConfig
+from rewarddance.reward.instructions import check_version, load_instruction
+from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
+from rewarddance.reward.pointwise import PointwiseReward
+from rewarddance.reward.regressive import RegressiveReward, has_head
 from rewarddance.reward.vlm import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import parse_recipe
 
 KINDS: dict[str, Callable[[str, RewardConfig, str], Judge]] = {
     "pairwise": lambda name, config, device: PairwiseReward(VisionLanguageModel(name, device=device), config),
+    "pointwise": lambda name, config, device: PointwiseReward(VisionLanguageModel(name, device=device), config),
+    "regressive": lambda name, config, device: RegressiveReward(VisionLanguageModel(name, device=device), config),
+    "clip": lambda name, config, device: ClipReward(name, config, device),
 }
 
 
@@ -26,13 +33,46 @@ def load_reward(name: str, device: str = "cpu", **changes: object) -> Judge:
     """Load a trained reward folder, or any vision-language model zero-shot (default instruction); frozen.
 
     changes: fields of `RewardConfig` to set differently, such as kind or orders="both". Raises InputError naming an
-    unknown field, a missing checkpoint or a broken reward_config.json.
+    unknown field, a missing checkpoint, a broken reward_config.json, weights that cannot answer as the kind asked, or
+    an instruction that is another version than the one trained with; one named in `changes` is taken as it is here.
     """
-    path = find_checkpoint(name) / CONFIG_FILE
+    folder = find_checkpoint(name)
+    path = folder / CONFIG_FILE
     saved: dict = {}
     if path.is_file():
         try:
             saved = dict(json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
-    return build_reward(name, parse_recipe(RewardConfig, saved | changes, str(path)), device).freeze()
+    kind = changes.get("kind")
+    if kind in KINDS:
+        saved = as_kind(saved, str(kind), name)
+    config = parse_recipe(RewardConfig, saved | changes, str(path))
+    if config.kind in USED_BY["instruction"]:
+        if "instruction" in changes or "instruction_version" not in saved:
+            version = load_instruction(config.instruction).version
+            config = config.model_copy(update={"instruction_version": version})
+        check_version(config.instruction, config.instruction_version)
+    if config.kind == "regressive" and not has_head(folder):
+        raise InputError(
+            f"{name!r} has no reward head, so it gives no regressive reward.",
+            "Train one (kind: regressive), or ask the model zero-shot with kind 'pairwise' or 'pointwise'.",
+        )
+    return build_reward(name, config, device).freeze()
+
+
+def as_kind(saved: dict, kind: str, name: str) -> dict:
+    """A folder's saved config as that of another kind: without the kind and the options that only its own uses.
+
+    Raises InputError where its weights have learned to answer otherwise: both generative kinds say yes or no with the
+    same head, while a regressive or a CLIP reward answers for itself alone.
+    """
+    was = saved.get("kind", "pairwise")
+    if not saved or kind == was:
+        return saved
+    if {was, kind} != {"pairwise", "pointwise"}:
+        raise InputError(
+            f"{name!r} was trained as a {was} reward and cannot be asked as a {kind} one.",
+            f"Leave kind out, or train a {kind} reward from it.",
+        )
+    return {key: value for key, value in saved.items() if key != "kind" and kind in USED_BY.get(key, (kind,))}

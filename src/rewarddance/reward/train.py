@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,26 @@ from pydantic import Field
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from rewarddance.errors import InputError
 from rewarddance.reward.instructions import load_instruction
-from rewarddance.reward.judge import Judge, Kind, RewardConfig
+from rewarddance.reward.judge import USED_BY, Judge, RewardConfig, RewardOptions
 from rewarddance.reward.kinds import build_reward
 from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
-from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics, progress_bar
 from rewarddance.types import Preference
 
 Evaluate = Callable[[Judge], dict[str, float]]
 
 
-class JudgeRecipe(Recipe):
+class JudgeRecipe(RewardOptions):
     """How a judge is trained.
 
-    base: a checkpoint folder, or a bundled one's name. kind: of reward, see `RewardConfig`. instruction: template name
-    or file. epochs may be a fraction. pixel_noise: deviation of Gaussian noise added to the pictures at each step,
-    against hair-splitting. warmup: share of the steps. save_every: steps between checkpoints; save_every also sets the
-    evaluations.
+    base: a checkpoint folder, or a bundled one's name. epochs may be a fraction. pixel_noise: deviation of Gaussian
+    noise added to the pictures at each step, against hair-splitting. warmup: share of the steps. freeze_vision_tower:
+    train the rest only. save_every: steps between checkpoints; save_every also sets the evaluations.
     """
 
     base: str = "shapeworld-judge"
-    kind: Kind = "pairwise"
-    instruction: str = "t2i"
     learning_rate: float = Field(default=1e-5, gt=0)
     batch_size: int = Field(default=32, ge=1)
     epochs: float = Field(default=1.0, gt=0)
@@ -67,10 +65,15 @@ class JudgeTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
         return self.reward.loss(self._jittered(inputs["preferences"]))
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        self.reward.save_own_weights(Path(output_dir or str(self.args.output_dir)))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Trainer's own looks for the model's names in the file: save_pretrained wrote others, none would load."""
         saved = type(self.reward.model).from_pretrained(resume_from_checkpoint, dtype=self.reward.model.dtype)
-        self.reward.model.load_state_dict(saved.state_dict())
+        own = self.reward.read_own_weights(Path(resume_from_checkpoint))
+        self.reward.model.load_state_dict(saved.state_dict() | own)
 
     def _jittered(self, pairs: list[Preference]) -> list[Preference]:
         """The pairs with pixel noise that depends on seed and step alone, so that a resumed run sees the same."""
@@ -82,7 +85,7 @@ class JudgeTrainer(Trainer):
             noise = torch.randn(pixels.shape, generator=rng)
             return (pixels + self.recipe.pixel_noise * noise).clamp(0, 1)
 
-        return [Preference(p.prompt, noisy(p.first), noisy(p.second), p.share, p.source) for p in pairs]
+        return [replace(p, first=noisy(p.first), second=noisy(p.second)) for p in pairs]
 
 
 class _Watch(TrainerCallback):
@@ -106,6 +109,17 @@ class _Watch(TrainerCallback):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
+def vision_tower(model: Any) -> torch.nn.Module:
+    """The part of a transformers model that reads pictures. Raises InputError naming a model that has none apart."""
+    tower = model.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        raise InputError(
+            f"the vision tower of a {type(model).__name__} cannot be frozen: it has none that stands apart.",
+            "Set freeze_vision_tower to false, or choose another base.",
+        )
+    return tower
+
+
 def train_judge(
     recipe: JudgeRecipe,
     preferences: Sequence[Preference],
@@ -120,11 +134,12 @@ def train_judge(
     The result does not depend on where a run was interrupted.
     """
     torch.manual_seed(seed)
-    version = load_instruction(recipe.instruction).version
-    config = RewardConfig(kind=recipe.kind, instruction=recipe.instruction, instruction_version=version)
-    reward = build_reward(recipe.base, config)
+    options = recipe.model_dump(include=set(RewardOptions.model_fields))
+    if recipe.kind in USED_BY["instruction"]:
+        options["instruction_version"] = load_instruction(recipe.instruction).version
+    reward = build_reward(recipe.base, RewardConfig(**options))
     if recipe.freeze_vision_tower:
-        reward.model.model.vision_tower.requires_grad_(False)
+        vision_tower(reward.model).requires_grad_(False)
     steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
     arguments = TrainingArguments(
         output_dir=str(folder),

@@ -58,6 +58,9 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
             raise InputError(f"unknown key {key!r} in {where}.", remedy) from None
         if first["type"] == "missing":
             raise InputError(f"the key {key!r} is missing in {where}.", "Add it to the recipe.") from None
+        if not key:  # what is wrong is how the keys go together
+            fault = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{where} is not right: {fault}.", "Correct it.") from None
         raise InputError(
             f"the key {key!r} in {where} has the value {first['input']!r}: {first['msg'].lower()}.",
             "Correct the value.",

@@ -14,7 +14,8 @@ from rewarddance.protocols import Generator
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.shapeworld.annotators import AnnotatorRecipe, vote
-from rewarddance.shapeworld.oracle import score_picture
+from rewarddance.shapeworld.oracle import Score, score_picture
+from rewarddance.shapeworld.reasons import reason
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
 from rewarddance.shapeworld.scenes import Spec, near_miss, prompt_set, random_scene, sample_scene, wrong_attribute
 from rewarddance.types import Preference
@@ -28,7 +29,7 @@ class PreferenceRecipe(Recipe):
     prediction too). drawn: drawn pictures a prompt. pairs: training pairs a prompt. id_prompts, ood_prompts,
     test_pairs: the test sets' prompts and pairs a prompt; they are judged by the oracle without noise.
     least_difference: test pairs closer than this in the oracle's overall score have no order worth testing and are not
-    drawn.
+    drawn. reasons: give each pair the oracle's reasons, one an order, where the votes agree with the oracle.
     """
 
     train_prompts: int = Field(default=300, ge=1)
@@ -40,15 +41,20 @@ class PreferenceRecipe(Recipe):
     ood_prompts: int = Field(default=100, ge=1)
     test_pairs: int = Field(default=6, ge=1)
     least_difference: float = Field(default=0.05, ge=0)
+    reasons: bool = False
     annotators: AnnotatorRecipe = AnnotatorRecipe()
 
 
 class Shown(NamedTuple):
-    """A picture [H, W, 3] in [0, 1], where it comes from, and the oracle's overall score that it stands for."""
+    """A picture [H, W, 3] in [0, 1], where it comes from, and the oracle's verdict on what it stands for."""
 
     picture: np.ndarray
     source: str
-    score: float
+    seen: Score
+
+    @property
+    def score(self) -> float:
+        return self.seen.overall
 
 
 class Pool(NamedTuple):
@@ -95,7 +101,7 @@ def pair_up(
             for _ in range(recipe.overlaid):
                 shown += overlaid(own, pools[int(rng.integers(len(pools)))], rng)
         drawn = [draw(own.spec, style, rng) for _ in range(recipe.samples * 2 if split == "unseen" else recipe.drawn)]
-        shown += [Shown(picture, style, score_picture(picture, own.spec).overall) for picture in drawn]
+        shown += [Shown(picture, style, score_picture(picture, own.spec)) for picture in drawn]
         for _ in range(pairs):
             preferences.append(_pair(own.prompt, shown, recipe, rng, exact))
     return [preference for preference in preferences if preference is not None]
@@ -113,7 +119,16 @@ def _pair(
         a, b = first.picture, second.picture
         share = float(difference > 0) if exact else vote(a, b, difference, recipe.annotators, rng)
         pixels = to_pixels([a, b])
-        return Preference(prompt, pixels[0], pixels[1], share, f"{first.source}/{second.source}")
+        told = recipe.reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
+        return Preference(
+            prompt,
+            pixels[0],
+            pixels[1],
+            share,
+            f"{first.source}/{second.source}",
+            reason=reason(second.seen, first.seen) if told else "",
+            reason_swapped=reason(first.seen, second.seen) if told else "",
+        )
     return None
 
 
@@ -126,8 +141,8 @@ def overlaid(own: Pool, other: Pool, rng: np.random.Generator) -> list[Shown]:
     i, j = int(rng.integers(len(own.final))), int(rng.integers(len(source.final)))
     final = np.maximum(own.final[i].picture, source.final[j].picture)
     early = np.maximum(own.early[i].picture, source.early[j].picture)
-    score = score_picture(final, own.spec).overall
-    return [Shown(final, "overlaid", score), Shown(early, "overlaid prediction", score)]
+    seen = score_picture(final, own.spec)
+    return [Shown(final, "overlaid", seen), Shown(early, "overlaid prediction", seen)]
 
 
 def draw(spec: Spec, style: str, rng: np.random.Generator) -> np.ndarray:
@@ -164,9 +179,9 @@ def generate(generator: Generator, split: str, n_prompts: int, samples: int, see
             early, final = _arrays(early_pixels), _arrays(final_pixels)
             for k, (prompt, spec) in enumerate(part):
                 own = slice(k * samples, (k + 1) * samples)
-                scores = [score_picture(picture, spec).overall for picture in final[own]]
-                finished = list(map(Shown, final[own], ["sample"] * samples, scores))
-                foreseen = list(map(Shown, early[own], ["prediction"] * samples, scores))
+                seen = [score_picture(picture, spec) for picture in final[own]]
+                finished = list(map(Shown, final[own], ["sample"] * samples, seen))
+                foreseen = list(map(Shown, early[own], ["prediction"] * samples, seen))
                 pools.append(Pool(prompt, spec, finished, foreseen))
             bar.advance(len(part))
     return pools

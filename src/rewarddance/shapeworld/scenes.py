@@ -34,7 +34,6 @@ SIZES: dict[str, tuple[int, int]] = {"small": (7, 9), "large": (12, 14)}
 """Side of an object's bounding square in pixels, inclusive range by size word."""
 SIZE_BOUNDARY = 10.5
 COUNTS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4}
-_PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
 RELATIONS = ("left of", "right of", "above", "below")
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tags, in its own order and spelling."""
@@ -45,6 +44,14 @@ UNSEEN_COUNT = 4
 SPLITS = ("train", "held_out", "unseen")
 MAX_OBJECTS = 4
 GAP = 2
+
+
+def plural(noun: str) -> str:
+    """A shape of which there are several, with what is said before it: 'red cross' -> 'red crosses'."""
+    return noun + ("es" if noun.endswith("s") else "s")
+
+
+_PLURALS = {shape: plural(shape) for shape in SHAPES}
 
 
 @dataclass(frozen=True)

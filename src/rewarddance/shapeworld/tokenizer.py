@@ -17,10 +17,12 @@ def prompt_corpus() -> list[str]:
     return [*texts, *texts, " ".join(["", *COUNTS, "an", "to", "the", "is", "photo", "image"])]
 
 
-def train_tokenizer(corpus: Iterable[str], special: Sequence[str], bos: str | None = None, **names: Any):
+def train_tokenizer(
+    corpus: Iterable[str], special: Sequence[str], bos: str | None = None, eos: str | None = None, **names: Any
+):
     """Train a byte-level BPE on `corpus` until each of its words is one token.
 
-    special: tokens that are never split. bos: one of them that opens every text, or None. names: what
+    special: tokens that are never split. bos, eos: those that open and close every text, or None. names: what
     `PreTrainedTokenizerFast` calls them (`pad_token`, `eos_token`, ...), and extra attributes such as
     InternVL's `context_image_token`.
     """
@@ -35,8 +37,9 @@ def train_tokenizer(corpus: Iterable[str], special: Sequence[str], bos: str | No
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    if bos:
+    if bos or eos:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+            single=" ".join(part for part in (bos, "$A", eos) if part),
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (bos, eos) if token],
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)

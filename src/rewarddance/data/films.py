@@ -1,0 +1,111 @@
+"""Films (mp4, webm, mkv, mov, avi, ...) as frames, read by PyAV where the extra `video` is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from io import BufferedReader, BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rewarddance.errors import InputError
+from rewarddance.types import Pixels
+
+EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+"""How a WebM or Matroska file begins, and how the part that holds everything else does."""
+
+File = BytesIO | BufferedReader
+"""A file in memory, or an open one."""
+
+
+def read_film(file: File, max_frames: int, name: str) -> Pixels:
+    """The film's frames [T, 3, H, W] in [0, 1], upright; evenly spaced ones where it has more than `max_frames`.
+
+    Raises InputError beginning with `name` where PyAV is not installed, and PyAV's own errors, EOFError or ValueError
+    where the file is broken, cut off or holds no pictures.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise InputError(
+            f"{name} is a film, which PyAV reads, and PyAV is not installed.", "pip install 'rewarddance[video]'"
+        ) from error
+    length = file.seek(0, 2)
+    declared = _declared_length(file, length)
+    if declared > length:
+        raise EOFError(f"it was cut off: {length} of at least {declared} bytes are there")
+
+    def frames() -> Iterator[Any]:
+        file.seek(0)
+        with av.open(file, "r") as container:
+            if not container.streams.video:
+                raise ValueError("it holds no pictures")
+            container.streams.video[0].thread_type = "AUTO"
+            for packet in container.demux(container.streams.video[0]):
+                for frame in packet.decode():
+                    if packet.is_corrupt or frame.is_corrupt:
+                        raise ValueError(f"the frame at {frame.time} s is broken")
+                    refuse_bomb(frame.width, frame.height)
+                    yield frame
+
+    total = sum(1 for _ in frames())  # a container's own count may be missing or wrong
+    if total == 0:
+        raise ValueError("it holds no pictures")
+    chosen = set(evenly_spaced(total, max_frames))
+    arrays: list[np.ndarray] = []
+    for number, frame in enumerate(frames()):
+        if number in chosen:
+            refuse_bomb(frame.width, frame.height, len(chosen))
+            turns = round(frame.rotation / 90)  # how the camera was held; counterclockwise, as rot90 turns
+            arrays.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def _declared_length(file: File, length: int) -> int:
+    """The bytes that a film's container says it has, 0 where it does not say.
+
+    Decoders take a file that was cut off for a shorter video, often without a word.
+    """
+    file.seek(0)
+    head = file.read(64)
+    if head[:4] == b"RIFF":
+        return 8 + int.from_bytes(head[4:8], "little")
+    if head[4:8] == b"ftyp":
+        at = 0
+        while at < length:
+            file.seek(at)
+            box = file.read(16)
+            size = int.from_bytes(box[:4], "big")
+            at += max(8, int.from_bytes(box[8:], "big") if size == 1 else size) if size else length  # 0: to the end
+        return at if size else length
+    if head[:4] != EBML:
+        return 0
+    size, at = _ebml_number(head, 4)
+    at += size
+    if head[at : at + 4] != _SEGMENT:
+        return 0
+    first = head[at + 4]
+    size, at = _ebml_number(head, at + 4)
+    unknown = size == (1 << 7 * (9 - first.bit_length())) - 1
+    return 0 if unknown else at + size
+
+
+def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
+    """The number whose length is told by the zero bits it begins with, and the place after it."""
+    length = 9 - data[at].bit_length()
+    return int.from_bytes(data[at : at + length], "big") - (1 << 7 * length), at + length
+
+
+def evenly_spaced(total: int, wanted: int) -> list[int]:
+    """The middles of `wanted` equal stretches of `total` frames, or all frames where there are no more."""
+    return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)] if total > wanted else list(range(total))
+
+
+def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
+    """Raise where a frame has more pixels than Pillow's own limit, or all frames twice as many: decoded, it would fill
+    the memory. Pillow itself only warns below twice its limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and (width * height > limit or width * height * frames > 2 * limit):
+        raise Image.DecompressionBombError(f"{frames} x {width} x {height} pixels are too many to be a safe file")

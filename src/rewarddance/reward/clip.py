@@ -1,0 +1,174 @@
+"""The CLIP-style reward, the oldest baseline: how near a picture and its prompt lie in a dual encoder's space."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer
+
+from rewarddance.errors import InputError
+from rewarddance.reward.families import resized
+from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.pointwise import PointwiseJudge
+from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.types import Pixels, Question
+
+BICUBIC = 3
+"""Pillow's number of that filter."""
+
+
+class ClipReward(PointwiseJudge):
+    """s = scale cos(picture, prompt) + bias, the model's own logit of the pair; the bias is SigLIP's, CLIP has none.
+
+    Any dual encoder of transformers with get_text_features, get_image_features and logit_scale. A video's cosine is the
+    mean of its frames'. By itself a CLIP margin is far from calibrated (its P is near 1 for every picture); against a
+    reference it is PickScore's reward. It reads no instruction.
+
+    Raises InputError where the folder is no such model, or its image processor does what is not known here.
+    Source: CLIP (2103.00020); Bradley-Terry on it as in PickScore (2305.01569).
+    """
+
+    def __init__(
+        self, name: str, config: RewardConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.folder, self.config = find_checkpoint(name), config
+        try:
+            model: Any = AutoModel.from_pretrained(self.folder, dtype=dtype)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            content = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            self._picture = Preprocessing(content)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(
+                f"the CLIP judge {name!r} cannot be loaded: {error}.",
+                "Give a save_pretrained folder with weights, tokenizer and preprocessor_config.json.",
+            ) from error
+        for part in ("get_text_features", "get_image_features", "logit_scale"):
+            if not hasattr(model, part) or model.config.model_type == "siglip2":  # whose pictures come in patches
+                raise InputError(
+                    f"the judge {name!r} is a {type(model).__name__}, which is no dual encoder of kind 'clip'.",
+                    "Give a CLIP or SigLIP checkpoint, or choose another kind.",
+                )
+        self.model = model.eval()
+        self.model.to(device)
+
+    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
+        """The margins [K]; each distinct picture and each distinct prompt is encoded once."""
+        prompts: dict[str, int] = {}
+        pictures: dict[int, tuple[int, Pixels]] = {}
+        for number, question in enumerate(shown):
+            if question.instruction is not None or question.condition is not None:
+                what = "an instruction" if question.condition is None else "a condition"
+                raise InputError(
+                    f"question {number} ({question.prompt!r}) has {what}, but a CLIP judge reads none.",
+                    "Leave it out, or choose a kind that reads one.",
+                )
+            prompts.setdefault(question.prompt, len(prompts))
+            pictures.setdefault(id(question.candidate), (len(pictures), question.candidate))
+        texts = self.text_features(list(prompts))
+        frames = self.image_features([pixels for _, pixels in pictures.values()])
+        which = [(pictures[id(question.candidate)][0], prompts[question.prompt]) for question in shown]
+        cosine = torch.stack([(frames[picture] @ texts[prompt]).mean() for picture, prompt in which])
+        bias = getattr(self.model, "logit_bias", None)
+        margin = self.model.logit_scale.float().exp() * cosine
+        return margin if bias is None else margin + bias.float()
+
+    def text_features(self, prompts: Sequence[str]) -> Float[Tensor, "P D"]:
+        """Prompts as unit vectors, float32, in the graph.
+
+        Raises InputError naming a prompt that is longer than the model reads: it is never cut off silently.
+        """
+        ids = [self.tokenizer(prompt).input_ids for prompt in prompts]
+        longest = self.model.config.text_config.max_position_embeddings
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            found = next((token for token in self.tokenizer.all_special_tokens if token in prompt), None)
+            if found:
+                raise InputError(f"the text {prompt!r} contains the token {found!r}.", "Remove it from the prompt.")
+            if len(tokens) > longest:
+                raise InputError(
+                    f"the prompt {prompt!r} has {len(tokens)} tokens, and this CLIP judge reads {longest}.",
+                    "Shorten it, or choose a kind that reads long prompts.",
+                )
+        # SigLIP has learned to read prompts that are filled up to the end, without a mask.
+        filled = self.model.config.model_type == "siglip"
+        read = self.tokenizer.pad(
+            {"input_ids": ids}, "max_length" if filled else "longest", max_length=longest, return_tensors="pt"
+        ).to(self.model.device)
+        inputs = {"input_ids": read["input_ids"]} if filled else dict(read)
+        return F.normalize(pooled(self.model.get_text_features(**inputs)).float(), dim=-1)
+
+    def image_features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
+        """Each frame of each picture [T, C, H, W] as a unit vector, [T, D] float32, in the graph; encoded together.
+
+        Pictures may differ in size and length, so their shapes are not in the signature.
+        """
+        values = torch.cat([self.preprocess(pixels) for pixels in pictures])
+        features = pooled(self.model.get_image_features(pixel_values=values.to(self.model.dtype)))
+        return list(F.normalize(features.float(), dim=-1).split([len(pixels) for pixels in pictures]))
+
+    def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
+        """As the model's own image processor does it, differentiably, in float32."""
+        return self._picture(pixels.to(self.model.device, torch.float32))
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        source = self.folder / "preprocessor_config.json"
+        (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        self._save_config(folder)
+
+
+def _height_and_width(size: int | dict[str, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size["height"], size["width"])
+
+
+class Preprocessing:
+    """What a preprocessor_config.json of the CLIP kind asks for, in torch: bicubic resize, centre crop, normalise.
+
+    size: of the shortest edge, or height and width. Raises ValueError naming a key whose value is not known here.
+    """
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        size = content["size"]
+        self.shortest: int | None = size if isinstance(size, int) else size.get("shortest_edge")
+        self.size = _height_and_width(self.shortest or size)
+        self.crop = _height_and_width(content["crop_size"]) if content.get("do_center_crop") else None
+        known = {
+            "do_resize": content.get("do_resize", True),
+            "do_normalize": content.get("do_normalize", True),
+            "resample": content.get("resample", BICUBIC) == BICUBIC,
+            "do_center_crop": self.crop or not self.shortest,  # else pictures would keep different shapes
+            "crop_size": not self.crop or all(a <= b for a, b in zip(self.crop, self.size, strict=True)),
+        }
+        for key, good in known.items():
+            if not good:
+                raise ValueError(f"its preprocessor_config.json has {key} = {content.get(key)!r}, which is not known")
+        self.mean = torch.tensor(content["image_mean"])[:, None, None]
+        self.deviation = torch.tensor(content["image_std"])[:, None, None]
+
+    def __call__(self, pixels: Float[Tensor, "T C H W"]) -> Float[Tensor, "T C h w"]:
+        height, width = self.resized_to(*pixels.shape[-2:])
+        pixels = resized(pixels, height, width)
+        if self.crop:
+            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
+            pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]]
+        return (pixels - self.mean.to(pixels.device)) / self.deviation.to(pixels.device)
+
+    def resized_to(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after the resize: where the shortest edge is given, the other is rounded down."""
+        if self.shortest is None:
+            return self.size
+        longest = int(self.shortest * max(height, width) / min(height, width))
+        return (self.shortest, longest) if height <= width else (longest, self.shortest)
+
+
+def pooled(features: Any) -> Tensor:
+    """The vector of each text or picture [N, D]: newer models wrap it, older ones return it bare."""
+    return features if isinstance(features, Tensor) else features.pooler_output

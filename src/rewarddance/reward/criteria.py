@@ -1,0 +1,88 @@
+"""The hierarchical reward: a tree of criteria, each leaf its own question, verdicts per node and one of the whole.
+
+The leaves of a question differ in their last lines only (`CriteriaTree`), so a judge that shares prefixes computes
+prompt and pictures once. Not in the paper; criteria of their own follow UnifiedReward-Flex (2602.02380).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewarddance.errors import InputError
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.averages import mean_margin, mean_probability
+from rewarddance.reward.instructions import Criterion, load_tree
+from rewarddance.types import Question, Verdict
+
+AVERAGES = {"margin": mean_margin, "probability": mean_probability}
+
+
+class CriteriaReward:
+    """A judge asked about each criterion of a tree. A RewardModel: its verdict is the weighted mean over the tree.
+
+    judge: answers the leaves' questions; pairwise or pointwise, if the tree has that question. tree: by name, or a YAML
+    file's path. average: what is averaged at each node, with the weights of the nodes below it: "margin", so that one
+    clear fault can outweigh much, or "probability", so that each criterion counts for its share at most. Raises
+    InputError for a tree or an average that there is not.
+    """
+
+    def __init__(self, judge: RewardModel, tree: str, average: str = "margin") -> None:
+        self.judge, self.name, self.tree = judge, tree, load_tree(tree)
+        if average not in AVERAGES:
+            raise InputError(f"there is no average named {average!r}.", f"Say {' or '.join(AVERAGES)}.")
+        self.average = average
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        """The verdict of the whole tree on each question [B], with a graph where the judge's has one.
+
+        Raises InputError for a question that names an instruction: the tree asks its own.
+        """
+        if not questions:
+            return Verdict(torch.zeros(0))
+        return Verdict(averaged(self.tree.criteria, self._leaf_margins(questions), self.average)[""])
+
+    def by_criterion(self, questions: Sequence[Question]) -> dict[str, Verdict]:
+        """The verdicts [B] of every node below the root, by its path: 'alignment', 'alignment/count', ..."""
+        if not questions:
+            return {}
+        found = averaged(self.tree.criteria, self._leaf_margins(questions), self.average)
+        return {path: Verdict(margin) for path, margin in found.items() if path}
+
+    def _leaf_margins(self, questions: Sequence[Question]) -> dict[str, Float[Tensor, " B"]]:
+        for number, question in enumerate(questions):
+            if question.instruction is not None:
+                raise InputError(
+                    f"question {number} ({question.prompt!r}) names the instruction {question.instruction!r}, but a "
+                    "tree of criteria asks its own.",
+                    "Leave it out, or ask the judge itself.",
+                )
+        leaves = [*self.tree.leaves]
+        # All of one question's leaves in a row: what they share is then in one batch.
+        asked = [replace(question, instruction=f"{self.name}#{leaf}") for question in questions for leaf in leaves]
+        margins = self.judge(asked).margin.view(len(questions), len(leaves))
+        return dict(zip(leaves, margins.unbind(1), strict=True))
+
+
+def averaged(
+    criteria: dict[str, Criterion],
+    leaves: dict[str, Float[Tensor, " B"]],
+    average: str,
+    above: str = "",
+) -> dict[str, Float[Tensor, " B"]]:
+    """Margins [B] of every node from those of the leaves, by path; the root is ''.
+
+    A node is the weighted mean of the nodes right below it, each of which is one already.
+    """
+    found: dict[str, Tensor] = {}
+    for name, node in criteria.items():
+        path = f"{above}/{name}" if above else name
+        found |= averaged(node.criteria, leaves, average, path) if node.criteria else {path: leaves[path]}
+    paths = [f"{above}/{name}" if above else name for name in criteria]
+    margins = torch.stack([found[path] for path in paths])
+    weights = torch.tensor([node.weight for node in criteria.values()], device=margins.device)
+    return {above: AVERAGES[average](margins, weights)} | found

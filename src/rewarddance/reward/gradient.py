@@ -1,0 +1,58 @@
+"""The reward's gradient in pixels, taken by itself: the judge's graph is gone before the generator's is walked.
+
+The relay of ReFL's backward pass: judge -> pixels, then pixels -> decoder -> the last denoising step. The peak of
+memory is the larger of the two, not their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewarddance.errors import RewardError
+from rewarddance.protocols import RewardModel
+from rewarddance.types import Question, Verdict
+
+
+class PixelGradient(NamedTuple):
+    """loss: the mean over all questions. verdict: theirs, without graph. gradients: d loss / d candidate, one each."""
+
+    loss: float
+    verdict: Verdict
+    gradients: tuple[Tensor, ...]
+
+
+def pixel_gradient(
+    judge: RewardModel,
+    questions: Sequence[Question],
+    loss: Callable[[Float[Tensor, " b"]], Float[Tensor, ""]],
+    at_once: int = 16,
+) -> PixelGradient:
+    """d loss / d pixels of each question's candidate, `at_once` questions a time, and the verdicts on the way.
+
+    loss: a mean over questions of a function of their margins, such as `refl.LOSSES`. Send the result on with
+    `torch.autograd.backward([q.candidate for q in questions], gradients)`.
+    Raises RewardError naming the first question whose gradient is not finite.
+    """
+    margins, gradients, total = [], [], 0.0
+    for start in range(0, len(questions), at_once):
+        part = questions[start : start + at_once]
+        cut = [question.candidate.detach().requires_grad_() for question in part]
+        with torch.enable_grad():
+            margin = judge([replace(q, candidate=pixels) for q, pixels in zip(part, cut, strict=True)]).margin
+            value = loss(margin) * (len(part) / len(questions))
+            gradients += torch.autograd.grad(value, cut)
+        margins.append(margin.detach())
+        total += value.item()
+    for number, gradient in enumerate(gradients):
+        if not torch.isfinite(gradient).all():
+            raise RewardError(
+                f"the gradient of question {number} (prompt {questions[number].prompt!r}) is not finite.",
+                "Look at its picture for values that are not finite, and at the judge's weights and precision.",
+            )
+    return PixelGradient(total, Verdict(torch.cat(margins)), tuple(gradients))

@@ -1,0 +1,133 @@
+"""Rewards that give each picture a score of its own, and the generative one among them: P("yes") to a high standard.
+
+A question with a reference is answered by Bradley-Terry: its margin is s(candidate) - s(reference). So tournaments,
+accuracy, ReFL and search work unchanged with every kind.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewarddance.data.media import Media
+from rewarddance.reward.instructions import load_instruction, pictures_of
+from rewarddance.reward.judge import Judge, RewardConfig, all_pixels, given_pixels
+from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry, win_tie_bradley_terry
+from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.types import Preference, Question, Verdict
+
+Places = list[tuple[int, int | None]]
+"""For each question: which picture is its candidate, and which its reference, or None."""
+
+
+class PointwiseJudge(Judge):
+    """A judge that scores each picture by itself. A kind says what a score is; the rest is written here."""
+
+    @abstractmethod
+    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
+        """Scores [K], float32, in the graph, of the candidates of K questions without references."""
+
+    def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+        """s(candidate) - s(reference), or s(candidate) where there is none; each distinct picture is read once."""
+        shown, places = distinct(questions)
+        return differences(self.scores(shown), places)
+
+    def _in_batches(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+        # Pictures are counted, not questions: cut by questions, a tournament would read each picture in every part.
+        shown, places = distinct(questions)
+        size = self.config.batch_size
+        parts = [self.scores(shown[start : start + size]) for start in range(0, len(shown), size)]
+        return differences(torch.cat(parts), places)
+
+    def loss(self, pairs: Sequence[Preference]) -> Float[Tensor, ""]:
+        """Bradley-Terry on the pair's margin, win-tie under a `tie_threshold`, and `answer_weight` times the answers'.
+
+        The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
+        votes (paper, section 3: Bradley-Terry "plus a small weighted cross-entropy").
+        """
+        asked = [Question(p.prompt, p.second, condition=p.condition) for p in pairs]
+        asked += [Question(p.prompt, p.first, condition=p.condition) for p in pairs]
+        second, first = self.margin(asked).split(len(pairs))
+        share = torch.tensor([p.share for p in pairs], device=second.device)
+        threshold, weight = self.config.tie_threshold, self.config.answer_weight
+        margin = second - first
+        loss = bradley_terry(margin, share) if threshold is None else win_tie_bradley_terry(margin, share, threshold)
+        return loss + weight * both_orders_cross_entropy(second, first, share) if weight else loss
+
+    def score(
+        self,
+        prompt: str,
+        candidates: Sequence[Media],
+        instruction: str | None = None,
+        condition: Media | None = None,
+        explain: bool = False,
+    ) -> Verdict:
+        """How good is each of N candidates by itself? Its own margin, [N]; the others do not matter.
+
+        condition, explain: as in `compare`.
+        """
+        given = given_pixels(condition)
+        asked = [Question(prompt, pixels, None, instruction, given) for pixels in all_pixels(candidates)]
+        return self.explain(asked) if explain else self(asked)
+
+
+class PointwiseReward(PointwiseJudge):
+    """A vision-language model asked whether the candidate meets a high standard; s is the logit margin of yes over no.
+
+    Source: paper, section 3 (the pointwise generative reward, its verifier in test-time search).
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
+        self.vlm, self.config, self.model = vlm, config, vlm.model
+        self._yes, self._no = vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no)
+
+    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
+        return self.vlm.margin(self.vlm.read(asked_alone(shown, self.config.instruction)), self._yes, self._no)
+
+    def save(self, folder: Path) -> None:
+        self.vlm.save(folder)
+        self._save_config(folder)
+
+
+def asked_alone(shown: Sequence[Question], instruction: str) -> list[Asked]:
+    """The pointwise question on each candidate, under its own instruction or else under `instruction`."""
+    asked = []
+    for number, question in enumerate(shown):
+        parts = tuple(load_instruction(question.instruction or instruction).pointwise_question(question.prompt))
+        asked.append(Asked(parts, pictures_of(parts, question, number)))
+    return asked
+
+
+def distinct(questions: Sequence[Question]) -> tuple[list[Question], Places]:
+    """The distinct pictures under their prompts, as questions without references, and where each question's are.
+
+    Tensors are compared by identity, as everywhere: the very same tensor under the same prompt, instruction and
+    condition.
+    """
+    at: dict[tuple, int] = {}
+    shown: list[Question] = []
+
+    def place(question: Question, pixels: Tensor) -> int:
+        key = (question.prompt, question.instruction, id(question.condition), id(pixels))
+        if key not in at:
+            at[key] = len(shown)
+            shown.append(Question(question.prompt, pixels, None, question.instruction, question.condition))
+        return at[key]
+
+    places: Places = [
+        (place(q, q.candidate), None if q.reference is None else place(q, q.reference)) for q in questions
+    ]
+    return shown, places
+
+
+def differences(scores: Float[Tensor, " K"], places: Places) -> Float[Tensor, " B"]:
+    """s(candidate) - s(reference) of each question [B] from the scores of K pictures; s(candidate) without one."""
+    against = torch.cat([scores, scores.new_zeros(1)])
+    candidates = torch.tensor([candidate for candidate, _ in places], device=scores.device)
+    references = torch.tensor([-1 if at is None else at for _, at in places], device=scores.device)
+    return scores[candidates] - against[references]

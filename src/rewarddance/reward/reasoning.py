@@ -1,0 +1,132 @@
+"""Chain of thought: how a vision-language model says yes or no, and why (paper, section 3 and Table 9).
+
+Two forms beside the bare answer. `after`, which the paper scores with: "yes. REASON"; the answer is the first token,
+so the reward needs one position whatever is said then. `before`: "REASON / Answer: yes"; reasons are sampled, the
+answer is read after each, and the probabilities are averaged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rewarddance.errors import InputError
+from rewarddance.reward.averages import mean_probability
+from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.vlm import Asked, VisionLanguageModel
+
+ANSWER = "Answer:"
+"""What comes between a reason and its answer, in the form `before`."""
+
+
+class Learned(NamedTuple):
+    """What a batch of B answers teaches: their margins, and for the N tokens of their reasons the logits of all V."""
+
+    margin: Float[Tensor, " B"]
+    logits: Float[Tensor, "N V"]
+    tokens: Int[Tensor, " N"]
+
+
+class _Speech(NamedTuple):
+    """One answer as it is learned. said: its text. answer: the state that the margin is read from. reason: the states
+    from which `tokens`, the reason's, are predicted; none without a reason.
+    """
+
+    said: str
+    answer: int
+    reason: list[int]
+    tokens: list[int]
+
+
+class Answers:
+    """Reads yes and no out of a vision-language model in the form that `config.reasoning` says.
+
+    The questions that it is given (`Asked`) already say how to answer. Raises InputError where the tokenizer has no
+    single token for either answer.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
+        self.vlm, self.config = vlm, config
+        self._yes, self._no = vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no)
+
+    def margin(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
+        """log of yes odds minus log of no odds, float32, in the graph.
+
+        In the form `before`, the logit of the mean probability over K sampled reasons. The reasons are sampled without
+        a graph: the gradient is that of the answer, given what was thought.
+        """
+        if self.config.reasoning != "before":
+            return self._read(asked)
+        margins, _ = self.thoughts(asked)
+        return mean_probability(margins, margins.new_ones(len(margins)))
+
+    def thoughts(self, asked: Sequence[Asked]) -> tuple[Float[Tensor, "K B"], list[list[str]]]:
+        """Margins after each of K sampled reasons, in the graph, and the reasons [B][K].
+
+        They are sampled question by question, so that what else is asked does not change them.
+        """
+        k = self.config.reasons
+        written = [
+            self.vlm.write([one] * k, self.config.max_reason_tokens, self.config.reason_temperature) for one in asked
+        ]
+        reasons = [[re.split(rf"\s*{ANSWER}", text)[0].strip() for text in texts] for texts in written]
+        thought = [
+            one._replace(said=_before(text)) for one, texts in zip(asked, reasons, strict=True) for text in texts
+        ]
+        return self._read(thought).view(len(asked), k).T, reasons
+
+    def reasons(self, asked: Sequence[Asked], yes: Sequence[bool]) -> list[str]:
+        """What the model says after each answer, greedily; `asked` are questions of the form `after`."""
+        said = [one._replace(said=f"{self._word(answer)}.") for one, answer in zip(asked, yes, strict=True)]
+        return self.vlm.write(said, self.config.max_reason_tokens)
+
+    def learn(self, asked: Sequence[Asked], reasons: Sequence[str], yes: Sequence[bool]) -> Learned:
+        """Read B answers with the right reason before or after them; "" is none. In the graph.
+
+        yes: the answers that the reasons argue for; in the form `after` a reason is learned behind its answer.
+        """
+        speeches = [self._speech(*pair) for pair in zip(reasons, yes, strict=True)]
+        states = self.vlm.states([a._replace(said=s.said) for a, s in zip(asked, speeches, strict=True)])
+        answers = torch.stack([own[speech.answer] for own, speech in zip(states, speeches, strict=True)])
+        told = torch.cat([own[speech.reason] for own, speech in zip(states, speeches, strict=True)])
+        tokens = torch.tensor([token for speech in speeches for token in speech.tokens], dtype=torch.long)
+        return Learned(self.vlm.margin(answers, self._yes, self._no), self.vlm.head(told), tokens.to(told.device))
+
+    def _read(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
+        return self.vlm.margin(self.vlm.read(asked), self._yes, self._no)
+
+    def _speech(self, reason: str, yes: bool) -> _Speech:
+        special = next((token for token in self.vlm.tokenizer.all_special_tokens if token in reason), None)
+        if special:
+            raise InputError(f"the reason {reason!r} contains the token {special!r}.", "Remove it from the reason.")
+        before, end = self.config.reasoning == "before", self.vlm.tokenizer.eos_token_id
+        if not reason:
+            said = ANSWER if before else ""
+            return _Speech(said, len(self.vlm.said_tokens(said)), [], [])
+        if before:  # the answer's own token is the margin's to learn; the end of the turn comes after it
+            said = _before(reason) + self._word(yes, " ")
+            tokens = self.vlm.said_tokens(said)
+            answer = len(tokens) - 1
+            if tokens[answer] not in (*self._yes, *self._no):
+                raise InputError(
+                    f"the tokenizer does not end {said[-24:]!r} with the answer's token.", "Set reasoning to 'after'."
+                )
+            return _Speech(said, answer, [*range(answer), answer + 1], [*tokens[:answer], end])
+        said = f"{self._word(yes)}. {reason}"
+        tokens = self.vlm.said_tokens(said)
+        return _Speech(said, 0, list(range(1, len(tokens) + 1)), [*tokens[1:], end])
+
+    def _word(self, yes: bool, begins: str = "") -> str:
+        """The first spelling of an answer that is one token and begins with a space, or does not, if there is one."""
+        words = self.config.yes if yes else self.config.no
+        single = [word for word in words if len(self.vlm.said_tokens(word)) == 1]
+        return next((word for word in single if word.startswith(" ") == bool(begins)), single[0])
+
+
+def _before(reason: str) -> str:
+    return f"{reason}\n{ANSWER}".lstrip()

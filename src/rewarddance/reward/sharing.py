@@ -1,0 +1,196 @@
+"""Computing once what many questions share: which questions go together, and attention over a shared prefix.
+
+Exact, not approximate: N candidates under one prompt, instruction and reference need the keys and values of all that
+stands before the candidate once, and each candidate's own tokens attend to both parts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+WORTH_SHARING = 0.05
+"""Share of its tokens that a group must save, or it is read row by row."""
+
+
+class Row(NamedTuple):
+    """A sequence to read. signature: one number a token, equal where token (or picture and place in it) is equal.
+
+    before, after: where its last picture's tokens begin and end. wanted: how many of its last states are asked for,
+    which must be the row's own.
+    """
+
+    signature: tuple[int, ...]
+    before: int
+    after: int
+    wanted: int = 1
+
+    @property
+    def shareable(self) -> tuple[int, ...]:
+        """The tokens that may be another's too."""
+        return self.signature[: len(self.signature) - self.wanted]
+
+
+Sharing = Literal["most", "before", "nothing"]
+
+
+class Group(NamedTuple):
+    """Rows, by number, whose first `prefix` tokens are the same; 0 where nothing is shared."""
+
+    members: tuple[int, ...]
+    prefix: int
+
+
+class Batch(NamedTuple):
+    """Groups of equally many members, read in one forward."""
+
+    groups: tuple[Group, ...]
+
+
+def plan(rows: Sequence[Row], tokens_at_once: int, sharing: Sharing = "most") -> list[Batch]:
+    """Groups of rows with a common beginning, packed so that no batch has more than `tokens_at_once` padded tokens.
+
+    sharing: with "most", the beginning ends before the last picture (candidates under one reference) or after it
+    (several questions about one candidate), whichever saves more. With "before", always before it, for a single row
+    too: no gradient reaches what stands there. A row longer than the budget is a batch of its own.
+    """
+    grouping = {"most": _best_grouping, "before": _before_candidate, "nothing": _one_by_one}[sharing]
+    groups: list[Group] = []
+    for members, prefix in grouping(rows):
+        longest = max(len(rows[i].signature) for i in members) - prefix
+        at_once = max(1, (tokens_at_once - prefix) // longest)
+        chunks = [members[start : start + at_once] for start in range(0, len(members), at_once)]
+        groups += [Group(tuple(chunk), prefix if len(chunk) > 1 or sharing == "before" else 0) for chunk in chunks]
+    by_size: dict[tuple[int, bool], list[Group]] = defaultdict(list)
+    for group in groups:
+        by_size[len(group.members), group.prefix > 0].append(group)
+    batches = []
+    for (size, _), found in sorted(by_size.items()):
+        found.sort(key=lambda group: (group.prefix, max(len(rows[i].signature) for i in group.members)))
+        packed: list[Group] = []
+        prefix = own = 0
+        for group in found:
+            longest = max(len(rows[i].signature) for i in group.members) - group.prefix
+            prefix_then, own_then = max(prefix, group.prefix), max(own, longest)
+            if packed and (len(packed) + 1) * (prefix_then + size * own_then) > tokens_at_once:
+                batches.append(Batch(tuple(packed)))
+                packed, prefix_then, own_then = [], group.prefix, longest
+            packed.append(group)
+            prefix, own = prefix_then, own_then
+        batches.append(Batch(tuple(packed)))
+    return batches
+
+
+def _best_grouping(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
+    """(members, length of their common beginning) of the grouping that saves most; rows that save too little alone."""
+    best: tuple[int, list[tuple[list[int], int]]] = (-1, [])
+    for end in ("before", "after"):
+        keyed: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, row in enumerate(rows):
+            keyed[row.shareable[: getattr(row, end)]].append(number)
+        saved, found = 0, []
+        for members in keyed.values():
+            length = common_length([rows[i].shareable for i in members])
+            spared = (len(members) - 1) * length
+            if spared >= WORTH_SHARING * sum(len(rows[i].signature) for i in members) and spared > 0:
+                saved += spared
+                found.append((members, length))
+            else:
+                found += [([i], 0) for i in members]
+        best = max(best, (saved, found), key=lambda one: one[0])
+    return best[1]
+
+
+def _before_candidate(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
+    """(members, length of what stands before their last picture)."""
+    keyed: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        keyed[row.shareable[: row.before]].append(number)
+    return [(members, len(beginning)) for beginning, members in keyed.items()]
+
+
+def _one_by_one(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
+    return [([number], 0) for number in range(len(rows))]
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all sequences share."""
+    low, high = min(sequences), max(sequences)  # what the first and last in order share, all share
+    limit = min(map(len, sequences))
+    return next((i for i in range(limit) if low[i] != high[i]), limit)
+
+
+class Prefix:
+    """Keys and values of G prefixes, kept layer by layer while they are read, and attended to afterwards.
+
+    lengths [G]: of the prefixes, which are padded on the right to the longest.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.complete = False
+        unseen = torch.arange(int(lengths.max()), device=lengths.device) >= lengths[:, None]
+        self.unseen = unseen if unseen.any() else None
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Float[Tensor, "B L heads D"]:
+        """Attention of rows to their group's prefix and, causally, to themselves; B = G * N, a group's rows together.
+
+        query [B, heads, L, D]; key, value [B, kv_heads, L, D]; the prefix's [G, kv_heads, P, D] are never copied.
+        """
+        prefix_key, prefix_value = self.layers[layer]
+        groups, kv_heads, prefix_length, width = prefix_key.shape
+        batch, heads, length, _ = query.shape
+        rows, shared = batch // groups, heads // kv_heads
+        query = (query * scaling).reshape(groups, rows, kv_heads, shared * length, width)
+        together = query.transpose(1, 2).reshape(groups, kv_heads, rows * shared * length, width)
+        to_prefix = together @ prefix_key.transpose(-1, -2)
+        if self.unseen is not None:
+            to_prefix = to_prefix.masked_fill(self.unseen[:, None, None], -torch.inf)
+        to_prefix = to_prefix.reshape(groups, kv_heads, rows, shared * length, prefix_length).transpose(1, 2)
+        own = query.reshape(batch, kv_heads, shared * length, width) @ key.transpose(-1, -2)
+        later = torch.ones(length, length, dtype=torch.bool, device=own.device).triu(1)
+        own = own.view(batch, kv_heads, shared, length, length).masked_fill(later, -torch.inf)
+        own = own.reshape(groups, rows, kv_heads, shared * length, length)
+        weights = torch.cat([to_prefix, own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        of_prefix = weights[..., :prefix_length].transpose(1, 2)
+        of_prefix = of_prefix.reshape(groups, kv_heads, rows * shared * length, prefix_length) @ prefix_value
+        of_prefix = of_prefix.view(groups, kv_heads, rows, shared * length, width).transpose(1, 2)
+        of_own = weights[..., prefix_length:].reshape(batch, kv_heads, shared * length, length) @ value
+        found = of_prefix.reshape(batch, heads, length, width) + of_own.view(batch, heads, length, width)
+        return found.transpose(1, 2)
+
+
+@contextmanager
+def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
+    """Within the block a forward of these layers keeps its inputs only, and is done again in the backward pass.
+
+    The libraries' own switch does nothing in eval mode, and in training mode it drops the keys and values of a prefix.
+    """
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch ran out of memory, on an accelerator or on the CPU."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate" in told)
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Tensors [L_i, ...] padded with zeros on the right to [B, L, ...]."""
+    return nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

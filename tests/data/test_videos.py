@@ -1,0 +1,210 @@
+"""Videos from files: every container gives the same frames, and a broken file is refused by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rewarddance.data.films import evenly_spaced
+from rewarddance.data.media import as_pixels, read_picture, read_video
+from rewarddance.errors import InputError
+
+T = 12
+ANIMATIONS = {"gif": {}, "webp": {"lossless": True}, "png": {}}
+FILMS = {"mp4": "libx264", "webm": "libvpx-vp9", "mkv": "libx264", "avi": "mpeg4"}
+
+
+def grey(level: float, size: tuple[int, int] = (32, 48)) -> Image.Image:
+    return Image.fromarray(np.full((*size, 3), level, np.uint8))
+
+
+def levels(pixels: torch.Tensor) -> list[int]:
+    """Which frames these are: frame i is grey of the level 20 i."""
+    return (pixels.mean((1, 2, 3)) * 255 / 20).round().int().tolist()
+
+
+def animation(path: Path, kind: str, frames: int = T) -> Path:
+    first, *rest = [grey(20 * i) for i in range(frames)]
+    first.save(path, kind, save_all=True, append_images=rest, **ANIMATIONS[kind])
+    return path
+
+
+def film(path: Path, codec: str, frames: int = T, options: dict[str, str] | None = None) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(frames):
+            noise = np.random.default_rng(i).integers(-4, 5, (32, 48, 3))
+            shown = np.clip(20 * i + noise, 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+# -- frames ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ANIMATIONS)
+def test_an_animation_is_its_frames_in_order(tmp_path, kind):
+    found = read_video(animation(tmp_path / f"a.{kind}", kind))
+    assert found.shape == (T, 3, 32, 48) and found.dtype == torch.float32
+    assert levels(found) == list(range(T))
+
+
+@pytest.mark.parametrize("kind", FILMS)
+def test_a_film_is_its_frames_in_order(tmp_path, kind):
+    found = read_video(film(tmp_path / f"a.{kind}", FILMS[kind]))
+    assert found.shape == (T, 3, 32, 48) and found.dtype == torch.float32 and found.is_contiguous()
+    assert levels(found) == list(range(T))
+    assert levels(read_video(tmp_path / f"a.{kind}", 4)) == [1, 4, 7, 10]
+
+
+def test_a_folder_is_its_frames_in_the_order_of_their_numbers(tmp_path):
+    for i in range(T):
+        grey(20 * i).save(tmp_path / f"frame{i}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / ".thumb.png").write_text("hidden")
+    assert levels(read_video(tmp_path)) == list(range(T))
+    assert levels(as_pixels(str(tmp_path), max_frames=3)) == [2, 6, 10]
+
+
+def test_of_a_longer_video_evenly_spaced_frames_are_read(tmp_path):
+    for kind in ANIMATIONS:
+        animation(tmp_path / f"a.{kind}", kind)
+        assert levels(read_video(tmp_path / f"a.{kind}", 4)) == [1, 4, 7, 10]
+        assert levels(as_pixels(tmp_path / f"a.{kind}", max_frames=1)) == [6]
+    assert evenly_spaced(100, 16)[:3] == [3, 9, 15] and evenly_spaced(5, 5) == evenly_spaced(5, 9) == [0, 1, 2, 3, 4]
+
+
+def test_a_file_in_memory_is_the_same_video(tmp_path):
+    for path in (animation(tmp_path / "a.gif", "gif"), film(tmp_path / "a.mp4", "libx264")):
+        assert torch.equal(as_pixels(path.read_bytes()), as_pixels(path))
+
+
+def test_a_picture_is_one_frame_and_a_preferences_picture_stays_one(tmp_path):
+    grey(40).save(tmp_path / "a.gif")
+    assert read_video(tmp_path / "a.gif").shape == (1, 3, 32, 48)
+    assert len(read_picture(animation(tmp_path / "b.gif", "gif"))) == 1
+
+
+def test_the_pages_of_a_tiff_and_the_shots_of_a_camera_are_no_video(tmp_path):
+    for kind in ("tiff", "mpo"):
+        grey(40).save(tmp_path / f"a.{kind}", kind, save_all=True, append_images=[grey(80)])
+        assert levels(read_video(tmp_path / f"a.{kind}")) == [2]
+
+
+def test_the_still_of_an_animated_png_is_not_one_of_its_frames(tmp_path):
+    grey(240).save(tmp_path / "a.png", save_all=True, append_images=[grey(0), grey(20), grey(40)], default_image=True)
+    assert levels(read_video(tmp_path / "a.png")) == [0, 1, 2]
+
+
+def test_what_is_transparent_in_an_animation_lies_on_white(tmp_path):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    clear.save(tmp_path / "a.webp", save_all=True, append_images=[Image.new("RGBA", (8, 8), "black")], lossless=True)
+    assert read_video(tmp_path / "a.webp").mean((1, 2, 3)).tolist() == [1, 0]
+
+
+def test_a_film_taken_with_a_turned_camera_is_upright(tmp_path):
+    path = film(tmp_path / "a.mp4", "libx264", frames=2)
+    whole = bytearray(path.read_bytes())
+    matrix = whole.index(b"tkhd") + 44
+    turned = (0, 0x10000, 0, -0x10000, 0, 0, 32 << 16, 0, 0x40000000)  # a quarter clockwise
+    whole[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in turned)
+    upright = read_video(path)
+    path.write_bytes(whole)
+    found = read_video(path)
+    assert found.shape == (2, 3, 48, 32)
+    assert torch.equal(found, upright.rot90(-1, (2, 3)))
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*ANIMATIONS, *FILMS, "fast.mp4"])
+@pytest.mark.parametrize("left", [0.97, 0.9, 0.85, 0.6, 0.4, 0.2, 0.02])
+def test_a_video_that_was_cut_off_is_refused_by_name(tmp_path, kind, left):
+    path = tmp_path / f"cut.{kind}"
+    if kind in ANIMATIONS:
+        animation(path, kind)
+    else:
+        film(path, FILMS[kind[-4:].strip(".")], options={"movflags": "faststart"} if kind == "fast.mp4" else None)
+    path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
+    with pytest.raises(InputError) as refused:
+        read_video(path, 1)
+    assert str(path) in refused.value.what and refused.value.remedy == "Replace or remove it."
+
+
+def test_a_gif_that_was_cut_off_between_two_frames_is_refused(tmp_path):
+    path = animation(tmp_path / "a.gif", "gif")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"a.gif cannot be read: it ends before"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif", "a.mp4", "a.webm"])
+def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name):
+    path = tmp_path / name
+    for write in (lambda: animation(path, "gif"), lambda: film(path.with_suffix(".mkv"), "libx264").rename(path)):
+        write()
+        assert levels(read_video(path)) == list(range(T))
+    for nothing in (b"", b"not a video", bytes(4096), path.read_bytes()[:16]):
+        path.write_bytes(nothing)
+        with pytest.raises(InputError) as refused:
+            read_video(path)
+        assert str(path) in refused.value.what
+
+
+def test_a_transparent_picture_named_like_a_film_is_still_laid_on_white(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.mp4", "PNG")
+    assert read_video(tmp_path / "a.mp4").mean() == 1
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_file_that_would_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):
+    paths = [animation(tmp_path / "a.gif", "gif"), film(tmp_path / "a.mp4", "libx264"), tmp_path / "one.png"]
+    grey(40).save(paths[2])
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for i in range(T):
+        grey(i).save(frames / f"{i}.png")
+    size = 32 * 48
+    for limit, refused in ((size, [*paths[:2], frames]), (size - 1, [*paths, frames])):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        for path in [*paths, frames]:
+            if path in refused:
+                with pytest.raises(InputError) as caught:
+                    read_video(path)
+                assert str(path) in caught.value.what and "too many" in caught.value.what
+            else:
+                read_video(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", size)
+    assert len(read_video(paths[0], 2)) == len(read_video(paths[1], 2)) == len(read_video(frames, 2)) == 2
+
+
+def test_without_pyav_a_film_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    path = film(tmp_path / "a.mp4", "libx264")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError) as refused:
+        as_pixels(path)
+    assert "a.mp4 is a film" in refused.value.what and refused.value.remedy == "pip install 'rewarddance[video]'"
+    assert len(read_video(animation(tmp_path / "a.gif", "gif"))) == T
+
+
+def test_a_folder_without_frames_or_with_frames_of_two_sizes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no pictures"):
+        read_video(tmp_path)
+    grey(0).save(tmp_path / "0.png")
+    grey(0, (8, 8)).save(tmp_path / "1.png")
+    with pytest.raises(InputError, match="frames of different sizes"):
+        read_video(tmp_path)
+
+
+def test_bytes_that_are_no_picture_are_refused_under_the_name_they_were_given():
+    with pytest.raises(InputError, match=r"candidate 3 cannot be decoded"):
+        as_pixels(b"nothing", "candidate 3")
