@@ -41,7 +41,7 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRADES = ((0.999, "all"), (0.7, "most"), (0.45, "half"), (0.15, "little"), (-1.0, "none"))
-VISION_STEPS, STEPS = 650, 11_800
+VISION_STEPS, STEPS = 650, 15_400
 """Steps of 64 pictures and of 32 conversations that the bundled base was made with."""
 ADVERSARY = 1.0
 """Largest L2 distance by which a picture is moved against the model while it learns."""
@@ -165,9 +165,9 @@ class Lesson:
         Returns pixels, scene, the defect, whether it can be described, and its patch labels (-2 where it cannot).
         """
         rng, kind = self.rng, self.rng.random()
-        if kind < 0.52:
+        if kind < 0.42:
             scene = sample_scene(spec, rng)
-        elif kind < 0.8:
+        elif kind < 0.78:
             scene = sample_scene(near_miss(spec, rng), rng)
         elif kind < 0.92:
             scene = wrong_attribute(sample_scene(spec, rng), rng, int(rng.integers(1, 3)))
@@ -192,7 +192,7 @@ class Lesson:
         """Token ids, labels (-100 where nothing is asked), and the pictures with their patch labels."""
         rng = self.rng
         spec = sample_spec(rng)
-        if len(spec.objects) == 1 and rng.random() < 0.5:  # one object is soon learned, two and their bindings are not
+        if len(spec.objects) == 1 and rng.random() < 0.7:  # one object is soon learned, two and their bindings are not
             spec = sample_spec(rng)
         names = ["reference", "candidate"] if rng.random() < 0.8 else ["candidate"]
         seen = {name: self.picture(spec) for name in names}
