@@ -12,7 +12,7 @@ from tiny import BrightnessJudge, TinyGenerator
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import margin_loss, velocity_mse
-from rewarddance.alignment.train import ReflRecipe, refl_step, train_refl
+from rewarddance.alignment.train import ReflRecipe, _rate, refl_step, train_refl
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
 from rewarddance.runtime.config import parse_recipe
@@ -318,3 +318,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
 
     with pytest.raises(RewardError, match="stopped at step 4: the gradient of question 0"):
         train(tmp_path, judge=Steep())
+
+
+def test_the_learning_rate_rises_stays_and_falls_towards_zero():
+    recipe = ReflRecipe(steps=20, warmup=0.1, cooldown=0.5)
+    rates = [_rate(step, recipe) for step in range(20)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[10:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [_rate(step, ReflRecipe(steps=20, warmup=0, cooldown=0)) for step in (0, 19)] == [1.0, 1.0]

@@ -162,7 +162,7 @@ def fit_judge(run: Run) -> dict[str, Any]:
     """Train the judge; its accuracy and the untrained base's against the oracle's order, in and out of domain."""
     recipe, folder = run.recipe.judge, run.folder
     sets = {name: list(PreferenceSet(folder / "preferences" / f"{name}.jsonl")) for name in ("id", "early", "ood")}
-    few = {name: pairs[:: max(1, len(pairs) // 150)] for name, pairs in sets.items()}
+    few = {name: pairs[:: max(1, len(pairs) // 75)] for name, pairs in sets.items()}
 
     def watch(judge: RewardModel) -> dict[str, float]:
         return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in few.items()}
