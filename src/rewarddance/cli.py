@@ -258,7 +258,6 @@ def _print(result: dict[str, Any]) -> None:
 
 def _quiet() -> None:
     """The libraries' own bars and advice stay out of ours."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

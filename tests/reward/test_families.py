@@ -16,8 +16,9 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.kinds import build_reward, load_reward
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
-from rewarddance.types import Pixels, Question
+from rewarddance.types import Pixels, Preference, Question
 
 PROMPTS = ("a red circle left of a blue square", "two crosses")
 
@@ -229,6 +230,30 @@ def test_max_pixels_bounds_a_frame_where_the_family_keeps_its_shape():
     assert high * wide <= 24 * 24
     with pytest.raises(InputError, match="tiles of fixed size"):
         VisionLanguageModel(str(family_folder("internvl")), max_pixels=24 * 24)
+
+
+def test_a_reward_records_its_pixel_budget_and_takes_its_precision(tmp_path):
+    judge = load_reward(str(family_folder("qwen3_vl")), dtype=torch.bfloat16, max_pixels=576, instruction="t2i-brief")
+    margin = judge([Question(PROMPTS[0], drawn(1, 40, 60, 0), drawn(1, 40, 60, 1))]).margin
+    assert judge.model.dtype == torch.bfloat16 and margin.dtype == torch.float32
+    judge.save(tmp_path)
+    again = load_reward(str(tmp_path))
+    assert again.config.max_pixels == 576 and again.vlm.family.max_pixels == 576
+    with pytest.raises(InputError, match="max_pixels"):
+        load_reward(str(family_folder("qwen3_vl")), kind="clip", max_pixels=576)
+
+
+def test_checkpointing_while_training_gives_the_same_gradient():
+    pairs = [Preference(PROMPTS[0], drawn(1, 32, 32, 0), drawn(1, 32, 32, 1), 1.0)]
+    gradients = []
+    for checkpointing in (False, True):
+        config = RewardConfig(instruction="t2i-brief", checkpointing=checkpointing)
+        reward = build_reward(str(family_folder("qwen3_vl")), config)
+        reward.loss(pairs).backward()
+        gradients.append([w.grad for w in reward.model.parameters() if w.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-5)
 
 
 def test_a_picture_two_hundred_times_as_long_as_wide_is_refused():

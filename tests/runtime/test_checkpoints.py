@@ -126,3 +126,17 @@ def test_an_output_folder_that_cannot_be_written_is_refused_by_name(tmp_path):
             writable_folder(folder)
         assert f"the output folder {folder} cannot be written" in caught.value.what
         assert "another folder" in caught.value.remedy
+
+
+def test_an_id_of_the_hub_is_looked_for_there(tmp_path, monkeypatch):
+    def snapshot_download(name, allow_patterns):
+        assert name == "OpenGVLab/InternVL3-8B-hf" and "*.safetensors" in allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert find_checkpoint("OpenGVLab/InternVL3-8B-hf") == tmp_path
+
+
+def test_what_the_hub_does_not_give_is_named_with_its_reason():
+    with pytest.raises(InputError, match=r"no checkpoint at 'nobody/nothing' \(the model hub: .+\)"):
+        find_checkpoint("nobody/nothing")

@@ -36,6 +36,8 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
     "orders": ("pairwise",),
     "yes": ("pairwise", "pointwise"),
     "no": ("pairwise", "pointwise"),
+    "max_pixels": ("pairwise", "pointwise", "regressive"),
+    "checkpointing": ("pairwise", "pointwise", "regressive"),
     "reasoning": ("pairwise",),
     "reason_weight": ("pairwise",),
     "reasons": ("pairwise",),
@@ -57,6 +59,8 @@ class RewardOptions(Recipe):
     answers themselves; 0 is the paper's objective (pairwise only; see `pairwise_cross_entropy`).
     tie_threshold: log of Rao and Kupper's theta, which makes Bradley-Terry win-tie: pictures whose margins differ by
     less are likely tied (not pairwise). None: plain Bradley-Terry, where a tie is half a win.
+    max_pixels: of a frame after resizing, for families that keep a picture's shape (the pixel budget). checkpointing:
+    where there is a gradient, keep each layer's input only and compute the rest again (not clip).
     reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
     beside the answers, in training (pairwise only).
     """
@@ -66,6 +70,8 @@ class RewardOptions(Recipe):
     answer_weight: float | None = Field(default=None, ge=0, validate_default=True)
     difference_weight: float = Field(default=0.9, ge=0, le=1)
     tie_threshold: float | None = Field(default=None, gt=0)
+    max_pixels: int | None = Field(default=None, ge=1)
+    checkpointing: bool = False
     reasoning: Reasoning = "none"
     reason_weight: float = Field(default=1.0, ge=0)
 

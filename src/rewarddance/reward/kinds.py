@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import torch
+
 from rewarddance.errors import InputError
 from rewarddance.reward.clip import ClipReward
 from rewarddance.reward.generative import PairwiseReward
@@ -16,25 +18,32 @@ from rewarddance.reward.vlm import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import parse_recipe
 
-KINDS: dict[str, Callable[[str, RewardConfig, str], Judge]] = {
-    "pairwise": lambda name, config, device: PairwiseReward(VisionLanguageModel(name, device=device), config),
-    "pointwise": lambda name, config, device: PointwiseReward(VisionLanguageModel(name, device=device), config),
-    "regressive": lambda name, config, device: RegressiveReward(VisionLanguageModel(name, device=device), config),
-    "clip": lambda name, config, device: ClipReward(name, config, device),
+
+def _vlm(name: str, config: RewardConfig, device: str, dtype: torch.dtype) -> VisionLanguageModel:
+    return VisionLanguageModel(name, dtype, device, config.max_pixels, checkpointing=config.checkpointing)
+
+
+KINDS: dict[str, Callable[[str, RewardConfig, str, torch.dtype], Judge]] = {
+    "pairwise": lambda name, config, *where: PairwiseReward(_vlm(name, config, *where), config),
+    "pointwise": lambda name, config, *where: PointwiseReward(_vlm(name, config, *where), config),
+    "regressive": lambda name, config, *where: RegressiveReward(_vlm(name, config, *where), config),
+    "clip": lambda name, config, *where: ClipReward(name, config, *where),
 }
 
 
-def build_reward(name: str, config: RewardConfig, device: str = "cpu") -> Judge:
+def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Judge:
     """A checkpoint as the kind of reward that `config` says, its weights trainable."""
-    return KINDS[config.kind](name, config, device)
+    return KINDS[config.kind](name, config, device, dtype)
 
 
-def load_reward(name: str, device: str = "cpu", **changes: object) -> Judge:
-    """Load a trained reward folder, or any vision-language model zero-shot (default instruction); frozen.
+def load_reward(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Judge:
+    """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
 
-    changes: fields of `RewardConfig` to set differently, such as kind or orders="both". Raises InputError naming an
-    unknown field, a missing checkpoint, a broken reward_config.json, weights that cannot answer as the kind asked, or
-    an instruction that is another version than the one trained with; one named in `changes` is taken as it is here.
+    name: a folder, an id of the model hub, or a bundled checkpoint's name. dtype: of the weights; the margin is always
+    taken in float32. changes: fields of `RewardConfig` to set differently, such as kind or orders="both". Raises
+    InputError naming an unknown field, a missing checkpoint, a broken reward_config.json, weights that cannot answer as
+    the kind asked, or an instruction that is another version than the one trained with; one named in `changes` is
+    taken as it is here.
     """
     folder = find_checkpoint(name)
     path = folder / CONFIG_FILE
@@ -58,7 +67,7 @@ def load_reward(name: str, device: str = "cpu", **changes: object) -> Judge:
             f"{name!r} has no reward head, so it gives no regressive reward.",
             "Train one (kind: regressive), or ask the model zero-shot with kind 'pairwise' or 'pointwise'.",
         )
-    return build_reward(name, config, device).freeze()
+    return build_reward(name, config, device, dtype).freeze()
 
 
 def as_kind(saved: dict, kind: str, name: str) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +12,33 @@ from pathlib import Path
 from rewarddance.errors import InputError
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
+_OF_A_CHECKPOINT = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 COMPLETE = "complete"
 """A file written last into every checkpoint folder: a folder without it was cut off and is not read."""
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint: a path, or the name of one that comes with the package.
+    """The folder of a checkpoint: a path, the name of one that comes with the package, or an id of the model hub.
 
-    Raises InputError naming what was looked for and the bundled names.
+    A hub's checkpoint is downloaded once, into the cache that all its libraries share; with HF_HUB_OFFLINE=1 it is only
+    looked for there. Raises InputError naming what was looked for, why the hub did not give it, and the bundled names.
     """
     for folder in (Path(name), BUNDLED / name):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
+    told = ""
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        from huggingface_hub import snapshot_download  # heavy, and seldom needed
+
+        try:
+            return Path(snapshot_download(name, allow_patterns=_OF_A_CHECKPOINT))
+        except (OSError, ValueError, RuntimeError) as error:  # its own errors are these three
+            told = f" (the model hub: {str(error).splitlines()[0]})"
     bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
     raise InputError(
-        f"there is no checkpoint at {name!r}.",
-        f"Give a folder written by save_pretrained, or one of the bundled names: {', '.join(bundled) or 'none'}.",
+        f"there is no checkpoint at {name!r}{told}.",
+        f"Give a folder written by save_pretrained, an id such as OpenGVLab/InternVL3-8B-hf where there is a network, "
+        f"or one of the bundled names: {', '.join(bundled) or 'none'}.",
     )
 
 
