@@ -121,7 +121,7 @@ def _one_by_one(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
     return [([number], 0) for number in range(len(rows))]
 
 
-def common_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_length(sequences: Sequence[tuple[int, ...]]) -> int:
     """How many first tokens all sequences share."""
     low, high = min(sequences), max(sequences)  # what the first and last in order share, all share
     limit = min(map(len, sequences))
