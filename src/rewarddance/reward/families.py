@@ -36,6 +36,11 @@ def resized(pixels: Float[Tensor, "T C H W"], height: int, width: int) -> Float[
     return F.interpolate(wide, size=(height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
+def _joined(features: Any) -> Tensor:
+    """Features of all pictures end to end; transformers hands them out so (5.17), or picture by picture (5.23)."""
+    return features if isinstance(features, Tensor) else torch.cat(list(features))
+
+
 class Family(ABC):
     """One loaded model, seen through what its family has of its own.
 
@@ -198,8 +203,8 @@ class QwenVL(Family):
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
         found = self.model.model.get_image_features(**self.inputs(pictures), return_dict=True)
         counts = [len(p) * self.tokens(p.shape[-2], p.shape[-1]) for p in pictures]
-        tokens = torch.cat(list(found.pooler_output)).split(counts)
-        deep = [torch.cat(list(layer)).split(counts) for layer in getattr(found, "deepstack_features", None) or ()]
+        tokens = _joined(found.pooler_output).split(counts)
+        deep = [_joined(layer).split(counts) for layer in getattr(found, "deepstack_features", None) or ()]
         return [Encoded(part, tuple(layer[i] for layer in deep)) for i, part in enumerate(tokens)]
 
     def positions(self, ids: Sequence[int], pictures: Sequence[Tensor]) -> Int[Tensor, "axes L"]:
