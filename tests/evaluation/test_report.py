@@ -17,7 +17,9 @@ from PIL import Image
 from rich.console import Console
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.report import read_metrics, series, summary_table, window_of, write_report
+from rewarddance.evaluation.charts import series, window_of
+from rewarddance.evaluation.report import summary_table, write_report
+from rewarddance.evaluation.run_folder import read_metrics
 
 ARMS = ("sft", "best_of_n", "refl")
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")

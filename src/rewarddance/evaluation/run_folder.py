@@ -1,0 +1,143 @@
+"""What a run leaves in its folder, read and checked: summary.json, metrics.jsonl, samples.json and its pictures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from rewarddance.errors import InputError
+from rewarddance.evaluation.statistics import Interval
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+
+class BeforeAfter(BaseModel):
+    """One figure of the SFT base and of the generator after ReFL."""
+
+    sft: Interval
+    refl: Interval
+
+
+class Arms(BeforeAfter):
+    """One figure of all three arms."""
+
+    best_of_n: Interval
+
+
+class Oracle(Arms):
+    """The oracle's alignment in [0, 1], and both gains over the base, paired by prompt."""
+
+    gain_best_of_n: Interval
+    gain_refl: Interval
+
+
+class JudgeAccuracy(BaseModel):
+    """Accuracy on held-out pairs, after training and before: in domain, its early predictions, and out of domain."""
+
+    accuracy_id: Interval
+    accuracy_ood: Interval
+    untrained_id: Interval
+    untrained_ood: Interval
+    accuracy_early: Interval | None = None
+    untrained_early: Interval | None = None
+
+    def places(self) -> dict[str, tuple[Interval, Interval]]:
+        """Where it was measured: the figures after training and before."""
+        found = {"in domain": (self.accuracy_id, self.untrained_id)}
+        if self.accuracy_early and self.untrained_early:
+            found["early predictions"] = (self.accuracy_early, self.untrained_early)
+        return found | {"out of domain": (self.accuracy_ood, self.untrained_ood)}
+
+
+class Hacking(BaseModel):
+    """The verdict, and the plain sentence of it."""
+
+    hacked: bool
+    sentence: str
+    undecided: bool = False
+
+
+class Summary(BaseModel):
+    """summary.json. `n` is best-of-N's N; all but reward, diversity, seconds and memory are shares shown in points."""
+
+    name: str
+    seed: int
+    task: str
+    machine: str
+    n: int
+    judge: JudgeAccuracy
+    oracle: Oracle
+    by_category: dict[str, Arms]
+    quality: Arms
+    correct: Arms
+    reward: BeforeAfter
+    diversity: BeforeAfter
+    hacking: Hacking
+    seconds: float
+    seconds_by_stage: dict[str, float]
+    peak_memory_gib: float
+
+
+class Sample(BaseModel):
+    """One prompt of samples.json: each arm's picture, as a path in the run folder, and the oracle's score of it."""
+
+    prompt: str
+    category: str
+    seed: int
+    pictures: dict[str, str]
+    oracle: dict[str, float]
+
+
+def parsed(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:
+    """What `parse` makes of a file. Raises InputError that names the file and the first thing wrong in it."""
+    try:
+        return parse(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{path} cannot be read: {place}: {first['msg']}.", remedy) from None
+
+
+def read_summary(folder: Path) -> Summary:
+    """The figures of a finished run. Raises InputError where there are none."""
+    path, remedy = folder / "summary.json", "Finish the run with --resume, or give the folder of a finished one."
+    if not path.is_file():
+        raise InputError(f"{path} is missing.", remedy)
+    return parsed(path, Summary.model_validate_json, remedy)
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """The lines of metrics.jsonl, none where there is no such file. A last line that a kill cut off is left out."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict) and "phase" in row and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif line.strip() and number < len(lines):  # only the last has no line end after it: it was being written
+            raise InputError(f"{path}, line {number}, is no JSON object with phase and step.", "Mend or remove it.")
+    return rows
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The gallery of samples.json, empty where there is no such file."""
+    path, parse = folder / "samples.json", TypeAdapter(list[Sample]).validate_json
+    return parsed(path, parse, "Let the run write it anew.") if path.is_file() else []
+
+
+def read_picture(folder: Path, name: str) -> str:
+    """A PNG of the run folder as a data URI. Raises InputError where it is missing."""
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{path} is missing, and samples.json shows it.", "Bring it back, or remove samples.json.")
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
