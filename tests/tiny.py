@@ -29,7 +29,7 @@ from rewarddance.shapeworld.clip_base import build_clip_base, save_clip_base
 from rewarddance.shapeworld.generator_base import build_pipeline
 from rewarddance.shapeworld.judge_base import CHAT_TEMPLATE, build_judge_base, save_judge_base
 from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
-from rewarddance.types import PixelBatch, Preference, Question, Verdict
+from rewarddance.types import PixelBatch, Preference, Question, Scales, Verdict
 
 
 @functools.cache
@@ -274,6 +274,9 @@ class TinyGenerator:
     def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return predicted_x_0(x_t, prediction, self.sigmas[step])
 
+    def scales(self, step: int) -> Scales:
+        return Scales(1 - self.sigmas[step], self.sigmas[step])
+
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.sigmoid().unsqueeze(1)
 
@@ -321,6 +324,9 @@ class GaussianGenerator:
 
     def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return predicted_x_0(x_t, prediction, self.sigmas[step])
+
+    def scales(self, step: int) -> Scales:
+        return Scales(1 - self.sigmas[step], self.sigmas[step])
 
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.unsqueeze(1)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from rewarddance.types import PixelBatch, Question, Verdict
+from rewarddance.types import PixelBatch, Question, Scales, Verdict
 
 
 @runtime_checkable
@@ -43,6 +43,10 @@ class Generator(Protocol):
 
     def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         """The one-step estimate of x_0 that `prediction` implies."""
+        ...
+
+    def scales(self, step: int) -> Scales:
+        """What the latent before `step` is made of: x_t = alpha x_0 + sigma eps; (1, 0) after the last, at S."""
         ...
 
     def decode(self, x_0: Tensor) -> PixelBatch:

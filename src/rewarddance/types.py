@@ -8,7 +8,7 @@ autograd graph. A margin is the logit of yes minus the logit of no, in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -82,6 +82,13 @@ class Preference:
     condition: Float[Tensor, "T3 C H3 W3"] | None = None
     reason: str = ""
     reason_swapped: str = ""
+
+
+class Scales(NamedTuple):
+    """How much of a latent is picture and how much noise: x_t = alpha x_0 + sigma eps."""
+
+    alpha: float
+    sigma: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rewarddance.errors import InputError
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.runtime.checkpoint import find_checkpoint
-from rewarddance.types import PixelBatch
+from rewarddance.types import PixelBatch, Scales
 
 
 class Condition(NamedTuple):
@@ -114,6 +114,9 @@ class CogView4Generator:
 
     def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return predicted_x_0(x_t, prediction, self.sigmas[step])
+
+    def scales(self, step: int) -> Scales:
+        return Scales(1 - self.sigmas[step], self.sigmas[step])
 
     def decode(self, x_0: Tensor) -> PixelBatch:
         vae = self.pipeline.vae
