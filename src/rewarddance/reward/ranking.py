@@ -1,4 +1,4 @@
-"""Rankings from pairwise verdicts: the all-pairs tournament that picks the paper's references (section 3)."""
+"""Rankings from pairwise verdicts: the all-pairs tournament that picks the paper's references, and the knockout."""
 
 from __future__ import annotations
 
@@ -47,6 +47,48 @@ def tournament(
         rankings.append(ranked(len(group), margin[start : start + count]))
         start += count
     return rankings
+
+
+class Knockout(NamedTuple):
+    """Candidates by how long they stayed in. order: best first; won: comparisons won by each, N - 1 in all."""
+
+    order: Int[Tensor, " N"]
+    won: Int[Tensor, " N"]
+
+
+def knockout(
+    judge: RewardModel,
+    prompts: Sequence[str],
+    groups: Sequence[Sequence[Pixels]],
+    conditions: Sequence[Pixels | None] | None = None,
+) -> list[Knockout]:
+    """Let neighbours meet, then the winners, until one is left: N - 1 comparisons, each asked in both orders.
+
+    An odd one out stays in without a comparison and comes first in the next round. A draw goes to the lower index. Of
+    those who left in the same round, the one who lost by less stands higher. Groups are asked together.
+    """
+    given = conditions or [None] * len(groups)
+    left = [list(range(len(group))) for group in groups]
+    won = [[0] * len(group) for group in groups]
+    losers: list[list[int]] = [[] for _ in groups]  # best first
+    while any(len(own) > 1 for own in left):
+        meetings = [(g, *sorted(own[i : i + 2])) for g, own in enumerate(left) for i in range(0, len(own) - 1, 2)]
+        orders = [(g, c, r) for g, a, b in meetings for c, r in ((a, b), (b, a))]
+        asked = [Question(prompts[g], groups[g][c], groups[g][r], condition=given[g]) for g, c, r in orders]
+        margin = judge(asked).margin.float().cpu().view(-1, 2)
+        lead = (margin[:, 0] - margin[:, 1]).tolist()
+        passed = [own[-1:] if len(own) % 2 else [] for own in left]
+        lost: list[list[tuple[float, int]]] = [[] for _ in groups]
+        for (g, a, b), by in zip(meetings, lead, strict=True):
+            winner, loser = (a, b) if by >= 0 else (b, a)
+            won[g][winner] += 1
+            passed[g].append(winner)
+            lost[g].append((abs(by), loser))
+        left = passed
+        losers = [[i for _, i in sorted(now)] + before for now, before in zip(lost, losers, strict=True)]
+    return [
+        Knockout(torch.tensor(own + out), torch.tensor(wins)) for own, out, wins in zip(left, losers, won, strict=True)
+    ]
 
 
 def ranked(n: int, margin: Float[Tensor, " pairs"]) -> Ranking:
