@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from tiny import BrightnessJudge
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.agreement import accuracy, agreement
+from rewarddance.evaluation.agreement import accuracy, agreement, agreement_with_ties, tie_threshold
 from rewarddance.types import Preference
 
 
@@ -30,7 +33,7 @@ def test_a_tie_has_no_order_and_is_left_out():
 
 def test_accuracy_is_the_mean_agreement_with_its_interval():
     found = accuracy(BrightnessJudge(), PAIRS)
-    assert found.mean == pytest.approx(0.7) and found.n == 5
+    assert found.mean == pytest.approx(0.7) and found.n == 5  # of a single prompt: its pairs are resampled
     assert 0 <= found.low < 0.7 < found.high <= 1
 
 
@@ -42,3 +45,35 @@ def test_a_judge_of_the_opposite_taste_has_the_opposite_accuracy():
 def test_accuracy_on_ties_alone_is_an_error():
     with pytest.raises(InputError, match="none of the 2 pairs has an order"):
         accuracy(BrightnessJudge(), [pair(0.1, 0.9, 0.5)] * 2)
+
+
+def test_the_interval_of_accuracy_is_over_prompts():
+    pairs = [replace(pair, prompt=f"prompt {i % 5}") for i, pair in enumerate(PAIRS * 12)]  # one prompt, one pair
+    once = [replace(pair, prompt=f"prompt {i}") for i, pair in enumerate(PAIRS)]
+    told, fewer = accuracy(BrightnessJudge(), pairs), accuracy(BrightnessJudge(), once)
+    assert told.n == 60 and (told.low, told.high) == pytest.approx((fewer.low, fewer.high))
+
+
+SHARE = np.array([1.0, 0.0, 0.5, 0.5, 1.0, 0.8])
+MARGIN = np.array([2.0, -3.0, 0.1, -0.2, 0.4, -1.0])
+
+
+def test_the_threshold_of_ties_stands_between_the_last_tie_and_the_first_order():
+    assert tie_threshold(MARGIN, SHARE) == pytest.approx((0.2 + 0.4) / 2)
+
+
+def test_where_no_tie_should_be_said_the_threshold_is_0():
+    assert tie_threshold(MARGIN, np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0])) == 0
+    assert tie_threshold(np.array([0.1, 2.0]), np.array([1.0, 0.5])) == 0  # calling both ties gains nothing
+
+
+def test_all_ties_are_all_called_ties():
+    assert tie_threshold(MARGIN, np.full(6, 0.5)) == 3.0
+
+
+def test_a_threshold_is_not_measured_on_the_pairs_it_was_found_on():
+    half = np.array([True] * 3 + [False] * 3)
+    found = agreement_with_ties(MARGIN, SHARE, half)
+    # the first half's threshold is 1.05, between its tie and its orders; the second's is (0.2 + 0.4) / 2
+    assert found.threshold == pytest.approx((1.05 + 0.3) / 2)
+    assert found.right.tolist() == [1, 1, 1, 1, 0, 0]

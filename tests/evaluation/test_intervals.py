@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rewarddance.evaluation.compositional import by_category
-from rewarddance.evaluation.statistics import Interval, interval
+from rewarddance.evaluation.statistics import Interval, interval, interval_of_sums, numbered
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,44 @@ def test_categories_are_averaged_apart_in_the_order_they_come():
     assert list(found) == ["position", "colors"]
     assert found["position"] == interval([1.0, 0.5])
     assert found["colors"] == Interval(0.0, 0.0, 0.0, 2)
+
+
+def test_pairs_of_one_prompt_count_as_little_as_they_tell():
+    rng = np.random.default_rng(4)
+    prompts = rng.normal(0, 1, 50)
+    alike = np.repeat(prompts, 8)  # eight pairs of a prompt that all say the same
+    told = interval(alike, units=np.repeat(np.arange(50), 8))
+    once = interval(prompts)
+    assert told.n == 400 and told.mean == pytest.approx(once.mean)
+    assert told.high - told.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert interval(alike).high - interval(alike).low < 0.5 * (once.high - once.low)
+
+
+def test_the_interval_over_prompts_holds_the_truth_about_95_times_in_100():
+    rng, trials, held = np.random.default_rng(5), 300, 0
+    for _ in range(trials):
+        sizes = rng.integers(1, 9, 40)
+        units = np.repeat(np.arange(40), sizes)
+        found = interval(rng.normal(0, 1, 40)[units] + rng.normal(0, 0.3, len(units)), units=units, resamples=300)
+        held += found.low <= 0 <= found.high
+    assert 0.90 < held / trials < 0.99
+
+
+def test_units_that_hold_one_value_each_are_no_units():
+    values = np.random.default_rng(6).random(30)
+    assert tuple(interval(values, units=np.arange(30))) == pytest.approx(tuple(interval(values)))
+
+
+def test_within_a_single_unit_its_values_are_resampled():
+    values = np.random.default_rng(7).random(30)
+    assert tuple(interval(values, units=np.zeros(30, int))) == pytest.approx(tuple(interval(values)))
+
+
+def test_a_ratio_of_sums_has_an_interval_too():
+    found = interval_of_sums(np.array([[1.0, 2.0]] * 9), lambda sums: sums[:, 0] / sums[:, 1], np.arange(9) // 3)
+    assert found == Interval(0.5, 0.5, 0.5, 9)
+
+
+def test_units_are_numbered_from_nothing_left_out():
+    assert numbered(["b", "a", "b", "c"]).tolist() == [1, 0, 1, 2]
+    assert numbered([7, 7, 3]).tolist() == [1, 1, 0]

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.statistics import Interval, interval
+from rewarddance.evaluation.statistics import Interval, interval, numbered
 from rewarddance.protocols import RewardModel
 from rewarddance.types import Preference, Question
+
+
+def both_orders(judge: RewardModel, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
+    """The margins [n] with the second picture of each pair as the candidate, and with the first."""
+    asked = [Question(p.prompt, p.second, p.first, condition=p.condition) for p in pairs]
+    asked += [Question(p.prompt, p.first, p.second, condition=p.condition) for p in pairs]
+    forward, backward = judge(asked).margin.double().cpu().numpy().reshape(2, len(pairs))
+    return forward, backward
+
+
+def agrees(margin: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """1 where the margin has the sign of most votes, 0 where the other, 0.5 where it is 0; [n]. Pairs with an order."""
+    return np.where(margin == 0, 0.5, np.sign(margin) == np.sign(share - 0.5)).astype(np.float64)
 
 
 def agreement(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
@@ -19,17 +33,53 @@ def agreement(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
     n may be smaller than len(pairs).
     """
     ordered = [pair for pair in pairs if pair.share != 0.5]
-    forward = judge([Question(p.prompt, p.second, p.first, condition=p.condition) for p in ordered]).margin
-    backward = judge([Question(p.prompt, p.first, p.second, condition=p.condition) for p in ordered]).margin
-    margin = (forward - backward).double().cpu().numpy()
-    said = np.sign(margin)
-    meant = np.sign([pair.share - 0.5 for pair in ordered])
-    return np.where(said == 0, 0.5, said == meant).astype(np.float64)
+    forward, backward = both_orders(judge, ordered)
+    return agrees(forward - backward, np.array([pair.share for pair in ordered]))
 
 
 def accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> Interval:
-    """Mean agreement with its 95 % bootstrap interval over pairs. Raises InputError where all pairs are ties."""
+    """Mean agreement with its 95 % bootstrap interval over prompts; n counts the pairs.
+
+    Raises InputError where all pairs are ties.
+    """
     found = agreement(judge, pairs)
     if not len(found):
         raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
-    return interval(found)
+    return interval(found, units=numbered([pair.prompt for pair in pairs if pair.share != 0.5]))
+
+
+class WithTies(NamedTuple):
+    """1 where the judge says of a pair what most votes say, a tie among them, else 0; and below which |margin| it says
+    a tie: the mean of the two halves' thresholds."""
+
+    right: np.ndarray
+    threshold: float
+
+
+def agreement_with_ties(margin: np.ndarray, share: np.ndarray, half: np.ndarray) -> WithTies:
+    """Agreement [n] where "they are equal" is an answer too: the judge's where |margin| <= threshold.
+
+    half [n], of bool: the threshold that is best on one half is used on the other, and the other way round. Source:
+    tie calibration (Deutsch et al., 2305.14324), there without the halves.
+    """
+    right, thresholds = np.zeros(len(margin)), []
+    for own in (half, ~half):
+        thresholds.append(tie_threshold(margin[~own], share[~own]))
+        said = np.where(np.abs(margin[own]) <= thresholds[-1], 0, np.sign(margin[own]))
+        right[own] = said == np.sign(share[own] - 0.5)
+    return WithTies(right, float(np.mean(thresholds)))
+
+
+def tie_threshold(margin: np.ndarray, share: np.ndarray) -> float:
+    """The threshold on |margin| under which most of these pairs [n] are answered right; 0 where no tie should be said.
+
+    It stands in the middle between two margins.
+    """
+    order = np.argsort(np.abs(margin), kind="stable")
+    size, meant, said = (values[order] for values in (np.abs(margin), np.sign(share - 0.5), np.sign(margin)))
+    tied, right = (meant == 0), (meant == said) & (meant != 0)
+    gained = np.concatenate([[0], np.cumsum(tied.astype(int) - right)])  # at k: the k smallest margins are called ties
+    best = int(gained.argmax())
+    if best == 0:
+        return 0.0
+    return float((size[best - 1] + (size[best] if best < len(size) else size[best - 1])) / 2)

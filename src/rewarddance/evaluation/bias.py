@@ -1,0 +1,106 @@
+"""What moves a judge besides what people voted on: how a picture looks, and how long its prompt is.
+
+Two ways to see it. A probe changes the candidate by a small known amount and asks again: how far does the margin go?
+And over the test pairs as they are: does the margin follow a look where the votes do not?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewarddance.evaluation.statistics import Interval, interval_of_sums
+from rewarddance.types import Pixels
+
+LOOKS = ("brightness", "saturation", "sharpness", "contrast")
+AMOUNTS = {"brightness": 0.05, "saturation": 0.2, "sharpness": 0.5, "contrast": 0.1}
+"""By how much a probe changes each: brightness in units of the pixel scale 0 to 1, the others as a share of what is
+there (of the colour, of the fine detail, of the distance from the mean)."""
+_LUMA = (0.2126, 0.7152, 0.0722)
+
+
+def luma(pixels: Pixels) -> Float[Tensor, "T 1 H W"]:
+    """Rec. 709's weighted mean of the three channels."""
+    return (pixels * pixels.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def looks(pixels: Pixels) -> list[float]:
+    """The LOOKS of a picture, or the mean over a video's frames.
+
+    brightness: mean luma. saturation: mean of the largest minus the smallest channel. sharpness: root mean square of
+    luma minus its 3x3 blur. contrast: standard deviation of luma.
+    """
+    light = luma(pixels)
+    detail = (light - blurred(light)).square().mean((1, 2, 3)).sqrt().mean()
+    chroma = (pixels.amax(1) - pixels.amin(1)).mean()
+    found = (light.mean(), chroma, detail, light.flatten(1).std(1, correction=0).mean())
+    return [round(float(value), 6) for value in found]  # beyond that it is rounding, which must not pass for a look
+
+
+def blurred(pixels: Float[Tensor, "T C H W"]) -> Float[Tensor, "T C H W"]:
+    """A 3x3 binomial blur; the border is repeated."""
+    row = pixels.new_tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(row, row).expand(pixels.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=pixels.shape[1])
+
+
+_CHANGES: dict[str, Callable[[Pixels, float], Pixels]] = {
+    "brightness": lambda pixels, amount: pixels + amount,
+    "saturation": lambda pixels, amount: pixels + amount * (pixels - luma(pixels)),
+    "sharpness": lambda pixels, amount: pixels + amount * (pixels - blurred(pixels)),
+    "contrast": lambda pixels, amount: pixels + amount * (pixels - pixels.mean((1, 2, 3), keepdim=True)),
+}
+
+
+def changed(pixels: Pixels, look: str, amount: float) -> Pixels:
+    """The picture with more (or, for a negative amount, less) of one of LOOKS, kept within [0, 1]; see AMOUNTS."""
+    return _CHANGES[look](pixels, amount).clamp(0, 1)
+
+
+def correlation_beyond(
+    margin: np.ndarray, difference: np.ndarray, share: np.ndarray, units: np.ndarray
+) -> Interval | None:
+    """The correlation over n pairs of margin and difference in a look, once the votes' part of both is taken out.
+
+    All three turn their sign when a pair's pictures change over, so all are regressed through 0, and it does not matter
+    which picture stands first. units [n]: prompts. None where one of them does not vary beyond the votes.
+    """
+    vote = share - 0.5
+    x, y, v = margin / _scale(margin), difference / _scale(difference), vote / _scale(vote)
+    parts = np.stack([x * x, y * y, v * v, x * y, x * v, y * v], 1)
+
+    def partial(sums: np.ndarray) -> np.ndarray:
+        xx, yy, vv, xy, xv, yv = sums.T
+        vv = np.where(vv > 0, vv, np.inf)  # no votes: nothing is taken out
+        left = (xx - xv**2 / vv) * (yy - yv**2 / vv)
+        return (xy - xv * yv / vv) / np.sqrt(np.where(left > 1e-12 * xx * yy, left, np.nan))
+
+    if not np.isfinite(partial(parts.sum(0, keepdims=True))[0]):
+        return None
+    return interval_of_sums(parts, lambda sums: np.nan_to_num(partial(sums)).clip(-1, 1), units)
+
+
+def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval | None:
+    """Spearman's correlation of n units' two figures; None where one of them does not vary."""
+    x, y = rankdata(first), rankdata(second)
+    if not (x.std() and y.std()):
+        return None
+    x, y = x - x.mean(), y - y.mean()
+    parts = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
+
+    def pearson(sums: np.ndarray) -> np.ndarray:
+        n, x, y, xx, yy, xy = sums.T
+        left = np.maximum((xx - x * x / n) * (yy - y * y / n), 0)
+        return np.nan_to_num((xy - x * y / n) / np.sqrt(np.where(left > 0, left, np.nan)))
+
+    return interval_of_sums(parts, pearson, np.arange(len(x)))
+
+
+def _scale(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2))) or 1.0

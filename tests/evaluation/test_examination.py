@@ -1,0 +1,187 @@
+"""A judge whose taste is known is examined: what the figures must be, and what is said where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from tiny import BrightnessJudge
+
+from rewarddance.errors import InputError
+from rewarddance.evaluation.examine import ExamRecipe, examine
+from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings, had, read_evaluation, write_evaluation
+from rewarddance.evaluation.readings import groups_of, read
+from rewarddance.types import Preference, Question, Verdict
+
+PAIRWISE, ALONE = (JudgeFacts(name="judge", kind=kind) for kind in ("pairwise", "regressive"))
+RECIPE = ExamRecipe(batch_size=7, probes=20, groups=6, pictures=4)
+
+
+class OwnScores:
+    """Scores a picture by 8 times its mean; an answer on a pair is the difference. Prompts of more words please it."""
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        own = [8 * q.candidate.mean() + len(q.prompt.split()) for q in questions]
+        other = [0 if q.reference is None else 8 * q.reference.mean() + len(q.prompt.split()) for q in questions]
+        return Verdict(torch.stack([a - b for a, b in zip(own, other, strict=True)]))
+
+
+def made(prompts: int = 10, each: int = 4, noise: float = 0.05, ties: bool = True) -> list[Preference]:
+    """Pairs of nearly flat pictures, four pictures a prompt; the brighter is voted for, every fourth pair is a tie."""
+    rng = torch.Generator().manual_seed(2)
+    pairs = []
+    for i in range(prompts):
+        shown = 0.2 + 0.6 * torch.rand(4, 1, 1, 1, 1, generator=rng) + noise * torch.rand(4, 1, 3, 4, 4, generator=rng)
+        for k in range(each):
+            first, second = shown[k % 4], shown[(k + 1) % 4]
+            share = float(second.mean() > first.mean())
+            tie = ties and k == 3
+            prompt = f"{'very ' * (i % 3)}bright {i}"
+            pairs.append(Preference(prompt, first, second, 0.5 if tie else share, ("x/y", "y/x")[k % 2]))
+    return pairs
+
+
+def examined(judge=None, facts: JudgeFacts = PAIRWISE, pairs: Sequence[Preference] | None = None) -> SetFindings:
+    return examine(judge or BrightnessJudge(1.0), facts, made() if pairs is None else pairs, RECIPE, "id", "id.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole() -> SetFindings:
+    return examined()
+
+
+def test_a_judge_of_the_voters_taste_is_always_right(whole):
+    assert (whole.pairs, whole.prompts, whole.ties) == (40, 10, 10)
+    assert tuple(whole.accuracy) == (1, 1, 1, 30)
+    assert {name: figure.mean for name, figure in whole.by_source.items()} == {"x/y": 1, "y/x": 1}
+    assert whole.by_criterion == {}
+
+
+def test_an_opposite_judge_is_always_wrong_and_no_temperature_helps_it():
+    turned = [Preference(p.prompt, p.second, p.first, p.share, criterion="beauty") for p in made()]
+    found = examined(pairs=turned)
+    assert found.accuracy.mean == 0  # type: ignore[union-attr]
+    assert found.by_criterion["beauty"].mean == 0 and found.by_source == {}
+    assert "No temperature helps" in found.calibration.temperature  # type: ignore[operator]
+
+
+def test_ties_that_look_alike_no_more_than_others_cost_their_share(whole):
+    assert 0.5 <= whole.with_ties.accuracy.mean <= 1 and whole.with_ties.accuracy.n == 40
+    assert examined(pairs=made(ties=False)).with_ties == "No pair is a tie."
+
+
+def test_a_liking_for_the_candidate_shows_as_pull_and_as_yes_to_both_orders(whole):
+    assert whole.order.pull.mean == pytest.approx(1.0, abs=1e-5)
+    assert whole.order.no_twice.mean == 0
+    assert whole.order.consistent.mean == pytest.approx(1 - whole.order.yes_twice.mean)
+    gaps = [8 * abs(float(p.second.mean() - p.first.mean())) for p in made()]
+    assert whole.order.yes_twice.mean == pytest.approx(np.mean([gap < 1 for gap in gaps]))
+
+
+def test_what_a_judge_cannot_contradict_is_said_in_words():
+    found = examined(OwnScores(), ALONE)
+    assert isinstance(found.order, str) and "by construction" in found.order
+    assert isinstance(found.transitivity, str) and "no circles" in found.transitivity
+    both = examined(BrightnessJudge(), JudgeFacts(name="judge", kind="pairwise", orders="both"))
+    assert "asks both orders itself" in both.order and "asks both orders itself" in both.bias.length.level
+
+
+def test_an_order_by_brightness_has_no_circles(whole):
+    assert whole.transitivity.cyclic.mean == 0
+    assert whole.transitivity.triples == 6 * 4 and whole.transitivity.cyclic.n == 6
+
+
+def test_a_probe_moves_a_judge_of_brightness_by_brightness_alone(whole):
+    looks = whole.bias.looks
+    assert (looks["brightness"].more.mean, looks["brightness"].less.mean) == pytest.approx((0.4, -0.4), abs=1e-4)
+    for look in ("saturation", "sharpness", "contrast"):
+        assert abs(looks[look].more.mean) < 0.02 and abs(looks[look].less.mean) < 0.02
+    assert whole.bias.probed == 20 and looks["brightness"].amount == 0.05
+
+
+def test_what_a_judge_sees_beyond_the_votes_is_found_over_the_pairs(whole):
+    assert whole.bias.looks["brightness"].beyond_votes.mean > 0.95
+    flat = examined(pairs=made(noise=0.0))
+    assert flat.bias.looks["contrast"].beyond_votes == "It does not vary beyond the votes."
+
+
+def test_a_judge_that_likes_long_prompts_is_found_out():
+    found = examined(OwnScores(), ALONE).bias.length
+    assert found.level.mean > 0.5  # type: ignore[union-attr]
+    assert [(low, high) for low, high, _ in found.thirds] == [(2, 2), (3, 3), (4, 4)]  # type: ignore[misc]
+    assert all(figure.mean == 1 for _, _, figure in found.thirds)  # type: ignore[misc]
+
+
+def test_prompts_of_one_length_have_no_figure_by_length():
+    pairs = [Preference("two words", p.first, p.second, p.share) for p in made(4)]
+    found = examined(pairs=pairs)
+    assert found.bias.length.thirds == "All prompts have the same number of words."
+    assert found.bias.length.level == "Its prompts are all of one length, or its answers all at one level."
+    assert "one prompt" in found.calibration.temperature  # type: ignore[operator]
+    assert "of one prompt" in found.with_ties  # type: ignore[operator]
+
+
+def test_ties_alone_have_no_accuracy_and_are_said_so():
+    pairs = [Preference(f"p {i}", p.first, p.second, 0.5) for i, p in enumerate(made(4))]
+    found = examined(pairs=pairs)
+    assert found.accuracy == "All pairs are ties: none has an order." and found.by_source == {}
+    assert found.order.one_order == "All pairs are ties."  # type: ignore[union-attr]
+    assert found.with_ties.accuracy.mean >= 0.5  # type: ignore[union-attr]
+
+
+def test_the_size_of_a_batch_changes_nothing_and_no_more_than_one_is_read_at_once():
+    class Counted(Sequence[Preference]):
+        def __init__(self) -> None:
+            self.pairs = made()
+
+        def __len__(self) -> int:
+            return len(self.pairs)
+
+        def __getitem__(self, index):
+            assert isinstance(index, int | np.integer)
+            return self.pairs[index]
+
+    judge, other = BrightnessJudge(1.0), BrightnessJudge(1.0)
+    found = examine(judge, PAIRWISE, Counted(), RECIPE, "id")
+    again = examine(other, PAIRWISE, made(), RECIPE.model_copy(update={"batch_size": 100}), "id")
+    assert found == again
+    assert judge.asked == other.asked == 2 * 40 + 8 * 20 + 6 * 4 * 3
+
+
+def test_halves_probes_and_meetings_depend_on_the_seed_alone(whole):
+    assert examined() == whole
+    other = examine(BrightnessJudge(1.0), PAIRWISE, made(), RECIPE.model_copy(update={"seed": 1}), "id", "id.jsonl")
+    assert other.accuracy == whole.accuracy and other.bias != whole.bias
+
+
+def test_the_same_picture_in_two_pairs_meets_the_others_once():
+    pairs = made(3)
+    found = read(BrightnessJudge(), pairs, False, 8, np.array([0]))
+    groups = groups_of(found, 10, 10, np.random.default_rng(0))
+    assert [len(group) for group in groups] == [4, 4, 4]
+    two = [Preference(p.prompt, pairs[0].first, pairs[0].second, p.share) for p in pairs]
+    assert groups_of(read(BrightnessJudge(), two, False, 8, np.array([0])), 9, 9, np.random.default_rng(0)) == []
+
+
+def test_pictures_made_from_different_conditions_do_not_meet():
+    pairs = [
+        Preference("p", p.first, p.second, p.share, condition=torch.full((1, 3, 2, 2), (i % 2) / 2))
+        for i, p in enumerate(made(1))
+    ]
+    groups = groups_of(read(BrightnessJudge(), pairs, False, 8, np.array([0])), 9, 9, np.random.default_rng(0))
+    assert [len(group) for group in groups] == [4, 4]
+    assert {number % 2 for number, _ in groups[0]} == {0}
+
+
+def test_an_evaluation_is_read_as_it_was_written(whole, tmp_path):
+    evaluation = Evaluation(
+        judge=PAIRWISE, tests={"id": whole}, seed=0, machine="a machine", version="0.1", seconds=1.5
+    )
+    path = write_evaluation(evaluation, tmp_path)
+    assert read_evaluation(path) == evaluation
+    assert '"accuracy": {\n' in path.read_text() and had(read_evaluation(path).tests["id"].order)
+    path.write_text(path.read_text().replace('"cyclic"', '"cycles"'))
+    with pytest.raises(InputError, match=r"evaluation\.json cannot be read: tests\.id\.transitivity"):
+        read_evaluation(path)
