@@ -71,7 +71,8 @@ class Preference:
     share: in [0, 1]; 0.5 is a tie. source: where the pair comes from, for figures by source. condition: the picture
     that both were made from besides the prompt. reason: why the answer is as it is with `second` as the candidate and
     `first` as the reference; reason_swapped: with the two changed over. A reason speaks of "the candidate", so each
-    order has its own; "" is none.
+    order has its own; "" is none. criterion: by what the votes were cast, "" where by all. annotator: who voted, ""
+    where many did. fps: frames a second of both files, where they are videos and it is known.
     """
 
     prompt: str
@@ -82,6 +83,9 @@ class Preference:
     condition: Float[Tensor, "T3 C H3 W3"] | None = None
     reason: str = ""
     reason_swapped: str = ""
+    criterion: str = ""
+    annotator: str = ""
+    fps: tuple[float | None, float | None] = (None, None)
 
 
 class Scales(NamedTuple):

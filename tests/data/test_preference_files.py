@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 import torch
 from tiny import pictures
 
-from rewarddance.data.preferences import PreferenceSet, write_preferences
+from rewarddance.data.preferences import PreferenceSet, read_rows, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.types import Preference
 
@@ -51,23 +52,23 @@ GOOD = {"prompt": "p", "media_a": "p_media/000000_a.png", "media_b": "p_media/00
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"prompt": "p", ', "is not JSON"),
-        ("", "is not JSON"),
-        ("[1, 2]", "a value of the wrong kind"),
-        ("7", "a value of the wrong kind"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "prompt"}), "has no 'prompt'"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "media_b"}), "has no 'media_b'"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "share"}), "has no 'label'"),
-        (json.dumps(GOOD | {"share": "many"}), "a value of the wrong kind"),
-        (json.dumps(GOOD | {"share": None}), "a value of the wrong kind"),
-        (json.dumps(GOOD | {"share": 1.5}), "share 1.5"),
-        (json.dumps(GOOD | {"share": float("nan")}), "share nan"),
-        (json.dumps(GOOD | {"prompt": 3}), "prompt 3"),
-        (json.dumps(GOOD | {"media_a": 3}), "a value of the wrong kind"),
+        ('{"prompt": "p", ', "the line is no JSON object"),
+        ("[1, 2]", "the line is no JSON object: it is list"),
+        ("7", "the line is no JSON object: it is int"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "prompt"}), "prompt is missing"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "media_b"}), "media_b is missing"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "share"}), "share is missing, and label too"),
+        (json.dumps(GOOD | {"share": "many"}), "share is 'many', which is no number"),
+        (json.dumps(GOOD | {"share": None}), "share is missing"),
+        (json.dumps(GOOD | {"share": 1.5}), "share is 1.5; it lies in 0 to 1"),
+        (json.dumps(GOOD | {"share": float("nan")}), "share is nan"),
+        (json.dumps(GOOD | {"prompt": 3}), "prompt is 3, which is no text"),
+        (json.dumps(GOOD | {"media_a": 3}), "media_a is 3, which is no path"),
         (json.dumps(GOOD | {"media_a": "lost.png"}), "lost.png, which is not there"),
-        (json.dumps(GOOD | {"media_a": ""}), "which is not there"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "share"} | {"label": "c"}), "has no 'c'"),
-        ("\xff\xfe", "is not JSON"),
+        (json.dumps(GOOD | {"media_a": ""}), "media_a is '', which is no path"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "share"} | {"label": "c"}), "label is 'c'"),
+        (json.dumps(GOOD | {"label": "a"}), "label is 'a', but share is 1"),
+        ("\xff\xfe", "the line is no JSON object"),
     ],
 )
 def test_a_broken_line_is_an_error_that_names_file_line_and_fault(path, line, said):
@@ -111,13 +112,94 @@ def test_reasons_and_conditions_come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"reason": 3}, "has a reason that is no text"),
-        ({"reason_swapped": None}, "has a reason that is no text"),
+        ({"reason": 3.5}, "reason is 3.5, which is no text"),
+        ({"reason_swapped": ["no"]}, "reason_swapped is .*, which is no text"),
         ({"condition": "gone.png"}, "which is not there"),
-        ({"condition": 3}, "of the wrong kind"),
+        ({"condition": 3}, "condition is 3, which is no path"),
+        ({"fps": -8}, "fps is -8; frames a second are above 0"),
+        ({"fps_a": "fast"}, "fps_a is 'fast', which is no number"),
+        ({"criterion": ["style"]}, "criterion is .*, which is no text"),
+        ({"media": "p_media/000000_a.png", "score": 1}, "media stands beside media_a or media_b"),
     ],
 )
 def test_a_reason_or_condition_that_cannot_be_used_is_an_error(path, extra, said):
     path.write_text(json.dumps(GOOD | extra) + "\n")
     with pytest.raises(InputError, match=said):
         PreferenceSet(path)
+
+
+# -- what else a row can hold ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_every_key_of_the_schema_comes_back_from_both_kinds_of_file(tmp_path, kind):
+    a, b, source = pictures(3)
+    video = pictures(3, seed=1)[:, 0]
+    asked = {"criterion": "motion", "annotator": "ann", "fps": (8.0, None), "reason": "b moves"}
+    rows = [Preference("p", a, video, 0.75, "s", condition=source, **asked), Preference("q", b, a, 0.5)]
+    assert write_preferences(rows, tmp_path / f"p.{kind}") == 2
+    found = PreferenceSet(tmp_path / f"p.{kind}")
+    first, second = found
+    assert (first.prompt, first.share, first.source, first.reason) == ("p", 0.75, "s", "b moves")
+    assert (first.criterion, first.annotator, first.fps) == ("motion", "ann", (8.0, None))
+    assert len(first.second) == 3 and (first.second - video).abs().max() < 0.5 / 255 + 1e-6
+    assert first.condition is not None and (first.condition - source).abs().max() < 0.5 / 255 + 1e-6
+    assert (second.criterion, second.annotator, second.fps, second.condition) == ("", "", (None, None), None)
+    assert [row.share for row in read_rows(tmp_path / f"p.{kind}")] == [0.75, 0.5]
+
+
+def test_one_fps_is_that_of_both_videos(path):
+    path.write_text(json.dumps(GOOD | {"fps": 24}) + "\n" + json.dumps(GOOD | {"fps": 24, "fps_b": "8"}) + "\n")
+    assert [pair.fps for pair in PreferenceSet(path)] == [(24, 24), (24, 8)]
+
+
+def test_blank_lines_are_no_rows_and_numbers_may_be_texts(path):
+    path.write_text("\n" + json.dumps(GOOD | {"share": "0.25", "annotator": 17}) + "\n\n")
+    (found,) = PreferenceSet(path)
+    assert (found.share, found.annotator) == (0.25, "17")
+
+
+def test_scores_under_one_prompt_are_compared_and_those_alone_are_counted_aloud(path, capsys):
+    def scored(prompt: str, picture: int, score: float, **more) -> str:
+        return json.dumps({"prompt": prompt, "media": f"p_media/{picture:06d}_a.png", "score": score} | more)
+
+    lines = [scored("p", 0, 1), scored("q", 1, 5), scored("p", 1, 3), json.dumps(GOOD), scored("p", 2, 3)]
+    lines += [scored("p", 2, 9, criterion="style"), scored("p", 2, 9, annotator="ann")]
+    path.write_text("\n".join(lines) + "\n")
+    found = PreferenceSet(path)
+    assert sorted((pair.prompt, pair.share) for pair in found) == [("p", 0.5), ("p", 1.0), ("p", 1.0), ("p", 1.0)]
+    shown = pictures(6)
+    assert torch.equal(found[1].first, shown[0]) and torch.equal(found[1].second, shown[2])
+    assert "3 scored pictures have no other under their prompt" in " ".join(capsys.readouterr().err.split())
+
+
+def test_scores_of_which_no_two_can_be_compared_are_an_error(path):
+    path.write_text(json.dumps({"prompt": "p", "media": "p_media/000000_a.png", "score": 1}) + "\n")
+    with pytest.raises(InputError, match=r"no two scores in .* can be compared"):
+        PreferenceSet(path)
+
+
+def test_rows_from_a_set_for_evaluation_only_are_tested_on_and_not_trained_on(path):
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"source": "mmrb2/dreambench"}) + "\n")
+    assert len(PreferenceSet(path)) == 2
+    with pytest.raises(
+        InputError, match=r"line 2 of .* comes from mmrb2/dreambench, which is for evaluation only"
+    ) as error:
+        PreferenceSet(path, for_training=True)
+    assert error.value.remedy.startswith("Train on another set")
+
+
+def test_rows_are_found_again_in_any_order_across_row_groups(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_preferences([Preference("p", *pictures(2), 1.0)], tmp_path / "one.jsonl")
+    media = {f"media_{side}": f"one_media/000000_{side}.png" for side in "ab"}
+    rows = [{"prompt": f"prompt {i}", "share": i / 40} | media for i in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet", row_group_size=3)
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for kind in ("parquet", "jsonl"):
+        found = PreferenceSet(tmp_path / f"p.{kind}")
+        for i in (39, 0, 17, 3, 2, 38, 17):
+            assert (found.row(i).prompt, found.row(i).share) == (f"prompt {i}", i / 40)
+        assert pickle.loads(pickle.dumps(found)).row(21).prompt == "prompt 21"

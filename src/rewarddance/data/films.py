@@ -26,8 +26,31 @@ def read_film(file: File, max_frames: int, name: str) -> Pixels:
     Raises InputError beginning with `name` where PyAV is not installed, and PyAV's own errors, EOFError or ValueError
     where the file is broken, cut off or holds no pictures.
     """
+    total = _length(file, name)
+    chosen = set(evenly_spaced(total, max_frames))
+    arrays: list[np.ndarray] = []
+    for number, frame in enumerate(_frames(file)):
+        if number in chosen:
+            refuse_bomb(frame.width, frame.height, len(chosen))
+            turns = round(frame.rotation / 90)  # how the camera was held; counterclockwise, as rot90 turns
+            arrays.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def inspect_film(file: File, name: str) -> str:
+    """Decode a film to its end; returns the suffix of its container. Raises as `read_film` does."""
+    _length(file, name)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == EBML:
+        return ".mkv"
+    return ".avi" if head[:4] == b"RIFF" else ".mp4" if head[4:8] == b"ftyp" else ".mpg"
+
+
+def _length(file: File, name: str) -> int:
+    """How many frames a film has, by decoding it: a container's own count may be missing or wrong."""
     try:
-        import av
+        import av  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"{name} is a film, which PyAV reads, and PyAV is not installed.", "pip install 'rewarddance[video]'"
@@ -36,31 +59,26 @@ def read_film(file: File, max_frames: int, name: str) -> Pixels:
     declared = _declared_length(file, length)
     if declared > length:
         raise EOFError(f"it was cut off: {length} of at least {declared} bytes are there")
-
-    def frames() -> Iterator[Any]:
-        file.seek(0)
-        with av.open(file, "r") as container:
-            if not container.streams.video:
-                raise ValueError("it holds no pictures")
-            container.streams.video[0].thread_type = "AUTO"
-            for packet in container.demux(container.streams.video[0]):
-                for frame in packet.decode():
-                    if packet.is_corrupt or frame.is_corrupt:
-                        raise ValueError(f"the frame at {frame.time} s is broken")
-                    refuse_bomb(frame.width, frame.height)
-                    yield frame
-
-    total = sum(1 for _ in frames())  # a container's own count may be missing or wrong
+    total = sum(1 for _ in _frames(file))
     if total == 0:
         raise ValueError("it holds no pictures")
-    chosen = set(evenly_spaced(total, max_frames))
-    arrays: list[np.ndarray] = []
-    for number, frame in enumerate(frames()):
-        if number in chosen:
-            refuse_bomb(frame.width, frame.height, len(chosen))
-            turns = round(frame.rotation / 90)  # how the camera was held; counterclockwise, as rot90 turns
-            arrays.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(255).contiguous()
+    return total
+
+
+def _frames(file: File) -> Iterator[Any]:
+    import av
+
+    file.seek(0)
+    with av.open(file, "r") as container:
+        if not container.streams.video:
+            raise ValueError("it holds no pictures")
+        container.streams.video[0].thread_type = "AUTO"
+        for packet in container.demux(container.streams.video[0]):
+            for frame in packet.decode():
+                if packet.is_corrupt or frame.is_corrupt:
+                    raise ValueError(f"the frame at {frame.time} s is broken")
+                refuse_bomb(frame.width, frame.height)
+                yield frame
 
 
 def _declared_length(file: File, length: int) -> int:

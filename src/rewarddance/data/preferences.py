@@ -1,28 +1,53 @@
-"""Preferences on disk: one JSON object a line, media beside the file.
+"""Preferences on disk: JSONL or Parquet, one comparison a row, media beside the file.
 
-`{"prompt": ..., "media_a": "a.png", "media_b": "b.png", "share": 0.8, "source": "..."}`: `share` is the share of votes
-that found b better than a; instead of it `label` may say "a", "b" or "tie". Media paths are relative to the file.
-May be left out: `source`; `condition`, the picture that both were made from; `reason`, why the answer is as it is
-where b is the candidate and a the reference; `reason_swapped`, where a is the candidate and b the reference.
+A pair: `{"prompt": ..., "media_a": "a.png", "media_b": "b.png", "share": 0.8}`: `share` is the share of votes that
+found b better than a; instead of it `label` may say "a", "b" or "tie". Or one picture or video with a score:
+`{"prompt": ..., "media": "a.png", "score": 3.5}`; those of one prompt are compared with one another.
+
+May be left out: `criterion`, by what was voted; `condition`, the picture that both were made from; `fps` of both
+videos, or `fps_a` and `fps_b`; `source`; `annotator`; `reason`, why the answer is as it is where b is the candidate and
+a the reference; `reason_swapped`, where a is the candidate and b the reference. Other keys are not read. Paths are
+relative to the file; a folder is a video's frames. docs/guides/data.md says more.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
-from rewarddance.data.media import read_picture, write_picture
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rewarddance.data.fields import Fault, as_number, optional_rate, optional_text, present, short
+from rewarddance.data.index import open_index
+from rewarddance.data.media import MAX_FRAMES, as_pixels, write_picture
+from rewarddance.data.sources import refusal
 from rewarddance.errors import InputError
-from rewarddance.types import Preference
+from rewarddance.runtime.tracking import console
+from rewarddance.types import Pixels, Preference
 
-_SHARES = {"a": 0.0, "tie": 0.5, "b": 1.0}
+SHARES = {"a": 0.0, "tie": 0.5, "b": 1.0}
+_TEXTS = ("prompt", "media_a", "media_b", "media", "criterion", "condition", "source", "annotator")
+_TEXTS += ("reason", "reason_swapped")
+_NUMBERS = ("share", "score", "fps_a", "fps_b", "fps")
+SCHEMA = pa.schema({name: pa.string() for name in _TEXTS} | {name: pa.float64() for name in _NUMBERS})
+"""The columns in Parquet; any may be missing where no row has it."""
+KEYS = frozenset(SCHEMA.names) | {"label"}
+_NEIGHBOURS = 8
+"""With how many of those after it in the file a scored picture is compared."""
 
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """One line of a preferences file, media not yet read."""
+    """One comparison of a preferences file, media not yet read."""
 
     prompt: str
     media_a: Path
@@ -32,94 +57,268 @@ class PreferenceRow:
     condition: Path | None = None
     reason: str = ""
     reason_swapped: str = ""
+    criterion: str = ""
+    annotator: str = ""
+    fps_a: float | None = None
+    fps_b: float | None = None
 
-    def load(self) -> Preference:
-        """Read the pictures. Raises InputError naming the file that cannot be read."""
+    def load(self, max_frames: int = MAX_FRAMES) -> Preference:
+        """Read the pictures or videos, of longer ones evenly spaced frames. Raises InputError naming the file."""
         return Preference(
             self.prompt,
-            read_picture(self.media_a),
-            read_picture(self.media_b),
+            as_pixels(self.media_a, max_frames=max_frames),
+            as_pixels(self.media_b, max_frames=max_frames),
             self.share,
             self.source,
-            condition=None if self.condition is None else read_picture(self.condition),
+            condition=None if self.condition is None else as_pixels(self.condition, max_frames=max_frames),
             reason=self.reason,
             reason_swapped=self.reason_swapped,
+            criterion=self.criterion,
+            annotator=self.annotator,
+            fps=(self.fps_a, self.fps_b),
         )
+
+    def written(self, folder: Path) -> dict[str, Any]:
+        """The row as it stands in a file in `folder`, but for its reasons."""
+        media = {"media_a": self.media_a, "media_b": self.media_b, "condition": self.condition}
+        row: dict[str, Any] = {"prompt": self.prompt}
+        row |= {key: os.path.relpath(path.resolve(), folder.resolve()) for key, path in media.items() if path}
+        row |= {"share": self.share, "source": self.source}
+        rest = {key: getattr(self, key) for key in ("criterion", "annotator", "fps_a", "fps_b")}
+        return row | {key: value for key, value in rest.items() if value}
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One picture or video with a score, not yet read. Scores are compared within one prompt, criterion and source."""
+
+    prompt: str
+    media: Path
+    score: float
+    source: str = ""
+    condition: Path | None = None
+    criterion: str = ""
+    annotator: str = ""
+    fps: float | None = None
+
+    def against(self, other: ScoredRow) -> PreferenceRow:
+        """This as a and the other as b. Of unknown units, the scores say which is better and not by how much."""
+        share = 0.5 if self.score == other.score else float(other.score > self.score)
+        both = (self.prompt, self.media, other.media, share, self.source, self.condition)
+        seen_by = {"criterion": self.criterion, "annotator": self.annotator}
+        return PreferenceRow(*both, **seen_by, fps_a=self.fps, fps_b=other.fps)
+
+    def comparable(self) -> int:
+        """A number that rows share, and no others but by a chance of 2^-64, if they may be compared."""
+        told = (self.prompt, self.criterion, self.source, self.annotator, str(self.condition))
+        return int.from_bytes(blake2b(json.dumps(told).encode(), digest_size=8).digest(), "little")
 
 
 class PreferenceSet(Sequence[Preference]):
-    """A preferences file as a sequence: lines are checked at once, pictures are read when asked for."""
+    """A preferences file as a sequence: rows are checked at once and read again, with their pictures, when asked for.
 
-    def __init__(self, path: Path) -> None:
+    16 bytes a row are kept in memory. for_training: refuse rows of sets that are for evaluation only. Raises InputError
+    naming file, line and fault.
+    """
+
+    def __init__(self, path: Path, for_training: bool = False) -> None:
         self.path = path
-        self.rows = tuple(read_rows(path))
+        self._index = _opened(path)
+        left, right, keys, scored = array("I"), array("I"), array("Q"), array("I")
+        for place, (line, content) in enumerate(self._index.scan()):
+            row = _checked(content, path, line)
+            if for_training and (why := refusal(row.source)):
+                raise InputError(
+                    f"line {line} of {path} comes from {row.source}, which is for evaluation only: {why}.",
+                    "Train on another set; this one may be among the tests.",
+                )
+            if isinstance(row, PreferenceRow):
+                left.append(place)
+                right.append(place)
+            else:
+                scored.append(place)
+                keys.append(row.comparable())
+        if not len(self._index):
+            raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
+        first, second, alone = paired(np.array(keys, np.uint64), np.array(scored, np.uint32))
+        self._left = np.concatenate([np.array(left, np.uint32), first])
+        self._right = np.concatenate([np.array(right, np.uint32), second])
+        if alone:
+            console.print(f"{path}: {alone} scored pictures have no other under their prompt, and are not compared")
+        if not len(self):
+            raise InputError(f"no two scores in {path} can be compared.", "Give several pictures under one prompt.")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._left)
 
     def __getitem__(self, index: int) -> Preference:  # type: ignore[override]
-        return self.rows[index].load()
+        return self.row(index).load()
+
+    def row(self, index: int) -> PreferenceRow:
+        """A comparison, media not yet read; those of scores come after the pairs."""
+        left, right = int(self._left[index]), int(self._right[index])
+        row = _checked(self._index.at(left), self.path, left + 1)
+        if isinstance(row, PreferenceRow):
+            return row
+        other = _checked(self._index.at(right), self.path, right + 1)
+        if not isinstance(other, ScoredRow):
+            raise InputError(f"{self.path} has changed since it was opened.", "Begin again.")
+        return row.against(other)
 
 
 def read_rows(path: Path) -> Iterator[PreferenceRow]:
-    """The rows of a preferences file. Raises InputError naming file, line and what is wrong with it."""
+    """The comparisons of a preferences file. Raises InputError naming file, line and what is wrong with it."""
+    found = PreferenceSet(path)
+    for index in range(len(found)):
+        yield found.row(index)
+
+
+def paired(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Each place with the next few of the same key, in the file's order; and how many have no other of their key."""
+    order = np.argsort(keys, kind="stable")
+    keys, places = keys[order], places[order]
+    first, second = [places[:0]], [places[:0]]
+    for distance in range(1, _NEIGHBOURS + 1):
+        same = np.flatnonzero(keys[distance:] == keys[:-distance])
+        first.append(places[same])
+        second.append(places[same + distance])
+    alone = int((np.unique(keys, return_counts=True)[1] == 1).sum())
+    return np.concatenate(first), np.concatenate(second), alone
+
+
+def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | ScoredRow:
+    """A row of a file in `folder`. Raises Fault naming the field that is missing, of the wrong kind, or no file."""
+    prompt = present(content, "prompt")[1]
+    if not isinstance(prompt, str):
+        raise Fault("prompt", f"is {short(prompt)}, which is no text")
+    source, criterion, annotator = (optional_text(content, name) for name in ("source", "criterion", "annotator"))
+    condition = None if content.get("condition") is None else _file(content, "condition", folder)
+    fps = optional_rate(content, "fps")
+    if content.get("media") is not None:
+        if "media_a" in content or "media_b" in content:
+            raise Fault("media", "stands beside media_a or media_b; a row has one picture with a score, or two")
+        media, score = _file(content, "media", folder), as_number(present(content, "score")[1], "score")
+        return ScoredRow(prompt, media, score, source, condition, criterion, annotator, fps)
+    media_a, media_b = _file(content, "media_a", folder), _file(content, "media_b", folder)
+    return PreferenceRow(
+        prompt,
+        media_a,
+        media_b,
+        _share(content),
+        source,
+        condition,
+        reason=optional_text(content, "reason"),
+        reason_swapped=optional_text(content, "reason_swapped"),
+        criterion=criterion,
+        annotator=annotator,
+        fps_a=optional_rate(content, "fps_a") or fps,
+        fps_b=optional_rate(content, "fps_b") or fps,
+    )
+
+
+def _share(content: Mapping[str, Any]) -> float:
+    label = content.get("label")
+    if label is not None and (not isinstance(label, str) or label not in SHARES):
+        raise Fault("label", f"is {short(label)}; it says a, b or tie")
+    if content.get("share") is None:
+        if label is None:
+            raise Fault("share", "is missing, and label too", "A pair needs share (0 to 1) or label (a, b or tie).")
+        return SHARES[label]
+    share = as_number(content["share"], "share")
+    if not 0.0 <= share <= 1.0:
+        raise Fault("share", f"is {share:g}; it lies in 0 to 1")
+    if label is not None and np.sign(share - 0.5) != np.sign(SHARES[label] - 0.5):
+        raise Fault("label", f"is {label!r}, but share is {share:g}")
+    return share
+
+
+def _file(content: Mapping[str, Any], name: str, folder: Path) -> Path:
+    value = present(content, name)[1]
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise Fault(name, f"is {short(value)}, which is no path")
+    path = folder / value
     try:
-        file = path.open("rb")
-    except OSError as error:
+        there = path.exists()
+    except OSError as error:  # too long a name
+        raise Fault(name, f"is {short(value)}, which is no path ({error.strerror})") from None
+    if not there:
+        raise Fault(name, f"names {path}, which is not there", "Restore the file or remove the row.")
+    return path
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return open_index(path)
+    except (OSError, pa.ArrowException) as error:
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"the preferences file {path} cannot be read: {error.strerror}.", "Give a JSONL file of preferences."
+            f"the preferences file {path} cannot be read: {why}.", "Give a JSONL or Parquet file of preferences."
         ) from error
-    n = 0
-    with file:
-        for n, line in enumerate(file, start=1):
-            yield _parse(line, path, n)
-    if n == 0:
-        raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a line.")
 
 
-def _parse(line: bytes, path: Path, number: int) -> PreferenceRow:
-    where = f"line {number} of the preferences file {path}"
+def _checked(content: dict[str, Any] | InputError, path: Path, line: int) -> PreferenceRow | ScoredRow:
+    kind = "row" if path.suffix.lower() == ".parquet" else "line"
+    where = f"{kind} {line} of the preferences file {path}"
+    if isinstance(content, InputError):
+        raise InputError(f"{where} cannot be used: {content.what}", content.remedy)
     try:
-        row = json.loads(line)
-        prompt, media = row["prompt"], [path.parent / row[key] for key in ("media_a", "media_b")]
-        media += [path.parent / row["condition"]] if row.get("condition") else []
-        share = float(row["share"]) if "share" in row else _SHARES[row["label"]]
-        reasons = [row.get(key, "") for key in ("reason", "reason_swapped")]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{where} is not JSON: {error}.", "Correct or remove the line.") from None
-    except KeyError as error:
-        raise InputError(
-            f"{where} has no {error}, or a value it does not know.",
-            "It needs prompt, media_a, media_b, and share (0 to 1) or label (a, b or tie).",
-        ) from None
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where} has a value of the wrong kind: {error}.", "Correct or remove the line.") from None
-    if not isinstance(prompt, str) or not 0.0 <= share <= 1.0:
-        raise InputError(f"{where} has prompt {prompt!r} and share {share}.", "Share lies in 0 to 1, prompt is text.")
-    if not all(isinstance(reason, str) for reason in reasons):
-        raise InputError(f"{where} has a reason that is no text.", "Correct or remove it.")
-    for picture in media:
-        if not picture.is_file():
-            raise InputError(f"{where} names {picture}, which is not there.", "Restore the file or remove the line.")
-    condition = media[2] if len(media) > 2 else None
-    return PreferenceRow(prompt, media[0], media[1], share, str(row.get("source", "")), condition, *reasons)
+        return parse_row(content, path.parent)
+    except Fault as fault:
+        raise InputError(f"{where} cannot be used: {fault.what}", fault.remedy) from None
+
+
+# -- out ---------------------------------------------------------------------------------------------------------------
 
 
 def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
-    """Write a preferences file and its pictures (PNG, in `<stem>_media/`); returns the number of rows."""
-    media = path.parent / f"{path.stem}_media"
-    n = 0
+    """Write a preferences file, .jsonl or .parquet, and its media in `<stem>_media/`; returns the number of rows.
+
+    Pictures are PNG, videos folders of them.
+    """
+    media, n = path.parent / f"{path.stem}_media", 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with _writer(path) as write:
         for n, preference in enumerate(preferences, start=1):
-            names = [f"{media.name}/{n - 1:06d}_{side}.png" for side in "ab"]
-            write_picture(preference.first, path.parent / names[0])
-            write_picture(preference.second, path.parent / names[1])
-            row = {"prompt": preference.prompt, "media_a": names[0], "media_b": names[1], "share": preference.share}
-            row["source"] = preference.source
-            if preference.condition is not None:
-                row["condition"] = f"{media.name}/{n - 1:06d}_condition.png"
-                write_picture(preference.condition, path.parent / row["condition"])
-            reasons = {"reason": preference.reason, "reason_swapped": preference.reason_swapped}
-            file.write(json.dumps(row | {key: text for key, text in reasons.items() if text}) + "\n")
+            shown = {"media_a": preference.first, "media_b": preference.second, "condition": preference.condition}
+            ends = {"media_a": "a", "media_b": "b", "condition": "condition"}
+            row: dict[str, Any] = {"prompt": preference.prompt, "share": preference.share, "source": preference.source}
+            for key, pixels in shown.items():
+                if pixels is not None:
+                    written = _write_media(pixels, media / f"{n - 1:06d}_{ends[key]}")
+                    row[key] = written.relative_to(path.parent).as_posix()
+            for key in ("reason", "reason_swapped", "criterion", "annotator"):
+                if text := getattr(preference, key):
+                    row[key] = text
+            row |= {key: fps for key, fps in zip(("fps_a", "fps_b"), preference.fps, strict=True) if fps is not None}
+            write(row)
     return n
+
+
+@contextmanager
+def _writer(path: Path) -> Iterator[Any]:
+    """A function that writes one row to a .jsonl or .parquet file."""
+    if path.suffix.lower() != ".parquet":
+        with path.open("w", encoding="utf-8") as file:
+            yield lambda row: file.write(json.dumps(row) + "\n")
+        return
+    pending: list[dict[str, Any]] = []
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+
+        def write(row: dict[str, Any]) -> None:
+            pending.append(row)
+            if len(pending) == 1000:
+                writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+                pending.clear()
+
+        yield write
+        if pending:
+            writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+
+
+def _write_media(pixels: Pixels, stem: Path) -> Path:
+    if len(pixels) == 1:
+        write_picture(pixels, stem.with_suffix(".png"))
+        return stem.with_suffix(".png")
+    for number, frame in enumerate(pixels):
+        write_picture(frame.unsqueeze(0), stem / f"{number:05d}.png")
+    return stem

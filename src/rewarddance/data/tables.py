@@ -97,7 +97,7 @@ class JsonlTable(Table):
                 if start:
                     start -= 1
                 else:
-                    yield Row(number, _parse(line))
+                    yield Row(number, parse_line(line))
 
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
         found: dict[str, pa.DataType] = {}
@@ -195,7 +195,7 @@ def _size(path: Path) -> int:
     return sum(one.stat().st_size for one in pictures_in(path)) if path.is_dir() else path.stat().st_size
 
 
-def _parse(line: bytes) -> dict[str, Any] | InputError:
+def parse_line(line: bytes) -> dict[str, Any] | InputError:
     try:
         content = json.loads(line)
         if isinstance(content, dict):

@@ -304,20 +304,12 @@ def write_results(recipe: DistilRecipe, rows: list[PreferenceRow], answers: Iter
             kept.setdefault(job.row, {})["reason_swapped" if job.swapped else "reason"] = text
         else:
             why = {"row": job.row, "swapped": job.swapped, "reason" if outcome == "disagreed" else "error": text}
-            apart[outcome].append(why | _written(rows[job.row], recipe.output.parent))
-    with_reasons = [_written(rows[n], recipe.output.parent) | reasons for n, reasons in sorted(kept.items())]
+            apart[outcome].append(why | rows[job.row].written(recipe.output.parent))
+    with_reasons = [rows[n].written(recipe.output.parent) | reasons for n, reasons in sorted(kept.items())]
     files = {recipe.output: with_reasons} | {beside(recipe.output, name): lines for name, lines in apart.items()}
     for path, lines in files.items():
         write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
     return counts | {"pairs": len(kept)}
-
-
-def _written(row: PreferenceRow, folder: Path) -> dict[str, Any]:
-    """A row of a preferences file that stands in `folder`."""
-    media = {"media_a": row.media_a, "media_b": row.media_b}
-    media |= {"condition": row.condition} if row.condition else {}
-    paths = {key: os.path.relpath(path.resolve(), folder.resolve()) for key, path in media.items()}
-    return {"prompt": row.prompt, **paths, "share": row.share, "source": row.source}
 
 
 def beside(output: Path, name: str) -> Path:

@@ -47,7 +47,7 @@ class AlignRun(Recipe):
 
 def run_training(recipe: TrainRun) -> dict[str, Any]:
     """Train, measure on every test set, and say where the reward is. An interrupted run goes on where it stopped."""
-    training = PreferenceSet(recipe.preferences)
+    training = PreferenceSet(recipe.preferences, for_training=True)
     tests = {name: list(PreferenceSet(path)) for name, path in recipe.tests.items()}
     folder = writable_folder(recipe.output)
     keep_recipe(recipe, folder / "config.yaml")
