@@ -195,6 +195,81 @@ def distil(
 
 @data.command(
     "import",
+@app.command(
+    epilog=example(
+        "rewarddance search prompts.txt --generator shapeworld-generator --steps 12 --judge my-judge --method paths "
+        "--budget samples=16 --output found copies=8"
+    )
+)
+def search(
+    prompts: Annotated[Path, typer.Argument(help="A .txt file with a prompt a line, or .jsonl.")],
+    generator: Annotated[str, typer.Option(help="A diffusers folder, a bundled name or an id of the model hub.")],
+    judge: Annotated[str, typer.Option(help="A trained reward's folder, a model's, or a bundled name.")],
+    output: Annotated[Path, typer.Option(help="The folder for pictures and results.jsonl.")],
+    budget: Annotated[
+        str, typer.Option(help="For each prompt: samples=N, evaluations=N, questions=N or seconds=N, or several.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the method.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="best_of_n, zero_order, paths, pruning or refine.")] = "best_of_n",
+    judging: Annotated[
+        str | None, typer.Option(help="alone, first, knockout or tournament. Default: as suits the judge.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="pairwise, pointwise, regressive or clip. Default: the judge's own.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="The generator's inference steps.", min=1)] = 28,
+    guidance_scale: Annotated[float | None, typer.Option(help="The generator's guidance.", min=0)] = None,
+    generator_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another one, such as height=512; repeatable.")
+    ] = None,
+    runners_up: Annotated[int, typer.Option(help="Pictures kept beside the winner.", min=0)] = 2,
+    seed: Annotated[int, typer.Option(help="Seed of all noises.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Pictures made together, of all prompts.", min=1)] = 64,
+    prompts_at_once: Annotated[int, typer.Option(help="Prompts that share a batch.", min=1)] = 8,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of generator and judge.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+) -> None:
+    """Search for the best picture of each prompt within a budget; run again to continue an interrupted search.
+
+    The budget is what each prompt may take; "samples=16" is the generator's cost of 16 plain samples, "seconds=30" has
+    the judge's time in it too. Each row of results.jsonl has the winner, its runners-up and the first plain sample with
+    their pictures and scores, and what was spent. docs/guides/search.md has the methods and their options.
+
+    Prompts that fail go with the reason to results.jsonl.failed.jsonl, and the exit code is 1.
+    """
+    _quiet()
+    from rewarddance.runtime.config import parse_recipe, read_overrides
+    from rewarddance.search.budget import read_budget
+    from rewarddance.search.folder import SearchRun, search_file
+
+    options = {
+        "prompts": prompts,
+        "generator": generator,
+        "judge": judge,
+        "method": method,
+        "budget": read_budget(budget).model_dump(exclude_none=True),
+        "options": read_overrides(overrides or []),
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "generator_options": read_overrides(generator_option or []),
+        "kind": kind,
+        "judging": judging,
+        "seed": seed,
+        "runners_up": runners_up,
+        "batch_size": batch_size,
+        "prompts_at_once": prompts_at_once,
+        "dtype": dtype,
+        "device": device,
+    }
+    result = search_file(parse_recipe(SearchRun, options, "the command line"), output)
+    _print(result)
+    if result["failed"]:
+        typer.echo(f"{result['failed']} of {result['prompts']} prompts failed; {result['failures']} says why", err=True)
+        raise typer.Exit(1)
+
+
     epilog=example(
         "rewarddance data import hpdv3 HPDv3/train.json --output data/hpdv3.jsonl --split train=0.9,test=0.1"
     ),

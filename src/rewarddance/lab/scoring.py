@@ -12,11 +12,9 @@ A row holds a prompt and one candidate, or several in `candidates`. What is aske
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -36,6 +34,7 @@ from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.ranking import ranked
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.inputs import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.types import Pixels, Question, Verdict
 
@@ -99,7 +98,7 @@ def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
     if run.output.resolve() == run.input.resolve():
         raise InputError(f"the output {run.output} is the input.", "Choose another output.")
     table = open_table(run.input)
-    run = run.model_copy(update={"device": _device(run.device)})
+    run = run.model_copy(update={"device": find_device(run.device)})
     recorded, record = _recorded(run, table), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
     begun = beside(run.output, "progress.json").exists()
@@ -324,31 +323,16 @@ def _judge(run: ScoreRun) -> tuple[RewardModel, str]:
     return judge, judge.config.kind
 
 
-def _device(name: str | None) -> str:
-    there = torch.cuda.is_available()
-    if name not in (None, "cpu", "cuda"):
-        raise InputError(f"there is no device named {name!r}.", "Say cpu or cuda.")
-    if name == "cuda" and not there:
-        raise InputError("there is no CUDA device here.", "Leave out --device, or say cpu.")
-    return name or ("cuda" if there else "cpu")
-
-
 def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
     folder, reference = find_checkpoint(run.judge), run.reference
     paths: dict[str, Any] = {"input": run.input.resolve(), "output": run.output.name, "judge": str(folder.resolve())}
     paths["reference"] = reference and reference.resolve()
     seen = {
         "input_digest": table.digest,
-        "judge_digest": _digest(folder.rglob("*")),
-        "reference_digest": _digest([reference, *reference.rglob("*")]) if reference else "",
+        "judge_digest": digest_of(folder.rglob("*")),
+        "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
     }
     return RecordedRun.model_validate(run.model_dump() | paths | seen)
-
-
-def _digest(files: Iterable[Path]) -> str:
-    """Of the files' sizes and times of writing: weights are too large to be read for this."""
-    stats = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
-    return hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
 
 
 def _short(value: Any) -> str:

@@ -67,6 +67,14 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
         ) from None
 
 
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping that `key.path=value` overrides make by themselves. Raises InputError naming one that is none."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _apply(content, override)
+    return content
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the whole recipe, defaults included, as YAML."""
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")

@@ -1,4 +1,8 @@
-"""Best of N: make N pictures a prompt and keep the one that the judge ranks first (random search)."""
+"""Best of N: make N pictures a prompt and keep the one that the judge ranks first (random search).
+
+`best_of_n` holds a full tournament over seeds that the caller names; `search_best_of_n` goes on until a budget is
+spent, with any way to judge.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,14 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
+from rewarddance.runtime.config import Recipe
+from rewarddance.search.batch import Batch
 
 
 class BestOfN(NamedTuple):
@@ -43,3 +50,17 @@ def best_of_n(
         wins += [ranking.wins for ranking in rankings]
         tick(len(part))
     return BestOfN(torch.cat(pictures), torch.tensor(chosen), torch.stack(wins))
+
+
+class Random(Recipe):
+    """n: how many pictures a prompt, at most; None: as many as the budget gives."""
+
+    n: int | None = Field(default=None, ge=1)
+
+
+def search_best_of_n(batch: Batch, recipe: Random) -> None:
+    """Plain samples until all is spent."""
+    left = recipe.n
+    while (left is None or left > 0) and (count := batch.widest(batch.plain, left)):
+        batch.offer(batch.sample(count))
+        left = None if left is None else left - count

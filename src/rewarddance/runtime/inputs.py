@@ -1,0 +1,37 @@
+"""What a run is begun with: a device, a precision, and files that should not change before it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from rewarddance.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def find_device(name: str | None) -> str:
+    """`cpu` or `cuda`; None is cuda where there is one. Raises InputError naming a device that is not there."""
+    there = torch.cuda.is_available()
+    if name not in (None, "cpu", "cuda"):
+        raise InputError(f"there is no device named {name!r}.", "Say cpu or cuda.")
+    if name == "cuda" and not there:
+        raise InputError("there is no CUDA device here.", "Leave out --device, or say cpu.")
+    return name or ("cuda" if there else "cpu")
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """Raises InputError naming one that is not known."""
+    if name not in DTYPES:
+        raise InputError(f"there is no precision named {name!r}.", f"Say {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """Of the files' sizes and times of writing: weights are too large to be read for this."""
+    stats = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
+    return hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,228 @@
+"""What a search may spend and what it has spent: generator evaluations, questions to the judge, seconds.
+
+A generator evaluation is one picture's latent through one sampler step (with guidance the network runs twice in it). A
+question is what crosses the seam to the judge. Seconds are those of the clock, both included, and all else too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rewarddance.errors import InputError
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.config import Recipe, parse_recipe
+from rewarddance.types import PixelBatch, Question, Scales, Verdict
+
+Clock = Callable[[], float]
+
+
+class Budget(Recipe):
+    """What may be spent on each prompt; whichever is used up first ends its search.
+
+    samples: as many generator evaluations as that many plain samples take. evaluations, questions, seconds: see the
+    module's head.
+    """
+
+    samples: int | None = Field(default=None, ge=1)
+    evaluations: int | None = Field(default=None, ge=1)
+    questions: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Budget:
+        if not self.model_fields_set or all(limit is None for limit in self.model_dump().values()):
+            raise ValueError(f"a budget needs one of {', '.join(type(self).model_fields)}")
+        return self
+
+
+def read_budget(text: str) -> Budget:
+    """`samples=16`, `seconds=30` or `evaluations=400,questions=64`. Raises InputError naming what is wrong."""
+    limits = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise InputError(f"the budget {text!r} is not of the form NAME=AMOUNT.", "Write e.g. samples=16.")
+        limits[name] = value
+    return parse_recipe(Budget, limits, "the budget")
+
+
+class Cost(NamedTuple):
+    """What a step of a search would take for one prompt."""
+
+    evaluations: int
+    questions: int
+
+
+class Spent(NamedTuple):
+    """What a prompt's search took. pictures: how many were decoded. Of the seconds, those of generator and judge."""
+
+    evaluations: int
+    pictures: int
+    questions: int
+    seconds: float
+    generator_seconds: float
+    judge_seconds: float
+
+
+class _Timed:
+    """Adds up the seconds that are spent in its block. On a GPU it waits for what was begun."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.seconds = clock, 0.0
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
+        began = self.clock()
+        try:
+            yield
+        finally:
+            self.seconds += self.clock() - began
+
+
+class CountingGenerator(_Timed):
+    """A Generator that counts what is asked of another."""
+
+    def __init__(self, generator: Generator, clock: Clock = time.perf_counter) -> None:
+        super().__init__(clock)
+        self.generator, self.evaluations, self.pictures = generator, 0, 0
+
+    @property
+    def num_steps(self) -> int:
+        return self.generator.num_steps
+
+    def encode(self, prompts: Sequence[str]) -> Any:
+        with self._timing():
+            return self.generator.encode(prompts)
+
+    def start(self, seeds: Sequence[int]) -> Tensor:
+        with self._timing():
+            return self.generator.start(seeds)
+
+    def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
+        self.evaluations += len(x_t)
+        with self._timing():
+            return self.generator.predict(x_t, step, condition)
+
+    def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        with self._timing():
+            return self.generator.advance(x_t, prediction, step)
+
+    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+        with self._timing():
+            return self.generator.clean(x_t, prediction, step)
+
+    def scales(self, step: int) -> Scales:
+        return self.generator.scales(step)
+
+    def decode(self, x_0: Tensor) -> PixelBatch:
+        self.pictures += len(x_0)
+        with self._timing():
+            return _finished(self.generator.decode(x_0))
+
+
+class CountingJudge(_Timed):
+    """A RewardModel that counts what is asked of another, which may explain itself."""
+
+    def __init__(self, judge: RewardModel, clock: Clock = time.perf_counter) -> None:
+        super().__init__(clock)
+        self.judge, self.questions = judge, 0
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        self.questions += len(questions)
+        with self._timing():
+            verdict = self.judge(questions)
+            _finished(verdict.margin)
+        return verdict
+
+    def explain(self, questions: Sequence[Question]) -> Verdict:
+        """Verdicts with reasons. Raises InputError where the judge has none."""
+        explain = getattr(self.judge, "explain", None)
+        if explain is None:
+            raise InputError("this reward gives no reasons.", "Choose a method that needs none, or a pairwise judge.")
+        self.questions += len(questions)
+        with self._timing():
+            return explain(questions)
+
+
+def _finished(found: Tensor) -> Tensor:
+    if found.is_cuda:  # its work was only begun, and the clock runs on
+        torch.cuda.synchronize(found.device)
+    return found
+
+
+class Totals(NamedTuple):
+    """What a generator and a judge were asked since they are counted."""
+
+    evaluations: int
+    pictures: int
+    questions: int
+    generator_seconds: float
+    judge_seconds: float
+
+    def since(self, before: Totals) -> Totals:
+        return Totals(
+            self.evaluations - before.evaluations,
+            self.pictures - before.pictures,
+            self.questions - before.questions,
+            self.generator_seconds - before.generator_seconds,
+            self.judge_seconds - before.judge_seconds,
+        )
+
+
+def totals(generator: CountingGenerator, judge: CountingJudge) -> Totals:
+    return Totals(generator.evaluations, generator.pictures, judge.questions, generator.seconds, judge.seconds)
+
+
+class Meter:
+    """What P prompts that are searched in step have spent, and what each of them can still afford.
+
+    since: seconds are foretold from what has been done since then, the prompts before these among it.
+    Raises InputError where a limit is below the cost of one plain sample.
+    """
+
+    def __init__(
+        self, budget: Budget, generator: CountingGenerator, judge: CountingJudge, prompts: int, since: Totals
+    ) -> None:
+        self.budget, self.generator, self.judge, self.prompts, self.since = budget, generator, judge, prompts, since
+        self.began, self.before = generator.clock(), totals(generator, judge)
+        steps = generator.num_steps
+        limits = [budget.evaluations, None if budget.samples is None else budget.samples * steps]
+        self.evaluations = min((limit for limit in limits if limit is not None), default=None)
+        if self.evaluations is not None and self.evaluations < steps:
+            raise InputError(
+                f"a budget of {self.evaluations} evaluations does not give one picture, which takes {steps}.",
+                "Give a larger budget, or fewer num_inference_steps.",
+            )
+
+    def spent(self) -> Spent:
+        """So far, for each of the prompts."""
+        done = totals(self.generator, self.judge).since(self.before)
+        counts = (round(count / self.prompts) for count in (done.evaluations, done.pictures, done.questions))
+        seconds = (self.generator.clock() - self.began, done.generator_seconds, done.judge_seconds)
+        return Spent(*counts, *(each / self.prompts for each in seconds))
+
+    def widest(self, cost: Callable[[int], Cost], most: int, least: int = 0) -> int:
+        """The largest width up to `most` whose cost is left, and `least` where none is."""
+        so_far = self.spent()
+        return next((width for width in range(most, least, -1) if self._affords(cost(width), so_far)), least)
+
+    def _affords(self, cost: Cost, so_far: Spent) -> bool:
+        budget = self.budget
+        if self.evaluations is not None and so_far.evaluations + cost.evaluations > self.evaluations:
+            return False
+        if budget.questions is not None and so_far.questions + cost.questions > budget.questions:
+            return False
+        return budget.seconds is None or so_far.seconds + self.foretold(cost) <= budget.seconds
+
+    def foretold(self, cost: Cost) -> float:
+        """The seconds that a cost will take."""
+        done = totals(self.generator, self.judge).since(self.since)
+        making = done.generator_seconds / max(1, done.evaluations)
+        return cost.evaluations * making + cost.questions * done.judge_seconds / max(1, done.questions)

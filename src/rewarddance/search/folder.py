@@ -1,0 +1,197 @@
+"""A search over a prompt file of any length, into a folder: pictures, and one row a prompt. A killed run goes on.
+
+A batch of prompts is written down when it is done: its pictures first, then its rows, then how far the run is. So what
+is in `results.jsonl` is never searched for again, and of a batch that was cut off nothing counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from rewarddance.data.media import write_picture
+from rewarddance.data.prompts import read_prompts
+from rewarddance.data.tables import RowFile
+from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.reward.kinds import load_reward
+from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
+from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.inputs import digest_of, find_device, find_dtype
+from rewarddance.runtime.tracking import progress_bar
+from rewarddance.search.budget import Budget, Spent
+from rewarddance.search.judging import Candidate, JudgingName
+from rewarddance.search.run import Found, Search, read_method
+from rewarddance.types import Prompt
+
+CONFIG, RESULTS = "config.yaml", "results.jsonl"
+
+
+class SearchRun(Recipe):
+    """`rewarddance search`: the best pictures of a file's prompts.
+
+    prompts: .txt or .jsonl. options: of the method; generator_options: of `load_generator`. kind: of the judge, where
+    it is not its own; judging: how pictures are compared, where not as the judge's kind suggests. The rest is as in
+    `Search`. dtype: of the generator and the judge. device: cpu, cuda, or None for cuda where there is one.
+    """
+
+    prompts: Path
+    generator: str
+    judge: str
+    method: str
+    budget: Budget
+    options: dict[str, Any] = Field(default_factory=dict)
+    num_inference_steps: int = Field(default=28, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    generator_options: dict[str, Any] = Field(default_factory=dict)
+    kind: str | None = None
+    judging: JudgingName | None = None
+    seed: int = 0
+    runners_up: int = Field(default=2, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    prompts_at_once: int = Field(default=8, ge=1)
+    dtype: str = "float32"
+    device: str | None = None
+
+
+class RecordedSearch(SearchRun):
+    """A SearchRun with what its files held when it began, so that it is not gone on with when they have changed."""
+
+    prompts_digest: str
+    generator_digest: str
+    judge_digest: str
+
+
+def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
+    """Search for every prompt; returns where the results are, how many prompts failed, and what one took on average.
+
+    An interrupted run goes on where it stopped. A prompt that fails goes with its reason to
+    `results.jsonl.failed.jsonl`. Raises InputError for what is wrong with all: files, options, a folder that holds
+    another run.
+    """
+    prompts = read_prompts(run.prompts)
+    for number, prompt in enumerate(prompts, start=1):
+        if prompt.negative:
+            raise InputError(
+                f"prompt {number} of {run.prompts} has a negative prompt, and a search has one for all.",
+                "Give the generator's option negative_prompt, and take it out of the file.",
+            )
+    options = read_method(run.method, run.options)
+    run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
+    recorded = _recorded(run)
+    writable_folder(folder)
+    begun = folder.joinpath(RESULTS + ".progress.json").exists()
+    if begun:
+        keep_recipe(recorded, folder / CONFIG)
+    elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
+        raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
+    results = RowFile(folder / RESULTS)
+    if not results.progress.finished:
+        generator, judge = _loaded(run)
+        at_once = min(run.prompts_at_once, len(prompts))
+        work = Search(
+            generator, judge, options, run.budget, run.judging, run.seed, run.runners_up, run.batch_size, at_once
+        )
+        if not begun:  # nothing was written under it yet, so it binds nobody
+            (folder / CONFIG).unlink(missing_ok=True)
+        keep_recipe(recorded, folder / CONFIG)
+        search_prompts(work, prompts, at_once, folder, results)
+        results.finish()
+    return _summary(folder, results)
+
+
+def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder: Path, results: RowFile) -> None:
+    """Search for the prompts that are left, batch by batch; batches are the same ones however often it is begun."""
+    done = results.progress.read
+    with progress_bar("searching", len(prompts), done) as bar:
+        for start in range(done, len(prompts), at_once):
+            places = range(start, min(start + at_once, len(prompts)))
+            answers = _attempts(work, prompts, places)
+            failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
+            if start == 0 and len(failed) == len(answers) and len({error.what for error in failed}) == 1:
+                raise failed[0]  # it is not the prompts
+            rows, failures = [], []
+            for place, answer in zip(places, answers, strict=True):
+                if isinstance(answer, RewardDanceError):
+                    failures.append({"prompt_number": place + 1, "reason": answer.what, "remedy": answer.remedy})
+                else:
+                    rows.append(_row(prompts[place], place, answer, folder))
+            results.commit(rows, failures, len(places))
+            bar.advance(len(places))
+
+
+def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Found | RewardDanceError]:
+    """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
+    try:
+        return [*work([prompts[place].text for place in places], places)]
+    except RewardDanceError as error:
+        if len(places) == 1:
+            return [error]
+        half = len(places) // 2
+        return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
+
+
+def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, Any]:
+    """Write a prompt's pictures; returns its row."""
+    own = Path("pictures") / f"{place + 1:06d}"
+
+    def written(one: Candidate, name: str) -> dict[str, Any]:
+        write_picture(one.pixels, folder / own / name)
+        return {"picture": (own / name).as_posix(), "score": one.score, **one.origin}
+
+    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(found.pictures[1:], start=1)]
+    return {
+        "number": place + 1,
+        "prompt": prompt.text,
+        **({"metadata": prompt.metadata} if prompt.metadata else {}),
+        "winner": written(found.winner, "winner.png"),
+        "runners_up": runners_up,
+        "first": written(found.first, "first.png"),
+        "judging": found.judging,
+        "spent": _rounded(found.spent._asdict()),
+    }
+
+
+def _rounded(spent: Mapping[str, int | float]) -> dict[str, int | float]:
+    return {name: round(value, 4) for name, value in spent.items()}
+
+
+def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
+    with (folder / RESULTS).open(encoding="utf-8") as file:
+        spent = [json.loads(line)["spent"] for line in file]
+    done = results.progress
+    found: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
+    if done.failed:
+        found["failures"] = str(results.failures)
+    each = {name: float(np.mean([row[name] for row in spent])) for name in Spent._fields} if spent else {}
+    return found | {"spent_a_prompt": _rounded(each)}
+
+
+def _loaded(run: SearchRun) -> tuple[Generator, RewardModel]:
+    device, dtype = run.device or "cpu", find_dtype(run.dtype)
+    drawing = {"device": device, "dtype": dtype, **run.generator_options}
+    generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
+    return generator, load_reward(run.judge, device, dtype, **({} if run.kind is None else {"kind": run.kind}))
+
+
+def _recorded(run: SearchRun) -> RecordedSearch:
+    seen = {
+        "prompts": run.prompts.resolve(),
+        "prompts_digest": hashlib.blake2b(run.prompts.read_bytes(), digest_size=16).hexdigest(),
+        "generator_digest": _digest(run.generator),
+        "judge_digest": _digest(run.judge),
+    }
+    return RecordedSearch.model_validate(run.model_dump() | seen)
+
+
+def _digest(checkpoint: str) -> str:
+    """Of a folder on this machine; a checkpoint of the model hub has its name."""
+    folder = next((place for place in (Path(checkpoint), BUNDLED / checkpoint) if place.is_dir()), None)
+    return checkpoint if folder is None else digest_of(folder.rglob("*"))

@@ -1,0 +1,64 @@
+"""Early pruning: trajectories whose predicted picture is poor are given up before they are paid for."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from rewarddance.runtime.config import Recipe
+from rewarddance.search.batch import Batch
+from rewarddance.search.budget import Cost
+
+
+class Pruning(Recipe):
+    """at: shares of the steps after which the predicted pictures are judged. keep: the share that goes on each time.
+
+    trajectories: begun together, at most; None: as many as can be afforded and made together. Defaults are ours.
+    """
+
+    at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.25, 0.5), min_length=1)
+    keep: float = Field(default=0.5, gt=0, lt=1)
+    trajectories: int | None = Field(default=None, ge=2)
+
+
+def stages(recipe: Pruning, steps: int) -> list[int]:
+    """The steps at which trajectories are pruned: after at least one and before the last."""
+    return sorted({min(max(1, round(share * steps)), steps - 1) for share in recipe.at} - {0})
+
+
+def search_pruning(batch: Batch, recipe: Pruning) -> None:
+    """Begin many trajectories, keep the best by predicted x_0 at each stage, finish the rest; again until all is spent.
+
+    The prediction that is judged is the one that the next step needs anyway: pruning costs questions, no evaluations.
+    """
+    stops = stages(recipe, batch.steps)
+
+    def cost(count: int) -> Cost:
+        evaluations, questions, before = 0, 0, 0
+        for stop in stops:
+            kept = math.ceil(recipe.keep * count)
+            evaluations += count * (stop + 1 - before)
+            questions += batch.judging.asks(count, 0) if kept < count else 0
+            before, count = stop + 1, kept
+        evaluations += count * (batch.steps - before)
+        return Cost(evaluations, questions + batch.judging.asks(count, batch.judging.seen))
+
+    while count := batch.widest(cost, recipe.trajectories):
+        seeds = batch.seeds(count)
+        x_t, before = batch.start(seeds), 0
+        for stop in stops:
+            x_t = batch.denoised(x_t, before, stop)
+            prediction = batch.generator.predict(x_t, stop, batch.condition(batch.repeated(count)))
+            kept = math.ceil(recipe.keep * count)
+            if kept < count:
+                origins = [[{} for _ in own] for own in seeds]
+                seen = batch.candidates(batch.generator.clean(x_t, prediction, stop), origins)
+                chosen = [sorted(own) for own in batch.best(seen, kept)]
+                rows = batch.rows(chosen, count).to(x_t.device)
+                x_t, prediction, count = x_t[rows], prediction[rows], kept
+                seeds = [[own[i] for i in numbers] for own, numbers in zip(seeds, chosen, strict=True)]
+            x_t, before = batch.generator.advance(x_t, prediction, stop), stop + 1
+        x_t = batch.denoised(x_t, before, batch.steps)
+        batch.offer(batch.candidates(x_t, [[{"noise": seed} for seed in own] for own in seeds]))

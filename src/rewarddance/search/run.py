@@ -1,0 +1,182 @@
+"""`search`: better pictures from the same weights, by any method, with any generator and any reward."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from rewarddance.errors import InputError
+from rewarddance.generators.sampling import sample
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.config import Recipe, parse_recipe
+from rewarddance.search.batch import Batch, noise_seed
+from rewarddance.search.best_of_n import Random, search_best_of_n
+from rewarddance.search.budget import (
+    Budget,
+    Clock,
+    CountingGenerator,
+    CountingJudge,
+    Meter,
+    Spent,
+    read_budget,
+    totals,
+)
+from rewarddance.search.judging import JUDGING, Candidate, JudgingName, judging_for
+from rewarddance.search.over_paths import Paths, search_over_paths
+from rewarddance.search.pruning import Pruning, search_pruning
+from rewarddance.search.refine import Refine, Rewrite, search_refine
+from rewarddance.search.zero_order import ZeroOrder, search_zero_order
+
+
+class Method(NamedTuple):
+    """Its options, and what does it."""
+
+    options: type[Recipe]
+    run: Callable[..., None]
+
+
+METHODS: dict[str, Method] = {
+    "best_of_n": Method(Random, search_best_of_n),
+    "zero_order": Method(ZeroOrder, search_zero_order),
+    "paths": Method(Paths, search_over_paths),
+    "pruning": Method(Pruning, search_pruning),
+    "refine": Method(Refine, search_refine),
+}
+"""A new method is one file and one line here."""
+
+
+def read_method(name: str, options: dict[str, Any]) -> Recipe:
+    """A method's options from its name and keys. Raises InputError naming the method or the key that is not known."""
+    if name not in METHODS:
+        raise InputError(f"there is no search method named {name!r}.", f"Say {', '.join(METHODS)}.")
+    return parse_recipe(METHODS[name].options, options, f"the options of {name}")
+
+
+class Found(NamedTuple):
+    """One prompt's result. pictures: the winner and its runners-up, best first. first: the plain sample that any search
+    begins with, for comparison. judging: how they were compared, which says what their scores are.
+    """
+
+    prompt: str
+    pictures: tuple[Candidate, ...]
+    first: Candidate
+    spent: Spent
+    judging: JudgingName
+
+    @property
+    def winner(self) -> Candidate:
+        return self.pictures[0]
+
+
+class Search:
+    """A generator, a reward, a method and a budget; called with prompts, batch by batch.
+
+    options: a recipe of one of METHODS. judging: None is the reward's own (`judging_for`). batch_size: pictures that
+    are made together, of all prompts, and so what bounds the memory; prompts_at_once: prompts that share them. Raises
+    InputError for options that do not go together.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        reward: RewardModel,
+        options: Recipe,
+        budget: Budget,
+        judging: JudgingName | None = None,
+        seed: int = 0,
+        runners_up: int = 2,
+        batch_size: int = 64,
+        prompts_at_once: int = 8,
+        rewrite: Rewrite | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        if not 1 <= prompts_at_once <= batch_size:
+            raise InputError(
+                f"{prompts_at_once} prompts at once do not go into a batch of {batch_size} pictures.",
+                "Give a larger batch_size, or fewer prompts_at_once.",
+            )
+        if runners_up < 0:
+            raise InputError(f"there cannot be {runners_up} runners-up.", "Say 0 or more.")
+        if rewrite is not None and not isinstance(options, Refine):
+            raise InputError("only the method refine rewrites prompts.", "Leave out rewrite, or choose that method.")
+        kind = getattr(getattr(reward, "config", None), "kind", "pairwise")
+        if isinstance(options, Refine) and kind != "pairwise":
+            raise InputError(f"a {kind} reward gives no reasons to refine with.", "Take a pairwise one.")
+        self.method = next(method for method in METHODS.values() if method.options is type(options))
+        self.generator, self.judge = CountingGenerator(generator, clock), CountingJudge(reward, clock)
+        self.options, self.budget, self.seed, self.rewrite = options, budget, seed, rewrite
+        self.judging: JudgingName = judging or judging_for(reward)
+        if self.judging == "alone" and judging_for(reward) != "alone":
+            raise InputError(
+                "a pairwise reward cannot judge a picture by itself.", "Say first, knockout or tournament."
+            )
+        self.kept, self.width = runners_up + 1, batch_size // prompts_at_once
+        self._since = totals(self.generator, self.judge)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str], places: Sequence[int]) -> list[Found]:
+        """Search for prompts in step; places: their numbers in the whole search, which their noises depend on.
+
+        Where there is a limit in seconds, the first call makes a few pictures before the clock starts, to learn
+        what they take.
+        """
+        if self.budget.seconds is not None and not self.generator.evaluations:
+            self._warm_up(prompts, places)
+        began = totals(self.generator, self.judge)
+        batch = self._batch(prompts, places)
+        extra = {"rewrite": self.rewrite} if self.rewrite is not None else {}
+        self.method.run(batch, self.options, **extra)
+        spent, self._since = batch.meter.spent(), began
+        first = batch.first or self._first(prompts, places)
+        return [
+            Found(prompt, tuple(own[: self.kept]), one, spent, self.judging)
+            for prompt, own, one in zip(prompts, batch.found, first, strict=True)
+        ]
+
+    def _batch(self, prompts: Sequence[str], places: Sequence[int]) -> Batch:
+        meter = Meter(self.budget, self.generator, self.judge, len(prompts), self._since)
+        judging = JUDGING[self.judging](self.judge, prompts)
+        keep = max(2, self.kept)  # a critique compares the best two
+        return Batch(prompts, places, self.generator, self.judge, judging, meter, self.seed, self.width, keep)
+
+    def _warm_up(self, prompts: Sequence[str], places: Sequence[int]) -> None:
+        batch = self._batch(prompts, places)
+        for _ in range(2):  # a knockout of one asks nothing
+            batch.offer(batch.sample(1))
+
+    def _first(self, prompts: Sequence[str], places: Sequence[int]) -> list[Candidate]:
+        """The first plain samples, where the method made none; nobody has judged them, and they count as no cost."""
+        seeds = [noise_seed(self.seed, place, 0) for place in places]
+        pictures = sample(self.generator.generator, prompts, seeds, len(seeds))
+        return [Candidate(pixels, {"noise": seed}) for pixels, seed in zip(pictures, seeds, strict=True)]
+
+
+def search(
+    generator: Generator,
+    reward: RewardModel,
+    prompts: Sequence[str],
+    method: str | Recipe = "best_of_n",
+    budget: Budget | str = "samples=16",
+    *,
+    prompts_at_once: int = 8,
+    tick: Callable[[int], None] = lambda n: None,
+    **options: Any,
+) -> list[Found]:
+    """The best picture of each prompt that a budget gives, its runners-up, and what they cost.
+
+    method: a name of METHODS, or its options (`Paths(copies=8)`). budget: for each prompt; see `Budget`. options: as in
+    `Search`. tick: hears how many prompts each batch finished. A shorter list of prompts shares the batch among fewer.
+    """
+    chosen = read_method(method, {}) if isinstance(method, str) else method
+    limit = read_budget(budget) if isinstance(budget, str) else budget
+    at_once = min(prompts_at_once, max(1, len(prompts)))
+    run = Search(generator, reward, chosen, limit, prompts_at_once=at_once, **options)
+    found = []
+    for start in range(0, len(prompts), at_once):
+        places = range(start, min(start + at_once, len(prompts)))
+        found += run([prompts[place] for place in places], places)
+        tick(len(places))
+    return found

@@ -1,0 +1,170 @@
+"""Search over paths: noise is put on exactly, in every family, and the best copies stay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from gaussian import Bright, GaussianDiffusion, exploding, generators, preserving
+from tiny import GaussianGenerator, TinyGenerator
+
+from rewarddance.errors import InputError
+from rewarddance.search.budget import Budget
+from rewarddance.search.over_paths import Paths, level, planned, renoised
+from rewarddance.search.run import search
+from rewarddance.types import Scales
+
+FAMILIES = sorted(generators(4))
+
+
+def pairs(family: str) -> list[tuple[Scales, Scales]]:
+    """Some less noisy and more noisy latents of a family's steps."""
+    made = generators(20)[family]
+    return [(made.scales(there), made.scales(here)) for there, here in ((20, 3), (18, 1), (10, 9), (15, 0))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noising_again_gives_the_noisier_marginal_exactly(family):
+    """By covariance: x_s has the noise sigma_s, and after noising the sum of both has sigma_t, on alpha_t x_0."""
+    for here, there in pairs(family):
+        x_0, eps, eps_again = torch.eye(3, dtype=torch.float64)  # three independent directions
+        x = renoised(here.alpha * x_0 + here.sigma * eps, eps_again, here, there)
+        assert x[0].item() == pytest.approx(there.alpha)
+        assert x[1:].norm().item() == pytest.approx(there.sigma)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noising_to_the_same_level_changes_nothing(family):
+    here = generators(20)[family].scales(7)
+    x = torch.randn(2, 5)
+    torch.testing.assert_close(renoised(x, torch.randn(2, 5), here, here), x)
+
+
+def test_flow_noise_is_the_known_formula():
+    x, eps = torch.randn(2, 4, dtype=torch.float64)
+    s, t = 0.2, 0.7
+    expected = (1 - t) / (1 - s) * x + math.sqrt(t**2 - ((1 - t) * s / (1 - s)) ** 2) * eps
+    torch.testing.assert_close(renoised(x, eps, Scales(1 - s, s), Scales(1 - t, t)), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noised_again_a_gaussian_is_still_what_the_generator_expects(family):
+    """From data to level t: mean and deviation of the latents are those of the closed form."""
+    made = generators(20)[family]
+    x_0 = 2.0 + 0.5 * torch.randn(400_000)
+    for step in (2, 8, 14):
+        alpha, sigma = made.scales(step)
+        x_t = renoised(x_0, torch.randn(400_000), made.scales(20), made.scales(step))
+        deviation = math.sqrt(alpha**2 * 0.25 + sigma**2)
+        assert x_t.mean().item() == pytest.approx(2.0 * alpha, abs=0.01 * deviation)
+        assert x_t.std().item() == pytest.approx(deviation, rel=0.01)
+
+
+@pytest.mark.parametrize("scales", [preserving(12), exploding(12)], ids=["preserving", "exploding"])
+@pytest.mark.parametrize("step", [0, 5, 11])
+def test_the_predicted_x_0_of_a_gaussian_diffusion_is_its_posterior_mean(scales, step):
+    made = GaussianDiffusion(2.0, 0.5, scales)
+    alpha, sigma = made.scales(step)
+    x_t = alpha * 2.0 + math.sqrt(alpha**2 * 0.25 + sigma**2) * torch.randn(50)
+    gain = alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
+    found = made.clean(x_t, made.predict(x_t, step, None), step)
+    torch.testing.assert_close(found, 2.0 + gain * (x_t - alpha * 2.0), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_path_with_one_copy_ends_in_the_data_whatever_the_family(family):
+    """Nothing is chosen, so going up and down again must leave the distribution as it is."""
+    made = generators(120)[family]
+    search_over = Paths(paths=1, copies=1)
+    found = search(made, Bright(), ["p"] * 16, search_over, "samples=6", prompts_at_once=16, runners_up=9)
+    walked = [one for each in found for one in each.pictures if "renoised" in one.origin]
+    assert len(walked) == 16
+    pixels = torch.stack([one.pixels for one in walked])
+    assert pixels.mean().item() == pytest.approx(2.0, abs=0.04)
+    assert pixels.std().item() == pytest.approx(0.5, rel=0.05)
+
+
+def test_levels_are_shares_of_noise_and_sigma_itself_for_flow():
+    assert level(Scales(0.3, 0.7)) == pytest.approx(0.7)
+    assert level(Scales(1.0, 0.0)) == 0
+    assert level(Scales(1.0, 50.0)) == pytest.approx(50 / 51)
+    assert level(Scales(math.sqrt(0.5), math.sqrt(0.5))) == pytest.approx(0.5)
+
+
+def test_the_published_levels_take_four_rounds():
+    levels = [1 - step / 100 for step in range(101)]
+    plan = planned(Paths(), levels)
+    assert plan.start == 89
+    assert plan.rounds == [(11, 92), (14, 95), (17, 98), (20, 100)]
+
+
+def test_steps_that_are_too_coarse_are_refused():
+    levels = [1.0, 0.5, 0.0]
+    with pytest.raises(InputError, match="a generator of 2 steps has none between") as caught:
+        planned(Paths(sigma=0.1, df=0.1, db=0.2), levels)
+    assert "num_inference_steps" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"df": 0.8, "db": 0.8}, "never end"),
+        ({"sigma": 0.5, "df": 0.6, "db": 0.9}, "more than 1"),
+        ({"copies": 0}, "copies"),
+    ],
+)
+def test_levels_that_lead_nowhere_are_refused(options, what):
+    with pytest.raises(ValueError, match=what):
+        Paths(**options)
+
+
+@pytest.mark.parametrize("judging", ["alone", "first", "knockout", "tournament"])
+def test_the_cost_is_what_was_foretold_and_the_rest_goes_into_plain_samples(judging):
+    made = TinyGenerator(20)
+    plan = planned(Paths(), [level(made.scales(step)) for step in range(21)])
+    copies = 8
+    whole = 2 * plan.start + sum(copies * (down - up + (down < 20)) for up, down in plan.rounds)
+    (one,) = search(made, Bright(), ["p"], Paths(), Budget(evaluations=whole + 25), judging=judging, runners_up=100)
+    assert one.spent.evaluations == whole + 20
+    plain = [each for each in one.pictures if "renoised" not in each.origin]
+    assert len(plain) == 1
+
+
+def test_every_round_notes_its_noise_and_the_path_can_be_walked_again():
+    made = GaussianGenerator(2.0, 0.5, 30)
+    (one,) = search(made, Bright(), ["p"], Paths(paths=1, copies=3), "samples=14", runners_up=0)
+    origin = one.winner.origin
+    plan = planned(Paths(), [level(made.scales(step)) for step in range(31)])
+    assert len(origin["renoised"]) == len(plan.rounds)
+    x, here = made.start([origin["noise"]]), plan.start
+
+    def down(x, start, stop):
+        for step in range(start, stop):
+            x = made.advance(x, made.predict(x, step, None), step)
+        return x
+
+    x = down(x, 0, here)
+    for (up, stop), seed in zip(plan.rounds, origin["renoised"], strict=True):
+        eps = torch.randn(x[0].shape, generator=torch.Generator().manual_seed(seed))[None]
+        x, here = down(renoised(x, eps, made.scales(here), made.scales(up)), up, stop), stop
+    torch.testing.assert_close(made.decode(x)[0], one.winner.pixels)
+
+
+def test_the_copies_that_stay_are_the_best():
+    """With a judge of brightness the winners are brighter than pictures are."""
+    made = GaussianGenerator(2.0, 0.5, 20)
+    found = search(made, Bright(), ["p"] * 8, Paths(paths=1, copies=8), "samples=40", runners_up=0)
+    brightness = torch.stack([one.winner.pixels.mean() for one in found]).mean().item()
+    spread = 0.5 / math.sqrt(3 * 8 * 8)  # of the mean of one picture
+    assert brightness > 2.0 + 1.2 * spread
+
+
+def test_a_budget_below_one_path_is_refused_with_its_cost():
+    with pytest.raises(InputError, match=r"one path with 4 copies takes \d+ evaluations, the budget has 20"):
+        search(TinyGenerator(20), Bright(), ["p"], "paths", "samples=1")
+
+
+def test_more_copies_than_a_batch_holds_are_refused():
+    with pytest.raises(InputError, match="9 copies of a path are more than the 8 pictures"):
+        search(TinyGenerator(20), Bright(), ["p"] * 8, Paths(copies=9), "samples=40")
