@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import InternVLForConditionalGeneration
 
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.reward.kinds import load_reward
@@ -17,6 +18,7 @@ from rewarddance.shapeworld.judge_base import (
     describe,
     make_judge_base,
     normalised,
+    take_lower_layers,
 )
 from rewarddance.shapeworld.scenes import Thing, parse_prompt
 from rewarddance.types import Question
@@ -32,6 +34,19 @@ def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     )
     assert torch.isfinite(verdict.margin).all()
     assert (tmp_path / "judge-snapshots").is_dir()
+
+
+def test_a_small_judge_base_begins_as_the_lower_layers_of_the_base_beside_it(tmp_path):
+    make_judge_base(tmp_path / "shapeworld-judge", vision_steps=1, steps=1, say=lambda line: None)
+    beside = InternVLForConditionalGeneration.from_pretrained(tmp_path / "shapeworld-judge").state_dict()
+    small, _ = build_judge_base(size="shapeworld-judge-small")
+    take_lower_layers(small, tmp_path / "shapeworld-judge")
+    taken = small.state_dict()
+    assert all(torch.equal(taken[name], beside[name].float()) for name in taken)
+    assert sum(weight.numel() for weight in taken.values()) < 0.6 * sum(weight.numel() for weight in beside.values())
+    make_judge_base(tmp_path / "small", steps=1, say=lambda line: None, size="shapeworld-judge-small")
+    question = Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
+    assert torch.isfinite(load_reward(str(tmp_path / "small"), instruction="t2i-brief")([question]).margin).all()
 
 
 def test_a_generator_base_is_made_in_the_folder_that_was_named(tmp_path):

@@ -12,13 +12,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.shapeworld.eyes import Eyes, patch_labels
 from rewarddance.shapeworld.oracle import read, score_picture
 from rewarddance.shapeworld.render import DEFECTS, render, spoil
@@ -41,8 +42,8 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 GRADES = ((0.999, "all"), (0.7, "most"), (0.45, "half"), (0.15, "little"), (-1.0, "none"))
-VISION_STEPS, STEPS = 650, 15_400
-"""Steps of 64 pictures and of 32 conversations that the bundled base was made with."""
+VISION_STEPS = 650
+"""Steps of 64 pictures that the eyes of a bundled base were made with."""
 ADVERSARY = 1.0
 """Largest L2 distance by which a picture is moved against the model while it learns."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
@@ -68,9 +69,22 @@ made for one prompt. You see
 """  # noqa: E501
 
 
-def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[Any, Any]:
-    """The model with random weights (1.4M parameters) and its tokenizer. 16 tokens a picture of 32x32 pixels."""
+class Size(NamedTuple):
+    """Layers of the vision tower and of the language model, and the steps that a bundled base is made with."""
+
+    vision_layers: int
+    layers: int
+    steps: int
+
+
+SIZES = {"shapeworld-judge": Size(3, 5, steps=15_400), "shapeworld-judge-small": Size(2, 2, steps=3_000)}
+"""The bundled judge bases by name: 1.4M and 0.7M parameters. The small one begins as the large one's lower layers."""
+
+
+def build_judge_base(seed: int = 0, image_tokens: int = 16, size: str = "shapeworld-judge") -> tuple[Any, Any]:
+    """The model with random weights, of a size in `SIZES`, and its tokenizer. 16 tokens a picture of 32x32 pixels."""
     torch.manual_seed(seed)
+    deep = SIZES[size]
     corpus = [*prompt_corpus(), *_WORDS.split("\n"), " " + _WORDS.replace("\n", " "), *_WORDS.split()]
     corpus += [f" {word}" for word in _WORDS.split()] + ["s, a, and. three, two, four; one" + "\n" * 8]
     tokenizer = train_tokenizer(
@@ -91,7 +105,7 @@ def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[Any, Any]:
     config = InternVLConfig(
         vision_config={
             "hidden_size": 96,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": deep.vision_layers,
             "num_attention_heads": 4,
             "intermediate_size": 256,
             "attention_bias": True,
@@ -104,7 +118,7 @@ def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[Any, Any]:
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
             "intermediate_size": 320,
-            "num_hidden_layers": 5,
+            "num_hidden_layers": deep.layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 1024,
@@ -122,6 +136,12 @@ def build_judge_base(seed: int = 0, image_tokens: int = 16) -> tuple[Any, Any]:
     with torch.no_grad():
         model.model.vision_tower.embeddings.position_embeddings.normal_(0, 0.2)
     return model, tokenizer
+
+
+def take_lower_layers(model: Any, source: Path) -> None:
+    """Give `model` the weights of the base in folder `source`, which has as many layers or more."""
+    theirs = InternVLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).state_dict()
+    model.load_state_dict({name: theirs[name] for name in model.state_dict()})
 
 
 def save_judge_base(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -281,10 +301,9 @@ class Grounding:
     for pictures too. Half way up the language model, each also learns whether the prompt asks for its object.
     """
 
-    middle = 3
-
     def __init__(self, model: Any, lesson: Lesson) -> None:
         self.model = model
+        self.middle = (model.config.text_config.num_hidden_layers + 1) // 2
         kinds = (SHAPES, COLOURS, ("small", "large"))
         self.probe = torch.nn.Linear(model.config.text_config.hidden_size, 1)
         self.words = [torch.tensor([lesson.ids(f" {word}")[0] for word in kind]) for kind in kinds]
@@ -435,17 +454,26 @@ def train_judge_base(
 def make_judge_base(
     folder: Path,
     vision_steps: int = VISION_STEPS,
-    steps: int = STEPS,
+    steps: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    size: str = "shapeworld-judge",
 ) -> None:
-    """Make the judge base and save it as a standard transformers folder; ten snapshots go beside it."""
-    model, tokenizer = build_judge_base(seed)
+    """Make a judge base and save it as a standard transformers folder; ten snapshots go beside it.
+
+    steps: of 32 conversations; None is what the bundled base of this size was made with. A size below the largest takes
+    its eyes and lower layers from the base beside it, or else from the bundled one, and is trained on from there.
+    """
+    model, tokenizer = build_judge_base(seed, size=size)
+    if size != (largest := next(iter(SIZES))):
+        beside = folder.with_name(largest)
+        take_lower_layers(model, find_checkpoint(str(beside) if beside.is_dir() else largest))
 
     def snapshot(done: float) -> None:
         save_judge_base(model, tokenizer, folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
     lesson, eyes = Lesson(tokenizer, model.config.image_seq_length, seed), Eyes(model.config.vision_config.hidden_size)
-    train_vision_tower(model, eyes, lesson, vision_steps, say)
-    train_judge_base(model, eyes, lesson, steps, say, snapshot)
+    if size == next(iter(SIZES)):
+        train_vision_tower(model, eyes, lesson, vision_steps, say)
+    train_judge_base(model, eyes, lesson, steps or SIZES[size].steps, say, snapshot)
     save_judge_base(model.to(torch.float16), tokenizer, folder)
