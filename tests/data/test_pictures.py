@@ -7,9 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from bad_media import animation, film, picture, png
 from PIL import Image
 
-from rewarddance.data.media import as_pixels, read_picture, write_picture
+from rewarddance.data.media import as_pixels, inspect_media, read_picture, write_picture
 from rewarddance.errors import InputError
 
 
@@ -199,3 +200,49 @@ def test_a_picture_that_breaks_when_it_is_decoded_is_refused_by_name(tmp_path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with Image.open(tmp_path / "cut.png") as opened, pytest.raises(InputError, match="candidate 0 cannot be decoded"):
         as_pixels(opened, "candidate 0")
+
+
+# -- odd but right -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (6, 4), (4, 2), (0, 1)])
+def test_a_picture_of_16_bits_a_channel_keeps_its_levels(tmp_path, colour, channels):
+    levels = np.linspace(0, 65535, 64).astype(">u2").reshape(8, 8, 1).repeat(channels, axis=2)
+    if channels in (2, 4):
+        levels[..., -1] = 65535  # opaque
+    rows = b"".join(b"\0" + row.tobytes() for row in levels)
+    (tmp_path / "a.png").write_bytes(png(8, 8, depth=16, colour=colour, data=rows))
+    for channel in read_picture(tmp_path / "a.png")[0]:
+        assert (channel.flatten() - torch.linspace(0, 1, 64)).abs().max() < 1.01 / 255
+
+
+def test_a_grey_map_of_16_bits_is_not_clipped_to_white(tmp_path):
+    levels = np.linspace(0, 65535, 64).astype(">u2")
+    (tmp_path / "a.ppm").write_bytes(b"P5 8 8 65535\n" + levels.tobytes())
+    assert (read_picture(tmp_path / "a.ppm")[0, 0].flatten() - torch.linspace(0, 1, 64)).abs().max() < 1 / 255
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_pictures_for_print_keep_their_colours_in_every_format(tmp_path, kind):
+    Image.new("RGB", (16, 16), (200, 100, 50)).convert("CMYK").save(tmp_path / "a", kind)
+    found = read_picture(tmp_path / "a")
+    assert (found[0, :, 4, 4] * 255 - torch.tensor([200.0, 100.0, 50.0])).abs().max() <= 3
+
+
+def test_inspecting_finds_what_a_file_holds_whatever_it_is_called(tmp_path):
+    for kind, suffix in {"png": ".png", "jpg": ".jpg", "webp": ".webp", "gif": ".gif", "tiff": ".tiff"}.items():
+        (tmp_path / "a.jpg").write_bytes(picture(kind))
+        assert inspect_media(tmp_path / "a.jpg") == inspect_media(picture(kind)) == suffix
+        assert as_pixels(tmp_path / "a.jpg").shape == (1, 3, 24, 24)
+    (tmp_path / "a.jpg").write_bytes(animation("webp"))
+    assert inspect_media(tmp_path / "a.jpg") == ".webp" and len(as_pixels(tmp_path / "a.jpg")) == 6
+    for codec, container, suffix in (("libx264", "mp4", ".mp4"), ("libvpx", "webm", ".mkv"), ("mpeg4", "avi", ".avi")):
+        (tmp_path / "a.jpg").write_bytes(film(codec, container))
+        assert inspect_media(tmp_path / "a.jpg") == suffix
+    folder = tmp_path / "frames"
+    for number in range(3):
+        write_picture(torch.rand(1, 3, 8, 8), folder / f"{number}.png")
+    assert inspect_media(folder) == ""
+    write_picture(torch.rand(1, 3, 9, 8), folder / "3.png")
+    with pytest.raises(InputError, match="frames of different sizes"):
+        inspect_media(folder)
