@@ -1,4 +1,4 @@
-"""The adapter is its pipeline step for step, with gradients, and what it saves loads in plain diffusers."""
+"""The bundled generator's adapter is its pipeline step for step, with gradients; how generators are loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from diffusers import CogView4Pipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
 from tiny import generator_folder
 
 from rewarddance.errors import InputError
-from rewarddance.generators.pipelines import CogView4Generator, load_generator
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import predictions, rollout, sample
 
 PROMPTS = ["a red circle", "two small blue crosses", "a green square left of a triangle"]
@@ -27,12 +28,12 @@ def plain() -> CogView4Pipeline:
 
 
 @pytest.fixture(scope="module")
-def generator() -> CogView4Generator:
+def generator() -> PipelineGenerator:
     return load_generator(str(generator_folder()), STEPS)
 
 
 @pytest.fixture
-def trained() -> Iterator[CogView4Generator]:
+def trained() -> Iterator[PipelineGenerator]:
     """One whose LoRA, of rank 3 and alpha 6, has moved a good way."""
     generator = load_generator(str(generator_folder()), STEPS)
     rng = torch.Generator().manual_seed(0)
@@ -116,6 +117,28 @@ def test_the_schedule_falls_from_pure_noise_to_none(generator):
     assert generator.sigmas == sorted(generator.sigmas, reverse=True)
 
 
+@pytest.mark.parametrize("negative", ["", "dull", "a long list of all that must not be seen, and more"])
+def test_negative_prompts_are_the_pipelines_own_whatever_their_length(plain, negative):
+    """The pipeline pads without a mask: branches of one length go through the network together, others one by one."""
+    generator = load_generator(str(generator_folder()), STEPS, 3.0, negative_prompt=negative)
+    theirs = plain(
+        PROMPTS, [negative] * 3, latents=generator.start(SEEDS), num_inference_steps=STEPS, guidance_scale=3.0,
+        output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(sample(generator, PROMPTS, SEEDS)[:, 0], theirs, atol=1e-4, rtol=0)
+
+
+def test_another_size_is_drawn_as_the_pipeline_draws_it(plain):
+    generator = load_generator(str(generator_folder()), STEPS, height=48, width=16)
+    theirs = plain(
+        PROMPTS, height=48, width=16, latents=generator.start(SEEDS), num_inference_steps=STEPS, guidance_scale=1.0,
+        output_type="pt",
+    ).images  # fmt: skip
+    ours = sample(generator, PROMPTS, SEEDS)
+    assert ours.shape == (3, 1, 3, 48, 16)
+    torch.testing.assert_close(ours[:, 0], theirs, atol=1e-4, rtol=0)
+
+
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +152,7 @@ def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(tra
     state = rollout(trained, PROMPTS, SEEDS, 1)
     v = trained.predict(state.x_t, 1, trained.encode(PROMPTS))
     trained.decode(trained.clean(state.x_t, v, 1)).square().mean().backward()
-    weights = dict(trained.transformer.named_parameters())
+    weights = dict(trained.network.named_parameters())
     with_gradient = {name for name, weight in weights.items() if weight.grad is not None and weight.grad.any()}
     assert with_gradient and all("lora" in name for name in with_gradient)
     assert len(with_gradient) == len([name for name in weights if "lora" in name])
@@ -155,7 +178,7 @@ def test_the_generator_is_trained_again_after_an_error_in_the_block(trained):
         with pytest.raises(RuntimeError), trained.as_before_training():
             raise RuntimeError
         assert torch.equal(trained.predict(x_t, 0, condition), moved)
-    assert all(weight.requires_grad for name, weight in trained.transformer.named_parameters() if "lora" in name)
+    assert all(weight.requires_grad for name, weight in trained.network.named_parameters() if "lora" in name)
 
 
 def test_a_saved_lora_gives_the_very_same_pictures_in_plain_diffusers(trained, generator, tmp_path):
@@ -233,3 +256,8 @@ def test_a_generator_folder_with_a_lost_or_cut_file_is_refused_by_name(tmp_path,
     with pytest.raises(InputError) as caught:
         load_generator(str(folder), STEPS)
     assert str(folder) in caught.value.what and "cannot be loaded" in caught.value.what
+
+
+def test_an_id_of_the_hub_that_cannot_be_had_is_refused_by_name():
+    with pytest.raises(InputError, match="nobody/nothing-of-the-kind"):
+        load_generator("nobody/nothing-of-the-kind", STEPS)

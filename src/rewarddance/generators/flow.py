@@ -5,6 +5,8 @@ Source: Lipman et al. 2210.02747, Liu et al. 2209.03003, as diffusers' FlowMatch
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -21,3 +23,12 @@ def predicted_x_0(x_t: Tensor, v: Tensor, sigma: Tensor | float) -> Tensor:
 def euler_step(x_t: Tensor, v: Tensor, sigma: Tensor | float, sigma_next: Tensor | float) -> Tensor:
     """x_{t'} = x_t + (sigma' - sigma) v."""
     return x_t + (sigma_next - sigma) * v
+
+
+def linear_shift(tokens: int, config: Any) -> float:
+    """mu, the shift of the time towards noise: it rises linearly with the number of tokens (2403.03206, FLUX).
+
+    config: a flow scheduler's, with base_shift at base_image_seq_len tokens and max_shift at max_image_seq_len.
+    """
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    return config.base_shift + slope * (tokens - config.base_image_seq_len)

@@ -31,7 +31,8 @@ from rewarddance.evaluation.compositional import by_category
 from rewarddance.evaluation.hacking import diversity, hacking_verdict
 from rewarddance.evaluation.report import write_report
 from rewarddance.evaluation.statistics import Interval, interval
-from rewarddance.generators.pipelines import CogView4Generator, load_generator
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge, RewardConfig
@@ -97,7 +98,7 @@ class Run:
             write_text_atomically(self.folder / STAGES, json.dumps(self.stages, indent=2))
         return self.stages[name]["result"]
 
-    def generator(self) -> CogView4Generator:
+    def generator(self) -> PipelineGenerator:
         return load_generator(self.recipe.generator, self.recipe.num_inference_steps, self.recipe.guidance_scale)
 
     def judge(self) -> Judge:
@@ -264,7 +265,7 @@ def noise_seeds(seed: int, n_prompts: int, n: int, stream: int) -> list[list[int
 
 
 def sampled(
-    generator: CogView4Generator,
+    generator: PipelineGenerator,
     prompts: Sequence[tuple[str, Spec]],
     n: int,
     seed: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,21 +17,26 @@ COMPLETE = "complete"
 """A file written last into every checkpoint folder: a folder without it was cut off and is not read."""
 
 
-def find_checkpoint(name: str) -> Path:
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download  # heavy, and seldom needed
+
+    return snapshot_download(name, allow_patterns=_OF_A_CHECKPOINT)
+
+
+def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Path:
     """The folder of a checkpoint: a path, the name of one that comes with the package, or an id of the model hub.
 
     A hub's checkpoint is downloaded once, into the cache that all its libraries share; with HF_HUB_OFFLINE=1 it is only
-    looked for there. Raises InputError naming what was looked for, why the hub did not give it, and the bundled names.
+    looked for there. download: fetches it, for kinds of checkpoint that do not need all of their repository. Raises
+    InputError naming what was looked for, why the hub did not give it, and the bundled names.
     """
     for folder in (Path(name), BUNDLED / name):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
     told = ""
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
-        from huggingface_hub import snapshot_download  # heavy, and seldom needed
-
         try:
-            return Path(snapshot_download(name, allow_patterns=_OF_A_CHECKPOINT))
+            return Path(download(name))
         except (OSError, ValueError, RuntimeError) as error:  # its own errors are these three
             told = f" (the model hub: {str(error).splitlines()[0]})"
     bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []

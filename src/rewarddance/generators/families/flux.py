@@ -1,0 +1,35 @@
+"""FLUX.1 (dev and schnell)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rewarddance.generators.families.packed import PackedGenerator
+
+
+class FluxGenerator(PackedGenerator):
+    """A FLUX.1 pipeline."""
+
+    adapted = (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
+    )
+
+    def _text(self, texts: list[str]) -> dict[str, Tensor]:
+        text, pooled, places = self.pipeline.encode_prompt(
+            texts, device=self.device, max_sequence_length=self._own("max_sequence_length")
+        )
+        return {"encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": places}
+
+    def _network(self, x_t: Tensor, step: int, condition: dict[str, Tensor]) -> Tensor:
+        rows, columns = self._latent_shape[1] // 2, self._latent_shape[2] // 2
+        return self._forward(
+            hidden_states=x_t.to(self.dtype),
+            timestep=self._time(x_t, step) / 1000,
+            guidance=self._tell(x_t),
+            img_ids=self.pipeline._prepare_latent_image_ids(len(x_t), rows, columns, self.device, self.dtype),
+            **condition,
+        )
+
+    def _unscaled(self, x_0: Tensor) -> Tensor:
+        return super()._unscaled(self._unpack(x_0))

@@ -1,0 +1,45 @@
+"""Qwen-Image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from rewarddance.generators.families.packed import PackedGenerator
+from rewarddance.types import PixelBatch
+
+
+class QwenImageGenerator(PackedGenerator):
+    """A Qwen-Image pipeline: a video VAE of one frame, its latents normalised by channel; texts have a mask."""
+
+    adapted = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+    def _guided(self, toward: Tensor, away: Tensor, scale: float) -> Tensor:
+        """Guidance that leaves each token's length as it was."""
+        guided = super()._guided(toward, away, scale)
+        return guided * (toward.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+    def _text(self, texts: list[str]) -> dict[str, Any]:
+        text, mask = self.pipeline.encode_prompt(
+            texts, device=self.device, max_sequence_length=self._own("max_sequence_length")
+        )
+        return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
+
+    def _network(self, x_t: Tensor, step: int, condition: dict[str, Any]) -> Tensor:
+        shape = (1, self._latent_shape[1] // 2, self._latent_shape[2] // 2)
+        return self._forward(
+            hidden_states=x_t.to(self.dtype),
+            timestep=self._time(x_t, step) / 1000,
+            guidance=self._tell(x_t),
+            img_shapes=[[shape]] * len(x_t),
+            **condition,
+        )
+
+    def _unscaled(self, x_0: Tensor) -> Tensor:
+        config = self.pipeline.vae.config
+        mean, std = (x_0.new_tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        return self._unpack(x_0) * std + mean
+
+    def _frames(self, pictures: Tensor) -> PixelBatch:
+        return pictures.transpose(1, 2)

@@ -1,0 +1,80 @@
+"""Stable Diffusion 1.5 and SDXL: UNets that predict the noise or v."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import lcm
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewarddance.errors import InputError
+from rewarddance.generators.adapter import GeneratorOptions
+from rewarddance.generators.steps import DiffusionGenerator
+
+
+class StableDiffusionGenerator(DiffusionGenerator):
+    """A Stable Diffusion 1.x or 2.x pipeline. Its safety checker is not asked: it would blacken pictures."""
+
+    uses = frozenset({"negative_prompt", "scheduler"})
+    part = "unet"
+
+    def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
+        if pipeline.unet.config.time_cond_proj_dim is not None:
+            raise InputError(
+                f"the UNet of this {type(pipeline).__name__} is told its guidance, as a latent consistency model is.",
+                "Give the model that it was distilled from.",
+            )
+        super().__init__(pipeline, options)
+
+    def _default_size(self) -> tuple[int, int]:
+        side, scale = self.network.config.sample_size, self.pipeline.vae_scale_factor
+        height, width = (side, side) if isinstance(side, int) else side
+        return height * scale, width * scale
+
+    def _multiple(self) -> int:
+        return lcm(8, self.pipeline.vae_scale_factor)
+
+    def _text(self, texts: list[str]) -> dict[str, Any]:
+        return {"encoder_hidden_states": self.pipeline.encode_prompt(texts, self.device, 1, False)[0]}
+
+    def _network(self, x_t: Tensor, step: int, condition: dict[str, Any]) -> Tensor:
+        return self._forward(self._seen(x_t, step), self.timesteps[step], **condition)
+
+
+class SDXLGenerator(StableDiffusionGenerator):
+    """An SDXL pipeline. Without a negative prompt the second branch is zeros where the checkpoint says so."""
+
+    def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
+        super().__init__(pipeline, options)
+        if pipeline.vae.dtype == torch.float16 and pipeline.vae.config.force_upcast:
+            pipeline.vae.float()  # it overflows in half precision; the pipeline does so too
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+        zeros = self.options.negative_prompt is None and self.pipeline.config.force_zeros_for_empty_prompt
+        if self.branch_scale is None or not zeros:
+            return super().encode(prompts)
+        given = self._text(list(prompts))
+        text, added = given["encoder_hidden_states"], given["added_cond_kwargs"]
+        pooled, sizes = added["text_embeds"], added["time_ids"]
+        return {
+            "encoder_hidden_states": torch.cat([text, torch.zeros_like(text)]),
+            "added_cond_kwargs": {
+                "text_embeds": torch.cat([pooled, torch.zeros_like(pooled)]),
+                "time_ids": torch.cat([sizes, sizes]),
+            },
+        }
+
+    def _text(self, texts: list[str]) -> dict[str, Any]:
+        text, _, pooled, _ = self.pipeline.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
+        sizes = text.new_tensor([[self.height, self.width, 0, 0, self.height, self.width]]).expand(len(text), 6)
+        return {"encoder_hidden_states": text, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+
+    def _unscaled(self, x_0: Tensor) -> Tensor:
+        config = self.pipeline.vae.config
+        if config.latents_mean is None or config.latents_std is None:
+            return super()._unscaled(x_0)
+        mean, std = (x_0.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        return x_0 * std / config.scaling_factor + mean

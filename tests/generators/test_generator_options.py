@@ -1,0 +1,129 @@
+"""Options as the pipelines have them; what says nothing to a family, or cannot be repeated, is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    PNDMScheduler,
+)
+from tiny_pipelines import DDIM, FAMILIES, PROMPTS, SEEDS, STEPS, fresh, options, own_call, pipeline_folder, plain
+
+from rewarddance.errors import InputError
+from rewarddance.generators.adapter import GeneratorOptions
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.generators.sampling import sample
+
+
+@pytest.mark.parametrize(
+    ("family", "size"), [("sd15-ddim", 32), ("sdxl-euler", 32), ("sd3", 32), ("flux-dev", 256), ("z-image", 1024)]
+)
+def test_without_a_size_it_is_the_pipelines_own(family, size):
+    given = {key: value for key, value in options(family).items() if key not in ("height", "width")}
+    generator = load_generator(str(pipeline_folder(family)), STEPS, **given)
+    assert (generator.height, generator.width) == (size, size)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if not name.endswith("-v")])
+def test_a_size_that_cannot_be_drawn_is_refused_with_one_that_can(family):
+    with pytest.raises(InputError) as caught:
+        load_generator(str(pipeline_folder(family)), STEPS, **{**options(family), "height": 33})
+    assert "height 33 and width 48" in caught.value.what and "32 and 48" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "told"),
+    [
+        ("sd15-ddim", {"true_cfg_scale": 2.0}, "StableDiffusionPipeline does not use the option 'true_cfg_scale'"),
+        ("sd3", {"scheduler": "DDIMScheduler"}, "StableDiffusion3Pipeline does not use the option 'scheduler'"),
+        ("sdxl-euler", {"max_sequence_length": 8}, "does not use the option 'max_sequence_length'"),
+        ("flux2-klein", {"negative_prompt": "dull"}, "Flux2KleinPipeline does not use the option 'negative_prompt'"),
+        ("sd3", {"negative_prompt": "dull"}, "negative_prompt says nothing without guidance. Set guidance_scale"),
+        ("flux-dev", {"negative_prompt": "dull"}, "Set true_cfg_scale"),
+        ("flux-dev", {"true_cfg_scale": 2.0}, "true_cfg_scale needs a negative_prompt"),
+        ("flux-schnell", {"guidance_scale": 3.5}, "FluxPipeline is not told a guidance_scale"),
+        ("qwen-image", {"guidance_scale": 1.0}, "not told a guidance_scale. Leave it out; true_cfg_scale"),
+        ("sd3", {"guidence_scale": 1.0}, "unknown key 'guidence_scale' .* Did you mean 'guidance_scale'"),
+        ("sd3", {"height": 0}, "the key 'height'"),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused_by_name(family, given, told):
+    with pytest.raises(InputError, match=told):
+        load_generator(str(pipeline_folder(family)), STEPS, **{**options(family), **given})
+
+
+def test_guidance_of_a_distilled_klein_is_refused():
+    pipeline = fresh("flux2-klein").pipeline
+    pipeline.register_to_config(is_distilled=True)
+    kind, asked = type(fresh("flux2-klein")), GeneratorOptions(num_inference_steps=STEPS, **options("flux2-klein"))
+    assert kind(pipeline, asked).branch_scale is None
+    with pytest.raises(InputError, match="distilled and has no guidance"):
+        kind(pipeline, asked.model_copy(update={"guidance_scale": 4.0}))
+
+
+def test_sdxl_without_a_negative_prompt_is_guided_away_from_zeros():
+    generator = load_generator(str(pipeline_folder("sdxl-euler")), STEPS, 3.0, height=32, width=48)
+    noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    theirs = plain("sdxl-euler")(
+        PROMPTS, generator=noise, num_inference_steps=STEPS, guidance_scale=3.0, height=32, width=48,
+        output_type="pt",
+    ).images  # fmt: skip
+    torch.testing.assert_close(sample(generator, PROMPTS, SEEDS)[:, 0], theirs, atol=1e-4, rtol=0)
+
+
+def test_prompts_longer_than_asked_for_are_cut_as_the_pipeline_cuts_them():
+    short = load_generator(str(pipeline_folder("flux-dev")), STEPS, **{**options("flux-dev"), "max_sequence_length": 4})
+    assert short.encode(["a red circle"])["encoder_hidden_states"].shape[1] == 4
+
+
+# -- schedulers --------------------------------------------------------------------------------------------------------
+
+
+def with_scheduler(family: str, scheduler: Any, folder: Path) -> str:
+    """The family's checkpoint with another scheduler, as a folder."""
+    pipeline = fresh(family).pipeline
+    pipeline.scheduler = scheduler
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_scheduler_that_remembers_is_refused_and_may_be_replaced(tmp_path):
+    """Stable Diffusion 1.5 itself comes with this one."""
+    settings = {key: DDIM[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+    folder = with_scheduler("sd15-ddim", PNDMScheduler(**settings, skip_prk_steps=True), tmp_path / "pndm")
+    with pytest.raises(InputError) as caught:
+        load_generator(folder, STEPS, **options("sd15-ddim"))
+    assert "has a PNDMScheduler" in caught.value.what
+    assert "scheduler to DDIMScheduler or EulerDiscreteScheduler" in caught.value.remedy
+    generator = load_generator(folder, STEPS, scheduler="DDIMScheduler", **options("sd15-ddim"))
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    ours = sample(generator, PROMPTS, SEEDS)
+    torch.testing.assert_close(ours[:, 0], own_call(pipeline, "sd15-ddim"), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        (FlowMatchHeunDiscreteScheduler(), "has a FlowMatchHeunDiscreteScheduler, whose"),
+        (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "has a .* with stochastic_sampling, whose"),
+    ],
+)
+def test_a_flow_scheduler_that_is_not_plain_euler_is_refused_by_name(tmp_path, scheduler, told):
+    with pytest.raises(InputError, match=told):
+        load_generator(with_scheduler("sd3", scheduler, tmp_path / "other"), STEPS, **options("sd3"))
+
+
+def test_a_unet_that_is_told_its_guidance_is_refused(tmp_path):
+    pipeline = fresh("sd15-ddim").pipeline
+    pipeline.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(InputError, match="is told its guidance"):
+        type(fresh("sd15-ddim"))(pipeline, GeneratorOptions(num_inference_steps=STEPS))
