@@ -338,6 +338,45 @@ def check_data(
         raise typer.Exit(1)
 
 
+@app.command(epilog=example("rewarddance evaluate runs/my-judge/reward --test id=held_out.jsonl --test ood=new.jsonl"))
+def evaluate(
+    judge: Annotated[str, typer.Argument(help="A trained reward's folder, a model's, or a bundled name.")],
+    test: Annotated[list[str], typer.Option(metavar="NAME=FILE", help="A preferences file; may be given again.")],
+    output: Annotated[
+        Path | None, typer.Option(help="A folder. Default: evaluation, beside a trained reward's folder.")
+    ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Also write README.md into the reward's folder.")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="pairwise, pointwise, regressive or clip. Default: the judge's own.")
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(help="A task instruction. Default: the judge's own.")] = None,
+    orders: Annotated[str | None, typer.Option(help="both: it averages both orders. Default: the judge's own.")] = None,
+    probes: Annotated[int, typer.Option(help="Pairs of a set asked again with the candidate changed.", min=1)] = 200,
+    batch_size: Annotated[int, typer.Option(help="Pairs read and asked together.", min=1)] = 32,
+    seed: Annotated[int, typer.Option(help="Of halves, probes and meetings.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
+) -> None:
+    """Examine a judge on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
+
+    Leaves evaluation.json and evaluation.html. A test set called id counts as in domain, one called ood as out of
+    domain. What a kind of judge cannot be asked is said in words.
+
+    Pairs that cannot be judged go with the reason to failed.jsonl, and the exit code is 1.
+    """
+    _quiet()
+    from rewarddance.evaluation.examine import ExamRecipe
+    from rewarddance.lab.evaluate import EvaluateRun, named_tests
+    from rewarddance.lab.evaluate import evaluate as examine
+
+    exam = ExamRecipe(batch_size=batch_size, probes=probes, seed=seed)
+    asked = {"kind": kind, "orders": orders, "instruction": instruction, "device": device}
+    result = examine(EvaluateRun(judge=judge, tests=named_tests(test), output=output, exam=exam, **asked), card)
+    _print(result)
+    if result["failed"]:
+        typer.echo(f"{result['failed']} pairs could not be judged; {result['failures']} says why", err=True)
+        raise typer.Exit(1)
+
+
 @app.command(epilog=example("rewarddance report runs/quickstart-seed0"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write a run's HTML report again from its files."""

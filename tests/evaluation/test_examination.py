@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import BrightnessJudge
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.evaluation.examine import ExamRecipe, examine
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings, had, read_evaluation, write_evaluation
 from rewarddance.evaluation.readings import groups_of, read
@@ -44,7 +44,10 @@ def made(prompts: int = 10, each: int = 4, noise: float = 0.05, ties: bool = Tru
 
 
 def examined(judge=None, facts: JudgeFacts = PAIRWISE, pairs: Sequence[Preference] | None = None) -> SetFindings:
-    return examine(judge or BrightnessJudge(1.0), facts, made() if pairs is None else pairs, RECIPE, "id", "id.jsonl")
+    pairs = made() if pairs is None else pairs
+    found, failed = examine(judge or BrightnessJudge(1.0), facts, pairs, RECIPE, "id", "id.jsonl")
+    assert found.failed == len(failed) == 0
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_ties_alone_have_no_accuracy_and_are_said_so():
 
 
 def test_the_size_of_a_batch_changes_nothing_and_no_more_than_one_is_read_at_once():
-    class Counted(Sequence[Preference]):
+    class Counted:
         def __init__(self) -> None:
             self.pairs = made()
 
@@ -144,25 +147,75 @@ def test_the_size_of_a_batch_changes_nothing_and_no_more_than_one_is_read_at_onc
             return self.pairs[index]
 
     judge, other = BrightnessJudge(1.0), BrightnessJudge(1.0)
-    found = examine(judge, PAIRWISE, Counted(), RECIPE, "id")
-    again = examine(other, PAIRWISE, made(), RECIPE.model_copy(update={"batch_size": 100}), "id")
+    found, _ = examine(judge, PAIRWISE, Counted(), RECIPE, "id")
+    again, _ = examine(other, PAIRWISE, made(), RECIPE.model_copy(update={"batch_size": 100}), "id")
     assert found == again
     assert judge.asked == other.asked == 2 * 40 + 8 * 20 + 6 * 4 * 3
 
 
+class Broken:
+    """Test pairs of which some cannot be read, and some make a judge fail."""
+
+    def __init__(self, unreadable: set[int], unanswerable: set[int]) -> None:
+        self.pairs, self.unreadable = made(), unreadable
+        for number in unanswerable:
+            pair = self.pairs[number]
+            self.pairs[number] = Preference(pair.prompt, pair.first, torch.full((1, 3, 4, 4), torch.nan), pair.share)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        if index in self.unreadable:
+            raise InputError(f"the picture {index}.png cannot be read.", "Replace it.")
+        return self.pairs[index]
+
+
+class Particular(BrightnessJudge):
+    """A judge that refuses pixels that are not finite, as real ones do."""
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        if any(not bool(torch.isfinite(q.candidate).all()) for q in questions):
+            raise RewardError("the judge gave no finite margin.", "Look at its picture.")
+        return super().__call__(questions)
+
+
+def test_pairs_that_fail_are_told_with_their_reason_and_take_no_other_with_them():
+    pairs = Broken({2, 11}, {5, 20, 39})
+    found, failed = examine(Particular(1.0), PAIRWISE, pairs, RECIPE, "id")
+    assert [(one.pair, one.reason) for one in failed if one.pair in (2, 5)] == [
+        (2, "the picture 2.png cannot be read."),
+        (5, "the judge gave no finite margin."),
+    ]
+    assert [one.pair for one in failed] == [2, 5, 11, 20, 39] and (found.pairs, found.failed) == (35, 5)
+    others = [pair for number, pair in enumerate(made()) if number not in (2, 5, 11, 20, 39)]
+    without, _ = examine(BrightnessJudge(1.0), PAIRWISE, others, RECIPE, "id")
+    assert found.accuracy == without.accuracy and found.by_source == without.by_source
+
+
+def test_where_no_pair_can_be_judged_the_first_reason_is_the_error():
+    with pytest.raises(InputError, match=r"none of the 40 pairs can be judged; the first: the picture 0\.png"):
+        examine(Particular(), PAIRWISE, Broken(set(range(40)), set()), RECIPE, "id")
+
+
 def test_halves_probes_and_meetings_depend_on_the_seed_alone(whole):
     assert examined() == whole
-    other = examine(BrightnessJudge(1.0), PAIRWISE, made(), RECIPE.model_copy(update={"seed": 1}), "id", "id.jsonl")
+    recipe = RECIPE.model_copy(update={"seed": 1})
+    other, _ = examine(BrightnessJudge(1.0), PAIRWISE, made(), recipe, "id", "id.jsonl")
     assert other.accuracy == whole.accuracy and other.bias != whole.bias
+
+
+def grouped(pairs: list[Preference]) -> list[list[tuple[int, int]]]:
+    found, _ = read(BrightnessJudge(), pairs, False, 8, [0])
+    return groups_of(found, 10, 10, np.random.default_rng(0))
 
 
 def test_the_same_picture_in_two_pairs_meets_the_others_once():
     pairs = made(3)
-    found = read(BrightnessJudge(), pairs, False, 8, np.array([0]))
-    groups = groups_of(found, 10, 10, np.random.default_rng(0))
+    groups = grouped(pairs)
     assert [len(group) for group in groups] == [4, 4, 4]
     two = [Preference(p.prompt, pairs[0].first, pairs[0].second, p.share) for p in pairs]
-    assert groups_of(read(BrightnessJudge(), two, False, 8, np.array([0])), 9, 9, np.random.default_rng(0)) == []
+    assert grouped(two) == []
 
 
 def test_pictures_made_from_different_conditions_do_not_meet():
@@ -170,7 +223,7 @@ def test_pictures_made_from_different_conditions_do_not_meet():
         Preference("p", p.first, p.second, p.share, condition=torch.full((1, 3, 2, 2), (i % 2) / 2))
         for i, p in enumerate(made(1))
     ]
-    groups = groups_of(read(BrightnessJudge(), pairs, False, 8, np.array([0])), 9, 9, np.random.default_rng(0))
+    groups = grouped(pairs)
     assert [len(group) for group in groups] == [4, 4]
     assert {number % 2 for number, _ in groups[0]} == {0}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
@@ -96,10 +96,11 @@ def chart(rows: Sequence[Row], name: str) -> str:
         axes[-1].set_xlabel("step")
 
     alt = " · ".join(panel.title for panel in panels) + ", over steps"
-    return drawn(draw, 46 + 142 * len(panels) if len(panels) > 1 else 226, name, alt)
+    height = 46 + 142 * len(panels) if len(panels) > 1 else 226
+    return drawn(draw, dict.fromkeys(WIDTHS, height), name, alt)
 
 
-def drawn(draw: Callable[[Figure], None], height: int, name: str, alt: str) -> str:
+def drawn(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str, alt: str) -> str:
     """What `draw` makes of a figure, as inline SVG in each of WIDTHS. name: its own on the page; alt: what it shows."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -107,7 +108,7 @@ def drawn(draw: Callable[[Figure], None], height: int, name: str, alt: str) -> s
     blocks = []
     for kind, width in WIDTHS.items():
         with rc_context({**STYLE, "svg.hashsalt": f"{name}-{kind}"}):
-            figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+            figure = Figure(figsize=(width / 72, heights[kind] / 72), layout="constrained")
             draw(figure)
             text = StringIO()
             figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

@@ -34,13 +34,12 @@ from rewarddance.evaluation.findings import (
     TransitivityFindings,
     WithTiesFindings,
 )
-from rewarddance.evaluation.readings import Readings, group_pictures, groups_of, read
+from rewarddance.evaluation.readings import Failure, Pairs, Readings, group_pictures, groups_of, read
 from rewarddance.evaluation.statistics import Interval, interval, interval_of_sums, numbered
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import Preference
 
 ALONE = "It gives each picture a score of its own"
 
@@ -61,16 +60,16 @@ class ExamRecipe(Recipe):
 
 
 def examine(
-    judge: RewardModel, facts: JudgeFacts, pairs: Sequence[Preference], recipe: ExamRecipe, name: str, file: str = ""
-) -> SetFindings:
-    """Read the test set once in batches, let some pictures meet, and measure. name: of the test set, for the bars.
+    judge: RewardModel, facts: JudgeFacts, pairs: Pairs, recipe: ExamRecipe, name: str, file: str = ""
+) -> tuple[SetFindings, list[Failure]]:
+    """Read the test set once in batches, let some pictures meet, and measure; the pairs that failed stand apart.
 
-    Errors as in `read`.
+    name: of the test set, for the bars. Raises InputError where no pair can be judged.
     """
     rng = np.random.default_rng(recipe.seed)
-    probed = np.sort(rng.permutation(len(pairs))[: recipe.probes])
+    probed = rng.permutation(len(pairs))[: recipe.probes].tolist()
     with progress_bar(f"pairs of {name}", len(pairs)) as bar:
-        found = read(judge, pairs, facts.alone, recipe.batch_size, probed, bar.advance)
+        found, failed = read(judge, pairs, facts.alone, recipe.batch_size, probed, bar.advance)
     half = rng.permutation(found.units.max() + 1)[found.units] % 2 == 0
     ordered = found.share != 0.5
     right, units = agrees(found.margin[ordered], found.share[ordered]), found.units[ordered]
@@ -79,8 +78,9 @@ def examine(
         own = [name for name, keep in zip(names, ordered, strict=True) if keep]
         return by_category(right, own, units) if any(own) else {}
 
-    return SetFindings(
+    measured = SetFindings(
         file=file,
+        failed=len(failed),
         pairs=len(found.share),
         prompts=int(found.units.max()) + 1,
         ties=int((~ordered).sum()),
@@ -93,6 +93,7 @@ def examine(
         transitivity=_transitivity(judge, facts, pairs, found, recipe, rng, name),
         bias=_bias(found, facts),
     )
+    return measured, failed
 
 
 def _with_ties(found: Readings, half: np.ndarray) -> WithTiesFindings | Sentence:
@@ -168,7 +169,7 @@ def _order(found: Readings, facts: JudgeFacts) -> OrderFindings | Sentence:
 def _transitivity(
     judge: RewardModel,
     facts: JudgeFacts,
-    pairs: Sequence[Preference],
+    pairs: Pairs,
     found: Readings,
     recipe: ExamRecipe,
     rng: np.random.Generator,
@@ -182,7 +183,7 @@ def _transitivity(
     circles, triples = [], []
     with progress_bar(f"triples of {name}", len(groups)) as bar:
         for group in groups:
-            pictures, condition = group_pictures(pairs, group)
+            pictures, condition = group_pictures(pairs, found, group)
             (ranking,) = tournament(judge, [found.prompts[group[0][0]]], [pictures], [condition])
             cyclic, all_ = cyclic_triples(ranking.margins)
             circles.append(cyclic)

@@ -122,9 +122,12 @@ class BiasFindings(BaseModel):
 
 
 class SetFindings(BaseModel):
-    """One test set. accuracy: on pairs with an order. by_source, by_criterion: the same, apart; empty without names."""
+    """One test set. pairs: those judged; failed: how many could not be, which are in no figure. accuracy: on pairs with
+    an order. by_source, by_criterion: the same, apart; empty without names.
+    """
 
     file: str
+    failed: int
     pairs: int
     prompts: int
     ties: int

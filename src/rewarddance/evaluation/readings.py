@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.evaluation.agreement import both_orders
 from rewarddance.evaluation.bias import AMOUNTS, LOOKS, changed, looks
 from rewarddance.evaluation.statistics import numbered
@@ -18,16 +20,35 @@ from rewarddance.protocols import RewardModel
 from rewarddance.types import Preference, Question
 
 
+@runtime_checkable
+class Pairs(Protocol):
+    """A test set: its pairs by number, each read when it is asked for, and not before."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Preference: ...
+
+
+class Failure(NamedTuple):
+    """A pair without an answer: its number in the test set, and why."""
+
+    pair: int
+    reason: str
+    remedy: str
+
+
 @dataclass(frozen=True, eq=False)
 class Readings:
     """What a judge said of n pairs, and what is known of them.
 
-    forward, backward [n]: margins with the second picture as the candidate, and with the first. looks [n, 2, 4]: LOOKS
-    of the first and the second. pictures [n]: digests of both and of the condition. probed [k]: numbers of the pairs
-    that were asked again with the candidate changed, moved [k, 4, 2]: their forward margins with more and less of each
-    look. scores [k, 2]: of the same pairs, both pictures' own scores, from a judge that gives them; else None.
+    number [n]: of each pair in the test set. forward, backward [n]: margins with the second picture as the candidate,
+    and with the first. looks [n, 2, 4]: LOOKS of the first and the second. pictures [n, 3]: digests of both and of the
+    condition. probed [k]: places among the n of pairs that were asked again with the candidate changed; moved
+    [k, 4, 2]: their forward margins with more and with less of each look; scores [k, 2]: both pictures' own scores,
+    from a judge that gives them, else [k, 0].
     """
 
+    number: np.ndarray
     prompts: tuple[str, ...]
     sources: tuple[str, ...]
     criteria: tuple[str, ...]
@@ -35,10 +56,10 @@ class Readings:
     forward: np.ndarray
     backward: np.ndarray
     looks: np.ndarray
-    pictures: tuple[tuple[str, str, str], ...]
+    pictures: np.ndarray
     probed: np.ndarray
     moved: np.ndarray
-    scores: np.ndarray | None
+    scores: np.ndarray
 
     @cached_property
     def units(self) -> np.ndarray:
@@ -53,99 +74,138 @@ class Readings:
     @property
     def level(self) -> np.ndarray:
         """How high it answers about each probed pair [k], whichever picture is better: the mean of both answers."""
-        both = np.stack([self.forward, self.backward], 1)[self.probed] if self.scores is None else self.scores
+        both = self.scores if self.scores.size else np.stack([self.forward, self.backward], 1)[self.probed]
         return both.mean(1)
 
 
 def read(
     judge: RewardModel,
-    pairs: Sequence[Preference],
+    pairs: Pairs,
     alone: bool,
     batch_size: int,
-    probed: np.ndarray,
+    probed: Iterable[int],
     tick: Callable[[int], None] = lambda _: None,
-) -> Readings:
+) -> tuple[Readings, list[Failure]]:
     """Ask a judge about every pair in both orders, and about those with the numbers `probed` again with changes.
 
     alone: it gives each picture a score of its own. batch_size: pairs that are in memory together. tick: called with
-    the number of pairs done. Raises InputError naming a picture that cannot be read, RewardError naming a question
-    without an answer, ValueError where there are no pairs or none is probed.
+    the number of pairs done. A pair that cannot be read or answered is a Failure and takes no other with it. Raises
+    InputError with the first one's reason where none can.
     """
-    told: list[tuple[str, str, str, float, tuple[str, str, str]]] = []
-    margins, seen, moved, scores = [], [], [], []
+    parts: list[Readings] = []
+    failed: list[Failure] = []
+    chosen = frozenset(probed)
     for start in range(0, len(pairs), batch_size):
-        batch = [pairs[i] for i in range(start, min(start + batch_size, len(pairs)))]
-        told += [(p.prompt, p.source, p.criterion, p.share, _digests(p)) for p in batch]
-        margins.append(np.stack(both_orders(judge, batch)))
-        seen += [[looks(p.first), looks(p.second)] for p in batch]
-        again = [batch[i - start] for i in probed if start <= i < start + len(batch)]
-        if again:
-            moved.append(_moved(judge, again))
-            scores += [_scores(judge, again)] if alone else []
-        tick(len(batch))
-    forward, backward = np.concatenate(margins, 1)
-    prompts, sources, criteria, share, pictures = zip(*told, strict=True)
-    return Readings(
-        prompts=prompts,
-        sources=sources,
-        criteria=criteria,
-        share=np.array(share),
-        forward=forward,
-        backward=backward,
-        looks=np.array(seen),
-        pictures=pictures,
-        probed=probed,
-        moved=np.concatenate(moved),
-        scores=np.concatenate(scores) if alone else None,
-    )
+        numbers, batch = [], []
+        stop = min(start + batch_size, len(pairs))
+        for number in range(start, stop):
+            try:
+                batch.append(pairs[number])
+                numbers.append(number)
+            except RewardDanceError as error:
+                failed.append(Failure(number, error.what, error.remedy))
+        parts += _answered(judge, numbers, batch, alone, chosen, failed)
+        tick(stop - start)
+    if not parts:
+        raise InputError(
+            f"none of the {len(pairs)} pairs can be judged; the first: {failed[0].reason}", failed[0].remedy
+        )
+    return _joined(parts), sorted(failed)
 
 
-def _moved(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
-    """Forward margins [k, looks, 2] with the candidate changed by AMOUNTS, up and down."""
-    questions = [
+def _answered(
+    judge: RewardModel,
+    numbers: Sequence[int],
+    pairs: Sequence[Preference],
+    alone: bool,
+    probed: frozenset[int],
+    failed: list[Failure],
+) -> list[Readings]:
+    """One reading of the pairs; where the judge cannot, they are asked by halves until the one it cannot is alone."""
+    if not pairs:
+        return []
+    try:
+        return [_reading(judge, numbers, pairs, alone, probed)]
+    except RewardDanceError as error:
+        if len(pairs) == 1:
+            failed.append(Failure(numbers[0], error.what, error.remedy))
+            return []
+    half = len(pairs) // 2
+    return [
+        part
+        for own in (slice(half), slice(half, None))
+        for part in _answered(judge, numbers[own], pairs[own], alone, probed, failed)
+    ]
+
+
+def _reading(
+    judge: RewardModel, numbers: Sequence[int], pairs: Sequence[Preference], alone: bool, probed: frozenset[int]
+) -> Readings:
+    forward, backward = both_orders(judge, pairs)
+    places = [place for place, number in enumerate(numbers) if number in probed]
+    again = [pairs[place] for place in places]
+    turned = [
         Question(p.prompt, changed(p.second, look, sign * AMOUNTS[look]), p.first, condition=p.condition)
-        for p in pairs
+        for p in again
         for look in LOOKS
         for sign in (1, -1)
     ]
-    return judge(questions).margin.double().cpu().numpy().reshape(len(pairs), len(LOOKS), 2)
+    single = [Question(p.prompt, shown, condition=p.condition) for p in again for shown in (p.first, p.second)]
+    margins = judge([*turned, *single] if alone else turned).margin.double().cpu().numpy()
+    return Readings(
+        number=np.array(numbers),
+        prompts=tuple(sys.intern(p.prompt) for p in pairs),
+        sources=tuple(sys.intern(p.source) for p in pairs),
+        criteria=tuple(sys.intern(p.criterion) for p in pairs),
+        share=np.array([p.share for p in pairs]),
+        forward=forward,
+        backward=backward,
+        looks=np.array([[looks(p.first), looks(p.second)] for p in pairs]),
+        pictures=np.array([[_digest(shown) for shown in (p.first, p.second, p.condition)] for p in pairs], np.uint64),
+        probed=np.array(places, int),
+        moved=margins[: len(turned)].reshape(len(again), len(LOOKS), 2),
+        scores=margins[len(turned) :].reshape(len(again), 2 if alone else 0),
+    )
 
 
-def _scores(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
-    """Each picture's own score [k, 2]."""
-    questions = [Question(p.prompt, pixels, condition=p.condition) for p in pairs for pixels in (p.first, p.second)]
-    return judge(questions).margin.double().cpu().numpy().reshape(len(pairs), 2)
+def _joined(parts: Sequence[Readings]) -> Readings:
+    found = {}
+    for name in Readings.__dataclass_fields__:
+        own = [getattr(part, name) for part in parts]
+        found[name] = sum(own, ()) if isinstance(own[0], tuple) else np.concatenate(own)
+    starts = np.cumsum([0, *(len(part.share) for part in parts[:-1])])
+    found["probed"] = np.concatenate([part.probed + start for part, start in zip(parts, starts, strict=True)])
+    return Readings(**found)
 
 
-def _digests(pair: Preference) -> tuple[str, str, str]:
-    condition = "" if pair.condition is None else _digest(pair.condition)
-    return _digest(pair.first), _digest(pair.second), condition
+def _digest(pixels: Tensor | None) -> int:
+    """A number that two pictures share if they are the same, and no others but by a chance of 2^-64; 0 for none."""
+    if pixels is None:
+        return 0
+    values = pixels.detach().float().cpu().contiguous().numpy()
+    return int.from_bytes(blake2b(values.tobytes() + str(values.shape).encode(), digest_size=8).digest(), "little")
 
 
-def _digest(pixels: Tensor) -> str:
-    values = pixels.detach().to("cpu", torch.float32).contiguous().numpy()
-    return hashlib.blake2b(values.tobytes() + str(values.shape).encode(), digest_size=12).hexdigest()
+Place = tuple[int, int]
+"""Where a picture is: among the pairs that were read, and 0 the first or 1 the second of its pair."""
 
 
-def groups_of(readings: Readings, groups: int, size: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
+def groups_of(found: Readings, groups: int, size: int, rng: np.random.Generator) -> list[list[Place]]:
     """Up to `groups` prompts with three or more distinct pictures, and up to `size` of each.
 
-    A picture is told by its pair's number and its place there, 0 the first. Pictures from different conditions are not
-    of one group.
+    Pictures that were made from different conditions are not of one group.
     """
-    found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
-    for number, (prompt, (first, second, condition)) in enumerate(
-        zip(readings.prompts, readings.pictures, strict=True)
-    ):
-        own = found.setdefault((prompt, condition), {})
-        own.setdefault(first, (number, 0))
-        own.setdefault(second, (number, 1))
-    whole = [list(own.values()) for own in found.values() if len(own) >= 3]
+    shown: dict[tuple[str, int], dict[int, Place]] = {}
+    for at, (prompt, (first, second, condition)) in enumerate(zip(found.prompts, found.pictures.tolist(), strict=True)):
+        own = shown.setdefault((prompt, condition), {})
+        own.setdefault(first, (at, 0))
+        own.setdefault(second, (at, 1))
+    whole = [list(own.values()) for own in shown.values() if len(own) >= 3]
     chosen = sorted(rng.permutation(len(whole))[:groups])
     return [[whole[i][k] for k in sorted(rng.permutation(len(whole[i]))[:size])] for i in chosen]
 
 
-def group_pictures(pairs: Sequence[Preference], group: Iterable[tuple[int, int]]) -> tuple[list[Tensor], Tensor | None]:
-    """The pictures of a group, and the condition that they were made from."""
-    chosen = [(pairs[number], place) for number, place in group]
+def group_pictures(pairs: Pairs, found: Readings, group: Iterable[Place]) -> tuple[list[Tensor], Tensor | None]:
+    """The pictures of a group, read again, and the condition that they were made from."""
+    chosen = [(pairs[int(found.number[at])], place) for at, place in group]
     return [pair.second if place else pair.first for pair, place in chosen], chosen[0][0].condition

@@ -12,7 +12,9 @@ from rewarddance.alignment.train import ReflRecipe, train_refl
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.data.prompts import read_prompts
 from rewarddance.evaluation.agreement import accuracy
+from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.lab.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
@@ -22,13 +24,15 @@ from rewarddance.runtime.tracking import Metrics
 
 
 class TrainRun(Recipe):
-    """`rewarddance train`: preferences is a JSONL file; tests are further ones, by name, for accuracy."""
+    """`rewarddance train`: preferences is a JSONL file; tests are further ones, by name; exam: how the trained judge is
+    examined on them, for its model card."""
 
     preferences: Path
     tests: dict[str, Path] = Field(default_factory=dict)
     output: Path
     seed: int = 0
     judge: JudgeRecipe = JudgeRecipe()
+    exam: ExamRecipe = ExamRecipe()
 
 
 class AlignRun(Recipe):
@@ -46,7 +50,8 @@ class AlignRun(Recipe):
 
 
 def run_training(recipe: TrainRun) -> dict[str, Any]:
-    """Train, measure on every test set, and say where the reward is. An interrupted run goes on where it stopped."""
+    """Train, examine on every test set, and say where the reward is, with its model card. An interrupted run goes on
+    where it stopped."""
     training = PreferenceSet(recipe.preferences, for_training=True)
     tests = {name: list(PreferenceSet(path)) for name, path in recipe.tests.items()}
     folder = writable_folder(recipe.output)
@@ -56,8 +61,8 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
         return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in tests.items()}
 
     judge = train_judge(recipe.judge, training, folder, Metrics(folder / "metrics.jsonl"), recipe.seed, watch)
-    figures = {f"accuracy_{name}": accuracy(judge, pairs)._asdict() for name, pairs in tests.items()}
-    return {"reward": str(folder / "reward"), **figures}
+    facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)
+    return {"reward": str(folder / "reward"), **document(judge, folder / "reward", facts, recipe.tests, recipe.exam)}
 
 
 def run_alignment(recipe: AlignRun) -> dict[str, Any]:

@@ -87,11 +87,11 @@ def keep_recipe(recipe: Recipe, path: Path) -> None:
     """
     if path.exists():
         before, now = _flat(load_recipe(type(recipe), path).model_dump()), _flat(recipe.model_dump())
-        changed = [key for key in now if before.get(key) != now[key]]
+        changed = [key for key in now | before if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
             raise InputError(
-                f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {now[key]!r}.",
+                f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}.",
                 "Choose another output, or give the recipe that the run began with.",
             )
     save_recipe(recipe, path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -84,6 +86,13 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         if not console.is_terminal:
             console.print(f"{title} ({total - done} to do)")
         yield Bar(progress, task)
+
+
+def machine() -> str:
+    """What the figures were measured on, in a few words."""
+    import torch  # heavy, and needed here alone
+
+    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
 
 
 def peak_memory_gib() -> float:
