@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+lab = typer.Typer(help="The paper's tables, measured on ShapeWorld.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(lab, name="lab")
 
 data = typer.Typer(help="Preferences from public sets, checked.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(data, name="data")
@@ -193,8 +195,6 @@ def distil(
         raise typer.Exit(1)
 
 
-@data.command(
-    "import",
 @app.command(
     epilog=example(
         "rewarddance search prompts.txt --generator shapeworld-generator --steps 12 --judge my-judge --method paths "
@@ -270,6 +270,8 @@ def search(
         raise typer.Exit(1)
 
 
+@data.command(
+    "import",
     epilog=example(
         "rewarddance data import hpdv3 HPDv3/train.json --output data/hpdv3.jsonl --split train=0.9,test=0.1"
     ),
@@ -410,6 +412,25 @@ def bases(
         make_generator_base(output / "shapeworld-generator", say=typer.echo)
     if which in ("clip", "all"):
         make_clip_base(output / "shapeworld-clip", say=typer.echo)
+
+
+@lab.command(epilog=example("rewarddance lab judges recipes/lab_judges.yaml --output runs/lab-judges"))
+def judges(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
+        "runs/lab-judges"
+    ),
+) -> None:
+    """Kinds of reward and contexts, trained and zero-shot, at every size, over seeds; run again to go on.
+
+    judges.md and judges.svg in the folder are written anew after each cell, results.json beside them.
+    """
+    _quiet()
+    from rewarddance.lab.judges import JudgesRecipe, compare_judges
+    from rewarddance.runtime.config import load_recipe
+
+    typer.echo(compare_judges(load_recipe(JudgesRecipe, recipe, overrides or []), output))
 
 
 def recipe_file(name: str) -> Path:
