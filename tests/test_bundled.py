@@ -90,3 +90,22 @@ def test_the_judge_base_has_no_preferences():
         good, bad = (to_pixels([render(sample_scene(s, rng))])[0] for s in (spec, near_miss(spec, rng)))
         pairs.append(Preference(spec.text, *((bad, good, 1.0) if index % 2 else (good, bad, 0.0))))
     assert accuracy(judge, pairs).mean < 0.65
+
+
+def test_the_small_judge_base_is_half_the_large_one_and_has_its_tokenizer():
+    large, small = BUNDLED / "shapeworld-judge", BUNDLED / "shapeworld-judge-small"
+    assert (small / "tokenizer.json").read_bytes() == (large / "tokenizer.json").read_bytes()
+    models = [InternVLForConditionalGeneration.from_pretrained(folder) for folder in (small, large)]
+    assert models[0].num_parameters() < 0.6 * models[1].num_parameters()
+
+
+def test_the_clip_base_tells_a_caption_from_its_near_miss():
+    rng = np.random.default_rng(5)
+    judge = load_reward("shapeworld-clip", kind="clip")
+    right = []
+    for _ in range(100):
+        spec = sample_spec(rng)
+        other = near_miss(spec, rng)
+        own, near = (judge.score(one.text, list(to_pixels([render(sample_scene(spec, rng))]))) for one in (spec, other))
+        right.append(bool(own.margin > near.margin))
+    assert np.mean(right) > 0.85

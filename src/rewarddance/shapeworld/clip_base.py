@@ -28,7 +28,7 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own."""
 PATCH, TEXT_LENGTH = 4, 64
-STEPS, PAIRS = 6_000, 32
+STEPS, PAIRS = 3_700, 32
 """Steps, and pairs of a caption and its near miss in each, that the base is made with."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
