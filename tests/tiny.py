@@ -37,8 +37,13 @@ def _scratch() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="rewarddance-tests-")
 
 
+def scratch() -> Path:
+    """A folder that is gone when the tests are done."""
+    return Path(_scratch().name)
+
+
 @torch.no_grad()
-def _louder(model: nn.Module, factor: float) -> None:
+def louder(model: nn.Module, factor: float) -> None:
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and "position" not in name:
             weight.mul_(factor)
@@ -47,9 +52,9 @@ def _louder(model: nn.Module, factor: float) -> None:
 @functools.cache
 def judge_folder() -> Path:
     """An InternVL with random weights as a save_pretrained folder; they are large, so that margins differ."""
-    folder = Path(_scratch().name) / "judge"
+    folder = scratch() / "judge"
     model, tokenizer = build_judge_base(seed=1)
-    _louder(model, 4)
+    louder(model, 4)
     save_judge_base(model, tokenizer, folder)
     return folder
 
@@ -57,9 +62,9 @@ def judge_folder() -> Path:
 @functools.cache
 def clip_folder() -> Path:
     """A CLIP with random weights as a save_pretrained folder; they are large, so that margins differ."""
-    folder = Path(_scratch().name) / "clip"
+    folder = scratch() / "clip"
     model, tokenizer = build_clip_base(seed=1)
-    _louder(model, 8)
+    louder(model, 8)
     save_clip_base(model, tokenizer, folder)
     return folder
 
@@ -74,7 +79,7 @@ def family_folder(family: str) -> Path:
     """A vision-language model of `family` with random weights, a few layers deep, grouped queries where it has them."""
     if family == "internvl":
         return judge_folder()
-    folder = Path(_scratch().name) / family
+    folder = scratch() / family
     tokenizer = train_tokenizer(
         [*prompt_corpus(), "yes no Yes No user assistant Is the candidate better than the reference? " * 2],
         _QWEN_SPECIAL,
@@ -111,7 +116,7 @@ def family_folder(family: str) -> Path:
     else:
         vision |= {"hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [2]}
         model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
-    _louder(model, 3)
+    louder(model, 3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image = {
@@ -130,10 +135,10 @@ def family_folder(family: str) -> Path:
 @functools.cache
 def generator_folder() -> Path:
     """A CogView4 pipeline with random weights as a diffusers folder; they are large, so that prompts matter."""
-    folder = Path(_scratch().name) / "generator"
+    folder = scratch() / "generator"
     pipeline = build_pipeline(seed=1)
-    _louder(pipeline.transformer, 3)
-    _louder(pipeline.text_encoder, 2)
+    louder(pipeline.transformer, 3)
+    louder(pipeline.text_encoder, 2)
     pipeline.save_pretrained(folder)
     return folder
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from rewarddance.errors import InputError
-from rewarddance.reward.families import resized
+from rewarddance.reward.families.pixels import resized
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
 from rewarddance.runtime.checkpoint import find_checkpoint

@@ -1,0 +1,214 @@
+"""Any other family, read through its own processor: its words and places always, its pixels where they are not ours.
+
+What it can is found out when it is loaded, not looked up. Where its image processor makes one frame of fixed size of
+any picture, and `pixels` does the same to two 255ths, pictures are prepared in torch and keep their graph. Where it
+does not (tiles, padding), they go through the processor itself, in 8 bits and without a graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from rewarddance.errors import InputError
+from rewarddance.reward.families.family import Encoded, Family, Parts, Sizes, without_tokens_of
+from rewarddance.reward.families.pixels import BICUBIC, Preparation, preparation_of
+from rewarddance.types import Pixels
+
+ONE_FRAME = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
+"""Options of image processors that cut a picture into many. They are off: judging two pictures cannot afford it."""
+CLOSE = 2 / 255
+_PIXELS = "pixel_values"
+_SAID = {("paligemma", "token_type_ids"): 1}
+"""What marks the tokens of an answer, where it is not what marks the question's last: PaliGemma's look back only."""
+
+
+class AnyFamily(Family):
+    """processor: its own, of tokenizer, image processor and chat template. scales: whether `scaled` does anything."""
+
+    alone = True
+    scales = False
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        super().__init__(model, processor.tokenizer)
+        self.processor = processor
+        image = processor.image_processor
+        self._options = {name: False for name in ONE_FRAME if hasattr(image, name)}
+        self._template = processor.chat_template or processor.tokenizer.chat_template
+        if self._template is None:
+            raise InputError(
+                f"the {model.config.model_type} judge has no chat template, so there is no knowing how to ask it.",
+                "Choose a checkpoint that was tuned to follow instructions, or add its chat_template.jinja.",
+            )
+        self.preparation = self._checked_preparation()
+        self._tokens = functools.lru_cache(maxsize=4096)(self._count)
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
+        return self._processed(parts, [blank(*size) for size in sizes])["input_ids"][0].tolist()
+
+    def tokens(self, height: int, width: int) -> int:
+        return self._tokens(*((1, 1) if self.preparation else (height, width)))
+
+    def _count(self, height: int, width: int) -> int:
+        return self.ids(((True, ""),), ((1, height, width),)).count(self.model.config.image_token_id)
+
+    def positions(self, ids: Sequence[int], pictures: Sequence[Tensor]) -> Int[Tensor, "axes L"]:
+        return torch.arange(len(ids)).unsqueeze(0)
+
+    def scaled(self, logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
+        """Cohere's and Granite's scale, and Gemma's soft cap."""
+        if not self.scales:
+            return logits
+        text = self.model.config.get_text_config()
+        logits = logits * (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
+        cap = getattr(text, "final_logit_softcapping", None)
+        return cap * (logits / cap).tanh() if cap else logits
+
+    # -- pictures ------------------------------------------------------------------------------------------------------
+
+    def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
+        if self.preparation is None:
+            raise InputError(
+                f"a {self.model.config.model_type} judge prepares pictures in its own processor, which keeps no graph.",
+                "For a gradient, choose another family (docs/guides/judges.md lists them).",
+            )
+        return self.preparation(pixels.to(self.model.device, torch.float32))
+
+    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        found = self._with_pixels(tuple((True, "") for _ in frames), frames)
+        return {name: value for name, value in found.items() if name in self._of_pictures}
+
+    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+        found = self._with_pixels(parts, pictures)
+        length = found["input_ids"].shape[1]
+        for name, value in found.items():
+            if said and name == "input_ids":
+                found[name] = torch.cat([value, torch.tensor([[*said]], device=value.device)], 1)
+            elif said and name not in self._of_pictures and value.shape[:2] == (1, length):  # masks, kinds of tokens
+                mark = _SAID.get((self.model.config.model_type, name))
+                last = value[:, -1:] if mark is None else torch.full_like(value[:, -1:], mark)
+                found[name] = torch.cat([value, *[last] * len(said)], 1)
+        return found
+
+    def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
+        if self.preparation is None:  # each by itself: processors pad pictures of several sizes to one
+            return [Encoded(self._features([one])) for one in pictures]
+        counts = [len(one) * self.tokens(1, 1) for one in pictures]
+        return [Encoded(tokens) for tokens in self._features(pictures).split(counts)]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The longest list of modules in the tower."""
+        tower = self.model.get_encoder(modality="image")
+        return max((part for part in tower.modules() if isinstance(part, nn.ModuleList)), key=len)
+
+    @functools.cached_property
+    def _of_pictures(self) -> dict[str, Any]:
+        """What the model's method for picture features takes, with the config's values of its options."""
+        body = self.model.model
+        taken = inspect.signature(body.get_image_features).parameters if hasattr(body, "get_image_features") else ()
+        return {name: getattr(self.model.config, name, None) for name in taken}
+
+    def _features(self, pictures: Sequence[Tensor]) -> Float[Tensor, "n D"]:
+        inputs = self.inputs(pictures)
+        options = {name: value for name, value in self._of_pictures.items() if value is not None}
+        found = self.model.model.get_image_features(**(options | inputs), return_dict=True).pooler_output
+        parts = [found] if isinstance(found, Tensor) else found
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+    def _with_pixels(self, parts: Parts, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The processor's output for a question, its pixels replaced by ours, in the graph, where we have them."""
+        device, dtype = self.model.device, self.model.dtype
+        if self.preparation is None:
+            if torch.is_grad_enabled() and any(pixels.requires_grad for pixels in pictures):
+                self.preprocess(pictures[0])  # says why there is no gradient
+            found = self._processed(parts, [as_images(pixels) for pixels in pictures])
+        else:
+            found = self._processed(parts, [blank(len(pixels), 1, 1) for pixels in pictures])
+            if pictures:
+                ours = torch.cat([self.preprocess(pixels) for pixels in pictures])
+                found[_PIXELS] = ours.reshape(found[_PIXELS].shape)
+        return {
+            name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            for name, value in found.items()
+        }
+
+    def _processed(self, parts: Parts, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
+        """What the processor makes of a user's turn; frames of a video are pictures in their order."""
+        content, images, left = [], [], iter(pictures)
+        for is_picture, text in without_tokens_of(self.tokenizer, parts):
+            frames = next(left) if is_picture else ()
+            images += frames
+            content += [{"type": "image"} for _ in frames] if is_picture else [{"type": "text", "text": text}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=self._template, add_generation_prompt=True
+        )
+        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        found = self.processor(
+            text=[text],
+            images=[images] if images else None,
+            add_special_tokens=not begun,
+            return_tensors="pt",
+            **(self._options if images else {}),
+        )
+        return {name: value for name, value in found.items() if isinstance(value, Tensor) and name != "labels"}
+
+    def _checked_preparation(self) -> Preparation | None:
+        """What the image processor does, where we can do it: tried on pictures larger, smaller and of other shapes."""
+        found = preparation_of(self.processor.image_processor.to_dict())
+        if found is None:
+            return None
+        shown = [drawn(*size) for size in ((700, 500), (40, 90))]
+        own = [self._processed(((True, ""),), [as_images(pixels)]) for pixels in shown]
+        fixed = self._processed(((True, ""),), [blank(1, 1, 1)])
+        for theirs in own:
+            if any(not torch.equal(value, fixed[name]) for name, value in theirs.items() if name != _PIXELS):
+                return None
+        # torchvision has no Lanczos: processors built on it take the bicubic filter instead, without a word
+        for preparation in (found, found._replace(resample=BICUBIC)):
+            if all(
+                _close(preparation, preparation(pixels), theirs[_PIXELS])
+                for pixels, theirs in zip(shown, own, strict=True)
+            ):
+                return preparation
+        return None
+
+
+def _close(preparation: Preparation, ours: Tensor, theirs: Tensor) -> bool:
+    if ours.numel() != theirs.numel():
+        return False
+    away = (ours - theirs.reshape(ours.shape)).abs().amax((0, 2, 3))
+    return bool((away * torch.tensor(preparation.deviation) < CLOSE).all())
+
+
+def as_images(pixels: Pixels) -> list[Image.Image]:
+    """Frames as Pillow's pictures, in 8 bits."""
+    frames = (pixels.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def blank(frames: int, height: int, width: int) -> list[Image.Image]:
+    """Black frames, where only their size matters."""
+    return [Image.fromarray(np.zeros((height, width, 3), np.uint8))] * frames
+
+
+def drawn(height: int, width: int, seed: int = 0) -> Pixels:
+    """A random picture [1, 3, height, width] with large shapes and fine grain, values whole 255ths.
+
+    None is near 0 or 1, so that no filter overshoots: where one does, Pillow clips it between its two passes, in an
+    order that differs by version.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    large = nn.functional.interpolate(torch.rand(1, 3, 7, 7, generator=rng), size=(height, width), mode="nearest")
+    grain = torch.rand(large.shape, generator=rng)
+    return ((0.3 + 0.3 * large + 0.1 * grain) * 255).round() / 255

@@ -1,0 +1,145 @@
+"""What differs between families of vision-language models: how a picture is prepared, written and placed in a question.
+
+Everything else (templates, sharing, answers) is written once in `reading` and `vlm`. Frames of a video are given to
+every family as pictures in their order.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rewarddance.errors import InputError
+from rewarddance.reward.families.pixels import resized
+from rewarddance.types import Pixels
+
+Parts = tuple[tuple[bool, str], ...]
+"""A user's turn in order: (False, text), or (True, name) where a picture goes."""
+Sizes = tuple[tuple[int, int, int], ...]
+"""Frames, height and width of each picture."""
+
+
+class Encoded(NamedTuple):
+    """A picture as the language model reads it: tokens [n, D], and what is added to its first layers, each [n, D]."""
+
+    tokens: Float[Tensor, "n D"]
+    deep: tuple[Float[Tensor, "n D"], ...] = ()
+
+
+class Family(ABC):
+    """One loaded model, seen through what its family has of its own.
+
+    shares: whether what questions have in common can be computed once; otherwise each is a forward of its own. alone:
+    whether the model writes one answer at a time.
+    """
+
+    shares = True
+    alone = False
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @abstractmethod
+    def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
+        """The tokens of a user's turn with pictures of these sizes, up to where the answer begins."""
+
+    @abstractmethod
+    def tokens(self, height: int, width: int) -> int:
+        """How many tokens the language model reads of a frame of this size."""
+
+    @abstractmethod
+    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The model's own keyword arguments for pictures or frame stacks in order, in the autograd graph."""
+
+    @abstractmethod
+    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+        """All that `model(**inputs)` takes for one question, `said` tokens of its answer included; in the graph."""
+
+    @abstractmethod
+    def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
+        """Each picture or frame stack once through the vision tower, together, in the graph."""
+
+    @abstractmethod
+    def positions(self, ids: Sequence[int], pictures: Sequence[Tensor]) -> Int[Tensor, "axes L"]:
+        """Rotary positions of a whole sequence: one axis, or three where the family counts time, rows and columns."""
+
+    @abstractmethod
+    def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
+        """Resize and normalise as the family's own image processor does, differentiably, in float32."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """The layers of the vision tower."""
+
+    def scaled(self, logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
+        """What the family still does to the products of the last state with the head's rows: mostly nothing."""
+        return logits
+
+
+def without_tokens_of(tokenizer: Any, parts: Parts) -> Parts:
+    """The same parts. Raises InputError naming a text that holds one of the tokenizer's own tokens."""
+    for is_picture, text in parts:
+        found = next((token for token in tokenizer.all_special_tokens if token in text), None)
+        if found and not is_picture:
+            raise InputError(f"the text {text!r} contains the token {found!r}.", "Remove it from the prompt.")
+    return parts
+
+
+class KnownFamily(Family):
+    """A family whose processor is written anew here in a few lines of torch; a new one is one class and one line in
+    `known`.
+
+    image: its image processor's config. max_pixels: pixels of a frame after resizing, at most.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, image: dict[str, Any], max_pixels: int | None) -> None:
+        super().__init__(model, tokenizer)
+        self.image, self.max_pixels = image, max_pixels
+        self._mean = torch.tensor(image["image_mean"])[:, None, None]
+        self._deviation = torch.tensor(image["image_std"])[:, None, None]
+
+    @abstractmethod
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches (before merging) of a frame of this size."""
+
+    @abstractmethod
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing."""
+
+    @abstractmethod
+    def written(self, frames: Sequence[int]) -> str:
+        """What the chat template's picture placeholder is replaced by: `frames` are the tokens of each frame."""
+
+    @property
+    @abstractmethod
+    def placeholder(self) -> str:
+        """The text by which the chat template marks a picture."""
+
+    def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
+        content = [
+            {"type": "image"} if is_picture else {"type": "text", "text": text}
+            for is_picture, text in without_tokens_of(self.tokenizer, parts)
+        ]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        between = text.split(self.placeholder)
+        written = [*(self.written((self.tokens(high, wide),) * count) for count, high, wide in sizes), ""]
+        whole = "".join(a + b for a, b in zip(between, written, strict=True))
+        return self.tokenizer(whole, add_special_tokens=False).input_ids
+
+    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+        ids = self.ids(parts, tuple((len(p), p.shape[-2], p.shape[-1]) for p in pictures))
+        inputs = {"input_ids": torch.tensor([[*ids, *said]], device=self.model.device)}
+        return inputs | (self.inputs(pictures) if pictures else {})
+
+    def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
+        pixels = pixels.to(self.model.device, torch.float32)
+        pixels = resized(pixels, *self.size(pixels.shape[-2], pixels.shape[-1]))
+        return (pixels - self._mean.to(pixels.device)) / self._deviation.to(pixels.device)

@@ -1,0 +1,63 @@
+"""InternVL (-hf): one square tile a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from rewarddance.errors import InputError
+from rewarddance.reward.families.family import Encoded, KnownFamily
+
+
+class InternVL(KnownFamily):
+    """InternVL (-hf): every frame is one square tile of fixed size, 256 tokens for 448x448.
+
+    The family's own processor cuts large pictures into up to ten tiles more; here a frame is one tile, which is what
+    judging two pictures can afford.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, image: dict[str, Any], max_pixels: int | None) -> None:
+        if max_pixels is not None:
+            raise InputError("an InternVL judge has tiles of fixed size.", "Leave max_pixels out.")
+        super().__init__(model, tokenizer, image, max_pixels)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        return self.image["size"]["height"], self.image["size"]["width"]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        (rows, columns), (high, wide) = self.model.config.vision_config.patch_size, self.size(height, width)
+        return high // rows, wide // columns
+
+    def tokens(self, height: int, width: int) -> int:
+        return self.model.config.image_seq_length
+
+    @property
+    def placeholder(self) -> str:
+        return self.tokenizer.context_image_token
+
+    def written(self, frames: Sequence[int]) -> str:
+        start, end = self.tokenizer.start_image_token, self.tokenizer.end_image_token
+        return "\n".join(f"{start}{self.placeholder * n}{end}" for n in frames)
+
+    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {"pixel_values": torch.cat([self.preprocess(pixels) for pixels in frames])}
+
+    def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
+        features = self.model.model.get_image_features(
+            **self.inputs(pictures),
+            vision_feature_layer=self.model.config.vision_feature_layer,
+            vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
+            return_dict=True,
+        ).pooler_output
+        return [Encoded(part.flatten(0, 1)) for part in features.split([len(pixels) for pixels in pictures])]
+
+    def positions(self, ids: Sequence[int], pictures: Sequence[Tensor]) -> Int[Tensor, "axes L"]:
+        return torch.arange(len(ids)).unsqueeze(0)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.model.vision_tower.encoder.layer

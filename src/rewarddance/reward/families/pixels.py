@@ -1,0 +1,98 @@
+"""Pictures to the values that a vision tower reads, in torch, as Pillow-based image processors do it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewarddance.types import Pixels
+
+LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
+"""Pillow's numbers, which image processors write under `resample`."""
+
+
+def resized(
+    pixels: Float[Tensor, "T C H W"], height: int, width: int, resample: int = BICUBIC
+) -> Float[Tensor, "T C h w"]:
+    """With antialiasing, columns then rows, clamped after each, as Pillow does it (within 1/255); float32."""
+    if pixels.shape[-2:] == (height, width):
+        return pixels
+    if resample == LANCZOS:
+        wide = (pixels @ _lanczos(pixels.shape[-1], width).to(pixels).T).clamp(0, 1)
+        return (_lanczos(pixels.shape[-2], height).to(pixels) @ wide).clamp(0, 1)
+    mode = {BILINEAR: "bilinear", BICUBIC: "bicubic"}[resample]
+    wide = F.interpolate(pixels, size=(pixels.shape[-2], width), mode=mode, antialias=True).clamp(0, 1)
+    return F.interpolate(wide, size=(height, width), mode=mode, antialias=True).clamp(0, 1)
+
+
+def _lanczos(length: int, target: int) -> Float[Tensor, "target length"]:
+    """Weights of each old place in each new one: sinc(x) sinc(x / 3) for |x| < 3, widened where it gets smaller."""
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * length / target
+    away = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]) / max(length / target, 1)
+    weights = torch.where(away.abs() < 3, torch.sinc(away) * torch.sinc(away / 3), 0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+class Preparation(NamedTuple):
+    """How an image processor makes one frame of fixed size of any picture.
+
+    shortest, longest: the edge that is first resized to so many pixels, shape kept; None where none is. side: height
+    and width that follow, by cutting out the middle if `crop`, else by resizing.
+    """
+
+    shortest: int | None
+    longest: int | None
+    side: tuple[int, int]
+    crop: bool
+    resample: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __call__(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
+        """Resize, cut and normalise, in the graph."""
+        first = self.first(*pixels.shape[-2:])
+        pixels = pixels if first is None else resized(pixels, *first, self.resample)
+        high, wide = self.side
+        if self.crop:
+            top, left = (pixels.shape[-2] - high) // 2, (pixels.shape[-1] - wide) // 2
+            pixels = pixels[..., top : top + high, left : left + wide]
+        else:
+            pixels = resized(pixels, high, wide, self.resample)
+        mean, deviation = (
+            torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.deviation)
+        )
+        return (pixels - mean) / deviation
+
+    def first(self, height: int, width: int) -> tuple[int, int] | None:
+        """Height and width of the picture resized with its shape kept, as the processors round them."""
+        if self.shortest is not None:
+            longer = int(self.shortest * max(height, width) / min(height, width))
+            return (self.shortest, longer) if height <= width else (longer, self.shortest)
+        if self.longest is not None:
+            shorter = int(self.longest / (max(height, width) / min(height, width)))
+            shorter = max(shorter + shorter % 2, 1)
+            return (shorter, self.longest) if height <= width else (self.longest, shorter)
+        return None
+
+
+def preparation_of(image: dict[str, Any]) -> Preparation | None:
+    """What an image processor's config seems to say, to be checked against the processor; None if nothing we can do."""
+    size = image.get("size") or {}
+    shortest, longest, crop = size.get("shortest_edge"), size.get("longest_edge"), bool(image.get("do_center_crop"))
+    place = image.get("crop_size") if crop else image.get("max_image_size") if longest else size
+    place = place or {}
+    edge = place.get("longest_edge") if longest else None
+    high, wide = place.get("height") or edge, place.get("width") or edge
+    resample = image.get("resample", BICUBIC)
+    if not (high and wide) or (shortest and (longest or not crop)) or resample not in (LANCZOS, BILINEAR, BICUBIC):
+        return None
+    normal = image.get("do_normalize", True)
+    mean, deviation = (tuple(image[key]) if normal else empty for key, empty in _NORMAL)
+    return Preparation(shortest, longest, (high, wide), crop, int(resample), mean, deviation)
+
+
+_NORMAL = (("image_mean", (0.0, 0.0, 0.0)), ("image_std", (1.0, 1.0, 1.0)))
