@@ -149,7 +149,7 @@ def test_the_command_ends_with_1_where_there_is_a_leak(folder):
 # -- ledgers -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", [7, 100, 1 << 18])
+@pytest.mark.parametrize("part", [7, 100, 1 << 16])
 def test_a_ledger_finds_what_counting_in_memory_finds(monkeypatch, part):
     monkeypatch.setattr(ledgers, "_PART", part)
     rng, found = random.Random(0), Ledger()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from sets import as_json, as_jsonl, as_parquet, imported, lines, png, put
-from tiny import command
+from tiny import command, judge_folder
 
 from rewarddance.data import importing
 from rewarddance.data.importing import ImportRecipe, import_preferences
@@ -62,13 +63,14 @@ def test_without_decoding_only_what_is_not_there_is_found(tmp_path):
 
 def test_a_wrong_name_or_root_is_said_at_once_and_binds_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(importing, "_HOPELESS", 64)
+    monkeypatch.setattr(importing, "_BATCH", 32)
     path = hpdv3(tmp_path, 200)
     with pytest.raises(InputError) as error:
         imported("pickapic-v2", path)
     assert "none of the first 64 rows can be used; the first: label_0 is missing" in error.value.what
     assert "pickapic_v2" in error.value.remedy
     assert list((tmp_path / "out").iterdir()) == []
-    with pytest.raises(InputError, match=r"images/0.png is not in .*elsewhere"):
+    with pytest.raises(InputError, match=r"images/[01].png is not in .*elsewhere"):
         imported("hpdv3", path, media_root=tmp_path / "elsewhere")
     assert len(imported("hpdv3", path)[0]) == 200
 
@@ -231,3 +233,33 @@ def test_the_commands_help_names_every_set():
 
     text = command("data", "import", "--help").out
     assert all(name in text for name in SOURCES) and "Example: rewarddance data import" in text
+
+
+def test_the_two_commands_of_the_readme_make_a_judge_from_a_public_set(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    told = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("rewarddance ")]
+    first, second = (next(line for line in told if word in line) for word in ("data import hpdv3", "preferences=data"))
+    hpdv3(tmp_path / "HPDv3", 120, prompts=60)
+    monkeypatch.chdir(tmp_path)
+    done = command(*shlex.split(first)[1:])
+    assert done.code == 0 and sum(json.loads(done.out)["rows"].values()) == 120, done.err
+    recipe = str(root / "recipes" / "shapeworld_judge.yaml")
+    arguments = [recipe if word.startswith("recipes/") else word for word in shlex.split(second)[1:]]
+    small = (f"judge.base={judge_folder()}", "judge.batch_size=4", "judge.epochs=0.05")
+    done = command(*arguments, *small)
+    assert done.code == 0, done.err
+    assert (tmp_path / "runs" / "hpdv3" / "reward" / "model.safetensors").exists()
+
+
+def test_train_refuses_what_is_for_evaluation_only(tmp_path):
+    put(tmp_path, "images/a.png", "images/b.png")
+    response = {
+        side: {"response_content": [["image", f"images/{side[-1]}.png"]]} for side in ("response_a", "response_b")
+    }
+    pair = {"prompt_content": [["text", "a lamp"]], "chosen": "A"} | response
+    imported("mmrb2", as_json(tmp_path / "t2i.json", {"pairs": [pair] * 4}), output=tmp_path / "bench.jsonl")
+    recipe = {"preferences": str(tmp_path / "bench.jsonl"), "output": str(tmp_path / "run")}
+    (tmp_path / "train.yaml").write_text(json.dumps(recipe))
+    done = command("train", tmp_path / "train.yaml")
+    assert done.code == 2 and "for evaluation only" in done.err and "Train on another set" in done.err
+    assert not (tmp_path / "run").exists()

@@ -30,7 +30,8 @@ from rewarddance.runtime.checkpoint import writable_folder, write_text_atomicall
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import console
 
-_BATCH = 64
+_BATCH, _BATCH_BYTES = 512, 1 << 26
+"""Rows that are checked and written together, and how many bytes of media in them end a batch before."""
 _REMEMBERED = 4096
 """Files whose check is remembered: sets show a picture in several rows that stand close together."""
 _HOPELESS = 1000
@@ -181,14 +182,15 @@ def _fill(
     """
     shelf, drafts, left_out = Shelf(recipe, source), found_in(recipe, source, streams), Counter[str]()
     done = min(file.progress.read for file in (*files.values(), quarantine))
-    place, told, began = 0, time.monotonic(), time.monotonic()
+    place, first, told, began = 0, "", time.monotonic(), time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while batch := list(islice(drafts, _BATCH)):
+        for batch in batches(drafts):
             place += len(batch)
             left_out.update(each.found.criterion for each in batch if each.left_out and isinstance(each.found, Draft))
             if place <= done:
                 continue
             rows, broken = shelf.ready(batch, pool)
+            first = first or (broken[0]["reason"] if broken else "")
             for part, file in files.items():
                 if file.progress.read < place:
                     file.commit([row for name, row in rows if name == part], [], len(batch))
@@ -196,7 +198,7 @@ def _fill(
                 quarantine.commit(broken, [], len(batch))
             if quarantine.progress.written == place >= _HOPELESS:
                 raise InputError(
-                    f"none of the first {place} rows can be used; the first: {broken[0]['reason']}",
+                    f"none of the first {place} rows can be used; the first: {first}",
                     f"{recipe.name} is {source.about}. Correct the name, or give --media-root.",
                 )
             if time.monotonic() - told > _EVERY:
@@ -220,6 +222,20 @@ def found_in(recipe: ImportRecipe, source: Source, streams: Streams) -> Iterator
             yield Found(path, number, found, other)
 
 
+def batches(drafts: Iterator[Found]) -> Iterator[list[Found]]:
+    """The same, some together."""
+    batch: list[Found] = []
+    held = 0
+    for each in drafts:
+        batch.append(each)
+        held += sum(len(medium.given) for medium in _media_of(each) if isinstance(medium.given, bytes))
+        if len(batch) == _BATCH or held > _BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
 class Shelf:
     """Where media lie, and whether they can be shown; those that come as bytes are put beside the output."""
 
@@ -227,7 +243,7 @@ class Shelf:
         self.recipe, self.source = recipe, source
         self.folder = recipe.output.parent.resolve()
         self.media = self.folder / f"{recipe.output.stem}_media"
-        self.known: OrderedDict[Key, Path | InputError] = OrderedDict()
+        self.known: OrderedDict[Key, str | InputError] = OrderedDict()
 
     def ready(self, batch: Sequence[Found], pool: ThreadPoolExecutor) -> tuple[list[Ready], list[dict[str, Any]]]:
         """The rows of a batch with their parts of the split, and those for the quarantine, in order."""
@@ -272,22 +288,23 @@ class Shelf:
         found = self.known[self._key(path, medium)]
         if isinstance(found, InputError):
             raise Fault(medium.field, f"cannot be shown: {found.what.removesuffix('.')}", found.remedy)
-        return Path(os.path.relpath(found, self.folder)).as_posix()
+        return found
 
     def _key(self, path: Path, medium: Medium) -> Key:
         if isinstance(medium.given, bytes):
             return self.media, blake2b(medium.given, digest_size=16).hexdigest()
         return self.recipe.media_root or path.parent, medium.given
 
-    def _look(self, key: Key, medium: Medium) -> Path | InputError:
+    def _look(self, key: Key, medium: Medium) -> str | InputError:
         try:
             if isinstance(medium.given, bytes):
                 suffix = inspect_media(medium.given, "the file in the row")
-                return _put(medium.given, self.media / f"{key[1]}{suffix}")
-            found = self._find(*key)
-            if self.recipe.decode:
-                inspect_media(found)
-            return found
+                found = _put(medium.given, self.media / f"{key[1]}{suffix}")
+            else:
+                found = self._find(*key)
+                if self.recipe.decode:
+                    inspect_media(found)
+            return Path(os.path.relpath(found, self.folder)).as_posix()
         except InputError as error:
             if "PyAV is not installed" in error.what:  # no fault of the row's
                 raise

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_PART = 1 << 18
+_PART = 1 << 16
 """Entries that are in memory at once."""
 _ENTRY = np.dtype([("key", "<u8"), ("value", "<u8")])
 
