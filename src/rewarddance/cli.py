@@ -360,10 +360,10 @@ def evaluate(
 ) -> None:
     """Examine a judge on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
 
-    Leaves evaluation.json and evaluation.html. A test set called id counts as in domain, one called ood as out of
-    domain. What a kind of judge cannot be asked is said in words.
+    Leaves evaluation.json and evaluation.html in the folder. A test set called id counts as in domain, one called ood
+    as out of domain. What a kind of judge cannot be asked is said in words.
 
-    Pairs that cannot be judged go with the reason to failed.jsonl, and the exit code is 1.
+    Pairs that cannot be judged go with the reason to evaluation.failed.jsonl, and the exit code is 1.
     """
     _quiet()
     from rewarddance.evaluation.examine import ExamRecipe

@@ -123,7 +123,7 @@ def test_pairs_that_failed_are_counted_on_the_page_and_on_the_card(pairwise, tmp
     one = pairwise.tests["id"].model_copy(update={"failed": 3})
     failing = pairwise.model_copy(update={"tests": {"id": one}})
     text = words(write_page(failing, tmp_path).read_text(encoding="utf-8"))
-    assert "Pairs that could not be judged and are in no figure: 3 of id. failed.jsonl says why." in text
+    assert "Pairs that could not be judged and are in no figure: 3 of id. evaluation.failed.jsonl says why." in text
     assert "On id (in domain), 3 pairs could not be judged and are in no figure." in limits_of(failing)
 
 

@@ -67,7 +67,7 @@ def test_every_kind_is_examined_and_what_it_cannot_be_asked_is_said_in_words(kin
     card = (folder / "README.md").read_text()
     assert f"# a-{kind}" in card and ("```\nPrompt: {prompt}" in card) == (kind != "clip")
     assert (folder.parent / "evaluation" / "evaluation.html").stat().st_size > 10_000
-    assert not (folder.parent / "evaluation" / "failed.jsonl").exists()
+    assert not (folder.parent / "evaluation" / "evaluation.failed.jsonl").exists()
 
 
 def test_the_same_command_again_gives_the_same_figures_and_other_tests_are_refused(tests, tmp_path):
@@ -90,7 +90,7 @@ def test_a_pair_that_cannot_be_judged_is_told_and_takes_no_other_with_it(tests, 
     assert result["failed"] == 1 and sets_of(result["evaluation"])["ood"].pairs == 7
     (row,) = [json.loads(line) for line in Path(result["failures"]).read_text().splitlines()]
     assert (row["test"], row["pair"]) == ("ood", 2) and "000002_b.png" in row["reason"]
-    assert "1 pairs could not be judged" in done.err and "failed.jsonl says why" in done.err
+    assert "1 pairs could not be judged" in done.err and "evaluation.failed.jsonl says why" in done.err
 
 
 def test_a_judge_asked_in_both_orders_is_said_to_be_so_and_has_no_card_for_it(tests, tmp_path):
@@ -135,7 +135,10 @@ def test_a_trained_reward_is_documented_with_what_it_was_trained_on(tests, tmp_p
     text = (folder / "README.md").read_text()
     assert "70 pairs of `votes.jsonl`, seed 4" in text and "epochs: 2.5" in text and "learning_rate" not in text
     assert "trained from `org/base`" in text and "## How good it is\n\nIn points" in text
-    assert read_evaluation(Path(result["evaluation"])).judge.base == "org/base"
+    assert read_evaluation(folder / "evaluation.json").judge.base == "org/base"
+    assert Path(result["page"]) == folder / "evaluation.html"
+    assert command("evaluate", folder, "--test", tests["id"], "--card").code == 0  # its own place: beside the folder
+    assert "epochs: 2.5" in (folder / "README.md").read_text()
 
 
 def test_a_reward_is_called_by_its_runs_name():

@@ -60,6 +60,7 @@ def test_every_arm_is_measured_on_the_same_prompts_and_the_arms_differ(whole):
 def test_a_run_leaves_its_config_metrics_checkpoints_samples_and_report(whole):
     names = {str(file.relative_to(whole.folder)) for file in whole.folder.rglob("*") if file.is_file()}
     assert {"config.yaml", "stages.json", "summary.json", "metrics.jsonl", "samples.json", "report.html"} <= names
+    assert {f"judge/reward/{name}" for name in ("README.md", "evaluation.json", "training.json")} <= names
     assert {"judge/reward/reward_config.json", "refl/lora/pytorch_lora_weights.safetensors"} <= names
     assert {
         "preferences/train.jsonl",

@@ -44,7 +44,7 @@ def write_page(evaluation: Evaluation, folder: Path, config: str = "") -> Path:
         "reliability": reliability_chart(tests),
         "chance": number(CHANCE, digits=0),
         "spreads": escape(tables.spreads(tests)),
-        "config": f"<details><summary>config.yaml</summary><pre>{escape(config.strip())}</pre></details>",
+        "config": f"<details><summary>evaluation.yaml</summary><pre>{escape(config.strip())}</pre></details>",
     }
     path = folder / FILE
     write_text_atomically(path, filled("evaluation.html", slots))
@@ -80,7 +80,7 @@ def _failed(tests: dict[str, SetFindings]) -> str:
     if not failed:
         return ""
     said = ", ".join(f"{count} of {escape(name)}" for name, count in failed.items())
-    return absent(f"Pairs that could not be judged and are in no figure: {said}. failed.jsonl says why.")
+    return absent(f"Pairs that could not be judged and are in no figure: {said}. evaluation.failed.jsonl says why.")
 
 
 def _apart(tests: dict[str, SetFindings], key: str, word: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.config import Recipe, keep_recipe, save_recipe
 from rewarddance.runtime.inputs import find_device
 from rewarddance.runtime.tracking import machine
 
-CONFIG, FAILED = "config.yaml", "failed.jsonl"
+CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
 
 
 class EvaluateRun(Recipe):
@@ -53,20 +53,25 @@ class EvaluateRun(Recipe):
         return {name: value for name, value in wanted.items() if value is not None}
 
 
-def evaluate(run: EvaluateRun, card: bool = False, judge: Judge | None = None) -> dict[str, Any]:
+def evaluate(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
     """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
 
-    Such pairs go with the reason to failed.jsonl. card: also write the model card into the reward's folder. judge: the
-    one meant, where it is loaded already. Raises InputError before anything is asked where a file cannot be used.
+    Such pairs go with the reason to evaluation.failed.jsonl. card: also write the model card into the reward's folder.
+    Raises InputError before anything is asked where a file cannot be used.
     """
     sets = {name: PreferenceSet(path) for name, path in run.tests.items()}
     folder = find_checkpoint(run.judge)
     if card:
         _check_trained(run, folder)
-    output = run.output or default_output(folder)
-    writable_folder(output)
+    output = writable_folder(run.output or default_output(folder))
     keep_recipe(run, output / CONFIG)
-    judge = judge or load_reward(run.judge, find_device(run.device), **run.changes)
+    judge = load_reward(run.judge, find_device(run.device), **run.changes)
+    return _examined(run, judge, sets, folder, output, card)
+
+
+def _examined(
+    run: EvaluateRun, judge: Judge, sets: Mapping[str, PreferenceSet], folder: Path, output: Path, card: bool
+) -> dict[str, Any]:
     facts, began = judge_facts(judge.config, folder), time.monotonic()
     found = {name: examine(judge, facts, pairs, run.exam, name, run.tests[name].name) for name, pairs in sets.items()}
     evaluation = Evaluation(
@@ -97,17 +102,19 @@ def training_facts(recipe: JudgeRecipe, data: Path, pairs: int, seed: int) -> Tr
 
 
 def document(
-    judge: Judge, folder: Path, training: TrainingFacts, tests: dict[str, Path], exam: ExamRecipe
+    judge: Judge, folder: Path, training: TrainingFacts, tests: Mapping[str, Path], exam: ExamRecipe
 ) -> dict[str, Any]:
-    """Write down how a reward in `folder` was trained, examine it where there are tests, and write its card.
+    """Write down how the reward in `folder` was trained, examine it where there are tests, and write its card.
 
-    Returns what `evaluate` does, or where the card is.
+    All into that folder, so that it goes wherever the weights go. Returns what `evaluate` does, or where the card is.
     """
     write_training(training, folder)
-    if tests:
-        return evaluate(EvaluateRun(judge=str(folder), tests=tests, exam=exam), card=True, judge=judge)
-    facts = judge_facts(judge.config, folder)
-    return {"card": str(write_card(facts, folder, version("rewarddance"), None, question_of(judge.config)))}
+    if not tests:
+        facts = judge_facts(judge.config, folder)
+        return {"card": str(write_card(facts, folder, version("rewarddance"), None, question_of(judge.config)))}
+    run = EvaluateRun(judge=str(folder), tests=dict(tests), output=folder, exam=exam)
+    save_recipe(run, folder / CONFIG)
+    return _examined(run, judge, {name: PreferenceSet(path) for name, path in tests.items()}, folder, folder, True)
 
 
 def named_tests(given: Sequence[str]) -> dict[str, Path]:

@@ -8,8 +8,6 @@ ends with the same figures.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -28,19 +26,21 @@ from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.evaluation.compositional import by_category
+from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.evaluation.hacking import diversity, hacking_verdict
 from rewarddance.evaluation.report import write_report
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
+from rewarddance.lab.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.kinds import build_reward, load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
-from rewarddance.runtime.tracking import Metrics, console, peak_memory_gib, progress_bar
+from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.oracle import Score, judge_pixels
 from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_up
@@ -48,6 +48,8 @@ from rewarddance.shapeworld.scenes import Spec, prompt_set
 from rewarddance.types import Question
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
+EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
+"""How thoroughly the judge is examined for its card: a few seconds of a run of minutes."""
 
 
 class EvaluationRecipe(Recipe):
@@ -160,9 +162,11 @@ def gather_preferences(run: Run) -> dict[str, Any]:
 
 
 def fit_judge(run: Run) -> dict[str, Any]:
-    """Train the judge; its accuracy and the untrained base's against the oracle's order, in and out of domain."""
+    """Train the judge and write its model card; its accuracy and the untrained base's against the oracle's order, in
+    and out of domain."""
     recipe, folder = run.recipe.judge, run.folder
-    sets = {name: list(PreferenceSet(folder / "preferences" / f"{name}.jsonl")) for name in ("id", "early", "ood")}
+    tests = {name: folder / "preferences" / f"{name}.jsonl" for name in ("id", "early", "ood")}
+    sets = {name: list(PreferenceSet(path)) for name, path in tests.items()}
     few = {name: pairs[:: max(1, len(pairs) // 75)] for name, pairs in sets.items()}
 
     def watch(judge: RewardModel) -> dict[str, float]:
@@ -172,8 +176,10 @@ def fit_judge(run: Run) -> dict[str, Any]:
     before = {f"untrained_{name}": accuracy(untrained, pairs) for name, pairs in sets.items()}
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
     judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, watch)
-    after = {f"accuracy_{name}": accuracy(judge, pairs) for name, pairs in sets.items()}
-    return {name: figure._asdict() for name, figure in (after | before).items()}
+    facts = training_facts(recipe, training.path, len(training), run.recipe.seed)
+    told = document(judge, folder / "judge" / "reward", facts, tests, EXAM)
+    after = {f"accuracy_{name}": told[f"accuracy_{name}"] for name in tests}
+    return after | {name: figure._asdict() for name, figure in before.items()}
 
 
 def gather_references(run: Run) -> dict[str, Any]:
@@ -341,7 +347,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "name": run.folder.name,
         "seed": run.recipe.seed,
         "task": "t2i",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "n": run.recipe.evaluation.n,
         "judge": stages["judge"]["result"],
         **stages["evaluation"]["result"],
