@@ -14,12 +14,21 @@ from tiny import colour_preferences, command, generator_folder, judge_folder, pi
 from rewarddance.cli import app, recipe_file
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
+from rewarddance.lab.disagreement import DisagreementRecipe
+from rewarddance.lab.judges import JudgesRecipe
 from rewarddance.lab.quickstart import QuickstartRecipe
 from rewarddance.lab.runs import AlignRun, TrainRun
 from rewarddance.runtime.config import load_recipe
 
 COMMANDS = sorted(one.callback.__name__ for one in app.registered_commands if one.callback)
 RECIPES = sorted(recipe_file("quickstart.yaml").parent.glob("*.yaml"))
+RECIPE_OF = {
+    "quickstart": QuickstartRecipe,
+    "train": TrainRun,
+    "align": AlignRun,
+    "lab judges": JudgesRecipe,
+    "lab disagreement": DisagreementRecipe,
+}
 
 
 def assert_refused(done, what: str, remedy: str) -> None:
@@ -94,8 +103,8 @@ def test_the_help_names_every_command():
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_comes_along_can_be_read_by_the_command_in_its_head(path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    named = next(line.split("rewarddance ")[1].split()[0] for line in head if "rewarddance " in line)
-    load_recipe({"quickstart": QuickstartRecipe, "train": TrainRun, "align": AlignRun}[named], path)
+    words = next(line.split("rewarddance ")[1].split() for line in head if "rewarddance " in line)
+    load_recipe(RECIPE_OF[" ".join(words[:2]) if words[0] == "lab" else words[0]], path)
 
 
 def test_recipes_named_in_the_help_are_there():

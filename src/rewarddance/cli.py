@@ -433,6 +433,25 @@ def judges(
     typer.echo(compare_judges(load_recipe(JudgesRecipe, recipe, overrides or []), output))
 
 
+@lab.command(epilog=example("rewarddance lab disagreement recipes/lab_disagreement.yaml --output runs/lab-votes"))
+def disagreement(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
+        "runs/lab-disagreement"
+    ),
+) -> None:
+    """Judges taught shares of votes against judges taught hard majorities, by how many votes are wrong, over seeds.
+
+    Run again to go on. disagreement.md in the folder is written anew after each cell, results.json beside it.
+    """
+    _quiet()
+    from rewarddance.lab.disagreement import DisagreementRecipe, compare_labels
+    from rewarddance.runtime.config import load_recipe
+
+    typer.echo(compare_labels(load_recipe(DisagreementRecipe, recipe, overrides or []), output))
+
+
 def recipe_file(name: str) -> Path:
     """A recipe that comes with the project: in the installed package, or beside the sources."""
     here = Path(__file__).parent
