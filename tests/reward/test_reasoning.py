@@ -17,7 +17,7 @@ from rewarddance.reward.averages import mean_margin, mean_probability
 from rewarddance.reward.generative import PairwiseReward, swapped
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import Judge, RewardConfig
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.kinds import build_reward, load_reward
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.reward.vlm import VisionLanguageModel
@@ -315,8 +315,8 @@ def test_compare_rank_and_score_explain_where_they_are_asked_to(after):
 
 
 def test_a_kind_that_gives_no_reasons_says_so():
-    judge: Judge = load_reward(str(judge_folder()), kind="pointwise")
-    with pytest.raises(InputError, match="a pointwise reward gives no reasons"):
+    judge: Judge = build_reward(str(judge_folder()), RewardConfig(kind="regressive"))
+    with pytest.raises(InputError, match="a regressive reward gives no reasons"):
         judge.compare("a red circle", list(pictures(2)), pictures(1)[0], explain=True)
 
 
@@ -337,7 +337,7 @@ def test_the_form_of_reasoning_is_kept_with_the_reward(tmp_path, before):
         ({"reasoning": "after", "reason_temperature": 0.5}, "with reasoning 'before' only"),
         ({"reasoning": "before", "reasons": 2, "reason_temperature": 0}, "all reasons are the same"),
         ({"reasoning": "during"}, "'during'"),
-        ({"kind": "pointwise", "reasoning": "after"}, "only rewards of kind pairwise use it"),
+        ({"kind": "regressive", "reasoning": "after"}, "only rewards of kind pairwise or pointwise use it"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(changes, said):

@@ -17,9 +17,9 @@ from torch import Tensor
 from rewarddance.data.media import Media
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.judge import Amount, Judge, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
-from rewarddance.reward.reasoning import Answers
+from rewarddance.reward.reasoning import Answers, told
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
 from rewarddance.types import Preference, Question, Verdict
 
@@ -42,7 +42,7 @@ class PairwiseReward(Judge):
         both = self.answers.margin(self._asked([*questions, *map(swapped, questions)]))
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
-    def loss(self, pairs: Sequence[Preference]) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
         """The answers' cross-entropy in both orders of each pair and that of their difference, and that of its reasons.
 
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
@@ -52,14 +52,17 @@ class PairwiseReward(Judge):
         asked = self._asked([*questions, *map(swapped, questions)])
         share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
         weight = self.config.difference_weight
+        part = len(pairs) / of.pairs if of else 1
         if self.config.reasoning == "none":
             margin = self.answers.margin(asked)
-            return pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
-        reasons = [*(p.reason for p in pairs), *(p.reason_swapped for p in pairs)]
-        yes = [*(p.share > 0.5 for p in pairs), *(p.share < 0.5 for p in pairs)]
-        margin, logits, tokens = self.answers.learn(asked, reasons, yes)
+            return part * pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
+        margin, logits, tokens = self.answers.learn(asked, *told(pairs))
         answers = pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
-        return answers + self.config.reason_weight * reason_cross_entropy(logits, tokens)
+        of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
+        return part * answers + self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
+
+    def amount(self, pairs: Sequence[Preference]) -> Amount:
+        return Amount(len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*told(pairs)))
 
     def score(
         self,
@@ -105,14 +108,9 @@ class PairwiseReward(Judge):
         return Verdict(torch.cat([part.margin for part in parts]), reasons)
 
     def _explained(self, questions: Sequence[Question]) -> Verdict:
-        if self.config.reasoning != "before":
-            verdict = self(questions)
-            said = self.answers.reasons(self._asked(questions, "after"), (verdict.margin > 0).tolist())
-            return Verdict(verdict.margin, tuple(said))
         verdict = checked(self.margin(questions), questions)
-        margins, reasons = self.answers.thoughts(self._asked(questions))  # seeded: those of the verdict once more
-        best = torch.where(verdict.margin > 0, margins, -margins).argmax(0).tolist()
-        return Verdict(verdict.margin, tuple(own[k] for own, k in zip(reasons, best, strict=True)))
+        said = self.answers.reasons(self._asked(questions, self.answers.explaining), verdict.margin)
+        return Verdict(verdict.margin, tuple(said))
 
     def _asked(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
         """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -38,11 +38,11 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
     "no": ("pairwise", "pointwise"),
     "max_pixels": ("pairwise", "pointwise", "regressive"),
     "checkpointing": ("pairwise", "pointwise", "regressive"),
-    "reasoning": ("pairwise",),
-    "reason_weight": ("pairwise",),
-    "reasons": ("pairwise",),
-    "reason_temperature": ("pairwise",),
-    "max_reason_tokens": ("pairwise",),
+    "reasoning": ("pairwise", "pointwise"),
+    "reason_weight": ("pairwise", "pointwise"),
+    "reasons": ("pairwise", "pointwise"),
+    "reason_temperature": ("pairwise", "pointwise"),
+    "max_reason_tokens": ("pairwise", "pointwise"),
 }
 """The kinds that an option says something to; what is not listed is every kind's. Elsewhere it is refused."""
 ANSWER_WEIGHT = 0.1
@@ -62,7 +62,7 @@ class RewardOptions(Recipe):
     max_pixels: of a frame after resizing, for families that keep a picture's shape (the pixel budget). checkpointing:
     where there is a gradient, keep each layer's input only and compute the rest again (not clip).
     reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
-    beside the answers, in training (pairwise only).
+    beside the answers, in training (both for the kinds that say yes or no).
     """
 
     kind: Kind = "pairwise"
@@ -115,6 +115,13 @@ class RewardConfig(RewardOptions):
         return value
 
 
+class Amount(NamedTuple):
+    """What a batch's loss is a mean over: its pairs, and the tokens of its reasons."""
+
+    pairs: int
+    tokens: int = 0
+
+
 class Judge(ABC):
     """A reward model. A kind says what its margin is and how it is trained; the rest is written once, here.
 
@@ -129,8 +136,15 @@ class Judge(ABC):
         """Margins [B], float32, always in the graph; each distinct tensor is encoded once."""
 
     @abstractmethod
-    def loss(self, pairs: Sequence[Preference]) -> Float[Tensor, ""]:
-        """The training loss on pairs, in the graph."""
+    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
+        """The training loss on pairs, in the graph.
+
+        of: the amount of a whole batch that these pairs are a part of. The losses of its parts then add up to its own.
+        """
+
+    def amount(self, pairs: Sequence[Preference]) -> Amount:
+        """What the loss on these pairs is a mean over."""
+        return Amount(len(pairs))
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -172,7 +186,9 @@ class Judge(ABC):
 
         Raises InputError where this kind of reward gives none.
         """
-        raise InputError(f"a {self.config.kind} reward gives no reasons.", "Ask a pairwise one, or leave out explain.")
+        raise InputError(
+            f"a {self.config.kind} reward gives no reasons.", "Ask a pairwise or a pointwise one, or leave out explain."
+        )
 
     def _in_batches(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         size = self.config.batch_size

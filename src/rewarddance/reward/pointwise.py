@@ -15,9 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import Media
-from rewarddance.reward.instructions import load_instruction, pictures_of
-from rewarddance.reward.judge import Judge, RewardConfig, all_pixels, given_pixels
-from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry, win_tie_bradley_terry
+from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
+from rewarddance.reward.judge import Amount, Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.objectives import (
+    both_orders_cross_entropy,
+    bradley_terry,
+    reason_cross_entropy,
+    win_tie_bradley_terry,
+)
+from rewarddance.reward.reasoning import Answers, told
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
 from rewarddance.types import Preference, Question, Verdict
 
@@ -44,7 +50,7 @@ class PointwiseJudge(Judge):
         parts = [self.scores(shown[start : start + size]) for start in range(0, len(shown), size)]
         return differences(torch.cat(parts), places)
 
-    def loss(self, pairs: Sequence[Preference]) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
         """Bradley-Terry on the pair's margin, win-tie under a `tie_threshold`, and `answer_weight` times the answers'.
 
         The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
@@ -52,7 +58,12 @@ class PointwiseJudge(Judge):
         """
         asked = [Question(p.prompt, p.second, condition=p.condition) for p in pairs]
         asked += [Question(p.prompt, p.first, condition=p.condition) for p in pairs]
-        second, first = self.margin(asked).split(len(pairs))
+        loss = self._of_scores(self.margin(asked), pairs)
+        return loss * (len(pairs) / of.pairs) if of else loss
+
+    def _of_scores(self, scores: Float[Tensor, " K"], pairs: Sequence[Preference]) -> Float[Tensor, ""]:
+        """The loss on N pairs from the scores [2 N] of their second pictures and then of their first."""
+        second, first = scores.split(len(pairs))
         share = torch.tensor([p.share for p in pairs], device=second.device)
         threshold, weight = self.config.tie_threshold, self.config.answer_weight
         margin = second - first
@@ -84,21 +95,61 @@ class PointwiseReward(PointwiseJudge):
 
     def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
         self.vlm, self.config, self.model = vlm, config, vlm.model
-        self._yes, self._no = vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no)
+        self.answers = Answers(vlm, config)
 
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
-        return self.vlm.margin(self.vlm.read(asked_alone(shown, self.config.instruction)), self._yes, self._no)
+        return self.answers.margin(self._asked(shown))
+
+    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
+        """As for every pointwise kind, and the cross-entropy of each picture's own reason.
+
+        `reason` is the second picture's and `reason_swapped` the first's. A reason is learned behind or before yes for
+        the better and no for the worse picture; pictures without one train on their answers alone.
+        """
+        if self.config.reasoning == "none":
+            return super().loss(pairs, of)
+        asked = [Question(p.prompt, p.second, condition=p.condition) for p in pairs]
+        asked += [Question(p.prompt, p.first, condition=p.condition) for p in pairs]
+        scores, logits, tokens = self.answers.learn(self._asked(asked), *told(pairs))
+        part = len(pairs) / of.pairs if of else 1
+        of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
+        reasons = self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
+        return part * self._of_scores(scores, pairs) + reasons
+
+    def amount(self, pairs: Sequence[Preference]) -> Amount:
+        return Amount(len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*told(pairs)))
+
+    @torch.no_grad()
+    def explain(self, questions: Sequence[Question]) -> Verdict:
+        """The same verdicts as calling the judge, with reasons, each for the candidate's own score: of a reference it
+        knows nothing.
+        """
+        if not questions:
+            return Verdict(torch.zeros(0), ())
+        shown, places = distinct(questions)
+        size = self.config.batch_size
+        scores, reasons = [], []
+        for start in range(0, len(shown), size):
+            part = shown[start : start + size]
+            scores.append(self.scores(part))
+            reasons += self.answers.reasons(self._asked(part, self.answers.explaining), scores[-1])
+        verdict = checked(differences(torch.cat(scores), places), questions)
+        return Verdict(verdict.margin, tuple(reasons[candidate] for candidate, _ in places))
+
+    def _asked(self, shown: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
+        return asked_alone(shown, self.config.instruction, reasoning or self.config.reasoning)
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
         self._save_config(folder)
 
 
-def asked_alone(shown: Sequence[Question], instruction: str) -> list[Asked]:
+def asked_alone(shown: Sequence[Question], instruction: str, reasoning: Reasoning = "none") -> list[Asked]:
     """The pointwise question on each candidate, under its own instruction or else under `instruction`."""
     asked = []
     for number, question in enumerate(shown):
-        parts = tuple(load_instruction(question.instruction or instruction).pointwise_question(question.prompt))
+        template = load_instruction(question.instruction or instruction)
+        parts = tuple(template.pointwise_question(question.prompt, reasoning))
         asked.append(Asked(parts, pictures_of(parts, question, number)))
     return asked
 

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.reward.averages import mean_probability
+from rewarddance.reward.instructions import Reasoning
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.types import Preference
 
 ANSWER = "Answer:"
 """What comes between a reason and its answer, in the form `before`."""
@@ -80,10 +82,23 @@ class Answers:
         ]
         return self._read(thought).view(len(asked), k).T, reasons
 
-    def reasons(self, asked: Sequence[Asked], yes: Sequence[bool]) -> list[str]:
-        """What the model says after each answer, greedily; `asked` are questions of the form `after`."""
-        said = [one._replace(said=f"{self._word(answer)}.") for one, answer in zip(asked, yes, strict=True)]
-        return self.vlm.write(said, self.config.max_reason_tokens)
+    @property
+    def explaining(self) -> Reasoning:
+        """The form in which `reasons` wants its questions: a judge that learned none is asked for them all the same."""
+        return "before" if self.config.reasoning == "before" else "after"
+
+    def reasons(self, asked: Sequence[Asked], margin: Float[Tensor, " B"]) -> list[str]:
+        """Why each answer is what its margin says; `asked` are questions of the form `explaining`.
+
+        Written greedily behind the answer; in the form `before`, of those that were sampled, the one that argued most
+        for it.
+        """
+        if self.config.reasoning != "before":
+            said = [one._replace(said=f"{self._word(m > 0)}.") for one, m in zip(asked, margin.tolist(), strict=True)]
+            return self.vlm.write(said, self.config.max_reason_tokens)
+        margins, reasons = self.thoughts(asked)  # seeded: those of the margin once more
+        best = torch.where(margin > 0, margins, -margins).argmax(0).tolist()
+        return [own[k] for own, k in zip(reasons, best, strict=True)]
 
     def learn(self, asked: Sequence[Asked], reasons: Sequence[str], yes: Sequence[bool]) -> Learned:
         """Read B answers with the right reason before or after them; "" is none. In the graph.
@@ -96,6 +111,10 @@ class Answers:
         told = torch.cat([own[speech.reason] for own, speech in zip(states, speeches, strict=True)])
         tokens = torch.tensor([token for speech in speeches for token in speech.tokens], dtype=torch.long)
         return Learned(self.vlm.margin(answers, self._yes, self._no), self.vlm.head(told), tokens.to(told.device))
+
+    def tokens_of(self, reasons: Sequence[str], yes: Sequence[bool]) -> int:
+        """How many tokens `learn` would teach."""
+        return sum(len(self._speech(*pair).tokens) for pair in zip(reasons, yes, strict=True))
 
     def _read(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
         return self.vlm.margin(self.vlm.read(asked), self._yes, self._no)
@@ -126,6 +145,12 @@ class Answers:
         words = self.config.yes if yes else self.config.no
         single = [word for word in words if len(self.vlm.said_tokens(word)) == 1]
         return next((word for word in single if word.startswith(" ") == bool(begins)), single[0])
+
+
+def told(pairs: Sequence[Preference]) -> tuple[list[str], list[bool]]:
+    """The reasons of both orders of each pair, second as the candidate first, and the answers that they argue for."""
+    reasons = [*(p.reason for p in pairs), *(p.reason_swapped for p in pairs)]
+    return reasons, [*(p.share > 0.5 for p in pairs), *(p.share < 0.5 for p in pairs)]
 
 
 def _before(reason: str) -> str:
