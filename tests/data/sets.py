@@ -68,7 +68,7 @@ def imported(name: str, *files: Path, **more: Any) -> tuple[list[dict[str, Any]]
     """The rows that an import of these files writes, and those that it puts into quarantine."""
     output = more.pop("output", files[0].parent / "out" / "rows.jsonl")
     result = import_preferences(ImportRecipe(name=name, files=files, output=output, **more))
-    rows = [row for path in result["rows"] for row in lines(Path(path))]
+    rows = [row for path, count in result["rows"].items() if count for row in lines(Path(path))]
     broken = lines(Path(result["quarantine"])) if result["quarantined"] else []
     assert (len(rows), len(broken)) == (sum(result["rows"].values()), result["quarantined"])
     return rows, broken

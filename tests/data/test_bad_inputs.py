@@ -404,13 +404,14 @@ def test_a_file_that_holds_nothing_to_import_is_named(tmp_path, name):
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize(
-    "name", ["lost.jsonl", "empty.jsonl", "blank.jsonl", "lost.parquet", "empty.parquet", "a folder"]
-)
+OURS = ("lost.jsonl", "empty.jsonl", "blank.jsonl", "lost.parquet", "empty.parquet", "set.json", "set.csv", "a folder")
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_a_preferences_file_that_is_none_is_named(tmp_path, name):
     path = tmp_path / name
-    if "empty" in name or "blank" in name:
-        path.write_text("\n \n" if "blank" in name else "")
+    if "lost" not in name and "folder" not in name:
+        path.write_text("" if "empty" in name else "\n \n")
     if name == "a folder":
         path.mkdir()
     with pytest.raises(InputError, match=name):

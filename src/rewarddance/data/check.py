@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rewarddance.data.fields import Fault, normal
-from rewarddance.data.index import open_index
 from rewarddance.data.ledger import Ledger, key_of
 from rewarddance.data.media import inspect_media
-from rewarddance.data.preferences import KEYS, PreferenceRow, ScoredRow, parse_row
+from rewarddance.data.preferences import KEYS, PreferenceRow, ScoredRow, open_preferences, parse_row
 from rewarddance.data.prompts import read_prompts
 from rewarddance.data.sources import refusal
 from rewarddance.errors import InputError
@@ -125,10 +123,7 @@ class Findings:
 
 def _read(path: Path, number: int, found: Findings, wanted: dict[int, str], decode: bool) -> dict[str, Any]:
     """The report of one file; its rows go into the findings."""
-    try:
-        index = open_index(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}.", "Give a preferences file, JSONL or Parquet.") from error
+    index = open_preferences(path)
     tally = Tally()
     for line, content in index.scan():
         try:

@@ -104,14 +104,11 @@ def import_preferences(recipe: ImportRecipe) -> dict[str, Any]:
     try:
         left_out = _fill(recipe, source, streams, files, quarantine)
     except InputError:
-        if not any(file.progress.written for file in files.values()):  # it binds nobody to what was asked
-            for path in [record, quarantine.path, *(beside(file.path, "progress.json") for file in every)]:
-                path.unlink(missing_ok=True)
+        if not any(file.progress.written for file in files.values()):
+            _forget([record, quarantine.path], every)
         raise
     for file in every:
         file.finish()
-    for path in paths.values():
-        path.touch()  # a part of the split that nothing fell into
     result: dict[str, Any] = {
         "source": source.name,
         "rows": {str(file.path): file.progress.written for file in files.values()},
@@ -123,10 +120,20 @@ def import_preferences(recipe: ImportRecipe) -> dict[str, Any]:
         result["quarantine"] = str(quarantine.path)
     if source.evaluation_only:
         result["evaluation_only"] = source.evaluation_only
+    if not any(result["rows"].values()):
+        _forget([record, *paths.values()], every)
+        return result
+    for path in paths.values():
+        path.touch()  # a part of the split that nothing fell into
     write_text_atomically(record, json.dumps({"asked": asked, "rows": result}, indent=2) + "\n")
-    for file in every:
-        beside(file.path, "progress.json").unlink(missing_ok=True)
+    _forget([], every)
     return result
+
+
+def _forget(paths: Sequence[Path], files: Sequence[RowFile]) -> None:
+    """Remove these, and how far the files are: an import that wrote nothing binds nobody to what was asked."""
+    for path in [*paths, *(beside(file.path, "progress.json") for file in files)]:
+        path.unlink(missing_ok=True)
 
 
 def outputs(recipe: ImportRecipe) -> dict[str, Path]:

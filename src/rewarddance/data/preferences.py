@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rewarddance.data.fields import Fault, as_number, optional_rate, optional_text, present, short
-from rewarddance.data.index import open_index
+from rewarddance.data.index import RowIndex, open_index
 from rewarddance.data.media import MAX_FRAMES, as_pixels, write_picture
 from rewarddance.data.sources import refusal
 from rewarddance.errors import InputError
@@ -123,7 +123,7 @@ class PreferenceSet(Sequence[Preference]):
 
     def __init__(self, path: Path, for_training: bool = False) -> None:
         self.path = path
-        self._index = _opened(path)
+        self._index = open_preferences(path)
         left, right, keys, scored = array("I"), array("I"), array("Q"), array("I")
         for place, (line, content) in enumerate(self._index.scan()):
             row = _checked(content, path, line)
@@ -246,7 +246,10 @@ def _file(content: Mapping[str, Any], name: str, folder: Path) -> Path:
     return path
 
 
-def _opened(path: Path) -> Any:
+def open_preferences(path: Path) -> RowIndex:
+    """The rows of a preferences file. Raises InputError naming it where it cannot be opened."""
+    if path.suffix.lower() in (".json", ".csv", ".tsv"):
+        raise InputError(f"{path} is no preferences file.", "`rewarddance data import` makes one of a public set.")
     try:
         return open_index(path)
     except (OSError, pa.ArrowException) as error:
