@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -14,6 +15,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
 )
+from tiny import command, judge_folder
 from tiny_pipelines import DDIM, FAMILIES, PROMPTS, SEEDS, STEPS, fresh, options, own_call, pipeline_folder, plain
 
 from rewarddance.errors import InputError
@@ -127,3 +129,25 @@ def test_a_unet_that_is_told_its_guidance_is_refused(tmp_path):
     pipeline.unet.register_to_config(time_cond_proj_dim=8)
     with pytest.raises(InputError, match="is told its guidance"):
         type(fresh("sd15-ddim"))(pipeline, GeneratorOptions(num_inference_steps=STEPS))
+
+
+# -- from the command line ---------------------------------------------------------------------------------------------
+
+
+def test_align_hands_the_options_of_its_recipe_on(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    content = {
+        "generator": str(pipeline_folder("qwen-image")),
+        "num_inference_steps": 2,
+        "generator_options": {"height": 32, "width": 32, **FAMILIES["qwen-image"].guided},
+        "judge": str(judge_folder()),
+        "prompts": str(tmp_path / "prompts.txt"),
+        "output": str(tmp_path / "run"),
+        "references": {"candidates": 3},
+        "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
+    }
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
+    assert command("align", tmp_path / "align.yaml").code == 0
+    assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").exists()
+    done = command("align", tmp_path / "align.yaml", "generator_options.scheduler=DDIMScheduler")
+    assert done.code == 2 and "does not use the option 'scheduler'" in " ".join(done.err.split())
