@@ -68,12 +68,17 @@ def quickstart(
 
 @app.command(epilog=example("rewarddance train recipes/shapeworld_judge.yaml judge.learning_rate=3e-4"))
 def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
-    """Train a judge on a preferences file; run again to continue an interrupted one."""
+    """Train a judge on a preferences file; run again to continue an interrupted one.
+
+    On several GPUs: torchrun --nproc-per-node N -m rewarddance train RECIPE.
+    """
     _quiet()
     from rewarddance.lab.runs import TrainRun, run_training
     from rewarddance.runtime.config import load_recipe
 
-    _print(run_training(load_recipe(TrainRun, recipe, overrides or [])))
+    result = run_training(load_recipe(TrainRun, recipe, overrides or []))
+    if result:  # of several processes one speaks
+        _print(result)
 
 
 @app.command(epilog=example("rewarddance align recipes/shapeworld_refl.yaml refl.steps=60"))
@@ -104,6 +109,7 @@ def score(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows read, asked and written together.", min=1)] = 32,
     max_frames: Annotated[int, typer.Option(help="Frames of a longer video, evenly spaced.", min=1)] = 16,
+    explain: Annotated[bool, typer.Option("--explain", help="With the judge's reasons, which takes longer.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be scored.")] = False,
 ) -> None:
@@ -135,6 +141,7 @@ def score(
         batch_size=batch_size,
         max_frames=max_frames,
         device=device,
+        explain=explain,
     )
     result = score_all(run, strict)
     _print(result)
@@ -356,6 +363,7 @@ def evaluate(
     probes: Annotated[int, typer.Option(help="Pairs of a set asked again with the candidate changed.", min=1)] = 200,
     batch_size: Annotated[int, typer.Option(help="Pairs read and asked together.", min=1)] = 32,
     seed: Annotated[int, typer.Option(help="Of halves, probes and meetings.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of the weights.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
 ) -> None:
     """Examine a judge on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
@@ -371,8 +379,9 @@ def evaluate(
     from rewarddance.lab.evaluate import evaluate as examine
 
     exam = ExamRecipe(batch_size=batch_size, probes=probes, seed=seed)
-    asked = {"kind": kind, "orders": orders, "instruction": instruction, "device": device}
-    result = examine(EvaluateRun(judge=judge, tests=named_tests(test), output=output, exam=exam, **asked), card)
+    asked = {"kind": kind, "orders": orders, "instruction": instruction, "device": device, "dtype": dtype}
+    options = {"judge": judge, "tests": named_tests(test), "output": output, "exam": exam, **asked}
+    result = examine(EvaluateRun.model_validate(options), card)
     _print(result)
     if result["failed"]:
         typer.echo(f"{result['failed']} pairs could not be judged; {result['failures']} says why", err=True)

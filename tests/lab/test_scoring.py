@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import judge_folder, pictures
+from tiny import clip_folder, judge_folder, pictures
 
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
@@ -304,6 +304,82 @@ def test_an_output_that_is_somebodys_own_is_not_overwritten(media, monkeypatch):
     with pytest.raises(InputError, match="exists and is not of a run"):
         score(run)
     assert run.output.read_text() == "mine\n"
+
+
+# -- reasons -----------------------------------------------------------------------------------------------------------
+
+
+class Talker(Eye):
+    """An Eye that says of each question what it was shown."""
+
+    def explain(self, questions: list[Question]) -> Verdict:
+        margin = self(questions).margin if questions else torch.zeros(0)
+        return Verdict(margin, tuple(f"{mean(q.candidate)} against {mean(q.reference)}" for q in questions))
+
+
+def mean(pixels: torch.Tensor | None) -> str:
+    return "none" if pixels is None else f"{pixels.mean():.4f}"
+
+
+def test_explained_rows_have_the_reasons_of_the_judge_and_the_same_margins(media):
+    folder = media / "judge"
+    load_reward(str(judge_folder()), instruction="t2i-brief", max_reason_tokens=6).save(folder)
+    rows = [{"prompt": "a red circle", "candidate": f"{i}.png"} for i in range(3)]
+    group = {"prompt": "a red circle", "candidates": ["0.png", "1.png", "2.png"]}
+    reference = media / "reference.png"
+    given = {"judge": str(folder), "explain": True}
+    for kind in ("pairwise", "pointwise"):
+        source, output = jsonl(media / "in.jsonl", rows), media / f"{kind}.jsonl"
+        run = plain(source, **given, kind=kind, reference=reference, output=output)
+        assert score(run)["failed"] == 0
+        judge = load_reward(str(folder), kind=kind)
+        expected = judge.compare("a red circle", [media / f"{i}.png" for i in range(3)], reference, explain=True)
+        assert [row["reason"] for row in read(run.output)] == [*(expected.reasons or ())]
+        assert [row["margin"] for row in read(run.output)] == pytest.approx(expected.margin.tolist(), abs=1e-5)
+    run = plain(jsonl(media / "group.jsonl", [group]), **given, output=media / "group.parquet")
+    score(run)
+    ranking = load_reward(str(folder)).rank("a red circle", [media / f"{i}.png" for i in range(3)], explain=True)
+    (found,) = read(run.output)
+    assert found["order"] == ranking.order.tolist() and found["reason"] == [*(ranking.reasons or ())]
+
+
+def test_reasons_go_to_their_own_rows_whatever_else_is_in_the_batch(media, monkeypatch):
+    rows = [
+        {"prompt": "p", "candidates": ["0.png", "4.png", "2.png"]},
+        {"prompt": "p", "candidate": "3.png", "reference": "1.png"},
+        {"prompt": "nan", "candidate": "3.png", "reference": "1.png"},
+        {"prompt": "p", "candidates": ["5.png", "3.png"], "reference": "0.png"},
+    ]
+    use(monkeypatch, Talker())
+    run = plain(jsonl(media / "in.jsonl", rows), explain=True)
+    score(run)
+    shown = [mean(read_picture(media / f"{i}.png")) for i in range(6)]
+    cup, one, each = (row["reason"] for row in read(run.output))
+    assert cup == [f"{shown[0]} against {shown[4]}", f"{shown[4]} against {shown[2]}", f"{shown[2]} against {shown[4]}"]
+    assert one == f"{shown[3]} against {shown[1]}"
+    assert each == [f"{shown[5]} against {shown[0]}", f"{shown[3]} against {shown[0]}"]
+    assert "no finite margin" in failed(run)[3]
+    silent = plain(run.input, output=media / "silent.jsonl")
+    score(silent)
+    assert [row["margin"] for row in read(silent.output)] == [row["margin"] for row in read(run.output)]
+
+
+def test_a_users_own_reason_is_carried_along_unless_reasons_are_asked_for(media, monkeypatch):
+    use(monkeypatch, Talker())
+    source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "1.png", "reference": "0.png", "reason": "mine"}])
+    score(plain(source))
+    assert read(media / "scores.jsonl")[0]["reason"] == "mine"
+    run = plain(source, explain=True, output=media / "explained.jsonl")
+    score(run)
+    assert "has a key 'reason'" in failed(run)[1]
+
+
+def test_a_judge_that_gives_no_reasons_is_refused_before_anything_is_written(media):
+    source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "1.png", "reference": "0.png"}])
+    run = plain(source, judge=str(clip_folder()), kind="clip", explain=True)
+    with pytest.raises(InputError, match="a clip reward gives no reasons"):
+        score(run)
+    assert not run.output.exists()
 
 
 # -- interrupted -------------------------------------------------------------------------------------------------------

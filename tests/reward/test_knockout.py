@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import BrightnessJudge
+from tiny import BrightnessJudge, judge_folder, pictures
 
+from rewarddance.errors import InputError
+from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.ranking import knockout, tournament
 
 
@@ -65,3 +67,31 @@ def test_a_judge_that_orders_all_pictures_gives_the_tournaments_winner():
     judge = BrightnessJudge(2.0)
     for short, full in zip(knockout(judge, "pqrs", groups), tournament(judge, "pqrs", groups), strict=True):
         assert short.order[0] == full.order[0]
+
+
+def test_margins_are_there_for_those_who_met_and_for_nobody_else():
+    (found,) = knockout(BrightnessJudge(1.0), ["p"], [candidates(0.8, 0.9, 0.1, 0.3)])
+    met = {(0, 1), (2, 3), (1, 3)}
+    for a in range(4):
+        for b in range(4):
+            assert torch.isnan(found.margins[a, b]) == ((min(a, b), max(a, b)) not in met)
+    torch.testing.assert_close(found.margins[0, 1], torch.tensor(0.2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.margins[1, 0], torch.tensor(1.8), atol=1e-4, rtol=0)
+
+
+def test_a_round_encodes_each_picture_once_for_all_its_comparisons_and_both_orders(monkeypatch):
+    judge = load_reward(str(judge_folder()), instruction="t2i-brief")
+    counts, encode = [], judge.vlm.family.encode
+    monkeypatch.setattr(judge.vlm.family, "encode", lambda shown: counts.append(len(shown)) or encode(shown))
+    groups = [list(pictures(4)), list(pictures(3, seed=1))]
+    knockout(judge, ["a red circle", "two crosses"], groups)
+    assert counts == [4 + 2, 2 + 2]
+
+
+def test_a_judge_ranks_by_knockout_where_it_is_asked_to():
+    judge, shown = load_reward(str(judge_folder()), instruction="t2i-brief"), list(pictures(5))
+    (cup,) = knockout(judge, ["a red circle"], [shown])
+    found = judge.rank("a red circle", shown, method="knockout")
+    assert torch.equal(found.order, cup.order) and torch.equal(found.wins, cup.won.float())
+    with pytest.raises(InputError, match="no way of ranking named 'swiss'"):
+        judge.rank("a red circle", shown, method="swiss")

@@ -14,35 +14,31 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
-import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from rewarddance.data.media import MAX_FRAMES, as_pixels
 from rewarddance.data.tables import FolderTable, Row, RowFile, Table, beside, open_table
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.lab.scoring_answers import KEYS, REASON, Answer, Explain, Task, answer_of, ask, blank
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.kinds import load_reward
-from rewarddance.reward.ranking import ranked
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.inputs import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import Pixels, Question, Verdict
+from rewarddance.types import Pixels, Question
 
 T = TypeVar("T")
 PIXEL_VALUES = 2**28
 """A batch is closed when its pictures hold so many numbers (1 GiB), however few its rows are."""
 _READ = frozenset({"prompt", "candidate", "candidates", "image", "video", "reference", "condition", "instruction"})
-_ANSWERS = frozenset({"probability", "margin", "order"})
 
 
 class ScoreRun(Recipe):
@@ -51,7 +47,7 @@ class ScoreRun(Recipe):
     input: a folder of pictures and videos, or a .jsonl or .parquet file; output: .jsonl or .parquet. kind, orders,
     instruction: of the judge, where they are not its own. prompt, reference: of the rows that have none. batch_size:
     rows that are read, asked and written together. max_frames: of a longer video. device: cpu, cuda, or None for cuda
-    where there is one.
+    where there is one. explain: with the judge's reasons.
     """
 
     input: Path
@@ -65,6 +61,12 @@ class ScoreRun(Recipe):
     batch_size: int = Field(default=32, ge=1)
     max_frames: int = Field(default=MAX_FRAMES, ge=1)
     device: str | None = None
+    explain: bool = False
+
+    @property
+    def answers(self) -> frozenset[str]:
+        """The keys of an answer."""
+        return KEYS | {REASON} if self.explain else KEYS
 
 
 class RecordedRun(ScoreRun):
@@ -73,16 +75,6 @@ class RecordedRun(ScoreRun):
     input_digest: str
     judge_digest: str
     reference_digest: str
-
-
-class Task(NamedTuple):
-    """What is asked for one row. row: what its output row holds besides the answer. form: how the answer is made of
-    the margins: of `one` question, of one for `each` candidate, or of all ordered `pairs` of n candidates."""
-
-    row: dict[str, Any]
-    questions: list[Question]
-    form: Literal["one", "each", "pairs"]
-    n: int
 
 
 def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
@@ -106,23 +98,25 @@ def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
         raise InputError(f"the output {run.output} exists and is not of a run that can be continued.", "Move it away.")
     if begun:
         keep_recipe(recorded, record)
-    results = RowFile(run.output, _schema(table) if run.output.suffix == ".parquet" else None)
+    results = RowFile(run.output, _schema(table, run) if run.output.suffix == ".parquet" else None)
     if not results.progress.finished:
         if run.instruction is not None:
             load_instruction(run.instruction)
-        judge, kind = _judge(run)
+        judge, kind, explain = _judge(run)
         reader = RowReader(run, kind, table)
         if not begun:  # nothing was written under it yet, so it binds nobody
             record.unlink(missing_ok=True)
         keep_recipe(recorded, record)
-        _fill(results, table, reader, judge, run.batch_size, strict)
+        _fill(results, table, reader, judge, explain, strict)
         results.finish()
     done = results.progress
     found = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
     return found | ({"failures": str(results.failures)} if done.failed else {})
 
 
-def _fill(results: RowFile, table: Table, reader: RowReader, judge: RewardModel, batch_size: int, strict: bool) -> None:
+def _fill(
+    results: RowFile, table: Table, reader: RowReader, judge: RewardModel, explain: Explain | None, strict: bool
+) -> None:
     """Read, ask and write the rows that are left, batch by batch.
 
     A batch ends at the same rows whether the run was interrupted or not, so that the answers are the same to the bit.
@@ -130,14 +124,14 @@ def _fill(results: RowFile, table: Table, reader: RowReader, judge: RewardModel,
     read = results.progress.read
     started = time.monotonic()
     with progress_bar("scoring", len(table), read) as bar:
-        for batch in ahead(batches(reader, table.rows(read), batch_size, results)):
+        for batch in ahead(batches(reader, table.rows(read), results)):
             asked = [(number, task) for number, task in batch if isinstance(task, Task)]
-            margins = ask(judge, [task for _, task in asked])
-            answers = dict(zip([number for number, _ in asked], margins, strict=True))
+            found = ask(judge, [task for _, task in asked], explain)
+            answers = dict(zip([number for number, _ in asked], found, strict=True))
             rows, failures = [], []
             for number, task in batch:
                 answer = task if isinstance(task, RewardDanceError) else answers[number]
-                if isinstance(task, Task) and isinstance(answer, Tensor):
+                if isinstance(task, Task) and isinstance(answer, Answer):
                     rows.append(task.row | answer_of(task, answer))
                     continue
                 assert isinstance(answer, RewardDanceError)
@@ -176,7 +170,7 @@ class RowReader:
             has = "no candidate" if not given else f"both {' and '.join(given)}"
             raise InputError(f"the row has {has}.", "Give it one of candidate, candidates, image and video.")
         row = carried(content)
-        if taken := sorted(_ANSWERS & set(row)):
+        if taken := sorted(self.run.answers & set(row)):
             raise InputError(f"the row has a key {taken[0]!r}, where its score goes.", "Give the key another name.")
         row |= {"prompt": self._text(content, "prompt", self.run.prompt)}
         value = content[given[0]]
@@ -228,9 +222,10 @@ class RowReader:
 
 
 def batches(
-    reader: RowReader, rows: Iterator[Row], batch_size: int, results: RowFile
+    reader: RowReader, rows: Iterator[Row], results: RowFile
 ) -> Iterator[list[tuple[int, Task | RewardDanceError]]]:
-    """Rows as tasks, or as the errors that say why they are none, with their numbers; `batch_size` together."""
+    """Rows as tasks, or as the errors that say why they are none, with their numbers; the run's batch size together."""
+    run = reader.run
     batch: list[tuple[int, Task | RewardDanceError]] = []
     for number, content in rows:
         try:
@@ -238,48 +233,15 @@ def batches(
                 raise content
             task = reader.task(content)
             # Before the judge has worked for it: can the file hold the row?
-            results.encode([task.row | answer_of(task, torch.zeros(len(task.questions)))])
+            results.encode([task.row | answer_of(task, blank(task, run.explain))])
             batch.append((number, task))
         except InputError as error:
             batch.append((number, error))
-        if len(batch) == batch_size or sum(pixels.numel() for pixels in reader.seen.values()) > PIXEL_VALUES:
+        if len(batch) == run.batch_size or sum(pixels.numel() for pixels in reader.seen.values()) > PIXEL_VALUES:
             yield batch
             batch, reader.seen = [], {}
     if batch:
         yield batch
-
-
-def ask(judge: RewardModel, tasks: Sequence[Task]) -> list[Tensor | RewardDanceError]:
-    """The margins of each task's questions, all asked together; or, for a task that cannot be answered, the error.
-
-    Tasks are asked again by halves until it is alone: it must not take the others with it.
-    """
-    if not tasks:
-        return []
-    try:
-        margin = judge([question for task in tasks for question in task.questions]).margin.float().cpu()
-        return list(margin.split([len(task.questions) for task in tasks]))
-    except RewardDanceError as error:
-        if len(tasks) == 1:
-            return [error]
-        half = len(tasks) // 2
-        return ask(judge, tasks[:half]) + ask(judge, tasks[half:])
-
-
-def answer_of(task: Task, margin: Float[Tensor, " Q"]) -> dict[str, Any]:
-    """The margins of a task's questions as the keys of its output row.
-
-    Of pairs, a candidate's margin is its mean margin against each of the others in both orders; the order is by wins.
-    Otherwise the order is by margin. In both, ties are broken by the lower index.
-    """
-    if task.form == "one":
-        return {"probability": Verdict(margin).probability.item(), "margin": margin.item()}
-    order = margin.argsort(descending=True, stable=True)
-    if task.form == "pairs":
-        ranking = ranked(task.n, margin)
-        order, margin = ranking.order, (ranking.margins - ranking.margins.T).sum(1) / (2 * (task.n - 1))
-    probability = Verdict(margin).probability
-    return {"probability": probability.tolist(), "margin": margin.tolist(), "order": order.tolist()}
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -297,11 +259,11 @@ def carried(content: dict[str, T]) -> dict[str, T]:
     return {key: value for key, value in content.items() if key not in _READ - own}
 
 
-def _schema(table: Table) -> pa.Schema:
+def _schema(table: Table, run: ScoreRun) -> pa.Schema:
     """The columns of a Parquet output. Raises InputError where the rows' answers do not go into the same columns."""
     columns = table.columns(_READ)
     kept = carried(columns)
-    if taken := sorted(_ANSWERS & set(kept)):
+    if taken := sorted(run.answers & set(kept)):
         raise InputError(f"{table.path} has a column {taken[0]!r}, where the scores go.", "Give it another name.")
     grouped = "candidates" in columns
     if grouped and "candidate" in columns:
@@ -314,13 +276,17 @@ def _schema(table: Table) -> pa.Schema:
     kept |= {"prompt": pa.string(), "candidates" if grouped else "candidate": names}
     kept |= dict.fromkeys(("reference", "condition", "instruction"), pa.string())
     kept |= {"probability": number, "margin": number} | ({"order": pa.list_(pa.int32())} if grouped else {})
+    kept |= {REASON: names} if run.explain else {}
     return pa.schema(kept)
 
 
-def _judge(run: ScoreRun) -> tuple[RewardModel, str]:
+def _judge(run: ScoreRun) -> tuple[RewardModel, str, Explain | None]:
+    """The judge, its kind, and how it gives reasons; raises InputError where they are wanted and it gives none."""
     changes = {name: getattr(run, name) for name in ("kind", "orders", "instruction")}
     judge = load_reward(run.judge, run.device or "cpu", **{k: v for k, v in changes.items() if v is not None})
-    return judge, judge.config.kind
+    if run.explain:
+        judge.explain([])
+    return judge, judge.config.kind, judge.explain if run.explain else None
 
 
 def _recorded(run: ScoreRun, table: Table) -> RecordedRun:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.instructions import Reasoning
-from rewarddance.reward.ranking import Ranking, tournament
+from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.runtime.config import Recipe
 from rewarddance.types import Pixels, Preference, Question, Verdict
 
@@ -213,15 +213,28 @@ class Judge(ABC):
         return self.explain(asked) if explain else self(asked)
 
     def rank(
-        self, prompt: str, candidates: Sequence[Media], condition: Media | None = None, explain: bool = False
+        self,
+        prompt: str,
+        candidates: Sequence[Media],
+        condition: Media | None = None,
+        explain: bool = False,
+        method: str = "all",
     ) -> Ranking:
-        """Order N candidates by wins in an all-pairs tournament in both orders (paper, section 3), best first.
+        """Order N candidates, best first, by wins over each other, every comparison in both orders (paper, section 3).
 
-        condition: as in `compare`. explain: with the reasons of each against the best of the others. Raises InputError
-        naming the candidate that is no picture, or where this kind gives no reasons.
+        method: "all" pairs, or a "knockout" in N - 1 of the N (N - 1) / 2 comparisons, which finds the best but orders
+        the others only by when they left; its margins are NaN where two did not meet. condition: as in `compare`.
+        explain: with the reasons of each against the best of the others. Raises InputError naming a candidate that is
+        no picture, an unknown method, or where this kind gives no reasons.
         """
         pixels, given = all_pixels(candidates), given_pixels(condition)
-        (ranking,) = tournament(self, [prompt], [pixels], [given])
+        if method == "all":
+            (ranking,) = tournament(self, [prompt], [pixels], [given])
+        elif method == "knockout":
+            (cup,) = knockout(self, [prompt], [pixels], [given])
+            ranking = Ranking(cup.order, cup.won.float(), cup.margins)
+        else:
+            raise InputError(f"there is no way of ranking named {method!r}.", "Say all or knockout.")
         if not explain or len(pixels) < 2:
             return ranking
         return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, ranking.order.tolist(), None, given))
@@ -235,10 +248,9 @@ class Judge(ABC):
         condition: Pixels | None = None,
     ) -> tuple[str, ...]:
         """Why each of N >= 2 candidates is better than the best of the others or not; order: best first."""
-        rivals = [order[1] if i == order[0] else order[0] for i in range(len(pixels))]
         asked = [
             Question(prompt, each, pixels[rival], instruction, condition)
-            for each, rival in zip(pixels, rivals, strict=True)
+            for each, rival in zip(pixels, rivals(order), strict=True)
         ]
         return self.explain(asked).reasons or ()
 

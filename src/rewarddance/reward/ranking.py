@@ -50,10 +50,14 @@ def tournament(
 
 
 class Knockout(NamedTuple):
-    """Candidates by how long they stayed in. order: best first; won: comparisons won by each, N - 1 in all."""
+    """Candidates by how long they stayed in. order: best first; won: comparisons won by each, N - 1 in all.
+
+    margins: row is the candidate, column the reference; NaN where two did not meet.
+    """
 
     order: Int[Tensor, " N"]
     won: Int[Tensor, " N"]
+    margins: Float[Tensor, "N N"]
 
 
 def knockout(
@@ -70,6 +74,7 @@ def knockout(
     given = conditions or [None] * len(groups)
     left = [list(range(len(group))) for group in groups]
     won = [[0] * len(group) for group in groups]
+    margins = [torch.full((len(group), len(group)), torch.nan) for group in groups]
     losers: list[list[int]] = [[] for _ in groups]  # best first
     while any(len(own) > 1 for own in left):
         meetings = [(g, *sorted(own[i : i + 2])) for g, own in enumerate(left) for i in range(0, len(own) - 1, 2)]
@@ -77,6 +82,8 @@ def knockout(
         asked = [Question(prompts[g], groups[g][c], groups[g][r], condition=given[g]) for g, c, r in orders]
         margin = judge(asked).margin.float().cpu().view(-1, 2)
         lead = (margin[:, 0] - margin[:, 1]).tolist()
+        for (g, c, r), one in zip(orders, margin.flatten(), strict=True):
+            margins[g][c, r] = one
         passed = [own[-1:] if len(own) % 2 else [] for own in left]
         lost: list[list[tuple[float, int]]] = [[] for _ in groups]
         for (g, a, b), by in zip(meetings, lead, strict=True):
@@ -87,8 +94,14 @@ def knockout(
         left = passed
         losers = [[i for _, i in sorted(now)] + before for now, before in zip(lost, losers, strict=True)]
     return [
-        Knockout(torch.tensor(own + out), torch.tensor(wins)) for own, out, wins in zip(left, losers, won, strict=True)
+        Knockout(torch.tensor(own + out), torch.tensor(wins), met)
+        for own, out, wins, met in zip(left, losers, won, margins, strict=True)
     ]
+
+
+def rivals(order: Sequence[int]) -> list[int]:
+    """For each of N >= 2 candidates the best of the others. order: best first."""
+    return [order[1] if i == order[0] else order[0] for i in range(len(order))]
 
 
 def ranked(n: int, margin: Float[Tensor, " pairs"]) -> Ranking:
