@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import colour_preferences, judge_folder
 
+from rewarddance.errors import InputError, RewardError
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.batches import Portion, jittered
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
-from rewarddance.reward.train import JudgeRecipe, JudgeTrainer, train_judge
+from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
@@ -55,7 +57,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert logged(folder) == logged(other)
 
 
-def accuracy(judge: PairwiseReward) -> dict[str, float]:
+def accuracy(judge: RewardModel) -> dict[str, float]:
     """Logged at each checkpoint: the mean margin of red over blue on pairs that are not trained on."""
     pairs = colour_preferences(4, seed=1)
     sign = [1 if pair.share else -1 for pair in pairs]
@@ -140,12 +142,7 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, preferences, whole)
 
 def test_pixel_noise_is_that_of_seed_and_step_alone(preferences):
     def noisy(seed: int, step: int, deviation: float = 0.05) -> torch.Tensor:
-        trainer = SimpleNamespace(
-            recipe=RECIPE.model_copy(update={"pixel_noise": deviation}),
-            noise_seed=seed,
-            state=SimpleNamespace(global_step=step),
-        )
-        pairs = JudgeTrainer._jittered(trainer, preferences)  # type: ignore[arg-type]
+        pairs = jittered(Portion(tuple(preferences), step, 0), deviation, seed, whole=True)
         assert [(pair.prompt, pair.share) for pair in pairs] == [(pair.prompt, pair.share) for pair in preferences]
         return torch.stack([pixels for pair in pairs for pixels in (pair.first, pair.second)])
 
@@ -173,3 +170,71 @@ def test_a_frozen_vision_tower_does_not_move(tmp_path, preferences):
     before, after = load_file(judge_folder() / "model.safetensors"), weights(tmp_path)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("vision_tower" in name for name in moved)
+
+
+class Rising:
+    """An evaluation whose figure rises, then falls: the second checkpoint is the best."""
+
+    def __init__(self, *figures: float) -> None:
+        self.figures = iter(figures)
+
+    def __call__(self, judge: RewardModel) -> dict[str, float]:
+        return {"accuracy_ood": next(self.figures)}
+
+
+def test_the_best_checkpoint_becomes_the_reward_and_its_step_is_logged(tmp_path, preferences, whole):
+    recipe = RECIPE.model_copy(update={"keep_best": "accuracy_ood"})
+    train(tmp_path, preferences, Rising(0.6, 0.9, 0.9, 0.7), recipe)
+    assert [row["best_step"] for row in logged(tmp_path) if "best_step" in row] == [5, 10, 10, 10]
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-10", "checkpoint-15", "checkpoint-18"]
+    best, delivered = load_file(tmp_path / "checkpoint-10" / "model.safetensors"), weights(tmp_path)
+    assert all(torch.equal(best[name], delivered[name]) for name in best)
+    assert any(not torch.equal(delivered[name], weights(whole)[name]) for name in best)
+
+
+def test_the_best_is_remembered_by_a_run_that_is_taken_up(tmp_path, preferences):
+    recipe = RECIPE.model_copy(update={"keep_best": "accuracy_ood"})
+    with pytest.raises(StopIteration):
+        train(tmp_path, preferences, Rising(0.9, 0.5), recipe)
+    train(tmp_path, preferences, Rising(0.6, 0.7), recipe)
+    assert [row["best_step"] for row in logged(tmp_path) if "best_step" in row] == [5, 5, 5, 5]
+    best = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
+    assert all(torch.equal(best[name], weights(tmp_path)[name]) for name in best)
+
+
+def test_a_figure_that_is_not_measured_cannot_choose_the_best(tmp_path, preferences):
+    recipe = RECIPE.model_copy(update={"keep_best": "accuracy_odd", "epochs": 0.25})
+    with pytest.raises(InputError, match="no figure 'accuracy_odd'") as caught:
+        train(tmp_path, preferences, Rising(1.0), recipe)
+    assert "accuracy_ood" in caught.value.remedy
+    with pytest.raises(InputError, match="keep_best needs figures"):
+        train(tmp_path, preferences, None, recipe)
+
+
+def test_a_tracker_that_is_unknown_or_missing_is_refused_by_name(tmp_path, preferences, monkeypatch):
+    monkeypatch.setattr("rewarddance.reward.train.get_available_reporting_integrations", lambda: [])
+    for name, told in (("wandbb", "no tracker 'wandbb'"), ("wandb", "'wandb' is not installed")):
+        with pytest.raises(InputError, match=told):
+            train(tmp_path, preferences, None, RECIPE.model_copy(update={"report_to": (name,)}))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, preferences):
+    broken = preferences[0].first.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    pairs = [Preference(p.prompt, broken, p.second, p.share) for p in preferences[:4]]
+    with pytest.raises(RewardError, match="gradient of step 1 is not finite"):
+        train(tmp_path, pairs, None, RECIPE.model_copy(update={"epochs": 1, "pixel_noise": 0.0}))
+    assert not (tmp_path / "reward").exists()
+
+
+def test_pictures_read_ahead_by_other_processes_give_the_same_run(tmp_path, preferences, whole):
+    train(tmp_path, preferences, accuracy, RECIPE.model_copy(update={"workers": 1}))
+    assert_same_run(tmp_path, whole)
+
+
+def test_options_that_do_nothing_are_refused():
+    with pytest.raises(ValueError, match="lora_alpha is used with a lora_rank"):
+        JudgeRecipe(lora_alpha=8)
+    with pytest.raises(ValueError, match="too small to be sharded"):
+        JudgeRecipe(kind="clip", sharded=True)

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+import numpy as np
+import torch
+from pydantic import Field, model_validator
 
 from rewarddance.alignment.references import ReferenceRecipe, build_references
 from rewarddance.alignment.train import ReflRecipe, train_refl
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.data.prompts import read_prompts
-from rewarddance.evaluation.agreement import accuracy
+from rewarddance.errors import InputError
+from rewarddance.evaluation.agreement import agreement
 from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.lab.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.judge import Judge
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
-from rewarddance.runtime.tracking import Metrics
+from rewarddance.runtime.distributed import device, first_ahead, is_first, joined
+from rewarddance.runtime.tracking import Metrics, console
+from rewarddance.types import Preference
 
 
 class TrainRun(Recipe):
@@ -33,6 +41,15 @@ class TrainRun(Recipe):
     seed: int = 0
     judge: JudgeRecipe = JudgeRecipe()
     exam: ExamRecipe = ExamRecipe()
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> TrainRun:
+        figures = [f"accuracy_{name}" for name in self.tests]
+        if self.judge.keep_best and self.judge.keep_best not in figures:
+            raise ValueError(
+                f"judge.keep_best is {self.judge.keep_best!r}, and tests give {', '.join(figures) or 'none'}"
+            )
+        return self
 
 
 class AlignRun(Recipe):
@@ -55,18 +72,48 @@ class AlignRun(Recipe):
 
 def run_training(recipe: TrainRun) -> dict[str, Any]:
     """Train, examine on every test set, and say where the reward is, with its model card. An interrupted run goes on
-    where it stopped."""
-    training = PreferenceSet(recipe.preferences, for_training=True)
-    tests = {name: list(PreferenceSet(path)) for name, path in recipe.tests.items()}
-    folder = writable_folder(recipe.output)
-    keep_recipe(recipe, folder / "config.yaml")
+    where it stopped. Of several processes all train, the first one examines, and the others return nothing."""
+    with joined():
+        with first_ahead():
+            training = PreferenceSet(recipe.preferences, for_training=True)
+            tests = {name: PreferenceSet(path) for name, path in recipe.tests.items()}
+            folder = writable_folder(recipe.output)
+            keep_recipe(recipe, folder / "config.yaml")
 
-    def watch(judge: RewardModel) -> dict[str, float]:
-        return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in tests.items()}
+        def watch(judge: RewardModel) -> dict[str, float]:
+            return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
 
-    judge = train_judge(recipe.judge, training, folder, Metrics(folder / "metrics.jsonl"), recipe.seed, watch)
+        metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
+        judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate)
+        if not is_first():
+            return {}
     facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)
-    return {"reward": str(folder / "reward"), **document(judge, folder / "reward", facts, recipe.tests, recipe.exam)}
+    examined = recipe.tests if _at_hand(judge) else {}
+    return {"reward": str(folder / "reward"), **document(judge, folder / "reward", facts, examined, recipe.exam)}
+
+
+def streamed_accuracy(judge: RewardModel, pairs: Sequence[Preference], at_once: int = 128) -> float:
+    """Mean agreement on a set of which `at_once` pairs are in memory. Raises InputError where all of them are ties."""
+    starts = range(0, len(pairs), at_once)
+    parts = [agreement(judge, [pairs[i] for i in range(low, min(low + at_once, len(pairs)))]) for low in starts]
+    found = np.concatenate(parts)
+    if not len(found):
+        raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
+    return float(found.mean())
+
+
+def _at_hand(judge: Judge) -> bool:
+    """Puts a judge that was trained in pieces on the GPU, if one is enough for it."""
+    if judge.model.device.type == device().type:
+        return True
+    gc.collect()  # the trainer, whose parts hold one another
+    torch.cuda.empty_cache()
+    needed, (free, _) = sum(w.nbytes for w in judge.model.parameters()), torch.cuda.mem_get_info()
+    if free < 1.3 * needed:
+        console.print("One GPU is too small to examine the judge; `rewarddance evaluate` does it where there is room.")
+        return False
+    judge.model.to(device())
+    return True
 
 
 def run_alignment(recipe: AlignRun) -> dict[str, Any]:

@@ -1,98 +1,179 @@
-"""Fit a reward model of any kind to preferences, on transformers' Trainer (resume, bf16, FSDP, logging)."""
+"""Fit a reward model of any kind to preferences, on transformers' Trainer (schedule, accumulation, resume)."""
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_callback import TrainerState
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardDanceError, RewardError
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.batches import Portion, Portions, jittered
 from rewarddance.reward.instructions import load_instruction
-from rewarddance.reward.judge import USED_BY, Judge, RewardConfig, RewardOptions
+from rewarddance.reward.judge import USED_BY, Amount, Judge, RewardConfig, RewardOptions
 from rewarddance.reward.kinds import build_reward
+from rewarddance.reward.parallel import load_optimiser, measured, replicated, save_optimiser, whole
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.trainable import Trainable, vision_tower
+from rewarddance.runtime import distributed
 from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
 from rewarddance.runtime.tracking import Metrics, progress_bar
 from rewarddance.types import Preference
 
-Evaluate = Callable[[Judge], dict[str, float]]
+__all__ = ["Evaluate", "JudgeRecipe", "JudgeTrainer", "train_judge", "vision_tower"]
 
-
-class JudgeRecipe(RewardOptions):
-    """How a judge is trained.
-
-    base: a checkpoint folder, or a bundled one's name. epochs may be a fraction. pixel_noise: deviation of Gaussian
-    noise added to the pictures at each step, against hair-splitting. warmup: share of the steps. freeze_vision_tower:
-    train the rest only. save_every: steps between checkpoints; save_every also sets the evaluations.
-    """
-
-    base: str = "shapeworld-judge"
-    learning_rate: float = Field(default=1e-5, gt=0)
-    batch_size: int = Field(default=32, ge=1)
-    epochs: float = Field(default=1.0, gt=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    freeze_vision_tower: bool = False
-    pixel_noise: float = Field(default=0.0, ge=0)
-    save_every: int = Field(default=100, ge=1)
-
-
-class _Rows(Dataset):
-    def __init__(self, preferences: Sequence[Preference]) -> None:
-        self.preferences = preferences
-
-    def __len__(self) -> int:
-        return len(self.preferences)
-
-    def __getitem__(self, index: int) -> Preference:
-        return self.preferences[index]
+Evaluate = Callable[[RewardModel], dict[str, float]]
 
 
 class JudgeTrainer(Trainer):
-    """Trainer whose loss is the reward's own."""
+    """Trainer whose loss is the reward's own, of a whole batch whatever parts it is read in.
 
-    def __init__(self, reward: Judge, recipe: JudgeRecipe, seed: int, **kwargs: Any) -> None:
-        super().__init__(model=reward.model, **kwargs)
-        self.reward, self.recipe, self.noise_seed = reward, recipe, seed
+    evaluate: called before every checkpoint; its figures go to `metrics` and the trackers.
+    """
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        return self.reward.loss(self._jittered(inputs["preferences"]))
+    def __init__(
+        self,
+        student: Trainable,
+        recipe: JudgeRecipe,
+        portions: Portions,
+        metrics: Metrics,
+        evaluate: Evaluate | None,
+        **kwargs: Any,
+    ) -> None:
+        self.student, self.recipe, self.portions = student, recipe, portions
+        self.metrics, self.evaluated = metrics, evaluate
+        super().__init__(model=student.reward.model, train_dataset=portions, **kwargs)
+        self.model_accepts_loss_kwargs = True  # that is: do not divide by the parts, each loss is a part of the whole
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        self.reward.save_own_weights(Path(output_dir or str(self.args.output_dir)))
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Of the process's own portions, in order: nothing is left for a sampler to shuffle or to split."""
+        return DataLoader(self.portions, batch_size=1, collate_fn=_only, num_workers=self.recipe.workers)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """The portions of one step, and the amount of its whole batch, or None where a portion is all of it."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for sample in samples:
+            if isinstance(sample["portion"], RewardDanceError):
+                raise sample["portion"]
+        if self.portions.parts * self.portions.count == 1:
+            return samples, None
+        own = [self.student.reward.amount(s["portion"].pairs) for s in samples if s["portion"].counts]
+        return samples, Amount(*distributed.summed(torch.tensor([(0, 0), *own]).sum(0)).tolist())
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Amount | None = None,
+    ) -> Any:
+        portion: Portion = inputs["portion"]
+        amount = num_items_in_batch
+        pairs = jittered(portion, self.recipe.pixel_noise, self.portions.seed, amount is None)
+        if amount is None:
+            return model(lambda reward: reward.loss(pairs))
+        scale = self.portions.count if portion.counts else 0  # for gradients are averaged over the processes
+        return scale * model(lambda reward: reward.loss(pairs, amount))
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """Not the model but what is done with it: the hooks of DDP and FSDP fire at a forward's ends."""
+        return replicated(self.student.lesson) if not self.student.lesson.in_pieces else self.student.lesson
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if not self.student.lesson.in_pieces:  # pieces are where they belong
+            super()._move_model_to_device(model, device)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = whole(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
+        if not torch.isfinite(norm):
+            raise RewardError(
+                f"the gradient of step {self.state.global_step + 1} is not finite.",
+                "Lower learning_rate; if it is the first step, look at the base's weights and at dtype.",
+            )
+        return norm
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        self.state.epoch = self.state.global_step / self.portions.steps_an_epoch
+        super().log(logs, *rest)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Measured first, so that its state says which step is best; written beside its place and moved there."""
+        self._measure()
+        super()._save_checkpoint(model, trial)
+        distributed.wait()
+        if distributed.is_first():
+            name = f"checkpoint-{self.state.global_step}"
+            scratch, place = Path(self._get_output_dir(None), name), Path(str(self.args.output_dir), name)
+            (scratch / COMPLETE).touch()
+            shutil.rmtree(place, ignore_errors=True)  # one that was cut off
+            os.replace(scratch, place)
+            keep = {self.state.global_step, self.state.best_global_step}
+            forget_checkpoints(place.parent, keep, also_newest=2)
+        distributed.wait()
+
+    def _measure(self) -> None:
+        if self.evaluated is None:
+            return
+        step, key = self.state.global_step, self.recipe.keep_best
+        figures: dict[str, Any] = dict(measured(self.student.lesson, self.evaluated))
+        if key:
+            if key not in figures:
+                raise InputError(f"there is no figure {key!r} to keep the best by.", f"Known: {', '.join(figures)}.")
+            if self.state.best_metric is None or figures[key] > self.state.best_metric:
+                self.state.best_metric, self.state.best_global_step = figures[key], step
+            figures["best_step"] = self.state.best_global_step
+        if distributed.is_first():
+            self.metrics.log("judge", step, **figures)
+        if self.args.report_to:
+            self.log({f"eval_{name}": float(figure) for name, figure in figures.items()})
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(str(self.args.output_dir), "unfinished"))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.student.save(Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Trainer's own looks for the model's names in the file: save_pretrained wrote others, none would load."""
-        saved = type(self.reward.model).from_pretrained(resume_from_checkpoint, dtype=self.reward.model.dtype)
-        own = self.reward.read_own_weights(Path(resume_from_checkpoint))
-        self.reward.model.load_state_dict(saved.state_dict() | own)
+        self.student.load(Path(resume_from_checkpoint))
 
-    def _jittered(self, pairs: list[Preference]) -> list[Preference]:
-        """The pairs with pixel noise that depends on seed and step alone, so that a resumed run sees the same."""
-        if not self.recipe.pixel_noise:
-            return pairs
-        rng = torch.Generator().manual_seed(self.noise_seed * 1_000_003 + self.state.global_step)
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.student.lesson.in_pieces:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        save_optimiser(self.student.lesson, _inner(self.optimizer), Path(output_dir, "optimizer"))
+        if distributed.is_first():
+            torch.save(self._rates.state_dict(), Path(output_dir, "scheduler.pt"))
 
-        def noisy(pixels: torch.Tensor) -> torch.Tensor:
-            noise = torch.randn(pixels.shape, generator=rng)
-            return (pixels + self.recipe.pixel_noise * noise).clamp(0, 1)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.student.lesson.in_pieces or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimiser(self.student.lesson, _inner(self.optimizer), Path(checkpoint, "optimizer"))
+        self._rates.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
 
-        return [replace(p, first=noisy(p.first), second=noisy(p.second)) for p in pairs]
+    @property
+    def _rates(self) -> Any:
+        return self.lr_scheduler
 
 
 class _Watch(TrainerCallback):
-    """Metrics, the bar, evaluation at each checkpoint, and the mark that a checkpoint is complete."""
+    """The loss in the metrics, and the bar."""
 
-    def __init__(self, metrics: Metrics, bar: Any, reward: Judge, evaluate: Evaluate | None) -> None:
-        self.metrics, self.bar, self.reward, self.evaluate = metrics, bar, reward, evaluate
+    def __init__(self, metrics: Metrics, bar: Any) -> None:
+        self.metrics, self.bar = metrics, bar
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
         self.bar.advance()
@@ -101,23 +182,6 @@ class _Watch(TrainerCallback):
         if logs and "loss" in logs:
             self.metrics.log("judge", state.global_step, loss=logs["loss"], gradient_norm=float(logs["grad_norm"]))
             self.bar.show(loss=logs["loss"])
-
-    def on_save(self, args, state, control, **_: Any) -> None:
-        if self.evaluate is not None:
-            self.metrics.log("judge", state.global_step, **self.evaluate(self.reward))
-            self.reward.model.train()
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
-
-
-def vision_tower(model: Any) -> torch.nn.Module:
-    """The part of a transformers model that reads pictures. Raises InputError naming a model that has none apart."""
-    tower = model.get_encoder(modality="image")
-    if tower is model or tower is model.base_model:
-        raise InputError(
-            f"the vision tower of a {type(model).__name__} cannot be frozen: it has none that stands apart.",
-            "Set freeze_vision_tower to false, or choose another base.",
-        )
-    return tower
 
 
 def train_judge(
@@ -130,56 +194,126 @@ def train_judge(
 ) -> Judge:
     """Train on `preferences` and write the reward to `folder`/reward; continues from `folder`'s newest checkpoint.
 
-    evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl.
-    The result does not depend on where a run was interrupted.
+    evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl. The result does
+    not depend on where a run was interrupted. In a group of processes all call this alike, and what is returned is
+    whole on the first of them only, where the weights are sharded.
     """
+    _check(recipe, evaluate)
     torch.manual_seed(seed)
     options = recipe.model_dump(include=set(RewardOptions.model_fields))
     if recipe.kind in USED_BY["instruction"]:
         options["instruction_version"] = load_instruction(recipe.instruction).version
-    reward = build_reward(recipe.base, RewardConfig(**options))
-    if recipe.freeze_vision_tower:
-        vision_tower(reward.model).requires_grad_(False)
+    config = RewardConfig(**options)
+    student = Trainable(
+        lambda dtype: build_reward(recipe.base, config, dtype=dtype),
+        recipe.base,
+        recipe.lora_rank,
+        recipe.lora_alpha or recipe.lora_rank,
+        recipe.freeze_vision_tower,
+        recipe.dtype == "bf16",
+        recipe.sharded,
+    )
     steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
-    arguments = TrainingArguments(
+    own = (recipe.gradient_accumulation_steps, distributed.rank(), distributed.count())
+    portions = Portions(preferences, recipe.batch_size, steps, seed, *own)
+    resume = newest_complete(folder)
+    done = int(resume.name.rpartition("-")[2]) if resume else 0
+    distributed.wait()  # before the first process writes anything
+    with ExitStack() as stack:
+        callbacks: list[TrainerCallback] = []
+        if distributed.is_first():
+            shutil.rmtree(folder / "unfinished", ignore_errors=True)
+            metrics.rewind("judge", done)
+            callbacks = [_Watch(metrics, stack.enter_context(progress_bar("training the judge", steps, done)))]
+        trainer = JudgeTrainer(
+            student,
+            recipe,
+            portions,
+            metrics,
+            evaluate,
+            args=_arguments(recipe, folder, steps, seed),
+            callbacks=callbacks,
+        )
+        for callback in ("PrinterCallback", "ProgressCallback"):
+            for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
+                trainer.remove_callback(found)
+        if done < steps:  # else it was cut off after the last step: Trainer would take one more
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    return student.deliver(folder / "reward", folder / f"checkpoint-{kept_step(folder)}")
+
+
+def kept_step(folder: Path) -> int:
+    """The step whose weights a finished run in `folder` delivers: the best by keep_best, or the last."""
+    newest = newest_complete(folder)
+    if newest is None:
+        raise InputError(f"{folder} holds no checkpoint.", "Train first.")
+    state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
+    return state.best_global_step or state.global_step
+
+
+def forget_checkpoints(folder: Path, keep: set[int | None], also_newest: int) -> None:
+    """Remove all checkpoints but those of the steps to keep and the newest ones."""
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*"))
+    for step in steps[:-also_newest]:
+        if step not in keep:
+            (folder / f"checkpoint-{step}" / COMPLETE).unlink(missing_ok=True)  # first: half of one is not to be read
+            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+
+
+def _check(recipe: JudgeRecipe, evaluate: Evaluate | None) -> None:
+    """Raises InputError for what could only fail later."""
+    installed = get_available_reporting_integrations()
+    for name in recipe.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise InputError(
+                f"there is no tracker {name!r}.", f"Known are {', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
+            )
+        if name not in installed:
+            raise InputError(f"the tracker {name!r} is not installed.", f"pip install {name}, or leave it out.")
+    shares = recipe.gradient_accumulation_steps * distributed.count()
+    if recipe.batch_size < shares:
+        raise InputError(
+            f"a batch_size of {recipe.batch_size} cannot be shared by {distributed.count()} processes in "
+            f"{recipe.gradient_accumulation_steps} parts each.",
+            f"Set it to {shares} or more: it counts the pairs of a step, all together.",
+        )
+    if recipe.sharded and distributed.count() == 1:
+        raise InputError(
+            "a sharded judge needs several processes.",
+            "Start it with torchrun --nproc-per-node N -m rewarddance train RECIPE, or set judge.sharded=false.",
+        )
+    if recipe.keep_best and evaluate is None:
+        raise InputError("keep_best needs figures to choose by.", "Give test sets, or leave it out.")
+
+
+def _arguments(recipe: JudgeRecipe, folder: Path, steps: int, seed: int) -> TrainingArguments:
+    return TrainingArguments(
         output_dir=str(folder),
+        run_name=folder.resolve().name,
         max_steps=steps,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=max(1, recipe.batch_size // distributed.count()),
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=math.ceil(steps * recipe.warmup),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         save_steps=recipe.save_every,
-        save_total_limit=2,
         logging_steps=math.gcd(10, recipe.save_every),  # so that no mean runs over a checkpoint
+        logging_nan_inf_filter=False,  # a loss that is not finite stops the run (`_get_grad_norm`)
         seed=seed,
-        data_seed=seed,
         remove_unused_columns=False,
-        report_to=[],
+        report_to=list(recipe.report_to),
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=distributed.device().type == "cpu",
     )
-    resume = newest_complete(folder)
-    done = int(resume.name.rpartition("-")[2]) if resume else 0
-    metrics.rewind("judge", done)
-    with progress_bar("training the judge", steps, done) as bar:
-        trainer = JudgeTrainer(
-            reward,
-            recipe,
-            seed,
-            args=arguments,
-            train_dataset=_Rows(preferences),
-            data_collator=lambda rows: {"preferences": rows},
-            callbacks=[_Watch(metrics, bar, reward, evaluate)],
-        )
-        for callback in ("PrinterCallback", "ProgressCallback"):
-            for found in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
-                trainer.remove_callback(found)
-        if resume and done >= steps:  # cut off after the last step: Trainer would begin its epoch and take one more
-            trainer._load_from_checkpoint(str(resume))
-        else:
-            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    reward.freeze().save(folder / "reward")
-    return reward
+
+
+def _only(rows: list[Any]) -> dict[str, Any]:
+    return {"portion": rows[0]}
+
+
+def _inner(optimiser: Any) -> torch.optim.Optimizer:
+    """accelerate's wrapper taken off."""
+    return getattr(optimiser, "optimizer", optimiser)

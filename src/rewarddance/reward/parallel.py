@@ -1,0 +1,172 @@
+"""A judge on several processes: its weights on each of them (DDP), or in pieces over all of them (FSDP2).
+
+torch's own fully_shard and DistributedDataParallel, which do on a CPU with gloo what they do on GPUs with NCCL.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import checkpoint as pieces
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.judge import Judge
+from rewarddance.runtime import distributed
+from rewarddance.types import Question, Verdict
+
+T = TypeVar("T")
+
+
+class Lesson(nn.Module):
+    """A judge as a module whose forward is whatever is done with the judge.
+
+    DDP and FSDP act where a module's forward begins and ends, and a judge is asked through methods of its own: done
+    within this forward, they see it all. in_pieces: the weights are sharded.
+    """
+
+    def __init__(self, reward: Judge) -> None:
+        super().__init__()
+        self.reward, self.model, self.in_pieces = reward, reward.model, False
+
+    def forward(self, do: Callable[[Judge], T]) -> T:
+        if not (self.in_pieces and torch.is_grad_enabled()):
+            return do(self.reward)
+        with _in_one_go(self.reward):
+            return do(self.reward)
+
+
+@contextmanager
+def _in_one_go(reward: Any) -> Iterator[None]:
+    """A step's portion is one forward whatever its size: where the weights are in pieces, all must make the same."""
+    budget, reward.vlm.tokens_at_once = reward.vlm.tokens_at_once, sys.maxsize
+    try:
+        yield
+    finally:
+        reward.vlm.tokens_at_once = budget
+
+
+def replicated(lesson: Lesson) -> nn.Module:
+    """The lesson with the gradients of all processes averaged; itself where there is one process.
+
+    A judge leaves weights unused (the output head, in a regressive one), so DDP has to look for them.
+    """
+    if distributed.count() == 1:
+        return lesson
+    own = distributed.device()
+    return DistributedDataParallel(
+        lesson,
+        device_ids=[own] if own.type == "cuda" else None,
+        find_unused_parameters=True,
+    )
+
+
+def shard(lesson: Lesson, mesh: Any, half: bool) -> None:
+    """Split the weights over the mesh, in place: layer by layer, and what stands outside of the layers at the end.
+
+    half: computed in bfloat16, while the pieces and the sum of the gradients are what the weights were (float32, where
+    they are trained). A judge's own weights are read in float32 always.
+    """
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
+    stacks = [module for module in lesson.modules() if isinstance(module, nn.ModuleList)]
+    for layer in [layer for stack in stacks for layer in stack]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    for name in lesson.reward.own_weights():
+        fully_shard(lesson.model.get_submodule(name.rpartition(".")[0]), mesh=mesh)
+    fully_shard(lesson, mesh=mesh, mp_policy=policy)
+    lesson.in_pieces = lesson.reward.vlm.steady = True  # type: ignore[attr-defined]
+
+
+def one_mesh() -> Any:
+    """All processes in a row."""
+    return init_device_mesh(distributed.device().type, (distributed.count(),))
+
+
+def measured(lesson: Lesson, evaluate: Callable[[RewardModel], T]) -> T:
+    """`evaluate` of the judge as it is now, without a graph, the same on all processes.
+
+    Where each has all weights they share the questions; where they have pieces, all ask all.
+    """
+    lesson.eval()
+    with torch.no_grad():
+        if not lesson.in_pieces:
+            found = evaluate(lesson.reward if distributed.count() == 1 else Spread(lesson.reward))
+        else:
+            found = lesson(evaluate)
+            lesson.reshard()  # type: ignore[operator]
+    lesson.train()
+    return found
+
+
+class Spread:
+    """A RewardModel whose questions are shared by the processes, each of which has all answers afterwards."""
+
+    def __init__(self, judge: RewardModel) -> None:
+        self.judge = judge
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        order = together(questions)
+        low, high = (at * len(order) // distributed.count() for at in (distributed.rank(), distributed.rank() + 1))
+        own = order[low:high]
+        margin = torch.zeros(len(questions))
+        margin[own] = self.judge([questions[i] for i in own]).margin.detach().cpu()
+        return Verdict(distributed.summed(margin))
+
+
+def together(questions: Sequence[Question]) -> list[int]:
+    """Numbers of the questions, those next to each other that show the same picture, so that few encode it twice."""
+    seen: dict[int, int] = {}
+    keys = [
+        min(seen.setdefault(id(one), len(seen)) for one in (q.candidate, q.reference) if one is not None)
+        for q in questions
+    ]
+    return sorted(range(len(questions)), key=keys.__getitem__)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor of which each process has a piece, put together on all; another as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def gathered(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole weights on the CPU of the first process; nothing on the others. One at a time, tied ones once."""
+    found: dict[str, Tensor] = {}
+    seen: dict[int, Tensor] = {}
+    for name, weight in weights.items():
+        if id(weight) not in seen:
+            one = whole(weight.detach())
+            seen[id(weight)] = one.cpu() if distributed.is_first() else one.new_empty(0)
+        if distributed.is_first():
+            found[name] = seen[id(weight)]
+    return found
+
+
+@torch.no_grad()
+def fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy whole values into weights by name; where a weight is in pieces, each process takes its own."""
+    for name, place in places.items():
+        value = values[name].to(place.device, place.dtype)
+        if isinstance(place, DTensor):
+            value = distribute_tensor(value, place.device_mesh, place.placements, src_data_rank=None)
+        place.copy_(value)
+
+
+def save_optimiser(lesson: Lesson, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    """Each process writes its pieces; any number of processes can read them again."""
+    pieces.save(get_optimizer_state_dict(lesson, optimiser), checkpoint_id=folder)
+
+
+def load_optimiser(lesson: Lesson, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+    state = get_optimizer_state_dict(lesson, optimiser)
+    pieces.load(state, checkpoint_id=folder)
+    set_optimizer_state_dict(lesson, optimiser, state)

@@ -1,0 +1,51 @@
+"""The recipe of a judge's training."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rewarddance.reward.judge import RewardOptions
+
+
+class JudgeRecipe(RewardOptions):
+    """How a judge is trained.
+
+    base: a checkpoint folder, or a bundled one's name. epochs may be a fraction. warmup: share of the steps.
+    batch_size: pairs of a step, all processes together; each reads its share in gradient_accumulation_steps parts.
+    pixel_noise: deviation of Gaussian noise added to the pictures at each step, against hair-splitting.
+    freeze_vision_tower: train the rest only. lora_rank: 0 trains all weights; lora_alpha: by default the rank. dtype:
+    bf16 computes in bfloat16, while trained weights and optimiser stay in float32; the reward is then stored in
+    bfloat16. sharded: the weights in pieces over the processes (FSDP2), not on each of them. workers: processes that
+    read pictures ahead. save_every: steps between checkpoints and evaluations. keep_best: the figure, such as
+    accuracy_ood, by which the best checkpoint becomes the reward; else the last does. report_to: trackers, by their
+    names in transformers.
+    """
+
+    base: str = "shapeworld-judge"
+    learning_rate: float = Field(default=1e-5, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    freeze_vision_tower: bool = False
+    lora_rank: int = Field(default=0, ge=0)
+    lora_alpha: int | None = Field(default=None, ge=1)
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    sharded: bool = False
+    pixel_noise: float = Field(default=0.0, ge=0)
+    workers: int = Field(default=0, ge=0)
+    save_every: int = Field(default=100, ge=1)
+    keep_best: str | None = None
+    report_to: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> JudgeRecipe:
+        if self.lora_alpha and not self.lora_rank:
+            raise ValueError("lora_alpha is used with a lora_rank only")
+        if self.sharded and self.kind == "clip":
+            raise ValueError("a clip reward is too small to be sharded")
+        return self

@@ -1,0 +1,192 @@
+"""A judge made ready to be trained: which weights learn, in which precision, whole or in pieces, and their files.
+
+All weights, or LoRA (2106.09685) on every linear layer of what is trained but the output heads. What is trained is kept
+in float32 and so is the optimiser; with bf16 the layers compute in bfloat16, and what is frozen is kept so, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rewarddance.errors import InputError
+from rewarddance.reward.judge import HEAD_FILE, Judge
+from rewarddance.reward.parallel import Lesson, fill, gathered, one_mesh, shard
+from rewarddance.runtime.checkpoint import replacing
+from rewarddance.runtime.distributed import device, in_turn, is_first, wait
+
+ADAPTER = "adapter"
+"""The folder beside a delivered reward's weights that holds the LoRA which was merged into them, as PEFT's files."""
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class Trainable:
+    """build: loads the judge in the precision that it is given, on the CPU. base: its checkpoint's name.
+
+    lora_rank: 0 trains all weights. half: compute in bfloat16. in_pieces: over all processes.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[torch.dtype], Judge],
+        base: str,
+        lora_rank: int = 0,
+        lora_alpha: int = 0,
+        freeze_vision_tower: bool = False,
+        half: bool = False,
+        in_pieces: bool = False,
+    ) -> None:
+        def plain() -> Trainable:
+            return Trainable(build, base, lora_rank, lora_alpha, freeze_vision_tower, half)
+
+        self._plain, self._half = plain, half
+        mesh = one_mesh() if in_pieces else None
+        with in_turn() if in_pieces else nullcontext():
+            self.reward = build(torch.bfloat16 if half and lora_rank else torch.float32)
+            model = self.reward.model
+            if in_pieces and not self.reward.vlm.family.shares:  # type: ignore[attr-defined]
+                raise InputError(
+                    f"the judge {base!r} is read question by question, which processes cannot do in step.",
+                    "Set sharded to false, or choose another base.",
+                )
+            tower = vision_tower(model) if freeze_vision_tower else None
+            if tower is not None:
+                tower.requires_grad_(False)
+            self.adapter = _with_lora(self.reward, lora_rank, lora_alpha, tower, base) if lora_rank else None
+            if half:
+                _compute_in_half(self.reward)
+            self.lesson = Lesson(self.reward)
+            if in_pieces:
+                shard(self.lesson, mesh, half)
+
+    # -- files, together with the other processes ------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights in full precision: a plain save_pretrained folder, or of LoRA PEFT's own files."""
+        own = gathered(self.reward.own_weights())
+        weights = gathered(self._places()) if self.lesson.in_pieces or self.adapter else None
+        if not is_first():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.adapter is not None:
+            _write_adapter(self.adapter, weights or {}, folder)
+        else:
+            self.reward.model.save_pretrained(folder, state_dict=weights)
+        if own:
+            save_file(own, folder / HEAD_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. Raises InputError naming a checkpoint that cannot be read."""
+        own = self.reward.own_weights()
+        try:
+            with in_turn() if self.lesson.in_pieces else nullcontext():
+                if self.adapter is not None:
+                    saved = load_file(folder / ADAPTER_FILE)
+                else:
+                    saved = type(self.reward.model).from_pretrained(folder, dtype=torch.float32).state_dict()
+                fill(self._places(), saved)
+                fill(own, load_file(folder / HEAD_FILE) if own else {})
+        except (OSError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"the checkpoint {folder} cannot be read: {error}.", "Remove it; an older one is taken."
+            ) from error
+
+    def deliver(self, folder: Path, checkpoint: Path) -> Judge:
+        """Write a checkpoint's weights as a reward: a plain folder, LoRA merged into it and beside it. Frozen.
+
+        Where the weights are in pieces, only the first process returns a judge that is whole.
+        """
+        reward = self.reward
+        if not self.lesson.in_pieces:
+            self.load(checkpoint)
+            self._finish(folder)
+        elif is_first():
+            whole = self._plain()
+            whole.load(checkpoint)
+            whole._finish(folder)
+            reward = whole.reward
+        wait()
+        return reward
+
+    def _finish(self, folder: Path) -> None:
+        with replacing(folder) if is_first() else nullcontext() as place:
+            if self.adapter is not None:
+                if place:
+                    _write_adapter(self.adapter, self._places(), place / ADAPTER)
+                self.adapter.merge_and_unload()
+            if self._half:
+                _store_in_half(self.reward)
+            self.reward.freeze()
+            if place:
+                self.reward.save(place)
+
+    def _places(self) -> dict[str, Tensor]:
+        """What `save` writes by its names there, but for the reward's own weights: the tensors themselves."""
+        if self.adapter is not None:
+            return get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
+        own = self.reward.own_weights()
+        return {name: one for name, one in self.reward.model.state_dict(keep_vars=True).items() if name not in own}
+
+
+def vision_tower(model: Any) -> nn.Module:
+    """The part of a transformers model that reads pictures. Raises InputError naming a model that has none apart."""
+    tower = model.get_encoder(modality="image")
+    if tower is model or tower is model.base_model:
+        raise InputError(
+            f"the vision tower of a {type(model).__name__} cannot be frozen: it has none that stands apart.",
+            "Set freeze_vision_tower to false, or choose another base.",
+        )
+    return tower
+
+
+def _with_lora(reward: Judge, rank: int, alpha: int, frozen: nn.Module | None, base: str) -> PeftModel:
+    """LoRA on every linear layer outside of what is frozen and of the output heads; own weights are trained whole."""
+    own = reward.own_weights()
+    left_out = {reward.model.get_output_embeddings(), *(frozen.modules() if frozen is not None else ())}
+    targets = [
+        name
+        for name, module in reward.model.named_modules()
+        if isinstance(module, nn.Linear) and module not in left_out and f"{name}.weight" not in own
+    ]
+    adapter = get_peft_model(reward.model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
+    adapter.peft_config["default"].base_model_name_or_path = base
+    for weight in own.values():
+        weight.requires_grad_(True)
+    return adapter  # type: ignore[return-value]
+
+
+def _write_adapter(adapter: PeftModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """PEFT's own two files: its PeftModel.from_pretrained reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(adapter.peft_config["default"], inference_mode=True).save_pretrained(str(folder))
+    save_file({name: one.detach().cpu().contiguous() for name, one in weights.items()}, folder / ADAPTER_FILE)
+
+
+def _compute_in_half(reward: Judge) -> None:
+    """bfloat16 within the towers, by autocast; heads and margins stay outside of it. Frozen weights are stored so."""
+    own = {id(weight) for weight in reward.own_weights().values()}
+    for weight in reward.model.parameters():
+        if id(weight) not in own:
+            weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
+    for tower in reward.model.base_model.children():
+        tower.forward = torch.autocast(device().type, torch.bfloat16)(tower.forward)
+
+
+def _store_in_half(reward: Judge) -> None:
+    """All weights but the reward's own in bfloat16, and computed with as they are."""
+    own = {id(weight) for weight in reward.own_weights().values()}
+    for weight in reward.model.parameters():
+        if id(weight) not in own:
+            weight.data = weight.data.to(torch.bfloat16)
+    for tower in reward.model.base_model.children():
+        del tower.forward

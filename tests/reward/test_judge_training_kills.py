@@ -1,0 +1,101 @@
+"""kill -9 at any moment: what is left can be read, and the run that goes on from it repeats the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from several import forked
+from tiny import colour_preferences, judge_folder
+
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Question
+
+PAIRS = colour_preferences(12)
+RECIPE = JudgeRecipe(
+    base=str(judge_folder()),
+    instruction="t2i-brief",
+    learning_rate=1e-3,
+    batch_size=4,
+    gradient_accumulation_steps=2,
+    epochs=4,
+    pixel_noise=0.05,
+    save_every=2,
+    keep_best="accuracy_ood",
+)
+"""12 steps, six checkpoints."""
+
+
+def accuracy(judge: RewardModel) -> dict[str, float]:
+    margin = judge([Question(p.prompt, p.second, p.first) for p in PAIRS[:3]]).margin
+    return {"accuracy_ood": float(margin.sigmoid().mean())}
+
+
+def train(folder: Path) -> None:
+    train_judge(RECIPE, PAIRS, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=accuracy)
+
+
+def logged(folder: Path) -> list[dict]:
+    """The lines of the metrics but for a last one that was cut off."""
+    found = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def assert_readable(folder: Path) -> int:
+    """Every checkpoint that there is can be read; returns the step of the newest, or 0."""
+    steps = [0]
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / "complete").exists():  # an old one, on its way out
+            continue
+        assert load_file(checkpoint / "model.safetensors")
+        assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
+        steps.append(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+    assert newest is None or (newest / "complete").exists()
+    return max(steps)
+
+
+def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_one(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    begun = time.monotonic()
+    os.waitpid(forked(lambda: train(whole), tmp_path / "answer"), 0)
+    took = time.monotonic() - begun
+    assert (whole / "reward" / "model.safetensors").is_file()
+    rng, kills, reached = random.Random(0), 0, []
+    while kills < 10:
+        child = forked(lambda: train(folder), tmp_path / "answer")
+        end = time.monotonic() + rng.uniform(0.1, 0.7) * took
+        while time.monotonic() < end and not os.waitpid(child, os.WNOHANG)[0]:
+            time.sleep(0.005)
+        try:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):  # it came to its end before: begin anew
+            assert logged(folder) == logged(whole)
+            shutil.rmtree(folder)
+            continue
+        kills += 1
+        if (folder / "metrics.jsonl").exists():
+            reached.append(assert_readable(folder))
+            rows = [row for row in logged(folder) if row["step"] <= reached[-1]]
+            assert rows == [row for row in logged(whole) if row["step"] <= reached[-1]]
+    assert len(set(reached)) > 2  # they were spread over the run
+    train(folder)
+    assert logged(folder) == logged(whole)
+    ours, theirs = (load_file(run / "reward" / "model.safetensors") for run in (folder, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not (folder / "unfinished").exists() or not any((folder / "unfinished").iterdir())

@@ -1,0 +1,103 @@
+"""What several processes do together; one process by itself waits for nobody."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from several import in_processes
+
+from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.reward.parallel import Spread, together
+from rewarddance.runtime.distributed import count, first_ahead, in_turn, is_first, joined, rank, summed, wait
+from rewarddance.types import Question, Verdict
+
+
+def test_a_process_by_itself_is_the_first_of_one():
+    with joined(), first_ahead(), in_turn():
+        wait()
+        assert (rank(), count(), is_first()) == (0, 1, True)
+        assert summed(torch.tensor([2.5])).tolist() == [2.5]
+
+
+def test_processes_know_their_number_and_add_up():
+    def work() -> tuple:
+        own = torch.tensor([rank(), 1])
+        return rank(), count(), is_first(), summed(own).tolist(), own.tolist()
+
+    assert in_processes(2, work) == [(0, 2, True, [1, 2], [0, 1]), (1, 2, False, [1, 2], [1, 1])]
+
+
+def test_the_first_goes_ahead_and_each_has_its_turn(tmp_path):
+    def work(log: Path) -> None:
+        with first_ahead():
+            time.sleep(0.1 if is_first() else 0)
+            with log.open("a") as file:
+                file.write(f"ahead {rank()}\n")
+        with in_turn():
+            for when in ("begins", "ends"):
+                with log.open("a") as file:
+                    file.write(f"{rank()} {when}\n")
+                time.sleep(0.05)
+
+    in_processes(2, work, tmp_path / "log")
+    expected = ["ahead 0", "ahead 1", "0 begins", "0 ends", "1 begins", "1 ends"]
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == "ahead 0" and [line for line in lines if "ahead" not in line] == expected[2:]
+
+
+def test_where_one_process_fails_the_others_say_so_in_words():
+    def work() -> str:
+        if is_first():
+            return "left"
+        try:
+            wait()
+        except RewardDanceError as error:
+            return error.what
+        return "waited for ever"
+
+    assert in_processes(2, work) == ["left", "another process of this run has stopped."]
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_would_shard_by_itself_is_refused(monkeypatch, name):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match="accelerate launch was told to use") as caught, joined():
+        raise AssertionError("it was taken up")
+    assert "judge.sharded=true" in caught.value.remedy
+
+
+class Brightness:
+    """A judge with a known answer: the mean of the candidate."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, questions):
+        self.asked.append(len(questions))
+        return Verdict(torch.stack([q.candidate.mean() for q in questions]))
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_processes_share_questions_and_all_have_all_answers(n):
+    pictures = [torch.full((1, 3, 4, 4), i / 10) for i in range(2 * n)]
+    questions = [Question("p", pictures[2 * i], pictures[2 * i + 1]) for i in range(n)]
+    questions += [Question("p", q.reference, q.candidate) for q in questions]
+
+    def work() -> tuple[list[float], list[int]]:
+        judge = Brightness()
+        return Spread(judge)(questions).margin.tolist(), judge.asked
+
+    found = in_processes(2, work)
+    right = [float(q.candidate.mean()) for q in questions]
+    assert all(margin == pytest.approx(right) for margin, _ in found)
+    assert [asked for _, asked in found] == [[n], [n]]
+
+
+def test_questions_on_the_same_pictures_stay_together():
+    a, b, c, d = (torch.zeros(1, 3, 2, 2) for _ in range(4))
+    questions = [Question("p", a, b), Question("p", c, d), Question("p", b, a), Question("p", d, c), Question("p", c)]
+    assert together(questions) == [0, 2, 1, 3, 4]

@@ -1,0 +1,73 @@
+"""Functions run in several processes at once, as torchrun would start them, but forked: no time for imports."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+
+from rewarddance.runtime.distributed import joined
+
+
+def forked(work: Callable[[], Any], answer: Path, environment: dict[str, str] | None = None) -> int:
+    """The id of a new process that pickles what `work` returns, or how it failed, to `answer`."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ |= environment or {}
+        torch.set_num_threads(1)
+        PartialState._reset_state()
+        answer.write_bytes(pickle.dumps((True, work())))
+        code = 0
+    except BaseException:
+        answer.write_bytes(pickle.dumps((False, traceback.format_exc())))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def in_processes(n: int, work: Callable[..., Any], *arguments: Any, timeout: float = 200) -> list[Any]:
+    """What `work(*arguments)` returns in each of n processes that belong together. Fails where one of them fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    together = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def joining() -> Any:
+        with joined():
+            return work(*arguments)
+
+    with TemporaryDirectory() as folder:
+        answers = [Path(folder) / str(rank) for rank in range(n)]
+        children = {
+            forked(joining, answer, {k: str(v) for k, v in {**together, "RANK": rank, "LOCAL_RANK": rank}.items()})
+            for rank, answer in enumerate(answers)
+        }
+        end = time.monotonic() + timeout
+        while children:
+            done, status = os.waitpid(-1, os.WNOHANG)
+            children.discard(done)
+            if (done and status) or time.monotonic() > end:  # the others may wait for it for ever
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                break
+            time.sleep(0.01)
+        found = [pickle.loads(answer.read_bytes()) for answer in answers if answer.exists()]
+    failed = [what for good, what in found if not good]
+    assert not failed, "\n".join(failed)
+    assert len(found) == n, "not all processes came to an end"
+    return [what for _, what in found]
