@@ -108,6 +108,20 @@ def flops(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def saved(model: torch.nn.Module, work: Callable[[], Any]) -> float:
+    """MB that autograd keeps for the backward pass of `work`, the model's own weights apart."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Tensor] = {}  # held, so that no other tensor takes a place that is counted
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        work()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own) / 2**20
+
+
 def seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()

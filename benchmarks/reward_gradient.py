@@ -8,34 +8,10 @@ from __future__ import annotations
 import json
 
 import torch
-from judges import PROMPT, build_judge, candidates, flops, interleaved, naive_margin, peak_rss
+from judges import PROMPT, build_judge, candidates, flops, interleaved, naive_margin, peak_rss, saved
 from torch import Tensor
 
 from rewarddance.types import Question
-
-
-class Saved:
-    """MB that autograd keeps for the backward pass within the block, the model's own weights apart."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.mb, self._seen = 0.0, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-        self._kept: list[Tensor] = []
-
-    def __enter__(self) -> Saved:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
-        self._hooks.__enter__()
-        return self
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in self._seen:
-            self._seen.add(place)
-            self._kept.append(tensor.detach())  # so that no other tensor takes its place
-            self.mb += tensor.untyped_storage().nbytes() / 2**20
-        return tensor
-
-    def __exit__(self, *error: object) -> None:
-        self._hooks.__exit__(*error)
 
 
 def main() -> None:
@@ -61,11 +37,9 @@ def main() -> None:
     variants = ("plain", "frozen", "ours", "checkpointed")
     found = {variant: gradient(variant) for variant in variants}
     scale = found["plain"].abs().max()
-    saved, peak = {}, {}
+    kept, peak = {}, {}
     for variant in variants:
-        with Saved(judge.model) as kept:
-            margin(variant, candidate.clone().requires_grad_())
-        saved[variant] = kept.mb
+        kept[variant] = saved(judge.model, lambda v=variant: margin(v, candidate.clone().requires_grad_()))
         with peak_rss() as rose:
             gradient(variant)
         (peak[variant],) = rose
@@ -74,13 +48,13 @@ def main() -> None:
     judge.model.requires_grad_(False)
     figures = {"max_relative_diff": max(float((g - found["plain"]).abs().max() / scale) for g in found.values())}
     for variant in variants:
-        figures |= {f"{variant}_seconds": round(best[variant], 4), f"{variant}_saved_mb": round(saved[variant], 1)}
+        figures |= {f"{variant}_seconds": round(best[variant], 4), f"{variant}_saved_mb": round(kept[variant], 1)}
         figures |= {f"{variant}_peak_mb": round(peak[variant], 1)}
         print({key: value for key, value in figures.items() if key.startswith(variant)}, flush=True)
     for variant in variants[1:]:
         figures[f"{variant}_wall"] = round(best["plain"] / best[variant], 3)
         figures[f"{variant}_flops"] = round(operations["plain"] / operations[variant], 3)
-        figures[f"{variant}_saved"] = round(saved["plain"] / saved[variant], 2)
+        figures[f"{variant}_saved"] = round(kept["plain"] / kept[variant], 2)
     print(json.dumps(figures))
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from judges import saved
 from tiny import judge_folder, pictures
 from torch import Tensor
 
@@ -14,30 +15,6 @@ from rewarddance.errors import RewardError
 from rewarddance.reward.gradient import pixel_gradient
 from rewarddance.reward.kinds import load_reward
 from rewarddance.types import Question, Verdict
-
-
-class Saved:
-    """Bytes that autograd keeps for the backward pass within the block, the model's own weights apart."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.bytes, self._seen = 0, {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-        self._kept: list[Tensor] = []
-
-    def __enter__(self) -> Saved:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda kept: kept)
-        self._hooks.__enter__()
-        return self
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in self._seen:
-            self._seen.add(place)
-            self._kept.append(tensor.detach())  # so that no other tensor takes its place
-            self.bytes += tensor.untyped_storage().nbytes()
-        return tensor
-
-    def __exit__(self, *error) -> None:
-        self._hooks.__exit__(*error)
 
 
 def asked(candidates: Tensor) -> list[Question]:
@@ -79,10 +56,9 @@ def test_checkpointing_keeps_a_sixth_and_changes_nothing():
     candidates = [one.requires_grad_() for one in pictures(4)]
     kept, gradients = [], []
     for judge.vlm.checkpointing in (False, True):
-        with Saved(judge.model) as saved:
-            margin = judge([Question("two crosses", c, pictures(1, seed=9)[0]) for c in candidates]).margin
-        kept.append(saved.bytes)
-        gradients.append(torch.autograd.grad(margin.sum(), candidates))
+        questions = [Question("two crosses", c, pictures(1, seed=9)[0]) for c in candidates]
+        kept.append(saved(judge.model, partial(judge, questions)))
+        gradients.append(torch.autograd.grad(judge(questions).margin.sum(), candidates))
     assert kept[1] < kept[0] / 6
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-6)
