@@ -80,6 +80,16 @@ def test_the_same_command_again_gives_the_same_figures_and_other_tests_are_refus
     assert command("evaluate", folder, "--test", tests["id"], "--output", tmp_path / "other").code == 0
 
 
+def test_an_examination_that_never_began_binds_nobody(tests, tmp_path):
+    folder = reward(tmp_path, "pairwise")
+    out = ("--output", tmp_path / "out")
+    done = command("evaluate", folder, "--test", tests["id"], "--instruction", "t2x", *out)
+    assert done.code == 2 and "t2x" in done.err
+    done = command("evaluate", folder, "--test", tests["id"], "--dtype", "float8", *out)
+    assert done.code == 2 and "no precision named 'float8'" in done.err
+    assert command("evaluate", folder, "--test", tests["id"], "--probes", "2", "--dtype", "bfloat16", *out).code == 0
+
+
 def test_a_pair_that_cannot_be_judged_is_told_and_takes_no_other_with_it(tests, tmp_path):
     folder = reward(tmp_path, "clip")
     write_preferences(colour_preferences(8), tmp_path / "set.jsonl")

@@ -15,7 +15,7 @@ from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.card import TrainingFacts, check_card, read_training, write_card, write_training
 from rewarddance.evaluation.examine import ExamRecipe, examine
-from rewarddance.evaluation.findings import Evaluation, JudgeFacts, write_evaluation
+from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts, write_evaluation
 from rewarddance.evaluation.page import write_page
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
@@ -23,7 +23,7 @@ from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, save_recipe
-from rewarddance.runtime.inputs import find_device
+from rewarddance.runtime.inputs import find_device, find_dtype
 from rewarddance.runtime.tracking import machine
 
 CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
@@ -34,7 +34,7 @@ class EvaluateRun(Recipe):
 
     output: None is `evaluation` beside a trained reward's folder, for any other judge evaluation-<name> where you are.
     kind, orders, instruction: of the judge, where they are not its own. device: cpu, cuda, or None for cuda where there
-    is one.
+    is one. dtype: precision of the weights.
     """
 
     judge: str
@@ -44,6 +44,7 @@ class EvaluateRun(Recipe):
     orders: str | None = None
     instruction: str | None = None
     device: str | None = None
+    dtype: str = "float32"
     exam: ExamRecipe = ExamRecipe()
 
     @property
@@ -63,9 +64,12 @@ def evaluate(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
     folder = find_checkpoint(run.judge)
     if card:
         _check_trained(run, folder)
+    where = find_device(run.device), find_dtype(run.dtype)
     output = writable_folder(run.output or default_output(folder))
+    if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
+        (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
-    judge = load_reward(run.judge, find_device(run.device), **run.changes)
+    judge = load_reward(run.judge, *where, **run.changes)
     return _examined(run, judge, sets, folder, output, card)
 
 
