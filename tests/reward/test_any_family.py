@@ -17,7 +17,7 @@ from tiny_families import OTHER_FAMILIES, SIDE, other_folder
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from rewarddance.errors import InputError
-from rewarddance.reward.families.any import as_images, drawn
+from rewarddance.reward.families.any import AnyFamily, as_images, drawn
 from rewarddance.reward.families.pixels import LANCZOS, preparation_of, resized
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import Picture, load_instruction
@@ -196,6 +196,52 @@ def test_a_model_whose_processor_is_missing_is_refused(tmp_path):
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(InputError, match="processor"):
         load_reward(str(folder))
+
+
+def test_an_encoder_decoder_is_refused(tmp_path):
+    folder = copied("llava", tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(content | {"is_encoder_decoder": True}))
+    with pytest.raises(InputError, match="does not answer a conversation"):
+        load_reward(str(folder))
+
+
+def test_a_model_that_cannot_read_two_pictures_is_refused(monkeypatch):
+    whole = AnyFamily.whole
+
+    def one_at_most(self, parts, pictures, said):
+        if len(pictures) > 1:
+            raise ValueError("one picture only")
+        return whole(self, parts, pictures, said)
+
+    monkeypatch.setattr(AnyFamily, "whole", one_at_most)
+    with pytest.raises(InputError, match="two pictures: one picture only"):
+        load_reward(str(other_folder("llava")))
+
+
+def test_a_model_whose_logits_are_not_its_heads_is_refused(monkeypatch):
+    monkeypatch.setattr(AnyFamily, "scaled", lambda self, logits: logits.sin())
+    with pytest.raises(InputError, match="do not follow from its last state"):
+        load_reward(str(other_folder("llava")))
+
+
+def test_a_scale_or_a_cap_of_the_logits_is_used_where_the_model_uses_it(monkeypatch):
+    loaded = type(transformers_own(other_folder("llava"))[0])
+    forward = loaded.forward
+
+    def capped(self, *args, **kwargs):
+        found = forward(self, *args, **kwargs)
+        found.logits = 0.5 * (found.logits / 0.5).tanh()
+        return found
+
+    plain = VisionLanguageModel(str(other_folder("llava")))
+    assert not plain.family.scales
+    monkeypatch.setattr(loaded, "forward", capped)
+    monkeypatch.setattr(type(plain.model.config.text_config), "final_logit_softcapping", 0.5, raising=False)
+    vlm = VisionLanguageModel(str(other_folder("llava")))
+    assert vlm.family.scales
+    hidden = torch.randn(2, 64)
+    torch.testing.assert_close(vlm.head(hidden), 0.5 * (plain.head(hidden) / 0.5).tanh())
 
 
 def test_a_pixel_budget_is_refused_where_the_processor_decides():

@@ -99,7 +99,7 @@ class VisionLanguageModel(Reading):
             raise InputError(f"the judge {name!r} prepares pictures in its own way.", "Leave max_pixels out.")
         if self.model.config.is_encoder_decoder or not hasattr(self.model, "model"):
             raise InputError(
-                f"the judge {name!r} is a {kind}, which does not answer a conversation token by token.",
+                f"the judge {name!r} (family {kind}) does not answer a conversation token by token.",
                 "Choose a model that chats about pictures, such as InternVL, Qwen3-VL or LLaVA.",
             )
         try:
@@ -109,7 +109,7 @@ class VisionLanguageModel(Reading):
             told = str(error).strip().splitlines()[0]
         if told:
             raise InputError(
-                f"the processor of the judge {name!r} (a {kind}) cannot be loaded: {told}.",
+                f"the processor of the judge {name!r} (family {kind}) cannot be loaded: {told}.",
                 "Add processor_config.json or preprocessor_config.json and the tokenizer's files to its folder. "
                 "Families that take videos, too, need torchvision of the same build as torch.",
             )
