@@ -18,6 +18,7 @@ from rewarddance.lab.disagreement import DisagreementRecipe
 from rewarddance.lab.judges import JudgesRecipe
 from rewarddance.lab.quickstart import QuickstartRecipe
 from rewarddance.lab.runs import AlignRun, TrainRun
+from rewarddance.lab.searching import SearchingRecipe
 from rewarddance.runtime.config import load_recipe
 
 COMMANDS = sorted(one.callback.__name__ for one in app.registered_commands if one.callback)
@@ -27,6 +28,7 @@ RECIPE_OF = {
     "train": TrainRun,
     "align": AlignRun,
     "lab judges": JudgesRecipe,
+    "lab search": SearchingRecipe,
     "lab disagreement": DisagreementRecipe,
 }
 
@@ -229,13 +231,13 @@ def test_a_broken_line_of_preferences(training, tmp_path):
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"prompt": "half a li')
     done = command("train", training)
-    assert_refused(done, f"line 9 of the preferences file {tmp_path / 'train.jsonl'}", "Correct or remove the line.")
+    assert_refused(done, f"line 9 of the preferences file {tmp_path / 'train.jsonl'}", "Correct or remove it.")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_set_of_preferences(training, tmp_path):
     done = command("train", training, f"tests.ood={tmp_path / 'nowhere.jsonl'}")
-    assert_refused(done, "nowhere.jsonl cannot be read", "Give a JSONL file of preferences.")
+    assert_refused(done, "nowhere.jsonl cannot be read", "Give a JSONL or Parquet file of preferences.")
 
 
 def test_a_test_set_of_ties_alone(training, tmp_path):
@@ -315,4 +317,7 @@ def test_the_real_command_ends_the_same_way():
         [sys.executable, "-m", "rewarddance.cli", "bases", "nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: there is no base named 'nowhere'.\n       Say judge, generator, clip or all.\n"
+    assert (
+        done.stderr
+        == "error: there is no base named 'nowhere'.\n       Say judge, judge-small, generator, clip or all.\n"
+    )

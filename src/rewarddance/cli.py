@@ -398,25 +398,26 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
 def bases(
-    which: Annotated[str, typer.Argument(help="judge, generator, clip or all.")] = "all",
+    which: Annotated[str, typer.Argument(help="judge, judge-small, generator, clip or all.")] = "all",
     output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Make the bundled ShapeWorld checkpoints again, from nothing (hours on two cores)."""
     _quiet()
-    if which not in ("judge", "generator", "clip", "all"):
-        raise InputError(f"there is no base named {which!r}.", "Say judge, generator, clip or all.")
+    if which not in ("judge", "judge-small", "generator", "clip", "all"):
+        raise InputError(f"there is no base named {which!r}.", "Say judge, judge-small, generator, clip or all.")
     import torch
 
     from rewarddance.runtime.checkpoint import writable_folder
     from rewarddance.shapeworld.clip_base import make_clip_base
     from rewarddance.shapeworld.generator_base import make_generator_base
-    from rewarddance.shapeworld.judge_base import make_judge_base
+    from rewarddance.shapeworld.judge_base import SIZES, make_judge_base
 
     torch.set_num_threads(threads)
     writable_folder(output)
-    if which in ("judge", "all"):
-        make_judge_base(output / "shapeworld-judge", say=typer.echo)
+    for name in SIZES:
+        if which in (name.removeprefix("shapeworld-"), "all"):
+            make_judge_base(output / name, say=typer.echo, size=name)
     if which in ("generator", "all"):
         make_generator_base(output / "shapeworld-generator", say=typer.echo)
     if which in ("clip", "all"):
@@ -440,6 +441,26 @@ def judges(
     from rewarddance.runtime.config import load_recipe
 
     typer.echo(compare_judges(load_recipe(JudgesRecipe, recipe, overrides or []), output))
+
+
+@lab.command("search", epilog=example("rewarddance lab search recipes/lab_search.yaml --output runs/lab-search"))
+def lab_search(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
+        "runs/lab-search"
+    ),
+) -> None:
+    """Search methods in equal seconds, with a weak and a strong judge, over seeds; run again to go on.
+
+    Also oracle and proxy as N grows, and knockouts against tournaments. searching.md, searching.svg and winners.png in
+    the folder are written anew after each cell, results.json beside them.
+    """
+    _quiet()
+    from rewarddance.lab.searching import SearchingRecipe, compare_searches
+    from rewarddance.runtime.config import load_recipe
+
+    typer.echo(compare_searches(load_recipe(SearchingRecipe, recipe, overrides or []), output))
 
 
 @lab.command(epilog=example("rewarddance lab disagreement recipes/lab_disagreement.yaml --output runs/lab-votes"))

@@ -133,8 +133,8 @@ def compare_judges(recipe: JudgesRecipe, folder: Path) -> str:
             rows.append(measured(job, recipe.training(job.cell, job.base), sets, cell_folder))
             left.remove(job)
             write_text_atomically(folder / RESULTS, "".join(map(as_line, rows)))
-            for checkpoint in cell_folder.glob("checkpoint-*"):  # it is done: the reward stays
-                shutil.rmtree(checkpoint)
+            for passing in (*cell_folder.glob("checkpoint-*"), cell_folder / "unfinished"):  # the reward stays
+                shutil.rmtree(passing, ignore_errors=True)
             write_tables(recipe.tables, rows, len(todo), folder)
     return write_tables(recipe.tables, rows, len(todo), folder)
 

@@ -227,10 +227,10 @@ def _told(row: Row, seeds: Sequence[int]) -> str:
     many, which = ("seeds", ", ".join(map(str, seeds))) if len(seeds) > 1 else ("seed", str(seeds[0]))
     over = "95 % t intervals over seeds, never narrower than over prompts" if len(seeds) > 1 else "95 % over prompts"
     return (
-        f"{len(seeds)} {many} ({which}), each with its own {row.pairs:,} training pairs, training and test prompts "
-        f"({prompts}). Accuracy: % of a prompt's test pairs that are ordered as the oracle orders them, both orders "
-        f"asked; {over}. Zero-shot: the base before training (a regressive head has none). Steps are points, paired "
-        "prompt by prompt. Training: mean time of one seed.\n"
+        f"{len(seeds)} {many} ({which}), each with its own {row.pairs:,} training pairs and test prompts ({prompts}). "
+        f"Accuracy: % of a prompt's test pairs that are ordered as the oracle orders them, both orders asked; {over}. "
+        "Zero-shot: the base before training (a regressive head has none). Points gained: paired prompt by prompt. "
+        "Training: mean time of one seed.\n"
     )
 
 
