@@ -80,9 +80,9 @@ class SearchingRecipe(Recipe):
     judges: strength -> kind -> what is different from `judge` in its training, or {reward: FOLDER} for one that is
     trained already. voters: who votes on a strength's training pairs, where not those of `preferences`. multiples:
     budgets, in times the seconds that one plain sample takes without a judge. base_samples: plain samples a prompt that
-    the mean of one sample is taken from. prompts: held-out ones, the categories in turn.
-    clock: seconds by the wall, or of the processor (on a machine that others use too). shown: prompts whose winners are
-    drawn, at the middle budget with the last of the judges.
+    the mean of one sample is taken from. prompts: held-out ones, the categories in turn. clock: seconds by the wall, or
+    of the processor (on a machine that others use too). shown: prompts whose winners are drawn, at the middle budget
+    with the last of the judges.
     """
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
