@@ -384,7 +384,7 @@ def evaluate(
     result = examine(EvaluateRun.model_validate(options), card)
     _print(result)
     if result["failed"]:
-        typer.echo(f"{result['failed']} pairs could not be judged; {result['failures']} says why", err=True)
+        typer.echo(f"pairs that could not be judged: {result['failed']}; {result['failures']} says why", err=True)
         raise typer.Exit(1)
 
 

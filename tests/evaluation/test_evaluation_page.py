@@ -124,7 +124,7 @@ def test_pairs_that_failed_are_counted_on_the_page_and_on_the_card(pairwise, tmp
     failing = pairwise.model_copy(update={"tests": {"id": one}})
     text = words(write_page(failing, tmp_path).read_text(encoding="utf-8"))
     assert "Pairs that could not be judged and are in no figure: 3 of id. evaluation.failed.jsonl says why." in text
-    assert "On id (in domain), 3 pairs could not be judged and are in no figure." in limits_of(failing)
+    assert "On id (in domain) some pairs could not be judged and are in no figure: 3." in limits_of(failing)
 
 
 # -- what speaks against a judge ---------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_a_pair_that_cannot_be_judged_is_told_and_takes_no_other_with_it(tests, 
     assert result["failed"] == 1 and sets_of(result["evaluation"])["ood"].pairs == 7
     (row,) = [json.loads(line) for line in Path(result["failures"]).read_text().splitlines()]
     assert (row["test"], row["pair"]) == ("ood", 2) and "000002_b.png" in row["reason"]
-    assert "1 pairs could not be judged" in done.err and "evaluation.failed.jsonl says why" in done.err
+    assert "pairs that could not be judged: 1" in done.err and "evaluation.failed.jsonl says why" in done.err
 
 
 def test_a_judge_asked_in_both_orders_is_said_to_be_so_and_has_no_card_for_it(tests, tmp_path):

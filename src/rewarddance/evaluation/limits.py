@@ -13,7 +13,7 @@ def limits_of(found: Evaluation) -> list[str]:
     for name, one in found.tests.items():
         where, right, fitted = f"On {title(name)}", one.accuracy, one.calibration.temperature
         if one.failed:
-            said.append(f"{where}, {one.failed} pairs could not be judged and are in no figure.")
+            said.append(f"{where} some pairs could not be judged and are in no figure: {one.failed}.")
         if not isinstance(right, str) and right.low <= 0.5:
             verdict = "it is wrong more often than right" if right.high < 0.5 else "it is not told apart from chance"
             said.append(f"{where} {verdict}: {figure_text(right)}.")
