@@ -23,7 +23,7 @@ from rewarddance.lab.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.kinds import load_reward
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.train import JudgeRecipe, check_training, train_judge
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.distributed import device, first_ahead, is_first, joined
@@ -77,6 +77,7 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
         with first_ahead():
             training = PreferenceSet(recipe.preferences, for_training=True)
             tests = {name: PreferenceSet(path) for name, path in recipe.tests.items()}
+            check_training(recipe.judge, bool(tests))
             folder = writable_folder(recipe.output)
             keep_recipe(recipe, folder / "config.yaml")
 

@@ -31,7 +31,7 @@ from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
 from rewarddance.runtime.tracking import Metrics, progress_bar
 from rewarddance.types import Preference
 
-__all__ = ["Evaluate", "JudgeRecipe", "JudgeTrainer", "train_judge", "vision_tower"]
+__all__ = ["Evaluate", "JudgeRecipe", "JudgeTrainer", "check_training", "train_judge", "vision_tower"]
 
 Evaluate = Callable[[RewardModel], dict[str, float]]
 
@@ -122,6 +122,7 @@ class JudgeTrainer(Trainer):
             (scratch / COMPLETE).touch()
             shutil.rmtree(place, ignore_errors=True)  # one that was cut off
             os.replace(scratch, place)
+            scratch.parent.rmdir()
             keep = {self.state.global_step, self.state.best_global_step}
             forget_checkpoints(place.parent, keep, also_newest=2)
         distributed.wait()
@@ -159,9 +160,13 @@ class JudgeTrainer(Trainer):
             torch.save(self._rates.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.student.lesson.in_pieces or checkpoint is None:
-            return super()._load_optimizer_and_scheduler(checkpoint)
-        load_optimiser(self.student.lesson, _inner(self.optimizer), Path(checkpoint, "optimizer"))
+        if checkpoint is None:
+            return
+        if self.student.lesson.in_pieces:
+            load_optimiser(self.student.lesson, _inner(self.optimizer), Path(checkpoint, "optimizer"))
+        else:  # to the CPU first: Trainer's own (5.17) asks for a device "cpu:0", which there is not
+            saved = torch.load(Path(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
+            _inner(self.optimizer).load_state_dict(saved)
         self._rates.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
 
     @property
@@ -198,7 +203,7 @@ def train_judge(
     not depend on where a run was interrupted. In a group of processes all call this alike, and what is returned is
     whole on the first of them only, where the weights are sharded.
     """
-    _check(recipe, evaluate)
+    check_training(recipe, evaluate is not None)
     torch.manual_seed(seed)
     options = recipe.model_dump(include=set(RewardOptions.model_fields))
     if recipe.kind in USED_BY["instruction"]:
@@ -260,8 +265,8 @@ def forget_checkpoints(folder: Path, keep: set[int | None], also_newest: int) ->
             shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
 
 
-def _check(recipe: JudgeRecipe, evaluate: Evaluate | None) -> None:
-    """Raises InputError for what could only fail later."""
+def check_training(recipe: JudgeRecipe, measured: bool) -> None:
+    """Raises InputError for what could only fail later. measured: is the judge evaluated at its checkpoints?"""
     installed = get_available_reporting_integrations()
     for name in recipe.report_to:
         if name not in INTEGRATION_TO_CALLBACK:
@@ -282,7 +287,7 @@ def _check(recipe: JudgeRecipe, evaluate: Evaluate | None) -> None:
             "a sharded judge needs several processes.",
             "Start it with torchrun --nproc-per-node N -m rewarddance train RECIPE, or set judge.sharded=false.",
         )
-    if recipe.keep_best and evaluate is None:
+    if recipe.keep_best and not measured:
         raise InputError("keep_best needs figures to choose by.", "Give test sets, or leave it out.")
 
 
