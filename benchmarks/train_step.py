@@ -66,19 +66,19 @@ def main() -> None:
     print(
         f"{sum(w.numel() for w in judge.model.parameters()) / 1e6:.0f}M parameters, {torch.get_num_threads()} threads"
     )
-    theirs, ours = (gradients(judge, name, pairs) for name in STEPS)
-    scale = max(float(gradient.abs().max()) for gradient in theirs)
-    figures = {"max_relative_diff": max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)) / scale}
-    del theirs, ours
-    peak, operations = {}, {}
-    for name, step in STEPS.items():
-        judge.model.zero_grad(set_to_none=True)
+    found, peak = {}, {}
+    for name in STEPS:
         with peak_rss() as rose:
-            step(judge, pairs)
+            found[name] = gradients(judge, name, pairs)
         (peak[name],) = rose
-        judge.model.zero_grad(set_to_none=True)
-        operations[name] = flops(lambda s=step: s(judge, pairs))
-    best = interleaved({name: (lambda n=name: gradients(judge, n, pairs)) for name in STEPS}, rounds=3)
+        print(f"{name}: {peak[name]:.0f} MB", flush=True)
+    scale = max(float(gradient.abs().max()) for gradient in found["naive"])
+    away = [float((a - b).abs().max()) for a, b in zip(found["naive"], found["ours"], strict=True)]
+    figures = {"max_relative_diff": max(away) / scale}
+    found.clear()
+    operations = {name: flops(lambda n=name: gradients(judge, n, pairs)) for name in STEPS}
+    print(f"{operations['naive'] / operations['ours']:.3f} times the FLOPs", flush=True)
+    best = interleaved({name: (lambda n=name: gradients(judge, n, pairs)) for name in STEPS}, rounds=2)
     for name in STEPS:
         figures |= {f"{name}_seconds": round(best[name], 4), f"{name}_peak_mb": round(peak[name], 1)}
         print({key: value for key, value in figures.items() if key.startswith(name)}, flush=True)
