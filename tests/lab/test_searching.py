@@ -80,6 +80,7 @@ def test_the_table_is_made_cell_by_cell_and_nothing_is_done_twice(tmp_path):
     for row in rows.of(Cell):
         assert len(row.oracle) == 6 and all(0 <= score <= 1 for score in row.oracle)
         assert row.seconds == pytest.approx(row.budget, rel=2.0)
+        assert (row.rounds > 0) == (row.arm != BASE)
         assert row.generator_seconds + row.judge_seconds <= row.seconds * 1.001
     made = json.loads((out / "results.json").read_text())
     assert made["cells"] == made["done"] == 3
@@ -103,7 +104,8 @@ def test_the_table_is_made_cell_by_cell_and_nothing_is_done_twice(tmp_path):
 def test_the_recipe_that_comes_along_can_be_searched_with():
     made = load_recipe(SearchingRecipe, recipe_file("lab_search.yaml"))
     assert made.multiples == (4, 16, 64) and made.seeds == (0, 1, 2) and made.pool.n == 256
-    assert made.arms["search over paths"].read(4) == Paths(paths=1, copies=1)
+    assert made.arms["search over paths"].read(4) is None
+    assert made.arms["search over paths"].read(16) == Paths(paths=1, copies=4)
     assert made.arms["search over paths"].read(64) == Paths(paths=2, copies=8)
     assert made.training("weak", "pointwise").epochs < made.training("strong", "pointwise").epochs
 
@@ -163,7 +165,7 @@ def test_the_winner_of_a_knockout_is_read_from_the_tournaments_margins():
 
 def cell(seed: int, arm: str, oracle: list[float], multiple: int = 4, **spent: float) -> Cell:
     figures = {"evaluations": 48.0, "pictures": 4.0, "questions": 4.0, "seconds": 2.0, "generator_seconds": 1.0}
-    figures |= {"judge_seconds": 0.5} | spent
+    figures |= {"judge_seconds": 0.5, "rounds": 1.0} | spent
     return Cell(seed=seed, strength="weak", arm=arm, multiple=multiple, budget=0.5, oracle=oracle, **figures)
 
 

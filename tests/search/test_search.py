@@ -119,6 +119,14 @@ def test_too_few_seconds_still_give_one_picture():
         assert len(found.pictures) == 1 and found.spent.evaluations <= 8
 
 
+def test_a_method_that_got_no_round_says_so():
+    (found,) = search(TinyGenerator(20), Bright(), ["a"], Paths(), "seconds=0.000001")
+    assert found.rounds == 0 and "renoised" not in found.winner.origin
+    for method in METHODS:
+        (found,) = search(TinyGenerator(20), Bright(), ["a"], method, "samples=30")
+        assert found.rounds > 0, method
+
+
 def test_finished_prompts_are_heard():
     heard: list[int] = []
     search(TinyGenerator(), Bright(), PROMPTS, budget="samples=2", prompts_at_once=2, tick=heard.append)

@@ -51,16 +51,20 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 
 class Arm(Recipe):
-    """One row of the table: a method with its options, and the kind of judge it asks. at: other options, by budget."""
+    """One row of the table: a method with its options, and the kind of judge it asks.
+
+    at: other options, by budget; null for one that is too small for the method.
+    """
 
     method: str
     judge: str = "pointwise"
     judging: JudgingName | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    at: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    at: dict[int, dict[str, Any] | None] = Field(default_factory=dict)
 
-    def read(self, multiple: int) -> Recipe:
-        return read_method(self.method, self.options | self.at.get(multiple, {}))
+    def read(self, multiple: int) -> Recipe | None:
+        own = self.at.get(multiple, {})
+        return None if own is None else read_method(self.method, self.options | own)
 
 
 class PoolRecipe(Recipe):
@@ -153,7 +157,8 @@ def compare_searches(recipe: SearchingRecipe, folder: Path) -> str:
     writable_folder(folder)
     keep_recipe(recipe, folder / CONFIG)
     rows = Rows(folder)
-    total = len(recipe.seeds) * (1 + len(recipe.judges) * len(recipe.arms) * len(recipe.multiples))
+    grid = [(k, name, arm) for k in recipe.multiples for name, arm in recipe.arms.items() if arm.read(k) is not None]
+    total = len(recipe.seeds) * (1 + len(recipe.judges) * len(grid))
 
     def written() -> str:
         return write_tables(rows, total, folder)
@@ -162,14 +167,12 @@ def compare_searches(recipe: SearchingRecipe, folder: Path) -> str:
         own = _seed(recipe, seed, folder, rows)
         for strength in recipe.judges:
             judges = {kind: _judge(recipe, own, strength, kind, rows) for kind in recipe.judges[strength]}
-            for multiple in recipe.multiples:
-                for name, arm in recipe.arms.items():
-                    if not rows.has(Cell, seed=seed, strength=strength, arm=name, multiple=multiple):
-                        console.print(
-                            f"{len(rows.of(Cell)) + 1} of {total}: seed {seed}, {strength}, {name}, {multiple} x"
-                        )
-                        rows.add(_cell(recipe, own, judges[arm.judge], strength, name, multiple))
-                        written()
+            for multiple, name, arm in grid:
+                if not rows.has(Cell, seed=seed, strength=strength, arm=name, multiple=multiple):
+                    place = f"{len(rows.of(Cell)) + 1} of {total}"
+                    console.print(f"{place}: seed {seed}, {strength}, {name}, {multiple} x")
+                    rows.add(_cell(recipe, own, judges[arm.judge], strength, name, multiple))
+                    written()
             _meetings(recipe, own, judges, strength, rows)
         _pooled(recipe, own, rows)
         written()
@@ -198,7 +201,9 @@ def _seed(recipe: SearchingRecipe, seed: int, folder: Path, rows: Rows) -> Seed:
         unit = (clock() - began) / len(texts)
         oracle = np.reshape(_oracle(pictures, texts), (len(prompts), count)).mean(1).tolist()
         spent = Spent(generator.num_steps, 1, 0, unit, unit, 0.0)
-        base = Cell(seed=seed, strength="", arm=BASE, multiple=1, budget=unit, oracle=oracle, **means([spent]))
+        base = Cell(
+            seed=seed, strength="", arm=BASE, multiple=1, budget=unit, oracle=oracle, rounds=0, **means([spent])
+        )
         if seed == recipe.seeds[0]:
             _show(folder, BASE, pictures[::count][: recipe.shown])
             write_text_atomically(folder / PICTURES / "prompts.json", json.dumps(prompts[: recipe.shown]))
@@ -244,10 +249,17 @@ def _cell(recipe: SearchingRecipe, own: Seed, judge: RewardModel, strength: str,
     """Search for every prompt with one method; the oracle of the winners, and what a prompt took on average."""
     arm, budget = recipe.arms[name], multiple * own.unit
     options = {"judging": arm.judging, "seed": own.seed, "batch_size": recipe.batch_size, "runners_up": 0}
+    chosen = arm.read(multiple)
+    assert chosen is not None
     work = Search(
-        own.generator, judge, arm.read(multiple), Budget(seconds=budget),
-        prompts_at_once=recipe.prompts_at_once, clock=CLOCKS[recipe.clock], **options,
-    )  # fmt: skip
+        own.generator,
+        judge,
+        chosen,
+        Budget(seconds=budget),
+        prompts_at_once=recipe.prompts_at_once,
+        clock=CLOCKS[recipe.clock],
+        **options,
+    )
     found = []
     with progress_bar(f"{name}, {multiple} x", len(own.prompts)) as bar:
         for start in range(0, len(own.prompts), recipe.prompts_at_once):
@@ -258,8 +270,17 @@ def _cell(recipe: SearchingRecipe, own: Seed, judge: RewardModel, strength: str,
     oracle = _oracle(winners, own.prompts)
     if own.seed == recipe.seeds[0] and strength == [*recipe.judges][-1] and multiple == _middle(recipe):
         _show(own.folder, name, winners[: recipe.shown])
-    spent = means([one.spent for one in found])
-    return Cell(seed=own.seed, strength=strength, arm=name, multiple=multiple, budget=budget, oracle=oracle, **spent)
+    spent, rounds = means([one.spent for one in found]), float(np.mean([one.rounds for one in found]))
+    return Cell(
+        seed=own.seed,
+        strength=strength,
+        arm=name,
+        multiple=multiple,
+        budget=budget,
+        oracle=oracle,
+        rounds=rounds,
+        **spent,
+    )
 
 
 def _middle(recipe: SearchingRecipe) -> int:

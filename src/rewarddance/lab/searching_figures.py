@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     """One method with judges of one strength at one budget, over seeds.
 
     spent: seconds, in those of one plain sample; judge_share: of them, the judge's; the rest are means a prompt.
+    rounds: see `Found`.
     """
 
     strength: str
@@ -39,6 +41,7 @@ class Entry(NamedTuple):
     judge_share: float
     evaluations: float
     questions: float
+    rounds: float
 
 
 class Point(NamedTuple):
@@ -103,19 +106,19 @@ def gallery(folder: Path, arms: Sequence[str]) -> bytes | None:
     from matplotlib.figure import Figure
 
     prompts = json.loads(told.read_text(encoding="utf-8"))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(1.5 * len(shown), 1.75 * len(prompts)), layout="constrained")
-        for row, (prompt, panels) in enumerate(
-            zip(prompts, figure.subplots(len(prompts), len(shown), squeeze=False), strict=True)
-        ):
+    with rc_context({**STYLE, "axes.titlesize": 9, "axes.titlelocation": "center"}):
+        figure = Figure(figsize=(1.6 + 1.3 * len(shown), 0.5 + 1.55 * len(prompts)), layout="constrained")
+        grid = figure.subplots(len(prompts), 1 + len(shown), squeeze=False, width_ratios=[1.2, *[1] * len(shown)])
+        for row, (prompt, (label, *panels)) in enumerate(zip(prompts, grid, strict=True)):
+            label.text(0, 0.5, textwrap.fill(prompt, 18), fontsize=9, va="center")
+            label.set_axis_off()
             for axes, name in zip(panels, shown, strict=True):
                 pixels = read_picture(folder / PICTURES / name / f"{row}.png")
                 points = 100 * judge_pixels(pixels[None], [prompt])[0].alignment
                 axes.imshow(np.asarray(pixels[0].permute(1, 2, 0)), interpolation="nearest")
                 axes.set_axis_off()
-                heading = f"{'first sample' if name == BASE else name}\n" if row == 0 else ""
-                axes.set_title(f"{heading}{points:.0f}", fontsize=9)
-            panels[0].text(0, 1.02, prompt, transform=panels[0].transAxes, fontsize=8, va="bottom", ha="left")
+                heading = textwrap.fill("first sample" if name == BASE else name, 14)
+                axes.set_title(f"{heading}\n{points:.0f}" if row == 0 else f"{points:.0f}")
         data = BytesIO()
         figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
     return data.getvalue()

@@ -50,6 +50,7 @@ class Cell(Row):
     seconds: float
     generator_seconds: float
     judge_seconds: float
+    rounds: float
 
 
 def means(spent: Sequence[Spent]) -> dict[str, Any]:
@@ -152,6 +153,7 @@ def entries(rows: Rows) -> list[Entry]:
             float(np.mean([row.judge_seconds / row.seconds for row in own])),
             float(np.mean([row.evaluations for row in own])),
             float(np.mean([row.questions for row in own])),
+            float(np.mean([row.rounds for row in own])),
         )
         for (strength, multiple, arm), own in found.items()
     ]
@@ -312,7 +314,8 @@ def markdown(rows: Rows, found: Sequence[Entry], curve: Sequence[Point], met: Se
 
 def _took(entry: Entry) -> str:
     spent, share = number(entry.spent, 1), number(entry.judge_share, 100, 0)
-    return f"{spent} x, {share} %, {number(entry.evaluations, 1, 0)}, {number(entry.questions, 1, 0)}"
+    told = f"{spent} x, {share} %, {number(entry.evaluations, 1, 0)}, {number(entry.questions, 1, 0)}"
+    return told if entry.rounds else f"{told}; too little for it: plain samples"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ class Batch:
 
     prompts: what the judge is asked about. places: the prompts' numbers in the whole search, which their noises depend
     on. width: how many pictures of each prompt are made together, at most. keep: how many of each are kept in `found`,
-    best first.
+    best first. rounds: how often the method has done what it is for, rather than drawn plain samples with what is left.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Batch:
         self.prompts, self.places, self.generator, self.judge = list(prompts), list(places), generator, judge
         self.judging, self.meter, self.seed, self.width, self.keep = judging, meter, seed, width, keep
         self.steps = generator.num_steps
-        self.drawn = 0
+        self.drawn = self.rounds = 0
         self.found: list[list[Candidate]] = [[] for _ in prompts]
         self.first: list[Candidate] = []
         self._encoded: tuple[tuple[str, ...], Any] = ((), None)

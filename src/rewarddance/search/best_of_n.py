@@ -63,4 +63,5 @@ def search_best_of_n(batch: Batch, recipe: Random) -> None:
     left = recipe.n
     while (left is None or left > 0) and (count := batch.widest(batch.plain, left)):
         batch.offer(batch.sample(count))
+        batch.rounds += 1
         left = None if left is None else left - count

@@ -155,6 +155,7 @@ def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, An
         "runners_up": runners_up,
         "first": written(found.first, "first.png"),
         "judging": found.judging,
+        "rounds": found.rounds,
         "spent": _rounded(found.spent._asdict()),
     }
 

@@ -126,6 +126,7 @@ def search_over_paths(batch: Batch, recipe: Paths) -> None:
     while True:
         if count := batch.widest(cost, min(recipe.paths, at_once), least=0):
             _follow(batch, recipe, plan, scales, count)
+            batch.rounds += 1
         elif count := batch.widest(batch.plain):
             batch.offer(batch.sample(count))
         else:

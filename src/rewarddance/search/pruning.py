@@ -46,6 +46,7 @@ def search_pruning(batch: Batch, recipe: Pruning) -> None:
         return Cost(evaluations, questions + batch.judging.asks(count, batch.judging.seen))
 
     while count := batch.widest(cost, recipe.trajectories):
+        batch.rounds += any(math.ceil(recipe.keep * count) < count for _ in stops)
         seeds = batch.seeds(count)
         x_t, before = batch.start(seeds), 0
         for stop in stops:

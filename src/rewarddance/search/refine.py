@@ -50,6 +50,7 @@ def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) 
         return Cost(plain.evaluations, plain.questions + 1)
 
     while count := batch.widest(cost, recipe.samples):
+        batch.rounds += words != batch.prompts
         new = batch.sample(count, None if words == batch.prompts else words)
         for own, text in zip(new, words, strict=True):
             for one in own:

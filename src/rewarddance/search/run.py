@@ -56,8 +56,9 @@ def read_method(name: str, options: dict[str, Any]) -> Recipe:
 
 
 class Found(NamedTuple):
-    """One prompt's result. pictures: the winner and its runners-up, best first. first: the plain sample that any search
-    begins with, for comparison. judging: how they were compared, which says what their scores are.
+    """One prompt's result. pictures: the winner and its runners-up, best first. first: the prompt's first plain sample,
+    for comparison. judging: how they were compared, which says what their scores are. rounds: how often the method did
+    what it is for; at 0 the budget was too small for it, and these are plain samples.
     """
 
     prompt: str
@@ -65,6 +66,7 @@ class Found(NamedTuple):
     first: Candidate
     spent: Spent
     judging: JudgingName
+    rounds: int
 
     @property
     def winner(self) -> Candidate:
@@ -120,8 +122,8 @@ class Search:
     def __call__(self, prompts: Sequence[str], places: Sequence[int]) -> list[Found]:
         """Search for prompts in step; places: their numbers in the whole search, which their noises depend on.
 
-        Where there is a limit in seconds, the first call makes a few pictures before the clock starts, to learn
-        what they take.
+        Where there is a limit in seconds, the first call makes pictures before the clock starts, to learn what they
+        take: more and more together, up to a whole batch or to about the seconds of these prompts.
         """
         if self.budget.seconds is not None and not self.generator.evaluations:
             self._warm_up(prompts, places)
@@ -132,7 +134,7 @@ class Search:
         spent, self._since = batch.meter.spent(), began
         first = batch.first or self._first(prompts, places)
         return [
-            Found(prompt, tuple(own[: self.kept]), one, spent, self.judging)
+            Found(prompt, tuple(own[: self.kept]), one, spent, self.judging, batch.rounds)
             for prompt, own, one in zip(prompts, batch.found, first, strict=True)
         ]
 
@@ -144,8 +146,15 @@ class Search:
 
     def _warm_up(self, prompts: Sequence[str], places: Sequence[int]) -> None:
         batch = self._batch(prompts, places)
-        for _ in range(2):  # a knockout of one asks nothing
-            batch.offer(batch.sample(1))
+        clock, limit = self.generator.clock, len(prompts) * (self.budget.seconds or 0.0)
+        began, count = clock(), 1
+        batch.offer(batch.sample(1))  # what is slow only once, and a knockout of one asks nothing
+        while True:
+            self._since = totals(self.generator, self.judge)
+            batch.offer(batch.sample(count))
+            count *= 2
+            if count > self.width or 2 * (clock() - began) > limit:
+                return
 
     def _first(self, prompts: Sequence[str], places: Sequence[int]) -> list[Candidate]:
         """The first plain samples, where the method made none; nobody has judged them, and they count as no cost."""

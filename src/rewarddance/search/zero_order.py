@@ -32,6 +32,7 @@ def search_zero_order(batch: Batch, recipe: ZeroOrder) -> None:
     batch.first = _finished(batch, pivots, [[{"noise": own[0]}] for own in seeds])
     batch.offer([[one] for one in batch.first])
     while count := batch.widest(batch.plain, recipe.neighbours):
+        batch.rounds += 1
         seeds = batch.seeds(count)
         pivots = torch.stack([own[0].latent for own in batch.found for _ in range(count)])
         noises = math.sqrt(1 - recipe.radius**2) * pivots + recipe.radius * batch.start(seeds)
