@@ -106,7 +106,7 @@ class VisionLanguageModel(Reading):
             processor = AutoProcessor.from_pretrained(self.folder)
             told = "" if hasattr(processor, "image_processor") else "it has none of pictures"
         except (ImportError, OSError, TypeError, ValueError) as error:
-            told = str(error).strip().splitlines()[0]
+            told = str(error).strip().splitlines()[0].rstrip(".")
         if told:
             raise InputError(
                 f"the processor of the judge {name!r} (family {kind}) cannot be loaded: {told}.",
