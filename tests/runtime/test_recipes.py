@@ -54,6 +54,16 @@ def test_an_override_may_open_a_section_that_the_file_does_not_have(tmp_path):
     assert load_recipe(Outer, tmp_path / "r.yaml", ["inner.rate=2"]).inner == Inner(rate=2)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [("seed: 1\nname: a\nseed: 2\n", "'seed'", 3), ("seed: 1\ninner:\n  rate: 1\n  rate: 2\n", "'rate'", 4)],
+)
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path, text, key, line):
+    (tmp_path / "r.yaml").write_text(text)
+    error = refused(tmp_path / "r.yaml")
+    assert f"{key} stands twice" in error.what and f"line {line}" in error.what
+
+
 def test_an_empty_file_is_a_recipe_of_defaults(tmp_path):
     (tmp_path / "r.yaml").write_text("# nothing\n")
     assert load_recipe(Inner, tmp_path / "r.yaml") == Inner()

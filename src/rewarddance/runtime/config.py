@@ -21,18 +21,32 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _OneOfEach(yaml.SafeLoader):
+    """YAML in which no key stands twice: the plain loader keeps the last of them without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
     """Read a recipe and apply `key.path=value` overrides (values are YAML).
 
-    Raises InputError naming the file, the key and the remedy: a missing or broken file, an unknown key (with the
-    nearest known one), a value of the wrong type.
+    Raises InputError naming the file, the key and the remedy: a missing or broken file, a key that stands twice, an
+    unknown key (with the nearest known one), a value of the wrong type.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
     try:
-        content = yaml.safe_load(text) or {}
+        content = yaml.load(text, _OneOfEach) or {}
     except yaml.YAMLError as error:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
     if not isinstance(content, dict):
