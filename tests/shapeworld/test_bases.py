@@ -10,16 +10,13 @@ from rewarddance.reward.kinds import load_reward
 from rewarddance.shapeworld.eyes import Eyes, patch_labels
 from rewarddance.shapeworld.generator_base import make_generator_base
 from rewarddance.shapeworld.judge_base import (
-    DEVIATION,
     Grounding,
-    Lesson,
     attacked,
     build_judge_base,
-    describe,
     make_judge_base,
-    normalised,
     take_lower_layers,
 )
+from rewarddance.shapeworld.lessons import DEVIATION, Lesson, describe, normalised
 from rewarddance.shapeworld.scenes import Thing, parse_prompt
 from rewarddance.types import Question
 
