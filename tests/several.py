@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from accelerate.state import PartialState
 
+from rewarddance.protocols import RewardModel
 from rewarddance.runtime.distributed import joined
 
 
@@ -71,3 +72,16 @@ def in_processes(n: int, work: Callable[..., Any], *arguments: Any, timeout: flo
     assert not failed, "\n".join(failed)
     assert len(found) == n, "not all processes came to an end"
     return [what for _, what in found]
+
+
+class Interrupting:
+    """`measure` as an evaluation that is cut off at its second call."""
+
+    def __init__(self, measure: Callable[[RewardModel], dict[str, float]]) -> None:
+        self.measure, self.calls = measure, 0
+
+    def __call__(self, judge: RewardModel) -> dict[str, float]:
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return self.measure(judge)

@@ -170,8 +170,9 @@ def test_the_card_is_read_by_the_model_hubs_own_reader(pairwise, tmp_path):
     facts = pairwise.judge.model_copy(update={"base": "org/base", "name": "a judge"})
     path = write_card(facts, tmp_path, "1.2", pairwise, "Prompt: {prompt} Better?")
     card = ModelCard.load(path)
-    assert card.data.library_name == "rewarddance" and card.data.base_model == "org/base"
-    assert card.data.pipeline_tag == "image-text-to-text" and "pairwise" in (card.data.tags or [])
+    told = card.data.to_dict()
+    assert told["library_name"] == "rewarddance" and told["base_model"] == "org/base"
+    assert told["pipeline_tag"] == "image-text-to-text" and "pairwise" in told["tags"]
     results = card.data.eval_results or []
     found = {(one.dataset_name, one.metric_type): one.metric_value for one in results}
     assert found[("ood (out of domain)", "accuracy")] == 1.0 and ("id (in domain)", "ece") in found

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from several import Interrupting
 from tiny import colour_preferences, family_folder, judge_folder
 from transformers import AutoModelForImageTextToText
 
@@ -123,19 +124,6 @@ def test_a_step_that_is_smaller_than_half_precision_can_hold_is_not_lost(tmp_pat
     assert 0 < max(moved) < 3e-6
 
 
-class Interrupting:
-    """An evaluation that is cut off at its second call."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, judge: RewardModel) -> dict[str, float]:
-        self.calls += 1
-        if self.calls == 2:
-            raise KeyboardInterrupt
-        return margins(judge)
-
-
 @pytest.mark.parametrize(
     "recipe",
     [HALF, RECIPE.model_copy(update={"dtype": "bf16"}), LORA],
@@ -145,7 +133,7 @@ def test_an_interrupted_run_in_parts_goes_on_to_the_very_same_losses_and_weights
     recipe = recipe.model_copy(update={"gradient_accumulation_steps": 3, "pixel_noise": 0.05})
     train(tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "again", recipe, Interrupting())
+        train(tmp_path / "again", recipe, Interrupting(margins))
     train(tmp_path / "again", recipe)
     assert logged(tmp_path / "again") == logged(tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / run / "reward" / "model.safetensors") for run in ("again", "whole"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from several import in_processes
+from several import Interrupting, in_processes
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.data.preferences import write_preferences
@@ -94,19 +94,6 @@ def test_lora_in_float32_on_a_base_in_bfloat16_trains_in_pieces(tmp_path):
     } == {torch.float32}
 
 
-class Interrupting:
-    """An evaluation that is cut off at its second call."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, judge: RewardModel) -> dict[str, float]:
-        self.calls += 1
-        if self.calls == 2:
-            raise KeyboardInterrupt
-        return margins(judge)
-
-
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "in pieces"])
 def test_an_interrupted_run_of_two_processes_goes_on_to_the_very_same_losses_and_weights(tmp_path, sharded):
     recipe = RECIPE.model_copy(update={"sharded": sharded, "pixel_noise": 0.05, "dtype": "bf16"})
@@ -114,7 +101,7 @@ def test_an_interrupted_run_of_two_processes_goes_on_to_the_very_same_losses_and
     def both() -> None:
         train(tmp_path / "whole", recipe)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "again", recipe, Interrupting())
+            train(tmp_path / "again", recipe, Interrupting(margins))
         train(tmp_path / "again", recipe)
 
     in_processes(2, both)
