@@ -45,8 +45,9 @@ def test_the_bank_keeps_the_tournaments_winners(whole):
         assert references.prompt == PROMPTS[i]
         assert references.seeds == tuple(seeds[k] for k in best)
         assert references.wins == (15, 14, 13)
-        for picture, k in zip(references.pictures, best, strict=True):
+        for picture, latent, k in zip(references.pictures, references.latents, best, strict=True):
             assert (picture - candidates[k]).abs().max() <= 0.5 / 255 + 1e-6
+            torch.testing.assert_close(TinyGenerator().decode(latent[None])[0], candidates[k])
 
 
 def test_a_judges_bias_to_a_place_does_not_change_the_bank(whole, tmp_path):
@@ -90,7 +91,7 @@ def test_an_interrupted_bank_is_finished_with_no_work_done_twice(whole, tmp_path
 @pytest.mark.parametrize("rest", ["", '{"prompt": "prompt xx', "\x00\x00"])
 def test_a_bank_whose_last_lines_were_lost_or_cut_off_is_finished_the_same(whole, tmp_path, kept, rest):
     lines = (whole / "references.jsonl").read_text().splitlines(keepends=True)
-    for file in whole.glob("*.png"):
+    for file in [*whole.glob("*.png"), *whole.glob("*.safetensors")]:
         if int(file.name[:6]) < kept:
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "references.jsonl").write_text("".join(lines[:kept]) + rest)
@@ -107,6 +108,13 @@ def test_a_lost_picture_of_the_bank_is_an_error_that_names_it(whole, tmp_path):
         build(tmp_path)
 
 
+def test_lost_latents_of_the_bank_are_an_error_that_names_them(whole, tmp_path):
+    for file in [*whole.glob("*.png"), whole / "references.jsonl"]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match=r"latents .*000000\.safetensors cannot be read"):
+        build(tmp_path)
+
+
 def test_the_bank_names_its_files_relative_to_itself(whole):
     row = json.loads((whole / "references.jsonl").read_text().splitlines()[3])
     assert row["files"] == ["000003_0.png", "000003_1.png", "000003_2.png"]
@@ -114,15 +122,17 @@ def test_the_bank_names_its_files_relative_to_itself(whole):
 
 def test_a_sample_is_never_judged_against_its_own_noise():
     pictures = tuple(torch.full((1, 3, 1, 1), value) for value in (0.1, 0.2, 0.3))
-    references = References("p", pictures, seeds=(11, 12, 13), wins=(2.0, 1.0, 0.0))
+    references = References("p", pictures, seeds=(11, 12, 13), wins=(2.0, 1.0, 0.0), latents=torch.zeros(3, 1))
     rng = np.random.default_rng(0)
-    chosen = [round(references.choose(rng, own_seed=12).mean().item(), 1) for _ in range(200)]
-    assert set(chosen) == {0.1, 0.3}
-    assert 60 < chosen.count(0.1) < 140
-    assert {round(references.choose(rng, own_seed=7).mean().item(), 1) for _ in range(100)} == {0.1, 0.2, 0.3}
+    chosen = [references.choose(rng, own_seed=12) for _ in range(200)]
+    assert set(chosen) == {0, 2}
+    assert 60 < chosen.count(0) < 140
+    assert {references.choose(rng, own_seed=7) for _ in range(100)} == {0, 1, 2}
 
 
 def test_a_prompt_whose_only_reference_is_the_samples_own_is_an_error():
-    references = References("a red circle", (torch.zeros(1, 3, 1, 1),), seeds=(11,), wins=(1.0,))
+    references = References(
+        "a red circle", (torch.zeros(1, 3, 1, 1),), seeds=(11,), wins=(1.0,), latents=torch.zeros(1, 1)
+    )
     with pytest.raises(InputError, match="every reference of 'a red circle'"):
         references.choose(np.random.default_rng(0), own_seed=11)

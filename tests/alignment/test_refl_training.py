@@ -41,7 +41,8 @@ RECIPE = ReflRecipe(
 def bank_of(n: int) -> list[References]:
     """Prompts with a grey and a lighter reference each."""
     greys = tuple(torch.full((1, 3, 4, 4), value) for value in (0.5, 0.6))
-    return [References(f"prompt {'x' * i}", greys, seeds=(-1, -2), wins=(1.0, 0.0)) for i in range(n)]
+    latents = torch.stack([grey[0].logit() for grey in greys])
+    return [References(f"prompt {'x' * i}", greys, seeds=(-1, -2), wins=(1.0, 0.0), latents=latents) for i in range(n)]
 
 
 BANK = bank_of(6)
@@ -145,6 +146,45 @@ def test_a_step_leaves_the_gradient_of_the_late_one_step_prediction():
     assert figures["margin"] == pytest.approx(margin.mean().item(), rel=1e-5)
     assert figures["spread_within"] == pytest.approx(groups.std(1, correction=0).mean().item(), rel=1e-4)
     assert figures["spread_across"] == pytest.approx(groups.mean(1).std(correction=0).item(), rel=1e-4)
+
+
+def test_a_step_adds_the_gradient_of_denoising_the_references():
+    """By hand: the squared error of the velocity from the reference to its noise, at the step's own noise level."""
+    latent = torch.randn(1, 3, 4, 4)
+    picture = latent.sigmoid()[0].unsqueeze(0)
+    bank = [References(f"prompt {'x' * i}", (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)]
+    read: list[tuple] = []
+
+    class Reading(TinyGenerator):
+        def predict(self, x_t, step, condition):
+            read.append((x_t.detach(), step, condition))
+            return super().predict(x_t, step, condition)
+
+    gradients, figures = {}, {}
+    for weight in (0.0, 0.7):
+        torch.manual_seed(0)
+        generator = Reading(num_steps=6)
+        weights = generator.add_lora(2, 2)
+        with torch.no_grad():
+            weights[1].normal_(0, 0.1)
+        recipe = RECIPE.model_copy(update={"reference_mse": weight})
+        figures[weight] = refl_step(generator, BrightnessJudge(), bank, recipe, seed=3, step=7)
+        gradients[weight] = [one.grad.clone() for one in weights]
+    parts = read[-4:]
+    assert [len(x_t) for x_t, _, _ in parts] == [3, 3, 3, 3] and len({step for _, step, _ in parts}) > 1
+    loss = torch.zeros(())
+    for x_t, step, condition in parts:
+        sigma = generator.sigmas[step]
+        eps = (x_t - (1 - sigma) * latent) / sigma
+        assert abs(eps.std() - 1) < 0.2
+        loss = loss + (generator.predict(x_t, step, condition) - (eps - latent)).square().mean() / 4
+    for with_it, without, by_hand in zip(
+        gradients[0.7], gradients[0.0], torch.autograd.grad(loss, weights), strict=True
+    ):
+        torch.testing.assert_close(with_it - without, 0.7 * by_hand, rtol=1e-4, atol=1e-5)
+    assert figures[0.7]["reference_mse"] == pytest.approx(loss.item(), rel=1e-4)
+    assert figures[0.7]["loss"] == pytest.approx(figures[0.0]["loss"] + 0.7 * loss.item(), rel=1e-4)
+    assert "reference_mse" not in figures[0.0]
 
 
 # -- what it draws -----------------------------------------------------------------------------------------------------

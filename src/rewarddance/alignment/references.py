@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError
-from rewarddance.generators.sampling import sample
+from rewarddance.generators.sampling import rollout
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.config import Recipe
@@ -32,16 +36,20 @@ class ReferenceRecipe(Recipe):
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """One prompt's references, best first. seeds: the noises they were made from; wins: of the N - 1 possible."""
+    """One prompt's K references, best first.
+
+    seeds: the noises they were made from; wins: of the N - 1 possible; latents [K, ...]: what they were decoded from.
+    """
 
     prompt: str
     pictures: tuple[Pixels, ...]
     seeds: tuple[int, ...]
     wins: tuple[float, ...]
+    latents: Tensor
 
-    def choose(self, rng: np.random.Generator, own_seed: int) -> Pixels:
-        """One of them at random, never a picture of the candidate's own noise."""
-        free = [picture for picture, seed in zip(self.pictures, self.seeds, strict=True) if seed != own_seed]
+    def choose(self, rng: np.random.Generator, own_seed: int) -> int:
+        """The place of one of them at random, never a picture of the candidate's own noise."""
+        free = [place for place, seed in enumerate(self.seeds) if seed != own_seed]
         if not free:
             raise InputError(
                 f"every reference of {self.prompt!r} has the candidate's own noise.", "Keep more references."
@@ -57,7 +65,7 @@ def candidate_seeds(seed: int, prompt_index: int, n: int) -> list[int]:
 def build_references(
     generator: Generator, judge: RewardModel, prompts: Sequence[str], recipe: ReferenceRecipe, folder: Path, seed: int
 ) -> list[References]:
-    """Make (or finish, or just read) the bank of `prompts` in `folder`: `references.jsonl` and PNG files.
+    """Make (or finish, or just read) the bank of `prompts` in `folder`: `references.jsonl`, PNG files and latents.
 
     Prompts that are already there are not made again, so an interrupted run goes on where it stopped.
     """
@@ -72,15 +80,19 @@ def build_references(
             n = recipe.candidates
             seeds = [candidate_seeds(seed, i, n) for i, _ in part]
             texts = [prompt for _, prompt in part for _ in range(n)]
-            pictures = sample(generator, texts, [s for own in seeds for s in own], batch_size=128)
+            latents = rollout(generator, texts, [s for own in seeds for s in own], generator.num_steps).x_t
+            with torch.no_grad():
+                pictures = generator.decode(latents)
             groups = [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
             rankings = tournament(judge, [prompt for _, prompt in part], groups)
             lines = []
-            for (i, prompt), group, ranking, own in zip(part, groups, rankings, seeds, strict=True):
+            made = zip(part, groups, latents.split(n), rankings, seeds, strict=True)
+            for (i, prompt), group, x_0, ranking, own in made:
                 best = ranking.order[: recipe.keep].tolist()
                 files = [f"{i:06d}_{place}.png" for place in range(len(best))]
                 for name, k in zip(files, best, strict=True):
                     write_picture(group[k], folder / name)
+                save_file({"x_0": x_0[best].cpu()}, _latents_of(folder, files))
                 row = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
                 lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
             with index.open(
@@ -103,9 +115,24 @@ def _read(index: Path) -> dict[str, References]:
         except json.JSONDecodeError:
             break
         pictures = tuple(read_picture(index.parent / name) for name in row["files"])
-        bank[row["prompt"]] = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]))
+        latents = _read_latents(_latents_of(index.parent, row["files"]))
+        bank[row["prompt"]] = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         good.append(line + "\n")
     scratch = index.with_suffix(".partial")
     scratch.write_text("".join(good), encoding="utf-8")
     scratch.replace(index)
     return bank
+
+
+def _latents_of(folder: Path, files: Sequence[str]) -> Path:
+    """The file of a prompt's latents, named as its pictures are."""
+    return folder / f"{files[0].rpartition('_')[0]}.safetensors"
+
+
+def _read_latents(path: Path) -> Tensor:
+    try:
+        return load_file(path)["x_0"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"the references' latents {path} cannot be read: {error}.", "Remove the folder; it is made again."
+        ) from error

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import LOSSES, velocity_mse
+from rewarddance.alignment.refl import LOSSES, denoising_mse, velocity_mse
 from rewarddance.alignment.safeguards import Ema, jittered
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout
@@ -33,10 +33,11 @@ class ReflRecipe(Recipe):
     prompts_per_step, group_size: P prompts with G samples each make a step. warmup, cooldown: shares of the steps over
     which the learning rate rises from zero, and falls to it at the end. late: range of the random step at which
     the gradient is taken, as shares of the schedule (0 pure noise, 1 the last step). loss, cap: see `refl.LOSSES`.
-    velocity_mse: weight of the distance to the base's velocity. jitter_copies: the reward is averaged over this many
-    copies of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. judge_batch: pictures
-    whose gradient is taken together. ema_decay: of the weights that are delivered. probe_every, save_every: steps
-    between probes and between checkpoints.
+    velocity_mse: weight of the distance to the base's velocity. reference_mse: weight of the denoising loss on the
+    step's references, noised anew (`denoise`). jitter_copies: the reward is averaged over this many copies
+    of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. judge_batch: pictures whose
+    gradient is taken together. ema_decay: of the weights that are delivered. probe_every, save_every: steps between
+    probes and between checkpoints.
     """
 
     steps: int = Field(default=100, ge=1)
@@ -52,6 +53,7 @@ class ReflRecipe(Recipe):
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
     cap: float = Field(default=0.9, gt=0, lt=1)
     velocity_mse: float = Field(default=0.1, ge=0)
+    reference_mse: float = Field(default=0.0, ge=0)
     jitter_copies: int = Field(default=1, ge=1)
     jitter_shift: int = Field(default=0, ge=0)
     jitter_noise: float = Field(default=0.0, ge=0)
@@ -151,7 +153,8 @@ def refl_step(
         v_base = generator.predict(x_t, stop, condition)
     v = generator.predict(x_t, stop, condition)
     pixels = generator.decode(generator.clean(x_t, v, stop))
-    references = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
+    places = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
+    references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
     questions = [
         Question(*asked)
         for _ in range(recipe.jitter_copies)
@@ -164,11 +167,17 @@ def refl_step(
     torch.autograd.backward(
         [*(question.candidate for question in questions), recipe.velocity_mse * away], [*judged.gradients, None]
     )
+    figures = {}
+    if recipe.reference_mse:  # a graph of its own, after the reward's is gone
+        x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
+        figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng)
 
     margin = judged.verdict.margin
     by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
-    return {
-        "loss": judged.loss + recipe.velocity_mse * away.item(),
+    return figures | {
+        "loss": judged.loss
+        + recipe.velocity_mse * away.item()
+        + recipe.reference_mse * figures.get("reference_mse", 0.0),
         "reward": margin.sigmoid().mean().item(),
         "margin": margin.mean().item(),
         "velocity_mse": away.item(),
@@ -176,6 +185,32 @@ def refl_step(
         "spread_across": by_group.mean(1).std(correction=0).item(),
         "stop": stop,
     }
+
+
+def denoise(
+    generator: Trainable,
+    prompts: Sequence[str],
+    x_0: Tensor,
+    weight: float,
+    draw: np.random.Generator,
+    noise_rng: torch.Generator,
+    levels: int = 4,
+) -> float:
+    """Backward of weight times the denoising loss of clean latents x_0 [B, ...]; returns the loss without the weight.
+
+    They are noised to `levels` steps of the whole schedule, a part of the batch to each: what the reward's gradient
+    does not reach stays as it is, too.
+    """
+    total = 0.0
+    for rows in torch.arange(len(x_0)).chunk(levels):
+        step, clean = int(draw.integers(generator.num_steps)), x_0[rows]
+        alpha, sigma = generator.scales(step)
+        x_t = alpha * clean + sigma * torch.randn(clean.shape, generator=noise_rng).to(clean)
+        v = generator.predict(x_t, step, generator.encode([prompts[row] for row in rows.tolist()]))
+        loss = denoising_mse(generator.clean(x_t, v, step), clean, sigma) * (len(rows) / len(x_0))
+        (weight * loss).backward()
+        total += loss.item()
+    return total
 
 
 def _prompts_of_step(n: int, k: int, seed: int, step: int) -> list[int]:

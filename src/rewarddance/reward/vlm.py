@@ -94,7 +94,7 @@ class VisionLanguageModel(Reading):
         kind = self.model.config.model_type
         if kind in FAMILIES:
             tokenizer = AutoTokenizer.from_pretrained(self.folder)
-            return FAMILIES[kind](self.model, tokenizer, _image_config(self.folder), max_pixels)
+            return FAMILIES[kind](self.model, tokenizer, image_config(self.folder), max_pixels)
         if max_pixels is not None:
             raise InputError(f"the judge {name!r} prepares pictures in its own way.", "Leave max_pixels out.")
         if self.model.config.is_encoder_decoder or not hasattr(self.model, "model"):
@@ -253,7 +253,7 @@ class VisionLanguageModel(Reading):
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def _image_config(folder: Path) -> dict[str, Any]:
+def image_config(folder: Path) -> dict[str, Any]:
     """The image processor's config, from a file of its own or, as transformers 5 writes it, the processor's."""
     found = [path for path in (folder / name for name in _PROCESSOR_FILES) if path.is_file()]
     if not found:
