@@ -206,7 +206,7 @@ def denoise(
         step, clean = int(draw.integers(generator.num_steps)), x_0[rows]
         alpha, sigma = generator.scales(step)
         x_t = alpha * clean + sigma * torch.randn(clean.shape, generator=noise_rng).to(clean)
-        v = generator.predict(x_t, step, generator.encode([prompts[row] for row in rows.tolist()]))
+        v = generator.predict(x_t, step, generator.encode([prompts[int(row)] for row in rows]))
         loss = denoising_mse(generator.clean(x_t, v, step), clean, sigma) * (len(rows) / len(x_0))
         (weight * loss).backward()
         total += loss.item()
