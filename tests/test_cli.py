@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from diffusers import DiffusionPipeline
 from tiny import colour_preferences, command, generator_folder, judge_folder, pictures, quickstart_recipe
 
 from rewarddance.cli import app, recipe_file
@@ -139,6 +141,29 @@ def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
     assert json.loads(done.out) == {"lora": str(tmp_path / "out" / "lora"), "prompts": 2}
     assert (tmp_path / "out" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
+
+
+def test_align_trains_a_whole_generator_in_half_precision_which_plain_diffusers_loads(aligning, tmp_path):
+    done = command("align", aligning, "refl.lora_rank=0", "dtype=bfloat16", "judge_dtype=bfloat16", "device=cpu")
+    assert done.code == 0, done.err
+    where = json.loads(done.out)["generator"]
+    changed = DiffusionPipeline.from_pretrained(where).transformer.state_dict()
+    before = DiffusionPipeline.from_pretrained(generator_folder()).transformer.state_dict()
+    assert changed.keys() == before.keys() and any(not torch.equal(changed[name], before[name]) for name in before)
+    assert all(weight.isfinite().all() for weight in changed.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "what", "remedy"),
+    [
+        ("judge_device=tpu", "there is no device named 'tpu'", "Say cpu"),
+        ("device=cuda:x", "there is no device named 'cuda:x'", "Say cpu"),
+        ("dtype=float16", "the key 'dtype'", "bfloat16"),
+        ("refl.lora_targets=[nowhere]", "no LoRA can be put on ['nowhere']", "Name layers"),
+    ],
+)
+def test_a_device_a_precision_or_a_place_that_is_not_there(aligning, override, what, remedy):
+    assert_refused(command("align", aligning, override), what, remedy)
 
 
 def test_score_says_where_the_scores_are_and_asks_nothing_twice(scoring, tmp_path):

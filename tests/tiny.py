@@ -248,7 +248,7 @@ class BrightnessJudge:
 class TinyGenerator:
     """A Trainable: pictures of 4x4 pixels, a velocity that acts on each value alone, and a LoRA over all of them and 1.
 
-    `started` keeps every seed that it began from.
+    All of its own weights are one: how much of x_t its velocity is. `started` keeps every seed that it began from.
     """
 
     def __init__(self, num_steps: int = 4) -> None:
@@ -256,6 +256,7 @@ class TinyGenerator:
         self.sigmas = torch.linspace(1, 0, num_steps + 1).tolist()
         self.started: list[int] = []
         self.lora: list[nn.Parameter] = []
+        self.whole = nn.Parameter(torch.tensor([[0.5]]), requires_grad=False)
         self.trained = True
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -266,7 +267,7 @@ class TinyGenerator:
         return torch.stack([torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
     def predict(self, x_t: Tensor, step: int, condition: Tensor) -> Tensor:
-        v = 0.5 * x_t + condition
+        v = (self.whole if self.trained else 0.5) * x_t + condition
         if self.lora and self.trained:
             down, up = self.lora
             seen = torch.cat([x_t.flatten(1), torch.ones(len(x_t), 1)], 1)
@@ -285,9 +286,16 @@ class TinyGenerator:
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.sigmoid().unsqueeze(1)
 
-    def add_lora(self, rank: int, alpha: int) -> list[nn.Parameter]:
+    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = ()) -> list[nn.Parameter]:
         self.lora = [nn.Parameter(torch.randn(rank, 49)), nn.Parameter(torch.zeros(48, rank))]
         return self.lora
+
+    def train_all(self) -> list[nn.Parameter]:
+        return [self.whole.requires_grad_()]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"whole": self.whole.detach()}, folder / "whole.safetensors")
 
     @contextmanager
     def as_before_training(self) -> Iterator[None]:

@@ -114,6 +114,22 @@ def test_what_is_delivered_is_the_average_and_lies_in_the_folder(tmp_path):
     assert all(torch.equal(saved[name], weight) for name, weight in zip(("down", "up"), averaged.lora, strict=True))
 
 
+def test_all_weights_are_trained_where_there_is_no_lora(tmp_path):
+    generator = train(tmp_path, lora_rank=0)
+    assert gain(generator) > 0.005 and not generator.lora
+    assert torch.equal(load_file(tmp_path / "generator" / "whole.safetensors")["whole"], generator.whole)
+    assert not (tmp_path / "lora").exists()
+
+
+def test_a_run_of_all_weights_goes_on_where_it_was_interrupted(tmp_path):
+    train(tmp_path / "whole", lora_rank=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", judge=Interrupted(step=9), lora_rank=0)
+    train(tmp_path / "cut", lora_rank=0)
+    found = [load_file(tmp_path / name / "generator" / "whole.safetensors")["whole"] for name in ("whole", "cut")]
+    assert torch.equal(*found) and logged(tmp_path / "whole") == logged(tmp_path / "cut")
+
+
 def test_a_step_leaves_the_gradient_of_the_late_one_step_prediction():
     """The same gradient by hand: roll out without graph, predict, decode, ask, and add the distance to the base."""
     recipe = RECIPE.model_copy(update={"velocity_mse": 0.3, "jitter_copies": 1, "jitter_shift": 0, "jitter_noise": 0.0})
@@ -300,7 +316,7 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, whole):
         train(tmp_path, judge=Interrupted(step=10), probe=lambda: {"probed": 1.0})
     newest = tmp_path / "checkpoint-8"
     (newest / "complete").unlink()
-    (newest / "lora.safetensors").write_bytes(b"cut off")
+    (newest / "weights.safetensors").write_bytes(b"cut off")
     train(tmp_path, probe=lambda: {"probed": 1.0})
     assert_same_run(tmp_path, whole)
 
@@ -338,6 +354,11 @@ def test_an_empty_bank_is_an_error(tmp_path):
 def test_a_late_range_that_is_none_is_refused(late):
     with pytest.raises(InputError, match="late must be two rising shares between 0 and 1"):
         parse_recipe(ReflRecipe, {"late": late}, "recipe.yaml")
+
+
+def test_places_for_a_lora_that_is_not_there_are_refused():
+    with pytest.raises(InputError, match="lora_targets are used with a lora_rank only"):
+        parse_recipe(ReflRecipe, {"lora_rank": 0, "lora_targets": ["to_q"]}, "recipe.yaml")
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ class ReflRecipe(Recipe):
     """How ReFL runs. The paper leaves all of this open; every default is ours.
 
     prompts_per_step, group_size: P prompts with G samples each make a step. warmup, cooldown: shares of the steps over
-    which the learning rate rises from zero, and falls to it at the end. late: range of the random step at which
-    the gradient is taken, as shares of the schedule (0 pure noise, 1 the last step). loss, cap: see `refl.LOSSES`.
-    velocity_mse: weight of the distance to the base's velocity. reference_mse: weight of the denoising loss on the
-    step's references, noised anew (`denoise`). jitter_copies: the reward is averaged over this many copies
+    which the learning rate rises from zero, and falls to it at the end. lora_rank: 0 trains all weights. lora_targets:
+    ends of the names of the layers that get a LoRA; by default the generator's family says. late: range of the random
+    step at which the gradient is taken, as shares of the schedule (0 pure noise, 1 the last step). loss, cap: see
+    `refl.LOSSES`. velocity_mse: weight of the distance to the base's velocity. reference_mse: weight of the denoising
+    loss on the step's references, noised anew (`denoise`). jitter_copies: the reward is averaged over this many copies
     of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. judge_batch: pictures whose
     gradient is taken together. ema_decay: of the weights that are delivered. probe_every, save_every: steps between
     probes and between checkpoints.
@@ -47,8 +48,9 @@ class ReflRecipe(Recipe):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     cooldown: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    lora_rank: int = Field(default=16, ge=1)
+    lora_rank: int = Field(default=16, ge=0)
     lora_alpha: int = Field(default=16, ge=1)
+    lora_targets: tuple[str, ...] = ()
     late: tuple[float, float] = (0.5, 1.0)
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
     cap: float = Field(default=0.9, gt=0, lt=1)
@@ -68,13 +70,21 @@ class ReflRecipe(Recipe):
             raise ValueError("late must be two rising shares between 0 and 1")
         return self
 
+    @model_validator(mode="after")
+    def _targets_get_a_lora(self) -> ReflRecipe:
+        if self.lora_targets and not self.lora_rank:
+            raise ValueError("lora_targets are used with a lora_rank only")
+        return self
+
 
 class Trainable(Generator, Protocol):
-    """A generator that can be trained with LoRA and can step back to what it was."""
+    """A generator that can be trained, with LoRA or all of it, and can step back to what it was."""
 
-    def add_lora(self, rank: int, alpha: int) -> list[nn.Parameter]: ...
+    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = ()) -> list[nn.Parameter]: ...
+    def train_all(self) -> list[nn.Parameter]: ...
     def as_before_training(self) -> Any: ...
     def save_lora(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None: ...
 
 
 def train_refl(
@@ -86,17 +96,21 @@ def train_refl(
     metrics: Metrics,
     seed: int = 0,
     probe: Callable[[], dict[str, float]] = dict,
-) -> None:
+) -> Path:
     """ReFL (paper, section 3): raise P("yes") of a late step's one-step prediction against the prompt's references.
 
-    On return `generator` carries the EMA of its LoRA, which is also in `folder`/lora. Continues from the newest
+    On return `generator` carries the average of its trained weights. Returns where it is on disk, too: `folder`/lora,
+    or `folder`/generator, a plain diffusers folder, where all weights were trained. Continues from the newest
     checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on where a
     run was interrupted. probe: figures of the EMA generator, measured every probe_every steps and logged.
     """
     if not bank:
         raise InputError("the reference bank is empty.", "Give ReFL at least one prompt.")
-    weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha)
-    _reset_lora(weights, seed)
+    if recipe.lora_rank:
+        weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+        _reset_lora(weights, seed)
+    else:
+        weights = generator.train_all()
     optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     ema = Ema(weights, recipe.ema_decay)
     first = _resume(folder, weights, optimiser, ema)
@@ -127,7 +141,12 @@ def train_refl(
             bar.advance()
             bar.show(reward=figures["reward"], margin=figures["margin"])
     ema.deliver()
-    generator.save_lora(folder / "lora")
+    if recipe.lora_rank:
+        generator.save_lora(folder / "lora")
+        return folder / "lora"
+    with replacing(folder / "generator") as place:
+        generator.save(place)
+    return folder / "generator"
 
 
 def refl_step(
@@ -240,7 +259,7 @@ def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:
 def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, ema: Ema) -> None:
     with replacing(folder / f"checkpoint-{step}") as place:
         save_file(
-            {str(i): weight.detach().contiguous() for i, weight in enumerate(weights)}, place / "lora.safetensors"
+            {str(i): weight.detach().contiguous() for i, weight in enumerate(weights)}, place / "weights.safetensors"
         )
         save_file({str(i): weight.contiguous() for i, weight in enumerate(ema.average)}, place / "ema.safetensors")
         torch.save(optimiser.state_dict(), place / "optimiser.pt")
@@ -251,7 +270,7 @@ def _resume(folder: Path, weights: Sequence[nn.Parameter], optimiser: torch.opti
     newest = newest_complete(folder)
     if newest is None:
         return 0
-    saved, average = load_file(newest / "lora.safetensors"), load_file(newest / "ema.safetensors")
+    saved, average = load_file(newest / "weights.safetensors"), load_file(newest / "ema.safetensors")
     with torch.no_grad():
         for i, weight in enumerate(weights):
             weight.copy_(saved[str(i)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe, check_training, train_judge
+from rewarddance.runtime import distributed
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
-from rewarddance.runtime.distributed import device, first_ahead, is_first, joined
+from rewarddance.runtime.distributed import first_ahead, is_first, joined
+from rewarddance.runtime.inputs import find_device, find_dtype
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.types import Preference
 
@@ -55,14 +57,20 @@ class TrainRun(Recipe):
 class AlignRun(Recipe):
     """`rewarddance align`: prompts is a .txt or .jsonl file; judge is a trained reward's folder.
 
-    guidance_scale, generator_options: of `load_generator`, which knows what each family does with them.
+    guidance_scale, generator_options: of `load_generator`, which knows what each family does with them. dtype: what the
+    generator computes in; judge_dtype: of the judge's weights. device, judge_device: cpu, cuda or cuda:1; by default
+    cuda where there is one, and for the judge the generator's.
     """
 
     generator: str
     num_inference_steps: int = Field(default=28, ge=2)
     guidance_scale: float | None = Field(default=None, ge=0)
     generator_options: dict[str, Any] = Field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str | None = None
     judge: str
+    judge_dtype: Literal["float32", "bfloat16"] = "float32"
+    judge_device: str | None = None
     prompts: Path
     output: Path
     seed: int = 0
@@ -105,7 +113,7 @@ def streamed_accuracy(judge: RewardModel, pairs: Sequence[Preference], at_once: 
 
 def _at_hand(judge: Judge) -> bool:
     """Puts a judge that was trained in pieces on the GPU, if one is enough for it."""
-    if judge.model.device.type == device().type:
+    if judge.model.device.type == distributed.device().type:
         return True
     gc.collect()  # the trainer, whose parts hold one another
     torch.cuda.empty_cache()
@@ -113,18 +121,22 @@ def _at_hand(judge: Judge) -> bool:
     if free < 1.3 * needed:
         console.print("One GPU is too small to examine the judge; `rewarddance evaluate` does it where there is room.")
         return False
-    judge.model.to(device())
+    judge.model.to(distributed.device())
     return True
 
 
 def run_alignment(recipe: AlignRun) -> dict[str, Any]:
-    """Build the reference bank and run ReFL; returns where the LoRA is. An interrupted run goes on where it stopped."""
+    """Build the reference bank and run ReFL; returns where the LoRA or the generator is. An interrupted run goes on."""
     prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(recipe.prompts)))
+    device = find_device(recipe.device)
+    judge_device = find_device(recipe.judge_device or device)
     drawing = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
+    drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
     generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
-    judge = load_reward(recipe.judge)
+    judge = load_reward(recipe.judge, judge_device, find_dtype(recipe.judge_dtype))
     folder = writable_folder(recipe.output)
     keep_recipe(recipe, folder / "config.yaml")
     bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
-    train_refl(generator, judge, bank, recipe.refl, folder, Metrics(folder / "metrics.jsonl"), recipe.seed)
-    return {"lora": str(folder / "lora"), "prompts": len(prompts)}
+    metrics = Metrics(folder / "metrics.jsonl")
+    aligned = train_refl(generator, judge, bank, recipe.refl, folder, metrics, recipe.seed)
+    return {aligned.name: str(aligned), "prompts": len(prompts)}

@@ -78,13 +78,18 @@ def shard(lesson: Lesson, mesh: Any, half: bool) -> None:
     they are trained). A judge's own weights are read in float32 always.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
-    stacks = [module for module in lesson.modules() if isinstance(module, nn.ModuleList)]
-    for layer in [layer for stack in stacks for layer in stack]:
+    for layer in layers_of(lesson):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     for name in lesson.reward.own_weights():
         fully_shard(lesson.model.get_submodule(name.rpartition(".")[0]), mesh=mesh)
     fully_shard(lesson, mesh=mesh, mp_policy=policy)
     lesson.in_pieces = lesson.reward.vlm.steady = True  # type: ignore[attr-defined]
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """What is gathered one at a time where the weights are in pieces; all else is gathered for a whole step."""
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for stack in stacks for layer in stack]
 
 
 def one_mesh() -> Any:

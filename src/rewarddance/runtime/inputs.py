@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,13 +16,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def find_device(name: str | None) -> str:
-    """`cpu` or `cuda`; None is cuda where there is one. Raises InputError naming a device that is not there."""
+    """`cpu`, `cuda` or `cuda:1`; None is cuda where there is one. Raises InputError naming one that is not there."""
     there = torch.cuda.is_available()
-    if name not in (None, "cpu", "cuda"):
-        raise InputError(f"there is no device named {name!r}.", "Say cpu or cuda.")
-    if name == "cuda" and not there:
-        raise InputError("there is no CUDA device here.", "Leave out --device, or say cpu.")
-    return name or ("cuda" if there else "cpu")
+    if name is None:
+        return "cuda" if there else "cpu"
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise InputError(f"there is no device named {name!r}.", "Say cpu, cuda, or cuda:1 for the second GPU.")
+    if name != "cpu" and not there:
+        raise InputError("there is no CUDA device here.", "Leave the device out, or say cpu.")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise InputError(f"there is no device {name}: {torch.cuda.device_count()} are here.", "They count from cuda:0.")
+    return name
 
 
 def find_dtype(name: str) -> torch.dtype:
