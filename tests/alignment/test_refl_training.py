@@ -203,6 +203,26 @@ def test_a_step_adds_the_gradient_of_denoising_the_references():
     assert "reference_mse" not in figures[0.0]
 
 
+@pytest.mark.parametrize(
+    "parts", [{"decode_batch": 1}, {"generator_batch": 5}, {"decode_batch": 5, "generator_batch": 1}]
+)
+def test_a_step_in_parts_leaves_the_same_gradient_and_figures(parts):
+    recipe = RECIPE.model_copy(update={"velocity_mse": 0.3, "reference_mse": 0.7})
+    gradients, figures = [], []
+    for changes in ({}, parts):
+        torch.manual_seed(0)
+        generator = TinyGenerator(num_steps=6)
+        weights = generator.add_lora(2, 2)
+        with torch.no_grad():
+            weights[1].normal_(0, 0.1)
+        step = refl_step(generator, BrightnessJudge(), BANK, recipe.model_copy(update=changes), seed=3, step=7)
+        gradients.append([one.grad.clone() for one in weights])
+        figures.append(step)
+    for whole, parted in zip(*gradients, strict=True):
+        torch.testing.assert_close(parted, whole)
+    assert figures[1] == pytest.approx(figures[0], rel=1e-5)
+
+
 # -- what it draws -----------------------------------------------------------------------------------------------------
 
 

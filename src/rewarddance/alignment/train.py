@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import LOSSES, denoising_mse, velocity_mse
+from rewarddance.alignment.relay import through_decoder
 from rewarddance.alignment.safeguards import Ema, jittered
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout
 from rewarddance.protocols import Generator, RewardModel
-from rewarddance.reward.gradient import pixel_gradient
+from rewarddance.reward.gradient import PixelGradient, pixel_gradient
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics, progress_bar
-from rewarddance.types import Question
+from rewarddance.types import PixelBatch, Question
 
 
 class ReflRecipe(Recipe):
@@ -37,8 +38,9 @@ class ReflRecipe(Recipe):
     `refl.LOSSES`. velocity_mse: weight of the distance to the base's velocity. reference_mse: weight of the denoising
     loss on the step's references, noised anew (`denoise`). jitter_copies: the reward is averaged over this many copies
     of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. judge_batch: pictures whose
-    gradient is taken together. ema_decay: of the weights that are delivered. probe_every, save_every: steps between
-    probes and between checkpoints.
+    gradient is taken together; decode_batch, generator_batch: samples that go through decoder and generator together
+    with a graph, by default all of the step's, fewer where memory is short. ema_decay: of the weights that are
+    delivered. probe_every, save_every: steps between probes and between checkpoints.
     """
 
     steps: int = Field(default=100, ge=1)
@@ -60,6 +62,8 @@ class ReflRecipe(Recipe):
     jitter_shift: int = Field(default=0, ge=0)
     jitter_noise: float = Field(default=0.0, ge=0)
     judge_batch: int = Field(default=16, ge=1)
+    decode_batch: int | None = Field(default=None, ge=1)
+    generator_batch: int | None = Field(default=None, ge=1)
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     probe_every: int = Field(default=20, ge=1)
     save_every: int = Field(default=20, ge=1)
@@ -167,25 +171,39 @@ def refl_step(
     stop = int(draw.integers(low, high + 1))
 
     x_t = rollout(generator, prompts, seeds, stop).x_t
-    condition = generator.encode(prompts)
-    with generator.as_before_training(), torch.no_grad():
-        v_base = generator.predict(x_t, stop, condition)
-    v = generator.predict(x_t, stop, condition)
-    pixels = generator.decode(generator.clean(x_t, v, stop))
+    parts = torch.arange(len(group)).split(recipe.generator_batch or len(group))
+    conditions = [generator.encode([prompts[int(row)] for row in rows]) for rows in parts]
+    at_once = len(parts) == 1  # then one forward is enough: its graph waits for the judge and the decoder
+
+    def velocity(part: int) -> Tensor:
+        return generator.predict(x_t[parts[part]], stop, conditions[part])
+
+    with torch.set_grad_enabled(at_once):
+        velocities = [velocity(part) for part in range(len(parts))]
+    x_0 = generator.clean(x_t, torch.cat(velocities).detach(), stop)
     places = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
-    questions = [
-        Question(*asked)
-        for _ in range(recipe.jitter_copies)
-        for asked in zip(
-            prompts, jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise), references, strict=True
+
+    def ask(pixels: PixelBatch) -> PixelGradient:
+        copies = [
+            jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
+        ]
+        questions = [Question(*one) for copy in copies for one in zip(prompts, copy, references, strict=True)]
+        judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
+        torch.autograd.backward([question.candidate for question in questions], judged.gradients)
+        return judged
+
+    judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
+    away = 0.0
+    for part, rows in enumerate(parts):
+        v = velocities[part] if at_once else velocity(part)
+        with generator.as_before_training(), torch.no_grad():
+            v_base = velocity(part)
+        far = velocity_mse(v, v_base) * (len(rows) / len(group))
+        torch.autograd.backward(
+            [generator.clean(x_t[rows], v, stop), recipe.velocity_mse * far], [gradient[rows], None]
         )
-    ]
-    judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
-    away = velocity_mse(v, v_base)
-    torch.autograd.backward(
-        [*(question.candidate for question in questions), recipe.velocity_mse * away], [*judged.gradients, None]
-    )
+        away += far.item()
     figures = {}
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
         x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
@@ -194,12 +212,10 @@ def refl_step(
     margin = judged.verdict.margin
     by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
     return figures | {
-        "loss": judged.loss
-        + recipe.velocity_mse * away.item()
-        + recipe.reference_mse * figures.get("reference_mse", 0.0),
+        "loss": judged.loss + recipe.velocity_mse * away + recipe.reference_mse * figures.get("reference_mse", 0.0),
         "reward": margin.sigmoid().mean().item(),
         "margin": margin.mean().item(),
-        "velocity_mse": away.item(),
+        "velocity_mse": away,
         "spread_within": by_group.std(1, correction=0).mean().item(),
         "spread_across": by_group.mean(1).std(correction=0).item(),
         "stop": stop,
