@@ -21,7 +21,7 @@ def find_device(name: str | None) -> str:
     if name is None:
         return "cuda" if there else "cpu"
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise InputError(f"there is no device named {name!r}.", "Say cpu, cuda, or cuda:1 for the second GPU.")
+        raise InputError(f"there is no device named {name!r}.", "Say cpu or cuda, or cuda:1 for the second GPU.")
     if name != "cpu" and not there:
         raise InputError("there is no CUDA device here.", "Leave the device out, or say cpu.")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
