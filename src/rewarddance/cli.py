@@ -91,6 +91,48 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     _print(run_alignment(load_recipe(AlignRun, recipe, overrides or [])))
 
 
+@app.command(epilog=example("rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100"))
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file of train or align.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs, each with a process.", min=1)] = 1,
+    gpu: Annotated[str, typer.Option(help="h100, h200, h20, a100, a100-40, l40s or rtx4090.")] = "h100",
+    gpu_memory: Annotated[float | None, typer.Option(help="GiB of memory, instead of that GPU's.")] = None,
+    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.", min=0.01, max=1)] = 0.4,
+    picture: Annotated[str, typer.Option(metavar="HxW", help="Pictures, where the recipe's files are not here.")] = (
+        "1024x1024"
+    ),
+    prompt_words: Annotated[int, typer.Option(help="Words of a prompt, where they are not here.", min=1)] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
+) -> None:
+    """Say what a recipe needs, without weights: parameters, tokens, memory by part, operations, time.
+
+    The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
+    or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder. Weights may be missing. Where it
+    does not fit, changes of the recipe are tried, and the first that fits is named; the exit code is then 1.
+    """
+    _quiet()
+    from rewarddance.lab.planning import PlanOptions, plan_recipe
+    from rewarddance.lab.planning_table import print_plan
+    from rewarddance.runtime.config import parse_recipe
+
+    options = {
+        "gpus": gpus,
+        "gpu": gpu,
+        "gpu_memory": gpu_memory,
+        "utilisation": utilisation,
+        "picture": picture.lower().split("x"),
+        "prompt_words": prompt_words,
+    }
+    found = plan_recipe(recipe, overrides or [], parse_recipe(PlanOptions, options, "the command line"))
+    if as_json:
+        _print(found.as_json())
+    else:
+        print_plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
 @app.command(epilog=example("rewarddance score pictures --judge my-judge --reference plain.png --output scores.jsonl"))
 def score(
     source: Annotated[

@@ -47,7 +47,7 @@ def load_generator(
     parsed = parse_recipe(GeneratorOptions, given, "the options of load_generator")
     disable_progress_bar()  # a bar for five files stands in the way of ours
     folder = find_checkpoint(name, _download)
-    adapter = _adapter(name, folder)
+    adapter = adapter_of(name, folder)
     try:
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
@@ -56,7 +56,7 @@ def load_generator(
     return adapter(pipeline.to(device), parsed)
 
 
-def _adapter(name: str, source: str | Path) -> type[PipelineGenerator]:
+def adapter_of(name: str, source: str | Path) -> type[PipelineGenerator]:
     """The adapter for the `_class_name` of a folder's, or a hub repository's, model_index.json."""
     try:
         config: Any = DiffusionPipeline.load_config(source)
@@ -71,5 +71,5 @@ def _adapter(name: str, source: str | Path) -> type[PipelineGenerator]:
 
 def _download(name: str) -> str:
     """Fetch only what the pipeline is made of: hub repositories also hold the same weights in other forms."""
-    _adapter(name, name)
+    adapter_of(name, name)
     return str(DiffusionPipeline.download(name))

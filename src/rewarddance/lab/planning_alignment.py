@@ -1,0 +1,308 @@
+"""The plan of an alignment: the references' making and ReFL's own step, on shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rewarddance.alignment.references import References, candidate_seeds
+from rewarddance.alignment.train import ReflRecipe, refl_step
+from rewarddance.data.prompts import read_prompts
+from rewarddance.errors import InputError
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.sampling import rollout
+from rewarddance.generators.sketch import sketch_generator
+from rewarddance.lab.planning import Change, Part, Plan, PlanOptions, Tries, tried, with_losses, words
+from rewarddance.lab.runs import AlignRun
+from rewarddance.reward.judge import Judge
+from rewarddance.reward.ranking import tournament
+from rewarddance.reward.sketch import sketch_reward
+from rewarddance.runtime.counting import Counting, counting
+from rewarddance.runtime.inputs import find_dtype
+
+OPTIMISER = 8
+"""Bytes of AdamW's two averages for each trained weight."""
+REFERENCES_AT_ONCE = 128
+"""Pictures of the bank that `build_references` makes together."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """A generator that is being trained and a frozen judge, both on the meta device; trained: the generator's."""
+
+    generator: PipelineGenerator
+    judge: Judge
+    trained: list[nn.Parameter]
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """The pipeline's parts by name."""
+        found = self.generator.pipeline.components
+        return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+
+    def tensors(self) -> list[Tensor]:
+        """All that is there before a step: weights, buffers, gradients, and the weights that training began from."""
+        modules = [*self.parts.values(), self.judge.model]
+        found = [one for module in modules for one in (*module.parameters(), *module.buffers())]
+        return [*found, *(w.grad for w in self.trained if w.grad is not None), *(self.generator._before or {}).values()]
+
+
+class AlignmentPlanner:
+    """Plans runs of `rewarddance align`."""
+
+    def __init__(self, options: PlanOptions) -> None:
+        self.options, self.gpu = options, options.hardware
+
+    def plan(self, run: AlignRun) -> Plan:
+        """Raises InputError for what the run itself would refuse, and for models of which no figures are known."""
+        apart = _apart(run)
+        if self.options.gpus > 1 + apart:
+            raise InputError(
+                "rewarddance align runs in one process.",
+                "Give --gpus 1, or 2 with judge_device=cuda:1 in the recipe.",
+            )
+        prompts, told = self._prompts(run)
+        models = sketch(run)
+        step = _step(models, run.refl, prompts)
+        sampling, bank = _sampling(models, run.refl, prompts), _references(models, run, prompts)
+        low, high = (round(share * (models.generator.num_steps - 1)) for share in run.refl.late)
+        flops = {
+            "sampling": sampling.flops["sampling"] * (low + high) / 2,
+            **{name: float(count) for name, count in step.flops.items()},
+        }
+        seconds = sum(self._seconds(run, name, count) for name, count in flops.items())
+        n, at_once = run.references.candidates, _pictures_at_once(run, prompts)
+        drawn = bank.flops["references: sampling"] * models.generator.num_steps * n * len(prompts) / at_once
+        ranked = bank.flops["references: tournament"] * n * len(prompts) / at_once
+        first = self._seconds(run, "sampling", drawn) + self._seconds(run, "judge", ranked)
+        memory, moments, beside = _memory(models, run, [step, sampling, bank])
+        plan = Plan(
+            job="align",
+            sources={
+                "generator": run.generator,
+                "judge": run.judge,
+                **models.judge.vlm.sources._asdict(),  # type: ignore[attr-defined]
+                "prompts": told,
+            },
+            parameters={
+                **{name: _count(part.parameters()) for name, part in models.parts.items()},
+                "judge": _count(models.judge.model.parameters()),
+                "trained": _count(models.trained),
+            },
+            tokens={"of a question, longest": float(max(models.judge.vlm.lengths))},  # type: ignore[attr-defined]
+            memory=memory,
+            moments=moments,
+            beside=beside,
+            flops=flops,
+            gpu=self.gpu,
+            gpus=1 + apart,
+            utilisation=self.options.utilisation,
+            seconds=seconds,
+            steps=run.refl.steps,
+            notes=(
+                f"Before the first step: references for {len(prompts)} prompts, {first / 3600:.2g} hours.",
+                "Probes and files come on top.",
+            ),
+        )
+        return plan if plan.fits else replace(plan, changes=self.changes(run, prompts, plan))
+
+    def changes(self, run: AlignRun, prompts: Sequence[str], plan: Plan) -> tuple[Change, ...]:
+        """The first change that fits and teaches the same; where there is none, one that teaches otherwise."""
+
+        before: dict[tuple[Any, ...], list[Counting]] = {}
+
+        def of(changed: AlignRun) -> int:
+            models = sketch(changed)
+            key = (changed.dtype, changed.judge_dtype, changed.refl.lora_rank)
+            if key not in before:
+                before[key] = [_sampling(models, changed.refl, prompts), _references(models, changed, prompts)]
+            memory, _, beside = _memory(models, changed, [*before[key], _step(models, changed.refl, prompts)])
+            return with_losses(max(sum(part.size for part in memory), beside))
+
+        first = max(plan.size, with_losses(plan.beside))
+        for tries, end in ((_same(run), "; the result is the same"), ([*_same(run), *_other(run)], "")):
+            if found := tried(run, first, tries, of, self.gpu.memory):
+                return (Change(found.keys, plan.gpus, found.size, found.told + end),)
+        return ()
+
+    def _seconds(self, run: AlignRun, phase: str, flops: float) -> float:
+        half = (run.judge_dtype if phase == "judge" else run.dtype) == "bfloat16"
+        return self.gpu.seconds(flops, half, self.options.utilisation)
+
+    def _prompts(self, run: AlignRun) -> tuple[list[str], str]:
+        if run.prompts.is_file():
+            found = list(dict.fromkeys(prompt.text for prompt in read_prompts(run.prompts)))
+            return sorted(found, key=len, reverse=True), f"{len(found)} of {run.prompts}"
+        n = run.refl.prompts_per_step
+        told = f"made up, for {run.prompts} is not here: {n} of {self.options.prompt_words} words"
+        return [words(self.options.prompt_words)] * n, told
+
+
+def sketch(run: AlignRun) -> Models:
+    """Generator and judge as `rewarddance align` would load them, and what it would train."""
+    drawing = {"guidance_scale": run.guidance_scale, **run.generator_options}
+    generator = sketch_generator(run.generator, run.num_inference_steps, find_dtype(run.dtype), **drawing)
+    judge = sketch_reward(run.judge, None, find_dtype(run.judge_dtype)).freeze()
+    if judge.config.reasoning == "before":
+        raise InputError(
+            f"the judge {run.judge!r} thinks before it answers, and nobody can say for how long.",
+            "Plan with one that answers first.",
+        )
+    refl = run.refl
+    with torch.device("meta"):
+        if refl.lora_rank:
+            trained = generator.add_lora(refl.lora_rank, refl.lora_alpha, refl.lora_targets)
+        else:
+            trained = generator.train_all()
+    for weight in trained:
+        weight.grad = torch.empty_like(weight)
+    return Models(generator, judge, trained)
+
+
+def _step(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Counting:
+    """ReFL's own step, begun from the noise: what is sampled before is counted by itself."""
+    now = refl.model_copy(update={"late": (0.0, 1e-9)})
+    bank = [_bank_of(models.generator, prompts[i % len(prompts)], i) for i in range(refl.prompts_per_step)]
+    with counting() as counted:
+        counted.known([*models.tensors(), *(picture for one in bank for picture in one.pictures)])
+        counted.known(one.latents for one in bank)
+        watched = _Watched(models, counted)
+        refl_step(watched, watched.judge, bank, now, 0, 0)  # type: ignore[arg-type]
+    return counted
+
+
+def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Counting:
+    """One step of sampling of a step's samples."""
+    n = refl.prompts_per_step * refl.group_size
+    with counting() as counted:
+        counted.known(models.tensors())
+        counted.begin("sampling")
+        rollout(models.generator, [prompts[i % len(prompts)] for i in range(n)], list(range(n)), 1)
+    return counted
+
+
+def _pictures_at_once(run: AlignRun, prompts: Sequence[str]) -> int:
+    n = run.references.candidates
+    return n * min(len(prompts), max(1, REFERENCES_AT_ONCE // n))
+
+
+def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counting:
+    """As `build_references` makes a part of the bank: one step of sampling, decoding, and the tournament."""
+    n = run.references.candidates
+    chosen = prompts[: _pictures_at_once(run, prompts) // n]
+    texts = [prompt for prompt in chosen for _ in range(n)]
+    seeds = [seed for i in range(len(chosen)) for seed in candidate_seeds(0, i, n)]
+    with counting() as counted, torch.no_grad():
+        counted.known(models.tensors())
+        counted.begin("references: sampling")
+        latents = rollout(models.generator, texts, seeds, 1).x_t
+        counted.begin("references: decoding")
+        pictures = models.generator.decode(latents)
+        counted.begin("references: tournament")
+        tournament(models.judge, chosen, [list(pictures[k : k + n]) for k in range(0, len(pictures), n)])
+    return counted
+
+
+class _Watched:
+    """The generator, which says what is being done with it; and the judge beside it."""
+
+    def __init__(self, models: Models, counted: Counting) -> None:
+        self._models, self._counted = models, counted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._models.generator, name)
+
+    def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
+        self._counted.begin("generator")
+        return self._models.generator.predict(x_t, step, condition)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        self._counted.begin("decoder")
+        return self._models.generator.decode(x_0)
+
+    def judge(self, questions: Any) -> Any:
+        self._counted.begin("judge")
+        return self._models.judge(questions)
+
+
+def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> References:
+    """Two references as shapes."""
+    shape = generator.start([0]).shape[1:]
+    pictures = tuple(torch.empty(1, 3, generator.height, generator.width, device="meta") for _ in range(2))
+    found = {"prompt": prompt, "pictures": pictures, "seeds": (2 * number, 2 * number + 1), "wins": (1.0, 0.0)}
+    known = {"latents": torch.empty(2, *shape, device="meta")}
+    names = {one.name for one in fields(References)}
+    return References(**{name: value for name, value in {**found, **known}.items() if name in names})  # type: ignore[arg-type]
+
+
+def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple[tuple[Part, ...], dict[str, int], int]:
+    """What the generator's GPU holds, what comes and goes by moment, and what a GPU of the judge's own holds."""
+    trained, apart = models.trained, _apart(run)
+    whole = {name: sum(weight.nbytes for weight in part.parameters()) for name, part in models.parts.items()}
+    judge = sum(weight.nbytes for weight in models.judge.model.parameters())
+    moments: dict[str, int] = {}
+    for one in counted:
+        for phase, size in one.peaks.items():
+            moments[phase] = max(size, moments.get(phase, 0))
+    beside = ("judge", "references: tournament") if apart else ()
+    name, worst = max(((k, v) for k, v in moments.items() if k not in beside), key=lambda one: one[1])
+    weights = sum(weight.numel() for weight in trained)
+    before = sum(one.nbytes for one in (models.generator._before or {}).values())
+    parts = [
+        *(Part(part, size, run.dtype) for part, size in whole.items()),
+        *([] if apart else [Part("judge", judge, run.judge_dtype)]),
+        Part("gradients", sum(weight.nbytes for weight in trained), "of what is trained, float32"),
+        Part("optimiser", OPTIMISER * weights, "AdamW, float32"),
+        Part("average", 4 * weights, "EMA, float32"),
+        *([Part("before training", before, "the weights that training began from")] if before else []),
+        Part("worst moment", worst, f"{name}; others hold less, and not at the same time"),
+    ]
+    return tuple(parts), moments, judge + max(moments[key] for key in beside) if beside else 0
+
+
+def _apart(run: AlignRun) -> bool:
+    """Has the judge a GPU of its own?"""
+    return run.judge_device is not None and run.judge_device != (run.device or "cuda")
+
+
+def _count(weights: Any) -> int:
+    return sum(weight.numel() for weight in weights)
+
+
+def _same(run: AlignRun) -> Tries:
+    """Changes after which a run learns the very same (but for rounding), cheapest first."""
+    tries: Tries = []
+    samples = run.refl.prompts_per_step * run.refl.group_size
+    for key, now, told in (
+        ("decode_batch", run.refl.decode_batch or samples, "fewer pictures through the decoder at once"),
+        ("judge_batch", run.refl.judge_batch, "fewer pictures before the judge at once"),
+        (
+            "generator_batch",
+            run.refl.generator_batch or samples,
+            "fewer samples through the generator at once, run twice",
+        ),
+    ):
+        if now > 1:
+            tries.append(({f"refl.{key}": max(1, now // 4)}, told))
+    tries.append(({f"refl.{key}": 1 for key in ("decode_batch", "judge_batch", "generator_batch")}, "one at a time"))
+    return tries
+
+
+def _other(run: AlignRun) -> Tries:
+    """Changes of what is computed or learned, the gentlest first."""
+    tries: Tries = []
+    if run.judge_dtype == "float32":
+        tries.append(({"judge_dtype": "bfloat16"}, "the judge in bfloat16"))
+    if run.dtype == "float32":
+        tries.append(({"dtype": "bfloat16"}, "the generator in bfloat16"))
+    if run.refl.lora_rank == 0:
+        tries.append(
+            ({"refl.lora_rank": 32, "refl.lora_alpha": 32}, "LoRA instead of all weights: raise learning_rate")
+        )
+    if run.judge_device is None:
+        tries.append(({"judge_device": "cuda:1"}, "a second GPU for the judge"))
+    return tries
