@@ -13,6 +13,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
 
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
@@ -40,6 +41,7 @@ def sketch_generator(
             "Give a diffusers folder; its configs, tokenizers and scheduler are enough: hf download NAME --include "
             "'*.json' '*.txt' '*.model' --local-dir FOLDER.",
         )
+    disable_progress_bar()
     adapter = adapter_of(name, folder)
     try:
         parts = {part: _component(folder / part, *kind, dtype) for part, kind in _components(folder).items()}

@@ -16,6 +16,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.sampling import rollout
 from rewarddance.generators.sketch import sketch_generator
+from rewarddance.lab.hardware import CONTEXT, GIB, LOST
 from rewarddance.lab.planning import Change, Part, Plan, PlanOptions, Tries, tried, with_losses, words
 from rewarddance.lab.runs import AlignRun
 from rewarddance.reward.judge import Judge
@@ -26,6 +27,7 @@ from rewarddance.runtime.inputs import find_dtype
 
 OPTIMISER = 8
 """Bytes of AdamW's two averages for each trained weight."""
+WORST = "worst moment"
 REFERENCES_AT_ONCE = 128
 """Pictures of the bank that `build_references` makes together."""
 
@@ -77,7 +79,7 @@ class AlignmentPlanner:
         seconds = sum(self._seconds(run, name, count) for name, count in flops.items())
         n, at_once = run.references.candidates, _pictures_at_once(run, prompts)
         drawn = bank.flops["references: sampling"] * models.generator.num_steps * n * len(prompts) / at_once
-        ranked = bank.flops["references: tournament"] * n * len(prompts) / at_once
+        ranked = float(bank.flops["references: tournament"] * len(prompts))
         first = self._seconds(run, "sampling", drawn) + self._seconds(run, "judge", ranked)
         memory, moments, beside = _memory(models, run, [step, sampling, bank])
         plan = Plan(
@@ -112,7 +114,6 @@ class AlignmentPlanner:
 
     def changes(self, run: AlignRun, prompts: Sequence[str], plan: Plan) -> tuple[Change, ...]:
         """The first change that fits and teaches the same; where there is none, one that teaches otherwise."""
-
         before: dict[tuple[Any, ...], list[Counting]] = {}
 
         def of(changed: AlignRun) -> int:
@@ -120,14 +121,22 @@ class AlignmentPlanner:
             key = (changed.dtype, changed.judge_dtype, changed.refl.lora_rank)
             if key not in before:
                 before[key] = [_sampling(models, changed.refl, prompts), _references(models, changed, prompts)]
+            first, _, beside = _memory(models, changed, before[key])
+            if (size := with_losses(max(sum(part.size for part in first), beside))) > self.gpu.memory * GIB:
+                return size  # too much already, whatever a step holds
             memory, _, beside = _memory(models, changed, [*before[key], _step(models, changed.refl, prompts)])
             return with_losses(max(sum(part.size for part in memory), beside))
 
-        first = max(plan.size, with_losses(plan.beside))
-        for tries, end in ((_same(run), "; the result is the same"), ([*_same(run), *_other(run)], "")):
+        first, room = max(plan.size, with_losses(plan.beside)), self._room(plan)
+        for tries, end in ((_same(run, plan, room), "; the result is the same"), (_other(run, plan, room), "")):
             if found := tried(run, first, tries, of, self.gpu.memory):
-                return (Change(found.keys, plan.gpus, found.size, found.told + end),)
+                return (Change(found.keys, plan.gpus + _apart_by(found.keys), found.size, found.told + end),)
         return ()
+
+    def _room(self, plan: Plan) -> float:
+        """Bytes that are left for the worst moment beside what is always there."""
+        always = sum(part.size for part in plan.memory if part.name != WORST)
+        return (self.gpu.memory - CONTEXT) * GIB / (1 + LOST) - always
 
     def _seconds(self, run: AlignRun, phase: str, flops: float) -> float:
         half = (run.judge_dtype if phase == "judge" else run.dtype) == "bfloat16"
@@ -191,7 +200,11 @@ def _pictures_at_once(run: AlignRun, prompts: Sequence[str]) -> int:
 
 
 def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counting:
-    """As `build_references` makes a part of the bank: one step of sampling, decoding, and the tournament."""
+    """As `build_references` makes a part of the bank: one step of sampling, decoding, and a tournament.
+
+    Of the tournaments, which are asked together, one is asked here while the pictures of all are kept as the judge has
+    encoded them.
+    """
     n = run.references.candidates
     chosen = prompts[: _pictures_at_once(run, prompts) // n]
     texts = [prompt for prompt in chosen for _ in range(n)]
@@ -202,8 +215,11 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
         latents = rollout(models.generator, texts, seeds, 1).x_t
         counted.begin("references: decoding")
         pictures = models.generator.decode(latents)
+        counted.begin("references: encoding")
+        kept = models.judge.vlm.encode(list(pictures))  # type: ignore[attr-defined]
         counted.begin("references: tournament")
-        tournament(models.judge, chosen, [list(pictures[k : k + n]) for k in range(0, len(pictures), n)])
+        tournament(models.judge, chosen[:1], [list(pictures[:n])])
+        del kept
     return counted
 
 
@@ -248,7 +264,7 @@ def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple
     for one in counted:
         for phase, size in one.peaks.items():
             moments[phase] = max(size, moments.get(phase, 0))
-    beside = ("judge", "references: tournament") if apart else ()
+    beside = ("judge", "references: encoding", "references: tournament") if apart else ()
     name, worst = max(((k, v) for k, v in moments.items() if k not in beside), key=lambda one: one[1])
     weights = sum(weight.numel() for weight in trained)
     before = sum(one.nbytes for one in (models.generator._before or {}).values())
@@ -259,7 +275,7 @@ def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple
         Part("optimiser", OPTIMISER * weights, "AdamW, float32"),
         Part("average", 4 * weights, "EMA, float32"),
         *([Part("before training", before, "the weights that training began from")] if before else []),
-        Part("worst moment", worst, f"{name}; others hold less, and not at the same time"),
+        Part(WORST, worst, f"{name}; others hold less, and not at the same time"),
     ]
     return tuple(parts), moments, judge + max(moments[key] for key in beside) if beside else 0
 
@@ -273,36 +289,50 @@ def _count(weights: Any) -> int:
     return sum(weight.numel() for weight in weights)
 
 
-def _same(run: AlignRun) -> Tries:
-    """Changes after which a run learns the very same (but for rounding), cheapest first."""
-    tries: Tries = []
-    samples = run.refl.prompts_per_step * run.refl.group_size
-    for key, now, told in (
-        ("decode_batch", run.refl.decode_batch or samples, "fewer pictures through the decoder at once"),
-        ("judge_batch", run.refl.judge_batch, "fewer pictures before the judge at once"),
-        (
-            "generator_batch",
-            run.refl.generator_batch or samples,
-            "fewer samples through the generator at once, run twice",
-        ),
-    ):
-        if now > 1:
-            tries.append(({f"refl.{key}": max(1, now // 4)}, told))
-    tries.append(({f"refl.{key}": 1 for key in ("decode_batch", "judge_batch", "generator_batch")}, "one at a time"))
-    return tries
+def _apart_by(keys: Sequence[str]) -> int:
+    return int(any(key.startswith("judge_device=") for key in keys))
 
 
-def _other(run: AlignRun) -> Tries:
-    """Changes of what is computed or learned, the gentlest first."""
+def _same(run: AlignRun, plan: Plan, room: float) -> Tries:
+    """What makes each moment that is too large smaller, all together, and then all as small as can be.
+
+    What a run learns stays the same but for rounding. Nothing where a moment that is too large cannot be split.
+    """
+    keys: dict[str, Any] = {}
+    for moment, (key, now, _) in _split(run).items():
+        if plan.moments[moment] > room:
+            fewer = max(1, int(now * 0.9 * max(room, 0) / plan.moments[moment]))
+            keys[key] = min(fewer, keys.get(key, fewer))
+    if not keys or any(size > room for moment, size in plan.moments.items() if moment not in _split(run)):
+        return []
+    least = {key: 1 for key, now, _ in _split(run).values() if now > 1}
+    told = ", ".join(dict.fromkeys(words for key, _, words in _split(run).values() if key in keys))
+    return [(keys, f"fewer at once {told}"), (least, "one at a time")]
+
+
+def _split(run: AlignRun) -> dict[str, tuple[str, int, str]]:
+    """Moments of a step: the key that says how many samples go through at once, how many that is, through what."""
+    samples, refl = run.refl.prompts_per_step * run.refl.group_size, run.refl
+    network = ("refl.generator_batch", refl.generator_batch or samples, "through the generator")
+    return {
+        "decoder": ("refl.decode_batch", refl.decode_batch or samples, "through the decoder"),
+        "judge": ("refl.judge_batch", refl.judge_batch, "before the judge"),
+        "generator": network,
+        "backward": network,
+    }
+
+
+def _other(run: AlignRun, plan: Plan, room: float) -> Tries:
+    """Changes of what is computed or learned, the gentlest first, each with all batches as small as can be."""
     tries: Tries = []
+    least = {key: 1 for moment, (key, now, _) in _split(run).items() if now > 1 and plan.moments[moment] > room}
     if run.judge_dtype == "float32":
-        tries.append(({"judge_dtype": "bfloat16"}, "the judge in bfloat16"))
+        tries.append(({**least, "judge_dtype": "bfloat16"}, "the judge in bfloat16"))
     if run.dtype == "float32":
-        tries.append(({"dtype": "bfloat16"}, "the generator in bfloat16"))
+        tries.append(({**least, "dtype": "bfloat16"}, "the generator in bfloat16"))
     if run.refl.lora_rank == 0:
-        tries.append(
-            ({"refl.lora_rank": 32, "refl.lora_alpha": 32}, "LoRA instead of all weights: raise learning_rate")
-        )
+        keys = {**least, "refl.lora_rank": 32, "refl.lora_alpha": 32}
+        tries.append((keys, "LoRA instead of all weights: raise learning_rate"))
     if run.judge_device is None:
-        tries.append(({"judge_device": "cuda:1"}, "a second GPU for the judge"))
+        tries.append(({**least, "judge_device": "cuda:1"}, "a second GPU for the judge"))
     return tries
