@@ -108,6 +108,20 @@ def test_a_lost_picture_of_the_bank_is_an_error_that_names_it(whole, tmp_path):
         build(tmp_path)
 
 
+def test_a_bank_drawn_in_small_batches_is_the_same(whole, tmp_path):
+    sizes = []
+
+    class Counting(TinyGenerator):
+        def decode(self, x_0):
+            sizes.append(len(x_0))
+            return super().decode(x_0)
+
+    small = RECIPE.model_copy(update={"batch_size": 6})  # fewer than a prompt has candidates
+    build_references(Counting(), BrightnessJudge(), PROMPTS, small, tmp_path, seed=5)
+    assert_same_bank(tmp_path, whole)
+    assert sizes == [6, 6, 4] * 10
+
+
 def test_lost_latents_of_the_bank_are_an_error_that_names_them(whole, tmp_path):
     for file in [*whole.glob("*.png"), whole / "references.jsonl"]:
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from measured import measured_peak
 from tiny import command, family_folder, generator_folder, judge_folder, pictures
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from rewarddance.alignment.references import References
@@ -50,18 +49,6 @@ def trained(recipe: JudgeRecipe) -> Trainable:
     )
     student.lesson.train()
     return student
-
-
-def measured_peak(work: Callable[[], object]) -> int:
-    """Bytes by which a real run's memory on the CPU rises at most."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        work()
-    held = peak = 0
-    for event in told.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def sizes(recipe: JudgeRecipe, gpus: int, longest: Preference) -> dict[str, int]:

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from measured import measured_peak
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from rewarddance.runtime.counting import counting
-
-
-def measured_peak(work: Callable[[], object]) -> int:
-    """Bytes by which a real run's memory on the CPU rises at most."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        work()
-    held = peak = 0
-    for event in told.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 def layers(device: str) -> nn.ModuleList:

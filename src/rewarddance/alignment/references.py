@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError
-from rewarddance.generators.sampling import rollout
+from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.config import Recipe
@@ -28,10 +27,19 @@ from rewarddance.types import Pixels
 
 
 class ReferenceRecipe(Recipe):
-    """candidates: N a prompt (paper: 16). keep: how many winners become references (paper: 2)."""
+    """candidates: N a prompt (paper: 16). keep: how many winners become references (paper: 2).
+
+    batch_size: pictures that are drawn and decoded together. Those of as many prompts as it has room for, of one at
+    least, are judged together.
+    """
 
     candidates: int = Field(default=16, ge=2)
     keep: int = Field(default=2, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+
+    @property
+    def prompts_at_once(self) -> int:
+        return max(1, self.batch_size // self.candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,16 +81,15 @@ def build_references(
     folder.mkdir(parents=True, exist_ok=True)
     done = _read(index)
     missing = [(i, prompt) for i, prompt in enumerate(prompts) if prompt not in done]
-    at_once = max(1, 128 // recipe.candidates)
+    at_once = recipe.prompts_at_once
     with progress_bar("references", len(prompts), len(prompts) - len(missing)) as bar:
         for start in range(0, len(missing), at_once):
             part = missing[start : start + at_once]
             n = recipe.candidates
             seeds = [candidate_seeds(seed, i, n) for i, _ in part]
             texts = [prompt for _, prompt in part for _ in range(n)]
-            latents = rollout(generator, texts, [s for own in seeds for s in own], generator.num_steps).x_t
-            with torch.no_grad():
-                pictures = generator.decode(latents)
+            all_seeds = [s for own in seeds for s in own]
+            pictures, latents = sample_with_latents(generator, texts, all_seeds, recipe.batch_size)
             groups = [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
             rankings = tournament(judge, [prompt for _, prompt in part], groups)
             lines = []

@@ -40,6 +40,8 @@ def velocity_mse(v: Float[Tensor, "B ..."], v_base: Float[Tensor, "B ..."]) -> F
 def denoising_mse(x_0_hat: Float[Tensor, "B ..."], x_0: Float[Tensor, "B ..."], sigma: float) -> Float[Tensor, ""]:
     """mean || (x_0_hat - x_0) / sigma ||^2 per element: a flow's velocity loss, and v-prediction's, at noise sigma.
 
+    For a network that predicts eps it is eps' error by alpha^2, which near pure noise weighs a hundredfold.
+
     On the references it is the pre-training term of ImageReward's ReFL (2304.05977, algorithm 1), whose pictures come
     from a data set; that ours are the judge's own winners is our choice.
     """

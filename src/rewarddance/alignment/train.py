@@ -25,7 +25,10 @@ from rewarddance.reward.gradient import PixelGradient, pixel_gradient
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics, progress_bar
-from rewarddance.types import PixelBatch, Question
+from rewarddance.types import PixelBatch, Pixels, Question
+
+LEVELS = 4
+"""Noise levels a step to which references are noised, so that one step is not all of one level."""
 
 
 class ReflRecipe(Recipe):
@@ -185,13 +188,7 @@ def refl_step(
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
 
     def ask(pixels: PixelBatch) -> PixelGradient:
-        copies = [
-            jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
-        ]
-        questions = [Question(*one) for copy in copies for one in zip(prompts, copy, references, strict=True)]
-        judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
-        torch.autograd.backward([question.candidate for question in questions], judged.gradients)
-        return judged
+        return judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
 
     judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
     away = 0.0
@@ -207,7 +204,8 @@ def refl_step(
     figures = {}
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
         x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
-        figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng)
+        at_most = recipe.generator_batch or len(group)
+        figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng, at_most)
 
     margin = judged.verdict.margin
     by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
@@ -222,6 +220,24 @@ def refl_step(
     }
 
 
+def judge_copies(
+    judge: RewardModel,
+    prompts: Sequence[str],
+    pixels: PixelBatch,
+    references: Sequence[Pixels],
+    recipe: ReflRecipe,
+    noise_rng: torch.Generator,
+) -> PixelGradient:
+    """The loss of jittered copies of pictures [B, T, C, H, W] against their references, sent back to the pictures."""
+    copies = [
+        jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
+    ]
+    questions = [Question(*one) for copy in copies for one in zip(prompts, copy, references, strict=True)]
+    judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
+    torch.autograd.backward([question.candidate for question in questions], judged.gradients)
+    return judged
+
+
 def denoise(
     generator: Trainable,
     prompts: Sequence[str],
@@ -229,22 +245,24 @@ def denoise(
     weight: float,
     draw: np.random.Generator,
     noise_rng: torch.Generator,
-    levels: int = 4,
+    at_most: int,
 ) -> float:
     """Backward of weight times the denoising loss of clean latents x_0 [B, ...]; returns the loss without the weight.
 
-    They are noised to `levels` steps of the whole schedule, a part of the batch to each: what the reward's gradient
-    does not reach stays as it is, too.
+    They are noised to LEVELS steps of the whole schedule, a part of the batch to each: what the reward's gradient does
+    not reach stays as it is, too. at_most: latents that go through the generator together.
     """
     total = 0.0
-    for rows in torch.arange(len(x_0)).chunk(levels):
-        step, clean = int(draw.integers(generator.num_steps)), x_0[rows]
+    for of_level in torch.arange(len(x_0)).chunk(LEVELS):
+        step = int(draw.integers(generator.num_steps))
         alpha, sigma = generator.scales(step)
-        x_t = alpha * clean + sigma * torch.randn(clean.shape, generator=noise_rng).to(clean)
-        v = generator.predict(x_t, step, generator.encode([prompts[int(row)] for row in rows]))
-        loss = denoising_mse(generator.clean(x_t, v, step), clean, sigma) * (len(rows) / len(x_0))
-        (weight * loss).backward()
-        total += loss.item()
+        eps = torch.randn(x_0[of_level].shape, generator=noise_rng).to(x_0)
+        for rows, noise in zip(of_level.split(at_most), eps.split(at_most), strict=True):
+            x_t = alpha * x_0[rows] + sigma * noise
+            prediction = generator.predict(x_t, step, generator.encode([prompts[int(row)] for row in rows]))
+            loss = denoising_mse(generator.clean(x_t, prediction, step), x_0[rows], sigma) * (len(rows) / len(x_0))
+            (weight * loss).backward()
+            total += loss.item()
     return total
 
 

@@ -30,12 +30,24 @@ def sample(
     tick: Callable[[int], None] = lambda n: None,
 ) -> PixelBatch:
     """Pictures [B, T, C, H, W] in [0, 1] of B prompts from B seeds; `tick` hears how many each batch finished."""
-    batches = []
+    return sample_with_latents(generator, prompts, seeds, batch_size, tick)[0]
+
+
+@torch.no_grad()
+def sample_with_latents(
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    batch_size: int = 64,
+    tick: Callable[[int], None] = lambda n: None,
+) -> tuple[PixelBatch, Tensor]:
+    """As `sample`, with the latents [B, ...] that the pictures were decoded from."""
+    pictures, latents = [], []
     for part in _chunks(len(prompts), batch_size):
-        final = rollout(generator, prompts[part], seeds[part], generator.num_steps)
-        batches.append(generator.decode(final.x_t))
-        tick(len(batches[-1]))
-    return torch.cat(batches)
+        latents.append(rollout(generator, prompts[part], seeds[part], generator.num_steps).x_t)
+        pictures.append(generator.decode(latents[-1]))
+        tick(len(pictures[-1]))
+    return torch.cat(pictures), torch.cat(latents)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ GPUS = {
         Gpu("rtx4090", 24.0, 165.0, 82.6),
     )
 }
-"""From NVIDIA's data sheets (SXM versions, without sparsity)."""
+"""As NVIDIA states them for the SXM versions, without sparsity; written from memory and not looked up again."""
 
 
 def find_gpu(name: str, memory: float | None = None) -> Gpu:

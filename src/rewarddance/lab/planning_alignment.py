@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,6 @@ from rewarddance.runtime.inputs import find_dtype
 OPTIMISER = 8
 """Bytes of AdamW's two averages for each trained weight."""
 WORST = "worst moment"
-REFERENCES_AT_ONCE = 128
-"""Pictures of the bank that `build_references` makes together."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,8 @@ class AlignmentPlanner:
             **{name: float(count) for name, count in step.flops.items()},
         }
         seconds = sum(self._seconds(run, name, count) for name, count in flops.items())
-        n, at_once = run.references.candidates, _pictures_at_once(run, prompts)
-        drawn = bank.flops["references: sampling"] * models.generator.num_steps * n * len(prompts) / at_once
+        n, together = run.references.candidates, len(_first_of_bank(run, prompts)[: run.references.batch_size])
+        drawn = bank.flops["references: sampling"] * models.generator.num_steps * n * len(prompts) / together
         ranked = float(bank.flops["references: tournament"] * len(prompts))
         first = self._seconds(run, "sampling", drawn) + self._seconds(run, "judge", ranked)
         memory, moments, beside = _memory(models, run, [step, sampling, bank])
@@ -118,7 +116,7 @@ class AlignmentPlanner:
 
         def of(changed: AlignRun) -> int:
             models = sketch(changed)
-            key = (changed.dtype, changed.judge_dtype, changed.refl.lora_rank)
+            key = (changed.dtype, changed.judge_dtype, changed.refl.lora_rank, changed.references.batch_size)
             if key not in before:
                 before[key] = [_sampling(models, changed.refl, prompts), _references(models, changed, prompts)]
             first, _, beside = _memory(models, changed, before[key])
@@ -194,31 +192,32 @@ def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Count
     return counted
 
 
-def _pictures_at_once(run: AlignRun, prompts: Sequence[str]) -> int:
-    n = run.references.candidates
-    return n * min(len(prompts), max(1, REFERENCES_AT_ONCE // n))
+def _first_of_bank(run: AlignRun, prompts: Sequence[str]) -> list[str]:
+    """The prompt of each picture that `build_references` has judged together first."""
+    return [prompt for prompt in prompts[: run.references.prompts_at_once] for _ in range(run.references.candidates)]
 
 
 def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counting:
     """As `build_references` makes a part of the bank: one step of sampling, decoding, and a tournament.
 
-    Of the tournaments, which are asked together, one is asked here while the pictures of all are kept as the judge has
-    encoded them.
+    Of the batches that are drawn one after the other, one is drawn here; of the tournaments, which are asked together,
+    one is asked, while the pictures of all are kept as the judge has encoded them.
     """
     n = run.references.candidates
-    chosen = prompts[: _pictures_at_once(run, prompts) // n]
-    texts = [prompt for prompt in chosen for _ in range(n)]
-    seeds = [seed for i in range(len(chosen)) for seed in candidate_seeds(0, i, n)]
+    texts = _first_of_bank(run, prompts)
+    drawn = texts[: run.references.batch_size]
     with counting() as counted, torch.no_grad():
         counted.known(models.tensors())
         counted.begin("references: sampling")
-        latents = rollout(models.generator, texts, seeds, 1).x_t
+        latents = rollout(models.generator, drawn, candidate_seeds(0, 0, len(drawn)), 1).x_t
         counted.begin("references: decoding")
         pictures = models.generator.decode(latents)
+        if len(drawn) < len(texts):
+            pictures = torch.empty(len(texts), *pictures.shape[1:], device="meta")
         counted.begin("references: encoding")
         kept = models.judge.vlm.encode(list(pictures))  # type: ignore[attr-defined]
         counted.begin("references: tournament")
-        tournament(models.judge, chosen[:1], [list(pictures[:n])])
+        tournament(models.judge, texts[:1], [list(pictures[:n])])
         del kept
     return counted
 
@@ -249,10 +248,8 @@ def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> Referenc
     """Two references as shapes."""
     shape = generator.start([0]).shape[1:]
     pictures = tuple(torch.empty(1, 3, generator.height, generator.width, device="meta") for _ in range(2))
-    found = {"prompt": prompt, "pictures": pictures, "seeds": (2 * number, 2 * number + 1), "wins": (1.0, 0.0)}
-    known = {"latents": torch.empty(2, *shape, device="meta")}
-    names = {one.name for one in fields(References)}
-    return References(**{name: value for name, value in {**found, **known}.items() if name in names})  # type: ignore[arg-type]
+    latents = torch.empty(2, *shape, device="meta")
+    return References(prompt, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
 
 
 def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple[tuple[Part, ...], dict[str, int], int]:
@@ -311,14 +308,17 @@ def _same(run: AlignRun, plan: Plan, room: float) -> Tries:
 
 
 def _split(run: AlignRun) -> dict[str, tuple[str, int, str]]:
-    """Moments of a step: the key that says how many samples go through at once, how many that is, through what."""
+    """Moments that can be split: the key that says how many go through at once, how many that is, through what."""
     samples, refl = run.refl.prompts_per_step * run.refl.group_size, run.refl
+    drawn = ("references.batch_size", run.references.batch_size, "drawn for the references")
     network = ("refl.generator_batch", refl.generator_batch or samples, "through the generator")
     return {
         "decoder": ("refl.decode_batch", refl.decode_batch or samples, "through the decoder"),
         "judge": ("refl.judge_batch", refl.judge_batch, "before the judge"),
         "generator": network,
         "backward": network,
+        "references: sampling": drawn,
+        "references: decoding": drawn,
     }
 
 
