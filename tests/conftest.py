@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -11,10 +12,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from tqdm import tqdm
 
 # Before anything imports rewarddance: the hook rewrites modules as they load.
 install_import_hook("rewarddance", "beartype.beartype")
 torch.set_num_threads(1)
+# tqdm's own lock is one semaphore for a process and all that it forks: a child that is killed while
+# it holds it would stop them all.
+tqdm.set_lock(threading.RLock())
 
 
 @pytest.fixture(autouse=True)

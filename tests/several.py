@@ -7,6 +7,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
+from tqdm import tqdm
 
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.distributed import joined
@@ -31,6 +33,7 @@ def forked(work: Callable[[], Any], answer: Path, environment: dict[str, str] | 
         os.environ |= environment or {}
         torch.set_num_threads(1)
         PartialState._reset_state()
+        tqdm.set_lock(threading.RLock())  # the parent's may be held by a thread that does not exist here
         answer.write_bytes(pickle.dumps((True, work())))
         code = 0
     except BaseException:
