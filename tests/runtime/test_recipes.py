@@ -168,3 +168,15 @@ def test_a_run_goes_on_only_under_the_recipe_that_it_began_with(tmp_path):
         keep_recipe(Outer(seed=3, inner=Inner(steps=20, rate=0.2)), path)
     assert "another output" in caught.value.remedy
     assert load_recipe(Outer, path) == began
+
+
+class Numbered(Recipe):
+    at: dict[int, Inner | None]
+
+
+def test_a_run_whose_recipe_has_numbers_for_keys_goes_on_too(tmp_path):
+    path = tmp_path / "config.yaml"
+    keep_recipe(Numbered(at={4: None, 16: Inner()}), path)
+    keep_recipe(Numbered(at={4: None, 16: Inner()}), path)
+    with pytest.raises(InputError, match=r"holds a run with at\.16\.steps = 10, not 20"):
+        keep_recipe(Numbered(at={4: None, 16: Inner(steps=20)}), path)

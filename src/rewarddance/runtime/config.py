@@ -114,7 +114,7 @@ def keep_recipe(recipe: Recipe, path: Path) -> None:
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found = {}
     for name, value in content.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
 
 
