@@ -111,7 +111,7 @@ def keep_recipe(recipe: Recipe, path: Path) -> None:
     save_recipe(recipe, path)
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     found = {}
     for name, value in content.items():
         found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
