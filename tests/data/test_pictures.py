@@ -38,6 +38,12 @@ def test_what_is_written_is_read_back_to_the_last_step(tmp_path):
     assert (read_picture(tmp_path / "b.png") * 255).flatten().tolist() == [0, 128, 255]
 
 
+def test_a_video_is_written_whole_even_where_it_stands_still(tmp_path):
+    pixels = torch.stack([torch.full((3, 4, 6), value / 255) for value in (1, 1, 1, 200, 200)])
+    write_picture(pixels, tmp_path / "film.png")
+    torch.testing.assert_close(as_pixels(tmp_path / "film.png"), pixels, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("orientation", "upright"),
     [

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny_pipelines import FAMILIES, PROMPTS, SEEDS, STEPS, fresh, frozen, own_call, pipeline_folder, plain
+from tiny_pipelines import FAMILIES, PROMPTS, SEEDS, STEPS, fresh, frozen, options, own_call, pipeline_folder, plain
 from torch import Tensor
 
 from rewarddance.generators.adapter import PipelineGenerator
@@ -26,8 +26,10 @@ def test_every_family_that_is_listed_is_tested():
 def test_from_the_same_seeds_come_the_pipelines_own_pictures(family, guided):
     theirs = own_call(plain(family), family, guided)
     ours = sample(frozen(family, guided), PROMPTS, SEEDS)
-    assert ours.shape == (2, 1, 3, 32, 48) and ours.dtype == torch.float32
-    torch.testing.assert_close(ours[:, 0], theirs, atol=1e-4, rtol=0)
+    asked = options(family)
+    assert ours.shape == (2, asked.get("num_frames", 1), 3, asked["height"], asked["width"])
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.reshape(theirs.shape), theirs, atol=1e-4, rtol=0)
     assert theirs.std() > 0.05
     if guided:
         assert (ours - sample(frozen(family), PROMPTS, SEEDS)).abs().max() > 5e-3

@@ -14,10 +14,13 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
 )
 from tiny import command, judge_folder
 from tiny_pipelines import DDIM, FAMILIES, PROMPTS, SEEDS, STEPS, fresh, options, own_call, pipeline_folder, plain
 
+from rewarddance.data.media import as_pixels
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
 from rewarddance.generators.pipelines import load_generator
@@ -37,7 +40,8 @@ def test_without_a_size_it_is_the_pipelines_own(family, size):
 def test_a_size_that_cannot_be_drawn_is_refused_with_one_that_can(family):
     with pytest.raises(InputError) as caught:
         load_generator(str(pipeline_folder(family)), STEPS, **{**options(family), "height": 33})
-    assert "height 33 and width 48" in caught.value.what and "32 and 48" in caught.value.remedy
+    width = options(family)["width"]
+    assert f"height 33 and width {width}" in caught.value.what and f"32 and {width}" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,12 @@ def test_a_size_that_cannot_be_drawn_is_refused_with_one_that_can(family):
         ("qwen-image", {"guidance_scale": 1.0}, "not told a guidance_scale. Leave it out; true_cfg_scale"),
         ("sd3", {"guidence_scale": 1.0}, "unknown key 'guidence_scale' .* Did you mean 'guidance_scale'"),
         ("sd3", {"height": 0}, "the key 'height'"),
+        ("sd3", {"num_frames": 5}, "StableDiffusion3Pipeline does not use the option 'num_frames'"),
+        ("wan", {"num_frames": 6}, "no video of 6 frames. num_frames is one more than a multiple of 4, such as 5 or 9"),
+        ("wan", {"num_frames": 4}, "no video of 4 frames. .* such as 1 or 5"),
+        ("wan", {"frame_rate": 8}, "WanPipeline does not use the option 'frame_rate'"),
+        ("wan", {"scheduler": "DDIMScheduler"}, "no use for a DDIMScheduler"),
+        ("ltx", {"scheduler": "DDIMScheduler"}, "LTXPipeline does not use the option 'scheduler'"),
     ],
 )
 def test_an_option_that_says_nothing_is_refused_by_name(family, given, told):
@@ -124,6 +134,28 @@ def test_a_flow_scheduler_that_is_not_plain_euler_is_refused_by_name(tmp_path, s
         load_generator(with_scheduler("sd3", scheduler, tmp_path / "other"), STEPS, **options("sd3"))
 
 
+def test_wans_multi_step_scheduler_is_refused_and_may_be_replaced_with_its_shift(tmp_path):
+    """Wan comes with this one."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    folder = with_scheduler("wan", scheduler, tmp_path / "unipc")
+    with pytest.raises(InputError) as caught:
+        load_generator(folder, STEPS, **options("wan"))
+    assert "has a UniPCMultistepScheduler" in caught.value.what
+    assert "scheduler to FlowMatchEulerDiscreteScheduler" in caught.value.remedy
+    generator = load_generator(folder, STEPS, scheduler="FlowMatchEulerDiscreteScheduler", **options("wan"))
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    pipeline.set_progress_bar_config(disable=True)
+    torch.testing.assert_close(sample(generator, PROMPTS, SEEDS), own_call(pipeline, "wan"), atol=1e-4, rtol=0)
+
+
+def test_a_wan_with_two_transformers_is_refused_by_name():
+    generator = fresh("wan")
+    parts = {**generator.pipeline.components, "transformer_2": generator.network}
+    with pytest.raises(InputError, match=r"two transformers.* Wan 2\.1"):
+        type(generator)(WanPipeline(**parts, boundary_ratio=0.9), generator.options)
+
+
 def test_a_unet_that_is_told_its_guidance_is_refused(tmp_path):
     pipeline = fresh("sd15-ddim").pipeline
     pipeline.unet.register_to_config(time_cond_proj_dim=8)
@@ -151,3 +183,28 @@ def test_align_hands_the_options_of_its_recipe_on(tmp_path):
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").exists()
     done = command("align", tmp_path / "align.yaml", "generator_options.scheduler=DDIMScheduler")
     assert done.code == 2 and "does not use the option 'scheduler'" in " ".join(done.err.split())
+
+
+def test_a_video_generator_is_aligned_and_searched_like_any_other(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    size = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+    content = {
+        "generator": str(pipeline_folder("wan")),
+        "num_inference_steps": 2,
+        "generator_options": size,
+        "judge": str(judge_folder()),
+        "prompts": str(tmp_path / "prompts.txt"),
+        "output": str(tmp_path / "run"),
+        "references": {"candidates": 3},
+        "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
+    }
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
+    assert command("align", tmp_path / "align.yaml").code == 0
+    assert as_pixels(tmp_path / "run" / "references" / "000000_0.png").shape == (5, 3, 32, 32)
+    found = tmp_path / "found"
+    where = ["--generator", pipeline_folder("wan"), "--judge", judge_folder(), "--output", found]
+    drawn = [f"--generator-option={key}={value}" for key, value in size.items()]
+    asked = ["--budget", "samples=3", "--steps", "2", "--judging", "knockout", *drawn]
+    done = command("search", tmp_path / "prompts.txt", *where, *asked)
+    assert done.code == 0, done.err
+    assert as_pixels(found / "pictures" / "000001" / "winner.png").shape == (5, 3, 32, 32)

@@ -16,7 +16,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
@@ -25,6 +27,8 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -32,6 +36,8 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
@@ -51,6 +57,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
@@ -75,11 +83,10 @@ def _clip(projected: bool = False) -> tuple[Any, Any]:
     return tokenizer, (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
 
 
-def _t5() -> tuple[Any, Any]:
+def _t5(kind: Any = T5EncoderModel, settings: Any = T5Config) -> tuple[Any, Any]:
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(ord("a"), ord("z") + 1))]
     tokenizer = T5Tokenizer([(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0, model_max_length=512)
-    config = T5Config(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-    return tokenizer, T5EncoderModel(config)
+    return tokenizer, kind(settings(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
 
 
 def _qwen_tokenizer() -> Any:
@@ -211,6 +218,39 @@ def _z_image() -> Any:
     return ZImagePipeline(scheduler, _vae(scaling_factor=0.3611, shift_factor=0.1159), encoder, tokenizer, transformer)
 
 
+def _wan(**settings: Any) -> Any:
+    tokenizer, encoder = _t5(UMT5EncoderModel, UMT5Config)
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[0.5, 1.0, 1.5, 2.0],
+    )  # fmt: skip
+    transformer = WanTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16,
+        ffn_dim=32, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return WanPipeline(tokenizer, encoder, vae, scheduler, transformer, **settings)
+
+
+def _ltx(**settings: Any) -> Any:
+    tokenizer, encoder = _t5()
+    four, five = (8,) * 4, (1,) * 5
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8, block_out_channels=four, decoder_block_out_channels=four, layers_per_block=five,
+        decoder_layers_per_block=five, spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False), decoder_inject_noise=(False,) * 5,
+        upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, patch_size=1, patch_size_t=1, **settings,
+    )  # fmt: skip
+    vae.latents_mean.normal_()
+    vae.latents_std.uniform_(0.5, 2)
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
+        num_layers=2, caption_channels=32,
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
+    return LTXPipeline(scheduler, vae, encoder, tokenizer, transformer)
+
+
 class Family(NamedTuple):
     """How a tiny checkpoint is made, and the options that the plain pipeline and ours are given alike.
 
@@ -229,6 +269,8 @@ SIZE = {"height": 32, "width": 48}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": "a dull picture"}
 TRUE_CFG = {"true_cfg_scale": 3.0, "negative_prompt": "a dull picture"}
 SHORT = {"max_sequence_length": 64}
+FILM = {"num_frames": 5}
+WIDE = {"height": 32, "width": 64}
 LAST_TEXT = r"blocks\.{}\.(attn\.(add_q_proj|to_add_out)|ff_context|txt_mlp)"
 
 FAMILIES = {
@@ -252,6 +294,10 @@ FAMILIES = {
     "flux-schnell": Family(lambda: _flux(distilled=False), {**SIZE, **SHORT}, TRUE_CFG),
     "flux2-klein": Family(_flux2_klein, {**SIZE, **SHORT}, {"guidance_scale": 3.0}),
     "qwen-image": Family(_qwen_image, SIZE, TRUE_CFG, idle=LAST_TEXT.format(1)),
+    "wan": Family(_wan, {**SIZE, **SHORT, **FILM}, GUIDED),
+    "wan-2.2": Family(lambda: _wan(expand_timesteps=True), {**SIZE, **SHORT, **FILM}, GUIDED),
+    "ltx": Family(_ltx, {**WIDE, **SHORT, **FILM, "frame_rate": 8}, GUIDED),
+    "ltx-0.9.1": Family(lambda: _ltx(timestep_conditioning=True), {**WIDE, **SHORT, **FILM}, GUIDED),
     "z-image": Family(_z_image, {**SIZE, **SHORT}, GUIDED),
 }  # fmt: skip
 
@@ -317,11 +363,12 @@ def fresh(family: str, dtype: torch.dtype | None = None) -> PipelineGenerator:
 
 
 def own_call(pipeline: Any, family: str, guided: bool = False, steps: int = STEPS) -> Any:
-    """The plain pipeline's pictures from the same seeds, [B, C, H, W]."""
+    """The plain pipeline's pictures from the same seeds, [B, C, H, W], or its videos [B, T, C, H, W]."""
     asked = options(family, guided)
     if "guidance_scale" in FAMILIES[family].guided and not guided:
         asked["guidance_scale"] = 0.0 if family == "z-image" else 1.0
     if "negative_prompt" in asked:
         asked["negative_prompt"] = [asked["negative_prompt"]] * len(PROMPTS)
     noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    return pipeline(prompt=list(PROMPTS), generator=noise, num_inference_steps=steps, output_type="pt", **asked).images
+    drawn = pipeline(prompt=list(PROMPTS), generator=noise, num_inference_steps=steps, output_type="pt", **asked)
+    return drawn.frames if "num_frames" in asked else drawn.images

@@ -6,6 +6,7 @@ A prompt's RL samples are then judged against its best pictures of the starting 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rewarddance.data.media import read_picture, write_picture
+from rewarddance.data.media import read_video, write_picture
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
@@ -121,7 +122,7 @@ def _read(index: Path) -> dict[str, References]:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
-        pictures = tuple(read_picture(index.parent / name) for name in row["files"])
+        pictures = tuple(read_video(index.parent / name, sys.maxsize) for name in row["files"])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
         bank[row["prompt"]] = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         good.append(line + "\n")

@@ -274,7 +274,11 @@ def _from_image(opened: Image.Image) -> Pixels:
 
 
 def write_picture(pixels: Pixels, path: Path) -> None:
-    """Write the first frame of `pixels` as PNG, rounded to 8 bits."""
-    array = (pixels[0].detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    """Write `pixels` as PNG, rounded to 8 bits; several frames as an animated PNG, which `read_video` gives back.
+
+    Its frames have no durations: with them, frames that stand still would be merged into one.
+    """
+    bytes_ = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    first, *others = map(Image.fromarray, bytes_)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
+    first.save(path, **({"save_all": True, "append_images": others} if others else {}))

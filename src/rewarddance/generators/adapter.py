@@ -34,8 +34,9 @@ class GeneratorOptions(Recipe):
 
     guidance_scale: None is no second branch, and the pipeline's default where the network is told the scale
     (FLUX.1-dev). true_cfg_scale: guidance by a second branch beside it (FLUX.1, Qwen-Image). negative_prompt: of the
-    second branch. height, width, max_sequence_length: None is the pipeline's default. scheduler: replaces the
-    checkpoint's, with its settings (Stable Diffusion 1.5 and SDXL).
+    second branch. height, width, max_sequence_length: None is the pipeline's default. num_frames, frame_rate: of a
+    video (frame_rate where the network is told it, LTX). scheduler: replaces the checkpoint's, with its settings
+    (Stable Diffusion 1.5 and SDXL; Wan).
     """
 
     num_inference_steps: int = Field(ge=1)
@@ -45,7 +46,9 @@ class GeneratorOptions(Recipe):
     height: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)
     max_sequence_length: int | None = Field(default=None, ge=1)
-    scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler"] | None = None
+    num_frames: int | None = Field(default=None, ge=1)
+    frame_rate: int | None = Field(default=None, ge=1)
+    scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 
 class PipelineGenerator(ABC):

@@ -20,10 +20,12 @@ ADAPTERS = {
     "CogView4Pipeline": "cogview4.CogView4Generator",
     "Flux2KleinPipeline": "flux2_klein.Flux2KleinGenerator",
     "FluxPipeline": "flux.FluxGenerator",
+    "LTXPipeline": "ltx.LTXGenerator",
     "QwenImagePipeline": "qwen_image.QwenImageGenerator",
     "StableDiffusion3Pipeline": "stable_diffusion_3.SD3Generator",
     "StableDiffusionPipeline": "stable_diffusion.StableDiffusionGenerator",
     "StableDiffusionXLPipeline": "stable_diffusion.SDXLGenerator",
+    "WanPipeline": "wan.WanGenerator",
     "ZImagePipeline": "z_image.ZImageGenerator",
 }
 """Pipeline class -> adapter in `families`, imported when it is asked for."""
