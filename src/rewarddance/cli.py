@@ -430,6 +430,20 @@ def evaluate(
         raise typer.Exit(1)
 
 
+@app.command(epilog=example("rewarddance gsb scores.jsonl --by category"))
+def gsb(
+    scores: Annotated[Path, typer.Argument(help='What `score` wrote, or rows {"prompt", "share"} of votes.')],
+    same: Annotated[float, typer.Option(help="Within this of 0.5 a pair counts as equal.", min=0, max=0.5)] = 0.0,
+    by: Annotated[str | None, typer.Option(help="Also apart by this key of the rows.")] = None,
+) -> None:
+    """Good, same, bad: (good - bad) / all pairs of a candidate and its reference, with an interval over prompts."""
+    from rewarddance.evaluation.gsb import gsb_of_file
+
+    _print(
+        {name: found._asdict() | {"gsb": found.gsb._asdict()} for name, found in gsb_of_file(scores, same, by).items()}
+    )
+
+
 @app.command(epilog=example("rewarddance report runs/quickstart-seed0"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write a run's HTML report again from its files."""

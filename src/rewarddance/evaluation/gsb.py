@@ -1,0 +1,81 @@
+"""Good, same, bad: how often one generator's result is better than another's (the paper's figure for video).
+
+From any pairwise verdicts: a judge's P("yes"), an oracle's order, or people's shares of votes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from rewarddance.data.tables import open_table
+from rewarddance.errors import InputError
+from rewarddance.evaluation.statistics import Interval, interval
+
+SHARES = ("probability", "share")
+"""Keys of a row that say how sure it is that the candidate is better: `rewarddance score`'s, and a share of votes."""
+
+
+class Gsb(NamedTuple):
+    """Pairs whose candidate is better, as good and worse; gsb: their figure in [-1, 1], over prompts."""
+
+    good: int
+    same: int
+    bad: int
+    gsb: Interval
+
+
+def gsb(share: Float[np.ndarray, " n"], units: Sequence[str] | None = None, same: float = 0.0) -> Gsb:
+    """(good - bad) / (good + same + bad) (paper, section 5.1), of n pairs, with its 95 % bootstrap interval.
+
+    share [n], in [0, 1]: P("yes") or the share of votes for the candidate over its reference. same: within this
+    distance of 0.5 a pair counts as equal. units [n]: the pairs' prompts, which are resampled whole. Raises ValueError
+    for no pairs.
+    """
+    away = np.asarray(share, dtype=np.float64) - 0.5
+    signs = np.where(np.abs(away) <= same, 0.0, np.sign(away))
+    numbers = None if units is None else np.unique(np.asarray(units), return_inverse=True)[1]
+    return Gsb(int((signs > 0).sum()), int((signs == 0).sum()), int((signs < 0).sum()), interval(signs, units=numbers))
+
+
+def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[str, Gsb]:
+    """The figure of all rows of a .jsonl or .parquet file under "all", and of each value that the key `by` has.
+
+    A row is one of `rewarddance score`, or {"prompt", "share"} with the share of votes for the candidate. Raises
+    InputError naming the line that has neither, or lacks `by`.
+    """
+    shares, prompts, kinds = [], [], []
+    for number, content in open_table(path).rows():
+        try:
+            if isinstance(content, InputError):
+                raise content
+            shares.append(_share(content))
+            prompts.append(str(content.get("prompt", number)))
+            if by is not None:
+                if content.get(by) is None:
+                    raise InputError(f"the row has no {by!r}.", "Give all rows one, or leave --by out.")
+                kinds.append(str(content[by]))
+        except InputError as error:
+            raise InputError(f"line {number} of {path}: {error.what}", error.remedy) from None
+    all_shares, all_prompts = np.array(shares), np.array(prompts)
+    found = {"all": gsb(all_shares, prompts, same)}
+    for kind in sorted(set(kinds)):
+        own = np.array(kinds) == kind
+        found[kind] = gsb(all_shares[own], all_prompts[own].tolist(), same)
+    return found
+
+
+def _share(content: dict[str, Any]) -> float:
+    given = [key for key in SHARES if content.get(key) is not None]
+    if len(given) != 1:
+        has = "neither a probability nor a share" if not given else "both a probability and a share"
+        raise InputError(f"the row has {has}.", 'Write it with `rewarddance score`, or as {"prompt", "share"}.')
+    value = content[given[0]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or math.isnan(value):
+        raise InputError(f"the {given[0]} is {str(value)[:60]}.", "It is one number from 0 to 1: one pair a row.")
+    return float(value)
