@@ -12,7 +12,8 @@ from tiny import BrightnessJudge, TinyGenerator
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import margin_loss, velocity_mse
-from rewarddance.alignment.train import ReflRecipe, _rate, refl_step, train_refl
+from rewarddance.alignment.refl_step import ReflRecipe, refl_step, train_refl
+from rewarddance.alignment.train import _rate
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
 from rewarddance.runtime.config import parse_recipe

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.train import ReflRecipe, refl_step
+from rewarddance.alignment.refl_step import ReflRecipe, refl_step
 from rewarddance.cli import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.generators.pipelines import load_generator

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rewarddance.alignment.references import References, candidate_seeds
-from rewarddance.alignment.train import ReflRecipe, refl_step
+from rewarddance.alignment.refl_step import ReflRecipe, refl_step
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator

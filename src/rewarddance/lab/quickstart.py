@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rewarddance.alignment.references import ReferenceRecipe, build_references
-from rewarddance.alignment.train import ReflRecipe, train_refl
+from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from rewarddance.alignment.references import ReferenceRecipe, build_references
-from rewarddance.alignment.train import ReflRecipe, train_refl
+from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError

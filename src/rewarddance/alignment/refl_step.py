@@ -1,0 +1,190 @@
+"""ReFL: the gradient of the judge's P("yes") through the decoder and one late denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rewarddance.alignment.references import References
+from rewarddance.alignment.refl import LOSSES, denoising_mse, velocity_mse
+from rewarddance.alignment.relay import through_decoder
+from rewarddance.alignment.safeguards import Ema, jittered
+from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step, train
+from rewarddance.errors import InputError
+from rewarddance.generators.sampling import rollout
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.gradient import PixelGradient, pixel_gradient
+from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import PixelBatch, Pixels, Question
+
+LEVELS = 4
+"""Noise levels a step to which references are noised, so that one step is not all of one level."""
+
+
+class ReflRecipe(TrainRecipe):
+    """How ReFL runs (and `TrainRecipe`). The paper leaves all of this open; every default is ours.
+
+    late: range of the random step at which the gradient is taken, as shares of the schedule (0 pure noise, 1 the last
+    step). loss, cap: see `refl.LOSSES`. velocity_mse: weight of the distance to the base's velocity. reference_mse:
+    weight of the denoising loss on the step's references, noised anew (`denoise`). jitter_copies: the reward is
+    averaged over this many copies of each picture, each shifted by up to jitter_shift pixels and noised by
+    jitter_noise. judge_batch: pictures whose gradient is taken together; decode_batch: samples that go through the
+    decoder together with a graph, by default all of the step's.
+    """
+
+    late: tuple[float, float] = (0.5, 1.0)
+    loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
+    cap: float = Field(default=0.9, gt=0, lt=1)
+    velocity_mse: float = Field(default=0.1, ge=0)
+    reference_mse: float = Field(default=0.0, ge=0)
+    jitter_copies: int = Field(default=1, ge=1)
+    jitter_shift: int = Field(default=0, ge=0)
+    jitter_noise: float = Field(default=0.0, ge=0)
+    judge_batch: int = Field(default=16, ge=1)
+    decode_batch: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _late_is_a_range(self) -> ReflRecipe:
+        if not 0 <= self.late[0] < self.late[1] <= 1:
+            raise ValueError("late must be two rising shares between 0 and 1")
+        return self
+
+
+def train_refl(
+    generator: Trainable,
+    judge: RewardModel,
+    bank: Sequence[References],
+    recipe: ReflRecipe,
+    folder: Path,
+    metrics: Metrics,
+    seed: int = 0,
+    probe: Callable[[], Figures] = dict,
+) -> Path:
+    """ReFL (paper, section 3): raise P("yes") of a late step's one-step prediction against the prompt's references.
+
+    See `train` for what is returned, how a run goes on, and probe.
+    """
+    if not bank:
+        raise InputError("the reference bank is empty.", "Give ReFL at least one prompt.")
+
+    def updates(step: int, _: Ema) -> Iterator[Figures]:
+        yield refl_step(generator, judge, bank, recipe, seed, step)
+
+    return train(generator, updates, recipe, folder, metrics, "ReFL", seed, probe)
+
+
+def refl_step(
+    generator: Trainable,
+    judge: RewardModel,
+    bank: Sequence[References],
+    recipe: ReflRecipe,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log."""
+    draw = np.random.default_rng([seed, 2, step])
+    noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
+    chosen = [bank[i] for i in prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)]
+    group = [references for references in chosen for _ in range(recipe.group_size)]
+    prompts, seeds = [one.prompt for one in group], draw.integers(2**31, size=len(group)).tolist()
+    low, high = (round(share * (generator.num_steps - 1)) for share in recipe.late)
+    stop = int(draw.integers(low, high + 1))
+
+    x_t = rollout(generator, prompts, seeds, stop).x_t
+    parts = torch.arange(len(group)).split(recipe.generator_batch or len(group))
+    conditions = [generator.encode([prompts[int(row)] for row in rows]) for rows in parts]
+    at_once = len(parts) == 1  # then one forward is enough: its graph waits for the judge and the decoder
+
+    def velocity(part: int) -> Tensor:
+        return generator.predict(x_t[parts[part]], stop, conditions[part])
+
+    with torch.set_grad_enabled(at_once):
+        velocities = [velocity(part) for part in range(len(parts))]
+    x_0 = generator.clean(x_t, torch.cat(velocities).detach(), stop)
+    places = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
+    references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
+
+    def ask(pixels: PixelBatch) -> PixelGradient:
+        return judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
+
+    judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
+    away = 0.0
+    for part, rows in enumerate(parts):
+        v = velocities[part] if at_once else velocity(part)
+        with generator.as_before_training(), torch.no_grad():
+            v_base = velocity(part)
+        far = velocity_mse(v, v_base) * (len(rows) / len(group))
+        torch.autograd.backward(
+            [generator.clean(x_t[rows], v, stop), recipe.velocity_mse * far], [gradient[rows], None]
+        )
+        away += far.item()
+    figures = {}
+    if recipe.reference_mse:  # a graph of its own, after the reward's is gone
+        x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
+        at_most = recipe.generator_batch or len(group)
+        figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng, at_most)
+
+    margin = judged.verdict.margin
+    by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
+    return figures | {
+        "loss": judged.loss + recipe.velocity_mse * away + recipe.reference_mse * figures.get("reference_mse", 0.0),
+        "reward": margin.sigmoid().mean().item(),
+        "margin": margin.mean().item(),
+        "velocity_mse": away,
+        "spread_within": by_group.std(1, correction=0).mean().item(),
+        "spread_across": by_group.mean(1).std(correction=0).item(),
+        "stop": stop,
+    }
+
+
+def judge_copies(
+    judge: RewardModel,
+    prompts: Sequence[str],
+    pixels: PixelBatch,
+    references: Sequence[Pixels],
+    recipe: ReflRecipe,
+    noise_rng: torch.Generator,
+) -> PixelGradient:
+    """The loss of jittered copies of pictures [B, T, C, H, W] against their references, sent back to the pictures."""
+    copies = [
+        jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
+    ]
+    questions = [Question(*one) for copy in copies for one in zip(prompts, copy, references, strict=True)]
+    judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
+    torch.autograd.backward([question.candidate for question in questions], judged.gradients)
+    return judged
+
+
+def denoise(
+    generator: Trainable,
+    prompts: Sequence[str],
+    x_0: Tensor,
+    weight: float,
+    draw: np.random.Generator,
+    noise_rng: torch.Generator,
+    at_most: int,
+) -> float:
+    """Backward of weight times the denoising loss of clean latents x_0 [B, ...]; returns the loss without the weight.
+
+    They are noised to LEVELS steps of the whole schedule, a part of the batch to each: what the reward's gradient does
+    not reach stays as it is, too. at_most: latents that go through the generator together.
+    """
+    total = 0.0
+    for of_level in torch.arange(len(x_0)).chunk(LEVELS):
+        step = int(draw.integers(generator.num_steps))
+        alpha, sigma = generator.scales(step)
+        eps = torch.randn(x_0[of_level].shape, generator=noise_rng).to(x_0)
+        for rows, noise in zip(of_level.split(at_most), eps.split(at_most), strict=True):
+            x_t = alpha * x_0[rows] + sigma * noise
+            prediction = generator.predict(x_t, step, generator.encode([prompts[int(row)] for row in rows]))
+            loss = denoising_mse(generator.clean(x_t, prediction, step), x_0[rows], sigma) * (len(rows) / len(x_0))
+            (weight * loss).backward()
+            total += loss.item()
+    return total
