@@ -83,7 +83,10 @@ def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
 
 @app.command(epilog=example("rewarddance align recipes/shapeworld_refl.yaml refl.steps=60"))
 def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
-    """Align a generator with a trained judge by ReFL; run again to continue an interrupted one."""
+    """Align a generator with a trained judge; run again to continue an interrupted one.
+
+    By the gradient through the judge (algorithm: refl), or by asking it alone: Flow-GRPO (grpo) or DiffusionNFT (nft).
+    """
     _quiet()
     from rewarddance.lab.runs import AlignRun, run_alignment
     from rewarddance.runtime.config import load_recipe

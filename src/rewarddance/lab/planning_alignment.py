@@ -59,6 +59,10 @@ class AlignmentPlanner:
 
     def plan(self, run: AlignRun) -> Plan:
         """Raises InputError for what the run itself would refuse, and for models of which no figures are known."""
+        if run.algorithm != "refl":
+            raise InputError(
+                f"plans are made of ReFL, not of {run.algorithm}.", "There is none for policy gradients yet."
+            )
         apart = _apart(run)
         if self.options.gpus > 1 + apart:
             raise InputError(

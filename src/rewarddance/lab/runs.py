@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
+from rewarddance.alignment.nft_step import NftRecipe, train_nft
 from rewarddance.alignment.references import ReferenceRecipe, build_references
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
+from rewarddance.alignment.rewards import Reward, judging_of
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
@@ -57,6 +60,9 @@ class TrainRun(Recipe):
 class AlignRun(Recipe):
     """`rewarddance align`: prompts is a .txt or .jsonl file; judge is a trained reward's folder.
 
+    algorithm: ReFL goes through the judge's gradient; Flow-GRPO ("grpo") and DiffusionNFT ("nft") only ask it, and
+    further judges, if any are in `more_judges`, each with its weight beside the first one's 1. refl, grpo, nft: of the
+    algorithm. references: of the bank, which ReFL and `judging: references` need.
     guidance_scale, generator_options: of `load_generator`, which knows what each family does with them. dtype: what the
     generator computes in; judge_dtype: of the judge's weights. device, judge_device: cpu, cuda or cuda:1; by default
     cuda where there is one, and for the judge the generator's.
@@ -71,11 +77,31 @@ class AlignRun(Recipe):
     judge: str
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
     judge_device: str | None = None
+    more_judges: dict[str, float] = Field(default_factory=dict)
     prompts: Path
     output: Path
     seed: int = 0
     references: ReferenceRecipe = ReferenceRecipe()
+    algorithm: Literal["refl", "grpo", "nft"] = "refl"
     refl: ReflRecipe = ReflRecipe()
+    grpo: GrpoRecipe = GrpoRecipe()
+    nft: NftRecipe = NftRecipe()
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self) -> AlignRun:
+        for name, default in (("refl", ReflRecipe()), ("grpo", GrpoRecipe()), ("nft", NftRecipe())):
+            if name != self.algorithm and getattr(self, name) != default:
+                raise ValueError(f"algorithm is {self.algorithm}, so {name} says nothing: leave it out")
+        if self.more_judges and self.algorithm == "refl":
+            raise ValueError("more_judges are for grpo and nft; ReFL follows one judge's gradient")
+        if any(weight <= 0 for weight in self.more_judges.values()):
+            raise ValueError("more_judges have weights above 0")
+        return self
+
+    @property
+    def policy(self) -> GrpoRecipe | NftRecipe | None:
+        """The policy gradient's recipe, if it is one that runs."""
+        return {"refl": None, "grpo": self.grpo, "nft": self.nft}[self.algorithm]
 
 
 def run_training(recipe: TrainRun) -> dict[str, Any]:
@@ -126,17 +152,33 @@ def _at_hand(judge: Judge) -> bool:
 
 
 def run_alignment(recipe: AlignRun) -> dict[str, Any]:
-    """Build the reference bank and run ReFL; returns where the LoRA or the generator is. An interrupted run goes on."""
+    """Align; returns where the LoRA or the generator is. An interrupted run goes on.
+
+    The reference bank is built first where the algorithm judges against references.
+    """
     prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(recipe.prompts)))
     device = find_device(recipe.device)
     judge_device = find_device(recipe.judge_device or device)
     drawing = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
     drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
     generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
-    judge = load_reward(recipe.judge, judge_device, find_dtype(recipe.judge_dtype))
+    judge, *others = (
+        load_reward(name, judge_device, find_dtype(recipe.judge_dtype)) for name in (recipe.judge, *recipe.more_judges)
+    )
+    policy = recipe.policy
+    rewards = [Reward(judge, judging_of(judge, policy.judging if policy else None))]
+    weights = recipe.more_judges.values()
+    rewards += [Reward(other, judging_of(other, None), one) for other, one in zip(others, weights, strict=True)]
     folder = writable_folder(recipe.output)
     keep_recipe(recipe, folder / "config.yaml")
-    bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
+    bank = None
+    if policy is None or rewards[0].judging == "references":
+        bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
     metrics = Metrics(folder / "metrics.jsonl")
-    aligned = train_refl(generator, judge, bank, recipe.refl, folder, metrics, recipe.seed)
+    if isinstance(policy, GrpoRecipe):
+        aligned = train_grpo(generator, rewards, prompts, policy, folder, metrics, recipe.seed, bank=bank)
+    elif policy is not None:
+        aligned = train_nft(generator, rewards, prompts, policy, folder, metrics, recipe.seed, bank=bank)
+    else:
+        aligned = train_refl(generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed)
     return {aligned.name: str(aligned), "prompts": len(prompts)}

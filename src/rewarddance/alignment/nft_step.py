@@ -1,0 +1,110 @@
+"""DiffusionNFT (2509.16117): rewarded samples are learned on the forward process, without likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rewarddance.alignment.nft import nft_loss, optimality
+from rewarddance.alignment.policy import PolicyRecipe, judged, summary
+from rewarddance.alignment.references import References
+from rewarddance.alignment.refl import velocity_mse
+from rewarddance.alignment.rewards import Reward
+from rewarddance.alignment.safeguards import Ema
+from rewarddance.alignment.train import Figures, Trainable, prompts_of_step, train
+from rewarddance.generators.sampling import sample_with_latents
+from rewarddance.runtime.tracking import Metrics
+
+
+class NftRecipe(PolicyRecipe):
+    """How DiffusionNFT runs (and `PolicyRecipe`). Defaults are ours where they are not the authors'.
+
+    The weights' average (ema_decay) is the policy that samples, and "old" in the loss. beta: how far the implicit
+    policies reach. levels: noise levels at which each sample is learned, drawn anew each step. velocity_mse: weight of
+    the distance to the base's velocity.
+    """
+
+    ema_decay: float = Field(default=0.5, ge=0, lt=1)
+    spread: Literal["prompt", "global"] = "global"
+    beta: float = Field(default=1.0, gt=0)
+    levels: int = Field(default=2, ge=1)
+    velocity_mse: float = Field(default=1e-2, ge=0)
+
+
+def train_nft(
+    generator: Trainable,
+    rewards: Sequence[Reward],
+    prompts: Sequence[str],
+    recipe: NftRecipe,
+    folder: Path,
+    metrics: Metrics,
+    seed: int = 0,
+    probe: Callable[[], Figures] = dict,
+    bank: Sequence[References] | None = None,
+) -> Path:
+    """DiffusionNFT on `prompts`. bank: their references, where a reward is judged against them. See `train`."""
+
+    def updates(step: int, ema: Ema) -> Iterator[Figures]:
+        return nft_updates(generator, rewards, prompts, recipe, seed, step, ema, bank)
+
+    return train(generator, updates, recipe, folder, metrics, "NFT", seed, probe)
+
+
+def nft_updates(
+    generator: Trainable,
+    rewards: Sequence[Reward],
+    prompts: Sequence[str],
+    recipe: NftRecipe,
+    seed: int,
+    step: int,
+    ema: Ema,
+    bank: Sequence[References] | None = None,
+) -> Iterator[Figures]:
+    """One iteration: sample from the average, ask, and for each of its updates leave the gradient on the weights."""
+    draw = np.random.default_rng([seed, 2, step])
+    noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
+    chosen = prompts_of_step(len(prompts), recipe.prompts_per_step, seed, step)
+    p, g = len(chosen), recipe.group_size
+    seeds = draw.integers(2**31, size=(p, g)).tolist()
+    flat = [prompts[i] for i in chosen for _ in range(g)]
+    with ema.applied():
+        at_once = recipe.generator_batch or p * g
+        pixels, x_0 = sample_with_latents(generator, flat, [s for own in seeds for s in own], at_once)
+    found = judged(rewards, chosen, prompts, pixels, seeds, recipe, draw, bank)
+    r = optimality(found.advantages.values.flatten(), recipe.advantage_clip).to(x_0.device)
+    for batch in recipe.batches(p):
+        n = sum(len(rows) for rows in batch) * recipe.levels
+        told = {"loss": 0.0, "velocity_mse": 0.0}
+        for rows in batch:
+            condition = generator.encode([flat[int(row)] for row in rows])
+            share = len(rows) / n
+            steps = draw.integers(generator.num_steps, size=recipe.levels).tolist()
+            noised = [_noised(generator, x_0[rows], at, noise_rng) for at in steps]
+            with torch.no_grad(), ema.applied():
+                olds = [
+                    generator.clean(x, generator.predict(x, at, condition), at)
+                    for at, x in zip(steps, noised, strict=True)
+                ]
+            for at, x_t, old in zip(steps, noised, olds, strict=True):
+                with generator.as_before_training(), torch.no_grad():
+                    base = generator.predict(x_t, at, condition)
+                v = generator.predict(x_t, at, condition)
+                far = velocity_mse(v, base)
+                loss = nft_loss(generator.clean(x_t, v, at), old, x_0[rows], r[rows], recipe.beta)
+                loss = loss + recipe.velocity_mse * far
+                (share * loss).backward()
+                told["loss"] += share * loss.item()
+                told["velocity_mse"] += share * far.item()
+        yield {**summary(found), **told}
+
+
+def _noised(generator: Trainable, x_0: Tensor, step: int, noise_rng: torch.Generator) -> Tensor:
+    """Clean latents brought to the noise level before `step`."""
+    alpha, sigma = generator.scales(step)
+    return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=noise_rng).to(x_0)

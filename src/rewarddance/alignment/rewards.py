@@ -1,0 +1,86 @@
+"""What a group's samples are worth to a judge: by themselves, against references, or against each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rewarddance.alignment.advantages import win_rates
+from rewarddance.errors import InputError, RewardError
+from rewarddance.protocols import RewardModel
+from rewarddance.types import Pixels, Question
+
+Judging = Literal["alone", "references", "group"]
+
+
+class Reward(NamedTuple):
+    """A judge, how it is asked ("alone", against "references", within the "group"), and its weight among several."""
+
+    judge: RewardModel
+    judging: Judging
+    weight: float = 1.0
+
+
+class Scores(NamedTuple):
+    """values [P, G]: what advantages are taken of. margins: all that the judge was asked, [P, G] or [P, G, G]."""
+
+    values: Float[Tensor, "P G"]
+    margins: Tensor
+
+
+def judging_of(judge: RewardModel, wanted: Judging | None) -> Judging:
+    """How a judge is asked: as wanted, or in the group where it compares and alone where it does not.
+
+    Raises InputError where a judge that compares shall judge a sample alone.
+    """
+    config: Any = getattr(judge, "config", None)
+    pairwise = getattr(config, "kind", None) == "pairwise"
+    if pairwise and wanted == "alone":
+        raise InputError("a pairwise judge cannot score one sample by itself.", "Set judging to group or references.")
+    return wanted or ("group" if pairwise else "alone")
+
+
+@torch.no_grad()
+def scores(
+    reward: Reward,
+    prompts: Sequence[str],
+    groups: Sequence[Sequence[Pixels]],
+    references: Sequence[Sequence[Pixels]] | None = None,
+) -> Scores:
+    """What the judge says of G samples for each of P prompts.
+
+    alone and references: the margin. group: the win rate over the G - 1 others, all ordered pairs asked. references
+    [P][G]: one for each sample. Raises RewardError naming the prompt whose score is not finite.
+    """
+    if reward.judging == "group":
+        pairs = [list(itertools.permutations(range(len(group)), 2)) for group in groups]
+        asked = [
+            Question(prompt, group[c], group[r])
+            for prompt, group, own in zip(prompts, groups, pairs, strict=True)
+            for c, r in own
+        ]
+    else:
+        given = references if reward.judging == "references" else [[None] * len(group) for group in groups]
+        assert given is not None, "references are asked for, and there are none"
+        asked = [
+            Question(prompt, candidate, reference)
+            for prompt, group, own in zip(prompts, groups, given, strict=True)
+            for candidate, reference in zip(group, own, strict=True)
+        ]
+    margin = reward.judge(asked).margin.float().cpu()
+    p, g = len(groups), len(groups[0])
+    if reward.judging == "group":
+        margins = torch.zeros(p, g, g)
+        margins[:, ~torch.eye(g, dtype=torch.bool)] = margin.view(p, g * (g - 1))
+        values = win_rates(margins)
+    else:
+        values = margins = margin.view(p, g)
+    for prompt, own in zip(prompts, values, strict=True):
+        if not torch.isfinite(own).all():
+            raise RewardError(f"the judge gave {prompt!r} a score that is not finite.", "Look at its pictures.")
+    return Scores(values, margins)

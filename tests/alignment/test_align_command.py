@@ -1,0 +1,90 @@
+"""`rewarddance align` with each algorithm, from a recipe file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import command, generator_folder, judge_folder
+
+from rewarddance.lab.runs import AlignRun
+from rewarddance.runtime.config import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = {"steps": 2, "prompts_per_step": 1, "lora_rank": 2, "lora_alpha": 2}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes a recipe with changes, and says where."""
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue cross\n")
+
+    def written(**changes):
+        content = {
+            "generator": str(generator_folder()),
+            "num_inference_steps": 4,
+            "judge": str(judge_folder()),
+            "prompts": str(tmp_path / "prompts.txt"),
+            "output": str(tmp_path / "run"),
+            "references": {"candidates": 3},
+        }
+        (tmp_path / "align.yaml").write_text(yaml.safe_dump(content | changes))
+        return tmp_path / "align.yaml"
+
+    return written
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])
+def test_each_algorithm_runs_from_its_recipe_and_is_gone_on_with(tmp_path, recipe, algorithm):
+    file = recipe(algorithm=algorithm, **{algorithm: {**SMALL, "group_size": 2}})
+    assert command("align", file).code == 0
+    lora = tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors"
+    before = load_file(lora)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["phase"] for row in rows} == {algorithm} and rows[-2]["margin"] is not None
+    assert (tmp_path / "run" / "references").exists() == (algorithm == "refl")
+    assert command("align", file).code == 0
+    again = load_file(lora)
+    assert before.keys() == again.keys() and all(torch.equal(before[name], again[name]) for name in again)
+
+
+def test_a_policy_gradient_may_judge_against_references_and_ask_several_judges(tmp_path, recipe):
+    grpo = {**SMALL, "group_size": 2, "judging": "references"}
+    file = recipe(algorithm="grpo", grpo=grpo, more_judges={str(judge_folder()): 0.5})
+    done = command("align", file)
+    assert done.code == 0, done.err
+    assert (tmp_path / "run" / "references" / "references.jsonl").exists()
+    assert "margin_2" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"algorithm": "ppo"}, "algorithm"),
+        ({"grpo": {"steps": 3}}, "algorithm is refl, so grpo says nothing"),
+        ({"algorithm": "nft", "refl": {"steps": 3}}, "algorithm is nft, so refl says nothing"),
+        ({"more_judges": {"x": 1.0}}, "more_judges are for grpo and nft"),
+        ({"algorithm": "grpo", "more_judges": {"x": 0.0}}, "weights above 0"),
+        ({"algorithm": "grpo", "grpo": {"judging": "alone"}}, "cannot score one sample by itself"),
+        ({"algorithm": "grpo", "grpo": {"window": 4}}, "window is 4"),
+        ({"algorithm": "grpo", "grpo": {"group_size": 1}}, "group_size"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(recipe, changes, told):
+    done = command("align", recipe(**changes))
+    assert done.code == 2 and told in " ".join(done.err.split())
+
+
+def test_there_is_no_plan_of_a_policy_gradient(recipe):
+    done = command("plan", recipe(algorithm="grpo"))
+    assert done.code == 2 and "plans are made of ReFL, not of grpo" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("name", ["grpo", "nft"])
+def test_the_recipes_of_the_policy_gradients_are_ones(name):
+    run = load_recipe(AlignRun, RECIPES / f"shapeworld_{name}.yaml", [])
+    assert run.algorithm == name and run.policy is not None and run.policy.steps == 60

@@ -1,0 +1,208 @@
+"""Policy gradients raise what the judge rewards without its gradient, and forget every interruption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_refl_training import BANK, brightness
+from tiny import BrightnessJudge, TinyGenerator
+from tiny_pipelines import fresh
+
+from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates, train_grpo
+from rewarddance.alignment.nft_step import NftRecipe, train_nft
+from rewarddance.alignment.rewards import Reward
+from rewarddance.errors import InputError, RewardError
+from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Question, Verdict
+
+PROMPTS = [one.prompt for one in BANK]
+LOOP = {"steps": 12, "prompts_per_step": 3, "group_size": 6, "lora_rank": 2, "lora_alpha": 2, "ema_decay": 0.5}
+LOOP |= {"probe_every": 5, "save_every": 4}
+GRPO = GrpoRecipe(**LOOP, learning_rate=0.1, clip_range=0.1, kl=0.0, window_range=(0.0, 1.0))
+NFT = NftRecipe(**LOOP, learning_rate=0.1, velocity_mse=0.0, advantage_clip=1.0, beta=0.3, levels=4)
+
+
+class Mean:
+    """A person who likes bright pictures: no gradient, no reference. It may be cut off at a call."""
+
+    def __init__(self, sign: float = 1.0, calls: int = 10**6) -> None:
+        self.sign, self.calls = sign, calls
+
+    def __call__(self, questions: list[Question]) -> Verdict:
+        assert not torch.is_grad_enabled() and not any(q.candidate.requires_grad for q in questions)
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return Verdict(torch.tensor([self.sign * 8 * float(question.candidate.mean()) for question in questions]))
+
+
+def train(algorithm: str, folder: Path, judge=None, judging="alone", **changes) -> TinyGenerator:
+    generator, metrics = TinyGenerator(num_steps=5), Metrics(folder / "metrics.jsonl")
+    reward = Reward(judge or Mean(), judging)
+    recipe = (GRPO if algorithm == "grpo" else NFT).model_copy(update=changes)
+    run = train_grpo if algorithm == "grpo" else train_nft
+    run(generator, [reward], PROMPTS, recipe, folder, metrics, 3, bank=BANK if judging == "references" else None)
+    return generator
+
+
+def gain(generator: TinyGenerator) -> float:
+    return brightness(generator) - brightness(TinyGenerator(num_steps=5))
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+both = pytest.mark.parametrize("algorithm", ["grpo", "nft"])
+
+
+@both
+@pytest.mark.parametrize("judging", ["alone", "group", "references"])
+def test_what_the_judge_rewards_is_raised_however_it_is_asked(tmp_path, algorithm, judging):
+    judge = Mean() if judging == "alone" else BrightnessJudge()
+    assert gain(train(algorithm, tmp_path, judge, judging)) > 0.005
+
+
+@both
+def test_a_judge_of_the_opposite_taste_lowers_it(tmp_path, algorithm):
+    assert gain(train(algorithm, tmp_path, Mean(sign=-1.0))) < -0.005
+
+
+@both
+def test_groups_without_spread_teach_nothing_and_are_counted(tmp_path, algorithm):
+    class Bored(Mean):
+        def __call__(self, questions):
+            return Verdict(torch.zeros(len(questions)))
+
+    assert gain(train(algorithm, tmp_path, Bored())) == pytest.approx(0, abs=1e-6)
+    assert [row["groups_without_spread"] for row in logged(tmp_path) if "reward" in row] == [3] * 12
+
+
+@both
+def test_a_huge_weight_on_the_distance_keeps_it_near_the_base(tmp_path, algorithm):
+    free = train(algorithm, tmp_path / "free")
+    held = train(algorithm, tmp_path / "held", **({"kl": 1e4} if algorithm == "grpo" else {"velocity_mse": 1e4}))
+    assert abs(gain(held)) < 0.3 * gain(free)
+
+
+@both
+@pytest.mark.parametrize("step", [0, 4, 9])
+def test_a_run_interrupted_within_a_step_goes_on_to_the_same_weights_and_metrics(tmp_path, algorithm, step):
+    train(algorithm, tmp_path / "whole", updates=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(algorithm, tmp_path / "cut", Mean(calls=step), updates=2)
+    train(algorithm, tmp_path / "cut", updates=2)
+    ours, theirs = (load_file(tmp_path / name / "lora" / "lora.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
+
+
+@both
+def test_all_weights_are_trained_where_there_is_no_lora(tmp_path, algorithm):
+    generator = train(algorithm, tmp_path, lora_rank=0)
+    assert generator.whole.item() != 0.5 and (tmp_path / "generator" / "whole.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "kind"), [("sd3", "flow"), ("sd15-ddim", "ddim")])
+def test_at_the_first_update_every_ratio_is_exactly_one(family, kind, dtype):
+    generator = fresh(family, dtype)
+    rng = torch.Generator().manual_seed(0)
+    for weight in generator.add_lora(2, 2):
+        weight.data += 0.1 * torch.randn(weight.shape, generator=rng)
+    recipe = GrpoRecipe(kind=kind, prompts_per_step=2, group_size=3, window=1, generator_batch=4, kl=0.1)
+    reward = Reward(Mean(), "alone")
+    (figures,) = grpo_updates(generator, [reward], ["a red circle", "two blue squares"], recipe, seed=0, step=0)
+    assert figures["ratio_away"] == 0.0 and figures["clipped"] == 0.0 and figures["kl"] > 0
+    assert sum(float(w.grad.abs().sum()) for w in generator.network.parameters() if w.grad is not None) > 0
+
+
+def test_at_the_second_update_they_are_not(tmp_path):
+    train("grpo", tmp_path, updates=2, steps=2)
+    assert logged(tmp_path)[-2]["ratio_away"] > 0
+
+
+def test_a_gradient_in_parts_is_that_of_the_whole():
+    gradients = []
+    for at_once in (None, 4):
+        torch.manual_seed(0)
+        generator = TinyGenerator(num_steps=5)
+        weights = generator.add_lora(2, 2)
+        with torch.no_grad():
+            weights[1].normal_(0, 0.1)
+        recipe = GRPO.model_copy(update={"generator_batch": at_once, "kl": 0.3})
+        list(grpo_updates(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, seed=1, step=2))
+        gradients.append([weight.grad for weight in weights])
+    for whole, parted in zip(*gradients, strict=True):
+        torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_group_with_a_shared_prefix_begins_from_one_noise(shared):
+    generator = TinyGenerator(num_steps=5)
+    generator.add_lora(2, 2)
+    recipe = GRPO.model_copy(update={"shared_prefix": shared})
+    list(grpo_updates(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, seed=1, step=0))
+    assert len(set(generator.started)) == (3 if shared else 18)
+
+
+def test_the_window_begins_where_it_may_and_leaves_the_last_step_alone():
+    generator = TinyGenerator(num_steps=11)
+    generator.add_lora(2, 2)
+    recipe = GRPO.model_copy(update={"window_range": (0.3, 1.0), "prompts_per_step": 1, "group_size": 2})
+    starts = [
+        next(iter(grpo_updates(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, seed=0, step=step)))[
+            "window_start"
+        ]
+        for step in range(60)
+    ]
+    assert set(starts) == {3, 4, 5, 6, 7, 8}
+
+
+def test_several_rewards_pull_together():
+    class Red(Mean):
+        def __call__(self, questions):
+            return Verdict(torch.tensor([float(question.candidate[:, 0].mean()) for question in questions]))
+
+    generator = TinyGenerator(num_steps=5)
+    generator.add_lora(2, 2)
+    rewards = [Reward(Mean(), "alone"), Reward(Red(), "alone", 2.0)]
+    (figures,) = grpo_updates(generator, rewards, PROMPTS, GRPO, seed=1, step=0)
+    assert "margin_2" in figures and np.isfinite(figures["margin_2"])
+
+
+def test_a_window_longer_than_the_schedule_and_another_kind_of_generator_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"window is 5, and 5 steps have 4 that can be random"):
+        train("grpo", tmp_path, window=5)
+    metrics, reward = Metrics(tmp_path / "m.jsonl"), Reward(Mean(), "alone")
+    with pytest.raises(InputError, match=r"no flow.* Set kind to ddim"):
+        train_grpo(fresh("sd15-ddim"), [reward], PROMPTS, GRPO.model_copy(update={"window": 1}), tmp_path, metrics)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"window_range": [0.9, 0.2]}, "window_range must be two shares"),
+        ({"group_size": 1}, "group_size"),
+        ({"kind": "ode"}, "kind"),
+        ({"noise_level": 0}, "noise_level"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_by_its_key(changes, told):
+    with pytest.raises(InputError, match=told):
+        parse_recipe(GrpoRecipe, changes, "recipe.yaml")
+
+
+def test_a_score_that_cannot_be_had_stops_the_run_with_its_step(tmp_path):
+    class Broken(Mean):
+        def __call__(self, questions):
+            return Verdict(torch.full((len(questions),), float("inf")))
+
+    with pytest.raises(RewardError, match="GRPO stopped at step 0: the judge gave"):
+        train("grpo", tmp_path, Broken())
