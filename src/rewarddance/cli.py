@@ -460,16 +460,11 @@ def bases(
     which: Annotated[str, typer.Argument(help="judge, judge-small, generator, clip or all.")] = "all",
     output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    begin: Annotated[
-        Path | None, typer.Option(help="A judge base that gets its last stage anew (minutes), instead of all stages.")
-    ] = None,
 ) -> None:
     """Make the bundled ShapeWorld checkpoints again, from nothing (hours on two cores)."""
     _quiet()
     if which not in ("judge", "judge-small", "generator", "clip", "all"):
         raise InputError(f"there is no base named {which!r}.", "Say judge, judge-small, generator, clip or all.")
-    if begin is not None and which not in ("judge", "judge-small"):
-        raise InputError("begin is for one judge base.", "Say judge or judge-small, or leave begin out.")
     import torch
 
     from rewarddance.runtime.checkpoint import writable_folder
@@ -481,7 +476,7 @@ def bases(
     writable_folder(output)
     for name in SIZES:
         if which in (name.removeprefix("shapeworld-"), "all"):
-            make_judge_base(output / name, say=typer.echo, size=name, begin=begin)
+            make_judge_base(output / name, say=typer.echo, size=name)
     if which in ("generator", "all"):
         make_generator_base(output / "shapeworld-generator", say=typer.echo)
     if which in ("clip", "all"):
