@@ -449,10 +449,12 @@ def gsb(
 
 @app.command(epilog=example("rewarddance report runs/quickstart-seed0"))
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write a run's HTML report again from its files."""
+    """Write a run's HTML report again from its files; of `rewarddance align`'s, the page of signs of hacking."""
+    from rewarddance.evaluation.hacking_page import write_hacking_page
     from rewarddance.evaluation.report import write_report
 
-    typer.echo(write_report(run))
+    aligned = not (run / "summary.json").exists() and (run / "metrics.jsonl").exists()
+    typer.echo(write_hacking_page(run) if aligned else write_report(run))
 
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))

@@ -240,7 +240,7 @@ def test_reward_margin_and_oracle_stand_above_one_axis_of_steps_in_both_widths(w
 
 def test_charts_follow_the_page_into_the_dark(whole: Path):
     drawings = re.findall(r"<svg.*?</svg>", html_of(whole), flags=re.DOTALL)
-    assert len(drawings) == 8
+    assert len(drawings) == 10
     for drawing in drawings:
         assert set(re.findall(r"(?:fill|stroke): ?(#\w+)", drawing)) == set()
         assert "var(--ink)" in drawing and "<style" not in drawing
@@ -292,7 +292,7 @@ def test_what_a_run_does_not_have_yet_is_left_out_and_said_so(run: Path):
         (run / name).unlink()
     html = page(run)
     assert "<svg" not in html and "<img" not in html and "<details" not in html
-    assert html.count('class="absent"') == 6
+    assert html.count('class="absent"') == 7
     assert "has no samples.json" in html and "has no config.yaml" in html and "metrics.jsonl has nothing" in html
     assert "63.8" in words(html)
 

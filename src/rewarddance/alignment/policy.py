@@ -14,6 +14,7 @@ from rewarddance.alignment.advantages import Advantages, advantages, weighed
 from rewarddance.alignment.references import References
 from rewarddance.alignment.rewards import Judging, Reward, Scores, scores
 from rewarddance.alignment.train import Figures, TrainRecipe
+from rewarddance.data.looks import figures_of_step
 from rewarddance.types import PixelBatch
 
 
@@ -41,10 +42,11 @@ class PolicyRecipe(TrainRecipe):
 
 
 class Judged(NamedTuple):
-    """advantages [P, G] of a step's samples, clipped; of: each reward's own scores."""
+    """advantages [P, G] of a step's samples, clipped; of: each reward's own scores; looks: of their pictures."""
 
     advantages: Advantages
     of: tuple[Scores, ...]
+    looks: Figures
 
 
 def judged(
@@ -68,15 +70,16 @@ def judged(
     each = [advantages(one.values, recipe.spread) for one in found]
     both = weighed(each, [reward.weight for reward in rewards])
     clipped = both.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
-    return Judged(Advantages(clipped, both.without_spread), found)
+    return Judged(Advantages(clipped, both.without_spread), found, figures_of_step(pixels, len(chosen)))
 
 
 def summary(found: Judged) -> Figures:
-    """What is logged of the judge's answers; of the first reward where there are several, of the others the margin."""
+    """What is logged of the pictures, and of what the judges said: of the first reward where there are several, of the
+    others the margin."""
     first, *others = found.of
     values, margins = first.values, first.margins
     compared = margins.ndim == 3  # in the group: P and margin are of all pairs, which are even by construction
-    figures = {
+    figures = found.looks | {
         "reward": values.mean().item() if compared else margins.sigmoid().mean().item(),
         "margin": margins.mean().item(),
         "spread_within": values.std(1, correction=0).mean().item(),

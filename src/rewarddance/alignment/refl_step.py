@@ -15,8 +15,9 @@ from torch import Tensor
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import LOSSES, denoising_mse, velocity_mse
 from rewarddance.alignment.relay import through_decoder
-from rewarddance.alignment.safeguards import Ema, jittered
+from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step, train
+from rewarddance.data.looks import figures_of_step
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import rollout
 from rewarddance.protocols import RewardModel
@@ -49,6 +50,7 @@ class ReflRecipe(TrainRecipe):
     jitter_noise: float = Field(default=0.0, ge=0)
     judge_batch: int = Field(default=16, ge=1)
     decode_batch: int | None = Field(default=None, ge=1)
+    gate: bool = True
 
     @model_validator(mode="after")
     def _late_is_a_range(self) -> ReflRecipe:
@@ -66,16 +68,18 @@ def train_refl(
     metrics: Metrics,
     seed: int = 0,
     probe: Callable[[], Figures] = dict,
+    held_out: RewardModel | None = None,
 ) -> Path:
     """ReFL (paper, section 3): raise P("yes") of a late step's one-step prediction against the prompt's references.
 
-    See `train` for what is returned, how a run goes on, and probe.
+    held_out: a judge that is asked beside it and gives no gradient; see `ReflRecipe.gate`. See `train` for what is
+    returned, how a run goes on, and probe.
     """
     if not bank:
         raise InputError("the reference bank is empty.", "Give ReFL at least one prompt.")
 
     def updates(step: int, _: Ema) -> Iterator[Figures]:
-        yield refl_step(generator, judge, bank, recipe, seed, step)
+        yield refl_step(generator, judge, bank, recipe, seed, step, held_out)
 
     return train(generator, updates, recipe, folder, metrics, "ReFL", seed, probe)
 
@@ -87,6 +91,7 @@ def refl_step(
     recipe: ReflRecipe,
     seed: int,
     step: int,
+    held_out: RewardModel | None = None,
 ) -> dict[str, float]:
     """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log."""
     draw = np.random.default_rng([seed, 2, step])
@@ -111,8 +116,20 @@ def refl_step(
     places = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
 
+    figures: Figures = {}
+
     def ask(pixels: PixelBatch) -> PixelGradient:
-        return judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
+        figures.update(figures_of_step(pixels, len(chosen)))
+        said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
+        if held_out is not None:
+            margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
+            with torch.no_grad():
+                other = held_out([Question(*one) for one in zip(prompts, pixels.detach(), references, strict=True)])
+            against = disagreeing(margin, other.margin.to(margin.device))
+            figures.update(held_out_margin=other.margin.mean().item(), disagreeing=against.float().mean().item())
+            if recipe.gate and pixels.grad is not None:
+                pixels.grad[against.to(pixels.device)] = 0
+        return said
 
     judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
     away = 0.0
@@ -125,7 +142,6 @@ def refl_step(
             [generator.clean(x_t[rows], v, stop), recipe.velocity_mse * far], [gradient[rows], None]
         )
         away += far.item()
-    figures = {}
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
         x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
         at_most = recipe.generator_batch or len(group)

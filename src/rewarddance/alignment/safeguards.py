@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +45,15 @@ class Ema:
 
     def load(self, state: Sequence[Tensor]) -> None:
         self.average = [value.clone() for value in state]
+
+
+def disagreeing(margin: Float[Tensor, " B"], held_out: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """Samples that the judge already prefers to their reference and the held-out judge does not.
+
+    To push these further is to follow what the judge alone likes (after GARDO, 2512.24138). A sample that neither
+    prefers still has something to learn, and one that the held-out judge prefers does no harm.
+    """
+    return (margin > 0) & (held_out < 0)
 
 
 def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float) -> PixelBatch:

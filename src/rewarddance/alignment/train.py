@@ -13,12 +13,13 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rewarddance.alignment.alarms import AlarmRecipe, Alarms
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import RewardError
 from rewarddance.protocols import Generator
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.tracking import Metrics, progress_bar
+from rewarddance.runtime.tracking import Metrics, console, progress_bar
 
 Figures = dict[str, float]
 """What an update says of itself, by name; what the loop logs."""
@@ -32,6 +33,7 @@ class TrainRecipe(Recipe):
     ends of the names of the layers that get a LoRA; by default the generator's family says. generator_batch: samples
     that go through the generator together with a graph, by default all of the step's, fewer where memory is short.
     ema_decay: of the weights that are delivered. probe_every, save_every: steps between probes and between checkpoints.
+    alarms: see `alarms`; one that stops leaves the newest checkpoint from before its window as the result.
     """
 
     steps: int = Field(default=100, ge=1)
@@ -48,6 +50,7 @@ class TrainRecipe(Recipe):
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     probe_every: int = Field(default=20, ge=1)
     save_every: int = Field(default=20, ge=1)
+    alarms: AlarmRecipe = AlarmRecipe()
 
     @model_validator(mode="after")
     def _targets_get_a_lora(self) -> TrainRecipe:
@@ -94,6 +97,7 @@ def train(
     ema = Ema(weights, recipe.ema_decay)
     first = _resume(folder, weights, optimiser, ema)
     metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
+    alarms = Alarms(recipe.alarms, metrics, phase, first)
     with progress_bar(title, recipe.steps, first) as bar:
         for step in range(first, recipe.steps + 1):
             new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
@@ -122,6 +126,12 @@ def train(
             metrics.log(phase, step + 1, **figures)
             bar.advance()
             bar.show(reward=figures["reward"], margin=figures["margin"])
+            good = alarms.see(step + 1, figures)
+            if good is not None:
+                back = _resume(folder, weights, optimiser, ema, at_most=good)
+                kept = f"checkpoint-{back} is kept" if back else "no checkpoint is from before, so the average is kept"
+                console.print(f"{title} ends at step {step + 1}: {kept}.")
+                break
     ema.deliver()
     if recipe.lora_rank:
         generator.save_lora(folder / "lora")
@@ -171,9 +181,15 @@ def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.o
         torch.save(optimiser.state_dict(), place / "optimiser.pt")
 
 
-def _resume(folder: Path, weights: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, ema: Ema) -> int:
-    """Load the newest complete checkpoint; returns the step to go on from."""
-    newest = newest_complete(folder)
+def _resume(
+    folder: Path,
+    weights: Sequence[nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    ema: Ema,
+    at_most: int | None = None,
+) -> int:
+    """Load the newest complete checkpoint, of step `at_most` or before; returns its step, 0 where there is none."""
+    newest = newest_complete(folder, at_most=at_most)
     if newest is None:
         return 0
     saved, average = load_file(newest / "weights.safetensors"), load_file(newest / "ema.safetensors")

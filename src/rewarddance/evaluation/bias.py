@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from jaxtyping import Float
 from scipy.stats import rankdata
-from torch import Tensor
-from torch.nn import functional as F
 
+from rewarddance.data.looks import blurred, luma
+from rewarddance.data.looks import looks as looks_of
 from rewarddance.evaluation.statistics import Interval, interval_of_sums
 from rewarddance.types import Pixels
 
@@ -22,32 +20,14 @@ LOOKS = ("brightness", "saturation", "sharpness", "contrast")
 AMOUNTS = {"brightness": 0.05, "saturation": 0.2, "sharpness": 0.5, "contrast": 0.1}
 """By how much a probe changes each: brightness in units of the pixel scale 0 to 1, the others as a share of what is
 there (of the colour, of the fine detail, of the distance from the mean)."""
-_LUMA = (0.2126, 0.7152, 0.0722)
-
-
-def luma(pixels: Pixels) -> Float[Tensor, "T 1 H W"]:
-    """Rec. 709's weighted mean of the three channels."""
-    return (pixels * pixels.new_tensor(_LUMA).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def looks(pixels: Pixels) -> list[float]:
-    """The LOOKS of a picture, or the mean over a video's frames.
-
-    brightness: mean luma. saturation: mean of the largest minus the smallest channel. sharpness: root mean square of
-    luma minus its 3x3 blur. contrast: standard deviation of luma.
-    """
-    light = luma(pixels)
-    detail = (light - blurred(light)).square().mean((1, 2, 3)).sqrt().mean()
-    chroma = (pixels.amax(1) - pixels.amin(1)).mean()
-    found = (light.mean(), chroma, detail, light.flatten(1).std(1, correction=0).mean())
-    return [round(float(value), 6) for value in found]  # beyond that it is rounding, which must not pass for a look
-
-
-def blurred(pixels: Float[Tensor, "T C H W"]) -> Float[Tensor, "T C H W"]:
-    """A 3x3 binomial blur; the border is repeated."""
-    row = pixels.new_tensor([0.25, 0.5, 0.25])
-    kernel = torch.outer(row, row).expand(pixels.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=pixels.shape[1])
+    """The LOOKS of a picture, or the mean over a video's frames; see `data.looks`."""
+    found = looks_of(pixels[None])
+    return [
+        round(float(found[name]), 6) for name in LOOKS
+    ]  # beyond that it is rounding, which must not pass for a look
 
 
 _CHANGES: dict[str, Callable[[Pixels, float], Pixels]] = {

@@ -58,7 +58,30 @@ class Panel:
 
 SPREADS = Curve("spread_within", "within a prompt"), Curve("spread_across", "across prompts", "orange", "--")
 ACCURACIES = Curve("accuracy_id", "in domain", scale=100), Curve("accuracy_ood", "out of domain", "orange", "--", 100)
+LOOKS = (
+    Curve("drift_brightness", "brightness"),
+    Curve("drift_saturation", "saturation", "orange"),
+    Curve("drift_sharpness", "sharpness", "blue", "--"),
+    Curve("drift_contrast", "contrast", "muted"),
+    Curve("drift_high_frequencies", "high frequencies", "orange", "--"),
+    Curve("drift_motion", "motion", "ink", ":"),
+)
+DISTANCES = (
+    Curve("diversity_within", "within a prompt"),
+    Curve("diversity_across", "across prompts", "orange", "--"),
+)
+HACKING = (
+    Panel("Proxy: margin, logits", (Curve("margin"),)),
+    Panel("Proxy: P(yes)", (Curve("reward"),)),
+    Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
+    Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+    Panel("Spread of the margin", SPREADS, from_zero=True),
+    Panel("Distance between pictures", DISTANCES, from_zero=True),
+    Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
+    Panel("Looks, in deviations of the base's pictures", LOOKS),
+)
 CHARTS = {
+    "hacking": HACKING,
     "progress": (
         Panel("Reward, P(yes)", (Curve("reward"),)),
         Panel("Margin, logits", (Curve("margin"),)),
@@ -82,8 +105,11 @@ def window_of(n: int) -> int:
     return max(5, n // 20) if n >= 60 else 1
 
 
-def chart(rows: Sequence[Row], name: str) -> str:
-    """A chart of CHARTS as inline SVG, panels above one axis of steps; a sentence where nothing of it was logged."""
+def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None) -> str:
+    """A chart of CHARTS as inline SVG, panels above one axis of steps; a sentence where nothing of it was logged.
+
+    marks: steps at which a line goes through all panels, with what stands at its head.
+    """
     panels = [panel for panel in CHARTS[name] if any(len(series(rows, curve.key)[0]) for curve in panel.curves)]
     if not panels:
         return absent("metrics.jsonl has nothing of this, so the figure is left out.")
@@ -93,6 +119,11 @@ def chart(rows: Sequence[Row], name: str) -> str:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for own, panel in zip(axes, panels, strict=True):
             _draw_panel(own, rows, panel)
+            for step in marks or {}:
+                own.axvline(step, color=COLOURS["ink"], linewidth=0.9, linestyle=":")
+        for step, head in (marks or {}).items():
+            at = {"xy": (step, 0), "xycoords": axes[-1].get_xaxis_transform(), "textcoords": "offset points"}
+            axes[-1].annotate(head, xytext=(3, 4), color=COLOURS["ink"], **at)
         axes[-1].set_xlabel("step")
 
     alt = " · ".join(panel.title for panel in panels) + ", over steps"
@@ -118,10 +149,11 @@ def drawn(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str,
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
     axes.set_title(panel.title)
-    for curve in panel.curves:
+    for curve in (one for one in panel.curves if len(series(rows, one.key)[0])):
         _draw_curve(axes, rows, curve, ends_named=len(panel.curves) == 1)
     if len(panel.curves) > 1:
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2)
+        shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        axes.legend(handles=shown, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3 if len(shown) > 2 else 2)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=4)
     axes.margins(x=0.01, y=0.08)

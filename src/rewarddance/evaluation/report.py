@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewarddance.evaluation.charts import CHARTS, chart, series, window_of
+from rewarddance.evaluation.hacking_page import hacking_slots
 from rewarddance.evaluation.markup import absent, clock, figure, figure_text, filled, footnote, number, table_rows
 from rewarddance.evaluation.run_folder import (
     BeforeAfter,
@@ -19,6 +20,7 @@ from rewarddance.evaluation.run_folder import (
     Row,
     Sample,
     Summary,
+    read_alarms,
     read_metrics,
     read_picture,
     read_samples,
@@ -65,6 +67,7 @@ def write_report(run_folder: Path) -> Path:
     summary, rows, samples = read_summary(run_folder), read_metrics(run_folder), read_samples(run_folder)
     slots = _opening(summary) | _charts(rows) | _cost(summary)
     slots |= {"results": _results(summary), "gallery": _gallery(run_folder, samples, summary.n)}
+    slots |= hacking_slots(rows, read_alarms(run_folder))
     slots |= {"judge": _judge(summary.judge), "config": _config(run_folder)}
     path = run_folder / "report.html"
     write_text_atomically(path, filled("report.html", slots))
@@ -126,7 +129,7 @@ def _prompt(folder: Path, sample: Sample, n: int) -> str:
 
 def _charts(rows: Sequence[Row]) -> dict[str, str]:
     refl, judge = ([row for row in rows if row["phase"] == phase] for phase in ("refl", "judge"))
-    drawn = {f"{name}_chart": chart(judge if name == "judge" else refl, name) for name in CHARTS}
+    drawn = {f"{name}_chart": chart(judge if name == "judge" else refl, name) for name in CHARTS if name != "hacking"}
     window = window_of(len(series(refl, "reward")[0]))
     thin = f"Thin: every step. Thick: the mean of the last {window} steps." if window > 1 else ""
     return drawn | {"thin": thin}

@@ -112,9 +112,9 @@ def read_summary(folder: Path) -> Summary:
     return parsed(path, Summary.model_validate_json, remedy)
 
 
-def read_metrics(folder: Path) -> list[Row]:
+def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
     """The lines of metrics.jsonl, none where there is no such file. A last line that a kill cut off is left out."""
-    path = folder / "metrics.jsonl"
+    path = folder / name
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -127,6 +127,11 @@ def read_metrics(folder: Path) -> list[Row]:
         elif line.strip() and number < len(lines):  # only the last has no line end after it: it was being written
             raise InputError(f"{path}, line {number}, is no JSON object with phase and step.", "Mend or remove it.")
     return rows
+
+
+def read_alarms(folder: Path) -> list[Row]:
+    """The lines of alarms.jsonl, none where nothing rang: step, name, saw, do and stop of each."""
+    return [row for row in read_metrics(folder, "alarms.jsonl") if {"name", "saw", "do"} <= row.keys()]
 
 
 def read_samples(folder: Path) -> list[Sample]:

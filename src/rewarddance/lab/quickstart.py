@@ -29,6 +29,7 @@ from rewarddance.evaluation.compositional import by_category
 from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.evaluation.hacking import diversity, hacking_verdict
 from rewarddance.evaluation.report import write_report
+from rewarddance.evaluation.run_folder import read_alarms
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -351,6 +352,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "n": run.recipe.evaluation.n,
         "judge": stages["judge"]["result"],
         **stages["evaluation"]["result"],
+        "alarms": read_alarms(run.folder),
         "seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
         "seconds_by_stage": {name: stage["seconds"] for name, stage in stages.items()},
         "peak_memory_gib": max(stage["peak_memory_gib"] for stage in stages.values()),

@@ -21,6 +21,7 @@ from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import agreement
 from rewarddance.evaluation.examine import ExamRecipe
+from rewarddance.evaluation.run_folder import read_alarms
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.lab.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
@@ -62,7 +63,8 @@ class AlignRun(Recipe):
 
     algorithm: ReFL goes through the judge's gradient; Flow-GRPO ("grpo") and DiffusionNFT ("nft") only ask it, and
     further judges, if any are in `more_judges`, each with its weight beside the first one's 1. refl, grpo, nft: of the
-    algorithm. references: of the bank, which ReFL and `judging: references` need.
+    algorithm. held_out: folder of another trained reward, which gates ReFL's gradient and is watched.
+    references: of the bank, which ReFL and `judging: references` need.
     guidance_scale, generator_options: of `load_generator`, which knows what each family does with them. dtype: what the
     generator computes in; judge_dtype: of the judge's weights. device, judge_device: cpu, cuda or cuda:1; by default
     cuda where there is one, and for the judge the generator's.
@@ -78,6 +80,7 @@ class AlignRun(Recipe):
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
     judge_device: str | None = None
     more_judges: dict[str, float] = Field(default_factory=dict)
+    held_out: str | None = None
     prompts: Path
     output: Path
     seed: int = 0
@@ -94,6 +97,8 @@ class AlignRun(Recipe):
                 raise ValueError(f"algorithm is {self.algorithm}, so {name} says nothing: leave it out")
         if self.more_judges and self.algorithm == "refl":
             raise ValueError("more_judges are for grpo and nft; ReFL follows one judge's gradient")
+        if self.held_out and self.algorithm != "refl":
+            raise ValueError("held_out gates the gradient of refl; of grpo and nft it is one of more_judges")
         if any(weight <= 0 for weight in self.more_judges.values()):
             raise ValueError("more_judges have weights above 0")
         return self
@@ -180,5 +185,7 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     elif policy is not None:
         aligned = train_nft(generator, rewards, prompts, policy, folder, metrics, recipe.seed, bank=bank)
     else:
-        aligned = train_refl(generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed)
-    return {aligned.name: str(aligned), "prompts": len(prompts)}
+        dtype = find_dtype(recipe.judge_dtype)
+        held_out = load_reward(recipe.held_out, judge_device, dtype) if recipe.held_out else None
+        aligned = train_refl(generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed, held_out=held_out)
+    return {aligned.name: str(aligned), "prompts": len(prompts), "alarms": len(read_alarms(folder))}

@@ -78,11 +78,12 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def newest_complete(parent: Path, pattern: str = "checkpoint-*") -> Path | None:
-    """The complete `<name>-<step>` folder of the highest step under `parent`, or None."""
+def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | None = None) -> Path | None:
+    """The complete `<name>-<step>` folder of the highest step (of those up to `at_most`) under `parent`, or None."""
     found = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
     steps = {int(step): folder for folder in found if (step := folder.name.rpartition("-")[2]).isdecimal()}
-    return steps[max(steps)] if steps else None
+    wanted = [step for step in steps if at_most is None or step <= at_most]
+    return steps[max(wanted)] if wanted else None
 
 
 def write_text_atomically(path: Path, text: str) -> None:

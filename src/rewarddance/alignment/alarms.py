@@ -1,0 +1,232 @@
+"""Alarms: what a run's figures look like when its reward is being hacked, seen while there is time to stop.
+
+Each compares the mean of the last `window` steps with that of the run's first window, when the generator was still the
+base. They need no oracle, and are functions of what the steps log: a resumed run reads them back and rings alike.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from rewarddance.data.looks import MEASURED
+from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.tracking import Metrics, console
+
+AlarmName = Literal[
+    "spread_within", "spread_across", "saturation", "held_out", "diversity_within", "diversity_across", "collapse",
+    "drift",
+]  # fmt: skip
+FILE = "alarms.jsonl"
+Row = Mapping[str, Any]
+
+
+class AlarmRecipe(Recipe):
+    """When alarms ring. All are on; every threshold is ours.
+
+    window: steps whose mean is compared; none rings before two of them. off: alarms that are not wanted. stop_on: those
+    that end the run, which then keeps the newest checkpoint from before the window; the others only warn.
+    least_spread, least_diversity: shares of the first window's spread of the margin (within a prompt, across prompts)
+    and of its distances between pictures (within a group, across prompts) below which they ring. saturated,
+    still, climb: P(yes) is above `saturated` and moved by less than `still` from one window to the next, while the
+    margin rose by `climb` logits or more. disagreement: the held-out judge gained less than this share of the reward's
+    gain, each in its own deviations from step to step. most_collapsed: share of groups that are one picture.
+    most_drift: how far a look of the median picture went, in robust standard deviations of the base's pictures.
+    sure: standard errors by which a change must stand out of the noise between steps.
+    """
+
+    window: int = Field(default=16, ge=4)
+    off: tuple[AlarmName, ...] = ()
+    stop_on: tuple[AlarmName, ...] = ("collapse",)
+    least_spread: float = Field(default=0.5, ge=0, lt=1)
+    least_diversity: float = Field(default=0.5, ge=0, lt=1)
+    saturated: float = Field(default=0.8, gt=0, lt=1)
+    still: float = Field(default=0.03, gt=0)
+    climb: float = Field(default=0.3, gt=0)
+    disagreement: float = Field(default=0.25, ge=0, lt=1)
+    most_collapsed: float = Field(default=0.5, gt=0, le=1)
+    most_drift: float = Field(default=2.0, gt=0)
+    sure: float = Field(default=3.0, gt=0)
+
+
+class Alarm(NamedTuple):
+    """What an alarm saw at a step, in words, what to do about it, and whether it ends the run."""
+
+    step: int
+    name: str
+    saw: str
+    do: str
+    stop: bool = False
+
+
+WORDS = {
+    "spread_within": "spread within a prompt",
+    "spread_across": "spread across prompts",
+    "diversity_within": "distance between pictures of a prompt",
+    "diversity_across": "distance between pictures of different prompts",
+}
+DO: dict[str, str] = {
+    "spread_within": "The judge no longer tells a prompt's samples apart: stop here, or train a better judge.",
+    "spread_across": "The judge answers all prompts alike: look at the pictures, and train the judge on them.",
+    "saturation": "P(yes) is full and pushes on for nothing: lower cap, take the loss hinge, or stop here.",
+    "held_out": "Only the judge in training likes what is learned: stop, raise velocity_mse, or lower learning_rate.",
+    "diversity_within": "Samples of a prompt become one: raise velocity_mse or reference_mse, or lower learning_rate.",
+    "diversity_across": "Prompts no longer matter: raise velocity_mse, and look at the pictures.",
+    "collapse": "Use the checkpoint from before; raise velocity_mse or lower learning_rate.",
+    "drift": "Look at pictures of this step beside the base's: if it was not asked for, raise velocity_mse.",
+}
+
+
+class Window(NamedTuple):
+    """Figures of n steps that all of them have: their means, and the variances of their steps."""
+
+    n: int
+    mean: Row
+    variance: Row
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> Window:
+        keys = [key for key in rows[0] if all(key in row for row in rows)]
+        values = np.array([[row[key] for key in keys] for row in rows])
+        mean, variance = values.mean(0).tolist(), values.var(0, ddof=1).tolist()
+        return Window(len(rows), dict(zip(keys, mean, strict=True)), dict(zip(keys, variance, strict=True)))
+
+
+def error(key: str, *windows: Window) -> float:
+    """The standard error of the difference of two windows' means."""
+    return math.sqrt(sum(window.variance[key] / window.n for window in windows))
+
+
+class Watch:
+    """Is fed each step's figures, and says which alarms begin to ring."""
+
+    def __init__(self, recipe: AlarmRecipe) -> None:
+        self.recipe = recipe
+        self.first: Window | None = None
+        self.last: list[Row] = []
+        self.rang: dict[str, int] = {}
+
+    def see(self, step: int, figures: Row) -> list[Alarm]:
+        """Alarms that ring at this step and did not in the window before it."""
+        n = self.recipe.window
+        row = {name: round(float(value), 6) for name, value in figures.items() if isinstance(value, int | float)}
+        self.last = [*self.last[1 - 2 * n :], row]  # rounded as in metrics.jsonl, from which a resumed run reads it
+        if self.first is None and len(self.last) == n:
+            self.first = Window.of(self.last)
+        if self.first is None or len(self.last) < 2 * n:
+            return []
+        found = []
+        for name, saw in ringing(self.recipe, self.first, Window.of(self.last[:n]), Window.of(self.last[n:])):
+            key = saw.split(" ", 1)[0] if name == "drift" else name  # each look by itself
+            if key not in self.rang or step - self.rang[key] > n:
+                found.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
+            self.rang[key] = step
+        return found
+
+
+def ringing(recipe: AlarmRecipe, first: Window, before: Window, now: Window) -> list[tuple[str, str]]:
+    """Names and sightings of all alarms that hold of three windows: the run's first, the last but one, the last."""
+    sights = {
+        "spread_within": fallen(first, now, "spread_within", recipe.least_spread),
+        "spread_across": fallen(first, now, "spread_across", recipe.least_spread),
+        "saturation": saturated(before, now, recipe),
+        "held_out": disagreed(first, now, recipe),
+        "diversity_within": fallen(first, now, "diversity_within", recipe.least_diversity),
+        "diversity_across": fallen(first, now, "diversity_across", recipe.least_diversity),
+        "collapse": collapsed(first, now, recipe),
+    }
+    found = [(name, saw) for name, saw in sights.items() if saw]
+    found += [("drift", saw) for look in MEASURED if (saw := drifted(first, now, look, recipe))]
+    return [(name, saw) for name, saw in found if name not in recipe.off]
+
+
+def _missing(keys: Sequence[str], *windows: Window) -> bool:
+    return any(key not in window.mean for key in keys for window in windows)
+
+
+def fallen(first: Window, now: Window, key: str, least: float) -> str:
+    """The figure is below the share `least` of the first window's."""
+    if _missing([key], first, now) or first.mean[key] <= 0 or now.mean[key] >= least * first.mean[key]:
+        return ""
+    share = 100 * now.mean[key] / first.mean[key]
+    return f"{WORDS[key]} is {now.mean[key]:.3g}, {share:.0f} % of the first {first.n} steps'."
+
+
+def saturated(before: Window, now: Window, recipe: AlarmRecipe) -> str:
+    """P(yes) is high and stands still while the margin surely rises."""
+    if _missing(["reward", "margin"], before, now):
+        return ""
+    rise, p = now.mean["margin"] - before.mean["margin"], now.mean["reward"]
+    full = p > recipe.saturated and abs(p - before.mean["reward"]) < recipe.still
+    if not full or rise < max(recipe.climb, recipe.sure * error("margin", before, now)):
+        return ""
+    return f"P(yes) stands at {p:.2f} while the margin rose by {rise:.2f} logits in {now.n} steps."
+
+
+def disagreed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
+    """The reward's gain is sure, and the held-out judge's is less than a share of it by two of its standard errors."""
+    keys = ("margin", "held_out_margin")
+    if _missing(keys, first, now):
+        return ""
+    moved = [now.mean[key] - first.mean[key] for key in keys]
+    scales = [max(math.sqrt(first.variance[key]), 1e-6) for key in keys]
+    lag = recipe.disagreement * moved[0] / scales[0] - moved[1] / scales[1]
+    if moved[0] < recipe.sure * error(keys[0], first, now) or lag < 2 * error(keys[1], first, now) / scales[1]:
+        return ""
+    return f"the margin rose by {moved[0]:.2f} logits, the held-out judge's changed by {moved[1]:+.2f}."
+
+
+def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
+    """Many groups are one picture each, and were not at first."""
+    if _missing(["collapsed"], first, now):
+        return ""
+    was, share = first.mean["collapsed"], now.mean["collapsed"]
+    if share < recipe.most_collapsed or share < 2 * was:
+        return ""
+    return f"{100 * share:.0f} % of groups are one picture, {100 * was:.0f} % in the first window."
+
+
+def drifted(first: Window, now: Window, look: str, recipe: AlarmRecipe) -> str:
+    """A look is surely far from where it was, measured by how far the base's pictures are from one another."""
+    if _missing([look, f"{look}_deviation"], first, now):
+        return ""
+    away, scale = now.mean[look] - first.mean[look], max(first.mean[f"{look}_deviation"], 1e-3)
+    if abs(away) < max(recipe.most_drift * scale, recipe.sure * error(look, first, now)):
+        return ""
+    way = f"went from {first.mean[look]:.3g} to {now.mean[look]:.3g}"
+    return f"{look} {way}, {abs(away) / scale:.1f} deviations of the base's pictures."
+
+
+class Alarms:
+    """A run's watch with its record: alarms.jsonl beside metrics.jsonl, and a line on the console for each."""
+
+    def __init__(self, recipe: AlarmRecipe, metrics: Metrics, phase: str, first: int) -> None:
+        """first: the step that a resumed run goes on from; what was logged up to it is seen again, without a sound."""
+        self.phase, self.watch = phase, Watch(recipe)
+        self.file = Metrics(metrics.path.with_name(FILE))
+        self.file.rewind(phase, first)
+        for row in _logged(metrics.path, phase, first):
+            self.watch.see(row["step"], row)
+
+    def see(self, step: int, figures: Row) -> int | None:
+        """Record what rings at `step`. Returns the last step to be trusted where the run must end, else None."""
+        found = self.watch.see(step, figures)
+        for alarm in found:
+            told = {"name": alarm.name, "saw": alarm.saw, "do": alarm.do, "stop": alarm.stop}
+            self.file.log(self.phase, step, **told)
+            console.print(f"ALARM at step {step} ({alarm.name}): {alarm.saw} {alarm.do}", soft_wrap=True, markup=False)
+        return step - self.watch.recipe.window if any(alarm.stop for alarm in found) else None
+
+
+def _logged(path: Path, phase: str, last: int) -> list[dict]:
+    """The steps' rows of a phase up to `last`; a probe's rows have no margin."""
+    if not path.exists():
+        return []
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if row["phase"] == phase and row["step"] <= last and "margin" in row]
