@@ -21,7 +21,7 @@ from rewarddance.runtime.tracking import Metrics, console
 
 AlarmName = Literal[
     "spread_within", "spread_across", "saturation", "held_out", "diversity_within", "diversity_across", "collapse",
-    "drift",
+    "drift", "distance",
 ]  # fmt: skip
 FILE = "alarms.jsonl"
 Row = Mapping[str, Any]
@@ -38,7 +38,8 @@ class AlarmRecipe(Recipe):
     margin rose by `climb` logits or more. disagreement: the held-out judge gained less than this share of the reward's
     gain, each in its own deviations from step to step. most_collapsed: share of groups that are one picture.
     most_drift: how far a look of the median picture went, in robust standard deviations of the base's pictures.
-    sure: standard errors by which a change must stand out of the noise between steps.
+    most_distance: mean squared distance of the velocity from the base's, of which a clean latent and its noise each
+    have about 1. sure: standard errors by which a change must stand out of the noise between steps.
     """
 
     window: int = Field(default=16, ge=4)
@@ -52,6 +53,7 @@ class AlarmRecipe(Recipe):
     disagreement: float = Field(default=0.25, ge=0, lt=1)
     most_collapsed: float = Field(default=0.5, gt=0, le=1)
     most_drift: float = Field(default=2.0, gt=0)
+    most_distance: float = Field(default=0.2, gt=0)
     sure: float = Field(default=3.0, gt=0)
 
 
@@ -79,6 +81,7 @@ DO: dict[str, str] = {
     "diversity_within": "Samples of a prompt become one: raise velocity_mse or reference_mse, or lower learning_rate.",
     "diversity_across": "Prompts no longer matter: raise velocity_mse, and look at the pictures.",
     "collapse": "Use the checkpoint from before; raise velocity_mse or lower learning_rate.",
+    "distance": "Far from the base a judge is asked about pictures it never saw: raise velocity_mse, or stop here.",
     "drift": "Look at pictures of this step beside the base's: if it was not asked for, raise velocity_mse.",
 }
 
@@ -140,6 +143,7 @@ def ringing(recipe: AlarmRecipe, first: Window, before: Window, now: Window) -> 
         "diversity_within": fallen(first, now, "diversity_within", recipe.least_diversity),
         "diversity_across": fallen(first, now, "diversity_across", recipe.least_diversity),
         "collapse": collapsed(first, now, recipe),
+        "distance": far(now, recipe),
     }
     found = [(name, saw) for name, saw in sights.items() if saw]
     found += [("drift", saw) for look in MEASURED if (saw := drifted(first, now, look, recipe))]
@@ -190,6 +194,12 @@ def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     if share < recipe.most_collapsed or share < 2 * was:
         return ""
     return f"{100 * share:.0f} % of groups are one picture, {100 * was:.0f} % in the first window."
+
+
+def far(now: Window, recipe: AlarmRecipe) -> str:
+    """The velocity left the base's by more than a trained generator needs."""
+    away = now.mean.get("velocity_mse", 0.0)
+    return f"the velocity is {away:.2f} from the base's in mean square." if away > recipe.most_distance else ""
 
 
 def drifted(first: Window, now: Window, look: str, recipe: AlarmRecipe) -> str:

@@ -75,6 +75,7 @@ HACKING = (
     Panel("Proxy: P(yes)", (Curve("reward"),)),
     Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
     Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+    Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
     Panel("Spread of the margin", SPREADS, from_zero=True),
     Panel("Distance between pictures", DISTANCES, from_zero=True),
     Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
