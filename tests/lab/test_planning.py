@@ -251,6 +251,22 @@ def test_refl_needs_what_a_real_step_needs_to_five_percent():
     assert found == pytest.approx(real, rel=0.05)
 
 
+def test_checkpointing_and_several_last_steps_are_planned_as_they_are_done():
+    small = {"prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "judge_batch": 2}
+    parts = ("generator", "decoder", "judge")
+    planner, plan = AlignmentPlanner(PlanOptions(prompt_words=6)), aligned()
+    less = planner.plan(alignment(refl={**small, "checkpointing": parts}))
+    for moment in parts:
+        assert less.moments[moment] < 0.8 * plan.moments[moment]
+    assert less.flops["backward"] > 1.2 * plan.flops["backward"]
+    more = planner.plan(alignment(refl={**small, "last_steps": 2}))
+    assert more.flops["sampling"] == plan.flops["sampling"] / 1.5  # one step of three, and one or two
+    assert more.flops["generator"] == 2 * plan.flops["generator"]
+    assert more.moments["generator"] > 1.3 * plan.moments["generator"]
+    with pytest.raises(InputError, match="last_steps is 4, and the generator takes 3"):
+        planner.plan(alignment(refl={**small, "last_steps": 4}))
+
+
 def test_the_relay_holds_the_largest_of_its_moments_and_not_their_sum():
     plan = aligned()
     parts = {part.name: part.size for part in plan.memory}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +66,22 @@ class References:
         return free[int(rng.integers(len(free)))]
 
 
-def candidate_seeds(seed: int, prompt_index: int, n: int) -> list[int]:
-    """The noise seeds of a prompt's candidates: a stream of their own, whatever the order of work."""
-    return np.random.SeedSequence([seed, 1, prompt_index]).generate_state(n).tolist()
+def candidate_seeds(seed: int, prompt_index: int, n: int, step: int = 0) -> list[int]:
+    """The noise seeds of a prompt's candidates: a stream of their own, whatever the order of work.
+
+    step: of the run, at which the bank is drawn; each has noises of its own.
+    """
+    return np.random.SeedSequence([seed, 1, prompt_index, *([step] if step else [])]).generate_state(n).tolist()
 
 
 def build_references(
-    generator: Generator, judge: RewardModel, prompts: Sequence[str], recipe: ReferenceRecipe, folder: Path, seed: int
+    generator: Generator,
+    judge: RewardModel,
+    prompts: Sequence[str],
+    recipe: ReferenceRecipe,
+    folder: Path,
+    seed: int,
+    step: int = 0,
 ) -> list[References]:
     """Make (or finish, or just read) the bank of `prompts` in `folder`: `references.jsonl`, PNG files and latents.
 
@@ -87,7 +96,7 @@ def build_references(
         for start in range(0, len(missing), at_once):
             part = missing[start : start + at_once]
             n = recipe.candidates
-            seeds = [candidate_seeds(seed, i, n) for i, _ in part]
+            seeds = [candidate_seeds(seed, i, n, step) for i, _ in part]
             texts = [prompt for _, prompt in part for _ in range(n)]
             all_seeds = [s for own in seeds for s in own]
             pictures, latents = sample_with_latents(generator, texts, all_seeds, recipe.batch_size)
@@ -110,6 +119,27 @@ def build_references(
             bar.advance(len(part))
     bank = _read(index)
     return [bank[prompt] for prompt in prompts]
+
+
+def redrawing(
+    generator: Generator, judge: RewardModel, prompts: Sequence[str], recipe: ReferenceRecipe, folder: Path, seed: int
+) -> Callable[[int, bool], list[References]]:
+    """The bank of a step of training, made by the generator as it then is, in `folder`/step-<step>: bank(step, now).
+
+    now: the generator is as it was at that step, so what is missing can be made; a run that goes on from a later step
+    can only read it. Raises InputError where it then is not whole.
+    """
+
+    def bank(step: int, now: bool) -> list[References]:
+        place = folder / f"step-{step}"
+        if not now and not set(prompts) <= set(_read(place / "references.jsonl")):
+            raise InputError(
+                f"the references of step {step} in {place} are not all there, and the generator of then is gone.",
+                "Bring the folder back, or remove the checkpoints after that step.",
+            )
+        return build_references(generator, judge, prompts, recipe, place, seed, step)
+
+    return bank
 
 
 def _read(index: Path) -> dict[str, References]:

@@ -1,8 +1,9 @@
-"""ReFL: the gradient of the judge's P("yes") through the decoder and one late denoising step."""
+"""ReFL: the gradient of the judge's P("yes") through the decoder and one late denoising step, or the last few."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,34 +14,48 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import LOSSES, denoising_mse, velocity_mse
-from rewarddance.alignment.relay import through_decoder
+from rewarddance.alignment.refl import LOSSES, denoising_mse
+from rewarddance.alignment.relay import Tail, through_decoder
 from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step, train
 from rewarddance.data.looks import figures_of_step
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import rollout
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.gradient import PixelGradient, pixel_gradient
+from rewarddance.reward.gradient import PixelGradient, checkpointing, pixel_gradient
+from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import PixelBatch, Pixels, Question
 
 LEVELS = 4
 """Noise levels a step to which references are noised, so that one step is not all of one level."""
 
+SAMPLING = "the generator, while it samples", "Lower refl.prompts_per_step or refl.group_size."
+GENERATOR = "the generator", "Lower refl.generator_batch, or add generator to refl.checkpointing."
+JUDGE = "the judge", "Lower refl.judge_batch, or add judge to refl.checkpointing."
+"""What is said where a part runs out of memory (the decoder's is in `relay`)."""
+
+CheckpointedPart = Literal["generator", "decoder", "judge"]
+
 
 class ReflRecipe(TrainRecipe):
     """How ReFL runs (and `TrainRecipe`). The paper leaves all of this open; every default is ours.
 
     late: range of the random step at which the gradient is taken, as shares of the schedule (0 pure noise, 1 the last
-    step). loss, cap: see `refl.LOSSES`. velocity_mse: weight of the distance to the base's velocity. reference_mse:
-    weight of the denoising loss on the step's references, noised anew (`denoise`). jitter_copies: the reward is
-    averaged over this many copies of each picture, each shifted by up to jitter_shift pixels and noised by
-    jitter_noise. judge_batch: pictures whose gradient is taken together; decode_batch: samples that go through the
-    decoder together with a graph, by default all of the step's.
+    step). last_steps: with K > 1 the gradient goes through the last K steps of the sampler instead (DRaFT-K,
+    2309.17400), and late is left alone. loss, cap: see `refl.LOSSES`. velocity_mse: weight of the distance to the
+    base's velocity. reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`).
+    jitter_copies: the reward is averaged over this many copies of each picture, each shifted by up to jitter_shift
+    pixels and noised by jitter_noise. judge_batch: pictures whose gradient is taken together; decode_batch: samples
+    that go through the decoder together with a graph, by default all of the step's. checkpointing: parts whose layers
+    keep their inputs only and are computed again on the way back: less memory, more time, the same gradient. gate:
+    no gradient of samples on which a held-out judge disagrees. refresh_every: steps after which the references are
+    made anew by the generator as it then is, refresh_from: by its average or by its current weights; by default those
+    of the start stay.
     """
 
     late: tuple[float, float] = (0.5, 1.0)
+    last_steps: int = Field(default=1, ge=1)
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
     cap: float = Field(default=0.9, gt=0, lt=1)
     velocity_mse: float = Field(default=0.1, ge=0)
@@ -51,12 +66,31 @@ class ReflRecipe(TrainRecipe):
     judge_batch: int = Field(default=16, ge=1)
     decode_batch: int | None = Field(default=None, ge=1)
     gate: bool = True
+    checkpointing: tuple[CheckpointedPart, ...] = ()
+    refresh_every: int | None = Field(default=None, ge=1)
+    refresh_from: Literal["ema", "current"] = "ema"
 
     @model_validator(mode="after")
     def _late_is_a_range(self) -> ReflRecipe:
         if not 0 <= self.late[0] < self.late[1] <= 1:
             raise ValueError("late must be two rising shares between 0 and 1")
+        if self.last_steps > 1 and self.late != type(self).model_fields["late"].default:
+            raise ValueError("late says nothing where last_steps is above 1; leave one of them out")
         return self
+
+    def begins(self, num_steps: int) -> tuple[int, int]:
+        """The first and last step of a sampler of num_steps at which the gradient may begin.
+
+        Raises InputError where last_steps are more than there are.
+        """
+        if self.last_steps > num_steps:
+            raise InputError(
+                f"refl.last_steps is {self.last_steps}, and the generator takes {num_steps} steps.", "Lower it."
+            )
+        if self.last_steps > 1:
+            return num_steps - self.last_steps, num_steps - self.last_steps
+        low, high = (round(share * (num_steps - 1)) for share in self.late)
+        return low, high
 
 
 def train_refl(
@@ -69,17 +103,27 @@ def train_refl(
     seed: int = 0,
     probe: Callable[[], Figures] = dict,
     held_out: RewardModel | None = None,
+    redraw: Callable[[int, bool], Sequence[References]] | None = None,
 ) -> Path:
     """ReFL (paper, section 3): raise P("yes") of a late step's one-step prediction against the prompt's references.
 
-    held_out: a judge that is asked beside it and gives no gradient; see `ReflRecipe.gate`. See `train` for what is
-    returned, how a run goes on, and probe.
+    held_out: a judge that is asked beside it and gives no gradient; see `ReflRecipe.gate`. redraw: the bank of a step,
+    for refresh_every; see `references.redrawing`. See `train` for what is returned, how a run goes on, and probe.
     """
     if not bank:
         raise InputError("the reference bank is empty.", "Give ReFL at least one prompt.")
+    if recipe.refresh_every and redraw is None:
+        raise InputError("refl.refresh_every is set, and nobody says how the bank is drawn.", "Give redraw.")
+    recipe.begins(generator.num_steps)
+    drawn, now = 0, bank
 
-    def updates(step: int, _: Ema) -> Iterator[Figures]:
-        yield refl_step(generator, judge, bank, recipe, seed, step, held_out)
+    def updates(step: int, ema: Ema) -> Iterator[Figures]:
+        nonlocal drawn, now
+        due = step - step % recipe.refresh_every if recipe.refresh_every else 0
+        if redraw is not None and due != drawn:
+            with ema.applied() if recipe.refresh_from == "ema" else nullcontext():
+                drawn, now = due, redraw(due, due == step)
+        yield refl_step(generator, judge, now, recipe, seed, step, held_out)
 
     return train(generator, updates, recipe, folder, metrics, "ReFL", seed, probe)
 
@@ -93,26 +137,43 @@ def refl_step(
     step: int,
     held_out: RewardModel | None = None,
 ) -> dict[str, float]:
-    """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log."""
+    """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log.
+
+    Raises InputError naming the part that ran out of memory, and what to lower.
+    """
+    with ExitStack() as stack:
+        network, decoder = ("generator" in recipe.checkpointing, "decoder" in recipe.checkpointing)
+        if network or decoder:
+            stack.enter_context(generator.checkpointed(network, decoder))
+        if "judge" in recipe.checkpointing:
+            stack.enter_context(checkpointing(judge))
+        return _step(generator, judge, bank, recipe, seed, step, held_out)
+
+
+def _step(
+    generator: Trainable,
+    judge: RewardModel,
+    bank: Sequence[References],
+    recipe: ReflRecipe,
+    seed: int,
+    step: int,
+    held_out: RewardModel | None,
+) -> Figures:
     draw = np.random.default_rng([seed, 2, step])
     noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
     chosen = [bank[i] for i in prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)]
     group = [references for references in chosen for _ in range(recipe.group_size)]
     prompts, seeds = [one.prompt for one in group], draw.integers(2**31, size=len(group)).tolist()
-    low, high = (round(share * (generator.num_steps - 1)) for share in recipe.late)
+    low, high = recipe.begins(generator.num_steps)
     stop = int(draw.integers(low, high + 1))
 
-    x_t = rollout(generator, prompts, seeds, stop).x_t
+    with memory_for(*SAMPLING):
+        x_t = rollout(generator, prompts, seeds, stop).x_t
     parts = torch.arange(len(group)).split(recipe.generator_batch or len(group))
     conditions = [generator.encode([prompts[int(row)] for row in rows]) for rows in parts]
-    at_once = len(parts) == 1  # then one forward is enough: its graph waits for the judge and the decoder
-
-    def velocity(part: int) -> Tensor:
-        return generator.predict(x_t[parts[part]], stop, conditions[part])
-
-    with torch.set_grad_enabled(at_once):
-        velocities = [velocity(part) for part in range(len(parts))]
-    x_0 = generator.clean(x_t, torch.cat(velocities).detach(), stop)
+    tail = Tail(generator, conditions, parts, stop, recipe.last_steps)
+    with memory_for(*GENERATOR):
+        x_0 = tail.forward(x_t)
     places = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
 
@@ -120,32 +181,26 @@ def refl_step(
 
     def ask(pixels: PixelBatch) -> PixelGradient:
         figures.update(figures_of_step(pixels, len(chosen)))
-        said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
-        if held_out is not None:
-            margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
-            with torch.no_grad():
-                other = held_out([Question(*one) for one in zip(prompts, pixels.detach(), references, strict=True)])
-            against = disagreeing(margin, other.margin.to(margin.device))
-            figures.update(held_out_margin=other.margin.mean().item(), disagreeing=against.float().mean().item())
-            if recipe.gate and pixels.grad is not None:
-                pixels.grad[against.to(pixels.device)] = 0
+        with memory_for(*JUDGE):
+            said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
+            if held_out is not None:
+                margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
+                with torch.no_grad():
+                    other = held_out([Question(*one) for one in zip(prompts, pixels.detach(), references, strict=True)])
+                against = disagreeing(margin, other.margin.to(margin.device))
+                figures.update(held_out_margin=other.margin.mean().item(), disagreeing=against.float().mean().item())
+                if recipe.gate and pixels.grad is not None:
+                    pixels.grad[against.to(pixels.device)] = 0
         return said
 
     judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
-    away = 0.0
-    for part, rows in enumerate(parts):
-        v = velocities[part] if at_once else velocity(part)
-        with generator.as_before_training(), torch.no_grad():
-            v_base = velocity(part)
-        far = velocity_mse(v, v_base) * (len(rows) / len(group))
-        torch.autograd.backward(
-            [generator.clean(x_t[rows], v, stop), recipe.velocity_mse * far], [gradient[rows], None]
-        )
-        away += far.item()
+    with memory_for(*GENERATOR):
+        away = tail.backward(gradient, recipe.velocity_mse)
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
         x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
         at_most = recipe.generator_batch or len(group)
-        figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng, at_most)
+        with memory_for(*GENERATOR):
+            figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng, at_most)
 
     margin = judged.verdict.margin
     by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)

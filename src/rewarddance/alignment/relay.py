@@ -1,4 +1,4 @@
-"""The middle of ReFL's backward pass: from a gradient in pixels to one in latents, a few pictures at a time.
+"""ReFL's backward pass from a gradient in pixels on: to latents a few pictures at a time, to weights step by step.
 
 The judge's graph is gone before the decoder's begins (`reward/gradient.py`), and the decoder's before the generator's
 is walked, so that the peak of memory is the largest of the three and not their sum.
@@ -6,13 +6,19 @@ is walked, so that the peak of memory is the largest of the three and not their 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from rewarddance.alignment.refl import velocity_mse
+from rewarddance.alignment.train import Trainable
+from rewarddance.runtime.memory import memory_for
 from rewarddance.types import PixelBatch
+
+SHORT = "the decoder (VAE)", "Lower refl.decode_batch, or add decoder to refl.checkpointing."
+"""What is said where the decoder runs out of memory."""
 
 T = TypeVar("T")
 
@@ -26,14 +32,79 @@ def through_decoder(
     `at_once` at a time, to send the gradient that it left on them further. Exact: samples do not meet in a decoder.
     """
     parts = torch.arange(len(x_0)).split(at_once)
-    with torch.no_grad():
+    with torch.no_grad(), memory_for(*SHORT):
         pixels = torch.cat([decode(x_0[rows]) for rows in parts])
     pixels.requires_grad_()
     with torch.enable_grad():
         said = ask(pixels)
         assert pixels.grad is not None, "no loss was sent back through the pictures"
         gradients = []
-        for rows in parts:
-            latents = x_0[rows].detach().requires_grad_()
-            gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])
+        with memory_for(*SHORT):
+            for rows in parts:
+                latents = x_0[rows].detach().requires_grad_()
+                gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])
     return said, torch.cat(gradients)
+
+
+class Stage(NamedTuple):
+    """One step of a part of the batch: x_t before it, the velocity, and the latent after it, or the clean one."""
+
+    x_t: Tensor
+    v: Tensor
+    after: Tensor
+
+
+class Tail:
+    """The end of a rollout that the gradient goes through: one step and the x_0 it predicts, or the last K steps.
+
+    conditions: of the batch's parts (rows of it). Each step has a graph of its own, which begins at a leaf, so that no
+    more than one is walked at a time. They wait for the gradient where the batch is one part; of several parts each
+    step is computed again with a graph when its turn comes.
+    """
+
+    def __init__(
+        self, generator: Trainable, conditions: Sequence[Any], parts: Sequence[Tensor], first: int, length: int
+    ) -> None:
+        self.generator, self.conditions, self.parts = generator, conditions, parts
+        self.steps = range(first, first + length)
+        self.move = generator.advance if length > 1 else generator.clean
+        self.before: list[Tensor] = []
+        self.kept: list[Stage] = []
+
+    def forward(self, x_t: Tensor) -> Tensor:
+        """x_0 [B, ...] from x_t [B, ...], both without graph."""
+        waits = len(self.parts) == 1
+        for number in range(len(self.steps)):
+            self.before.append(x_t)
+            with torch.set_grad_enabled(waits):
+                stages = [self._stage(number, part) for part in range(len(self.parts))]
+            x_t = torch.cat([stage.after.detach() for stage in stages])
+            self.kept += stages if waits else []
+        return x_t
+
+    def backward(self, gradient: Tensor, weight: float) -> float:
+        """Send d loss / d x_0 [B, ...] to the weights, and that of weight times the velocity's distance to the base's.
+
+        Returns the distance: its mean over the steps, the base's velocity at the same latents taken as given.
+        """
+        away = 0.0
+        for part, rows in enumerate(self.parts):
+            to_go = gradient[rows]
+            for number in reversed(range(len(self.steps))):
+                x_t, v, after = self.kept.pop() if self.kept else self._stage(number, part)
+                with self.generator.as_before_training(), torch.no_grad():
+                    v_base = self.generator.predict(x_t, self.steps[number], self.conditions[part])
+                far = velocity_mse(v, v_base) * (len(rows) / len(gradient) / len(self.steps))
+                torch.autograd.backward([after, weight * far], [to_go, None])
+                away += far.item()
+                if number:
+                    assert x_t.grad is not None, "the step does not depend on the latent before it"
+                    to_go = x_t.grad
+        return away
+
+    def _stage(self, number: int, part: int) -> Stage:
+        x_t = self.before[number][self.parts[part]]
+        if number:  # nothing is sent on to what came before the first
+            x_t.requires_grad_()
+        v = self.generator.predict(x_t, self.steps[number], self.conditions[part])
+        return Stage(x_t, v, self.move(x_t, v, self.steps[number]))

@@ -10,7 +10,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.types import PixelBatch, Scales
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
@@ -245,6 +246,27 @@ class PipelineGenerator(ABC):
             self._stepped_back = False
             if self._before is None:
                 self.network.enable_adapters()
+
+    @contextmanager
+    def checkpointed(self, network: bool = True, decoder: bool = True) -> Iterator[None]:
+        """Within the block their layers keep their inputs only, and are computed again on the way back.
+
+        The network by diffusers' own switch; the decoder block by block, which keeps less than the switch and works
+        where there is none. Raises InputError for a network without the switch.
+        """
+        with ExitStack() as stack:
+            if network:
+                try:
+                    self.network.enable_gradient_checkpointing()
+                except ValueError as error:
+                    raise InputError(
+                        f"the layers of a {self.kind} cannot be computed again: {error}.",
+                        "Leave generator out of checkpointing.",
+                    ) from error
+                stack.callback(self.network.disable_gradient_checkpointing)
+            if decoder:
+                stack.enter_context(checkpointed(blocks_of(self.pipeline.vae.decoder)))
+            yield
 
     def save_lora(self, folder: Path) -> None:
         """Write `pytorch_lora_weights.safetensors`, which plain diffusers loads with `load_lora_weights`."""

@@ -73,7 +73,7 @@ class AlignmentPlanner:
         models = sketch(run)
         step = _step(models, run.refl, prompts)
         sampling, bank = _sampling(models, run.refl, prompts), _references(models, run, prompts)
-        low, high = (round(share * (models.generator.num_steps - 1)) for share in run.refl.late)
+        low, high = run.refl.begins(models.generator.num_steps)
         flops = {
             "sampling": sampling.flops["sampling"] * (low + high) / 2,
             **{name: float(count) for name, count in step.flops.items()},
@@ -177,11 +177,12 @@ def sketch(run: AlignRun) -> Models:
 def _step(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Counting:
     """ReFL's own step, begun from the noise: what is sampled before is counted by itself."""
     now = refl.model_copy(update={"late": (0.0, 1e-9)})
+    refl.begins(models.generator.num_steps)
     bank = [_bank_of(models.generator, prompts[i % len(prompts)], i) for i in range(refl.prompts_per_step)]
     with counting() as counted:
         counted.known([*models.tensors(), *(picture for one in bank for picture in one.pictures)])
         counted.known(one.latents for one in bank)
-        watched = _Watched(models, counted)
+        watched = _Watched(models, counted, refl.last_steps)
         refl_step(watched, watched.judge, bank, now, 0, 0)  # type: ignore[arg-type]
     return counted
 
@@ -227,10 +228,15 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
 
 
 class _Watched:
-    """The generator, which says what is being done with it; and the judge beside it."""
+    """The generator, which says what is being done with it; and the judge beside it.
 
-    def __init__(self, models: Models, counted: Counting) -> None:
+    last_steps: where they are several, the sampler has no others.
+    """
+
+    def __init__(self, models: Models, counted: Counting, last_steps: int) -> None:
         self._models, self._counted = models, counted
+        self.num_steps = last_steps if last_steps > 1 else models.generator.num_steps
+        self.judge = _Asked(models.judge, counted)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._models.generator, name)
@@ -243,9 +249,17 @@ class _Watched:
         self._counted.begin("decoder")
         return self._models.generator.decode(x_0)
 
-    def judge(self, questions: Any) -> Any:
+
+class _Asked:
+    """The judge, which says when it is asked."""
+
+    def __init__(self, judge: Judge, counted: Counting) -> None:
+        self._judge, self._counted = judge, counted
+        self.vlm = judge.vlm  # type: ignore[attr-defined]
+
+    def __call__(self, questions: Any) -> Any:
         self._counted.begin("judge")
-        return self._models.judge(questions)
+        return self._judge(questions)
 
 
 def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> References:

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rewarddance.alignment.references import ReferenceRecipe, build_references
+from rewarddance.alignment.references import ReferenceRecipe, build_references, redrawing
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import PreferenceSet, write_preferences
@@ -211,7 +211,8 @@ def align(run: Run) -> dict[str, Any]:
         figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
         return figures | {"diversity": float(diversity(pictures).mean())}
 
-    train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", run.metrics, seed, probe)
+    redraw = redrawing(generator, judge, prompts, recipe.references, run.folder / "references", seed)
+    train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", run.metrics, seed, probe, redraw=redraw)
     return {"steps": recipe.refl.steps}
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
 from rewarddance.alignment.nft_step import NftRecipe, train_nft
-from rewarddance.alignment.references import ReferenceRecipe, build_references
+from rewarddance.alignment.references import ReferenceRecipe, build_references, redrawing
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.alignment.rewards import Reward, judging_of
 from rewarddance.data.preferences import PreferenceSet
@@ -187,5 +187,8 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     else:
         dtype = find_dtype(recipe.judge_dtype)
         held_out = load_reward(recipe.held_out, judge_device, dtype) if recipe.held_out else None
-        aligned = train_refl(generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed, held_out=held_out)
+        redraw = redrawing(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
+        aligned = train_refl(
+            generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed, held_out=held_out, redraw=redraw
+        )
     return {aligned.name: str(aligned), "prompts": len(prompts), "alarms": len(read_alarms(folder))}

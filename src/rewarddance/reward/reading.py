@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.sharing import Batch, Prefix, Row, Sharing, checkpointed, is_out_of_memory, padded, plan
+from rewarddance.reward.sharing import Batch, Prefix, Row, Sharing, padded, plan
+from rewarddance.runtime.memory import checkpointed, is_out_of_memory
 
 
 class Asked(NamedTuple):

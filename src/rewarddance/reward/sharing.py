@@ -7,15 +7,12 @@ stands before the candidate once, and each candidate's own tokens attend to both
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 WORTH_SHARING = 0.05
 """Share of its tokens that a group must save, or it is read row by row."""
@@ -168,27 +165,6 @@ class Prefix:
         of_own = weights[..., prefix_length:].reshape(batch, kv_heads, shared * length, length) @ value
         found = of_prefix.reshape(batch, heads, length, width) + of_own.view(batch, heads, length, width)
         return found.transpose(1, 2)
-
-
-@contextmanager
-def checkpointed(layers: nn.ModuleList) -> Iterator[None]:
-    """Within the block a forward of these layers keeps its inputs only, and is done again in the backward pass.
-
-    The libraries' own switch does nothing in eval mode, and in training mode it drops the keys and values of a prefix.
-    """
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory, on an accelerator or on the CPU."""
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate" in told)
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
