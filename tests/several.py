@@ -20,7 +20,7 @@ from accelerate.state import PartialState
 from tqdm import tqdm
 
 from rewarddance.protocols import RewardModel
-from rewarddance.runtime.distributed import joined
+from rewarddance.runtime.distributed import joined, wait
 
 
 def forked(work: Callable[[], Any], answer: Path, environment: dict[str, str] | None = None) -> int:
@@ -52,6 +52,7 @@ def in_processes(n: int, work: Callable[..., Any], *arguments: Any, timeout: flo
 
     def joining() -> Any:
         with joined():
+            wait()  # nobody leaves while another is still shaking hands
             return work(*arguments)
 
     with TemporaryDirectory() as folder:
