@@ -7,7 +7,7 @@ import torch
 from tiny import BrightnessJudge
 
 from rewarddance.alignment.advantages import advantages, weighed, win_rates
-from rewarddance.alignment.rewards import Reward, judging_of, scores
+from rewarddance.alignment.rewards import Reward, judging_of, preferred, scores
 from rewarddance.errors import InputError, RewardError
 from rewarddance.types import Verdict
 
@@ -71,6 +71,20 @@ def test_samples_are_scored_within_the_group_against_references_or_alone():
         return Verdict(torch.stack([question.candidate.mean() for question in questions]))
 
     assert torch.allclose(scores(Reward(alone, "alone"), ["a", "b"], GREYS).values, torch.tensor([[0.1, 0.5, 0.9]] * 2))
+
+
+def test_the_better_of_two_is_preferred_however_the_judge_is_asked():
+    dark, light = (torch.full((1, 3, 2, 2), level) for level in (0.2, 0.6))
+    pairs = [[light, dark], [dark, light], [light, light.clone()]]
+    for judging in ("group", "references"):
+        found = preferred(Reward(BrightnessJudge(), judging), ["a", "b", "c"], pairs).tolist()
+        assert found == pytest.approx([found[0], 1 - found[0], 0.5]) and found[0] > 0.9
+
+    def alone(questions):
+        return Verdict(torch.stack([question.candidate.mean() for question in questions]))
+
+    found = preferred(Reward(alone, "alone"), ["a", "b", "c"], pairs)
+    assert found.tolist() == pytest.approx(torch.tensor([0.4, -0.4, 0.0]).sigmoid().tolist())
 
 
 def test_a_score_that_is_not_finite_names_its_prompt():

@@ -47,6 +47,7 @@ def test_each_algorithm_runs_from_its_recipe_and_is_gone_on_with(tmp_path, recip
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["phase"] for row in rows} == {algorithm} and rows[-2]["margin"] is not None
     assert (tmp_path / "run" / "references").exists() == (algorithm == "refl")
+    assert (rows[0].get("preferred_to_base") == 0.5) == (algorithm != "refl")
     assert command("align", file).code == 0
     again = load_file(lora)
     assert before.keys() == again.keys() and all(torch.equal(before[name], again[name]) for name in again)

@@ -14,8 +14,10 @@ from tiny import BrightnessJudge, TinyGenerator
 from tiny_pipelines import fresh
 
 from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates, train_grpo
-from rewarddance.alignment.nft_step import NftRecipe, train_nft
+from rewarddance.alignment.nft_step import NftRecipe, nft_updates, train_nft
+from rewarddance.alignment.policy import against_base
 from rewarddance.alignment.rewards import Reward
+from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.tracking import Metrics
@@ -128,19 +130,54 @@ def test_at_the_second_update_they_are_not(tmp_path):
     assert logged(tmp_path)[-2]["ratio_away"] > 0
 
 
-def test_a_gradient_in_parts_is_that_of_the_whole():
+@both
+def test_a_gradient_in_parts_is_that_of_the_whole(algorithm):
     gradients = []
     for at_once in (None, 4):
-        torch.manual_seed(0)
         generator = TinyGenerator(num_steps=5)
         weights = generator.add_lora(2, 2)
+        rng = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            weights[1].normal_(0, 0.1)
-        recipe = GRPO.model_copy(update={"generator_batch": at_once, "kl": 0.3})
-        list(grpo_updates(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, seed=1, step=2))
+            for weight in weights:
+                weight.copy_(torch.randn(weight.shape, generator=rng) * 0.1)
+        rewards, changes = [Reward(Mean(), "alone")], {"generator_batch": at_once}
+        if algorithm == "grpo":
+            recipe = GRPO.model_copy(update=changes | {"kl": 0.3})
+            list(grpo_updates(generator, rewards, PROMPTS, recipe, seed=1, step=2))
+        else:
+            recipe = NFT.model_copy(update=changes | {"velocity_mse": 0.3})
+            list(nft_updates(generator, rewards, PROMPTS, recipe, seed=1, step=2, ema=Ema(weights, 0.5)))
         gradients.append([weight.grad for weight in weights])
     for whole, parted in zip(*gradients, strict=True):
         torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_every_update_gets_its_share_of_the_prompts():
+    for updates in (1, 2, 3, 4, 5):
+        batches = GRPO.model_copy(update={"updates": updates, "generator_batch": 4}).batches(5)
+        rows = [torch.cat(batch) for batch in batches]
+        assert torch.equal(torch.cat(rows), torch.arange(30))
+        assert {len(row) // 6 for row in rows} <= {5 // updates, 5 // updates + 1} and len(rows) == updates
+
+
+def test_samples_that_are_only_compared_with_each_other_have_no_spread_across_prompts(tmp_path):
+    for judging in ("alone", "group"):
+        train("grpo", tmp_path / judging, BrightnessJudge() if judging == "group" else Mean(), judging, steps=1)
+    alone, group = (logged(tmp_path / name)[1] for name in ("alone", "group"))
+    assert alone["spread_across"] > 0 and alone["spread_within"] > 0
+    assert "spread_across" not in group and group["reward"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("judging", ["alone", "group"])
+def test_the_probe_says_how_the_trained_generator_compares_with_the_one_before(tmp_path, judging):
+    generator, metrics = TinyGenerator(num_steps=5), Metrics(tmp_path / "metrics.jsonl")
+    reward = Reward(Mean() if judging == "alone" else BrightnessJudge(), judging)
+    probe = against_base(generator, reward, PROMPTS, GRPO, seed=3)
+    train_grpo(generator, [reward], PROMPTS, GRPO, tmp_path, metrics, 3, probe)
+    seen = [row["preferred_to_base"] for row in logged(tmp_path) if "preferred_to_base" in row]
+    assert len(seen) == 4 and seen[0] == 0.5 and seen[-1] > 0.505
+    silent = GRPO.model_copy(update={"probe_prompts": 0})
+    assert against_base(generator, reward, PROMPTS, silent, seed=3)() == {}
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -192,6 +229,7 @@ def test_a_window_longer_than_the_schedule_and_another_kind_of_generator_are_ref
         ({"group_size": 1}, "group_size"),
         ({"kind": "ode"}, "kind"),
         ({"noise_level": 0}, "noise_level"),
+        ({"updates": 9}, "updates is 9, and each needs a prompt of the 8 a step"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_by_its_key(changes, told):

@@ -81,17 +81,18 @@ def nft_updates(
     for batch in recipe.batches(p):
         n = sum(len(rows) for rows in batch) * recipe.levels
         told = {"loss": 0.0, "velocity_mse": 0.0}
+        steps = draw.integers(generator.num_steps, size=recipe.levels).tolist()
+        noised = [_noised(generator, x_0, at, noise_rng) for at in steps]  # whole, so that parts draw the same noises
         for rows in batch:
             condition = generator.encode([flat[int(row)] for row in rows])
             share = len(rows) / n
-            steps = draw.integers(generator.num_steps, size=recipe.levels).tolist()
-            noised = [_noised(generator, x_0[rows], at, noise_rng) for at in steps]
             with torch.no_grad(), ema.applied():
                 olds = [
-                    generator.clean(x, generator.predict(x, at, condition), at)
+                    generator.clean(x[rows], generator.predict(x[rows], at, condition), at)
                     for at, x in zip(steps, noised, strict=True)
                 ]
-            for at, x_t, old in zip(steps, noised, olds, strict=True):
+            for at, x, old in zip(steps, noised, olds, strict=True):
+                x_t = x[rows]
                 with generator.as_before_training(), torch.no_grad():
                     base = generator.predict(x_t, at, condition)
                 v = generator.predict(x_t, at, condition)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.alignment.advantages import Advantages, advantages, weighed
 from rewarddance.alignment.references import References
-from rewarddance.alignment.rewards import Judging, Reward, Scores, scores
-from rewarddance.alignment.train import Figures, TrainRecipe
+from rewarddance.alignment.rewards import Judging, Reward, Scores, preferred, scores
+from rewarddance.alignment.train import Figures, Trainable, TrainRecipe
 from rewarddance.data.looks import figures_of_step
+from rewarddance.generators.sampling import sample
 from rewarddance.types import PixelBatch
 
 
@@ -24,7 +25,8 @@ class PolicyRecipe(TrainRecipe):
     group_size: at least 2, for a sample is compared with the others of its prompt. updates: optimiser steps an
     iteration, each on its share of the prompts. judging: how the judge is asked, "alone", "group" (every sample against
     every other, the win rate) or "references"; by default what suits it. spread: advantages are divided by the standard
-    deviation of the prompt's scores, or of all (global). advantage_clip: their largest size.
+    deviation of the prompt's scores, or of all (global). advantage_clip: their largest size. probe_prompts: how many
+    prompts the averaged generator draws for `against_base`; 0 for none.
     """
 
     group_size: int = Field(default=8, ge=2)
@@ -33,10 +35,19 @@ class PolicyRecipe(TrainRecipe):
     judging: Judging | None = None
     spread: Literal["prompt", "global"] = "prompt"
     advantage_clip: float = Field(default=5.0, gt=0)
+    probe_prompts: int = Field(default=16, ge=0)
+
+    @model_validator(mode="after")
+    def _every_update_has_a_prompt(self) -> PolicyRecipe:
+        if self.updates > self.prompts_per_step:
+            raise ValueError(
+                f"updates is {self.updates}, and each needs a prompt of the {self.prompts_per_step} a step"
+            )
+        return self
 
     def batches(self, p: int) -> list[list[Tensor]]:
         """Rows of the P * G samples by update, and within an update by what goes through the generator together."""
-        groups = torch.arange(p * self.group_size).view(p, self.group_size).chunk(self.updates)
+        groups = torch.arange(p * self.group_size).view(p, self.group_size).tensor_split(self.updates)
         at_once = self.generator_batch or p * self.group_size
         return [list(rows.flatten().split(at_once)) for rows in groups]
 
@@ -83,7 +94,32 @@ def summary(found: Judged) -> Figures:
         "reward": values.mean().item() if compared else margins.sigmoid().mean().item(),
         "margin": margins.mean().item(),
         "spread_within": values.std(1, correction=0).mean().item(),
-        "spread_across": values.mean(1).std(correction=0).item(),
         "groups_without_spread": found.advantages.without_spread,
     }
+    if not compared:  # the mean win rate of every group is a half
+        figures["spread_across"] = values.mean(1).std(correction=0).item()
     return figures | {f"margin_{k}": one.margins.mean().item() for k, one in enumerate(others, start=2)}
+
+
+def against_base(
+    generator: Trainable, reward: Reward, prompts: Sequence[str], recipe: PolicyRecipe, seed: int
+) -> Callable[[], Figures]:
+    """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
+
+    The one figure that can rise where samples are only compared with each other. A half at the start.
+    """
+    asked = list(prompts[: recipe.probe_prompts])
+    seeds = np.random.SeedSequence([seed, 4]).generate_state(len(asked)).tolist()
+    before: list[PixelBatch] = []
+
+    def probe() -> Figures:
+        if not asked:
+            return {}
+        at_once = recipe.generator_batch or len(asked)
+        if not before:
+            with generator.as_before_training():
+                before.append(sample(generator, asked, seeds, at_once))
+        pairs = [[now, was] for now, was in zip(sample(generator, asked, seeds, at_once), before[0], strict=True)]
+        return {"preferred_to_base": preferred(reward, asked, pairs).mean().item()}
+
+    return probe

@@ -84,3 +84,14 @@ def scores(
         if not torch.isfinite(own).all():
             raise RewardError(f"the judge gave {prompt!r} a score that is not finite.", "Look at its pictures.")
     return Scores(values, margins)
+
+
+def preferred(reward: Reward, prompts: Sequence[str], pairs: Sequence[Sequence[Pixels]]) -> Float[Tensor, " P"]:
+    """The probability [P] that the first of each prompt's two pictures is the better one.
+
+    Of both orders where the judge compares; by Bradley-Terry where it scores each alone.
+    """
+    if reward.judging == "alone":
+        margin = scores(reward, prompts, pairs).values
+        return (margin[:, 0] - margin[:, 1]).sigmoid()
+    return scores(reward._replace(judging="group"), prompts, pairs).values[:, 0]

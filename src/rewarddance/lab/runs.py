@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
 from rewarddance.alignment.nft_step import NftRecipe, train_nft
+from rewarddance.alignment.policy import against_base
 from rewarddance.alignment.references import ReferenceRecipe, build_references, redrawing
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.alignment.rewards import Reward, judging_of
@@ -180,10 +181,13 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     if policy is None or rewards[0].judging == "references":
         bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
     metrics = Metrics(folder / "metrics.jsonl")
-    if isinstance(policy, GrpoRecipe):
-        aligned = train_grpo(generator, rewards, prompts, policy, folder, metrics, recipe.seed, bank=bank)
-    elif policy is not None:
-        aligned = train_nft(generator, rewards, prompts, policy, folder, metrics, recipe.seed, bank=bank)
+    if policy is not None:
+        probe = against_base(generator, rewards[0], prompts, policy, recipe.seed)
+        common = generator, rewards, prompts
+        if isinstance(policy, GrpoRecipe):
+            aligned = train_grpo(*common, policy, folder, metrics, recipe.seed, probe, bank)
+        else:
+            aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank)
     else:
         dtype = find_dtype(recipe.judge_dtype)
         held_out = load_reward(recipe.held_out, judge_device, dtype) if recipe.held_out else None
