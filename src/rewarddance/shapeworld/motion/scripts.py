@@ -1,0 +1,220 @@
+"""Scripts of films: where every object is in each frame.
+
+Objects of a film keep apart in every frame, but for one that passes another; nothing leaves the canvas.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from rewarddance.errors import InputError
+from rewarddance.shapeworld.motion.specs import CROSSINGS, DIRECTIONS, MotionSpec, Role
+from rewarddance.shapeworld.render import shape_mask
+from rewarddance.shapeworld.scenes import CANVAS, COLOURS, GAP, SHAPES, SIZES, Scene, Thing
+
+MIN_FRAMES, MAX_FRAMES = 8, 16
+FRAMES, FPS = 9, 8.0
+"""Of a film, unless the caller says otherwise: a little more than a second, and one more than a multiple of four, which
+is what video VAEs take."""
+LEAST_WAY, LONGEST_WAY = 10, 22
+"""How far what moves goes, in pixels."""
+LEAST_GROWTH = 4
+_LEAST_HIDDEN = 0.5
+"""Share of the smaller object's pixels that a passage covers, at its height."""
+_TRIES = 3000
+
+Path = tuple[Thing | None, ...]
+"""One object in every frame; None where it is not there."""
+Script = tuple[Path, ...]
+"""The objects of a film, in the order in which they are painted: the last lies on top."""
+
+
+def scenes_of(script: Script) -> list[Scene]:
+    """What each frame shows, in the order in which it is painted."""
+    return [tuple(thing for thing in things if thing) for things in zip(*script, strict=True)]
+
+
+def first_of(path: Path) -> Thing:
+    """An object as it is when it is first seen."""
+    return next(thing for thing in path if thing)
+
+
+def sample_script(
+    spec: MotionSpec,
+    frames: int,
+    rng: np.random.Generator,
+    begin: Sequence[Thing] | None = None,
+    beside: Script = (),
+) -> Script | None:
+    """A script that shows exactly what `spec` asks for; what the spec leaves open is random.
+
+    begin: each role's object as it is first seen, else it is random. beside: objects that are in the film besides, to
+    keep apart from. None where no such script was found, which happens only with `begin` or `beside`. Raises InputError
+    where a film cannot have so many frames.
+    """
+    if not MIN_FRAMES <= frames <= MAX_FRAMES:
+        raise InputError(f"a film of {frames} frames.", f"ShapeWorld's films have {MIN_FRAMES} to {MAX_FRAMES}.")
+    for _ in range(_TRIES if begin is None and not beside else 60):
+        things = begin or _beginning(spec, rng)
+        paths = _paths(spec, things, frames, rng) if things else None
+        if paths and _apart(paths, beside, spec.roles[0].action in CROSSINGS):
+            return paths[::-1] if spec.roles[0].action == "passes in front of" else paths
+    if begin is not None or beside:
+        return None
+    raise InputError(f"found no place for {spec.text!r} on a canvas of {CANVAS}.", "Ask for smaller objects.")
+
+
+def _paths(spec: MotionSpec, things: Sequence[Thing], frames: int, rng: np.random.Generator) -> Script | None:
+    """Every role's path from its first thing, in the order of the roles; None where one has no room."""
+    paths = []
+    for index, (role, thing) in enumerate(zip(spec.roles, things, strict=True)):
+        passed = things[1] if index == 0 and role.action in CROSSINGS else None
+        path = _across(thing, passed, frames) if passed else _path(role, thing, frames, rng)
+        if path is None:
+            return None
+        paths.append(path)
+    return tuple(paths)
+
+
+def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Path | None:
+    """What a thing does from its first frame on; None where it has no room for it."""
+    event = int(rng.integers(-(-frames // 4), 3 * frames // 4 + 1))
+    if role.action in DIRECTIONS:
+        dx, dy = DIRECTIONS[role.action]
+        edge = CANVAS - 1 - thing.side
+        room = {(-1, 0): thing.x - 1, (1, 0): edge - thing.x, (0, -1): thing.y - 1, (0, 1): edge - thing.y}[dx, dy]
+        if room < LEAST_WAY:
+            return None
+        way = int(rng.integers(LEAST_WAY, min(room, LONGEST_WAY) + 1))
+        steps = [_part(way, i, frames) for i in range(frames)]
+        return tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
+    if role.action in ("grows", "shrinks"):
+        low, high = SIZES["large" if role.action == "grows" else "small"]
+        end = int(rng.integers(low, high + 1))
+        if abs(end - thing.side) < LEAST_GROWTH or (end > thing.side) != (role.action == "grows"):
+            return None
+        sides = [thing.side + _part(end - thing.side, i, frames) for i in range(frames)]
+        path = [_resized(thing, side) for side in sides]
+        fits = all(t.x >= 0 and t.y >= 0 and max(t.x, t.y) + t.side <= CANVAS for t in path)
+        return tuple(path) if fits else None
+    if role.action == "appears":
+        return (None,) * event + (thing,) * (frames - event)
+    if role.action == "disappears":
+        return (thing,) * event + (None,) * (frames - event)
+    if role.action == "changes colour":
+        others = [colour for colour in COLOURS if colour != thing.colour]
+        into = role.into or others[int(rng.integers(len(others)))]
+        return (thing,) * event + (replace(thing, colour=into),) * (frames - event) if into in others else None
+    return (thing,) * frames
+
+
+def _part(way: int, i: int, frames: int) -> int:
+    """How much of a way is done in frame `i`, in whole pixels."""
+    return int(np.sign(way)) * ((2 * abs(way) * i + frames - 1) // (2 * (frames - 1)))
+
+
+def _resized(thing: Thing, side: int) -> Thing:
+    """The thing with another side, about its centre."""
+    shift = (side - thing.side) // 2 if side > thing.side else -((thing.side - side) // 2)
+    return replace(thing, side=side, x=thing.x - shift, y=thing.y - shift)
+
+
+def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
+    """The way of one thing across another, from beside it to beyond it; None where there is no such way."""
+    (x, y), (px, py) = thing.centre, passed.centre
+    dx, dy = (int(np.sign(px - x)), 0) if abs(px - x) >= abs(py - y) else (0, int(np.sign(py - y)))
+    least = abs(px - x if dx else py - y) + (passed.side + thing.side) / 2 + 1
+    corner = (thing.x, thing.y)[0 if dx else 1]
+    room = CANVAS - thing.side - corner if dx + dy > 0 else corner
+    way = int(np.ceil(least))
+    if not _clear(thing, passed, 1) or way > room:
+        return None
+    steps = [_part(way, i, frames) for i in range(frames)]
+    path = tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
+    return path if max(hidden_share(one, passed) for one in path) >= _LEAST_HIDDEN else None
+
+
+def hidden_share(thing: Thing, other: Thing) -> float:
+    """Share of a thing's pixels that lie where the other's do."""
+    mask = _mask(thing)
+    return float((mask & _mask(other)).sum() / mask.sum())
+
+
+def _mask(thing: Thing) -> np.ndarray:
+    mask = np.zeros((CANVAS, CANVAS), dtype=bool)
+    mask[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side] = shape_mask(thing.shape, thing.side)
+    return mask
+
+
+def _beginning(spec: MotionSpec, rng: np.random.Generator) -> list[Thing] | None:
+    """Every role's object as it is first seen, at a random place; None where the places do not go together."""
+    things: list[Thing] = []
+    names = list(COLOURS)
+    for role in spec.roles:
+        size = role.noun.size or _size(spec, role, rng)
+        low, high = SIZES[size]
+        side = int(rng.integers(low, high + 1))
+        colour = role.noun.colour or names[int(rng.integers(len(names)))]
+        x, y = (int(v) for v in rng.integers(1, CANVAS - side, size=2))
+        things.append(Thing(role.noun.shape, colour, side, x, y))
+    if spec.roles[0].action in CROSSINGS:
+        return _lined_up(things[0], things[1], rng) if things[0].colour != things[1].colour else None
+    return things if all(_clear(a, b) for a, b in itertools.combinations(things, 2)) else None
+
+
+def _size(spec: MotionSpec, role: Role, rng: np.random.Generator) -> str:
+    """The size of an object of which the prompt does not say it."""
+    if role.action == "shrinks" or (spec.roles[0].action in CROSSINGS and role.action is None):
+        return "large"
+    return "small" if role.action == "grows" or len(spec.roles) > 1 or rng.random() < 0.5 else "large"
+
+
+def _lined_up(thing: Thing, passed: Thing, rng: np.random.Generator) -> list[Thing] | None:
+    """A thing on one side of the one that it is to pass, with room on the other; None where there is none."""
+    room = CANVAS - 2 * thing.side - passed.side - 2
+    if room < 0:
+        return None
+    start = int(rng.integers(room + 1))
+    at = start + thing.side + 1
+    if rng.random() < 0.5:
+        start, at = CANVAS - thing.side - start, CANVAS - at - passed.side
+    beside = int(rng.integers(0, CANVAS - passed.side + 1))
+    level = beside + (passed.side - thing.side) // 2 + int(rng.integers(-2, 4))
+    if not 0 <= level <= CANVAS - thing.side:
+        return None
+    if rng.random() < 0.5:
+        return [replace(thing, x=start, y=level), replace(passed, x=at, y=beside)]
+    return [replace(thing, x=level, y=start), replace(passed, x=beside, y=at)]
+
+
+def _clear(a: Thing, b: Thing, gap: int = GAP) -> bool:
+    return max(b.x - a.x - a.side, a.x - b.x - b.side, b.y - a.y - a.side, a.y - b.y - b.side) >= gap
+
+
+def _apart(paths: Script, beside: Script, crossing: bool) -> bool:
+    """True where no two objects come near each other in any frame, but for two that pass."""
+    pairs = [*itertools.product(paths, beside), *(() if crossing else itertools.combinations(paths, 2))]
+    return all(_clear(a, b) for one, other in pairs for a, b in zip(one, other, strict=True) if a and b)
+
+
+def changed_identity(script: Script, level: float, rng: np.random.Generator) -> Script:
+    """The script with one object that jumps to another colour or shape and keeps it, for up to 3/4 of the film.
+
+    level in [0, 1]: how early it jumps; at 0 never.
+    """
+    at = int(rng.integers(len(script)))
+    path, frames = script[at], len(script[at])
+    seen = first_of(path)
+    if rng.random() < 0.5:
+        others = [colour for colour in COLOURS if all(t is None or t.colour != colour for t in path)]
+        change = {"colour": others[int(rng.integers(len(others)))]}
+    else:
+        others = [shape for shape in SHAPES if shape != seen.shape]
+        change = {"shape": others[int(rng.integers(len(others)))]}
+    after = frames - round(0.75 * level * frames)
+    jumped = tuple(replace(t, **change) if t and i >= after else t for i, t in enumerate(path))
+    return tuple(jumped if i == at else other for i, other in enumerate(script))

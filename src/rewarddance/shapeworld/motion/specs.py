@@ -1,0 +1,324 @@
+"""What can be said of ShapeWorld in motion: one or two coloured shapes, and what each of them does.
+
+A `MotionSpec` is what a prompt asks for. Prompts are plain English in several phrasings and six categories;
+`parse_motion` reads them back, so the oracle can judge a prompt it has never seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import re
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rewarddance.errors import InputError
+from rewarddance.shapeworld.scenes import COLOURS, SHAPES, SIZES, SPLITS, UNSEEN_COMBINATIONS, ObjectSpec, parse_prompt
+
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "moves left": (-1, 0),
+    "moves right": (1, 0),
+    "moves up": (0, -1),
+    "moves down": (0, 1),
+}
+"""Where each goes, in steps of x (to the right) and y (down)."""
+CROSSINGS = ("passes behind", "passes in front of")
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "moves left": ("moves left", "moves to the left", "goes left"),
+    "moves right": ("moves right", "moves to the right", "goes right"),
+    "moves up": ("moves up", "goes up", "rises"),
+    "moves down": ("moves down", "goes down", "falls"),
+    "grows": ("grows", "gets bigger", "becomes larger"),
+    "shrinks": ("shrinks", "gets smaller", "becomes smaller"),
+    "appears": ("appears", "comes into view"),
+    "disappears": ("disappears", "vanishes"),
+    "changes colour": ("changes colour", "changes color"),
+    "passes behind": ("passes behind", "goes behind", "moves behind"),
+    "passes in front of": ("passes in front of", "goes in front of", "moves in front of"),
+}
+"""The ways to say each action; the first is the one that a spec's own text has."""
+_INTO = ("turns {}", "becomes {}", "changes colour to {}")
+ACTIONS = tuple(PHRASINGS)
+MOTION_CATEGORIES = ("direction", "size_change", "presence", "colour_change", "occlusion", "two_motions")
+UNSEEN_ACTIONS = frozenset(
+    {
+        ("moves left", "cross"),
+        ("moves right", "yellow"),
+        ("moves up", "triangle"),
+        ("moves down", "purple"),
+        ("grows", "square"),
+        ("shrinks", "green"),
+        ("appears", "circle"),
+        ("disappears", "blue"),
+        ("changes colour", "cross"),
+        ("passes behind", "triangle"),
+        ("passes in front of", "circle"),
+    }
+)
+"""(action, shape or colour) pairs kept out of every training preference, as `UNSEEN_COMBINATIONS` are."""
+TASKS = ("t2v", "i2v")
+_TOGETHER = (*DIRECTIONS, "grows", "shrinks", "appears", "disappears")
+"""What each of two objects may do while the other does something else."""
+_OPENINGS = ("a video of ", "a film of ")
+_VERBS = {
+    **{f"{stem}s": f"{stem}ing" for stem in ("grow", "shrink", "appear", "disappear", "turn", "fall")},
+    **{f"{stem}es": f"{stem}ing" for stem in ("go", "vanish", "pass")},
+    **{f"{stem}es": f"{stem}ing" for stem in ("mov", "ris", "com", "becom", "chang")},
+    "gets": "getting",
+}
+
+
+@dataclass(frozen=True)
+class Role:
+    """One object of a prompt and what it does; no action where others pass it. `into` is the colour it turns into."""
+
+    noun: ObjectSpec
+    action: str | None = None
+    into: str | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{self.noun.text} {self.deed}".rstrip()
+
+    @property
+    def deed(self) -> str:
+        return _INTO[0].format(self.into) if self.into else self.action or ""
+
+
+@dataclass(frozen=True)
+class MotionSpec:
+    """What a prompt asks for: an object that does something, two that do different things, or one that passes another.
+
+    Of a passage the passing object stands first.
+    """
+
+    category: str
+    roles: tuple[Role, ...]
+
+    @property
+    def text(self) -> str:
+        return (" " if self.category == "occlusion" else " and ").join(role.text for role in self.roles)
+
+    @property
+    def unseen(self) -> bool:
+        """True where the prompt needs a combination that no training preference shows."""
+        for role in self.roles:
+            shown = {(role.noun.colour, role.noun.shape), (role.into, role.noun.shape)}
+            done = {(role.action, word) for word in (role.noun.shape, role.noun.colour, role.into)}
+            if shown & UNSEEN_COMBINATIONS or done & UNSEEN_ACTIONS:
+                return True
+        return False
+
+    @property
+    def begins_empty(self) -> bool:
+        """True where the first frame shows nothing, so that there is no picture to begin from."""
+        return all(role.action == "appears" for role in self.roles)
+
+    def said(self, rng: np.random.Generator) -> str:
+        """The prompt in one of its phrasings."""
+        opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))] if rng.random() < 0.5 else ""
+        parts = []
+        for role in self.roles:
+            ways = (
+                tuple(way.format(role.into) for way in _INTO) if role.into else PHRASINGS.get(role.action or "", ("",))
+            )
+            deed = ways[int(rng.integers(len(ways)))]
+            parts.append(f"{role.noun.text} {_going_on(deed) if opening and deed else deed}".rstrip())
+        joins = ("and",) if opening else ("and", "while")
+        join = " " if self.category == "occlusion" else f" {joins[int(rng.integers(len(joins)))]} "
+        return opening + join.join(parts)
+
+
+def _going_on(deed: str) -> str:
+    """'moves left' as 'moving left'."""
+    verb, _, rest = deed.partition(" ")
+    return f"{_VERBS[verb]} {rest}".rstrip()
+
+
+def _ways_to_say() -> dict[str, tuple[str, str | None]]:
+    """Every phrasing, also with -ing and 'is ... -ing', with its action and the colour it names."""
+    found = {}
+    for action, ways in PHRASINGS.items():
+        found |= {way: (action, None) for way in ways}
+    for colour in COLOURS:
+        found |= {way.format(colour): ("changes colour", colour) for way in (*_INTO, "changes color to {}")}
+    for way, meaning in list(found.items()):
+        found |= {_going_on(way): meaning, f"is {_going_on(way)}": meaning}
+    return found
+
+
+_SAID = _ways_to_say()
+_ROLE = re.compile(rf"(?P<noun>.+?) (?P<deed>{'|'.join(sorted(_SAID, key=len, reverse=True))})(?: (?P<other>.+))?")
+
+
+def parse_motion(text: str) -> MotionSpec:
+    """Read a prompt about motion. Raises InputError naming what is not ShapeWorld English or cannot be shown."""
+    cleaned = " ".join(text.lower().split()).rstrip(". ")
+    cleaned = re.sub(r"^an? (?:video|film|clip|movie) of ", "", cleaned)
+    parts = re.split(r",? (?:and|while) ", cleaned)
+    roles: list[Role] = []
+    for part in parts:
+        read = _parse_part(part)
+        if not read or len(parts) > 2 or (len(parts) == 2 and len(read) > 1):
+            raise InputError(
+                f"the prompt {text!r} is not ShapeWorld English: cannot read {part!r}.",
+                "Say what one or two things do, such as 'a red circle moves left and a square grows' or 'a cross "
+                f"passes behind a blue square'; actions are {', '.join(ACTIONS)}.",
+            )
+        roles += read
+    faults = _faults(roles)
+    if faults:
+        raise InputError(f"the prompt {text!r} cannot be shown: {faults[0]}.", "Ask for another change.")
+    return MotionSpec(_category(roles), tuple(roles))
+
+
+def _parse_part(text: str) -> list[Role] | None:
+    """One noun and what it does, and the noun that it passes; None where it cannot be read."""
+    match = _ROLE.fullmatch(text)
+    if match is None:
+        return None
+    action, into = _SAID[match["deed"]]
+    nouns = [noun for noun in (match["noun"], match["other"]) if noun is not None]
+    if (len(nouns) == 2) != (action in CROSSINGS):
+        return None
+    try:
+        specs = [parse_prompt(noun).objects for noun in nouns]
+    except InputError:
+        return None
+    if any(len(objects) != 1 or objects[0].count != 1 for objects in specs):
+        return None
+    return [Role(specs[0][0], action, into), *(Role(objects[0]) for objects in specs[1:])]
+
+
+def _faults(roles: list[Role]) -> list[str]:
+    """Why ShapeWorld cannot show this, in words."""
+    faults = [f"it is {role.into} already" for role in roles if role.into and role.into == role.noun.colour]
+    sized = {"grows": "large", "shrinks": "small"}
+    faults += [
+        f"what {r.action} is not {r.noun.size} before"
+        for r in roles
+        if r.noun.size and sized.get(r.action or "") == r.noun.size
+    ]
+    if len(roles) == 2 and roles[0].noun.shape == roles[1].noun.shape:
+        faults.append("two objects of a film have different shapes")
+    if len(roles) == 2 and roles[0].action in CROSSINGS:
+        if roles[0].noun.colour and roles[0].noun.colour == roles[1].noun.colour:
+            faults.append("things of one colour that pass each other become one")
+        if roles[0].noun.size == "large" or roles[1].noun.size == "small":
+            faults.append("a small object passes a large one")
+    elif len(roles) == 2 and roles[0].deed == roles[1].deed:
+        faults.append("two objects of a film do different things")
+    return faults
+
+
+def _category(roles: list[Role]) -> str:
+    action = roles[0].action or ""
+    if action in CROSSINGS:
+        return "occlusion"
+    if len(roles) == 2:
+        return "two_motions"
+    kinds = {"grows": "size_change", "shrinks": "size_change", "appears": "presence", "disappears": "presence"}
+    return kinds.get(action, "colour_change" if action == "changes colour" else "direction")
+
+
+@functools.lru_cache(maxsize=1)
+def all_motion_specs() -> dict[str, tuple[MotionSpec, ...]]:
+    """Every prompt that ShapeWorld's own sets of films draw from, by category, in a fixed order."""
+    colours, sizes = (None, *COLOURS), (None, *SIZES)
+    pairs = list(itertools.permutations(SHAPES, 2))
+    both = [(None, None), *itertools.permutations(COLOURS, 2)]
+    found: dict[str, list[MotionSpec]] = {category: [] for category in MOTION_CATEGORIES}
+
+    def add(*roles: Role) -> None:
+        category = _category(list(roles))
+        found[category].append(MotionSpec(category, roles))
+
+    for shape, colour, size in itertools.product(SHAPES, colours, sizes):
+        noun = ObjectSpec(shape, colour=colour, size=size)
+        for action in (*DIRECTIONS, "appears", "disappears"):
+            add(Role(noun, action))
+    for shape, colour in itertools.product(SHAPES, colours):
+        noun = ObjectSpec(shape, colour=colour)
+        for action in ("grows", "shrinks"):
+            add(Role(noun, action))
+        for into in colours:
+            if into is None or into != colour:
+                add(Role(noun, "changes colour", into))
+    for (first, second), (left, right) in itertools.product(pairs, both):
+        nouns = ObjectSpec(first, colour=left), ObjectSpec(second, colour=right)
+        for action in CROSSINGS:
+            add(Role(nouns[0], action), Role(nouns[1]))
+        for one, other in itertools.permutations(_TOGETHER, 2):
+            add(Role(nouns[0], one), Role(nouns[1], other))
+    return {category: tuple(specs) for category, specs in found.items()}
+
+
+def motion_split_of(spec: MotionSpec) -> str:
+    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows)."""
+    if spec.unseen:
+        return "unseen"
+    return "held_out" if hashlib.sha256(spec.text.encode()).digest()[0] < 77 else "train"
+
+
+@functools.cache
+def _pools(split: str, task: str) -> tuple[tuple[MotionSpec, ...], ...]:
+    return tuple(
+        tuple(spec for spec in specs if motion_split_of(spec) == split and not (task == "i2v" and spec.begins_empty))
+        for specs in all_motion_specs().values()
+    )
+
+
+def motion_prompts(split: str, n: int, seed: int, task: str = "t2v") -> list[tuple[str, MotionSpec]]:
+    """`n` (text, spec) pairs of one split, each category in turn; for "i2v" none that begins with an empty frame.
+
+    No spec is repeated before every other of its category was used.
+    """
+    if split not in SPLITS or task not in TASKS:
+        raise InputError(
+            f"no prompts of a split named {split!r} for {task!r}.",
+            f"Splits are {', '.join(SPLITS)}; tasks are {', '.join(TASKS)}.",
+        )
+    rng = np.random.default_rng([seed, SPLITS.index(split), TASKS.index(task), 8])
+    pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in _pools(split, task)]
+    chosen = []
+    for index in range(n):
+        turn, at = index // len(pools), index % len(pools)
+        spec = pools[at][turn % len(pools[at])]
+        chosen.append((spec.said(rng), spec))
+    return chosen
+
+
+def sample_motion(rng: np.random.Generator) -> MotionSpec:
+    """A random prompt of any split: a category, then one of its specs."""
+    specs = all_motion_specs()[MOTION_CATEGORIES[int(rng.integers(len(MOTION_CATEGORIES)))]]
+    return specs[int(rng.integers(len(specs)))]
+
+
+def motion_near_miss(spec: MotionSpec, rng: np.random.Generator, looks: bool = True) -> MotionSpec:
+    """A spec that differs in one thing a prompt can say: an action, two actions swapped, or how an object looks.
+
+    looks: whether how an object looks may differ, too; else only what is done does. Of a passage, the object that was
+    passed may stand by while the other does something else: a film that no prompt asks for.
+    """
+    while True:
+        roles = list(spec.roles)
+        kind = ("action", "action", "swap", "shape", "colour")[int(rng.integers(5 if looks else 3))]
+        at = int(rng.integers(len(roles)))
+        role = roles[at]
+        if kind == "action" and role.action:
+            actions = [*_TOGETHER, *(("changes colour",) if len(roles) == 1 else ())]
+            actions += CROSSINGS if spec.category == "occlusion" else ()
+            roles[at] = Role(role.noun, actions[int(rng.integers(len(actions)))])
+            if role.into and rng.random() < 0.5:
+                roles[at] = replace(role, into=list(COLOURS)[int(rng.integers(len(COLOURS)))])
+        elif kind == "swap" and spec.category == "two_motions":
+            roles = [replace(a, action=b.action, into=b.into) for a, b in zip(roles, roles[::-1], strict=True)]
+        elif kind == "shape":
+            roles[at] = replace(role, noun=replace(role.noun, shape=SHAPES[int(rng.integers(len(SHAPES)))]))
+        elif kind == "colour" and role.noun.colour:
+            roles[at] = replace(role, noun=replace(role.noun, colour=list(COLOURS)[int(rng.integers(len(COLOURS)))]))
+        changed = MotionSpec(_category(roles), tuple(roles))
+        if changed.roles != spec.roles and not _faults(roles):
+            return changed
