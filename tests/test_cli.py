@@ -138,7 +138,7 @@ def test_train_says_its_figures_and_its_folder_and_goes_on_when_given_again(trai
 def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
     done = command("align", aligning, "refl.steps=1")
     assert done.code == 0, done.err
-    assert json.loads(done.out) == {"lora": str(tmp_path / "out" / "lora"), "prompts": 2}
+    assert json.loads(done.out) == {"lora": str(tmp_path / "out" / "lora"), "prompts": 2, "alarms": 0}
     assert (tmp_path / "out" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
 
