@@ -175,6 +175,8 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     rewards = [Reward(judge, judging_of(judge, policy.judging if policy else None))]
     weights = recipe.more_judges.values()
     rewards += [Reward(other, judging_of(other, None), one) for other, one in zip(others, weights, strict=True)]
+    if policy is None:
+        recipe.refl.begins(generator.num_steps)  # refused before the folder is claimed
     folder = writable_folder(recipe.output)
     keep_recipe(recipe, folder / "config.yaml")
     bank = None
