@@ -131,7 +131,7 @@ def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
     corner = (thing.x, thing.y)[0 if dx else 1]
     room = CANVAS - thing.side - corner if dx + dy > 0 else corner
     way = int(np.ceil(least))
-    if not _clear(thing, passed, 1) or way > room:
+    if gap(thing, passed) < 1 or way > room:
         return None
     steps = [_part(way, i, frames) for i in range(frames)]
     path = tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
@@ -140,14 +140,22 @@ def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
 
 def hidden_share(thing: Thing, other: Thing) -> float:
     """Share of a thing's pixels that lie where the other's do."""
-    mask = _mask(thing)
-    return float((mask & _mask(other)).sum() / mask.sum())
+    return overlap(thing, other) / int(shape_mask(thing.shape, thing.side).sum())
 
 
-def _mask(thing: Thing) -> np.ndarray:
-    mask = np.zeros((CANVAS, CANVAS), dtype=bool)
-    mask[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side] = shape_mask(thing.shape, thing.side)
-    return mask
+def overlap(a: Thing, b: Thing) -> int:
+    """Pixels that two things share."""
+    masks = []
+    for thing in (a, b):
+        mask = np.zeros((CANVAS, CANVAS), dtype=bool)
+        mask[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side] = shape_mask(thing.shape, thing.side)
+        masks.append(mask)
+    return int((masks[0] & masks[1]).sum())
+
+
+def gap(a: Thing, b: Thing) -> int:
+    """Free pixels between the squares of two things, less than 0 where they overlap."""
+    return max(b.x - a.x - a.side, a.x - b.x - b.side, b.y - a.y - a.side, a.y - b.y - b.side)
 
 
 def _beginning(spec: MotionSpec, rng: np.random.Generator) -> list[Thing] | None:
@@ -163,7 +171,7 @@ def _beginning(spec: MotionSpec, rng: np.random.Generator) -> list[Thing] | None
         things.append(Thing(role.noun.shape, colour, side, x, y))
     if spec.roles[0].action in CROSSINGS:
         return _lined_up(things[0], things[1], rng) if things[0].colour != things[1].colour else None
-    return things if all(_clear(a, b) for a, b in itertools.combinations(things, 2)) else None
+    return things if all(gap(a, b) >= GAP for a, b in itertools.combinations(things, 2)) else None
 
 
 def _size(spec: MotionSpec, role: Role, rng: np.random.Generator) -> str:
@@ -191,14 +199,10 @@ def _lined_up(thing: Thing, passed: Thing, rng: np.random.Generator) -> list[Thi
     return [replace(thing, x=level, y=start), replace(passed, x=beside, y=at)]
 
 
-def _clear(a: Thing, b: Thing, gap: int = GAP) -> bool:
-    return max(b.x - a.x - a.side, a.x - b.x - b.side, b.y - a.y - a.side, a.y - b.y - b.side) >= gap
-
-
 def _apart(paths: Script, beside: Script, crossing: bool) -> bool:
     """True where no two objects come near each other in any frame, but for two that pass."""
     pairs = [*itertools.product(paths, beside), *(() if crossing else itertools.combinations(paths, 2))]
-    return all(_clear(a, b) for one, other in pairs for a, b in zip(one, other, strict=True) if a and b)
+    return all(gap(a, b) >= GAP for one, other in pairs for a, b in zip(one, other, strict=True) if a and b)
 
 
 def changed_identity(script: Script, level: float, rng: np.random.Generator) -> Script:

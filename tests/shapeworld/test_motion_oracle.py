@@ -1,0 +1,316 @@
+"""The oracle of films says what a careful person would: what happens as asked is right, and no trick pays."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rewarddance.errors import InputError
+from rewarddance.shapeworld.motion.films import FILM_DEFECTS, film_pixels, render_film, spoil_film
+from rewarddance.shapeworld.motion.oracle import FilmScore, judge_films, score_film
+from rewarddance.shapeworld.motion.scripts import Script, changed_identity, sample_script, scenes_of
+from rewarddance.shapeworld.motion.specs import (
+    MotionSpec,
+    Role,
+    motion_near_miss,
+    motion_prompts,
+    parse_motion,
+    sample_motion,
+)
+from rewarddance.shapeworld.motion.tracks import look
+from rewarddance.shapeworld.render import render, spoil
+from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, ObjectSpec, Thing
+
+DARK = np.float32(BACKGROUND)
+RNG = np.random.default_rng(0)
+
+
+def drawn(spec: MotionSpec, frames: int, rng: np.random.Generator) -> Script:
+    script = sample_script(spec, frames, rng)
+    assert script
+    return script
+
+
+PROMPTS = [spec for _, spec in motion_prompts("train", 18, 0)]
+SCRIPTS = [drawn(spec, int(RNG.integers(8, 17)), RNG) for spec in PROMPTS]
+
+
+def frames_of(script: Script) -> np.ndarray:
+    return render_film(script).frames
+
+
+def film_for(text: str, frames: int = 12, seed: int = 0) -> np.ndarray:
+    return frames_of(drawn(parse_motion(text), frames, np.random.default_rng(seed)))
+
+
+def score(frames: np.ndarray, text: str) -> FilmScore:
+    return score_film(frames, parse_motion(text))
+
+
+def looks_the_same_backwards(spec: MotionSpec) -> bool:
+    """A passage, and a change of a colour that is not named."""
+    role = spec.roles[0]
+    return spec.category == "occlusion" or (spec.category == "colour_change" and not (role.noun.colour or role.into))
+
+
+# -- right films -------------------------------------------------------------------------------------------------------
+
+
+def test_every_clean_film_is_right_in_every_figure():
+    rng = np.random.default_rng(1)
+    for _ in range(500):
+        spec = sample_motion(rng)
+        frames = frames_of(drawn(spec, int(rng.integers(8, 17)), rng))
+        found = score_film(frames, spec, frames[0])
+        assert found.correct and not found.reasons and found.category == spec.category, (spec.text, found)
+        figures = (found.objects, found.motion, found.order, found.consistency, found.quality, found.fidelity)
+        assert figures == (1, 1, 1, 1, 1, 1) and found.overall == pytest.approx(1), (spec.text, found)
+
+
+def test_what_is_seen_in_a_clean_film_is_its_script_also_where_one_object_hides_another():
+    rng = np.random.default_rng(2)
+    for number in range(60):
+        spec = PROMPTS[number % len(PROMPTS)] if number % 2 else parse_motion("a red circle passes behind a blue cross")
+        script = drawn(spec, 10, rng)
+        for seen, shown in zip(look(frames_of(script)).scenes, scenes_of(script), strict=True):
+            if any(a.x < b.x + b.side and b.x < a.x + a.side for a, b in itertools.combinations(shown, 2)):
+                # hidden as a whole, it may be a pixel off; the frame looks the same
+                assert len(seen) == len(shown) and (render(seen) == render(shown)).all()
+            else:
+                assert set(seen) == set(shown)
+
+
+def test_another_hand_is_read_the_same():
+    rng = np.random.default_rng(3)
+    scores = []
+    for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
+        scores.append(score_film(render_film(script, style="sketch", seed=int(rng.integers(99))).frames, spec))
+    assert np.mean([found.alignment for found in scores]) > 0.95
+    assert 0.6 < np.mean([found.quality for found in scores]) < 0.95
+    assert np.mean([found.consistency for found in scores]) > 0.9
+
+
+def test_it_does_not_matter_which_object_the_prompt_names_first():
+    rng = np.random.default_rng(4)
+    for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
+        if spec.category == "two_motions":
+            turned, missed = MotionSpec(spec.category, spec.roles[::-1]), motion_near_miss(spec, rng)
+            for frames in (frames_of(script), frames_of(drawn(missed, 9, rng))):
+                assert score_film(frames, spec).overall == pytest.approx(score_film(frames, turned).overall)
+
+
+# -- wrong films -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked", "low"),
+    [
+        ("a red circle moves right", "a red circle moves left", "order"),
+        ("a red circle moves up", "a red circle moves left", "motion"),
+        ("a red circle grows", "a red circle shrinks", "order"),
+        ("a red circle grows", "a red circle moves down", "motion"),
+        ("a red circle disappears", "a red circle appears", "order"),
+        ("a red circle moves left", "a red circle disappears", "motion"),
+        ("a blue circle turns red", "a red circle turns blue", "order"),
+        ("a red circle passes in front of a blue square", "a red circle passes behind a blue square", "motion"),
+        ("a blue square passes behind a red circle", "a red circle passes behind a blue square", "motion"),
+        ("a red circle moves left and a blue cross grows", "a red circle grows and a blue cross moves left", "motion"),
+    ],
+)
+def test_the_right_objects_with_the_wrong_motion_are_not_the_right_film(shown: str, asked: str, low: str):
+    for seed in range(4):
+        frames = film_for(shown, seed=seed)
+        assert score(frames, shown).correct
+        found = score(frames, asked)
+        figures = {"motion": found.motion, "order": found.order}
+        assert figures[low] <= 0.3 and found.overall <= 0.5 and found.reasons, (shown, asked, found)
+        assert found.consistency > 0.3 and found.quality == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "asked", "left"),
+    [
+        ("a blue circle moves left", "a red circle moves left", 0.4),
+        ("a red square moves left", "a red circle moves left", 0.4),
+        ("a small red circle moves left", "a large red circle moves left", 0.7),
+        ("a red circle turns green", "a red circle turns blue", None),
+        ("a red circle moves left and a blue cross moves up", "a red circle moves left", 0.5),
+        ("a red circle moves left", "a red circle moves left and a blue cross moves up", 0.5),
+    ],
+)
+def test_the_right_motion_of_the_wrong_objects_costs_as_in_pictures(shown: str, asked: str, left: float | None):
+    found = score(film_for(shown), asked)
+    assert found.reasons and not found.correct
+    if left is None:
+        assert found.objects < 0.9
+    else:
+        assert found.objects == pytest.approx(left)
+
+
+def test_what_the_prompt_does_not_ask_for_costs_more_the_more_of_it_there_is():
+    circle = Thing("circle", "red", 8, 22, 2)
+    steps = range(12)
+    plain = [replace(circle, x=22 - i) for i in steps]
+    down = [replace(thing, y=2 + i) for thing, i in zip(plain, steps, strict=True)]
+    growing = [replace(thing, side=8 + i // 3) for thing, i in zip(down, steps, strict=True)]
+    coloured = [replace(thing, colour="red" if i < 6 else "blue") for thing, i in zip(growing, steps, strict=True)]
+    overall = [
+        score(frames_of((tuple(path),)), "a circle moves left").overall for path in (plain, down, growing, coloured)
+    ]
+    assert overall[0] == pytest.approx(1) and (np.diff(overall) < -0.02).all()
+    assert overall[1] < 0.75 and overall[-1] < 0.5
+
+
+def test_a_jump_is_no_motion():
+    circle = Thing("circle", "red", 8, 22, 12)
+    jumped = (circle,) * 6 + (replace(circle, x=2),) * 6
+    found = score(frames_of((jumped,)), "a red circle moves left")
+    assert found.motion == 0 and found.consistency == 0.5 and found.overall < 0.4
+
+
+def test_what_goes_back_and_forth_goes_half_the_right_way():
+    path = tuple(Thing("circle", "red", 8, 2 + abs(8 - i), 12) for i in range(16))
+    found = score(frames_of((path,)), "a red circle moves left")
+    assert found.motion == 1 and found.order == pytest.approx(8 / 15)
+
+
+def test_an_object_that_blinks_out_beside_another_is_not_hidden_by_it():
+    script = drawn(parse_motion("a red circle passes behind a blue square"), 12, np.random.default_rng(0))
+    moving, still = script
+    touching = [a and b and max(abs(a.x - b.x), abs(a.y - b.y)) < 9 for a, b in zip(moving, still, strict=True)]
+    gone = tuple(None if near else thing for thing, near in zip(moving, touching, strict=True))
+    found = score(frames_of((gone, still)), "a red circle passes behind a blue square")
+    assert not found.correct and found.consistency < 1
+    assert score(frames_of(script), "a red circle passes behind a blue square").correct
+
+
+def test_the_reasons_say_what_is_wrong():
+    frames = film_for("a red circle moves left")
+
+    def reasons(prompt: str) -> tuple[str, ...]:
+        return score(frames, prompt).reasons
+
+    assert reasons("a red circle moves right") == ("the circle does the opposite of what it should: moves right",)
+    assert reasons("a blue circle moves left") == ("the circle is not a blue circle throughout",)
+    assert reasons("a red circle turns blue")[0] == "the circle does not do what it should: turns blue"
+    two = reasons("a red circle moves left and a square grows")
+    assert two == ("no square is there",)
+    assert score(np.tile(DARK, (8, CANVAS, CANVAS, 1)), "a red circle grows").reasons == ("no red circle is there",)
+
+
+# -- worse films -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("defect", ("identity", *FILM_DEFECTS))
+def test_the_more_of_a_defect_the_lower_the_score(defect: str):
+    levels = (0.0, 0.3, 0.6, 1.0)
+    overall = []
+    for number, (spec, script) in enumerate(zip(PROMPTS, SCRIPTS, strict=True)):
+        if defect == "reverse" and looks_the_same_backwards(spec):
+            continue
+        film, row = render_film(script), []
+        for level in levels:
+            if defect == "identity":
+                spoiled = render_film(changed_identity(script, level, np.random.default_rng([5, number])))
+            else:
+                spoiled = spoil_film(film, defect, level, number)
+            row.append(score_film(spoiled.frames, spec).overall)
+        overall.append(row)
+    steps = np.diff(overall, axis=1)
+    assert np.allclose([row[0] for row in overall], 1) and np.max(overall) <= 1 + 1e-9
+    assert (steps.mean(axis=0) < 0).all(), np.mean(overall, axis=0)
+    assert (steps > 0.02).mean() < 0.1
+    assert np.mean([row[-1] for row in overall]) < 0.65
+
+
+def test_flicker_and_noise_cost_consistency_and_a_lasting_defect_hardly_does():
+    means = {}
+    for defect in ("flicker", "noise", "blur", "clutter"):
+        scores = [
+            score_film(spoil_film(render_film(script), defect, 0.25, 0).frames, spec)
+            for spec, script in zip(PROMPTS[:12], SCRIPTS[:12], strict=True)
+            if spec.category in ("presence", "colour_change")
+        ]
+        means[defect] = np.mean([found.consistency for found in scores])
+        assert np.mean([found.quality for found in scores]) < 0.97
+    assert means["noise"] < means["flicker"] < means["blur"] and means["flicker"] < 0.95 and means["clutter"] > 0.9
+
+
+def test_a_jump_of_identity_costs_consistency_wherever_it_comes():
+    for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
+        if spec.category == "direction":
+            for level in (0.3, 0.6, 0.9):
+                changed = changed_identity(script, level, np.random.default_rng(0))
+                assert score_film(frames_of(changed), spec).consistency == pytest.approx(0.5)
+
+
+# -- from a picture ----------------------------------------------------------------------------------------------------
+
+
+def test_a_film_that_begins_with_another_picture_is_not_made_from_the_given_one():
+    rng = np.random.default_rng(7)
+    for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
+        if spec.begins_empty:
+            continue
+        frames, other = frames_of(script), frames_of(drawn(spec, 9, rng))[0]
+        right, wrong, without = (score_film(frames, spec, picture) for picture in (frames[0], other, None))
+        assert right.fidelity == 1 and right.correct and without.fidelity is None and without.correct
+        assert wrong.fidelity is not None and wrong.fidelity < 0.7 and wrong.overall < 0.8
+        assert "it does not begin with the given picture" in wrong.reasons or wrong.fidelity >= 0.5
+
+
+def test_fidelity_falls_as_the_first_frame_departs_from_the_picture():
+    spec = parse_motion("a red circle moves left")
+    frames = film_for(spec.text)
+    for defect in ("blur", "noise", "smear"):
+        spoiled = [spoil(frames[0], defect, level, np.random.default_rng(0)) for level in (0.0, 0.1, 0.15, 0.2)]
+        found = [score_film(np.concatenate([first[None], frames[1:]]), spec, frames[0]) for first in spoiled]
+        fidelity = [one.fidelity or 0.0 for one in found]
+        assert fidelity[0] == 1 and (np.diff(fidelity) < 0).all()
+        assert (np.diff([one.overall for one in found]) < 0).all()
+
+
+# -- the seam ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_judged_as_its_films_are():
+    prompts = [text for text, _ in motion_prompts("held_out", 6, 1, "i2v")]
+    films = [render_film(drawn(parse_motion(text), 9, RNG)) for text in prompts]
+    pixels = torch.stack([film_pixels(film) for film in films])
+    conditions = [pixels[0, :1], *[film[:1] for film in pixels[1:]]]
+    apart = [score_film(film.frames, parse_motion(text), film.first) for film, text in zip(films, prompts, strict=True)]
+    assert judge_films(pixels.requires_grad_(), prompts, conditions) == apart
+    assert [found.fidelity for found in judge_films(list(pixels), prompts)] == [None] * 6
+
+
+def test_films_of_another_shape_or_length_are_refused():
+    for shape in ((7, 3, CANVAS, CANVAS), (17, 3, CANVAS, CANVAS), (8, 3, 64, 64), (8, 1, CANVAS, CANVAS)):
+        with pytest.raises(InputError, match=r"film 0 \('a circle grows'\) of shape"):
+            judge_films([torch.zeros(shape)], ["a circle grows"])
+    film = torch.zeros(8, 3, CANVAS, CANVAS)
+    with pytest.raises(InputError, match="condition of shape"):
+        judge_films([film], ["a circle grows"], [film])
+    with pytest.raises(InputError, match="1 films, 2 prompts"):
+        judge_films([film], ["a circle grows"] * 2)
+
+
+def test_pixels_that_are_not_finite_and_prompts_that_are_not_english_are_refused_by_name():
+    film = torch.zeros(8, 3, CANVAS, CANVAS)
+    film[3, 2, 5, 5] = float("nan")
+    with pytest.raises(InputError, match=r"not finite, in film 1 \('a square grows'\)"):
+        judge_films([torch.zeros_like(film), film], ["a circle grows", "a square grows"])
+    with pytest.raises(InputError, match="not ShapeWorld English"):
+        judge_films([torch.zeros_like(film)], ["a dog barks"])
+
+
+def test_an_object_that_stands_by_is_no_demand_but_must_keep_still():
+    spec = MotionSpec("two_motions", (Role(ObjectSpec("circle"), "moves left"), Role(ObjectSpec("square"))))
+    square = Thing("square", "blue", 8, 2, 22)
+    circle = tuple(Thing("circle", "red", 8, 22 - i, 2) for i in range(9))
+    still_by = score_film(frames_of((circle, (square,) * 9)), spec)
+    moving = score_film(frames_of((circle, tuple(replace(square, x=2 + 2 * i) for i in range(9)))), spec)
+    assert still_by.correct and moving.motion < 0.5 and moving.objects == 1
