@@ -25,6 +25,8 @@ _NEAR = 5.0
 """Pixels that something which changes its looks may have moved: what looks the same may be anywhere."""
 _UNLIKE = 1.5
 """A difference, as `_difference` counts it, from which on two things are two objects."""
+_AROUND = sorted(itertools.product(range(-2, 3), repeat=2), key=lambda step: abs(step[0]) + abs(step[1]))[1:]
+"""Where an object may be instead, nearest first: where much is hidden, one pixel on can look worse and two right."""
 _FAR_OFF = 0.35
 """How far a channel is from what is explained, where a pixel counts as painted by something else."""
 
@@ -141,7 +143,7 @@ def _explain(picture: np.ndarray, before: Scene, rest: Scene, one: Thing, other:
         improved = True
         while improved and error > 1e-6:
             improved = False
-            for at, (dx, dy) in itertools.product((0, 1), ((-1, 0), (1, 0), (0, -1), (0, 1))):
+            for at, (dx, dy) in itertools.product((0, 1), _AROUND):
                 moved = replace(pair[at], x=pair[at].x + dx, y=pair[at].y + dy)
                 if min(moved.x, moved.y) < 0 or max(moved.x, moved.y) + moved.side > CANVAS:
                     continue
