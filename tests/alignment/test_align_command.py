@@ -91,3 +91,9 @@ def test_the_recipes_of_the_policy_gradients_are_ones(name):
     assert run.algorithm == name and run.policy is not None and run.policy.steps == 24
     prompts = (RECIPES.parent / run.prompts).read_text().split("\n")[:-1]
     assert len(set(prompts)) == len(prompts) > 200
+
+
+def test_a_folder_is_not_claimed_by_a_recipe_that_cannot_run(tmp_path, recipe):
+    for changes in ({"algorithm": "grpo", "grpo": {"window": 4}}, {"held_out": str(tmp_path / "nobody")}):
+        assert command("align", recipe(**changes)).code == 2
+        assert not (tmp_path / "run" / "config.yaml").exists()

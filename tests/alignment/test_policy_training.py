@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,28 @@ def test_a_score_that_cannot_be_had_stops_the_run_with_its_step(tmp_path):
 
     with pytest.raises(RewardError, match="GRPO stopped at step 0: the judge gave"):
         train("grpo", tmp_path, Broken())
+
+
+def test_no_sample_of_a_group_with_one_noise_meets_a_reference_of_that_noise(tmp_path):
+    recipe = GRPO.model_copy(update={"prompts_per_step": 1, "group_size": 8})
+    once = TinyGenerator(num_steps=5)
+    once.add_lora(2, 2)
+    list(grpo_updates(once, [Reward(BrightnessJudge(), "references")], PROMPTS, recipe, seed=1, step=0, bank=BANK))
+    (noise,) = set(once.started)
+    bank = [replace(one, seeds=(noise, one.seeds[1])) for one in BANK]
+    seen = []
+
+    def judge(questions):
+        seen.extend(question.reference for question in questions)
+        return BrightnessJudge()(questions)
+
+    list(grpo_updates(once, [Reward(judge, "references")], PROMPTS, recipe, seed=1, step=0, bank=bank))
+    assert len(seen) == 8 and all(torch.equal(one, BANK[0].pictures[1]) for one in seen)
+
+
+def test_an_infinite_margin_is_an_error_though_its_win_rate_would_be_a_number(tmp_path):
+    def sure(questions):
+        return Verdict(torch.full((len(questions),), float("inf")))
+
+    with pytest.raises(RewardError, match="GRPO stopped at step 0: the judge gave"):
+        train("grpo", tmp_path, sure, "group")

@@ -166,40 +166,35 @@ def test_a_unet_that_is_told_its_guidance_is_refused(tmp_path):
 # -- from the command line ---------------------------------------------------------------------------------------------
 
 
-def test_align_hands_the_options_of_its_recipe_on(tmp_path):
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
+def align_recipe(family: str, folder: Path, **options: Any) -> Path:
+    """A recipe of one step on one prompt, whose run is `folder`/run; options: of the generator."""
+    (folder / "prompts.txt").write_text("a red circle\n")
     content = {
-        "generator": str(pipeline_folder("qwen-image")),
+        "generator": str(pipeline_folder(family)),
         "num_inference_steps": 2,
-        "generator_options": {"height": 32, "width": 32, **FAMILIES["qwen-image"].guided},
+        "generator_options": options,
         "judge": str(judge_folder()),
-        "prompts": str(tmp_path / "prompts.txt"),
-        "output": str(tmp_path / "run"),
+        "prompts": str(folder / "prompts.txt"),
+        "output": str(folder / "run"),
         "references": {"candidates": 3},
         "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
     }
-    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
-    assert command("align", tmp_path / "align.yaml").code == 0
+    (folder / "align.yaml").write_text(yaml.safe_dump(content))
+    return folder / "align.yaml"
+
+
+def test_align_hands_the_options_of_its_recipe_on(tmp_path):
+    recipe = align_recipe("qwen-image", tmp_path, height=32, width=32, **FAMILIES["qwen-image"].guided)
+    assert command("align", recipe).code == 0
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").exists()
-    done = command("align", tmp_path / "align.yaml", "generator_options.scheduler=DDIMScheduler")
+    done = command("align", recipe, "generator_options.scheduler=DDIMScheduler")
     assert done.code == 2 and "does not use the option 'scheduler'" in " ".join(done.err.split())
 
 
 def test_a_video_generator_is_aligned_and_searched_like_any_other(tmp_path):
-    (tmp_path / "prompts.txt").write_text("a red circle\n")
     size = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
-    content = {
-        "generator": str(pipeline_folder("wan")),
-        "num_inference_steps": 2,
-        "generator_options": size,
-        "judge": str(judge_folder()),
-        "prompts": str(tmp_path / "prompts.txt"),
-        "output": str(tmp_path / "run"),
-        "references": {"candidates": 3},
-        "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
-    }
-    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
-    assert command("align", tmp_path / "align.yaml").code == 0
+    recipe = align_recipe("wan", tmp_path, **size)
+    assert command("align", recipe).code == 0
     assert as_pixels(tmp_path / "run" / "references" / "000000_0.png").shape == (5, 3, 32, 32)
     found = tmp_path / "found"
     where = ["--generator", pipeline_folder("wan"), "--judge", judge_folder(), "--output", found]

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny_films import drawn, prompts_and_scripts
 
 from rewarddance.errors import InputError
 from rewarddance.shapeworld.motion.films import FILM_DEFECTS, film_pixels, render_film, spoil_film
 from rewarddance.shapeworld.motion.oracle import FilmScore, judge_films, score_film
-from rewarddance.shapeworld.motion.scripts import Script, changed_identity, sample_script, scenes_of
+from rewarddance.shapeworld.motion.scripts import Script, changed_identity, scenes_of
 from rewarddance.shapeworld.motion.specs import (
     MotionSpec,
     Role,
@@ -29,14 +30,7 @@ DARK = np.float32(BACKGROUND)
 RNG = np.random.default_rng(0)
 
 
-def drawn(spec: MotionSpec, frames: int, rng: np.random.Generator) -> Script:
-    script = sample_script(spec, frames, rng)
-    assert script
-    return script
-
-
-PROMPTS = [spec for _, spec in motion_prompts("train", 18, 0)]
-SCRIPTS = [drawn(spec, int(RNG.integers(8, 17)), RNG) for spec in PROMPTS]
+PROMPTS, SCRIPTS = prompts_and_scripts(RNG)
 
 
 def frames_of(script: Script) -> np.ndarray:

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from tiny_films import drawn, prompts_and_scripts
 
 from rewarddance.shapeworld.motion.films import render_film
 from rewarddance.shapeworld.motion.oracle import score_film
-from rewarddance.shapeworld.motion.scripts import Script, sample_script
-from rewarddance.shapeworld.motion.specs import MotionSpec, motion_near_miss, motion_prompts, sample_motion
+from rewarddance.shapeworld.motion.scripts import Script
+from rewarddance.shapeworld.motion.specs import MotionSpec, motion_near_miss, sample_motion
 from rewarddance.shapeworld.render import render
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, COLOURS, random_scene
 
@@ -18,14 +19,7 @@ DARK = np.float32(BACKGROUND)
 RNG = np.random.default_rng(0)
 
 
-def drawn(spec: MotionSpec, frames: int, rng: np.random.Generator) -> Script:
-    script = sample_script(spec, frames, rng)
-    assert script
-    return script
-
-
-PROMPTS = [spec for _, spec in motion_prompts("train", 18, 0)]
-SCRIPTS = [drawn(spec, int(RNG.integers(8, 17)), RNG) for spec in PROMPTS]
+PROMPTS, SCRIPTS = prompts_and_scripts(RNG)
 
 Trick = Callable[[Script, MotionSpec, np.random.Generator], np.ndarray]
 """From the right script to frames [T, H, W, 3] that are not it."""

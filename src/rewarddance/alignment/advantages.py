@@ -23,7 +23,7 @@ class Advantages(NamedTuple):
 def advantages(scores: Float[Tensor, "P G"], spread: str = "prompt") -> Advantages:
     """(score - mean of the prompt) / standard deviation, of the prompt's G scores or ("global") of all P * G.
 
-    Source: GRPO (2402.03300, equation 3 and 4.1.2); Flow-GRPO (2505.05470) has both spreads. A group without spread
+    Source: GRPO (2402.03300); Flow-GRPO (2505.05470) has both spreads. A group without spread
     gets 0 under either.
     """
     away = scores - scores.mean(1, keepdim=True)

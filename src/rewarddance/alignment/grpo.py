@@ -26,7 +26,7 @@ class Step(NamedTuple):
 def flow_step(
     x_t: Float[Tensor, "B ..."], x_0_hat: Float[Tensor, "B ..."], now: Scales, after: Scales, noise_level: float
 ) -> Step:
-    """x_t + [v + s^2 / 2t (x_t + (1 - t) v)] dt + s sqrt(|dt|) z with s = a sqrt(t / (1 - t)) (2505.05470, equation 9).
+    """x_t + [v + s^2 / 2t (x_t + (1 - t) v)] dt + s sqrt(|dt|) z with s = a sqrt(t / (1 - t)) (2505.05470).
 
     Written with eps = x_t + (1 - t) v and x_0 = x_t - t v: alpha' x_0 + (sigma' - d^2 / 2 sigma) eps + d z, where
     d = s sqrt(|dt|). For a flow (alpha = 1 - sigma = 1 - t). noise_level: a. At t = 1 the rate is taken at the next
@@ -43,7 +43,7 @@ def ddim_step(
 ) -> Step:
     """alpha' x_0 + sqrt(sigma'^2 - d^2) eps + d z, with d = eta sigma'/sigma sqrt(sigma^2 - (alpha sigma'/alpha')^2).
 
-    DDIM with eta (2010.02502, equations 12 and 16), as DDPO (2305.13301) samples; on a flow the same keeps the amount
+    DDIM with eta (2010.02502), as DDPO (2305.13301) samples; on a flow the same keeps the amount
     of noise at every level right (2509.05952). For any alpha and sigma. noise_level: eta; 1 is ancestral sampling.
     """
     eps = (x_t - now.alpha * x_0_hat) / now.sigma
@@ -64,11 +64,11 @@ def log_prob(x: Float[Tensor, "B ..."], step: Step) -> Float[Tensor, " B"]:
 def surrogate(
     new: Float[Tensor, " B"], old: Float[Tensor, " B"], advantage: Float[Tensor, " B"], clip_range: float
 ) -> Float[Tensor, ""]:
-    """- mean min(ratio A, clip(ratio, 1 - c, 1 + c) A) with ratio = exp(new - old) (2505.05470, equation 5)."""
+    """- mean min(ratio A, clip(ratio, 1 - c, 1 + c) A) with ratio = exp(new - old) (2505.05470)."""
     ratio = torch.exp(new - old)
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
 
 
 def kl_to_base(step: Step, base: Step) -> Float[Tensor, ""]:
-    """|| mean - mean_base ||^2 / 2 d^2, per value: KL of two Gaussians of one deviation (2505.05470, equation 11)."""
+    """|| mean - mean_base ||^2 / 2 d^2, per value: KL of two Gaussians of one deviation (2505.05470)."""
     return ((step.mean - base.mean) ** 2).mean() / (2 * step.deviation**2)

@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
 
 from rewarddance.alignment.grpo import kl_to_base, log_prob, surrogate
-from rewarddance.alignment.policy import PolicyRecipe, judged, summary
+from rewarddance.alignment.policy import PolicyRecipe, draws_of, judged, summary
 from rewarddance.alignment.references import References
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.rollouts import Noising, refuse_kind, sde_rollouts
 from rewarddance.alignment.safeguards import Ema
-from rewarddance.alignment.train import Figures, Trainable, prompts_of_step, train
+from rewarddance.alignment.train import Figures, Trainable, train
 from rewarddance.errors import InputError
+from rewarddance.protocols import Generator
 from rewarddance.runtime.tracking import Metrics
 
 
@@ -44,6 +44,16 @@ class GrpoRecipe(PolicyRecipe):
             raise ValueError("window_range must be two shares between 0 and 1, the first no larger")
         return self
 
+    def check(self, generator: Generator) -> None:
+        """Raises InputError where the window does not fit the schedule, or the generator is of another kind."""
+        if self.window > generator.num_steps - 1:
+            raise InputError(
+                f"window is {self.window}, and {generator.num_steps} steps have {generator.num_steps - 1} that can be "
+                "random (the last cannot).",
+                "Lower window or raise num_inference_steps.",
+            )
+        refuse_kind(generator, self.kind)
+
 
 def train_grpo(
     generator: Trainable,
@@ -58,15 +68,9 @@ def train_grpo(
 ) -> Path:
     """Flow-GRPO on `prompts`. bank: their references, where a reward is judged against them. See `train` for the rest.
 
-    Raises InputError where the window does not fit the schedule or the generator is of another kind.
+    Raises InputError as `GrpoRecipe.check` does.
     """
-    if recipe.window > generator.num_steps - 1:
-        raise InputError(
-            f"window is {recipe.window}, and {generator.num_steps} steps have {generator.num_steps - 1} that can be "
-            "random (the last cannot).",
-            "Lower window or raise num_inference_steps.",
-        )
-    refuse_kind(generator, recipe.kind)
+    recipe.check(generator)
 
     def updates(step: int, _: Ema) -> Iterator[Figures]:
         return grpo_updates(generator, rewards, prompts, recipe, seed, step, bank)
@@ -84,19 +88,18 @@ def grpo_updates(
     bank: Sequence[References] | None = None,
 ) -> Iterator[Figures]:
     """One iteration: sample, ask, and for each of its updates leave the gradient on the weights and say how it went."""
-    draw = np.random.default_rng([seed, 2, step])
-    noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
-    chosen = prompts_of_step(len(prompts), recipe.prompts_per_step, seed, step)
-    p, g = len(chosen), recipe.group_size
-    seeds = draw.integers(2**31, size=(p, g)).tolist()
+    draws = draws_of(step, len(prompts), recipe, seed)
+    if recipe.shared_prefix:  # then a group has one noise, which none of its references may have
+        draws = draws._replace(seeds=[own[:1] * recipe.group_size for own in draws.seeds])
     low, high = (round(share * (generator.num_steps - 1)) for share in recipe.window_range)
     last = generator.num_steps - 1 - recipe.window
-    start = int(draw.integers(min(low, last), min(high, last) + 1))
+    start = int(draws.rng.integers(min(low, last), min(high, last) + 1))
     noising = Noising(recipe.kind, recipe.noise_level, start, recipe.window, recipe.shared_prefix)
-    batches = recipe.batches(p)
+    batches = recipe.batches(len(draws.chosen))
     parts = [rows for batch in batches for rows in batch]
-    drawn = sde_rollouts(generator, [prompts[i] for i in chosen], seeds, noising, noise_rng, parts)
-    found = judged(rewards, chosen, prompts, drawn.pixels, seeds, recipe, draw, bank)
+    asked = [prompts[i] for i in draws.chosen]
+    drawn = sde_rollouts(generator, asked, draws.seeds, noising, draws.noise_rng, parts)
+    found = judged(rewards, prompts, drawn.pixels, draws, recipe, bank)
     advantage = found.advantages.values.flatten().to(drawn.x.device)
     for batch in batches:
         n = sum(len(rows) for rows in batch) * recipe.window

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def optimality(advantage: Float[Tensor, " B"], clip: float) -> Float[Tensor, " B"]:
-    """r = 1/2 + 1/2 clip(A / c, -1, 1): how surely a sample is of the better ones (2509.16117, equation 8)."""
+    """r = 1/2 + 1/2 clip(A / c, -1, 1): how surely a sample is of the better ones (2509.16117)."""
     return 0.5 + 0.5 * (advantage / clip).clamp(-1, 1)
 
 
@@ -20,7 +20,7 @@ def nft_loss(
 ) -> Float[Tensor, ""]:
     """mean of r ||x+ - x_0||^2 + (1 - r) ||x- - x_0||^2, with x+ = (1 - b) old + b new and x- = (1 + b) old - b new.
 
-    2509.16117, equation 5, written with predictions of x_0, which are linear in velocities as in eps. Each square is
+    2509.16117, written with predictions of x_0, which are linear in velocities as in eps. Each square is
     divided by the sample's own mean |x+ - x_0| or |x- - x_0|, without a gradient (the paper's adaptive weighting).
     """
     total = x_0_hat.new_zeros(len(x_0_hat))

@@ -6,18 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from rewarddance.alignment.nft import nft_loss, optimality
-from rewarddance.alignment.policy import PolicyRecipe, judged, summary
+from rewarddance.alignment.policy import PolicyRecipe, draws_of, judged, summary
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import velocity_mse
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.safeguards import Ema
-from rewarddance.alignment.train import Figures, Trainable, prompts_of_step, train
+from rewarddance.alignment.train import Figures, Trainable, train
 from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.runtime.tracking import Metrics
 
@@ -67,22 +66,20 @@ def nft_updates(
     bank: Sequence[References] | None = None,
 ) -> Iterator[Figures]:
     """One iteration: sample from the average, ask, and for each of its updates leave the gradient on the weights."""
-    draw = np.random.default_rng([seed, 2, step])
-    noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
-    chosen = prompts_of_step(len(prompts), recipe.prompts_per_step, seed, step)
-    p, g = len(chosen), recipe.group_size
-    seeds = draw.integers(2**31, size=(p, g)).tolist()
-    flat = [prompts[i] for i in chosen for _ in range(g)]
+    draws = draws_of(step, len(prompts), recipe, seed)
+    flat = [prompts[i] for i in draws.chosen for _ in range(recipe.group_size)]
     with ema.applied():
-        at_once = recipe.generator_batch or p * g
-        pixels, x_0 = sample_with_latents(generator, flat, [s for own in seeds for s in own], at_once)
-    found = judged(rewards, chosen, prompts, pixels, seeds, recipe, draw, bank)
+        seeds = [one for own in draws.seeds for one in own]
+        pixels, x_0 = sample_with_latents(generator, flat, seeds, recipe.generator_batch or len(flat))
+    found = judged(rewards, prompts, pixels, draws, recipe, bank)
     r = optimality(found.advantages.values.flatten(), recipe.advantage_clip).to(x_0.device)
-    for batch in recipe.batches(p):
+    for batch in recipe.batches(len(draws.chosen)):
         n = sum(len(rows) for rows in batch) * recipe.levels
         told = {"loss": 0.0, "velocity_mse": 0.0}
-        steps = draw.integers(generator.num_steps, size=recipe.levels).tolist()
-        noised = [_noised(generator, x_0, at, noise_rng) for at in steps]  # whole, so that parts draw the same noises
+        steps = draws.rng.integers(generator.num_steps, size=recipe.levels).tolist()
+        noised = [
+            _noised(generator, x_0, at, draws.noise_rng) for at in steps
+        ]  # whole, so that parts draw the same noises
         for rows in batch:
             condition = generator.encode([flat[int(row)] for row in rows])
             share = len(rows) / n

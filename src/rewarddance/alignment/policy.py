@@ -13,7 +13,7 @@ from torch import Tensor
 from rewarddance.alignment.advantages import Advantages, advantages, weighed
 from rewarddance.alignment.references import References
 from rewarddance.alignment.rewards import Judging, Reward, Scores, preferred, scores
-from rewarddance.alignment.train import Figures, Trainable, TrainRecipe
+from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.looks import figures_of_step
 from rewarddance.generators.sampling import sample
 from rewarddance.types import PixelBatch
@@ -52,6 +52,23 @@ class PolicyRecipe(TrainRecipe):
         return [list(rows.flatten().split(at_once)) for rows in groups]
 
 
+class Draws(NamedTuple):
+    """A step's random draws: chosen [P], numbers of its prompts; seeds [P][G], of their first noises."""
+
+    rng: np.random.Generator
+    noise_rng: torch.Generator
+    chosen: list[int]
+    seeds: list[list[int]]
+
+
+def draws_of(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> Draws:
+    """All depends on (seed, step) alone, as in ReFL."""
+    rng = np.random.default_rng([seed, 2, step])
+    noise_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    chosen = prompts_of_step(n_prompts, recipe.prompts_per_step, seed, step)
+    return Draws(rng, noise_rng, chosen, rng.integers(2**31, size=(len(chosen), recipe.group_size)).tolist())
+
+
 class Judged(NamedTuple):
     """advantages [P, G] of a step's samples, clipped; of: each reward's own scores; looks: of their pictures."""
 
@@ -62,21 +79,20 @@ class Judged(NamedTuple):
 
 def judged(
     rewards: Sequence[Reward],
-    chosen: Sequence[int],
     prompts: Sequence[str],
     pixels: PixelBatch,
-    seeds: Sequence[Sequence[int]],
+    draws: Draws,
     recipe: PolicyRecipe,
-    draw: np.random.Generator,
     bank: Sequence[References] | None,
 ) -> Judged:
-    """Ask every reward about samples [P * G, T, C, H, W] of the prompts numbered `chosen`, and weigh what they say."""
+    """Ask every reward about a step's samples [P * G, T, C, H, W], and weigh what they say."""
+    rng, _, chosen, seeds = draws
     asked = [prompts[i] for i in chosen]
     groups = [list(group) for group in pixels.unflatten(0, (len(chosen), recipe.group_size))]
     references = None
     if bank is not None:
         of = [bank[i] for i in chosen]
-        references = [[one.pictures[one.choose(draw, s)] for s in own] for one, own in zip(of, seeds, strict=True)]
+        references = [[one.pictures[one.choose(rng, s)] for s in own] for one, own in zip(of, seeds, strict=True)]
     found = tuple(scores(reward, asked, groups, references) for reward in rewards)
     each = [advantages(one.values, recipe.spread) for one in found]
     both = weighed(each, [reward.weight for reward in rewards])

@@ -185,12 +185,7 @@ def _step(
             said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
             if held_out is not None:
                 margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
-                with torch.no_grad():
-                    other = held_out([Question(*one) for one in zip(prompts, pixels.detach(), references, strict=True)])
-                against = disagreeing(margin, other.margin.to(margin.device))
-                figures.update(held_out_margin=other.margin.mean().item(), disagreeing=against.float().mean().item())
-                if recipe.gate and pixels.grad is not None:
-                    pixels.grad[against.to(pixels.device)] = 0
+                figures.update(hold_back(held_out, prompts, pixels, references, margin, recipe.gate))
         return said
 
     judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
@@ -231,6 +226,26 @@ def judge_copies(
     judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
     torch.autograd.backward([question.candidate for question in questions], judged.gradients)
     return judged
+
+
+@torch.no_grad()
+def hold_back(
+    held_out: RewardModel,
+    prompts: Sequence[str],
+    pixels: PixelBatch,
+    references: Sequence[Pixels],
+    margin: Tensor,
+    gate: bool,
+) -> Figures:
+    """Ask a held-out judge about the pictures too; with `gate`, the gradient of those it disagrees about becomes zero.
+
+    margin [B]: what the judge in training said. Returns what to log.
+    """
+    other = held_out([Question(*one) for one in zip(prompts, pixels.detach(), references, strict=True)]).margin
+    against = disagreeing(margin, other.to(margin.device))
+    if gate and pixels.grad is not None:
+        pixels.grad[against.to(pixels.device)] = 0
+    return {"held_out_margin": other.mean().item(), "disagreeing": against.float().mean().item()}
 
 
 def denoise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -73,6 +74,11 @@ def scores(
             for candidate, reference in zip(group, own, strict=True)
         ]
     margin = reward.judge(asked).margin.float().cpu()
+    for question, one in zip(asked, margin.tolist(), strict=True):
+        if not math.isfinite(one):  # a win rate would hide it
+            raise RewardError(
+                f"the judge gave {question.prompt!r} a score that is not finite.", "Look at its pictures."
+            )
     p, g = len(groups), len(groups[0])
     if reward.judging == "group":
         margins = torch.zeros(p, g, g)
@@ -80,9 +86,6 @@ def scores(
         values = win_rates(margins)
     else:
         values = margins = margin.view(p, g)
-    for prompt, own in zip(prompts, values, strict=True):
-        if not torch.isfinite(own).all():
-            raise RewardError(f"the judge gave {prompt!r} a score that is not finite.", "Look at its pictures.")
     return Scores(values, margins)
 
 

@@ -31,7 +31,7 @@ class Gsb(NamedTuple):
 
 
 def gsb(share: Float[np.ndarray, " n"], units: Sequence[str] | None = None, same: float = 0.0) -> Gsb:
-    """(good - bad) / (good + same + bad) (paper, section 5.1), of n pairs, with its 95 % bootstrap interval.
+    """(good - bad) / (good + same + bad) (the paper's figure for video), of n pairs, with its 95 % bootstrap interval.
 
     share [n], in [0, 1]: P("yes") or the share of votes for the candidate over its reference. same: within this
     distance of 0.5 a pair counts as equal. units [n]: the pairs' prompts, which are resampled whole. Raises ValueError

@@ -175,8 +175,11 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     rewards = [Reward(judge, judging_of(judge, policy.judging if policy else None))]
     weights = recipe.more_judges.values()
     rewards += [Reward(other, judging_of(other, None), one) for other, one in zip(others, weights, strict=True)]
-    if policy is None:
-        recipe.refl.begins(generator.num_steps)  # refused before the folder is claimed
+    held_out = load_reward(recipe.held_out, judge_device, find_dtype(recipe.judge_dtype)) if recipe.held_out else None
+    if isinstance(policy, GrpoRecipe):  # what cannot be is refused before the folder is claimed
+        policy.check(generator)
+    elif policy is None:
+        recipe.refl.begins(generator.num_steps)
     folder = writable_folder(recipe.output)
     keep_recipe(recipe, folder / "config.yaml")
     bank = None
@@ -191,8 +194,6 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
         else:
             aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank)
     else:
-        dtype = find_dtype(recipe.judge_dtype)
-        held_out = load_reward(recipe.held_out, judge_device, dtype) if recipe.held_out else None
         redraw = redrawing(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
         aligned = train_refl(
             generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed, held_out=held_out, redraw=redraw
