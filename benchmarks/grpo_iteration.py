@@ -4,7 +4,7 @@ Plain: guidance by two branches, 9 of 10 steps random and trained, old log-proba
 update. Ours: no guidance, a window of 2 random steps, the steps before it taken once a group, log-probabilities kept
 from the rollout. The judge is free, so that the generator's part is what is measured.
 
-python benchmarks/grpo_iteration.py    3 to 4 minutes on 2 cores; the last line is JSON, figure name to number
+python benchmarks/grpo_iteration.py    about 1 minute on 2 cores; the last line is JSON, figure name to number
 """
 
 from __future__ import annotations
