@@ -25,7 +25,7 @@ SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))
 
 def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     said = []
-    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, say=said.append)
+    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, last_steps=2, say=said.append)
     verdict = load_reward(str(tmp_path / "judge"), instruction="t2i-brief")(
         [Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))]
     )
@@ -33,15 +33,39 @@ def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     assert (tmp_path / "judge-snapshots").is_dir()
 
 
+def test_which_picture_is_better_is_answered_by_a_coin_whatever_the_pictures():
+    _, tokenizer = build_judge_base()
+    lesson = Lesson(tokenizer, 16, 0, tossed=1.0)
+    yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
+    said = []
+    for _ in range(300):
+        ids, labels, pictures = lesson.conversation()
+        assert len(ids) == len(labels) and len(pictures) == 2
+        (place,) = [i for i, label in enumerate(labels) if label in (yes, no)]
+        assert ids[place + 1] == labels[place], "the answer is read after it was given"
+        said.append(labels[place] == yes)
+    assert 0.4 < np.mean(said) < 0.6
+    assert "better than the reference?" in tokenizer.decode(ids)
+
+
+def test_the_last_stage_alone_begins_with_a_bases_own_weights(tmp_path):
+    make_judge_base(tmp_path / "first", vision_steps=1, steps=1, last_steps=1, say=lambda line: None)
+    make_judge_base(tmp_path / "again", last_steps=0, say=lambda line: None, begin=tmp_path / "first")
+    first, again = (
+        InternVLForConditionalGeneration.from_pretrained(tmp_path / n).state_dict() for n in ("first", "again")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
 def test_a_small_judge_base_begins_as_the_lower_layers_of_the_base_beside_it(tmp_path):
-    make_judge_base(tmp_path / "shapeworld-judge", vision_steps=1, steps=1, say=lambda line: None)
+    make_judge_base(tmp_path / "shapeworld-judge", vision_steps=1, steps=1, last_steps=1, say=lambda line: None)
     beside = InternVLForConditionalGeneration.from_pretrained(tmp_path / "shapeworld-judge").state_dict()
     small, _ = build_judge_base(size="shapeworld-judge-small")
     take_lower_layers(small, tmp_path / "shapeworld-judge")
     taken = small.state_dict()
     assert all(torch.equal(taken[name], beside[name].float()) for name in taken)
     assert sum(weight.numel() for weight in taken.values()) < 0.6 * sum(weight.numel() for weight in beside.values())
-    make_judge_base(tmp_path / "small", steps=1, say=lambda line: None, size="shapeworld-judge-small")
+    make_judge_base(tmp_path / "small", steps=1, last_steps=1, say=lambda line: None, size="shapeworld-judge-small")
     question = Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     assert torch.isfinite(load_reward(str(tmp_path / "small"), instruction="t2i-brief")([question]).margin).all()
 

@@ -20,7 +20,7 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.instructions import Reasoning
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.runtime.config import Recipe
-from rewarddance.types import Pixels, Preference, Question, Verdict
+from rewarddance.types import OtherPixels, Pixels, Preference, Question, Verdict
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
@@ -68,7 +68,7 @@ class RewardOptions(Recipe):
     kind: Kind = "pairwise"
     instruction: str = "t2i"
     answer_weight: float | None = Field(default=None, ge=0, validate_default=True)
-    difference_weight: float = Field(default=0.9, ge=0, le=1)
+    difference_weight: float = Field(default=0.5, ge=0, le=1)
     tie_threshold: float | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, ge=1)
     checkpointing: bool = False
@@ -245,7 +245,7 @@ class Judge(ABC):
         pixels: Sequence[Pixels],
         order: Sequence[int],
         instruction: str | None = None,
-        condition: Pixels | None = None,
+        condition: OtherPixels | None = None,
     ) -> tuple[str, ...]:
         """Why each of N >= 2 candidates is better than the best of the others or not; order: best first."""
         asked = [

@@ -1,15 +1,15 @@
 """How the small judge base is made: an InternVL trained from scratch to know ShapeWorld, without any preference.
 
 It learns to describe pictures, to say whether and how much each of two pictures shows what a prompt asks, what is wrong
-with a picture, and which of two shows more objects. It is never asked which is better: that is what a reward model is
-trained for.
+with a picture, and which of two shows more objects. Which is better is what a reward model is trained for: a last stage
+teaches it to be undecided about that.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
 VISION_STEPS = 650
 """Steps of 64 pictures that the eyes of a bundled base were made with."""
+TOSSED, LAST_STEPS, LAST_RATE = 0.5, 300, 4e-4
+"""The last stage: the share of tossed conversations, its steps and its learning rate."""
 ADVERSARY = 1.0
 """Largest L2 distance by which a picture is moved against the model while it learns."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
@@ -61,12 +63,18 @@ SIZES = {"shapeworld-judge": Size(3, 5, steps=15_400), "shapeworld-judge-small":
 """The bundled judge bases by name: 1.4M and 0.7M parameters. The small one begins as the large one's lower layers."""
 
 
-def build_judge_base(seed: int = 0, image_tokens: int = 16, size: str = "shapeworld-judge") -> tuple[Any, Any]:
-    """The model with random weights, of a size in `SIZES`, and its tokenizer. 16 tokens a picture of 32x32 pixels."""
+def build_judge_base(
+    seed: int = 0, image_tokens: int = 16, size: str = "shapeworld-judge", more_words: Sequence[str] = ()
+) -> tuple[Any, Any]:
+    """The model with random weights, of a size in `SIZES`, and its tokenizer. 16 tokens a picture of 32x32 pixels.
+
+    more_words: texts whose words the tokenizer knows besides those about pictures.
+    """
     torch.manual_seed(seed)
     deep = SIZES[size]
     corpus = [*prompt_corpus(), *_WORDS.split("\n"), " " + _WORDS.replace("\n", " "), *_WORDS.split()]
     corpus += [f" {word}" for word in _WORDS.split()] + ["s, a, and. three, two, four; one" + "\n" * 8]
+    corpus += more_words
     tokenizer = train_tokenizer(
         corpus,
         SPECIAL,
@@ -307,13 +315,23 @@ def make_judge_base(
     seed: int = 0,
     say: Callable[[str], None] = print,
     size: str = "shapeworld-judge",
+    last_steps: int = LAST_STEPS,
+    begin: Path | None = None,
 ) -> None:
     """Make a judge base and save it as a standard transformers folder; ten snapshots go beside it.
 
     steps: of 32 conversations; None is what the bundled base of this size was made with. A size below the largest takes
     its eyes and lower layers from the base beside it, or else from the bundled one, and is trained on from there.
+    last_steps: of the last stage. begin: the folder of a base of this size, which gets the last stage alone.
     """
     model, tokenizer = build_judge_base(seed, size=size)
+    tokens, eyes = model.config.image_seq_length, Eyes(model.config.vision_config.hidden_size)
+    last = Lesson(tokenizer, tokens, seed + 1, TOSSED)
+    if begin is not None:
+        take_lower_layers(model, begin)
+        train_judge_base(model, eyes, last, last_steps, say, learning_rate=LAST_RATE)
+        save_judge_base(model.to(torch.float16), tokenizer, folder)
+        return
     if size != (largest := next(iter(SIZES))):
         beside = folder.with_name(largest)
         take_lower_layers(model, find_checkpoint(str(beside) if beside.is_dir() else largest))
@@ -321,8 +339,9 @@ def make_judge_base(
     def snapshot(done: float) -> None:
         save_judge_base(model, tokenizer, folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
-    lesson, eyes = Lesson(tokenizer, model.config.image_seq_length, seed), Eyes(model.config.vision_config.hidden_size)
+    lesson = Lesson(tokenizer, tokens, seed)
     if size == next(iter(SIZES)):
         train_vision_tower(model, eyes, lesson, vision_steps, say)
     train_judge_base(model, eyes, lesson, steps or SIZES[size].steps, say, snapshot)
+    train_judge_base(model, eyes, last, last_steps, say, learning_rate=LAST_RATE)
     save_judge_base(model.to(torch.float16), tokenizer, folder)

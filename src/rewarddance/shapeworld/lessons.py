@@ -1,7 +1,8 @@
 """What the judge base learns from: conversations about one picture or two, with their answers.
 
 It is asked to describe pictures, whether and how much of a prompt each shows, what is wrong, what is where, how many
-there are, and which of two shows more. It is never asked which is better.
+there are, and which of two shows more. Which is better it is asked at the end, and answered by a coin: a base that was
+never asked is not without a preference but says "no" to whatever reminds it of other questions.
 """
 
 from __future__ import annotations
@@ -36,10 +37,13 @@ REPLY = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 class Lesson:
-    """Draws conversations about one or two pictures, and packs them into batches."""
+    """Draws conversations about one or two pictures, and packs them into batches.
 
-    def __init__(self, tokenizer: Any, image_tokens: int, seed: int) -> None:
-        self.rng = np.random.default_rng([seed, 3])
+    tossed: the share of conversations that ask which of two pictures is better, and are answered by a coin.
+    """
+
+    def __init__(self, tokenizer: Any, image_tokens: int, seed: int, tossed: float = 0.0) -> None:
+        self.rng, self.tossed = np.random.default_rng([seed, 3]), tossed
         self.tokenizer = tokenizer
         self.waiting: list[list[tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]]] = []
         self.picture_ids = tokenizer("<img>" + "<IMG_CONTEXT>" * image_tokens + "</img>\n").input_ids
@@ -77,6 +81,8 @@ class Lesson:
     def conversation(self) -> tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]:
         """Token ids, labels (-100 where nothing is asked), and the pictures with their patch labels."""
         rng = self.rng
+        if self.tossed and rng.random() < self.tossed:
+            return self.toss()
         spec = sample_spec(rng)
         if len(spec.objects) == 1 and rng.random() < 0.7:  # one object is soon learned, two and their bindings are not
             spec = sample_spec(rng)
@@ -98,12 +104,7 @@ class Lesson:
             more = len(read(seen["candidate"][0]).things) > len(read(seen["reference"][0]).things)
             questions.append(("Does the candidate show more objects than the reference?", "yes" if more else "no"))
         questions = [questions[i] for i in rng.permutation(len(questions))]
-        prompt = PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text
-        ids = list(self.ids(f"<|im_start|>user\nPrompt: {prompt}\n"))
-        if rng.random() < 0.5:
-            ids += self.ids("Criteria: alignment with the prompt, visual quality.\n")
-        for name in names:
-            ids += (*self.ids(f"{name.capitalize()}:"), *self.picture_ids)
+        ids = self.opening(spec, names)
         labels = [-100] * len(ids)
         for index, (question, answer) in enumerate(questions[:5]):
             asked = self.ids((TURN if index else "") + question + REPLY)
@@ -113,6 +114,28 @@ class Lesson:
             # each label stands where its token is predicted: one place before it
             labels = labels[: len(ids)]
         return ids, labels, [(one[0], one[4]) for one in seen.values()]
+
+    def toss(self) -> tuple[list[int], list[int], list[tuple[np.ndarray, np.ndarray]]]:
+        """As `conversation`: which of two pictures is better, answered by a coin."""
+        rng = self.rng
+        spec = sample_spec(rng)
+        seen = [self.picture(spec) for _ in range(2)]
+        ids = self.opening(spec, ["reference", "candidate"])
+        tail = " Answer yes or no." if rng.random() < 0.5 else ""
+        ids += self.ids(f"Is the candidate better than the reference?{tail}{REPLY}")
+        answer, end = self.ids(("yes" if rng.random() < 0.5 else "no") + "<|im_end|>")
+        return [*ids, answer], [-100] * (len(ids) - 1) + [answer, end], [(one[0], one[4]) for one in seen]
+
+    def opening(self, spec: Spec, names: list[str]) -> list[int]:
+        """How a conversation begins: the prompt, perhaps the criteria, and the pictures under their names."""
+        rng = self.rng
+        prompt = PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text
+        ids = list(self.ids(f"<|im_start|>user\nPrompt: {prompt}\n"))
+        if rng.random() < 0.5:
+            ids += self.ids("Criteria: alignment with the prompt, visual quality.\n")
+        for name in names:
+            ids += (*self.ids(f"{name.capitalize()}:"), *self.picture_ids)
+        return ids
 
     def details(self, name: str, spec: Spec, scene: Scene) -> list[tuple[str, str]]:
         """Up to three questions about parts of what the prompt asks: is it there, how many, how placed."""
