@@ -43,14 +43,21 @@ def forked(work: Callable[[], Any], answer: Path, environment: dict[str, str] | 
         os._exit(code)
 
 
-def in_processes(n: int, work: Callable[..., Any], *arguments: Any, timeout: float = 200) -> list[Any]:
-    """What `work(*arguments)` returns in each of n processes that belong together. Fails where one of them fails."""
+def in_processes(
+    n: int, work: Callable[..., Any], *arguments: Any, timeout: float = 200, join: bool = True
+) -> list[Any]:
+    """What `work(*arguments)` returns in each of n processes that belong together. Fails where one of them fails.
+
+    join: they are joined already; else that is left to `work`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     together = {"WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
     def joining() -> Any:
+        if not join:
+            return work(*arguments)
         with joined():
             wait()  # nobody leaves while another is still shaking hands
             return work(*arguments)

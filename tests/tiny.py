@@ -259,7 +259,7 @@ class TinyGenerator:
         self.whole = nn.Parameter(torch.tensor([[0.5]]), requires_grad=False)
         self.trained = True
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Tensor:
         return torch.tensor([0.1 * (len(prompt) % 5) for prompt in prompts])[:, None, None, None]
 
     def start(self, seeds: Sequence[int]) -> Tensor:
@@ -286,11 +286,13 @@ class TinyGenerator:
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.sigmoid().unsqueeze(1)
 
-    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = ()) -> list[nn.Parameter]:
+    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False) -> list[nn.Parameter]:
+        assert not sharded
         self.lora = [nn.Parameter(torch.randn(rank, 49)), nn.Parameter(torch.zeros(48, rank))]
         return self.lora
 
-    def train_all(self) -> list[nn.Parameter]:
+    def train_all(self, sharded: bool = False) -> list[nn.Parameter]:
+        assert not sharded
         return [self.whole.requires_grad_()]
 
     def checkpointed(self, network: bool = True, decoder: bool = True) -> nullcontext[None]:
@@ -325,7 +327,7 @@ class GaussianGenerator:
         away = (x_t - (1 - sigma) * self.mean) / ((1 - sigma) ** 2 * self.variance + sigma**2)
         return self.mean + (1 - sigma) * self.variance * away, sigma * away
 
-    def encode(self, prompts: Sequence[str]) -> None:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> None:
         return None
 
     def start(self, seeds: Sequence[int]) -> Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from diffusers import (
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     QwenImagePipeline,
@@ -36,18 +38,23 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.wan import pipeline_wan_i2v
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
@@ -61,8 +68,12 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from rewarddance.data.media import as_images
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.generators.sampling import sample
+
+pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)  # it is called where it is not installed, too; PROMPTS need none
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -218,21 +229,39 @@ def _z_image() -> Any:
     return ZImagePipeline(scheduler, _vae(scaling_factor=0.3611, shift_factor=0.1159), encoder, tokenizer, transformer)
 
 
-def _wan(**settings: Any) -> Any:
+def _wan_parts(**settings: Any) -> dict[str, Any]:
     tokenizer, encoder = _t5(UMT5EncoderModel, UMT5Config)
     vae = AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True],
         latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[0.5, 1.0, 1.5, 2.0],
     )  # fmt: skip
     transformer = WanTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16,
+        out_channels=4, num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16,
         ffn_dim=32, num_layers=2, cross_attn_norm=True, qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+        **{"in_channels": 4, **settings},
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    return WanPipeline(tokenizer, encoder, vae, scheduler, transformer, **settings)
+    parts = {"tokenizer": tokenizer, "text_encoder": encoder, "vae": vae}
+    return {**parts, "scheduler": scheduler, "transformer": transformer}
 
 
-def _ltx(**settings: Any) -> Any:
+def _wan(**settings: Any) -> Any:
+    return WanPipeline(**_wan_parts(), **settings)
+
+
+def _wan_i2v(with_clip: bool) -> Any:
+    """Wan 2.1's, whose network takes mask, picture and CLIP's view of it, or one without the last."""
+    parts = _wan_parts(in_channels=4 + 4 + 4, **({"image_dim": 16, "added_kv_proj_dim": 24} if with_clip else {}))
+    if not with_clip:
+        return WanImageToVideoPipeline(**parts)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    seen = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    return WanImageToVideoPipeline(**parts, image_encoder=CLIPVisionModel(vision), image_processor=seen)
+
+
+def _ltx(kind: Any = LTXPipeline, **settings: Any) -> Any:
     tokenizer, encoder = _t5()
     four, five = (8,) * 4, (1,) * 5
     vae = AutoencoderKLLTXVideo(
@@ -248,7 +277,7 @@ def _ltx(**settings: Any) -> Any:
         num_layers=2, caption_channels=32,
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1)
-    return LTXPipeline(scheduler, vae, encoder, tokenizer, transformer)
+    return kind(scheduler, vae, encoder, tokenizer, transformer)
 
 
 class Family(NamedTuple):
@@ -298,6 +327,15 @@ FAMILIES = {
     "wan-2.2": Family(lambda: _wan(expand_timesteps=True), {**SIZE, **SHORT, **FILM}, GUIDED),
     "ltx": Family(_ltx, {**WIDE, **SHORT, **FILM, "frame_rate": 8}, GUIDED),
     "ltx-0.9.1": Family(lambda: _ltx(timestep_conditioning=True), {**WIDE, **SHORT, **FILM}, GUIDED),
+    "wan-i2v": Family(lambda: _wan_i2v(True), {**SIZE, **FILM}, GUIDED),
+    "wan-i2v-no-clip": Family(lambda: _wan_i2v(False), {**SIZE, **SHORT, **FILM}, GUIDED),
+    "wan-2.2-i2v": Family(
+        lambda: WanImageToVideoPipeline(**_wan_parts(), expand_timesteps=True), {**SIZE, **SHORT, **FILM}, GUIDED
+    ),
+    "ltx-i2v": Family(lambda: _ltx(LTXImageToVideoPipeline), {**WIDE, **SHORT, **FILM, "frame_rate": 8}, GUIDED),
+    "ltx-i2v-0.9.1": Family(
+        lambda: _ltx(LTXImageToVideoPipeline, timestep_conditioning=True), {**WIDE, **SHORT, **FILM}, GUIDED
+    ),
     "z-image": Family(_z_image, {**SIZE, **SHORT}, GUIDED),
 }  # fmt: skip
 
@@ -325,6 +363,8 @@ def pipeline_folder(family: str) -> Path:
     return folder
 
 
+FIRST_FRAMES = torch.rand(2, 1, 3, 24, 40, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+"""Of another size than the videos, in 8 bits."""
 PROMPTS = ["a red circle", "two small blue crosses left of a square"]
 SEEDS = [3, 1]
 STEPS = 3
@@ -346,6 +386,7 @@ def plain_copy(family: str) -> Any:
     """The plain pipeline with a network of its own, which a test may change."""
     part, pipeline = FAMILIES[family].network, plain(family)
     copied = type(pipeline)(**{**pipeline.components, part: copy.deepcopy(getattr(pipeline, part))})
+    copied.register_to_config(**{key: value for key, value in pipeline.config.items() if key == "expand_timesteps"})
     copied.set_progress_bar_config(disable=True)
     return copied
 
@@ -369,6 +410,28 @@ def own_call(pipeline: Any, family: str, guided: bool = False, steps: int = STEP
         asked["guidance_scale"] = 0.0 if family == "z-image" else 1.0
     if "negative_prompt" in asked:
         asked["negative_prompt"] = [asked["negative_prompt"]] * len(PROMPTS)
+    if first_frames(family) is not None:  # such a pipeline takes one picture a call
+        return torch.cat([_own_film(pipeline, row, {**asked, "num_inference_steps": steps}) for row in range(2)])
     noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     drawn = pipeline(prompt=list(PROMPTS), generator=noise, num_inference_steps=steps, output_type="pt", **asked)
     return drawn.frames if "num_frames" in asked else drawn.images
+
+
+def first_frames(family: str) -> list[torch.Tensor] | None:
+    """The pictures that the prompts come with, where the family is given one."""
+    return [*FIRST_FRAMES] if "i2v" in family else None
+
+
+def drawn(
+    generator: PipelineGenerator, family: str, seeds: Sequence[int] = (3, 1), frames: Sequence[int] = (0, 1)
+) -> torch.Tensor:
+    """Our pictures or videos of PROMPTS, each with its first frame where the family is given one."""
+    given = first_frames(family)
+    return sample(generator, PROMPTS, [*seeds], conditions=given and [given[number] for number in frames])
+
+
+def _own_film(pipeline: Any, row: int, asked: dict[str, Any]) -> torch.Tensor:
+    if "negative_prompt" in asked:
+        asked["negative_prompt"] = asked["negative_prompt"][row]
+    picture, noise = as_images(FIRST_FRAMES[row])[0], torch.Generator().manual_seed(SEEDS[row])
+    return pipeline(picture, PROMPTS[row], generator=noise, output_type="pt", **asked).frames

@@ -21,12 +21,16 @@ class RewardModel(Protocol):
 class Generator(Protocol):
     """A denoiser, whatever its family. Samplers and algorithms are written once, over these methods.
 
-    `condition` is opaque: what `encode` returned for a batch of B prompts. Steps are numbered 0 .. S - 1 from pure
-    noise; `x_t` at step s is the latent before that step.
+    `condition` is opaque: what `encode` returned for a batch of B prompts and the pictures they came with. Steps are
+    numbered 0 .. S - 1 from pure noise; `x_t` at step s is the latent before that step.
     """
 
-    def encode(self, prompts: Sequence[str]) -> Any:
-        """The conditioning of B prompts."""
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Any:
+        """The conditioning of B prompts.
+
+        conditions: the pixels [T, C, H, W] in [0, 1] that each comes with (the first frame, in image to video), or
+        None. Raises InputError naming a prompt that has a picture for nothing, or lacks the one that is needed.
+        """
         ...
 
     def start(self, seeds: Sequence[int]) -> Tensor:

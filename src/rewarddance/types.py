@@ -8,6 +8,7 @@ autograd graph. A margin is the logit of yes minus the logit of no, in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,15 @@ PixelBatch = Float[Tensor, "B T C H W"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the generator is asked for. `metadata` is carried along unread (GenEval's record, an id, a category)."""
+    """What the generator is asked for. `metadata` is carried along unread (GenEval's record, an id, a category).
+
+    condition: the file of the picture that it is given beside the text (the first frame, in image to video).
+    """
 
     text: str
     negative: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    condition: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)

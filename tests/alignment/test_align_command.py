@@ -11,6 +11,9 @@ import yaml
 from safetensors.torch import load_file
 from tiny import command, generator_folder, judge_folder
 
+from rewarddance.data.grids import LABEL
+from rewarddance.data.media import read_picture
+from rewarddance.evaluation.run_folder import find_grids
 from rewarddance.lab.runs import AlignRun
 from rewarddance.runtime.config import load_recipe
 
@@ -40,14 +43,18 @@ def recipe(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])
 def test_each_algorithm_runs_from_its_recipe_and_is_gone_on_with(tmp_path, recipe, algorithm):
-    file = recipe(algorithm=algorithm, **{algorithm: {**SMALL, "group_size": 2}})
-    assert command("align", file).code == 0
+    file = recipe(algorithm=algorithm, report_to=["tensorboard"], **{algorithm: {**SMALL, "group_size": 2}})
+    done = command("align", file)
+    assert done.code == 0, done.err
     lora = tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors"
     before = load_file(lora)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert {row["phase"] for row in rows} == {algorithm} and rows[-2]["margin"] is not None
     assert (tmp_path / "run" / "references").exists() == (algorithm == "refl")
     assert (rows[0].get("preferred_to_base") == 0.5) == (algorithm != "refl")
+    grids = find_grids(tmp_path / "run")
+    assert list(grids) == [0, 2] and read_picture(grids[0]).shape == (1, 3, 2 * 100 + 4, LABEL + 2 * 100)
+    assert list((tmp_path / "run" / "trackers").glob("run/events.*"))
     assert command("align", file).code == 0
     again = load_file(lora)
     assert before.keys() == again.keys() and all(torch.equal(before[name], again[name]) for name in again)
@@ -66,6 +73,7 @@ def test_a_policy_gradient_may_judge_against_references_and_ask_several_judges(t
     ("changes", "told"),
     [
         ({"algorithm": "ppo"}, "algorithm"),
+        ({"report_to": ["tensorbord"]}, "there is no tracker 'tensorbord'. Known are aim"),
         ({"grpo": {"steps": 3}}, "algorithm is refl, so grpo says nothing"),
         ({"algorithm": "nft", "refl": {"steps": 3}}, "algorithm is nft, so refl says nothing"),
         ({"more_judges": {"x": 1.0}}, "more_judges are for grpo and nft"),

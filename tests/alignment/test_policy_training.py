@@ -132,6 +132,51 @@ def test_at_the_second_update_they_are_not(tmp_path):
 
 
 @both
+def test_layers_that_are_computed_again_leave_the_same_gradient_and_figures(algorithm):
+    found, forwards = {}, {}
+    for parts in ((), ("generator",)):
+        generator = fresh("sd3")
+        torch.manual_seed(0)  # LoRA's first factor
+        weights = generator.add_lora(2, 2)
+        with torch.no_grad():
+            for weight in weights:
+                weight += 0.1 * torch.randn(weight.shape)
+        seen = []
+        generator.network.transformer_blocks[0].register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        asked, rewards, changes = ["a red circle", "two crosses"], [Reward(Mean(), "alone")], {"checkpointing": parts}
+        changes |= {"prompts_per_step": 2, "group_size": 2}
+        if algorithm == "grpo":
+            recipe = GRPO.model_copy(update=changes | {"kl": 0.3, "window": 1})
+            figures = list(grpo_updates(generator, rewards, asked, recipe, seed=1, step=2))
+        else:
+            recipe = NFT.model_copy(update=changes | {"velocity_mse": 0.3})
+            figures = list(nft_updates(generator, rewards, asked, recipe, seed=1, step=2, ema=Ema(weights, 0.5)))
+        found[parts], forwards[parts] = (figures, [weight.grad for weight in weights]), len(seen)
+    (figures, plain), (told, again) = found.values()
+    assert told == [pytest.approx(one, rel=1e-5, abs=1e-6) for one in figures]
+    scale = max(float(one.abs().max()) for one in plain)
+    assert scale > 0 and max(float((a - b).abs().max()) for a, b in zip(plain, again, strict=True)) <= 2e-6 * scale
+    assert forwards[("generator",)] > forwards[()]
+
+
+@both
+def test_memory_that_runs_out_names_the_generator_and_a_part_without_a_gradient_is_refused(
+    tmp_path, algorithm, monkeypatch
+):
+    def short(self, x_t, step, condition):
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return x_t
+
+    monkeypatch.setattr(TinyGenerator, "predict", short)
+    with pytest.raises(InputError, match="memory ran out in the generator: CUDA out of memory") as caught:
+        train(algorithm, tmp_path, steps=1)
+    assert "checkpointing" in caught.value.remedy
+    with pytest.raises(InputError, match=r"'checkpointing.0' .* has the value 'decoder'"):
+        parse_recipe(type(GRPO if algorithm == "grpo" else NFT), {"checkpointing": ["decoder"]}, "recipe.yaml")
+
+
+@both
 def test_a_gradient_in_parts_is_that_of_the_whole(algorithm):
     gradients = []
     for at_once in (None, 4):

@@ -42,11 +42,11 @@ def test_the_judges_own_training_is_no_step_of_the_alignment():
     assert steps_of([{"phase": "judge", "step": 10, "loss": 0.7}]) == []
 
 
-def test_an_alarm_is_said_listed_and_marked_in_every_panel():
-    slots = hacking_slots(rows(), [ALARM])
+def test_an_alarm_is_said_listed_and_marked_in_every_panel(tmp_path):
+    slots = hacking_slots(run_of(tmp_path / "mine", [ALARM]))
     assert slots["alarms_said"] == "1 alarm rang in 60 steps, the first at step 40."
     assert "Step 40, <b>held out</b>: the margin rose &lt;so&gt;. Stop. The run ended here." in slots["alarms"]
-    without = hacking_slots(rows(), [])
+    without = hacking_slots(run_of(tmp_path / "plain", []))
     assert without["alarms"] == "" and without["alarms_said"] == "No alarm rang in 60 steps."
     drawing, plain = (re.findall(r"<svg.*?</svg>", one["hacking_chart"], re.DOTALL)[0] for one in (slots, without))
     panels = sum(word in drawing for word in ("Proxy: margin", "Proxy: P(yes)", "Held-out judge", "Spread of", "Looks"))
@@ -59,6 +59,7 @@ def test_a_run_without_an_oracle_gets_a_page_that_needs_nothing_but_itself(tmp_p
     assert done.code == 0 and done.out.strip().endswith("hacking.html")
     html = (tmp_path / "mine" / "hacking.html").read_text()
     assert "Reward hacking: suspected" in html and "The margin went up by 2.20 logits." in html
+    assert "This run drew no pictures along the way." in html
     assert "<h1>mine</h1>" in html and not re.search(r"https?://|<script|@import", html)
 
 

@@ -292,7 +292,7 @@ def test_what_a_run_does_not_have_yet_is_left_out_and_said_so(run: Path):
         (run / name).unlink()
     html = page(run)
     assert "<svg" not in html and "<img" not in html and "<details" not in html
-    assert html.count('class="absent"') == 7
+    assert html.count('class="absent"') == 8
     assert "has no samples.json" in html and "has no config.yaml" in html and "metrics.jsonl has nothing" in html
     assert "63.8" in words(html)
 

@@ -13,6 +13,8 @@ from tiny_pipelines import (
     PROMPTS,
     SEEDS,
     STEPS,
+    drawn,
+    first_frames,
     fresh,
     frozen,
     options,
@@ -26,9 +28,10 @@ from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.generators.sampling import rollout, sample
+from rewarddance.generators.sampling import rollout
 
 NAMES = ["sd15-ddim", "sdxl-euler", "sd3", "flux-dev", "flux2-klein", "qwen-image", "wan", "ltx", "z-image"]
+NAMES += ["wan-i2v", "wan-2.2-i2v", "ltx-i2v"]
 every_family = pytest.mark.parametrize("family", NAMES)
 
 
@@ -46,10 +49,10 @@ def with_lora(family: str, dtype: torch.dtype | None = None) -> PipelineGenerato
     return generator
 
 
-def reached(generator: PipelineGenerator) -> dict[str, bool]:
+def reached(generator: PipelineGenerator, family: str) -> dict[str, bool]:
     """Take the gradient of pictures; returns of the weights that train, which it reached. No other part has one."""
-    state = rollout(generator, PROMPTS, SEEDS, 1)
-    prediction = generator.predict(state.x_t, 1, generator.encode(PROMPTS))
+    state = rollout(generator, PROMPTS, SEEDS, 1, first_frames(family))
+    prediction = generator.predict(state.x_t, 1, generator.encode(PROMPTS, first_frames(family)))
     generator.decode(generator.clean(state.x_t, prediction, 1)).square().mean().backward()
     for name, part in generator.pipeline.components.items():
         if isinstance(part, nn.Module) and name != generator.part:
@@ -68,12 +71,12 @@ def differ(one: torch.Tensor, other: torch.Tensor) -> bool:
 @every_family
 def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(family):
     trained, untouched = with_lora(family), frozen(family)
-    found = reached(trained)
+    found = reached(trained, family)
     idle = {name for name in found if re.search(FAMILIES[family].idle, name)}
     assert all("lora" in name for name in found)
     assert {name for name in found if not found[name]} <= idle
     assert len(found) > 3 * len(idle)
-    x_t, condition = untouched.start(SEEDS), untouched.encode(PROMPTS)
+    x_t, condition = untouched.start(SEEDS), untouched.encode(PROMPTS, first_frames(family))
     with torch.no_grad():
         before, moved_on = untouched.predict(x_t, 0, condition), trained.predict(x_t, 0, condition)
         with trained.as_before_training():
@@ -86,12 +89,12 @@ def test_a_saved_lora_gives_the_very_same_pictures_in_plain_diffusers_and_in_our
     trained, pipeline, again = with_lora(family), plain_copy(family), fresh(family)
     trained.save_lora(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
-    ours = sample(trained, PROMPTS, SEEDS)
-    assert differ(ours, sample(frozen(family), PROMPTS, SEEDS))
+    ours = drawn(trained, family)
+    assert differ(ours, drawn(frozen(family), family))
     pipeline.load_lora_weights(tmp_path)
     torch.testing.assert_close(own_call(pipeline, family), ours.squeeze(1), atol=1e-5, rtol=0)
     again.load_lora(tmp_path)
-    torch.testing.assert_close(sample(again, PROMPTS, SEEDS), ours, atol=1e-6, rtol=0)
+    torch.testing.assert_close(drawn(again, family), ours, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["sd15-ddim", "flux-dev"])
@@ -102,10 +105,10 @@ def test_a_saved_average_of_the_lora_gives_the_very_same_pictures_in_plain_diffu
     for size in (0.4, 0.2):
         moved(weights, size)
         ema.update()
-    last = sample(trained, PROMPTS, SEEDS)
+    last = drawn(trained, family)
     with ema.applied():
         trained.save_lora(tmp_path)
-        averaged = sample(trained, PROMPTS, SEEDS)
+        averaged = drawn(trained, family)
     assert differ(averaged, last)
     pipeline = plain_copy(family)
     pipeline.load_lora_weights(tmp_path)
@@ -116,13 +119,13 @@ def test_a_saved_average_of_the_lora_gives_the_very_same_pictures_in_plain_diffu
 def test_all_weights_can_be_trained_and_saved_as_a_plain_diffusers_folder(family, tmp_path):
     trained = fresh(family)
     weights = trained.train_all()
-    found = reached(trained)
+    found = reached(trained, family)
     assert len(found) == len(weights) and sum(found.values()) > 0.7 * len(found)
     moved(weights, 0.05)
-    ours, before = sample(trained, PROMPTS, SEEDS), sample(frozen(family), PROMPTS, SEEDS)
+    ours, before = drawn(trained, family), drawn(frozen(family), family)
     assert differ(ours, before)
     with trained.as_before_training():
-        torch.testing.assert_close(sample(trained, PROMPTS, SEEDS), before, atol=1e-6, rtol=0)
+        torch.testing.assert_close(drawn(trained, family), before, atol=1e-6, rtol=0)
     trained.save(tmp_path)
     saved = DiffusionPipeline.from_pretrained(tmp_path)
     saved.set_progress_bar_config(disable=True)
@@ -132,25 +135,27 @@ def test_all_weights_can_be_trained_and_saved_as_a_plain_diffusers_folder(family
 @every_family
 def test_in_half_precision_the_trained_weights_latents_and_pictures_are_float32(family):
     generator = with_lora(family, torch.bfloat16)
-    assert all(found for name, found in reached(generator).items() if not re.search(FAMILIES[family].idle, name))
+    assert all(
+        found for name, found in reached(generator, family).items() if not re.search(FAMILIES[family].idle, name)
+    )
     weights = {weight.dtype for weight in generator.network.parameters() if weight.requires_grad}
     assert weights == {torch.float32} and generator.start(SEEDS).dtype == torch.float32
     with generator.as_before_training():
-        pictures = sample(generator, PROMPTS, SEEDS)
+        pictures = drawn(generator, family)
     assert pictures.dtype == torch.float32
-    assert (pictures - sample(frozen(family), PROMPTS, SEEDS)).abs().mean() < 0.05
+    assert (pictures - drawn(frozen(family), family)).abs().mean() < 0.05
 
 
 @every_family
 def test_all_weights_train_in_float32_and_compute_in_half_precision(family):
     generator = fresh(family, torch.bfloat16)
-    x_t, condition = generator.start(SEEDS), generator.encode(PROMPTS)
+    x_t, condition = generator.start(SEEDS), generator.encode(PROMPTS, first_frames(family))
     with torch.no_grad():
         before = generator.predict(x_t, 0, condition)
         assert {weight.dtype for weight in generator.train_all()} == {torch.float32}
         after = generator.predict(x_t, 0, condition)
     assert (after - before).abs().mean() < 0.03 * before.abs().mean()
-    assert sum(reached(generator).values()) > 10
+    assert sum(reached(generator, family).values()) > 10
 
 
 def test_the_vae_of_sdxl_decodes_in_float32_where_half_precision_overflows():
@@ -158,7 +163,7 @@ def test_the_vae_of_sdxl_decodes_in_float32_where_half_precision_overflows():
     assert load_generator(name, STEPS, dtype=torch.bfloat16, **asked).pipeline.vae.dtype == torch.bfloat16
     half = load_generator(name, STEPS, dtype=torch.float16, **asked)
     assert half.pipeline.vae.dtype == torch.float32 and half.network.dtype == torch.float16
-    assert (sample(half, PROMPTS, SEEDS) - sample(frozen("sdxl-euler"), PROMPTS, SEEDS)).abs().mean() < 0.02
+    assert (drawn(half, "sdxl-euler") - drawn(frozen("sdxl-euler"), "sdxl-euler")).abs().mean() < 0.02
 
 
 def test_a_lora_goes_where_it_is_told_and_nowhere_else():

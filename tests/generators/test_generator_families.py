@@ -6,7 +6,20 @@ import json
 
 import pytest
 import torch
-from tiny_pipelines import FAMILIES, PROMPTS, SEEDS, STEPS, fresh, frozen, options, own_call, pipeline_folder, plain
+from tiny_pipelines import (
+    FAMILIES,
+    PROMPTS,
+    SEEDS,
+    STEPS,
+    drawn,
+    first_frames,
+    fresh,
+    frozen,
+    options,
+    own_call,
+    pipeline_folder,
+    plain,
+)
 from torch import Tensor
 
 from rewarddance.generators.adapter import PipelineGenerator
@@ -25,16 +38,16 @@ def test_every_family_that_is_listed_is_tested():
 @pytest.mark.parametrize("guided", [False, True])
 def test_from_the_same_seeds_come_the_pipelines_own_pictures(family, guided):
     theirs = own_call(plain(family), family, guided)
-    ours = sample(frozen(family, guided), PROMPTS, SEEDS)
+    ours = drawn(frozen(family, guided), family)
     asked = options(family)
     assert ours.shape == (2, asked.get("num_frames", 1), 3, asked["height"], asked["width"])
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.reshape(theirs.shape), theirs, atol=1e-4, rtol=0)
     assert theirs.std() > 0.05
     if guided:
-        assert (ours - sample(frozen(family), PROMPTS, SEEDS)).abs().max() > 5e-3
+        assert (ours - drawn(frozen(family), family)).abs().max() > 5e-3
     else:
-        same_noise = sample(frozen(family), PROMPTS, [3, 3])
+        same_noise = drawn(frozen(family), family, seeds=[3, 3], frames=[0, 0])
         assert (same_noise[0] - same_noise[1]).abs().max() > 5e-3, "the prompt does not matter"
 
 
@@ -42,8 +55,9 @@ def test_from_the_same_seeds_come_the_pipelines_own_pictures(family, guided):
 def test_one_seed_is_one_noise_and_one_picture_whatever_the_batch(family):
     generator = frozen(family, True)
     assert torch.equal(generator.start([1, 3, 4]), torch.cat([generator.start([seed]) for seed in (1, 3, 4)]))
-    together = sample(generator, PROMPTS, SEEDS)
-    torch.testing.assert_close(sample(generator, PROMPTS[1:], SEEDS[1:]), together[1:], atol=1e-5, rtol=0)
+    together = drawn(generator, family)
+    alone = sample(generator, PROMPTS[1:], SEEDS[1:], conditions=(first_frames(family) or [None, None])[1:])
+    torch.testing.assert_close(alone, together[1:], atol=1e-5, rtol=0)
 
 
 @every_family
@@ -53,7 +67,7 @@ def test_both_branches_of_guidance_are_one_batch(family):
         lambda _, args, given: sizes.append(len((args or [given["hidden_states"]])[0])), with_kwargs=True
     )
     with torch.no_grad():
-        generator.predict(generator.start(SEEDS), 0, generator.encode(PROMPTS))
+        generator.predict(generator.start(SEEDS), 0, generator.encode(PROMPTS, first_frames(family)))
     hook.remove()
     assert sizes == [4]
 
@@ -108,6 +122,6 @@ def test_the_scales_are_those_that_the_pipelines_scheduler_noises_with(family):
 
 def test_calling_the_pipeline_itself_does_not_move_the_generator():
     generator = fresh("sdxl-euler")
-    before = sample(generator, PROMPTS, SEEDS)
+    before = drawn(generator, "sdxl-euler")
     own_call(generator.pipeline, "sdxl-euler", steps=5)
-    assert torch.equal(sample(generator, PROMPTS, SEEDS), before)
+    assert torch.equal(drawn(generator, "sdxl-euler"), before)

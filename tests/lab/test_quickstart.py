@@ -11,6 +11,7 @@ from tiny import Done, command, quickstart_recipe
 
 from rewarddance.alignment import references
 from rewarddance.errors import InputError
+from rewarddance.evaluation.run_folder import find_grids
 from rewarddance.lab import quickstart as job
 from rewarddance.lab.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
 from rewarddance.runtime.config import load_recipe
@@ -75,7 +76,7 @@ def test_a_run_leaves_its_config_metrics_checkpoints_samples_and_report(whole):
     )
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert {row["phase"] for row in rows} == {"judge", "refl"}
-    assert [row["step"] for row in rows if "oracle" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows if "oracle" in row] == [0, 2, 4] == list(find_grids(whole.folder))
     assert [row["step"] for row in rows if "accuracy_id" in row] == [2, 4, 6]
 
 
@@ -137,6 +138,8 @@ def test_a_run_killed_in_every_stage_ends_with_the_figures_of_one_in_one_go(kill
     assert figures(summary_of(folder)) == figures(summary_of(whole.folder))
     assert (folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
     assert (folder / "samples.json").read_text() == (whole.folder / "samples.json").read_text()
+    for step, grid in find_grids(folder).items():
+        assert grid.read_bytes() == find_grids(whole.folder)[step].read_bytes()
     for weights in ("judge/reward/model.safetensors", "refl/lora/pytorch_lora_weights.safetensors"):
         ours, theirs = load_file(folder / weights), load_file(whole.folder / weights)
         assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)

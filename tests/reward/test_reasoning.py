@@ -143,7 +143,8 @@ def test_pairs_without_reasons_train_on_the_answers_alone(after):
     pairs = preferences(3, "", "")
     asked = [Question(p.prompt, p.second, p.first) for p in pairs]
     turned = [Question(p.prompt, p.first, p.second) for p in pairs]
-    expected = pairwise_cross_entropy(after(asked).margin, after(turned).margin, torch.ones(3), 0.9)
+    weight = after.config.difference_weight
+    expected = pairwise_cross_entropy(after(asked).margin, after(turned).margin, torch.ones(3), weight)
     close(after.loss(pairs), expected)
 
 

@@ -11,7 +11,20 @@ from several import in_processes
 
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.reward.parallel import Spread, together
-from rewarddance.runtime.distributed import count, first_ahead, in_turn, is_first, joined, rank, summed, wait
+from rewarddance.runtime.distributed import (
+    count,
+    everywhere,
+    first_ahead,
+    from_all,
+    in_turn,
+    is_first,
+    joined,
+    mean_of,
+    own,
+    rank,
+    summed,
+    wait,
+)
 from rewarddance.types import Question, Verdict
 
 
@@ -20,6 +33,9 @@ def test_a_process_by_itself_is_the_first_of_one():
         wait()
         assert (rank(), count(), is_first()) == (0, 1, True)
         assert summed(torch.tensor([2.5])).tolist() == [2.5]
+        rows = torch.arange(5)
+        assert own(rows, parts=2) is rows is everywhere(rows, parts=2)
+        assert (mean_of({"a": 0.1, "n": 3}), from_all("a")) == ({"a": 0.1, "n": 3}, ["a"])
 
 
 def test_processes_know_their_number_and_add_up():
@@ -28,6 +44,18 @@ def test_processes_know_their_number_and_add_up():
         return rank(), count(), is_first(), summed(own).tolist(), own.tolist()
 
     assert in_processes(2, work) == [(0, 2, True, [1, 2], [0, 1]), (1, 2, False, [1, 2], [1, 1])]
+
+
+def test_each_has_its_share_of_every_part_and_together_they_are_the_whole():
+    def work() -> tuple:
+        rows = torch.arange(24).view(12, 2)
+        mine = own(rows, parts=3)
+        assert torch.equal(everywhere(mine, parts=3), rows) and torch.equal(everywhere(own(rows)), rows)
+        assert own(rows.tolist(), parts=3) == mine.tolist()
+        return own([*range(12)], parts=3), from_all(rank()), mean_of({"a": 1.0 + rank(), "n": 3})
+
+    means = {"a": 1.5, "n": 3}
+    assert in_processes(2, work) == [([0, 1, 4, 5, 8, 9], [0, 1], means), ([2, 3, 6, 7, 10, 11], [0, 1], means)]
 
 
 def test_the_first_goes_ahead_and_each_has_its_turn(tmp_path):
@@ -59,6 +87,38 @@ def test_where_one_process_fails_the_others_say_so_in_words():
         return "waited for ever"
 
     assert in_processes(2, work) == ["left", "another process of this run has stopped."]
+
+
+@pytest.mark.parametrize("failing", [[0], [1], [0, 1]])
+def test_of_processes_that_fail_one_speaks_and_the_others_leave_without_a_word(failing):
+    def work() -> str:
+        try:
+            with joined():
+                wait()
+                if rank() in failing:
+                    raise InputError(f"picture {rank()} is broken.")
+                everywhere(torch.zeros(2))
+        except (RewardDanceError, SystemExit) as error:
+            return str(error)
+        return "waited for nobody"
+
+    said = in_processes(2, work, join=False)
+    assert sorted(said) in [["2", f"picture {number} is broken."] for number in failing]
+
+
+def test_where_a_process_is_gone_without_a_word_another_says_so():
+    def work() -> str:
+        try:
+            with joined():
+                wait()
+                if is_first():
+                    return "left"
+                wait()
+        except RewardDanceError as error:
+            return error.what
+        return "waited for nobody"
+
+    assert in_processes(2, work, join=False) == ["left", "another process of this run has stopped."]
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

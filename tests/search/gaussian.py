@@ -22,7 +22,7 @@ class GaussianDiffusion:
     def scales(self, step: int) -> Scales:
         return self._scales[step]
 
-    def encode(self, prompts: Sequence[str]) -> None:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> None:
         return None
 
     def start(self, seeds: Sequence[int]) -> Tensor:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from gaussian import Bright
-from tiny import TinyGenerator
+from tiny import TinyGenerator, clip_folder, judge_folder
 
 from rewarddance.errors import InputError
+from rewarddance.generators.sampling import sample
+from rewarddance.reward.kinds import load_reward
+from rewarddance.search.batch import noise_seed
 from rewarddance.search.refine import Refine
 from rewarddance.search.run import search
+from rewarddance.types import Question
 
 
 class Listening(TinyGenerator):
@@ -19,7 +23,7 @@ class Listening(TinyGenerator):
         super().__init__()
         self.gain, self.heard = gain, []
 
-    def encode(self, prompts):
+    def encode(self, prompts, conditions=None):
         self.heard.append(sorted(set(prompts)))
         return torch.tensor([-self.gain if len(prompt) > 3 else 0.0 for prompt in prompts])[:, None, None, None]
 
@@ -70,3 +74,30 @@ def test_a_writer_is_for_refining_only():
 def test_a_reward_without_reasons_is_refused():
     with pytest.raises(InputError, match="gives no reasons"):
         search(TinyGenerator(), lambda questions: Bright()(questions), ["cat"], "refine", "samples=4")
+    with pytest.raises(InputError, match="a clip reward gives no reasons"):
+        search(TinyGenerator(), load_reward(str(clip_folder()), kind="clip"), ["cat"], "refine", "samples=4")
+
+
+def test_a_pointwise_judge_explains_what_the_second_best_is_worth():
+    judge, made = load_reward(str(judge_folder()), kind="pointwise", max_reason_tokens=4), Small()
+    (found,) = search(made, judge, ["a red circle"], Refine(samples=2), "samples=4")
+    assert found.judging == "alone" and found.rounds == 1
+    (reason,) = judge.explain([Question("a red circle", made.second_best)]).reasons
+    assert made.heard == [["a red circle"], [f"a red circle. {reason}"]]
+
+
+class Small(Listening):
+    """Draws pictures that the judge is used to the size of; keeps which of the first two was the worse."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def decode(self, x_0):
+        return super().decode(x_0).repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+    @property
+    def second_best(self):
+        first = sample(self, ["a red circle"] * 2, [noise_seed(0, 0, 0), noise_seed(0, 0, 1)])
+        self.heard.pop()
+        judge = load_reward(str(judge_folder()), kind="pointwise")
+        return min(first, key=lambda one: judge([Question("a red circle", one)]).margin.item())

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from rewarddance.alignment.grpo import kl_to_base, log_prob, surrogate
 from rewarddance.alignment.policy import PolicyRecipe, draws_of, judged, summary
@@ -17,7 +18,9 @@ from rewarddance.alignment.rollouts import Noising, refuse_kind, sde_rollouts
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Figures, Trainable, train
 from rewarddance.errors import InputError
+from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator
+from rewarddance.runtime.distributed import own
 from rewarddance.runtime.tracking import Metrics
 
 
@@ -65,15 +68,17 @@ def train_grpo(
     seed: int = 0,
     probe: Callable[[], Figures] = dict,
     bank: Sequence[References] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Path:
-    """Flow-GRPO on `prompts`. bank: their references, where a reward is judged against them. See `train` for the rest.
+    """Flow-GRPO on `prompts`. bank: their references, where a reward is judged against them. conditions: the pictures
+    that they come with. See `train` for the rest.
 
     Raises InputError as `GrpoRecipe.check` does.
     """
     recipe.check(generator)
 
     def updates(step: int, _: Ema) -> Iterator[Figures]:
-        return grpo_updates(generator, rewards, prompts, recipe, seed, step, bank)
+        return grpo_updates(generator, rewards, prompts, recipe, seed, step, bank, conditions)
 
     return train(generator, updates, recipe, folder, metrics, "GRPO", seed, probe)
 
@@ -86,8 +91,12 @@ def grpo_updates(
     seed: int,
     step: int,
     bank: Sequence[References] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Iterator[Figures]:
-    """One iteration: sample, ask, and for each of its updates leave the gradient on the weights and say how it went."""
+    """One iteration: sample, ask, and for each of its updates leave the gradient on the weights and say how it went.
+
+    Of several processes each takes its share of every update's prompts.
+    """
     draws = draws_of(step, len(prompts), recipe, seed)
     if recipe.shared_prefix:  # then a group has one noise, which none of its references may have
         draws = draws._replace(seeds=[own[:1] * recipe.group_size for own in draws.seeds])
@@ -95,32 +104,36 @@ def grpo_updates(
     last = generator.num_steps - 1 - recipe.window
     start = int(draws.rng.integers(min(low, last), min(high, last) + 1))
     noising = Noising(recipe.kind, recipe.noise_level, start, recipe.window, recipe.shared_prefix)
-    batches = recipe.batches(len(draws.chosen))
+    mine = own(draws.chosen, recipe.updates)
+    batches = recipe.batches(len(mine))
     parts = [rows for batch in batches for rows in batch]
-    asked = [prompts[i] for i in draws.chosen]
-    drawn = sde_rollouts(generator, asked, draws.seeds, noising, draws.noise_rng, parts)
-    found = judged(rewards, prompts, drawn.pixels, draws, recipe, bank)
-    advantage = found.advantages.values.flatten().to(drawn.x.device)
+    asked, seeds = [prompts[i] for i in mine], own(draws.seeds, recipe.updates)
+    shown = None if conditions is None else [conditions[i] for i in mine]
+    drawn = sde_rollouts(generator, asked, seeds, noising, draws.noise_rng, parts, shown, recipe.updates)
+    found = judged(rewards, prompts, drawn.pixels, draws, recipe, bank, conditions)
+    each = None if shown is None else [one for one in shown for _ in range(recipe.group_size)]
+    advantage = own(found.advantages.values.flatten(), recipe.updates).to(drawn.x.device)
     for batch in batches:
         n = sum(len(rows) for rows in batch) * recipe.window
         told = {"loss": 0.0, "kl": 0.0, "ratio_away": 0.0, "clipped": 0.0}
-        for rows in batch:
-            condition = generator.encode([drawn.prompts[int(row)] for row in rows])
-            share = len(rows) / n
-            for k, at in enumerate(range(start, start + recipe.window)):
-                x_t = drawn.x[k][rows]
-                now = noising.step(generator, x_t, at, generator.predict(x_t, at, condition))
-                new, old = log_prob(drawn.x[k + 1][rows], now), drawn.log_prob[k][rows]
-                loss = surrogate(new, old, advantage[rows], recipe.clip_range)
-                if recipe.kl:
-                    with generator.as_before_training(), torch.no_grad():
-                        base = noising.step(generator, x_t, at, generator.predict(x_t, at, condition))
-                    away = kl_to_base(now, base)
-                    loss = loss + recipe.kl * away
-                    told["kl"] += share * away.item()
-                (share * loss).backward()
-                ratio = torch.exp(new.detach() - old)
-                told["loss"] += share * loss.item()
-                told["ratio_away"] += share * (ratio - 1).abs().mean().item()
-                told["clipped"] += share * ((ratio - 1).abs() > recipe.clip_range).float().mean().item()
+        with recipe.learning(generator):
+            for rows in batch:
+                condition = encoded(generator, drawn.prompts, rows, each)
+                share = len(rows) / n
+                for k, at in enumerate(range(start, start + recipe.window)):
+                    x_t = drawn.x[k][rows]
+                    now = noising.step(generator, x_t, at, generator.predict(x_t, at, condition))
+                    new, old = log_prob(drawn.x[k + 1][rows], now), drawn.log_prob[k][rows]
+                    loss = surrogate(new, old, advantage[rows], recipe.clip_range)
+                    if recipe.kl:
+                        with generator.as_before_training(), torch.no_grad():
+                            base = noising.step(generator, x_t, at, generator.predict(x_t, at, condition))
+                        away = kl_to_base(now, base)
+                        loss = loss + recipe.kl * away
+                        told["kl"] += share * away.item()
+                    (share * loss).backward()
+                    ratio = torch.exp(new.detach() - old)
+                    told["loss"] += share * loss.item()
+                    told["ratio_away"] += share * (ratio - 1).abs().mean().item()
+                    told["clipped"] += share * ((ratio - 1).abs() > recipe.clip_range).float().mean().item()
         yield {**summary(found), **told, "window_start": start}

@@ -17,7 +17,8 @@ from rewarddance.alignment.refl import velocity_mse
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Figures, Trainable, train
-from rewarddance.generators.sampling import sample_with_latents
+from rewarddance.generators.sampling import encoded, sample_with_latents
+from rewarddance.runtime.distributed import count, own
 from rewarddance.runtime.tracking import Metrics
 
 
@@ -46,11 +47,13 @@ def train_nft(
     seed: int = 0,
     probe: Callable[[], Figures] = dict,
     bank: Sequence[References] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Path:
-    """DiffusionNFT on `prompts`. bank: their references, where a reward is judged against them. See `train`."""
+    """DiffusionNFT on `prompts`. bank: their references, where a reward is judged against them. conditions: the
+    pictures that they come with. See `train`."""
 
     def updates(step: int, ema: Ema) -> Iterator[Figures]:
-        return nft_updates(generator, rewards, prompts, recipe, seed, step, ema, bank)
+        return nft_updates(generator, rewards, prompts, recipe, seed, step, ema, bank, conditions)
 
     return train(generator, updates, recipe, folder, metrics, "NFT", seed, probe)
 
@@ -64,45 +67,54 @@ def nft_updates(
     step: int,
     ema: Ema,
     bank: Sequence[References] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Iterator[Figures]:
-    """One iteration: sample from the average, ask, and for each of its updates leave the gradient on the weights."""
+    """One iteration: sample from the average, ask, and for each of its updates leave the gradient on the weights.
+
+    Of several processes each takes its share of every update's prompts.
+    """
     draws = draws_of(step, len(prompts), recipe, seed)
-    flat = [prompts[i] for i in draws.chosen for _ in range(recipe.group_size)]
+    mine = own(draws.chosen, recipe.updates)
+    flat = [prompts[i] for i in mine for _ in range(recipe.group_size)]
+    each = None if conditions is None else [conditions[i] for i in mine for _ in range(recipe.group_size)]
     with ema.applied():
-        seeds = [one for own in draws.seeds for one in own]
-        pixels, x_0 = sample_with_latents(generator, flat, seeds, recipe.generator_batch or len(flat))
-    found = judged(rewards, prompts, pixels, draws, recipe, bank)
-    r = optimality(found.advantages.values.flatten(), recipe.advantage_clip).to(x_0.device)
-    for batch in recipe.batches(len(draws.chosen)):
+        seeds = [one for group in own(draws.seeds, recipe.updates) for one in group]
+        at_once = recipe.generator_batch or len(flat)
+        pixels, x_0 = sample_with_latents(generator, flat, seeds, at_once, conditions=each)
+    found = judged(rewards, prompts, pixels, draws, recipe, bank, conditions)
+    r = own(optimality(found.advantages.values.flatten(), recipe.advantage_clip), recipe.updates).to(x_0.device)
+    for batch in recipe.batches(len(mine)):
         n = sum(len(rows) for rows in batch) * recipe.levels
         told = {"loss": 0.0, "velocity_mse": 0.0}
         steps = draws.rng.integers(generator.num_steps, size=recipe.levels).tolist()
         noised = [
-            _noised(generator, x_0, at, draws.noise_rng) for at in steps
+            _noised(generator, x_0, at, draws.noise_rng, recipe.updates) for at in steps
         ]  # whole, so that parts draw the same noises
-        for rows in batch:
-            condition = generator.encode([flat[int(row)] for row in rows])
-            share = len(rows) / n
-            with torch.no_grad(), ema.applied():
-                olds = [
-                    generator.clean(x[rows], generator.predict(x[rows], at, condition), at)
-                    for at, x in zip(steps, noised, strict=True)
-                ]
-            for at, x, old in zip(steps, noised, olds, strict=True):
-                x_t = x[rows]
-                with generator.as_before_training(), torch.no_grad():
-                    base = generator.predict(x_t, at, condition)
-                v = generator.predict(x_t, at, condition)
-                far = velocity_mse(v, base)
-                loss = nft_loss(generator.clean(x_t, v, at), old, x_0[rows], r[rows], recipe.beta)
-                loss = loss + recipe.velocity_mse * far
-                (share * loss).backward()
-                told["loss"] += share * loss.item()
-                told["velocity_mse"] += share * far.item()
+        with recipe.learning(generator):
+            for rows in batch:
+                condition = encoded(generator, flat, rows, each)
+                share = len(rows) / n
+                with torch.no_grad(), ema.applied():
+                    olds = [
+                        generator.clean(x[rows], generator.predict(x[rows], at, condition), at)
+                        for at, x in zip(steps, noised, strict=True)
+                    ]
+                for at, x, old in zip(steps, noised, olds, strict=True):
+                    x_t = x[rows]
+                    with generator.as_before_training(), torch.no_grad():
+                        base = generator.predict(x_t, at, condition)
+                    v = generator.predict(x_t, at, condition)
+                    far = velocity_mse(v, base)
+                    loss = nft_loss(generator.clean(x_t, v, at), old, x_0[rows], r[rows], recipe.beta)
+                    loss = loss + recipe.velocity_mse * far
+                    (share * loss).backward()
+                    told["loss"] += share * loss.item()
+                    told["velocity_mse"] += share * far.item()
         yield {**summary(found), **told}
 
 
-def _noised(generator: Trainable, x_0: Tensor, step: int, noise_rng: torch.Generator) -> Tensor:
-    """Clean latents brought to the noise level before `step`."""
+def _noised(generator: Trainable, x_0: Tensor, step: int, noise_rng: torch.Generator, updates: int) -> Tensor:
+    """Clean latents, this process's share, brought to the noise level before `step`."""
     alpha, sigma = generator.scales(step)
-    return alpha * x_0 + sigma * torch.randn(x_0.shape, generator=noise_rng).to(x_0)
+    noise = torch.randn((len(x_0) * count(), *x_0.shape[1:]), generator=noise_rng)
+    return alpha * x_0 + sigma * own(noise, updates).to(x_0)

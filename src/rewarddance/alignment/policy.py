@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +17,10 @@ from rewarddance.alignment.references import References
 from rewarddance.alignment.rewards import Judging, Reward, Scores, preferred, scores
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.looks import figures_of_step
+from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
+from rewarddance.runtime.distributed import count, everywhere, own
+from rewarddance.runtime.memory import memory_for
 from rewarddance.types import PixelBatch
 
 
@@ -26,7 +31,8 @@ class PolicyRecipe(TrainRecipe):
     iteration, each on its share of the prompts. judging: how the judge is asked, "alone", "group" (every sample against
     every other, the win rate) or "references"; by default what suits it. spread: advantages are divided by the standard
     deviation of the prompt's scores, or of all (global). advantage_clip: their largest size. probe_prompts: how many
-    prompts the averaged generator draws for `against_base`; 0 for none.
+    prompts the averaged generator draws for `against_base`; 0 for none. checkpointing: as in ReFL; a gradient goes
+    through the generator alone.
     """
 
     group_size: int = Field(default=8, ge=2)
@@ -36,6 +42,7 @@ class PolicyRecipe(TrainRecipe):
     spread: Literal["prompt", "global"] = "prompt"
     advantage_clip: float = Field(default=5.0, gt=0)
     probe_prompts: int = Field(default=16, ge=0)
+    checkpointing: tuple[Literal["generator"], ...] = ()
 
     @model_validator(mode="after")
     def _every_update_has_a_prompt(self) -> PolicyRecipe:
@@ -44,6 +51,27 @@ class PolicyRecipe(TrainRecipe):
                 f"updates is {self.updates}, and each needs a prompt of the {self.prompts_per_step} a step"
             )
         return self
+
+    def check_processes(self) -> None:
+        """Raises InputError where the processes cannot share each update's prompts: a group stays on one of them."""
+        super().check_processes()
+        shares = self.updates * count()
+        if count() > 1 and self.prompts_per_step % shares:
+            raise InputError(
+                f"{count()} processes cannot share {self.prompts_per_step} prompts equally in each of {self.updates} "
+                "updates (prompts_per_step, updates).",
+                f"Set prompts_per_step to a multiple of {shares}.",
+            )
+
+    @contextmanager
+    def learning(self, generator: Trainable) -> Iterator[None]:
+        """Within the block layers keep their inputs only, if `checkpointing` says so.
+
+        Raises InputError where memory runs out, naming what to lower.
+        """
+        layers = generator.checkpointed(decoder=False) if self.checkpointing else nullcontext()
+        with memory_for("the generator", "Lower generator_batch, or add generator to checkpointing."), layers:
+            yield
 
     def batches(self, p: int) -> list[list[Tensor]]:
         """Rows of the P * G samples by update, and within an update by what goes through the generator together."""
@@ -84,20 +112,31 @@ def judged(
     draws: Draws,
     recipe: PolicyRecipe,
     bank: Sequence[References] | None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Judged:
-    """Ask every reward about a step's samples [P * G, T, C, H, W], and weigh what they say."""
+    """Ask every reward about a step's samples [P * G, T, C, H, W], and weigh what they say.
+
+    pixels: of this process's share of the prompts; what is returned is of all of them, the same in all processes.
+    conditions: the pictures that all prompts come with, in the order of `prompts`.
+    """
     rng, _, chosen, seeds = draws
-    asked = [prompts[i] for i in chosen]
-    groups = [list(group) for group in pixels.unflatten(0, (len(chosen), recipe.group_size))]
+    mine = own(chosen, recipe.updates)
+    asked = [prompts[i] for i in mine]
+    groups = [list(group) for group in pixels.unflatten(0, (len(mine), recipe.group_size))]
     references = None
     if bank is not None:
         of = [bank[i] for i in chosen]
-        references = [[one.pictures[one.choose(rng, s)] for s in own] for one, own in zip(of, seeds, strict=True)]
-    found = tuple(scores(reward, asked, groups, references) for reward in rewards)
+        places = [[one.choose(rng, s) for s in each] for one, each in zip(of, seeds, strict=True)]
+        drawn = [[one.pictures[place] for place in each] for one, each in zip(of, places, strict=True)]
+        references = own(drawn, recipe.updates)
+    shown = None if conditions is None else [conditions[i] for i in mine]
+    together = partial(everywhere, parts=recipe.updates)
+    said = [scores(reward, asked, groups, references, shown) for reward in rewards]
+    found = tuple(Scores(together(one.values), together(one.margins)) for one in said)
     each = [advantages(one.values, recipe.spread) for one in found]
     both = weighed(each, [reward.weight for reward in rewards])
     clipped = both.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
-    return Judged(Advantages(clipped, both.without_spread), found, figures_of_step(pixels, len(chosen)))
+    return Judged(Advantages(clipped, both.without_spread), found, figures_of_step(pixels, len(chosen), together))
 
 
 def summary(found: Judged) -> Figures:
@@ -118,13 +157,19 @@ def summary(found: Judged) -> Figures:
 
 
 def against_base(
-    generator: Trainable, reward: Reward, prompts: Sequence[str], recipe: PolicyRecipe, seed: int
+    generator: Trainable,
+    reward: Reward,
+    prompts: Sequence[str],
+    recipe: PolicyRecipe,
+    seed: int,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Callable[[], Figures]:
     """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
 
     The one figure that can rise where samples are only compared with each other. A half at the start.
     """
     asked = list(prompts[: recipe.probe_prompts])
+    shown = None if conditions is None else conditions[: len(asked)]
     seeds = np.random.SeedSequence([seed, 4]).generate_state(len(asked)).tolist()
     before: list[PixelBatch] = []
 
@@ -134,8 +179,9 @@ def against_base(
         at_once = recipe.generator_batch or len(asked)
         if not before:
             with generator.as_before_training():
-                before.append(sample(generator, asked, seeds, at_once))
-        pairs = [[now, was] for now, was in zip(sample(generator, asked, seeds, at_once), before[0], strict=True)]
-        return {"preferred_to_base": preferred(reward, asked, pairs).mean().item()}
+                before.append(sample(generator, asked, seeds, at_once, conditions=shown))
+        drawn = sample(generator, asked, seeds, at_once, conditions=shown)
+        pairs = [[now, was] for now, was in zip(drawn, before[0], strict=True)]
+        return {"preferred_to_base": preferred(reward, asked, pairs, shown).mean().item()}
 
     return probe

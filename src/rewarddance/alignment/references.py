@@ -5,14 +5,17 @@ A prompt's RL samples are then judged against its best pictures of the starting 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,12 +26,14 @@ from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.distributed import count, first_ahead, from_all, is_first, rank
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import Pixels
+from rewarddance.types import OtherPixels, Pixels
 
 
 class ReferenceRecipe(Recipe):
-    """candidates: N a prompt (paper: 16). keep: how many winners become references (paper: 2).
+    """candidates: N a prompt (paper: 16). keep: how many of them become references (paper: 2). keep_from: the top of
+    their ranking (paper), or the bottom, to see what a worse reference does.
 
     batch_size: pictures that are drawn and decoded together. Those of as many prompts as it has room for, of one at
     least, are judged together.
@@ -36,11 +41,22 @@ class ReferenceRecipe(Recipe):
 
     candidates: int = Field(default=16, ge=2)
     keep: int = Field(default=2, ge=1)
+    keep_from: Literal["top", "bottom"] = "top"
     batch_size: int = Field(default=128, ge=1)
+
+    @model_validator(mode="after")
+    def _has_enough(self) -> ReferenceRecipe:
+        if self.keep > self.candidates:
+            raise ValueError(f"of {self.candidates} candidates, {self.keep} cannot be kept")
+        return self
 
     @property
     def prompts_at_once(self) -> int:
         return max(1, self.batch_size // self.candidates)
+
+    def kept(self) -> slice:
+        """Which places of a ranking, best first, become references."""
+        return slice(0, self.keep) if self.keep_from == "top" else slice(self.candidates - self.keep, self.candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +64,7 @@ class References:
     """One prompt's K references, best first.
 
     seeds: the noises they were made from; wins: of the N - 1 possible; latents [K, ...]: what they were decoded from.
+    condition: the picture that the prompt comes with, for the generator and the judge.
     """
 
     prompt: str
@@ -55,6 +72,7 @@ class References:
     seeds: tuple[int, ...]
     wins: tuple[float, ...]
     latents: Tensor
+    condition: OtherPixels | None = None
 
     def choose(self, rng: np.random.Generator, own_seed: int) -> int:
         """The place of one of them at random, never a picture of the candidate's own noise."""
@@ -82,47 +100,64 @@ def build_references(
     folder: Path,
     seed: int,
     step: int = 0,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> list[References]:
     """Make (or finish, or just read) the bank of `prompts` in `folder`: `references.jsonl`, PNG files and latents.
 
-    Prompts that are already there are not made again, so an interrupted run goes on where it stopped.
+    Prompts that are already there are not made again, so an interrupted run goes on where it stopped. conditions: the
+    pictures that prompts come with; the same text with another picture is another prompt. Several processes, which all
+    call this alike, make as many parts at a time; the folder must be one that all of them see.
     """
+    given = [None] * len(prompts) if conditions is None else [*conditions]
+    keys = [(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)]
     index = folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    done = _read(index)
-    missing = [(i, prompt) for i, prompt in enumerate(prompts) if prompt not in done]
-    at_once = recipe.prompts_at_once
-    with progress_bar("references", len(prompts), len(prompts) - len(missing)) as bar:
-        for start in range(0, len(missing), at_once):
-            part = missing[start : start + at_once]
-            n = recipe.candidates
+    with first_ahead():
+        done = _read(index)
+    missing = [(i, prompt) for i, prompt in enumerate(prompts) if keys[i] not in done]
+    n, at_once = recipe.candidates, recipe.prompts_at_once
+    parts = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
+    bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_first() else nullcontext()
+    with bars as bar:
+        for turn in range(0, len(parts), count()):
+            part = parts[min(turn + rank(), len(parts) - 1)]
+            idle = turn + rank() >= len(parts)  # who has none left draws along: weights may be in pieces
             seeds = [candidate_seeds(seed, i, n, step) for i, _ in part]
-            texts = [prompt for _, prompt in part for _ in range(n)]
+            texts, shown = [prompt for _, prompt in part for _ in range(n)], [given[i] for i, _ in part]
+            each = [one for one in shown for _ in range(n)]
             all_seeds = [s for own in seeds for s in own]
-            pictures, latents = sample_with_latents(generator, texts, all_seeds, recipe.batch_size)
-            groups = [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
-            rankings = tournament(judge, [prompt for _, prompt in part], groups)
+            pictures, latents = sample_with_latents(generator, texts, all_seeds, recipe.batch_size, conditions=each)
             lines = []
-            made = zip(part, groups, latents.split(n), rankings, seeds, strict=True)
+            groups = [] if idle else [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
+            rankings = [] if idle else tournament(judge, [prompt for _, prompt in part], groups, conditions=shown)
+            made = zip(part, groups, latents.split(n), rankings, seeds, strict=not idle)
             for (i, prompt), group, x_0, ranking, own in made:
-                best = ranking.order[: recipe.keep].tolist()
+                best = ranking.order[recipe.kept()].tolist()
                 files = [f"{i:06d}_{place}.png" for place in range(len(best))]
                 for name, k in zip(files, best, strict=True):
                     write_picture(group[k], folder / name)
                 save_file({"x_0": x_0[best].cpu()}, _latents_of(folder, files))
-                row = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
+                row: dict[str, Any] = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
+                row |= {"condition": keys[i][1]} if keys[i][1] else {}
                 lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
-            with index.open(
-                "a", encoding="utf-8"
-            ) as file:  # a whole part at once: a resumed run makes the same batches
-                file.write("".join(lines))
-            bar.advance(len(part))
-    bank = _read(index)
-    return [bank[prompt] for prompt in prompts]
+            lines = [line for own in from_all(lines) for line in own]
+            if bar is not None:
+                with index.open("a", encoding="utf-8") as file:  # whole parts: a resumed run makes the same batches
+                    file.write("".join(lines))
+                bar.advance(len(lines))
+    with first_ahead():
+        bank = _read(index)
+    return [replace(bank[key], condition=one) for key, one in zip(keys, given, strict=True)]
 
 
 def redrawing(
-    generator: Generator, judge: RewardModel, prompts: Sequence[str], recipe: ReferenceRecipe, folder: Path, seed: int
+    generator: Generator,
+    judge: RewardModel,
+    prompts: Sequence[str],
+    recipe: ReferenceRecipe,
+    folder: Path,
+    seed: int,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Callable[[int, bool], list[References]]:
     """The bank of a step of training, made by the generator as it then is, in `folder`/step-<step>: bank(step, now).
 
@@ -132,18 +167,30 @@ def redrawing(
 
     def bank(step: int, now: bool) -> list[References]:
         place = folder / f"step-{step}"
-        if not now and not set(prompts) <= set(_read(place / "references.jsonl")):
+        given = [None] * len(prompts) if conditions is None else conditions
+        wanted = {(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)}
+        with first_ahead():
+            there = set(_read(place / "references.jsonl"))
+        if not now and not wanted <= there:
             raise InputError(
                 f"the references of step {step} in {place} are not all there, and the generator of then is gone.",
                 "Bring the folder back, or remove the checkpoints after that step.",
             )
-        return build_references(generator, judge, prompts, recipe, place, seed, step)
+        return build_references(generator, judge, prompts, recipe, place, seed, step, conditions)
 
     return bank
 
 
-def _read(index: Path) -> dict[str, References]:
-    """The bank on disk; a last line that a kill cut off is removed."""
+def _digest(condition: Tensor | None) -> str:
+    """Which picture it is; "" for none."""
+    if condition is None:
+        return ""
+    values = condition.detach().float().cpu().contiguous().numpy()
+    return hashlib.blake2b(values.tobytes() + str(values.shape).encode(), digest_size=8).hexdigest()
+
+
+def _read(index: Path) -> dict[tuple[str, str], References]:
+    """The bank on disk, by prompt and picture; a last line that a kill cut off is removed by the first process."""
     if not index.exists():
         return {}
     bank, good = {}, []
@@ -154,11 +201,13 @@ def _read(index: Path) -> dict[str, References]:
             break
         pictures = tuple(read_video(index.parent / name, sys.maxsize) for name in row["files"])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
-        bank[row["prompt"]] = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
+        found = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
+        bank[row["prompt"], row.get("condition", "")] = found
         good.append(line + "\n")
-    scratch = index.with_suffix(".partial")
-    scratch.write_text("".join(good), encoding="utf-8")
-    scratch.replace(index)
+    if is_first():
+        scratch = index.with_suffix(".partial")
+        scratch.write_text("".join(good), encoding="utf-8")
+        scratch.replace(index)
     return bank
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step, train
 from rewarddance.data.looks import figures_of_step
 from rewarddance.errors import InputError
-from rewarddance.generators.sampling import rollout
+from rewarddance.generators.sampling import encoded, rollout
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.gradient import PixelGradient, checkpointing, pixel_gradient
+from rewarddance.runtime.distributed import count, everywhere, own, rank
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import PixelBatch, Pixels, Question
@@ -139,7 +141,8 @@ def refl_step(
 ) -> dict[str, float]:
     """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log.
 
-    Raises InputError naming the part that ran out of memory, and what to lower.
+    Of several processes each takes its share of the samples, and the mean of their gradients is the step's; so are the
+    means of their figures. Raises InputError naming the part that ran out of memory, and what to lower.
     """
     with ExitStack() as stack:
         network, decoder = ("generator" in recipe.checkpointing, "decoder" in recipe.checkpointing)
@@ -163,29 +166,31 @@ def _step(
     noise_rng = torch.Generator().manual_seed(int(draw.integers(2**31)))
     chosen = [bank[i] for i in prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)]
     group = [references for references in chosen for _ in range(recipe.group_size)]
-    prompts, seeds = [one.prompt for one in group], draw.integers(2**31, size=len(group)).tolist()
+    seeds = draw.integers(2**31, size=len(group)).tolist()
     low, high = recipe.begins(generator.num_steps)
     stop = int(draw.integers(low, high + 1))
+    places = [one.choose(draw, noise) for one, noise in zip(group, seeds, strict=True)]
+    group, seeds, places = own(group), own(seeds), own(places)  # all is drawn by all alike
+    prompts, shown = [one.prompt for one in group], [one.condition for one in group]
 
     with memory_for(*SAMPLING):
-        x_t = rollout(generator, prompts, seeds, stop).x_t
+        x_t = rollout(generator, prompts, seeds, stop, shown).x_t
     parts = torch.arange(len(group)).split(recipe.generator_batch or len(group))
-    conditions = [generator.encode([prompts[int(row)] for row in rows]) for rows in parts]
+    conditions = [encoded(generator, prompts, rows, shown) for rows in parts]
     tail = Tail(generator, conditions, parts, stop, recipe.last_steps)
     with memory_for(*GENERATOR):
         x_0 = tail.forward(x_t)
-    places = [one.choose(draw, own) for one, own in zip(group, seeds, strict=True)]
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
 
     figures: Figures = {}
 
     def ask(pixels: PixelBatch) -> PixelGradient:
-        figures.update(figures_of_step(pixels, len(chosen)))
+        figures.update(figures_of_step(pixels, len(chosen), everywhere))
         with memory_for(*JUDGE):
-            said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
+            said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng, shown)
             if held_out is not None:
                 margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
-                figures.update(hold_back(held_out, prompts, pixels, references, margin, recipe.gate))
+                figures.update(hold_back(held_out, prompts, pixels, references, margin, recipe.gate, shown))
         return said
 
     judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
@@ -195,9 +200,11 @@ def _step(
         x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
         at_most = recipe.generator_batch or len(group)
         with memory_for(*GENERATOR):
-            figures["reference_mse"] = denoise(generator, prompts, x_0, recipe.reference_mse, draw, noise_rng, at_most)
+            told = partial(encoded, generator, prompts, conditions=shown)
+            figures["reference_mse"] = denoise(generator, told, x_0, recipe.reference_mse, draw, noise_rng, at_most)
 
-    margin = judged.verdict.margin
+    by_sample = everywhere(judged.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).T)
+    margin = by_sample.T.flatten()
     by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
     return figures | {
         "loss": judged.loss + recipe.velocity_mse * away + recipe.reference_mse * figures.get("reference_mse", 0.0),
@@ -217,12 +224,17 @@ def judge_copies(
     references: Sequence[Pixels],
     recipe: ReflRecipe,
     noise_rng: torch.Generator,
+    conditions: Sequence[Tensor | None],
 ) -> PixelGradient:
     """The loss of jittered copies of pictures [B, T, C, H, W] against their references, sent back to the pictures."""
     copies = [
         jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
     ]
-    questions = [Question(*one) for copy in copies for one in zip(prompts, copy, references, strict=True)]
+    questions = [
+        Question(prompt, picture, reference, condition=condition)
+        for copy in copies
+        for prompt, picture, reference, condition in zip(prompts, copy, references, conditions, strict=True)
+    ]
     judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
     torch.autograd.backward([question.candidate for question in questions], judged.gradients)
     return judged
@@ -236,12 +248,14 @@ def hold_back(
     references: Sequence[Pixels],
     margin: Tensor,
     gate: bool,
+    conditions: Sequence[Tensor | None],
 ) -> Figures:
     """Ask a held-out judge about the pictures too; with `gate`, the gradient of those it disagrees about becomes zero.
 
     margin [B]: what the judge in training said. Returns what to log.
     """
-    other = held_out([Question(*one) for one in zip(prompts, pixels.detach(), references, strict=True)]).margin
+    asked = zip(prompts, pixels.detach(), references, conditions, strict=True)
+    other = held_out([Question(p, picture, r, condition=c) for p, picture, r, c in asked]).margin
     against = disagreeing(margin, other.to(margin.device))
     if gate and pixels.grad is not None:
         pixels.grad[against.to(pixels.device)] = 0
@@ -250,7 +264,7 @@ def hold_back(
 
 def denoise(
     generator: Trainable,
-    prompts: Sequence[str],
+    told: Callable[[Tensor], Any],
     x_0: Tensor,
     weight: float,
     draw: np.random.Generator,
@@ -260,17 +274,27 @@ def denoise(
     """Backward of weight times the denoising loss of clean latents x_0 [B, ...]; returns the loss without the weight.
 
     They are noised to LEVELS steps of the whole schedule, a part of the batch to each: what the reward's gradient does
-    not reach stays as it is, too. at_most: latents that go through the generator together.
+    not reach stays as it is, too. told: the conditioning of some of their rows. at_most: latents that go through the
+    generator together. x_0: this process's share; its rows are of the levels that they have among those of all.
     """
-    total = 0.0
-    for of_level in torch.arange(len(x_0)).chunk(LEVELS):
+    total, b = 0.0, len(x_0)
+    for of_level in torch.arange(b * count()).chunk(LEVELS):
         step = int(draw.integers(generator.num_steps))
         alpha, sigma = generator.scales(step)
-        eps = torch.randn(x_0[of_level].shape, generator=noise_rng).to(x_0)
-        for rows, noise in zip(of_level.split(at_most), eps.split(at_most), strict=True):
+        eps = torch.randn((len(of_level), *x_0.shape[1:]), generator=noise_rng).to(x_0)
+        of_each = [of_level[(of_level >= r * b) & (of_level < (r + 1) * b)] for r in range(count())]
+        mine = of_each[rank()] if len(of_each[rank()]) else None
+        parts = (
+            []
+            if mine is None
+            else list(zip((mine - rank() * b).split(at_most), eps[mine - of_level[0]].split(at_most), strict=True))
+        )
+        for k in range(max(math.ceil(len(one) / at_most) for one in of_each)):
+            rows, noise = parts[k] if k < len(parts) else (torch.tensor([0]), eps[:1])
+            share = len(rows) / b if k < len(parts) else 0.0  # who has none left goes along: weights may be in pieces
             x_t = alpha * x_0[rows] + sigma * noise
-            prediction = generator.predict(x_t, step, generator.encode([prompts[int(row)] for row in rows]))
-            loss = denoising_mse(generator.clean(x_t, prediction, step), x_0[rows], sigma) * (len(rows) / len(x_0))
+            prediction = generator.predict(x_t, step, told(rows))
+            loss = denoising_mse(generator.clean(x_t, prediction, step), x_0[rows], sigma) * share
             (weight * loss).backward()
             total += loss.item()
     return total

@@ -52,25 +52,28 @@ def scores(
     prompts: Sequence[str],
     groups: Sequence[Sequence[Pixels]],
     references: Sequence[Sequence[Pixels]] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> Scores:
     """What the judge says of G samples for each of P prompts.
 
     alone and references: the margin. group: the win rate over the G - 1 others, all ordered pairs asked. references
-    [P][G]: one for each sample. Raises RewardError naming the prompt whose score is not finite.
+    [P][G]: one for each sample. conditions: the pictures that prompts come with. Raises RewardError naming the prompt
+    whose score is not finite.
     """
+    shown = [None] * len(prompts) if conditions is None else conditions
     if reward.judging == "group":
         pairs = [list(itertools.permutations(range(len(group)), 2)) for group in groups]
         asked = [
-            Question(prompt, group[c], group[r])
-            for prompt, group, own in zip(prompts, groups, pairs, strict=True)
+            Question(prompt, group[c], group[r], condition=condition)
+            for prompt, group, own, condition in zip(prompts, groups, pairs, shown, strict=True)
             for c, r in own
         ]
     else:
         given = references if reward.judging == "references" else [[None] * len(group) for group in groups]
         assert given is not None, "references are asked for, and there are none"
         asked = [
-            Question(prompt, candidate, reference)
-            for prompt, group, own in zip(prompts, groups, given, strict=True)
+            Question(prompt, candidate, reference, condition=condition)
+            for prompt, group, own, condition in zip(prompts, groups, given, shown, strict=True)
             for candidate, reference in zip(group, own, strict=True)
         ]
     margin = reward.judge(asked).margin.float().cpu()
@@ -89,12 +92,17 @@ def scores(
     return Scores(values, margins)
 
 
-def preferred(reward: Reward, prompts: Sequence[str], pairs: Sequence[Sequence[Pixels]]) -> Float[Tensor, " P"]:
+def preferred(
+    reward: Reward,
+    prompts: Sequence[str],
+    pairs: Sequence[Sequence[Pixels]],
+    conditions: Sequence[Tensor | None] | None = None,
+) -> Float[Tensor, " P"]:
     """The probability [P] that the first of each prompt's two pictures is the better one.
 
     Of both orders where the judge compares; by Bradley-Terry where it scores each alone.
     """
     if reward.judging == "alone":
-        margin = scores(reward, prompts, pairs).values
+        margin = scores(reward, prompts, pairs, conditions=conditions).values
         return (margin[:, 0] - margin[:, 1]).sigmoid()
-    return scores(reward._replace(judging="group"), prompts, pairs).values[:, 0]
+    return scores(reward._replace(judging="group"), prompts, pairs, conditions=conditions).values[:, 0]

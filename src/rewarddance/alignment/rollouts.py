@@ -11,7 +11,9 @@ from torch import Tensor
 
 from rewarddance.alignment.grpo import STEPS, Step, log_prob
 from rewarddance.errors import InputError
+from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator
+from rewarddance.runtime.distributed import count, own
 from rewarddance.types import PixelBatch, Scales
 
 
@@ -62,30 +64,36 @@ def sde_rollouts(
     noising: Noising,
     noise_rng: torch.Generator,
     parts: Sequence[Tensor],
+    conditions: Sequence[Tensor | None] | None = None,
+    updates: int = 1,
 ) -> Rollouts:
     """Sample G pictures for each of P prompts; the steps of the window are random, the others the sampler's own.
 
     seeds [P][G]: of the first noises; with a shared prefix each prompt's first one is used. parts: rows of the B
     samples, in order, that go through the generator together, in the rollout as in the update, so that both compute
-    the same.
+    the same. conditions [P]: the pictures that prompts come with. All this is a process's share of the step;
+    updates: of how many equal parts of it (see `distributed.own`).
     """
     group, at_once = len(seeds[0]), max(map(len, parts))
     flat = [prompt for prompt in prompts for _ in range(group)]
+    shown = None if conditions is None else [one for one in conditions for _ in range(group)]
     if noising.shared_prefix:
         x_t = generator.start([own[0] for own in seeds])
         few = torch.arange(len(prompts)).split(at_once)
-        x_t = _sampled(generator, x_t, few, _encoded(generator, prompts, few), range(noising.start))
+        x_t = _sampled(
+            generator, x_t, few, [encoded(generator, prompts, rows, conditions) for rows in few], range(noising.start)
+        )
         x_t = x_t.repeat_interleave(group, 0)
-        conditions = _encoded(generator, flat, parts)
+        told = [encoded(generator, flat, rows, shown) for rows in parts]
     else:
-        conditions = _encoded(generator, flat, parts)
+        told = [encoded(generator, flat, rows, shown) for rows in parts]
         x_t = generator.start([seed for own in seeds for seed in own])
-        x_t = _sampled(generator, x_t, parts, conditions, range(noising.start))
+        x_t = _sampled(generator, x_t, parts, told, range(noising.start))
     kept, log_probs = [x_t], []
     for step in range(noising.start, noising.start + noising.length):
-        noise = torch.randn(x_t.shape, generator=noise_rng).to(x_t)
+        noise = own(torch.randn((len(x_t) * count(), *x_t.shape[1:]), generator=noise_rng), updates).to(x_t)
         after, likely = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device)
-        for rows, condition in zip(parts, conditions, strict=True):
+        for rows, condition in zip(parts, told, strict=True):
             found = noising.step(generator, x_t[rows], step, generator.predict(x_t[rows], step, condition))
             after[rows] = (found.mean + found.deviation * noise[rows]).to(after)
             likely[rows] = log_prob(after[rows], found)
@@ -93,13 +101,9 @@ def sde_rollouts(
         kept.append(x_t)
         log_probs.append(likely)
     rest = range(noising.start + noising.length, generator.num_steps)
-    x_t = _sampled(generator, x_t, parts, conditions, rest)
+    x_t = _sampled(generator, x_t, parts, told, rest)
     pixels = torch.cat([generator.decode(x_t[rows]) for rows in parts])
     return Rollouts(tuple(flat), torch.stack(kept), torch.stack(log_probs), pixels, x_t)
-
-
-def _encoded(generator: Generator, prompts: Sequence[str], parts: Sequence[Tensor]) -> list[Any]:
-    return [generator.encode([prompts[int(row)] for row in rows]) for rows in parts]
 
 
 def _sampled(

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rewarddance.runtime.distributed import count, own
+from rewarddance.runtime.pieces import here
 from rewarddance.types import PixelBatch
 
 
@@ -22,12 +24,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(self.average, [w.detach() for w in self.weights], 1 - self.decay)
+        now = [here(weight.detach()) for weight in self.weights]
+        torch._foreach_lerp_([here(value) for value in self.average], now, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the generator runs on the average."""
-        kept = [weight.detach().clone() for weight in self.weights]
+        kept = [here(weight.detach()).clone() for weight in self.weights]
         self._copy(self.average)
         try:
             yield
@@ -37,7 +40,7 @@ class Ema:
     @torch.no_grad()
     def _copy(self, values: Sequence[Tensor]) -> None:
         for weight, value in zip(self.weights, values, strict=True):
-            weight.copy_(value)
+            here(weight).copy_(here(value))
 
     def deliver(self) -> None:
         """Put the average into the weights for good."""
@@ -60,14 +63,16 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
     """Each sample moved by up to `shift` pixels either way (edges repeated) and noised with deviation `noise`.
 
     A gradient that only works at one exact registration of pixels is an adversarial one: it does not survive this.
+    pixels: this process's share; moves and noise are drawn for those of all processes, so that each keeps its own.
     """
+    n = len(pixels) * count()
     if shift:
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels.flatten(0, 1), (shift,) * 4, mode="replicate").unflatten(0, pixels.shape[:2])
-        moves = torch.randint(0, 2 * shift + 1, (len(pixels), 2), generator=rng).tolist()
+        moves = own(torch.randint(0, 2 * shift + 1, (n, 2), generator=rng)).tolist()
         pixels = torch.stack(
             [one[..., y : y + height, x : x + width] for one, (y, x) in zip(padded, moves, strict=True)]
         )
     if noise:
-        pixels = pixels + noise * torch.randn(pixels.shape, generator=rng).to(pixels.device)
+        pixels = pixels + noise * own(torch.randn((n, *pixels.shape[1:]), generator=rng)).to(pixels.device)
     return pixels.clamp(0, 1)

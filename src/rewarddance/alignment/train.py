@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from rewarddance.alignment.alarms import AlarmRecipe, Alarms
 from rewarddance.alignment.safeguards import Ema
-from rewarddance.errors import RewardError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator
+from rewarddance.runtime import distributed
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.distributed import is_first
+from rewarddance.runtime.pieces import average_gradients, fill, gathered, piece_of, whole
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
 
 Figures = dict[str, float]
@@ -32,6 +36,7 @@ class TrainRecipe(Recipe):
     which the learning rate rises from zero, and falls to it at the end. lora_rank: 0 trains all weights. lora_targets:
     ends of the names of the layers that get a LoRA; by default the generator's family says. generator_batch: samples
     that go through the generator together with a graph, by default all of the step's, fewer where memory is short.
+    Several processes share a step's samples equally; sharded: the generator's weights are in pieces over them, too.
     ema_decay: of the weights that are delivered. probe_every, save_every: steps between probes and between checkpoints.
     alarms: see `alarms`; one that stops leaves the newest checkpoint from before its window as the result.
     """
@@ -47,6 +52,7 @@ class TrainRecipe(Recipe):
     lora_alpha: int = Field(default=16, ge=1)
     lora_targets: tuple[str, ...] = ()
     generator_batch: int | None = Field(default=None, ge=1)
+    sharded: bool = False
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     probe_every: int = Field(default=20, ge=1)
     save_every: int = Field(default=20, ge=1)
@@ -58,12 +64,29 @@ class TrainRecipe(Recipe):
             raise ValueError("lora_targets are used with a lora_rank only")
         return self
 
+    def check_processes(self) -> None:
+        """Raises InputError where the processes that were started cannot share a step."""
+        n, samples = distributed.count(), self.prompts_per_step * self.group_size
+        if self.sharded and n == 1:
+            raise InputError(
+                "a sharded generator needs several processes.",
+                "Start it with torchrun --nproc-per-node N -m rewarddance align RECIPE, or set sharded to false.",
+            )
+        if samples % n:
+            raise InputError(
+                f"{n} processes cannot share {samples} samples equally (prompts_per_step {self.prompts_per_step}, "
+                f"group_size {self.group_size}).",
+                f"Make their product a multiple of {n}.",
+            )
+
 
 class Trainable(Generator, Protocol):
     """A generator that can be trained, with LoRA or all of it, and can step back to what it was."""
 
-    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = ()) -> list[nn.Parameter]: ...
-    def train_all(self) -> list[nn.Parameter]: ...
+    def add_lora(
+        self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False
+    ) -> list[nn.Parameter]: ...
+    def train_all(self, sharded: bool = False) -> list[nn.Parameter]: ...
     def as_before_training(self) -> Any: ...
     def checkpointed(self, network: bool = True, decoder: bool = True) -> Any: ...
     def save_lora(self, folder: Path) -> None: ...
@@ -87,24 +110,33 @@ def train(
     `folder`/lora, or `folder`/generator, a plain diffusers folder, where all weights were trained. Continues from the
     newest checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on
     where a run was interrupted. probe: figures of the EMA generator, measured every probe_every steps and logged.
+
+    In a group of processes all call this alike; each leaves the gradient of its share of the samples, and the step is
+    taken with their mean. The first one writes and speaks, and the generator stays in pieces where it is sharded.
     """
+    recipe.check_processes()
     phase = title.lower()
     if recipe.lora_rank:
-        weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+        weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
         _reset_lora(weights, seed)
     else:
-        weights = generator.train_all()
+        weights = generator.train_all(recipe.sharded)
     optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     ema = Ema(weights, recipe.ema_decay)
     first = _resume(folder, weights, optimiser, ema)
-    metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
-    alarms = Alarms(recipe.alarms, metrics, phase, first)
-    with progress_bar(title, recipe.steps, first) as bar:
+    if is_first():
+        metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
+    alarms = Alarms(recipe.alarms, metrics, phase, first) if is_first() else None
+    with progress_bar(title, recipe.steps, first) if is_first() else nullcontext() as bar:
         for step in range(first, recipe.steps + 1):
             new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
             if new and (step % recipe.probe_every == 0 or step == recipe.steps):
-                with ema.applied():
-                    metrics.log(phase, step, **probe())
+                found: Figures = {}
+                if is_first() or recipe.sharded:  # pieces are of use to all or to nobody
+                    with ema.applied():
+                        found = probe()
+                if is_first():
+                    metrics.log(phase, step, **found)
             if step % recipe.save_every == 0 and step > first:
                 _save(folder, step, weights, optimiser, ema)
             if step == recipe.steps:
@@ -114,7 +146,8 @@ def train(
             told: list[Figures] = []
             try:
                 for figures in updates(step, ema):
-                    norm = torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
+                    average_gradients(weights)
+                    norm = whole(torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm))
                     if not torch.isfinite(norm):
                         raise RewardError(f"the gradient of step {step} is not finite.", "Lower learning_rate.")
                     optimiser.step()
@@ -123,23 +156,29 @@ def train(
             except RewardError as error:
                 raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
             ema.update()
-            figures = _means(told)
-            metrics.log(phase, step + 1, **figures)
-            bar.advance()
-            bar.show(reward=figures["reward"], margin=figures["margin"])
-            good = alarms.see(step + 1, figures)
+            figures, good = distributed.mean_of(_means(told)), None
+            if alarms is not None and bar is not None:
+                metrics.log(phase, step + 1, **figures)
+                bar.advance()
+                bar.show(reward=figures["reward"], margin=figures["margin"])
+                good = alarms.see(step + 1, figures)
+            good = distributed.from_all(good)[0]
             if good is not None:
                 back = _resume(folder, weights, optimiser, ema, at_most=good)
                 kept = f"checkpoint-{back} is kept" if back else "no checkpoint is from before, so the average is kept"
-                console.print(f"{title} ends at step {step + 1}: {kept}.")
+                if is_first():
+                    console.print(f"{title} ends at step {step + 1}: {kept}.")
                 break
     ema.deliver()
+    place = folder / ("lora" if recipe.lora_rank else "generator")
     if recipe.lora_rank:
-        generator.save_lora(folder / "lora")
-        return folder / "lora"
-    with replacing(folder / "generator") as place:
-        generator.save(place)
-    return folder / "generator"
+        if is_first():  # a LoRA is whole on each
+            generator.save_lora(place)
+    elif is_first() or recipe.sharded:
+        with replacing(place) if is_first() else nullcontext(place) as written:
+            generator.save(written)
+    distributed.wait()
+    return place
 
 
 def _means(told: Sequence[Figures]) -> Figures:
@@ -174,12 +213,17 @@ def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:
 
 
 def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, ema: Ema) -> None:
-    with replacing(folder / f"checkpoint-{step}") as place:
-        save_file(
-            {str(i): weight.detach().contiguous() for i, weight in enumerate(weights)}, place / "weights.safetensors"
-        )
-        save_file({str(i): weight.contiguous() for i, weight in enumerate(ema.average)}, place / "ema.safetensors")
-        torch.save(optimiser.state_dict(), place / "optimiser.pt")
+    """The whole weights and moments, whatever the number of processes; one file at a time is in memory."""
+    place = folder / f"checkpoint-{step}"
+    with replacing(place) if is_first() else nullcontext(place) as written:
+        for name, values in (("weights", weights), ("ema", ema.average)):
+            found = gathered({str(i): value for i, value in enumerate(values)})
+            if is_first():
+                save_file({i: value.contiguous() for i, value in found.items()}, written / f"{name}.safetensors")
+        state = optimiser.state_dict()
+        state["state"] = {i: gathered(moments) for i, moments in state["state"].items()}
+        if is_first():
+            torch.save(state, written / "optimiser.pt")
 
 
 def _resume(
@@ -193,10 +237,10 @@ def _resume(
     newest = newest_complete(folder, at_most=at_most)
     if newest is None:
         return 0
-    saved, average = load_file(newest / "weights.safetensors"), load_file(newest / "ema.safetensors")
-    with torch.no_grad():
-        for i, weight in enumerate(weights):
-            weight.copy_(saved[str(i)])
-    ema.load([average[str(i)] for i in range(len(weights))])
-    optimiser.load_state_dict(torch.load(newest / "optimiser.pt", weights_only=True))
+    for name, places in (("weights", weights), ("ema", ema.average)):
+        fill({str(i): place for i, place in enumerate(places)}, load_file(newest / f"{name}.safetensors"))
+    saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
+    for i, moments in saved["state"].items():
+        saved["state"][i] = {k: one if k == "step" else piece_of(one, weights[i]) for k, one in moments.items()}
+    optimiser.load_state_dict(saved)
     return int(newest.name.rpartition("-")[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -60,21 +62,25 @@ def _lost_by_halving(light: Float[Tensor, "n 1 H W"]) -> Float[Tensor, " n"]:
     return fine.square().mean((1, 2, 3)) / even.flatten(1).var(1, correction=0).clamp_min(1e-6)
 
 
-def figures_of_step(pixels: PixelBatch, groups: int) -> dict[str, float]:
+def figures_of_step(
+    pixels: PixelBatch, groups: int, everywhere: Callable[[Tensor], Tensor] = lambda rows: rows
+) -> dict[str, float]:
     """What a training step logs of its pictures [B, T, C, H, W], which are `groups` groups of equal size in order.
 
     For each of `looks` its median over the pictures and, as <name>_deviation, their robust standard deviation (1.48
     times the median distance from it). diversity_within, diversity_across: root-mean-square pixel distance between two
     pictures of a group (mean over pairs) and between the first pictures of two groups. collapsed: the share of groups
-    whose pictures are one picture. What needs two pictures, or two groups, is left out where there is one.
+    whose pictures are one picture. What needs two pictures, or two groups, is left out where there is one. everywhere:
+    puts together the rows of all processes, where each has some of the pictures; groups counts all of theirs.
     """
     with torch.no_grad():
         pixels = pixels.detach()
-        rows, n = {}, len(pixels) // groups
-        for name, values in looks(pixels).items():
+        rows = {}
+        for name, values in ((name, everywhere(values)) for name, values in looks(pixels).items()):
             middle = values.median()
             rows |= {name: middle, f"{name}_deviation": 1.4826 * (values - middle).abs().median()}
-        small = _small(pixels).unflatten(0, (groups, n))
+        small = everywhere(_small(pixels)).unflatten(0, (groups, -1))
+        n = small.shape[1]
         if n > 1:
             apart = distances(small).mean(1)
             contrast = small.flatten(2).std(2, correction=0).mean(1)

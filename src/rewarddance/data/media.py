@@ -273,12 +273,17 @@ def _from_image(opened: Image.Image) -> Pixels:
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0).contiguous()
 
 
+def as_images(pixels: Pixels) -> list[Image.Image]:
+    """Each frame as a PIL picture, rounded to 8 bits."""
+    bytes_ = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [*map(Image.fromarray, bytes_)]
+
+
 def write_picture(pixels: Pixels, path: Path) -> None:
     """Write `pixels` as PNG, rounded to 8 bits; several frames as an animated PNG, which `read_video` gives back.
 
     Its frames have no durations: with them, frames that stand still would be merged into one.
     """
-    bytes_ = (pixels.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    first, *others = map(Image.fromarray, bytes_)
+    first, *others = as_images(pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     first.save(path, **({"save_all": True, "append_images": others} if others else {}))

@@ -1,21 +1,32 @@
-"""Prompt files: `.txt` with one prompt a line, or JSONL with `prompt` and any further keys (GenEval's records, ...)."""
+"""Prompt files: `.txt` with one prompt a line, or JSONL with `prompt` and any further keys (GenEval's records, ...).
+
+`condition` is the path, from the file's folder, of the picture that the generator is given beside the text (the first
+frame, in image to video); `negative_prompt` is known too, and other keys are carried along unread.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, overload
 
+from rewarddance.data.media import read_video
 from rewarddance.errors import InputError
-from rewarddance.types import Prompt
+from rewarddance.types import Pixels, Prompt
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """All prompts of a file. Raises InputError naming the file, or the line that holds no prompt."""
+    """All prompts of a file; their pictures are decoded once, to be sure of them, and not kept.
+
+    Raises InputError naming the file, or the line that holds no prompt or whose picture is missing or cannot be used.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the prompt file {path} cannot be read: {error}.", "Give a .txt or .jsonl file.") from error
-    prompts = []
+    prompts, checked = [], set[Path]()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -24,15 +35,71 @@ def read_prompts(path: Path) -> list[Prompt]:
             continue
         try:
             row = dict(json.loads(line))
-            text, negative = row.pop("prompt"), row.pop("negative_prompt", "")
+            text, negative, shown = row.pop("prompt"), row.pop("negative_prompt", ""), row.pop("condition", None)
             if not isinstance(text, str) or not isinstance(negative, str):
                 raise TypeError("a prompt is text")
-            prompts.append(Prompt(text, negative, row))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"line {number} of the prompt file {path} holds no prompt ({error}).",
                 'Each line is a JSON object such as {"prompt": "a red circle"}.',
             ) from None
+        where = f"line {number} of the prompt file {path}"
+        condition = None if shown is None else _condition(shown, path.parent, where)
+        if condition is not None and condition not in checked:
+            _check(condition, where)
+            checked.add(condition)
+        prompts.append(Prompt(text, negative, row, condition))
     if not prompts:
         raise InputError(f"the prompt file {path} is empty.", "Write one prompt a line.")
     return prompts
+
+
+def _condition(value: Any, folder: Path, where: str) -> Path:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise InputError(f"{where} has the condition {value!r}, which is no path.", "Give a picture's path, or none.")
+    return folder / value
+
+
+def _check(condition: Path, where: str) -> None:
+    try:
+        frames = len(read_video(condition, 2))
+    except InputError as error:
+        raise InputError(f"{where} has a condition that cannot be used: {error.what}", error.remedy) from error
+    if frames > 1:
+        raise InputError(
+            f"{where} has a condition that cannot be used: {condition} is a film.", "Give its first frame alone."
+        )
+
+
+class Conditions(Sequence):
+    """The pictures [1, 3, H, W] of prompts, None where one has none; each is read when it is asked for.
+
+    One that was asked for a little while ago is the very same tensor, so that judges and generators encode it once.
+    """
+
+    def __init__(self, files: Sequence[Path | None]) -> None:
+        self.files = tuple(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, place: int) -> Pixels | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> Conditions: ...
+    def __getitem__(self, place: int | slice) -> Pixels | Conditions | None:
+        if isinstance(place, slice):
+            return Conditions(self.files[place])
+        file = self.files[place]
+        return None if file is None else _read(file)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(file: Path) -> Pixels:
+    return read_video(file)
+
+
+def conditions_of(prompts: Sequence[Prompt]) -> Conditions | None:
+    """The prompts' pictures, or None where no prompt has one."""
+    files = [prompt.condition for prompt in prompts]
+    return Conditions(files) if any(file is not None for file in files) else None

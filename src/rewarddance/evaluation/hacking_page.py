@@ -10,6 +10,7 @@ import numpy as np
 
 from rewarddance.data.looks import MEASURED
 from rewarddance.errors import InputError
+from rewarddance.evaluation.along import along
 from rewarddance.evaluation.charts import chart
 from rewarddance.evaluation.markup import filled
 from rewarddance.evaluation.run_folder import Row, read_alarms, read_metrics
@@ -36,8 +37,9 @@ def steps_of(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def hacking_slots(rows: Sequence[Row], alarms: Sequence[Row]) -> dict[str, str]:
-    """The section's sentence, its list of alarms, and its figure with the alarms marked."""
+def hacking_slots(folder: Path) -> dict[str, str]:
+    """The section of a run: its sentence, its list of alarms, its figure with the alarms marked, and its pictures."""
+    rows, alarms = read_metrics(folder), read_alarms(folder)
     steps = steps_of(rows)
     marks: dict[int, str] = {}
     for number, alarm in enumerate(alarms, start=1):
@@ -48,7 +50,8 @@ def hacking_slots(rows: Sequence[Row], alarms: Sequence[Row]) -> dict[str, str]:
         for alarm in alarms
     ]
     listed = f"<ol>{''.join(lines)}</ol>" if lines else ""
-    return {"alarms_said": said(steps, alarms), "alarms": listed, "hacking_chart": chart(steps, "hacking", marks)}
+    drawn = {"hacking_chart": chart(steps, "hacking", marks), "along": along(folder)}
+    return {"alarms_said": said(steps, alarms), "alarms": listed, **drawn}
 
 
 def said(steps: Sequence[Row], alarms: Sequence[Row]) -> str:
@@ -70,7 +73,7 @@ def write_hacking_page(folder: Path) -> Path:
     steps = steps_of(rows)
     if not any("margin" in row for row in steps):
         raise InputError(f"{folder} holds no summary.json and no alignment's metrics.jsonl.", "Give a run's folder.")
-    slots = hacking_slots(rows, alarms)
+    slots = hacking_slots(folder)
     margins = [row["margin"] for row in steps if "margin" in row]
     n = max(1, min(FIRST, len(margins) // 2))
     moved = float(np.mean(margins[-n:]) - np.mean(margins[:n]))

@@ -20,7 +20,6 @@ from rewarddance.evaluation.run_folder import (
     Row,
     Sample,
     Summary,
-    read_alarms,
     read_metrics,
     read_picture,
     read_samples,
@@ -67,7 +66,7 @@ def write_report(run_folder: Path) -> Path:
     summary, rows, samples = read_summary(run_folder), read_metrics(run_folder), read_samples(run_folder)
     slots = _opening(summary) | _charts(rows) | _cost(summary)
     slots |= {"results": _results(summary), "gallery": _gallery(run_folder, samples, summary.n)}
-    slots |= hacking_slots(rows, read_alarms(run_folder))
+    slots |= hacking_slots(run_folder)
     slots |= {"judge": _judge(summary.judge), "config": _config(run_folder)}
     path = run_folder / "report.html"
     write_text_atomically(path, filled("report.html", slots))

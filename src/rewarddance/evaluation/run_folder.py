@@ -13,6 +13,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval
 
+GRIDS = "samples"
+"""The folder in a run's that holds its grids of samples along the way, among other pictures."""
+
 T = TypeVar("T")
 Row = dict[str, Any]
 
@@ -140,9 +143,19 @@ def read_samples(folder: Path) -> list[Sample]:
     return parsed(path, parse, "Let the run write it anew.") if path.is_file() else []
 
 
-def read_picture(folder: Path, name: str) -> str:
-    """A PNG of the run folder as a data URI. Raises InputError where it is missing."""
+def read_picture(folder: Path, name: str, told_by: str = "samples.json") -> str:
+    """A PNG of the run folder as a data URI. Raises InputError where it is missing, though the file `told_by` has it."""
     path = folder / name
     if not path.is_file():
-        raise InputError(f"{path} is missing, and samples.json shows it.", "Bring it back, or remove samples.json.")
+        raise InputError(f"{path} is missing, and {told_by} shows it.", f"Bring it back, or remove {told_by}.")
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def grid_name(step: int) -> str:
+    return f"step-{step:04d}.png"
+
+
+def find_grids(folder: Path) -> dict[int, Path]:
+    """The grids of samples along the way, by their steps in order; none where there are none."""
+    found = {path.stem.removeprefix("step-"): path for path in (folder / GRIDS).glob("step-*.png")}
+    return dict(sorted((int(step), path) for step, path in found.items() if step.isdecimal()))

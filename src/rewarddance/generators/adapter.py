@@ -23,7 +23,9 @@ from torch.func import functional_call
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.distributed import in_turn
 from rewarddance.runtime.memory import blocks_of, checkpointed
+from rewarddance.runtime.pieces import gathered, in_pieces
 from rewarddance.types import PixelBatch, Scales
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
@@ -65,14 +67,17 @@ class PipelineGenerator(ABC):
     """The component that is trained."""
     adapted: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     """Where LoRA goes, unless `add_lora` is told otherwise."""
+    needs_picture: ClassVar[bool] = False
+    """Does every prompt come with a picture? If not, none does."""
 
     timesteps: Tensor
 
     def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
         self.pipeline, self.options = pipeline, options
         self.network: Any = getattr(pipeline, self.part)
-        self.kind, self.dtype = type(pipeline).__name__, self.network.dtype
+        self.kind, self.dtype, self._kind = type(pipeline).__name__, self.network.dtype, type(self.network)
         self._before: dict[str, Tensor] | None = None
+        self._base: Any = None
         self._stepped_back = self._mixed = False
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
@@ -107,6 +112,9 @@ class PipelineGenerator(ABC):
         """Of one picture's noise, as the pipeline draws it."""
         scale = self.pipeline.vae_scale_factor
         return self.network.config.in_channels, self.height // scale, self.width // scale
+
+    def _noise(self, rng: torch.Generator) -> Tensor:
+        return torch.randn(self._latent_shape, generator=rng)
 
     def _default_size(self) -> tuple[int, int]:
         side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
@@ -147,15 +155,31 @@ class PipelineGenerator(ABC):
         return len(self.timesteps)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Any:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Any:
+        self.check_pictures(prompts, conditions)
         texts = list(prompts)
         if self.branch_scale is not None:
             texts += [self.options.negative_prompt or ""] * len(prompts)
         return self._text(texts)
 
+    def check_pictures(self, prompts: Sequence[str], given: Sequence[Any] | None) -> None:
+        """given: each prompt's picture, or its file, or None. Raises InputError naming the first prompt that has one
+        for nothing, or lacks the one that the family needs."""
+        for prompt, picture in zip(prompts, given or [None] * len(prompts), strict=True):
+            if picture is None and self.needs_picture:
+                raise InputError(
+                    f"a {self.kind} begins from a picture, and the prompt {prompt!r} has none.",
+                    'Give each prompt one: in a JSONL file, {"prompt": ..., "condition": "first.png"}.',
+                )
+            if picture is not None and not self.needs_picture:
+                raise InputError(
+                    f"a {self.kind} takes no picture, and the prompt {prompt!r} comes with one.",
+                    "Take out the condition, or choose a generator of image to video.",
+                )
+
     def start(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""
-        noises = [torch.randn(self._latent_shape, generator=torch.Generator().manual_seed(int(s))) for s in seeds]
+        noises = [self._noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return self._pack(torch.stack(noises).to(self.device))
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
@@ -189,6 +213,8 @@ class PipelineGenerator(ABC):
     def _forward(self, *args: Any, **inputs: Any) -> Any:
         """The network's output, or that of the network that training began from (`as_before_training`)."""
         with torch.autocast(self.device.type, self.dtype) if self._mixed else nullcontext():
+            if self._stepped_back and self._base is not None:
+                return self._base(*args, **inputs, return_dict=False)[0]
             if self._stepped_back and self._before is not None:
                 return functional_call(self.network, self._before, args, {**inputs, "return_dict": False})[0]
             return self.network(*args, **inputs, return_dict=False)[0]
@@ -210,10 +236,11 @@ class PipelineGenerator(ABC):
 
     # -- what training needs ------------------------------------------------------------------------------------
 
-    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = ()) -> list[nn.Parameter]:
+    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False) -> list[nn.Parameter]:
         """Put a LoRA on the network; returns its weights, the only ones that train, in float32.
 
-        targets: ends of the names of the layers that get one; the family's `adapted` if none are given.
+        targets: ends of the names of the layers that get one; the family's `adapted` if none are given. sharded: the
+        network is in pieces over all processes, the LoRA whole on each.
         """
         places = list(targets or self.adapted)
         try:
@@ -225,11 +252,24 @@ class PipelineGenerator(ABC):
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         for weight in weights:
             weight.data = weight.data.float()  # small steps would be lost in half precision; peft casts at the border
+        if sharded:
+            in_pieces(self.network, self.device.type, whole=weights)
         return weights
 
-    def train_all(self) -> list[nn.Parameter]:
-        """Make all of the network's weights trainable; returns them, in float32 (computed in the type of loading)."""
+    def train_all(self, sharded: bool = False) -> list[nn.Parameter]:
+        """Make all of the network's weights trainable; returns them, in float32 (computed in the type of loading).
+
+        sharded: they, and those that training began from, are in pieces over all processes; until then they are on the
+        CPU, in one process of a machine after the other, for a GPU may have no room for them.
+        """
         self._mixed = self.dtype != torch.float32
+        if sharded:
+            kind = self.device.type
+            with in_turn():
+                self._base = copy.deepcopy(self.network.cpu().float())
+                for network in (self._base, self.network.requires_grad_(True)):
+                    in_pieces(network, kind)
+            return list(self.network.parameters())
         self.network.float().requires_grad_(True)
         self._before = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}
         return list(self.network.parameters())
@@ -237,14 +277,14 @@ class PipelineGenerator(ABC):
     @contextmanager
     def as_before_training(self) -> Iterator[None]:
         """Within the block the generator is the one that training began from."""
-        self._stepped_back = True
-        if self._before is None:
+        self._stepped_back, has_lora = True, self._before is None and self._base is None
+        if has_lora:
             self.network.disable_adapters()
         try:
             yield
         finally:
             self._stepped_back = False
-            if self._before is None:
+            if has_lora:
                 self.network.enable_adapters()
 
     @contextmanager
@@ -286,7 +326,17 @@ class PipelineGenerator(ABC):
             raise InputError(f"no LoRA can be loaded from {folder}: {error}.", "Give a folder of save_lora.") from error
 
     def save(self, folder: Path) -> None:
-        """Write the whole pipeline as a plain diffusers folder, after `train_all`. Raises InputError with a LoRA on."""
+        """Write the whole pipeline as a plain diffusers folder, after `train_all`. Raises InputError with a LoRA on.
+
+        Where the weights are in pieces all processes call this, and the first one writes.
+        """
         if getattr(self.network, "peft_config", None):
             raise InputError("a generator with a LoRA is not saved whole.", "Save the LoRA with save_lora.")
-        self.pipeline.save_pretrained(folder)
+        if self._base is None:
+            self.pipeline.save_pretrained(folder)
+        elif weights := gathered(self.network.state_dict()):
+            whole = self._kind.from_config(self.network.config)
+            whole.load_state_dict(weights, assign=True)
+            setattr(self.pipeline, self.part, whole)
+            self.pipeline.save_pretrained(folder)
+            setattr(self.pipeline, self.part, self.network)

@@ -20,11 +20,13 @@ ADAPTERS = {
     "CogView4Pipeline": "cogview4.CogView4Generator",
     "Flux2KleinPipeline": "flux2_klein.Flux2KleinGenerator",
     "FluxPipeline": "flux.FluxGenerator",
+    "LTXImageToVideoPipeline": "ltx.LTXImageToVideoGenerator",
     "LTXPipeline": "ltx.LTXGenerator",
     "QwenImagePipeline": "qwen_image.QwenImageGenerator",
     "StableDiffusion3Pipeline": "stable_diffusion_3.SD3Generator",
     "StableDiffusionPipeline": "stable_diffusion.StableDiffusionGenerator",
     "StableDiffusionXLPipeline": "stable_diffusion.SDXLGenerator",
+    "WanImageToVideoPipeline": "wan.WanImageToVideoGenerator",
     "WanPipeline": "wan.WanGenerator",
     "ZImagePipeline": "z_image.ZImageGenerator",
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,31 @@ from rewarddance.protocols import Generator
 from rewarddance.types import PixelBatch, Rollout
 
 
+def encoded(
+    generator: Generator,
+    prompts: Sequence[str],
+    rows: Iterable[int] | Tensor,
+    conditions: Sequence[Tensor | None] | None = None,
+) -> Any:
+    """The conditioning of some rows of a batch."""
+    numbers = [int(row) for row in rows]
+    given = None if conditions is None else [conditions[row] for row in numbers]
+    return generator.encode([prompts[row] for row in numbers], given)
+
+
 @torch.no_grad()
-def rollout(generator: Generator, prompts: Sequence[str], seeds: Sequence[int], stop: int) -> Rollout:
-    """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent)."""
-    condition = generator.encode(prompts)
+def rollout(
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    stop: int,
+    conditions: Sequence[Tensor | None] | None = None,
+) -> Rollout:
+    """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent).
+
+    conditions: the pictures that prompts come with, as in `Generator.encode`; so in all that follows.
+    """
+    condition = generator.encode(prompts, conditions)
     noise = x_t = generator.start(seeds)
     for step in range(stop):
         x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
@@ -28,9 +50,10 @@ def sample(
     seeds: Sequence[int],
     batch_size: int = 64,
     tick: Callable[[int], None] = lambda n: None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> PixelBatch:
     """Pictures [B, T, C, H, W] in [0, 1] of B prompts from B seeds; `tick` hears how many each batch finished."""
-    return sample_with_latents(generator, prompts, seeds, batch_size, tick)[0]
+    return sample_with_latents(generator, prompts, seeds, batch_size, tick, conditions)[0]
 
 
 @torch.no_grad()
@@ -40,11 +63,13 @@ def sample_with_latents(
     seeds: Sequence[int],
     batch_size: int = 64,
     tick: Callable[[int], None] = lambda n: None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> tuple[PixelBatch, Tensor]:
     """As `sample`, with the latents [B, ...] that the pictures were decoded from."""
     pictures, latents = [], []
     for part in _chunks(len(prompts), batch_size):
-        latents.append(rollout(generator, prompts[part], seeds[part], generator.num_steps).x_t)
+        given = None if conditions is None else conditions[part]
+        latents.append(rollout(generator, prompts[part], seeds[part], generator.num_steps, given).x_t)
         pictures.append(generator.decode(latents[-1]))
         tick(len(pictures[-1]))
     return torch.cat(pictures), torch.cat(latents)
@@ -52,7 +77,12 @@ def sample_with_latents(
 
 @torch.no_grad()
 def predictions(
-    generator: Generator, prompts: Sequence[str], seeds: Sequence[int], stops: Sequence[int], batch_size: int = 64
+    generator: Generator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    stops: Sequence[int],
+    batch_size: int = 64,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> tuple[PixelBatch, Tensor]:
     """One-step predictions of the clean picture, each taken at its own step of `stops` [B].
 
@@ -60,7 +90,7 @@ def predictions(
     """
     early, final = [], []
     for part in _chunks(len(prompts), batch_size):
-        condition = generator.encode(prompts[part])
+        condition = generator.encode(prompts[part], None if conditions is None else conditions[part])
         x_t, stop = generator.start(seeds[part]), torch.tensor(stops[part])
         kept = torch.zeros_like(x_t)
         for step in range(generator.num_steps):

@@ -193,7 +193,8 @@ def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Count
     with counting() as counted:
         counted.known(models.tensors())
         counted.begin("sampling")
-        rollout(models.generator, [prompts[i % len(prompts)] for i in range(n)], list(range(n)), 1)
+        shown = [_first_frame(models.generator)] * n
+        rollout(models.generator, [prompts[i % len(prompts)] for i in range(n)], list(range(n)), 1, shown)
     return counted
 
 
@@ -211,10 +212,11 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
     n = run.references.candidates
     texts = _first_of_bank(run, prompts)
     drawn = texts[: run.references.batch_size]
+    shown = [_first_frame(models.generator)] * len(drawn)
     with counting() as counted, torch.no_grad():
         counted.known(models.tensors())
         counted.begin("references: sampling")
-        latents = rollout(models.generator, drawn, candidate_seeds(0, 0, len(drawn)), 1).x_t
+        latents = rollout(models.generator, drawn, candidate_seeds(0, 0, len(drawn)), 1, shown).x_t
         counted.begin("references: decoding")
         pictures = models.generator.decode(latents)
         if len(drawn) < len(texts):
@@ -222,7 +224,7 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
         counted.begin("references: encoding")
         kept = models.judge.vlm.encode(list(pictures))  # type: ignore[attr-defined]
         counted.begin("references: tournament")
-        tournament(models.judge, texts[:1], [list(pictures[:n])])
+        tournament(models.judge, texts[:1], [list(pictures[:n])], conditions=shown[:1])
         del kept
     return counted
 
@@ -265,9 +267,15 @@ class _Asked:
 def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> References:
     """Two references as shapes."""
     shape = generator.start([0]).shape[1:]
-    pictures = tuple(torch.empty(1, 3, generator.height, generator.width, device="meta") for _ in range(2))
+    frames = generator._own("num_frames") if "num_frames" in generator.uses else 1
+    pictures = tuple(torch.empty(frames, 3, generator.height, generator.width, device="meta") for _ in range(2))
     latents = torch.empty(2, *shape, device="meta")
-    return References(prompt, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
+    return References(prompt, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents, _first_frame(generator))
+
+
+def _first_frame(generator: PipelineGenerator) -> Tensor | None:
+    """What a prompt comes with, of the video's size, where the generator needs it."""
+    return torch.zeros(1, 3, generator.height, generator.width) if generator.needs_picture else None
 
 
 def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple[tuple[Part, ...], dict[str, int], int]:

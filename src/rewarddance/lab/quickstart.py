@@ -35,12 +35,14 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.lab.evaluate import document, training_facts
+from rewarddance.lab.grids import with_grids
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.kinds import build_reward, load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
+from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.oracle import Score, judge_pixels
@@ -56,7 +58,8 @@ EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
 class EvaluationRecipe(Recipe):
     """prompts: held-out prompts of the final table, the six categories in turn. n: candidates of best-of-N, and
     samples a prompt of the base; refl_samples: of the aligned generator, from the same noises. probe_prompts,
-    probe_samples: what ReFL is watched on while it runs. shown: prompts in the report's gallery.
+    probe_samples: what ReFL is watched on while it runs. grid_prompts: how many of them are drawn then for a grid of
+    samples, 0 for none. shown: prompts in the report's gallery.
     """
 
     prompts: int = Field(default=96, ge=6)
@@ -64,13 +67,18 @@ class EvaluationRecipe(Recipe):
     refl_samples: int = Field(default=8, ge=2)
     probe_prompts: int = Field(default=24, ge=6)
     probe_samples: int = Field(default=2, ge=2)
+    grid_prompts: int = Field(default=4, ge=0)
     shown: int = Field(default=12, ge=1)
 
 
 class QuickstartRecipe(Recipe):
-    """The whole run. generator, judge.base: bundled names or folders; refl_prompts: training prompts of ReFL."""
+    """The whole run. generator, judge.base: bundled names or folders; refl_prompts: training prompts of ReFL.
+
+    report_to: trackers of ReFL, by accelerate's names; the judge's training has its own key.
+    """
 
     seed: int = 0
+    report_to: tuple[str, ...] = ()
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=10, ge=2)
     guidance_scale: float = Field(default=1.0, ge=1)
@@ -126,6 +134,7 @@ def resume_run(folder: Path) -> Run:
 
 def quickstart(run: Run) -> dict[str, Any]:
     """Do what is left of a run; returns its summary, which is also in summary.json beside report.html."""
+    check_trackers(run.recipe.report_to)
     torch.manual_seed(run.recipe.seed)
     run.stage("preferences", lambda: gather_preferences(run))
     run.stage("judge", lambda: fit_judge(run))
@@ -212,7 +221,11 @@ def align(run: Run) -> dict[str, Any]:
         return figures | {"diversity": float(diversity(pictures).mean())}
 
     redraw = redrawing(generator, judge, prompts, recipe.references, run.folder / "references", seed)
-    train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", run.metrics, seed, probe, redraw=redraw)
+    texts, shown = [text for text, _ in probes], recipe.evaluation.grid_prompts
+    with reporting(recipe.report_to, run.folder, recipe) as trackers:
+        metrics = Metrics(run.metrics.path, trackers)
+        watched = with_grids(probe, generator, texts, shown, run.folder, metrics, "refl", seed, batch_size=96)
+        train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", metrics, seed, watched, redraw=redraw)
     return {"steps": recipe.refl.steps}
 
 

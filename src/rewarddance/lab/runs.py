@@ -18,13 +18,14 @@ from rewarddance.alignment.references import ReferenceRecipe, build_references, 
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.alignment.rewards import Reward, judging_of
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.data.prompts import read_prompts
+from rewarddance.data.prompts import conditions_of, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import agreement
 from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.evaluation.run_folder import read_alarms
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.lab.evaluate import document, training_facts
+from rewarddance.lab.grids import with_grids
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.kinds import load_reward
@@ -34,6 +35,7 @@ from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.distributed import first_ahead, is_first, joined
 from rewarddance.runtime.inputs import find_device, find_dtype
+from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.types import Preference
 
@@ -68,7 +70,9 @@ class AlignRun(Recipe):
     references: of the bank, which ReFL and `judging: references` need.
     guidance_scale, generator_options: of `load_generator`, which knows what each family does with them. dtype: what the
     generator computes in; judge_dtype: of the judge's weights. device, judge_device: cpu, cuda or cuda:1; by default
-    cuda where there is one, and for the judge the generator's.
+    cuda where there is one, and for the judge the generator's. Of several processes each has its own GPU for both.
+    grid_prompts: how many prompts are drawn at each probe for a grid of samples (`with_grids`); 0 for none. report_to:
+    trackers, by accelerate's names, beside metrics.jsonl.
     """
 
     generator: str
@@ -85,6 +89,8 @@ class AlignRun(Recipe):
     prompts: Path
     output: Path
     seed: int = 0
+    grid_prompts: int = Field(default=4, ge=0)
+    report_to: tuple[str, ...] = ()
     references: ReferenceRecipe = ReferenceRecipe()
     algorithm: Literal["refl", "grpo", "nft"] = "refl"
     refl: ReflRecipe = ReflRecipe()
@@ -108,6 +114,18 @@ class AlignRun(Recipe):
     def policy(self) -> GrpoRecipe | NftRecipe | None:
         """The policy gradient's recipe, if it is one that runs."""
         return {"refl": None, "grpo": self.grpo, "nft": self.nft}[self.algorithm]
+
+    def devices(self) -> tuple[str, str]:
+        """The generator's and the judge's. Raises InputError where one is not there, or not this process's alone."""
+        there = distributed.device().type if distributed.count() > 1 else None
+        for key, name in (("device", self.device), ("judge_device", self.judge_device)):
+            if there and name not in (None, there, "cpu"):
+                raise InputError(
+                    f"{key} is {name}, and each of {distributed.count()} processes computes on its own ({there}).",
+                    f"Leave {key} out.",
+                )
+        own = find_device(self.device or there)
+        return own, find_device(self.judge_device or own)
 
 
 def run_training(recipe: TrainRun) -> dict[str, Any]:
@@ -160,18 +178,27 @@ def _at_hand(judge: Judge) -> bool:
 def run_alignment(recipe: AlignRun) -> dict[str, Any]:
     """Align; returns where the LoRA or the generator is. An interrupted run goes on.
 
-    The reference bank is built first where the algorithm judges against references.
+    The reference bank is built first where the algorithm judges against references. Several processes align together,
+    and all but the first return nothing.
     """
-    prompts = list(dict.fromkeys(prompt.text for prompt in read_prompts(recipe.prompts)))
-    device = find_device(recipe.device)
-    judge_device = find_device(recipe.judge_device or device)
+    with joined():
+        return _align(recipe)
+
+
+def _align(recipe: AlignRun) -> dict[str, Any]:
+    check_trackers(recipe.report_to)
+    policy = recipe.policy
+    (policy or recipe.refl).check_processes()
+    device, judge_device = recipe.devices()
+    asked = list({(one.text, one.condition): one for one in read_prompts(recipe.prompts)}.values())
+    prompts, conditions = [one.text for one in asked], conditions_of(asked)
     drawing = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
     drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
     generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
+    generator.check_pictures(prompts, [one.condition for one in asked])
     judge, *others = (
         load_reward(name, judge_device, find_dtype(recipe.judge_dtype)) for name in (recipe.judge, *recipe.more_judges)
     )
-    policy = recipe.policy
     rewards = [Reward(judge, judging_of(judge, policy.judging if policy else None))]
     weights = recipe.more_judges.values()
     rewards += [Reward(other, judging_of(other, None), one) for other, one in zip(others, weights, strict=True)]
@@ -180,22 +207,33 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
         policy.check(generator)
     elif policy is None:
         recipe.refl.begins(generator.num_steps)
-    folder = writable_folder(recipe.output)
-    keep_recipe(recipe, folder / "config.yaml")
+    with first_ahead():
+        folder = writable_folder(recipe.output)
+        keep_recipe(recipe, folder / "config.yaml")
     bank = None
     if policy is None or rewards[0].judging == "references":
-        bank = build_references(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
-    metrics = Metrics(folder / "metrics.jsonl")
-    if policy is not None:
-        probe = against_base(generator, rewards[0], prompts, policy, recipe.seed)
-        common = generator, rewards, prompts
-        if isinstance(policy, GrpoRecipe):
-            aligned = train_grpo(*common, policy, folder, metrics, recipe.seed, probe, bank)
+        place = folder / "references"
+        bank = build_references(generator, judge, prompts, recipe.references, place, recipe.seed, conditions=conditions)
+    with reporting(recipe.report_to, folder, recipe) as trackers:
+        metrics = Metrics(folder / "metrics.jsonl", trackers)
+        loop = policy or recipe.refl
+        at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
+        shown = generator, prompts, recipe.grid_prompts, folder, metrics, recipe.algorithm, recipe.seed, at_once
+        if policy is not None:
+            probe = against_base(generator, rewards[0], prompts, policy, recipe.seed, conditions)
+            probe = with_grids(probe, *shown, conditions)
+            common = generator, rewards, prompts
+            if isinstance(policy, GrpoRecipe):
+                aligned = train_grpo(*common, policy, folder, metrics, recipe.seed, probe, bank, conditions)
+            else:
+                aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank, conditions)
         else:
-            aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank)
-    else:
-        redraw = redrawing(generator, judge, prompts, recipe.references, folder / "references", recipe.seed)
-        aligned = train_refl(
-            generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed, held_out=held_out, redraw=redraw
-        )
+            place = folder / "references"
+            redraw = redrawing(generator, judge, prompts, recipe.references, place, recipe.seed, conditions)
+            aligned = train_refl(
+                generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed,
+                with_grids(dict, *shown, conditions), held_out, redraw,
+            )  # fmt: skip
+    if not is_first():
+        return {}
     return {aligned.name: str(aligned), "prompts": len(prompts), "alarms": len(read_alarms(folder))}

@@ -6,18 +6,16 @@ torch's own fully_shard and DistributedDataParallel, which do on a CPU with gloo
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import checkpoint as pieces
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rewarddance.protocols import RewardModel
@@ -92,11 +90,6 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
     return [layer for stack in stacks for layer in stack]
 
 
-def one_mesh() -> Any:
-    """All processes in a row."""
-    return init_device_mesh(distributed.device().type, (distributed.count(),))
-
-
 def measured(lesson: Lesson, evaluate: Callable[[RewardModel], T]) -> T:
     """`evaluate` of the judge as it is now, without a graph, the same on all processes.
 
@@ -136,34 +129,6 @@ def together(questions: Sequence[Question]) -> list[int]:
         for q in questions
     ]
     return sorted(range(len(questions)), key=keys.__getitem__)
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor of which each process has a piece, put together on all; another as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def gathered(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The whole weights on the CPU of the first process; nothing on the others. One at a time, tied ones once."""
-    found: dict[str, Tensor] = {}
-    seen: dict[int, Tensor] = {}
-    for name, weight in weights.items():
-        if id(weight) not in seen:
-            one = whole(weight.detach())
-            seen[id(weight)] = one.cpu() if distributed.is_first() else one.new_empty(0)
-        if distributed.is_first():
-            found[name] = seen[id(weight)]
-    return found
-
-
-@torch.no_grad()
-def fill(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy whole values into weights by name; where a weight is in pieces, each process takes its own."""
-    for name, place in places.items():
-        value = values[name].to(place.device, place.dtype)
-        if isinstance(place, DTensor):
-            value = distribute_tensor(value, place.device_mesh, place.placements, src_data_rank=None)
-        place.copy_(value)
 
 
 def save_optimiser(lesson: Lesson, optimiser: torch.optim.Optimizer, folder: Path) -> None:

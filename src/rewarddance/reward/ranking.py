@@ -30,7 +30,7 @@ def tournament(
     judge: RewardModel,
     prompts: Sequence[str],
     groups: Sequence[Sequence[Pixels]],
-    conditions: Sequence[Pixels | None] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> list[Ranking]:
     """Ask every ordered pair of every group; a pair is won by the sign of its two margins' difference.
 
@@ -64,7 +64,7 @@ def knockout(
     judge: RewardModel,
     prompts: Sequence[str],
     groups: Sequence[Sequence[Pixels]],
-    conditions: Sequence[Pixels | None] | None = None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> list[Knockout]:
     """Let neighbours meet, then the winners, until one is left: N - 1 comparisons, each asked in both orders.
 

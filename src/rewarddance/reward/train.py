@@ -23,11 +23,12 @@ from rewarddance.reward.batches import Portion, Portions, jittered
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import USED_BY, Amount, Judge, RewardConfig, RewardOptions
 from rewarddance.reward.kinds import build_reward
-from rewarddance.reward.parallel import load_optimiser, measured, replicated, save_optimiser, whole
+from rewarddance.reward.parallel import load_optimiser, measured, replicated, save_optimiser
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable, vision_tower
 from rewarddance.runtime import distributed
 from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
+from rewarddance.runtime.pieces import whole
 from rewarddance.runtime.tracking import Metrics, progress_bar
 from rewarddance.types import Preference
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from rewarddance.errors import InputError
 from rewarddance.reward.judge import HEAD_FILE, Judge
-from rewarddance.reward.parallel import Lesson, fill, gathered, one_mesh, shard
+from rewarddance.reward.parallel import Lesson, shard
 from rewarddance.runtime.checkpoint import replacing
 from rewarddance.runtime.distributed import device, in_turn, is_first, wait
+from rewarddance.runtime.pieces import fill, gathered, one_mesh
 
 ADAPTER = "adapter"
 """The folder beside a delivered reward's weights that holds the LoRA which was merged into them, as PEFT's files."""

@@ -100,7 +100,7 @@ def keep_recipe(recipe: Recipe, path: Path) -> None:
     Raises InputError naming the first key that differs: what was made under another recipe is never taken up silently.
     """
     if path.exists():
-        before, now = _flat(load_recipe(type(recipe), path).model_dump()), _flat(recipe.model_dump())
+        before, now = flat(load_recipe(type(recipe), path).model_dump()), flat(recipe.model_dump())
         changed = [key for key in now | before if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
@@ -111,10 +111,11 @@ def keep_recipe(recipe: Recipe, path: Path) -> None:
     save_recipe(recipe, path)
 
 
-def _flat(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flat(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """A mapping of mappings as one level, with dotted keys."""
     found = {}
     for name, value in content.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return found
 
 

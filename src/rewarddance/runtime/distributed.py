@@ -7,9 +7,11 @@ process, and everything here does nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar, overload
 
 import torch
 from jaxtyping import Num
@@ -21,12 +23,22 @@ from rewarddance.errors import InputError, RewardDanceError
 LONGEST_WAIT = timedelta(hours=1)
 """For the slowest of all: while the first process writes a large checkpoint, the others wait."""
 
+T = TypeVar("T")
+
+
+class AnotherStopped(RewardDanceError):
+    """A process waited for another one that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has stopped.", "What it said tells why.")
+
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Within the block this process belongs to those that were started together, if there are several.
 
-    Raises InputError where the launcher was told to shard the model itself.
+    Where the block fails, the first process that fails raises its error, and the others leave without a word. Raises
+    InputError where the launcher was told to shard the model itself, or started more processes than there are GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
@@ -35,14 +47,37 @@ def joined() -> Iterator[None]:
         if os.environ.get(variable, "false").lower() in ("true", "1"):
             raise InputError(
                 f"accelerate launch was told to use {name}, but the recipe says how a model is split.",
-                "Launch without it (torchrun, or accelerate launch --multi_gpu) and set judge.sharded=true.",
+                "Launch without it (torchrun, or accelerate launch --multi_gpu) and set sharded=true in the recipe: "
+                "judge.sharded=true to train, refl.sharded=true (grpo, nft) to align.",
             )
     if device().type == "cuda":
+        if (own := int(os.environ.get("LOCAL_RANK", "0"))) >= torch.cuda.device_count():
+            raise InputError(
+                f"process {own + 1} of this machine has no GPU: {torch.cuda.device_count()} are here.",
+                "Start one process a GPU.",
+            )
         torch.cuda.set_device(device())
     backend = "cuda:nccl,cpu:gloo" if device().type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=LONGEST_WAIT)
-    yield
+    store, number, n = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group(backend, store=store, rank=number, world_size=n, timeout=LONGEST_WAIT)
+    try:
+        yield
+    except (RewardDanceError, RuntimeError) as error:
+        broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        ours = isinstance(error, RewardDanceError) or broken
+        if not _is_first_to_fail(store) and ours:
+            sys.exit(2)
+        if broken:
+            raise AnotherStopped from error
+        raise
     dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
+
+
+def _is_first_to_fail(store: Any) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # the process that kept it is gone, and so was not the last to speak
+        return False
 
 
 def device() -> torch.device:
@@ -74,8 +109,55 @@ def summed(values: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         try:
             dist.all_reduce(total)
         except RuntimeError as error:
-            raise RewardDanceError("another process of this run has stopped.", "What it said tells why.") from error
+            raise AnotherStopped from error
     return total
+
+
+def mean_of(figures: Mapping[str, float]) -> dict[str, float]:
+    """Each figure's mean over all processes; whole numbers, which all have alike, as they are."""
+    names = [name for name, value in figures.items() if not isinstance(value, int)]
+    if count() == 1 or not names:
+        return dict(figures)
+    total = summed(torch.tensor([figures[name] for name in names], dtype=torch.float64))
+    return {**figures, **dict(zip(names, (total / count()).tolist(), strict=True))}
+
+
+@overload
+def own(rows: Tensor, parts: int = 1) -> Tensor: ...
+@overload
+def own(rows: list[T], parts: int = 1) -> list[T]: ...
+def own(rows: Any, parts: int = 1) -> Any:
+    """This process's share of rows that all processes have alike: of each of `parts` equal parts its equal share."""
+    if count() == 1:
+        return rows
+    each = len(rows) // (parts * count())
+    mine = [(part * count() + rank()) * each + k for part in range(parts) for k in range(each)]
+    return rows[mine] if isinstance(rows, Tensor) else [rows[k] for k in mine]
+
+
+def everywhere(rows: Num[Tensor, "b ..."], parts: int = 1) -> Num[Tensor, "B ..."]:
+    """The rows of all processes, each of which has its share (`own`), in the order of the whole. Without graph."""
+    if count() == 1:
+        return rows
+    mine = rows.detach().contiguous()
+    found = [torch.empty_like(mine) for _ in range(count())]
+    try:
+        dist.all_gather(found, mine)
+    except RuntimeError as error:
+        raise AnotherStopped from error
+    return torch.stack(found).unflatten(1, (parts, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def from_all(said: Any) -> list[Any]:
+    """What each process says, in their order; anything that can be pickled."""
+    if count() == 1:
+        return [said]
+    heard: list[Any] = [None] * count()
+    try:
+        dist.all_gather_object(heard, said)
+    except RuntimeError as error:
+        raise AnotherStopped from error
+    return heard
 
 
 def wait() -> None:

@@ -7,10 +7,10 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,27 +23,52 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rewarddance.runtime.trackers import Tracker
+
 console = Console(stderr=True)
 
 
 class Metrics:
-    """Appends one JSON object a line to `metrics.jsonl`, flushed at once."""
+    """Appends one JSON object a line to `metrics.jsonl`, flushed at once, and tells the trackers.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    step: the last one that was logged, 0 before any. What a resumed run logs again, the trackers are not told again.
+    """
+
+    def __init__(self, path: Path, trackers: Sequence[Tracker] = ()) -> None:
+        self.path, self.trackers, self.step = path, trackers, 0
+        self._known: dict[str, int] = {}  # rows of a phase that come again
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def log(self, phase: str, step: int, **figures: Any) -> None:
         row = {"phase": phase, "step": step}
         row |= {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
+        if self._known.get(phase):
+            self._known[phase] -= 1
+        elif figures:  # first the trackers: a kill between the two tells them twice, rather than never
+            for tracker in self.trackers:
+                tracker.log({f"{phase}/{name}": row[name] for name in figures}, step=step)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        self.step = step
+
+    def show(self, phase: str, name: str, pixels: Tensor) -> None:
+        """Give the trackers a picture [T, C, H, W] of the last step that was logged."""
+        if not self.trackers or self._known.get(phase):
+            return
+        from rewarddance.runtime.trackers import show_pictures  # heavy, and seldom needed
+
+        for tracker in self.trackers:
+            show_pictures(tracker, f"{phase}/{name}", self.step, pixels)
 
     def rewind(self, phase: str, step: int) -> None:
         """Drop what `phase` logged after `step`, and a line that a kill cut off: a resumed run logs it again."""
         if not self.path.exists():
             return
         kept = []
+        self._known[phase] = 0
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
@@ -51,6 +76,8 @@ class Metrics:
                 continue
             if row["phase"] != phase or row["step"] <= step:
                 kept.append(line + "\n")
+            else:
+                self._known[phase] += 1
         scratch = self.path.with_name(self.path.name + ".partial")
         scratch.write_text("".join(kept), encoding="utf-8")
         scratch.replace(self.path)

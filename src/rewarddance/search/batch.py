@@ -23,7 +23,8 @@ class Batch:
 
     prompts: what the judge is asked about. places: the prompts' numbers in the whole search, which their noises depend
     on. width: how many pictures of each prompt are made together, at most. keep: how many of each are kept in `found`,
-    best first. rounds: how often the method has done what it is for, rather than drawn plain samples with what is left.
+    best first. conditions: the pictures that prompts come with. rounds: how often the method has done what it is for,
+    rather than drawn plain samples with what is left.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Batch:
         seed: int,
         width: int,
         keep: int,
+        conditions: Sequence[Tensor | None] | None = None,
     ) -> None:
         self.prompts, self.places, self.generator, self.judge = list(prompts), list(places), generator, judge
         self.judging, self.meter, self.seed, self.width, self.keep = judging, meter, seed, width, keep
-        self.steps = generator.num_steps
+        self.steps, self.conditions = generator.num_steps, conditions
         self.drawn = self.rounds = 0
         self.found: list[list[Candidate]] = [[] for _ in prompts]
         self.first: list[Candidate] = []
@@ -75,7 +77,10 @@ class Batch:
         flat = tuple(text for own in texts for text in own)
         if self._encoded[0] != flat:
             self._encoded = ((), None)  # the old one goes before the new one comes
-            self._encoded = (flat, self.generator.encode(flat))
+            given = self.conditions
+            if given is not None:
+                given = [one for one, own in zip(given, texts, strict=True) for _ in own]
+            self._encoded = (flat, self.generator.encode(flat, given))
         return self._encoded[1]
 
     def denoised(self, x_t: Tensor, start: int, stop: int, texts: Sequence[Sequence[str]] | None = None) -> Tensor:
@@ -89,9 +94,12 @@ class Batch:
         return [[prompt] * count for prompt in self.prompts]
 
     def candidates(self, x_0: Tensor, origins: Sequence[Sequence[dict[str, Any]]]) -> Groups:
-        """Clean latents [P * N, ...] as pictures, [P][N]; origins [P][N] go with them."""
+        """Clean latents [P * N, ...] as pictures, [P][N]; origins [P][N] go with them.
+
+        Each is a copy: a part of the batch would keep all of it in memory for as long as it is kept itself.
+        """
         pixels = iter(self.generator.decode(x_0))
-        return [[Candidate(next(pixels), origin) for origin in own] for own in origins]
+        return [[Candidate(next(pixels).clone(), origin) for origin in own] for own in origins]
 
     def sample(self, count: int, texts: Sequence[str] | None = None) -> Groups:
         """`count` plain samples a prompt [P][count]; texts: what they are drawn from, if not the prompts."""

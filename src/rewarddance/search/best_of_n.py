@@ -36,15 +36,22 @@ def best_of_n(
     seeds: Sequence[Sequence[int]],
     prompts_at_once: int = 8,
     tick: Callable[[int], None] = lambda n: None,
+    conditions: Sequence[Tensor | None] | None = None,
 ) -> BestOfN:
-    """Sample each prompt from each of its seeds [P][N], hold a tournament each. `tick` hears finished prompts."""
+    """Sample each prompt from each of its seeds [P][N], hold a tournament each. `tick` hears finished prompts.
+
+    conditions: the pictures that prompts come with, for the generator and the judge.
+    """
     pictures, chosen, wins = [], [], []
     for start in range(0, len(prompts), prompts_at_once):
         part, own = prompts[start : start + prompts_at_once], seeds[start : start + prompts_at_once]
         n = len(own[0])
-        made = sample(generator, [prompt for prompt in part for _ in range(n)], [s for row in own for s in row], 128)
+        given = None if conditions is None else [*conditions[start : start + prompts_at_once]]
+        each = None if given is None else [one for one in given for _ in range(n)]
+        texts, noises = [prompt for prompt in part for _ in range(n)], [seed for row in own for seed in row]
+        made = sample(generator, texts, noises, 128, conditions=each)
         groups = made.unflatten(0, (len(part), n))
-        rankings = tournament(judge, part, [list(group) for group in groups])
+        rankings = tournament(judge, part, [list(group) for group in groups], conditions=given)
         pictures.append(groups)
         chosen += [int(ranking.order[0]) for ranking in rankings]
         wins += [ranking.wins for ranking in rankings]

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.config import Recipe, parse_recipe
 from rewarddance.types import PixelBatch, Question, Scales, Verdict
@@ -97,9 +97,9 @@ class CountingGenerator(_Timed):
     def num_steps(self) -> int:
         return self.generator.num_steps
 
-    def encode(self, prompts: Sequence[str]) -> Any:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Any:
         with self._timing():
-            return self.generator.encode(prompts)
+            return self.generator.encode(prompts, conditions)
 
     def start(self, seeds: Sequence[int]) -> Tensor:
         with self._timing():
@@ -128,27 +128,50 @@ class CountingGenerator(_Timed):
 
 
 class CountingJudge(_Timed):
-    """A RewardModel that counts what is asked of another, which may explain itself."""
+    """A RewardModel that counts what is asked of another, which may explain itself.
+
+    Raises RewardError where the other's answers are none that pictures can be ranked by.
+    """
 
     def __init__(self, judge: RewardModel, clock: Clock = time.perf_counter) -> None:
         super().__init__(clock)
         self.judge, self.questions = judge, 0
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
+        if not questions:  # a budget of one picture asks nothing, and not every reward takes an empty list
+            return Verdict(torch.zeros(0))
         self.questions += len(questions)
         with self._timing():
             verdict = self.judge(questions)
             _finished(verdict.margin)
-        return verdict
+        return _usable(verdict, questions)
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
         """Verdicts with reasons. Raises InputError where the judge has none."""
         explain = getattr(self.judge, "explain", None)
         if explain is None:
             raise InputError("this reward gives no reasons.", "Choose a method that needs none, or a pairwise judge.")
+        if not questions:
+            return Verdict(torch.zeros(0), ())
         self.questions += len(questions)
         with self._timing():
-            return explain(questions)
+            return _usable(explain(questions), questions)
+
+
+def _usable(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
+    """A reward is anybody's: one that is not a number would be sorted anywhere, without a word."""
+    if verdict.margin.shape != (len(questions),):
+        raise RewardError(
+            f"the reward answered {len(questions)} questions with margins of the shape {list(verdict.margin.shape)}.",
+            "Return one margin for each question.",
+        )
+    bad = (~torch.isfinite(verdict.margin)).nonzero().flatten().tolist()
+    if bad:
+        raise RewardError(
+            f"the reward of {questions[bad[0]].prompt!r} is {verdict.margin[bad[0]].item()}.",
+            "Look at its pictures, and at the reward's weights and precision.",
+        )
+    return verdict
 
 
 def _finished(found: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ import numpy as np
 from pydantic import Field
 
 from rewarddance.data.media import write_picture
-from rewarddance.data.prompts import read_prompts
+from rewarddance.data.prompts import conditions_of, read_prompts
 from rewarddance.data.tables import RowFile
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import RewardModel
 from rewarddance.reward.kinds import load_reward
 from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
@@ -39,7 +40,9 @@ class SearchRun(Recipe):
 
     prompts: .txt or .jsonl. options: of the method; generator_options: of `load_generator`. kind: of the judge, where
     it is not its own; judging: how pictures are compared, where not as the judge's kind suggests. The rest is as in
-    `Search`. dtype: of the generator and the judge. device: cpu, cuda, or None for cuda where there is one.
+    `Search`. held_out: another judge, which says what it thinks of the winners. judge_batch: how many questions a judge
+    looks at together, which is its share of the memory; by default the judge's own. dtype: of the generator and the
+    judges. device: cpu, cuda, or None for cuda where there is one.
     """
 
     prompts: Path
@@ -57,6 +60,8 @@ class SearchRun(Recipe):
     runners_up: int = Field(default=2, ge=0)
     batch_size: int = Field(default=64, ge=1)
     prompts_at_once: int = Field(default=8, ge=1)
+    held_out: str | None = None
+    judge_batch: int | None = Field(default=None, ge=1)
     dtype: str = "float32"
     device: str | None = None
 
@@ -67,6 +72,7 @@ class RecordedSearch(SearchRun):
     prompts_digest: str
     generator_digest: str
     judge_digest: str
+    held_out_digest: str | None = None
 
 
 def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
@@ -85,7 +91,7 @@ def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
             )
     options = read_method(run.method, run.options)
     run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
-    recorded = _recorded(run)
+    recorded = _recorded(run, prompts)
     writable_folder(folder)
     begun = folder.joinpath(RESULTS + ".progress.json").exists()
     if begun:
@@ -94,11 +100,13 @@ def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
     results = RowFile(folder / RESULTS)
     if not results.progress.finished:
-        generator, judge = _loaded(run)
+        generator, judge, held_out = _loaded(run)
+        generator.check_pictures([prompt.text for prompt in prompts], [prompt.condition for prompt in prompts])
         at_once = min(run.prompts_at_once, len(prompts))
         work = Search(
-            generator, judge, options, run.budget, run.judging, run.seed, run.runners_up, run.batch_size, at_once
-        )
+            generator, judge, options, run.budget, run.judging, run.seed, run.runners_up, run.batch_size, at_once,
+            held_out=held_out,
+        )  # fmt: skip
         if not begun:  # nothing was written under it yet, so it binds nobody
             (folder / CONFIG).unlink(missing_ok=True)
         keep_recipe(recorded, folder / CONFIG)
@@ -115,7 +123,7 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
             places = range(start, min(start + at_once, len(prompts)))
             answers = _attempts(work, prompts, places)
             failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
-            if start == 0 and len(failed) == len(answers) and len({error.what for error in failed}) == 1:
+            if start == 0 and len(failed) == len(answers) and len({error.remedy for error in failed}) == 1:
                 raise failed[0]  # it is not the prompts
             rows, failures = [], []
             for place, answer in zip(places, answers, strict=True):
@@ -130,7 +138,9 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
 def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Found | RewardDanceError]:
     """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
     try:
-        return [*work([prompts[place].text for place in places], places)]
+        asked = [prompts[place] for place in places]
+        given = conditions_of(asked)
+        return [*work([one.text for one in asked], places, None if given is None else [*given])]
     except RewardDanceError as error:
         if len(places) == 1:
             return [error]
@@ -151,11 +161,13 @@ def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, An
         "number": place + 1,
         "prompt": prompt.text,
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
+        **({"condition": str(prompt.condition)} if prompt.condition else {}),
         "winner": written(found.winner, "winner.png"),
         "runners_up": runners_up,
         "first": written(found.first, "first.png"),
         "judging": found.judging,
         "rounds": found.rounds,
+        **({} if found.held_out is None else {"held_out": found.held_out}),
         "spent": _rounded(found.spent._asdict()),
     }
 
@@ -166,28 +178,44 @@ def _rounded(spent: Mapping[str, int | float]) -> dict[str, int | float]:
 
 def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
     with (folder / RESULTS).open(encoding="utf-8") as file:
-        spent = [json.loads(line)["spent"] for line in file]
+        rows = [{key: row.get(key) for key in ("spent", "rounds", "held_out")} for row in map(json.loads, file)]
+    spent = [row["spent"] for row in rows]
     done = results.progress
     found: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
     if done.failed:
         found["failures"] = str(results.failures)
+    if plain := sum(row["rounds"] == 0 for row in rows):  # the budget was too small for the method
+        found["plain_samples_only"] = plain
+    if rows and rows[0]["held_out"] is not None:
+        found["held_out_prefers"] = round(float(np.mean([preference(row["held_out"]) for row in rows])), 4)
     each = {name: float(np.mean([row[name] for row in spent])) for name in Spent._fields} if spent else {}
     return found | {"spent_a_prompt": _rounded(each)}
 
 
-def _loaded(run: SearchRun) -> tuple[Generator, RewardModel]:
+def preference(margin: float) -> float:
+    """1 where a held-out judge prefers the winner to the first sample, 0 where the first sample, else a half."""
+    return 0.5 * (1 + float(np.sign(margin)))
+
+
+def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel | None]:
+    """The generator, the judge, and the held-out one if there is any."""
     device, dtype = run.device or "cpu", find_dtype(run.dtype)
     drawing = {"device": device, "dtype": dtype, **run.generator_options}
     generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
-    return generator, load_reward(run.judge, device, dtype, **({} if run.kind is None else {"kind": run.kind}))
+    batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
+    judge = load_reward(run.judge, device, dtype, **({} if run.kind is None else {"kind": run.kind}), **batch)
+    return generator, judge, None if run.held_out is None else load_reward(run.held_out, device, dtype, **batch)
 
 
-def _recorded(run: SearchRun) -> RecordedSearch:
+def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:
+    pictures = {prompt.condition for prompt in prompts if prompt.condition is not None}
+    told = run.prompts.read_bytes() + (digest_of(pictures).encode() if pictures else b"")
     seen = {
         "prompts": run.prompts.resolve(),
-        "prompts_digest": hashlib.blake2b(run.prompts.read_bytes(), digest_size=16).hexdigest(),
+        "prompts_digest": hashlib.blake2b(told, digest_size=16).hexdigest(),
         "generator_digest": _digest(run.generator),
         "judge_digest": _digest(run.judge),
+        "held_out_digest": None if run.held_out is None else _digest(run.held_out),
     }
     return RecordedSearch.model_validate(run.model_dump() | seen)
 

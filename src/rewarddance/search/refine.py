@@ -39,6 +39,8 @@ class Refine(Recipe):
 def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) -> None:
     """Draw, let the judge explain why the second best is not the best, draw from the prompt with that said; repeat.
 
+    A pointwise judge, which compares nothing, explains what the second best is worth by itself.
+
     A wording from which no new best came is dropped: its prompt is drawn from as it was given, and then refined anew.
     rewrite: what makes the new wording in place of the recipe's own, a language model for example.
     """
@@ -58,7 +60,15 @@ def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) 
         batch.offer(new)
         asked = [p for p, own in enumerate(batch.found) if len(own) > 1]
         reasons = batch.judge.explain(
-            [Question(batch.prompts[p], batch.found[p][1].pixels, batch.found[p][0].pixels) for p in asked]
+            [
+                Question(
+                    batch.prompts[p],
+                    batch.found[p][1].pixels,
+                    batch.found[p][0].pixels,
+                    condition=batch.judging.given[p],
+                )
+                for p in asked
+            ]
         ).reasons
         refined = dict(zip(asked, reasons or (), strict=True))
         for p, prompt in enumerate(batch.prompts):

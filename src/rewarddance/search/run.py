@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
@@ -46,6 +47,8 @@ METHODS: dict[str, Method] = {
     "refine": Method(Refine, search_refine),
 }
 """A new method is one file and one line here."""
+EXPLAINING = ("pairwise", "pointwise")
+"""Kinds of judges that give reasons."""
 
 
 def read_method(name: str, options: dict[str, Any]) -> Recipe:
@@ -58,7 +61,8 @@ def read_method(name: str, options: dict[str, Any]) -> Recipe:
 class Found(NamedTuple):
     """One prompt's result. pictures: the winner and its runners-up, best first. first: the prompt's first plain sample,
     for comparison. judging: how they were compared, which says what their scores are. rounds: how often the method did
-    what it is for; at 0 the budget was too small for it, and these are plain samples.
+    what it is for; at 0 the budget was too small for it, and these are plain samples. held_out: by how much the
+    held-out reward prefers the winner to the first plain sample, half the difference of both orders' margins.
     """
 
     prompt: str
@@ -67,6 +71,7 @@ class Found(NamedTuple):
     spent: Spent
     judging: JudgingName
     rounds: int
+    held_out: float | None = None
 
     @property
     def winner(self) -> Candidate:
@@ -77,8 +82,9 @@ class Search:
     """A generator, a reward, a method and a budget; called with prompts, batch by batch.
 
     options: a recipe of one of METHODS. judging: None is the reward's own (`judging_for`). batch_size: pictures that
-    are made together, of all prompts, and so what bounds the memory; prompts_at_once: prompts that share them. Raises
-    InputError for options that do not go together.
+    are made together, of all prompts, and so what bounds the memory; prompts_at_once: prompts that share them.
+    held_out: another reward, which chooses nothing and costs nothing of the budget, but says what it thinks of the
+    winners (`Found.held_out`). Raises InputError for options that do not go together.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Search:
         prompts_at_once: int = 8,
         rewrite: Rewrite | None = None,
         clock: Clock = time.perf_counter,
+        held_out: RewardModel | None = None,
     ) -> None:
         if not 1 <= prompts_at_once <= batch_size:
             raise InputError(
@@ -105,11 +112,13 @@ class Search:
         if rewrite is not None and not isinstance(options, Refine):
             raise InputError("only the method refine rewrites prompts.", "Leave out rewrite, or choose that method.")
         kind = getattr(getattr(reward, "config", None), "kind", "pairwise")
-        if isinstance(options, Refine) and kind != "pairwise":
-            raise InputError(f"a {kind} reward gives no reasons to refine with.", "Take a pairwise one.")
+        if isinstance(options, Refine) and (kind not in EXPLAINING or not hasattr(reward, "explain")):
+            what = f"a {kind} reward" if hasattr(reward, "explain") else "this reward"
+            raise InputError(f"{what} gives no reasons to refine with.", "Take a pairwise or a pointwise judge.")
         self.method = next(method for method in METHODS.values() if method.options is type(options))
         self.generator, self.judge = CountingGenerator(generator, clock), CountingJudge(reward, clock)
         self.options, self.budget, self.seed, self.rewrite = options, budget, seed, rewrite
+        self.held_out = held_out
         self.judging: JudgingName = judging or judging_for(reward)
         if self.judging == "alone" and judging_for(reward) != "alone":
             raise InputError(
@@ -119,33 +128,54 @@ class Search:
         self._since = totals(self.generator, self.judge)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], places: Sequence[int]) -> list[Found]:
+    def __call__(
+        self, prompts: Sequence[str], places: Sequence[int], conditions: Sequence[Tensor | None] | None = None
+    ) -> list[Found]:
         """Search for prompts in step; places: their numbers in the whole search, which their noises depend on.
+        conditions: the pictures that they come with, for the generator and the judge.
 
         Where there is a limit in seconds, the first call makes pictures before the clock starts, to learn what they
         take: more and more together, up to a whole batch or to about the seconds of these prompts.
         """
         if self.budget.seconds is not None and not self.generator.evaluations:
-            self._warm_up(prompts, places)
+            self._warm_up(prompts, places, conditions)
         began = totals(self.generator, self.judge)
-        batch = self._batch(prompts, places)
+        batch = self._batch(prompts, places, conditions)
         extra = {"rewrite": self.rewrite} if self.rewrite is not None else {}
         self.method.run(batch, self.options, **extra)
         spent, self._since = batch.meter.spent(), began
-        first = batch.first or self._first(prompts, places)
+        first = batch.first or self._first(prompts, places, conditions)
+        said = self._held_out(prompts, first, [own[0] for own in batch.found], conditions)
         return [
-            Found(prompt, tuple(own[: self.kept]), one, spent, self.judging, batch.rounds)
-            for prompt, own, one in zip(prompts, batch.found, first, strict=True)
+            Found(prompt, tuple(own[: self.kept]), one, spent, self.judging, batch.rounds, margin)
+            for prompt, own, one, margin in zip(prompts, batch.found, first, said, strict=True)
         ]
 
-    def _batch(self, prompts: Sequence[str], places: Sequence[int]) -> Batch:
-        meter = Meter(self.budget, self.generator, self.judge, len(prompts), self._since)
-        judging = JUDGING[self.judging](self.judge, prompts)
-        keep = max(2, self.kept)  # a critique compares the best two
-        return Batch(prompts, places, self.generator, self.judge, judging, meter, self.seed, self.width, keep)
+    def _held_out(
+        self,
+        prompts: Sequence[str],
+        first: Sequence[Candidate],
+        winners: Sequence[Candidate],
+        given: Sequence[Tensor | None] | None,
+    ) -> list[float | None]:
+        """What the held-out reward says of each winner against the prompt's first sample; 0 where they are the same."""
+        if self.held_out is None:
+            return [None] * len(prompts)
+        shown = [
+            [Candidate(one.pixels, {}) for one in ((a,) if a.origin == b.origin else (a, b))]
+            for a, b in zip(first, winners, strict=True)
+        ]
+        JUDGING["first"](CountingJudge(self.held_out), prompts, given).ranked([[] for _ in prompts], shown)
+        return [own[-1].score for own in shown]
 
-    def _warm_up(self, prompts: Sequence[str], places: Sequence[int]) -> None:
-        batch = self._batch(prompts, places)
+    def _batch(self, prompts: Sequence[str], places: Sequence[int], given: Sequence[Tensor | None] | None) -> Batch:
+        meter = Meter(self.budget, self.generator, self.judge, len(prompts), self._since)
+        judging = JUDGING[self.judging](self.judge, prompts, given)
+        keep = max(2, self.kept)  # a critique compares the best two
+        return Batch(prompts, places, self.generator, self.judge, judging, meter, self.seed, self.width, keep, given)
+
+    def _warm_up(self, prompts: Sequence[str], places: Sequence[int], given: Sequence[Tensor | None] | None) -> None:
+        batch = self._batch(prompts, places, given)
         clock, limit = self.generator.clock, len(prompts) * (self.budget.seconds or 0.0)
         began, count = clock(), 1
         batch.offer(batch.sample(1))  # what is slow only once, and a knockout of one asks nothing
@@ -156,10 +186,12 @@ class Search:
             if count > self.width or 2 * (clock() - began) > limit:
                 return
 
-    def _first(self, prompts: Sequence[str], places: Sequence[int]) -> list[Candidate]:
+    def _first(
+        self, prompts: Sequence[str], places: Sequence[int], given: Sequence[Tensor | None] | None
+    ) -> list[Candidate]:
         """The first plain samples, where the method made none; nobody has judged them, and they count as no cost."""
         seeds = [noise_seed(self.seed, place, 0) for place in places]
-        pictures = sample(self.generator.generator, prompts, seeds, len(seeds))
+        pictures = sample(self.generator.generator, prompts, seeds, len(seeds), conditions=given)
         return [Candidate(pixels, {"noise": seed}) for pixels, seed in zip(pictures, seeds, strict=True)]
 
 
@@ -172,12 +204,14 @@ def search(
     *,
     prompts_at_once: int = 8,
     tick: Callable[[int], None] = lambda n: None,
+    conditions: Sequence[Tensor | None] | None = None,
     **options: Any,
 ) -> list[Found]:
     """The best picture of each prompt that a budget gives, its runners-up, and what they cost.
 
     method: a name of METHODS, or its options (`Paths(copies=8)`). budget: for each prompt; see `Budget`. options: as in
-    `Search`. tick: hears how many prompts each batch finished. A shorter list of prompts shares the batch among fewer.
+    `Search`. tick: hears how many prompts each batch finished. conditions: the pictures [1, 3, H, W] that prompts come
+    with, for the generator and the judge (image to video). A shorter list of prompts shares the batch among fewer.
     """
     chosen = read_method(method, {}) if isinstance(method, str) else method
     limit = read_budget(budget) if isinstance(budget, str) else budget
@@ -186,6 +220,7 @@ def search(
     found = []
     for start in range(0, len(prompts), at_once):
         places = range(start, min(start + at_once, len(prompts)))
-        found += run([prompts[place] for place in places], places)
+        given = None if conditions is None else [conditions[place] for place in places]
+        found += run([prompts[place] for place in places], places, given)
         tick(len(places))
     return found

@@ -42,7 +42,8 @@ class CogView4Generator(FlowGenerator):
         return {"timesteps": timesteps, "sigmas": timesteps / config.num_train_timesteps, "mu": shift}
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Condition:
+        self.check_pictures(prompts, conditions)
         text = self._text(list(prompts))
         if self.branch_scale is None:
             return Condition(text, None)

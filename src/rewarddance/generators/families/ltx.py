@@ -1,13 +1,15 @@
-"""LTX-Video, text to video."""
+"""LTX-Video, text to video and image to video."""
 
 from __future__ import annotations
 
 from math import lcm
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 
-from rewarddance.generators.families.video import VideoGenerator
+from rewarddance.generators.families.video import Conditioned, ImageToVideoGenerator, VideoGenerator, given_first_frame
 from rewarddance.types import PixelBatch
 
 
@@ -46,13 +48,17 @@ class LTXGenerator(VideoGenerator):
         (_, frames, rows, columns), (every, scale) = self._latent_shape, self._ratios()
         return self._forward(
             hidden_states=x_t.to(self.dtype),
-            timestep=self._time(x_t, step),
+            timestep=self._times(x_t, step),
             num_frames=frames,
             height=rows,
             width=columns,
             rope_interpolation_scale=(every / self._own("frame_rate"), scale, scale),
             **condition,
         )
+
+    def _times(self, x_t: Tensor, step: int) -> Tensor:
+        """What the network is told: the step's time, [B] or of each token [B, L]."""
+        return self._time(x_t, step)
 
     def _unscaled(self, x_0: Tensor) -> Tensor:
         vae = self.pipeline.vae
@@ -65,3 +71,39 @@ class LTXGenerator(VideoGenerator):
             return super().decode(x_0)
         picture = vae.decode(self._unscaled(x_0).to(vae.dtype), x_0.new_zeros(len(x_0)), return_dict=False)[0]
         return self._frames((picture.float() / 2 + 0.5).clamp(0, 1))
+
+
+class LTXImageToVideoGenerator(LTXGenerator, ImageToVideoGenerator):
+    """An LTX-Video pipeline that is given the first frame: its tokens are clean, and the network is told so.
+
+    The pipeline draws them from the VAE's posterior with the seed's first numbers, which here are their noise.
+    """
+
+    def _noise(self, rng: torch.Generator) -> Tensor:
+        channels, _, rows, columns = self._latent_shape
+        first = torch.randn(channels, 1, rows, columns, generator=rng)
+        return torch.cat([first, super()._noise(rng)[:, 1:]], 1)
+
+    def _picture(self, image: Image.Image) -> dict[str, Tensor]:
+        vae = self.pipeline.vae
+        found = vae.encode(self._pixels(image).to(vae.dtype).unsqueeze(2)).latent_dist
+        mean = self.pipeline._normalize_latents(found.mean.float(), vae.latents_mean, vae.latents_std)
+        std = found.std.float() / vae.latents_std.view(1, -1, 1, 1, 1).to(found.std.device)
+        return {"mean": self._pack(mean), "std": self._pack(std)}
+
+    def _first(self, x_t: Tensor, step: int, picture: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        mean, std = (picture[name][: len(x_t)] for name in ("mean", "std"))
+        return given_first_frame(x_t[:, : mean.shape[1]], mean, std, self.sigmas[step])
+
+    def _times(self, x_t: Tensor, step: int) -> Tensor:
+        told = torch.ones_like(x_t[:, :, 0])
+        told[:, : x_t.shape[1] // self._latent_shape[1]] = 0
+        return told * self._time(x_t, step).unsqueeze(1)
+
+    def _network(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
+        first, _ = self._first(x_t, step, condition.picture)
+        return super()._network(torch.cat([first, x_t[:, first.shape[1] :]], 1), step, condition.text)
+
+    def predict(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
+        _, first = self._first(x_t, step, condition.picture)
+        return torch.cat([first, super().predict(x_t, step, condition)[:, first.shape[1] :]], 1)

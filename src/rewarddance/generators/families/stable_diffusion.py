@@ -52,10 +52,11 @@ class SDXLGenerator(StableDiffusionGenerator):
             pipeline.vae.float()  # it overflows in half precision; the pipeline does so too
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> dict[str, Any]:
         zeros = self.options.negative_prompt is None and self.pipeline.config.force_zeros_for_empty_prompt
         if self.branch_scale is None or not zeros:
-            return super().encode(prompts)
+            return super().encode(prompts, conditions)
+        self.check_pictures(prompts, conditions)
         given = self._text(list(prompts))
         text, added = given["encoder_hidden_states"], given["added_cond_kwargs"]
         pooled, sizes = added["text_embeds"], added["time_ids"]

@@ -1,9 +1,16 @@
-"""What the families that draw videos share: the number of frames, and latents with a time axis."""
+"""What the families that draw videos share: frames, latents with a time axis, and how a first frame is given."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
 from torch import Tensor
 
+from rewarddance.data.media import as_images
 from rewarddance.errors import InputError
 from rewarddance.generators.steps import FlowGenerator
 from rewarddance.types import PixelBatch
@@ -19,6 +26,10 @@ class VideoGenerator(FlowGenerator):
     def _default_size(self) -> tuple[int, int]:
         return self._own("height"), self._own("width")
 
+    def _channels(self) -> int:
+        """Of a latent."""
+        return self.network.config.in_channels
+
     def _noise_shape(self) -> tuple[int, ...]:
         frames, (every, scale) = self._own("num_frames"), self._ratios()
         if frames % every != 1 % every:
@@ -28,7 +39,57 @@ class VideoGenerator(FlowGenerator):
                 f"num_frames is one more than a multiple of {every}, such as {low} or {low + every}.",
             )
         size = (frames - 1) // every + 1, self.height // scale, self.width // scale
-        return self.network.config.in_channels, *size
+        return self._channels(), *size
 
     def _frames(self, pictures: Tensor) -> PixelBatch:
         return pictures.transpose(1, 2)
+
+
+class Conditioned(NamedTuple):
+    """What an image-to-video network is given: the texts' conditioning, and tensors of the pictures, row by row."""
+
+    text: Any
+    picture: dict[str, Tensor]
+
+
+class ImageToVideoGenerator(VideoGenerator):
+    """A video generator that is given the first frame. Pictures reach the pipeline as PIL ones, and it resizes them."""
+
+    needs_picture = True
+
+    @abstractmethod
+    def _picture(self, image: Image.Image) -> dict[str, Tensor]:
+        """What the network is told of a picture: tensors [1, ...] by name."""
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Conditioned:
+        """Each distinct picture is encoded once; both branches of guidance are given it, as in the pipelines."""
+        given = None if conditions is None else list(conditions)  # held, so that no two have one id
+        text = super().encode(prompts, given)
+        seen: dict[int, dict[str, Tensor]] = {}
+        for prompt, one in zip(prompts, given or (), strict=True):
+            if one is not None and id(one) not in seen:
+                if len(one) != 1:
+                    raise InputError(
+                        f"the prompt {prompt!r} comes with a film of {len(one)} frames.", "Give the first frame alone."
+                    )
+                seen[id(one)] = self._picture(as_images(one)[0])
+        rows = [seen[id(one)] for one in given or ()] * (1 if self.branch_scale is None else 2)
+        return Conditioned(text, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """[1, 3, H, W] of the video's size in [-1, 1], resized as the pipeline does it."""
+        return self.pipeline.video_processor.preprocess(image, height=self.height, width=self.width).to(self.device)
+
+
+def given_first_frame(x_t: Tensor, mean: Tensor, std: Tensor | float, sigma: float) -> tuple[Tensor, Tensor]:
+    """The clean first frame x_0 = mean + std eps of x_t = (1 - sigma) x_0 + sigma eps, and its velocity eps - x_0.
+
+    The pipelines put a first frame into the latent at the start, or at the end, and leave it alone in between. Here
+    it is noised like all else and its velocity is the true one, which comes to the same, exactly: every step lands on
+    the same line to x_0, the network sees x_0, and a latent may be noised again. std: of the VAE's posterior where
+    the pipeline draws from it (LTX), with the first frame's own noise eps; 0 where it does not.
+    """
+    eps = (x_t - (1 - sigma) * mean) / ((1 - sigma) * std + sigma)
+    clean = mean + std * eps
+    return clean, eps - clean

@@ -1,15 +1,17 @@
-"""Wan 2.1 and the dense Wan 2.2, text to video."""
+"""Wan 2.1 and the dense Wan 2.2, text to video and image to video."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from PIL import Image
 from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
-from rewarddance.generators.families.video import VideoGenerator
+from rewarddance.generators.families.video import Conditioned, ImageToVideoGenerator, VideoGenerator, given_first_frame
 
 
 class WanGenerator(VideoGenerator):
@@ -71,3 +73,65 @@ class WanGenerator(VideoGenerator):
         config = self.pipeline.vae.config
         mean, std = (x_0.new_tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         return x_0 * std + mean
+
+
+class WanImageToVideoGenerator(WanGenerator, ImageToVideoGenerator):
+    """Wan 2.1 is given the first frame as channels beside the latents, and as CLIP sees it where it has that encoder;
+    the 5B of Wan 2.2 as the latents' first frame, which it is told is free of noise (`expand_timesteps`)."""
+
+    adapted = (*WanGenerator.adapted, "add_k_proj", "add_v_proj")
+
+    def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
+        super().__init__(pipeline, options)
+        if self.network.config.image_dim is not None and self._own("max_sequence_length") != 512:
+            raise InputError(
+                f"a {self.kind} that sees its picture with CLIP takes texts of 512 tokens, and no other number.",
+                "Leave out max_sequence_length.",
+            )
+
+    @property
+    def _keeps_first(self) -> bool:
+        return self.pipeline.config.expand_timesteps
+
+    def _channels(self) -> int:
+        return self.pipeline.vae.config.z_dim
+
+    def _text(self, texts: list[str]) -> Tensor:
+        length = self._own("max_sequence_length")  # by WanPipeline, whose like does not work without ftfy
+        found = WanPipeline._get_t5_prompt_embeds(self.pipeline, texts, 1, length, self.device)  # type: ignore[arg-type]
+        return found.to(self.dtype)
+
+    def _picture(self, image: Image.Image) -> dict[str, Tensor]:
+        _, found, *_ = self.pipeline.prepare_latents(
+            self._pixels(image).float(), 1, self._channels(), self.height, self.width, self._own("num_frames"),
+            torch.float32, self.device, latents=torch.zeros(1),
+        )  # fmt: skip
+        seen = {"latents": found}
+        if self.network.config.image_dim is not None:
+            seen["clip"] = self.pipeline.encode_image(image, self.device).to(self.dtype)
+        return seen
+
+    def _network(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
+        time, given = self._time(x_t, step), condition.picture["latents"]
+        if self._keeps_first:
+            first, _ = given_first_frame(x_t[:, :, :1], given, 0.0, self.sigmas[step])
+            shown = torch.cat([first, x_t[:, :, 1:]], 2)
+            told = torch.ones_like(shown[:, 0, :, ::2, ::2])
+            told[:, 0] = 0
+            time = (told * time.view(-1, 1, 1, 1)).flatten(1)
+        else:
+            shown = torch.cat([x_t, given], 1)
+        return self._forward(
+            hidden_states=shown.to(self.dtype),
+            timestep=time,
+            encoder_hidden_states=condition.text,
+            encoder_hidden_states_image=condition.picture.get("clip"),
+        )
+
+    def predict(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
+        v = super().predict(x_t, step, condition)
+        if not self._keeps_first:
+            return v
+        given = condition.picture["latents"][: len(x_t)]
+        _, first = given_first_frame(x_t[:, :, :1], given, 0.0, self.sigmas[step])
+        return torch.cat([first, v[:, :, 1:]], 2)
