@@ -276,10 +276,16 @@ def search(
     generator_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another one, such as height=512; repeatable.")
     ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Another judge, which says how often it prefers the winners to first samples.")
+    ] = None,
     runners_up: Annotated[int, typer.Option(help="Pictures kept beside the winner.", min=0)] = 2,
     seed: Annotated[int, typer.Option(help="Seed of all noises.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Pictures made together, of all prompts.", min=1)] = 64,
     prompts_at_once: Annotated[int, typer.Option(help="Prompts that share a batch.", min=1)] = 8,
+    judge_batch: Annotated[
+        int | None, typer.Option(help="Questions that a judge looks at together. Default: its own.", min=1)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16, of generator and judge.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu or cuda. Default: cuda where there is one.")] = None,
 ) -> None:
@@ -312,6 +318,8 @@ def search(
         "runners_up": runners_up,
         "batch_size": batch_size,
         "prompts_at_once": prompts_at_once,
+        "held_out": held_out,
+        "judge_batch": judge_batch,
         "dtype": dtype,
         "device": device,
     }
@@ -392,6 +400,21 @@ def check_data(
         raise typer.Exit(1)
 
 
+@data.command("weigh", epilog=example("rewarddance data weigh votes.jsonl --output weighed.jsonl"))
+def weigh_data(
+    votes: Annotated[Path, typer.Argument(metavar="VOTES", help="A preferences file, a vote a row, with annotators.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.")],
+) -> None:
+    """Make one row of the votes on each pair: its share, each vote weighed by how often its annotator seems right.
+
+    How often that is follows from the votes alone: who agrees with the others as a coin would is not heard.
+    """
+    _quiet()
+    from rewarddance.data.votes import weigh_votes
+
+    _print(weigh_votes(votes, output))
+
+
 @app.command(epilog=example("rewarddance evaluate runs/my-judge/reward --test id=held_out.jsonl --test ood=new.jsonl"))
 def evaluate(
     judge: Annotated[str, typer.Argument(help="A trained reward's folder, a model's, or a bundled name.")],
@@ -448,11 +471,24 @@ def gsb(
 
 
 @app.command(epilog=example("rewarddance report runs/quickstart-seed0"))
-def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write a run's HTML report again from its files; of `rewarddance align`'s, the page of signs of hacking."""
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[MORE]...", help="Further searches for the same prompts.")
+    ] = None,
+) -> None:
+    """Write a run's HTML report again from its files; of `rewarddance align`'s, the page of signs of hacking.
+
+    Of searches (one or several for the same prompts, of any method and budget): what each spent and what the held-out
+    judge says of its winners, in a table and a figure, and the winners beside the first samples.
+    """
     from rewarddance.evaluation.hacking_page import write_hacking_page
     from rewarddance.evaluation.report import write_report
+    from rewarddance.evaluation.search_page import is_search, write_search_page
 
+    if more or is_search(run):
+        typer.echo(write_search_page([run, *(more or [])]))
+        return
     aligned = not (run / "summary.json").exists() and (run / "metrics.jsonl").exists()
     typer.echo(write_hacking_page(run) if aligned else write_report(run))
 

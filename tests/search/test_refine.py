@@ -82,7 +82,7 @@ def test_a_pointwise_judge_explains_what_the_second_best_is_worth():
     judge, made = load_reward(str(judge_folder()), kind="pointwise", max_reason_tokens=4), Small()
     (found,) = search(made, judge, ["a red circle"], Refine(samples=2), "samples=4")
     assert found.judging == "alone" and found.rounds == 1
-    (reason,) = judge.explain([Question("a red circle", made.second_best)]).reasons
+    (reason,) = judge.explain([Question("a red circle", made.second_best)]).reasons or ()
     assert made.heard == [["a red circle"], [f"a red circle. {reason}"]]
 
 

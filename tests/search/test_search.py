@@ -9,13 +9,14 @@ import torch
 from gaussian import Bright
 from tiny import TinyGenerator
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import sample
 from rewarddance.search.batch import noise_seed
 from rewarddance.search.best_of_n import Random
 from rewarddance.search.judging import JUDGING
 from rewarddance.search.over_paths import Paths
 from rewarddance.search.run import METHODS, search
+from rewarddance.types import Verdict
 
 PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
 EVERY = [*itertools.product(METHODS, JUDGING)]
@@ -146,3 +147,55 @@ def test_finished_prompts_are_heard():
 def test_what_cannot_be_done_is_refused_by_name(options, what):
     with pytest.raises(InputError, match=what):
         search(TinyGenerator(8), Bright(), PROMPTS, **options)
+
+
+class Strange(Bright):
+    """Gives `said` of every picture for the prompt "bb"."""
+
+    def __init__(self, said: float) -> None:
+        super().__init__()
+        self.said = said
+
+    def __call__(self, questions):
+        margin = super().__call__(questions).margin
+        return Verdict(torch.where(torch.tensor([q.prompt == "bb" for q in questions]), self.said, margin))
+
+
+@pytest.mark.parametrize("said", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_never_ranked(said):
+    with pytest.raises(RewardError, match="the reward of 'bb' is"):
+        search(TinyGenerator(), Strange(said), PROMPTS, budget="samples=3")
+
+
+def test_a_reward_that_answers_something_else_than_was_asked_is_told_so():
+    with pytest.raises(RewardError, match=r"answered 15 questions with margins of the shape \[14\]"):
+        search(TinyGenerator(), lambda asked: Verdict(torch.zeros(len(asked) - 1)), PROMPTS, budget="samples=3")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_kept_keeps_nothing_of_its_batch_in_memory(method):
+    for one in search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16", batch_size=40):
+        for each in (*one.pictures, one.first):
+            assert each.pixels.untyped_storage().nbytes() == each.pixels.nbytes
+            assert each.latent.untyped_storage().nbytes() == each.latent.nbytes
+
+
+def test_a_held_out_reward_chooses_nothing_costs_nothing_and_says_what_it_thinks_of_the_winner():
+    plain = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6")
+    watched = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6", held_out=Bright(bias=0.3))
+    for one, same in zip(plain, watched, strict=True):
+        assert one.held_out is None and one.winner.origin == same.winner.origin and one.spent[:3] == same.spent[:3]
+        more = same.winner.pixels.mean() - same.first.pixels.mean()
+        assert same.held_out == pytest.approx(more.item(), abs=1e-6)  # both orders: its bias is gone
+    (one,) = search(TinyGenerator(), Bright(), ["a"], budget="samples=1", held_out=Bright())
+    assert one.held_out == 0
+
+
+@pytest.mark.parametrize("judging", JUDGING)
+def test_a_reward_is_never_asked_about_nothing(judging):
+    def reward(questions):
+        assert questions
+        return Bright()(questions)
+
+    (one,) = search(TinyGenerator(), reward, ["a"], budget="samples=1", judging=judging)
+    assert len(one.pictures) == 1

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gaussian import Bright
@@ -169,6 +170,22 @@ def test_a_folder_of_another_search_is_not_gone_on_with(arguments, tmp_path):
     refused(command(*arguments, "--budget", "samples=2"), "prompts_digest")
 
 
+def test_a_held_out_judge_is_asked_about_every_winner_and_the_page_shows_it(arguments, tmp_path):
+    more = ["--kind", "pointwise", "--budget", "samples=3", "--held-out", str(judge_folder()), "--judge-batch", "2"]
+    done = command(*arguments, *more)
+    assert done.code == 0, done.err
+    said = [row["held_out"] for row in rows(tmp_path / "found")]
+    assert json.loads(done.out)["held_out_prefers"] == pytest.approx(sum(0.5 * (1 + np.sign(said))) / 3, abs=1e-4)
+    page = command("report", tmp_path / "found")
+    assert page.code == 0 and "Preferred" in Path(page.out.strip()).read_text()
+    refused(command(*arguments, *more[:4]), "held_out")
+
+
+def test_a_budget_that_is_too_small_for_the_method_is_said_aloud(arguments, tmp_path):
+    done = command(*arguments, "--kind", "pointwise", "--method", "refine", "--budget", "questions=2")
+    assert done.code == 0 and json.loads(done.out)["plain_samples_only"] == 3
+
+
 def test_options_of_a_method_are_read_and_unknown_ones_refused(arguments, tmp_path):
     done = command(
         *arguments, "--kind", "pointwise", "--method", "pruning", "--budget", "samples=4", "keep=0.4", "at=[0.5]"
@@ -188,10 +205,6 @@ def test_options_of_a_method_are_read_and_unknown_ones_refused(arguments, tmp_pa
         (["--budget", "samples=2", "--dtype", "int8"], "no precision named 'int8'"),
         (["--budget", "evaluations=3"], "does not give one picture"),
         (["--budget", "samples=2", "--judging", "alone"], "cannot judge a picture by itself"),
-        (
-            ["--budget", "samples=4", "--kind", "pointwise", "--method", "refine"],
-            "a pointwise reward gives no reasons to refine with",
-        ),
         (["--budget", "samples=2", "--generator-option", "hight=8"], "'hight'"),
     ],
 )

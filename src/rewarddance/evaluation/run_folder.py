@@ -144,7 +144,7 @@ def read_samples(folder: Path) -> list[Sample]:
 
 
 def read_picture(folder: Path, name: str, told_by: str = "samples.json") -> str:
-    """A PNG of the run folder as a data URI. Raises InputError where it is missing, though the file `told_by` has it."""
+    """A PNG of the run folder as a data URI. Raises InputError where it is missing, which the file `told_by` shows."""
     path = folder / name
     if not path.is_file():
         raise InputError(f"{path} is missing, and {told_by} shows it.", f"Bring it back, or remove {told_by}.")

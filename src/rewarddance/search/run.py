@@ -192,7 +192,7 @@ class Search:
         """The first plain samples, where the method made none; nobody has judged them, and they count as no cost."""
         seeds = [noise_seed(self.seed, place, 0) for place in places]
         pictures = sample(self.generator.generator, prompts, seeds, len(seeds), conditions=given)
-        return [Candidate(pixels, {"noise": seed}) for pixels, seed in zip(pictures, seeds, strict=True)]
+        return [Candidate(pixels.clone(), {"noise": seed}) for pixels, seed in zip(pictures, seeds, strict=True)]
 
 
 def search(

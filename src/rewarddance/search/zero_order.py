@@ -49,5 +49,5 @@ def _finished(batch: Batch, noises: Tensor, origins: list[list[dict]]) -> list[C
     found = batch.candidates(batch.denoised(noises, 0, batch.steps), origins)
     flat = [one for own in found for one in own]
     for one, noise in zip(flat, noises, strict=True):
-        one.latent = noise
+        one.latent = noise.clone()  # as its pixels, or it would keep all the batch
     return flat
