@@ -1,8 +1,8 @@
 """An iteration of Flow-GRPO: ours against the plain one, in one process, on the bundled generator with a LoRA.
 
 Plain: guidance by two branches, 9 of 10 steps random and trained, old log-probabilities computed again before the
-update. Ours: no guidance, a window of 2 random steps, the steps before it taken once a group, log-probabilities kept
-from the rollout. The judge is free, so that the generator's part is what is measured.
+update. Ours: no guidance, a window of 2 random steps, the steps before it taken once a group, log-probabilities and the
+window's graph kept from the rollout. The judge is free, so that the generator's part is what is measured.
 
 python benchmarks/grpo_iteration.py    about 1 minute on 2 cores; the last line is JSON, figure name to number
 """
@@ -54,10 +54,12 @@ def plain_iteration(generator: PipelineGenerator) -> None:
         (surrogate(log_prob(kept[k + 1], now), old[k], advantage, 1e-4) / (STEPS - 1)).backward()
 
 
-def our_iteration(generator: PipelineGenerator, window: int = 2, shared_prefix: bool = True) -> None:
+def our_iteration(
+    generator: PipelineGenerator, window: int = 2, shared_prefix: bool = True, keep_graph: bool = True
+) -> None:
     recipe = GrpoRecipe(
         prompts_per_step=len(PROMPTS), group_size=GROUP, window=window, window_range=(0.3, 0.3), kl=0.0,
-        shared_prefix=shared_prefix,
+        shared_prefix=shared_prefix, keep_graph=keep_graph,
     )  # fmt: skip
     list(grpo_updates(generator, [Reward(brightness, "alone")], PROMPTS, recipe, seed=0, step=0))
 
@@ -68,8 +70,9 @@ def main() -> None:
         generator.add_lora(16, 16)
     variants = {
         "plain": lambda: plain_iteration(guided),
-        "no_recompute_no_guidance_all_steps": lambda: our_iteration(free, STEPS - 1, False),
-        "window": lambda: our_iteration(free, 2, False),
+        "no_recompute_no_guidance_all_steps": lambda: our_iteration(free, STEPS - 1, False, False),
+        "window": lambda: our_iteration(free, 2, False, False),
+        "shared_prefix": lambda: our_iteration(free, 2, True, False),
         "ours": lambda: our_iteration(free),
     }
     operations = {name: flops(variant) for name, variant in variants.items()}

@@ -159,6 +159,38 @@ def test_layers_that_are_computed_again_leave_the_same_gradient_and_figures(algo
     assert forwards[("generator",)] > forwards[()]
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_graph_that_is_kept_leaves_the_same_gradient_and_figures_in_fewer_forwards(shared):
+    found, forwards = [], []
+    for keep in (False, True):
+        generator = fresh("sd3")
+        torch.manual_seed(0)
+        weights = generator.add_lora(2, 2)
+        with torch.no_grad():
+            for weight in weights:
+                weight += 0.1 * torch.randn(weight.shape)
+        seen = []
+        generator.network.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        changes = {"prompts_per_step": 2, "group_size": 3, "kl": 0.3, "window": 1, "shared_prefix": shared}
+        recipe = GRPO.model_copy(update=changes | {"keep_graph": keep})
+        (figures,) = grpo_updates(generator, [Reward(Mean(), "alone")], ["a circle", "a cross"], recipe, seed=1, step=2)
+        found.append((figures, [weight.grad for weight in weights]))
+        forwards.append(len(seen))
+    (figures, plain), (told, kept) = found
+    assert told == figures and figures["ratio_away"] == 0.0
+    assert sum(float(one.abs().sum()) for one in plain) > 0
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    assert forwards[0] - forwards[1] == 1  # the window's
+
+
+@pytest.mark.parametrize("key", ["generator_batch", "updates", "sharded"])
+def test_a_graph_cannot_be_kept_where_it_is_another_updates_or_would_cost_what_was_saved(key):
+    with pytest.raises(InputError, match=rf"keep_graph .*{key}"):
+        parse_recipe(GrpoRecipe, {"keep_graph": True, key: True if key == "sharded" else 2}, "recipe.yaml")
+    with pytest.raises(InputError, match=r"keep_graph .*checkpointing"):
+        parse_recipe(GrpoRecipe, {"keep_graph": True, "checkpointing": ["generator"]}, "recipe.yaml")
+
+
 @both
 def test_memory_that_runs_out_names_the_generator_and_a_part_without_a_gradient_is_refused(
     tmp_path, algorithm, monkeypatch

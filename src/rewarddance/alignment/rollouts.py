@@ -40,13 +40,17 @@ class Noising:
 @dataclass(frozen=True, eq=False)
 class Rollouts:
     """B = P * G samples. x: the latents before each random step and after the last [W + 1, B, ...]; log_prob: of
-    each random step [W, B]; pixels: the finished pictures [B, T, C, H, W]; x_0: what they were decoded from."""
+    each random step [W, B]; pixels: the finished pictures [B, T, C, H, W]; x_0: what they were decoded from. told: the
+    conditioning of each part; steps: each random step's distribution of each part [W][parts], if its graph was kept.
+    """
 
     prompts: tuple[str, ...]
     x: Tensor
     log_prob: Tensor
     pixels: PixelBatch
     x_0: Tensor
+    told: Sequence[Any]
+    steps: list[list[Step]]
 
 
 def refuse_kind(generator: Generator, kind: str) -> None:
@@ -66,13 +70,14 @@ def sde_rollouts(
     parts: Sequence[Tensor],
     conditions: Sequence[Tensor | None] | None = None,
     updates: int = 1,
+    keep_graph: bool = False,
 ) -> Rollouts:
     """Sample G pictures for each of P prompts; the steps of the window are random, the others the sampler's own.
 
     seeds [P][G]: of the first noises; with a shared prefix each prompt's first one is used. parts: rows of the B
     samples, in order, that go through the generator together, in the rollout as in the update, so that both compute
     the same. conditions [P]: the pictures that prompts come with. All this is a process's share of the step;
-    updates: of how many equal parts of it (see `distributed.own`).
+    updates: of how many equal parts of it (see `distributed.own`). keep_graph: of the random steps.
     """
     group, at_once = len(seeds[0]), max(map(len, parts))
     flat = [prompt for prompt in prompts for _ in range(group)]
@@ -89,21 +94,24 @@ def sde_rollouts(
         told = [encoded(generator, flat, rows, shown) for rows in parts]
         x_t = generator.start([seed for own in seeds for seed in own])
         x_t = _sampled(generator, x_t, parts, told, range(noising.start))
-    kept, log_probs = [x_t], []
+    kept, log_probs, steps = [x_t], [], []
     for step in range(noising.start, noising.start + noising.length):
         noise = own(torch.randn((len(x_t) * count(), *x_t.shape[1:]), generator=noise_rng), updates).to(x_t)
         after, likely = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device)
+        steps.append([])
         for rows, condition in zip(parts, told, strict=True):
-            found = noising.step(generator, x_t[rows], step, generator.predict(x_t[rows], step, condition))
+            with torch.set_grad_enabled(keep_graph):
+                found = noising.step(generator, x_t[rows], step, generator.predict(x_t[rows], step, condition))
             after[rows] = (found.mean + found.deviation * noise[rows]).to(after)
             likely[rows] = log_prob(after[rows], found)
+            steps[-1] += [found] if keep_graph else []
         x_t = after
         kept.append(x_t)
         log_probs.append(likely)
     rest = range(noising.start + noising.length, generator.num_steps)
     x_t = _sampled(generator, x_t, parts, told, rest)
     pixels = torch.cat([generator.decode(x_t[rows]) for rows in parts])
-    return Rollouts(tuple(flat), torch.stack(kept), torch.stack(log_probs), pixels, x_t)
+    return Rollouts(tuple(flat), torch.stack(kept), torch.stack(log_probs), pixels, x_t, told, steps)
 
 
 def _sampled(
