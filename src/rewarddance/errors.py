@@ -12,6 +12,11 @@ class RewardDanceError(Exception):
         self.remedy = remedy
 
 
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, without its tail and its full stop; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
 class InputError(RewardDanceError):
     """The caller gave something that cannot be used: a file, a key, a picture, a prompt."""
 

@@ -111,7 +111,7 @@ def start() -> Iterator[Callable[..., Teacher]]:
 @pytest.fixture
 def pairs(tmp_path) -> Path:
     dark, light = torch.full((1, 3, 4, 4), 0.2), torch.full((1, 3, 4, 4), 0.8)
-    preferences = [Preference(p, dark, light, s, "test") for p, s in zip(PROMPTS, SHARES, strict=True)]
+    preferences = [Preference(p, dark.clone(), light.clone(), s, "test") for p, s in zip(PROMPTS, SHARES, strict=True)]
     write_preferences(preferences, tmp_path / "data" / "pairs.jsonl")
     return tmp_path / "data" / "pairs.jsonl"
 
@@ -207,8 +207,11 @@ def test_what_passes_is_tried_again(pairs, start, trouble):
         (None, 3, "the connection broke"),
         (completion("Perhaps."), 1, "does not begin with yes or no: 'Perhaps.'"),
         (completion("Yes."), 1, "gives no reason"),
-        (completion("Yes. Because the", finish_reason="length"), 1, "cut off"),
+        (completion("Yes. Because the", finish_reason="length"), 1, "cut off at the server's limit of tokens"),
+        (completion("Yes. Because the", finish_reason="content_filter"), 1, "cut off by the server's filter"),
         (completion(None), 3, "its content is no text"),  # type: ignore[arg-type]
+        ((200, '{"choices": [{"message": {"content": null, "refusal": "No!"}}]}', {}), 1, "refuses: 'No!'"),
+        ((200, "no gzip", {"Content-Encoding": "gzip"}), 3, "the connection broke: DecodingError"),
     ],
 )
 def test_what_does_not_pass_fails_by_itself_and_says_why(pairs, start, trouble, tries, said):
@@ -286,7 +289,10 @@ def test_a_server_that_is_not_there_is_an_error_that_names_it(pairs, start):
         distil(recipe(pairs, teacher))
 
 
-@pytest.mark.parametrize("text", ["yes. It is", "Yes, it is", "**Yes**\n\nit is", "YES - it is", '"Yes": it is'])
+@pytest.mark.parametrize(
+    "text",
+    ["yes. It is", "Yes, it is", "**Yes**\n\nit is", "YES - it is", '"Yes": it is', "<think>No?</think>\n\nYes. It is"],
+)
 def test_a_decision_is_read_however_it_is_dressed(text):
     yes, reason = decision(text)
     assert yes and reason.lower() == "it is"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import FAMILIES, family_folder, pictures
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AddedToken
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -222,6 +223,24 @@ def test_other_errors_of_a_forward_are_not_swallowed(vlm, monkeypatch):
 def test_a_question_needs_as_many_pictures_as_it_names(vlm):
     with pytest.raises(InputError, match="names 1 pictures, and 2"):
         vlm.read([Asked(("Hello", Picture("candidate")), tuple(pictures(2)))])
+
+
+def test_a_question_longer_than_the_model_reads_is_refused_and_never_guessed_at(vlm):
+    judge = PairwiseReward(vlm, RewardConfig(instruction="t2i-brief")).freeze()
+    longest = vlm.model.config.get_text_config().max_position_embeddings
+    first, second = drawn(1, 32, 32, 0), drawn(1, 32, 32, 1)
+    with pytest.raises(InputError, match=rf"the question 'Prompt: a red .* tokens, and this judge reads {longest}"):
+        judge([Question("a red circle " * longest, first, second)])
+    vlm.model.config.get_text_config().rope_parameters["factor"] = 100.0  # then it was stretched to read that much
+    assert judge([Question("a " * longest, first, second)]).margin.isfinite().all()
+
+
+def test_a_token_that_the_tokenizer_does_not_list_may_stand_in_no_prompt_either(vlm):
+    vlm.tokenizer.add_tokens([AddedToken("<|secret|>", special=True)])
+    assert "<|secret|>" not in vlm.tokenizer.all_special_tokens
+    judge = PairwiseReward(vlm, RewardConfig(instruction="t2i-brief"))
+    with pytest.raises(InputError, match=r"'.*a <\|secret\|> cat.*' contains the token '<\|secret\|>'"):
+        judge([Question("a <|secret|> cat", drawn(1, 32, 32, 0), drawn(1, 32, 32, 1))])
 
 
 def test_max_pixels_bounds_a_frame_where_the_family_keeps_its_shape():

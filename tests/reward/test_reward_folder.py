@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import judge_folder, pictures
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from tiny import clip_folder, judge_folder, pictures
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from rewarddance.errors import InputError
@@ -152,6 +155,38 @@ def test_a_model_whose_tokenizer_cannot_say_yes_in_one_token_is_refused():
     with pytest.raises(InputError) as caught:
         load_reward(str(judge_folder()), yes=("absolutely correct",))
     assert "'absolutely correct'" in caught.value.what and "one token" in caught.value.remedy
+
+
+def test_a_token_for_all_that_is_unknown_is_neither_yes_nor_no(tmp_path):
+    folder = Path(shutil.copytree(judge_folder(), tmp_path / "unknowing"))
+    own = AutoTokenizer.from_pretrained(folder)
+    words = {word: place for word, place in own.get_vocab().items() if word.strip("Ġ").lower() not in ("yes", "no")}
+    plain = Tokenizer(WordLevel(words | {"[UNK]": own.vocab["yes"]}, unk_token="[UNK]"))
+    plain.pre_tokenizer = Whitespace()
+    marks = {name: getattr(own, name) for name in ("start_image_token", "end_image_token", "context_image_token")}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="[UNK]", extra_special_tokens=marks)
+    tokenizer.chat_template = own.chat_template
+    tokenizer.save_pretrained(folder)
+    assert len(tokenizer("yes", add_special_tokens=False).input_ids) == 1
+    with pytest.raises(InputError, match="no single token for any of 'yes', 'Yes'"):
+        load_reward(str(folder))
+
+
+def test_one_word_cannot_be_both_answers():
+    with pytest.raises(InputError, match="'yes' would be both a yes and a no"):
+        load_reward(str(judge_folder()), no=("no", "yes"))
+
+
+@pytest.mark.parametrize("device", ["pairwise", "cuda:77"])
+def test_a_device_that_is_not_there_is_refused_by_name(device):
+    with pytest.raises(InputError, match=f"no device '{device}' here.*kind='pointwise'"):
+        load_reward(str(judge_folder()), device)
+
+
+def test_a_dual_encoder_is_not_asked_in_words(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_reward(str(clip_folder()))
+    assert "CLIPConfig" in caught.value.what and "\n" not in caught.value.what and "kind='clip'" in caught.value.remedy
 
 
 def test_a_text_model_is_refused_as_a_judge(tmp_path):

@@ -174,6 +174,12 @@ def test_a_template_without_one_of_its_places_or_with_two_is_refused(own, tmp_pa
             load_instruction(str(path))
 
 
+def test_a_template_that_was_edited_is_read_again(own):
+    before = load_instruction(str(own))
+    own.write_text(OWN.replace("version: 3", "version: 4"))
+    assert (before.version, load_instruction(str(own)).version) == (3, 4)
+
+
 def test_a_template_with_an_unknown_key_is_refused_by_name(own):
     own.write_text(OWN + "criterion: {}\n")
     with pytest.raises(InputError, match=r"unknown key 'criterion'.*'criteria'"):

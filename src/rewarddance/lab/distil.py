@@ -33,6 +33,10 @@ from rewarddance.types import Pixels, Question
 
 Outcome = Literal["kept", "disagreed", "failed"]
 _DECISION = re.compile(r"\W*(yes|no)\b[\W_]*", re.IGNORECASE)
+_THOUGHT = "</think>"
+"""How the thoughts of a teacher end, where its server does not keep them apart."""
+_CUT_OFF = {"length": "at the server's limit of tokens", "content_filter": "by the server's filter"}
+"""Ways for an answer to end that are not its own, by the protocol's names."""
 _NOT_WORTH_ASKING_AGAIN = {401: "does not take the key", 403: "forbids it", 404: "knows no such address or model"}
 _LONGEST_WAIT = 60.0
 
@@ -172,7 +176,11 @@ def data_urls(pixels: Pixels) -> list[str]:
 
 
 def decision(text: str) -> tuple[bool, str]:
-    """Yes or no at the beginning of an answer, and the reason behind it. Raises Unanswered where either is missing."""
+    """Yes or no at the beginning of an answer, and the reason behind it. Raises Unanswered where either is missing.
+
+    What a thinking teacher says to itself first is not its answer.
+    """
+    text = text.rpartition(_THOUGHT)[2]
     found = _DECISION.match(text)
     if not found:
         raise Unanswered(f"the answer does not begin with yes or no: {text[:200]!r}")
@@ -199,7 +207,7 @@ def _complete(client: httpx2.Client, recipe: DistilRecipe, body: dict[str, Any])
                 ) from error
             time.sleep(wait)
             continue
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             trouble = f"the connection broke: {type(error).__name__} {error}".strip()
         else:
             status = response.status_code
@@ -226,16 +234,18 @@ def _complete(client: httpx2.Client, recipe: DistilRecipe, body: dict[str, Any])
 
 
 def _text(reply: Any) -> str:
-    """The answer in a reply. Raises ValueError where there is none, and Unanswered where it was cut off."""
+    """The answer in a reply. Raises ValueError where there is none, and Unanswered where it was cut off or refused."""
     try:
         choice = reply["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"no {error}") from error
     if not isinstance(text, str):
+        if refusal := choice["message"].get("refusal"):
+            raise Unanswered(f"the teacher refuses: {str(refusal)[:200]!r}")
         raise ValueError("its content is no text")
-    if choice.get("finish_reason") == "length":
-        raise Unanswered(f"the answer was cut off at the server's limit of tokens: {text[-200:]!r}")
+    if where := _CUT_OFF.get(str(choice.get("finish_reason"))):
+        raise Unanswered(f"the answer was cut off {where}: {text[-200:]!r}")
     return text
 
 

@@ -239,32 +239,47 @@ def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tu
     return tuple(getattr(question, place) for place in places)
 
 
-@functools.lru_cache(maxsize=256)
 def load_instruction(name: str) -> Instruction:
     """A template by name, or a user's own by the path of its YAML file; `tree#leaf` is one question of a tree.
 
-    Raises InputError with the known names, or naming file and key where a template is not right.
+    A file that was edited is read again. Raises InputError with the known names, or naming file and key where a
+    template is not right.
     """
     if "#" in name:
         tree, _, leaf = name.rpartition("#")
-        return load_tree(tree).instruction(leaf)
-    return load_recipe(Instruction, _template(name, TEMPLATES, "instruction"))
+        return _read_leaf(*_template(tree, TREES, "tree of criteria"), leaf)
+    return _read_instruction(*_template(name, TEMPLATES, "instruction"))
+
+
+def load_tree(name: str) -> CriteriaTree:
+    """A tree of criteria by name, or a user's own by the path of its YAML file. Raises as `load_instruction` does."""
+    return _read_tree(*_template(name, TREES, "tree of criteria"))
+
+
+@functools.lru_cache(maxsize=256)
+def _read_instruction(path: Path, written: int) -> Instruction:
+    return load_recipe(Instruction, path)
 
 
 @functools.lru_cache(maxsize=64)
-def load_tree(name: str) -> CriteriaTree:
-    """A tree of criteria by name, or a user's own by the path of its YAML file. Raises as `load_instruction` does."""
-    return load_recipe(CriteriaTree, _template(name, TREES, "tree of criteria"))
+def _read_tree(path: Path, written: int) -> CriteriaTree:
+    return load_recipe(CriteriaTree, path)
 
 
-def _template(name: str, folder: Path, what: str) -> Path:
+@functools.lru_cache(maxsize=256)
+def _read_leaf(path: Path, written: int, leaf: str) -> Instruction:
+    return _read_tree(path, written).instruction(leaf)
+
+
+def _template(name: str, folder: Path, what: str) -> tuple[Path, int]:
+    """A template's file, and when it was written."""
     path = folder / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError(f"there is no {what} named {name!r}.", f"Give one of {known}, or a YAML file's path.")
-    return path
+    return path, path.stat().st_mtime_ns
 
 
 def check_version(name: str, version: int) -> None:

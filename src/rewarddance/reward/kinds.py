@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.reward.clip import ClipReward
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import check_version, load_instruction
@@ -36,16 +37,24 @@ def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: to
     return KINDS[config.kind](name, config, device, dtype)
 
 
-def load_reward(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Judge:
+def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Judge:
     """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
 
     name: a folder, an id of the model hub, or a bundled checkpoint's name. dtype: of the weights; the margin is always
     taken in float32. changes: fields of `RewardConfig` to set differently, such as kind or orders="both". Raises
-    InputError naming an unknown field, a missing checkpoint, a broken reward_config.json, weights that cannot answer as
-    the kind asked, or an instruction that is another version than the one trained with; one named in `changes` is
-    taken as it is here.
+    InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that cannot
+    answer as the kind asked, or an instruction that is another version than the one trained with; one named in
+    `changes` is taken as it is here.
     """
+    name = str(name)
     folder = find_checkpoint(name)
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"there is no device {device!r} here: {first_line(error)}.",
+            "Say cpu, or cuda where there is one; options go by name, such as kind='pointwise'.",
+        ) from error
     path = folder / CONFIG_FILE
     saved: dict = {}
     if path.is_file():
@@ -56,7 +65,7 @@ def load_reward(name: str, device: str = "cpu", dtype: torch.dtype = torch.float
     kind = changes.get("kind")
     if kind in KINDS:
         saved = as_kind(saved, str(kind), name)
-    config = parse_recipe(RewardConfig, saved | changes, str(path))
+    config = parse_recipe(RewardConfig, saved | changes, f"the options for {name!r}" if changes else str(path))
     if config.kind in USED_BY["instruction"]:
         if "instruction" in changes or "instruction_version" not in saved:
             version = load_instruction(config.instruction).version

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rewarddance.data.fields import short
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
@@ -179,6 +180,7 @@ class Reading(ABC):
         """The wanted states of one question by the model's own forward."""
         said = self.said_tokens(one.said)
         inputs = self.family.whole(parts_of(one), one.pictures, said)
+        self._check_length(one, inputs["input_ids"].shape[1])
         try:
             with self._checkpoints(self._vision_layers), self._checkpoints(self._text.layers):
                 states = self.model.model(**inputs, use_cache=False).last_hidden_state[0]
@@ -187,6 +189,19 @@ class Reading(ABC):
                 raise
             raise _too_large(error, inputs["input_ids"].shape[1]) from error
         return states[len(states) - 1 - len(said) :]
+
+    def _check_length(self, one: Asked, tokens: int) -> None:
+        """Raises InputError where the question has more tokens than the model has learned to read: what it would say
+        then means nothing, and nobody would see it."""
+        text = self.model.config.get_text_config()
+        longest, rope = getattr(text, "max_position_embeddings", None), getattr(text, "rope_parameters", None) or {}
+        if longest is None or tokens <= longest * max(rope.get("factor") or 1, 1):
+            return
+        asked = "".join(part for part in one.parts if not isinstance(part, Picture))
+        raise InputError(
+            f"the question {short(asked)} has {tokens} tokens, and this judge reads {longest}.",
+            "Shorten the prompt, show fewer or smaller frames, or choose a judge that reads more.",
+        )
 
     def _row(self, sequence: Tokens, pictures: Sequence[Tensor]) -> Row:
         """What `plan` needs to know."""

@@ -55,6 +55,11 @@ class Answers:
     def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
         self.vlm, self.config = vlm, config
         self._yes, self._no = vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no)
+        if both := {*self._yes} & {*self._no}:
+            raise InputError(
+                f"{vlm.tokenizer.decode(sorted(both))!r} would be both a yes and a no.",
+                "Set yes and no to different spellings.",
+            )
 
     def margin(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
         """log of yes odds minus log of no odds, float32, in the graph.
@@ -142,8 +147,8 @@ class Answers:
 
     def _word(self, yes: bool, begins: str = "") -> str:
         """The first spelling of an answer that is one token and begins with a space, or does not, if there is one."""
-        words = self.config.yes if yes else self.config.no
-        single = [word for word in words if len(self.vlm.said_tokens(word)) == 1]
+        words, answers = (self.config.yes, self._yes) if yes else (self.config.no, self._no)
+        single = [word for word in words if self.vlm.said_tokens(word) in [[answer] for answer in answers]]
         return next((word for word in single if word.startswith(" ") == bool(begins)), single[0])
 
 

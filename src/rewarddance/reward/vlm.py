@@ -26,7 +26,7 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.any import AnyFamily, drawn
 from rewarddance.reward.families.family import Family, Parts, Sizes
 from rewarddance.reward.families.known import FAMILIES
@@ -80,8 +80,9 @@ class VisionLanguageModel(Reading):
             self.family = self._family(name, max_pixels)
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(
-                f"the judge {name!r} cannot be loaded: {error}.",
-                "Give a save_pretrained folder with weights, tokenizer and its processor's files.",
+                f"the judge {name!r} cannot be loaded: {first_line(error)}.",
+                "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
+                "A dual encoder such as CLIP is asked with kind='clip'.",
             ) from error
         self.tokenizer = self.family.tokenizer
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
@@ -106,7 +107,7 @@ class VisionLanguageModel(Reading):
             processor = AutoProcessor.from_pretrained(self.folder)
             told = "" if hasattr(processor, "image_processor") else "it has none of pictures"
         except (ImportError, OSError, TypeError, ValueError) as error:
-            told = str(error).strip().splitlines()[0].rstrip(".")
+            told = first_line(error)
         if told:
             raise InputError(
                 f"the processor of the judge {name!r} (family {kind}) cannot be loaded: {told}.",
@@ -168,7 +169,9 @@ class VisionLanguageModel(Reading):
     def _sequence(self, one: Asked, numbers: tuple[int, ...]) -> Tokens:
         sizes = tuple((len(p), p.shape[-2], p.shape[-1]) for p in one.pictures)
         said = self.said_tokens(one.said)
-        return Tokens((*self._ids(parts_of(one), sizes), *said), numbers, len(said))
+        ids = (*self._ids(parts_of(one), sizes), *said)
+        self._check_length(one, len(ids))
+        return Tokens(ids, numbers, len(said))
 
     def _tokenise(self, parts: Parts, sizes: Sizes) -> tuple[int, ...]:
         return tuple(self.family.ids(parts, sizes))
@@ -176,7 +179,8 @@ class VisionLanguageModel(Reading):
     def answer_tokens(self, words: Sequence[str]) -> list[int]:
         """Ids of the spellings that are one token. Raises InputError where none is: such a model cannot answer."""
         ids = {tuple(self.tokenizer(word, add_special_tokens=False).input_ids) for word in words}
-        single = sorted(only[0] for only in ids if len(only) == 1)
+        # Where a tokenizer has a token for all that it does not know, it would stand for yes and for no alike.
+        single = sorted(only[0] for only in ids if len(only) == 1 and only[0] != self.tokenizer.unk_token_id)
         if not single:
             raise InputError(
                 f"the tokenizer of {self.folder} has no single token for any of {', '.join(map(repr, words))}.",

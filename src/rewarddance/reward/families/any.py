@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rewarddance.errors import InputError
-from rewarddance.reward.families.family import Encoded, Family, Parts, Sizes, without_tokens_of
+from rewarddance.reward.families.family import Encoded, Family, Parts, Sizes
 from rewarddance.reward.families.pixels import BICUBIC, Preparation, preparation_of
 from rewarddance.types import Pixels
 
@@ -52,6 +52,11 @@ class AnyFamily(Family):
         self._tokens = functools.lru_cache(maxsize=4096)(self._count)
 
     # -- words ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        mark = getattr(self.processor, "image_token", None)
+        return (mark,) if isinstance(mark, str) else ()
 
     def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
         return self._processed(parts, [blank(*size) for size in sizes])["input_ids"][0].tolist()
@@ -146,7 +151,7 @@ class AnyFamily(Family):
     def _processed(self, parts: Parts, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
         """What the processor makes of a user's turn; frames of a video are pictures in their order."""
         content, images, left = [], [], iter(pictures)
-        for is_picture, text in without_tokens_of(self.tokenizer, parts):
+        for is_picture, text in self.without_own_tokens(parts):
             frames = next(left) if is_picture else ()
             images += frames
             content += [{"type": "image"} for _ in frames] if is_picture else [{"type": "text", "text": text}]

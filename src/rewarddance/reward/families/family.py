@@ -6,6 +6,7 @@ every family as pictures in their order.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -77,18 +78,30 @@ class Family(ABC):
     def layers(self) -> nn.ModuleList:
         """The layers of the vision tower."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The texts by which a picture's place is marked."""
+        return ()
+
+    @functools.cached_property
+    def own_tokens(self) -> tuple[str, ...]:
+        """What no text may hold: the tokenizer's special tokens, those that it does not list among them too."""
+        added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return tuple(dict.fromkeys((*self.marks, *self.tokenizer.all_special_tokens, *added)))
+
+    def without_own_tokens(self, parts: Parts) -> Parts:
+        """The same parts. Raises InputError naming a text that holds one of `own_tokens`."""
+        for is_picture, text in parts:
+            found = next((token for token in self.own_tokens if token in text), None)
+            if found and not is_picture:
+                at = text.index(found)
+                near = text[max(at - 40, 0) : at + len(found) + 40]
+                raise InputError(f"the text {near!r} contains the token {found!r}.", "Remove it from the prompt.")
+        return parts
+
     def scaled(self, logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
         """What the family still does to the products of the last state with the head's rows: mostly nothing."""
         return logits
-
-
-def without_tokens_of(tokenizer: Any, parts: Parts) -> Parts:
-    """The same parts. Raises InputError naming a text that holds one of the tokenizer's own tokens."""
-    for is_picture, text in parts:
-        found = next((token for token in tokenizer.all_special_tokens if token in text), None)
-        if found and not is_picture:
-            raise InputError(f"the text {text!r} contains the token {found!r}.", "Remove it from the prompt.")
-    return parts
 
 
 class KnownFamily(Family):
@@ -121,10 +134,14 @@ class KnownFamily(Family):
     def placeholder(self) -> str:
         """The text by which the chat template marks a picture."""
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (self.placeholder,)
+
     def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
         content = [
             {"type": "image"} if is_picture else {"type": "text", "text": text}
-            for is_picture, text in without_tokens_of(self.tokenizer, parts)
+            for is_picture, text in self.without_own_tokens(parts)
         ]
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
