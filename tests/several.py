@@ -43,6 +43,21 @@ def forked(work: Callable[[], Any], answer: Path, environment: dict[str, str] | 
         os._exit(code)
 
 
+def ended_before(child: int, reached: Callable[[], int], step: int, after: float) -> bool:
+    """Wait until the run of `child` has reached a step, and `after` seconds more; True if it ended meanwhile.
+
+    Moments are steps and not seconds, so that a machine that becomes slow does not kill every run at its beginning.
+    """
+    kill_at = None
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if kill_at is None and reached() >= step:
+            kill_at = time.monotonic() + after
+        if kill_at is not None and time.monotonic() >= kill_at:
+            return False
+        time.sleep(0.005)
+    return True
+
+
 def in_processes(
     n: int, work: Callable[..., Any], *arguments: Any, timeout: float = 200, join: bool = True
 ) -> list[Any]:

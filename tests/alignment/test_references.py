@@ -150,3 +150,35 @@ def test_a_prompt_whose_only_reference_is_the_samples_own_is_an_error():
     )
     with pytest.raises(InputError, match="every reference of 'a red circle'"):
         references.choose(np.random.default_rng(0), own_seed=11)
+
+
+def test_the_choice_may_be_the_best_that_is_not_of_the_samples_own_noise(tmp_path):
+    recipe = RECIPE.model_copy(update={"choice": "best"})
+    (references,) = build_references(TinyGenerator(), BrightnessJudge(), PROMPTS[:1], recipe, tmp_path, seed=5)
+    rng = np.random.default_rng(0)
+    assert {references.choose(rng, own_seed=7) for _ in range(20)} == {0}
+    assert {references.choose(rng, own_seed=references.seeds[0]) for _ in range(20)} == {1}
+
+
+def test_the_bottom_of_the_ranking_may_be_kept_instead(whole, tmp_path):
+    recipe = ReferenceRecipe(candidates=16, keep=2, keep_from="bottom")
+    (worst,) = build_references(TinyGenerator(), BrightnessJudge(), PROMPTS[:1], recipe, tmp_path, seed=5)
+    means = sample(TinyGenerator(), [PROMPTS[0]] * 16, candidate_seeds(5, 0, 16)).mean(dim=(1, 2, 3, 4))
+    assert worst.wins == (1, 0)
+    assert worst.seeds == tuple(candidate_seeds(5, 0, 16)[k] for k in means.argsort(descending=True)[-2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "seed", "told"),
+    [({}, 6, "seed = 5, not 6"), ({"candidates": 8}, 5, "candidates = 16, not 8"), ({"keep": 2}, 5, "keep = 3, not 2")],
+)
+def test_a_bank_of_another_seed_or_of_other_candidates_is_not_taken_up(whole, changes, seed, told):
+    with pytest.raises(InputError, match=told):
+        build_references(
+            TinyGenerator(), BrightnessJudge(), PROMPTS, RECIPE.model_copy(update=changes), whole, seed=seed
+        )
+
+
+def test_more_references_than_candidates_are_refused():
+    with pytest.raises(ValueError, match="of 2 candidates, 3 cannot be kept"):
+        ReferenceRecipe(candidates=2, keep=3)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from several import forked
+from several import ended_before, forked
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.protocols import RewardModel
@@ -69,19 +69,8 @@ def assert_readable(folder: Path) -> int:
     return max(steps)
 
 
-def ended_before(child: int, folder: Path, step: int, after: float) -> bool:
-    """Wait until the run has logged this step and `after` seconds more; True if it came to its end meanwhile.
-
-    Moments are steps and not seconds, so that a machine that becomes slow does not kill every run at its beginning.
-    """
-    kill_at = None
-    while not os.waitpid(child, os.WNOHANG)[0]:
-        if kill_at is None and (folder / "metrics.jsonl").exists():
-            kill_at = time.monotonic() + after if any(row["step"] >= step for row in logged(folder)) else None
-        if kill_at is not None and time.monotonic() >= kill_at:
-            return False
-        time.sleep(0.005)
-    return True
+def steps_logged(folder: Path) -> int:
+    return max((row["step"] for row in logged(folder)), default=-1) if (folder / "metrics.jsonl").exists() else -1
 
 
 def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_one(tmp_path):
@@ -93,7 +82,8 @@ def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_on
     rng, kills, reached = random.Random(0), 0, [0]
     while kills < 10:
         child = forked(lambda: train(folder), tmp_path / "answer")
-        if ended_before(child, folder, reached[-1] + rng.randint(0, 4), rng.uniform(0, 0.1) * took):
+        begin = reached[-1] + rng.randint(0, 4)
+        if ended_before(child, lambda: steps_logged(folder), begin, rng.uniform(0, 0.1) * took):
             assert logged(folder) == logged(whole)
             shutil.rmtree(folder)
             reached.append(0)

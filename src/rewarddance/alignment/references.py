@@ -25,6 +25,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
+from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.distributed import count, first_ahead, from_all, is_first, rank
 from rewarddance.runtime.tracking import progress_bar
@@ -33,7 +34,8 @@ from rewarddance.types import OtherPixels, Pixels
 
 class ReferenceRecipe(Recipe):
     """candidates: N a prompt (paper: 16). keep: how many of them become references (paper: 2). keep_from: the top of
-    their ranking (paper), or the bottom, to see what a worse reference does.
+    their ranking (paper), or the bottom, to see what a worse reference does. choice: which of a prompt's references a
+    sample is judged against: any of them at random, or always the best.
 
     batch_size: pictures that are drawn and decoded together. Those of as many prompts as it has room for, of one at
     least, are judged together.
@@ -42,6 +44,7 @@ class ReferenceRecipe(Recipe):
     candidates: int = Field(default=16, ge=2)
     keep: int = Field(default=2, ge=1)
     keep_from: Literal["top", "bottom"] = "top"
+    choice: Literal["random", "best"] = "random"
     batch_size: int = Field(default=128, ge=1)
 
     @model_validator(mode="after")
@@ -64,7 +67,7 @@ class References:
     """One prompt's K references, best first.
 
     seeds: the noises they were made from; wins: of the N - 1 possible; latents [K, ...]: what they were decoded from.
-    condition: the picture that the prompt comes with, for the generator and the judge.
+    condition: the picture that the prompt comes with, for the generator and the judge. choice: see `ReferenceRecipe`.
     """
 
     prompt: str
@@ -73,15 +76,16 @@ class References:
     wins: tuple[float, ...]
     latents: Tensor
     condition: OtherPixels | None = None
+    choice: str = "random"
 
     def choose(self, rng: np.random.Generator, own_seed: int) -> int:
-        """The place of one of them at random, never a picture of the candidate's own noise."""
+        """The place of one of them by `choice`, never a picture of the candidate's own noise."""
         free = [place for place, seed in enumerate(self.seeds) if seed != own_seed]
         if not free:
             raise InputError(
                 f"every reference of {self.prompt!r} has the candidate's own noise.", "Keep more references."
             )
-        return free[int(rng.integers(len(free)))]
+        return free[int(rng.integers(len(free)))] if self.choice == "random" else free[0]
 
 
 def candidate_seeds(seed: int, prompt_index: int, n: int, step: int = 0) -> list[int]:
@@ -106,13 +110,15 @@ def build_references(
 
     Prompts that are already there are not made again, so an interrupted run goes on where it stopped. conditions: the
     pictures that prompts come with; the same text with another picture is another prompt. Several processes, which all
-    call this alike, make as many parts at a time; the folder must be one that all of them see.
+    call this alike, make as many parts at a time; the folder must be one that all of them see. Raises InputError where
+    the folder's bank was made under another seed, or from other candidates.
     """
     given = [None] * len(prompts) if conditions is None else [*conditions]
     keys = [(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)]
     index = folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with first_ahead():
+        _claim(folder, {**recipe.model_dump(include={"candidates", "keep", "keep_from"}), "seed": seed, "step": step})
         done = _read(index)
     missing = [(i, prompt) for i, prompt in enumerate(prompts) if keys[i] not in done]
     n, at_once = recipe.candidates, recipe.prompts_at_once
@@ -147,7 +153,7 @@ def build_references(
                 bar.advance(len(lines))
     with first_ahead():
         bank = _read(index)
-    return [replace(bank[key], condition=one) for key, one in zip(keys, given, strict=True)]
+    return [replace(bank[key], condition=one, choice=recipe.choice) for key, one in zip(keys, given, strict=True)]
 
 
 def redrawing(
@@ -179,6 +185,20 @@ def redrawing(
         return build_references(generator, judge, prompts, recipe, place, seed, step, conditions)
 
     return bank
+
+
+def _claim(folder: Path, key: dict[str, Any]) -> None:
+    """Write down what the folder's bank is of, or make sure that it is of just that."""
+    path = folder / "bank.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else key
+    for name, value in key.items():
+        if before.get(name) != value:
+            raise InputError(
+                f"{folder} holds references made with {name} = {before.get(name)!r}, not {value!r}.",
+                "Choose another folder, or remove this one; it is made again.",
+            )
+    if is_first() and not path.exists():
+        write_text_atomically(path, json.dumps(key) + "\n")
 
 
 def _digest(condition: Tensor | None) -> str:
