@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.errors import InputError
+
 Pixels = Float[Tensor, "T C H W"]
 """One picture (T = 1) or video, in [0, 1]."""
 OtherPixels = Float[Tensor, "T2 C H2 W2"]
@@ -42,7 +44,7 @@ class Question:
     prompt: the text the picture was made for. candidate, reference: pixels [T, C, H, W] in [0, 1]; a pointwise judge
     needs no reference. instruction: the name of a task instruction, or None for the judge's own. condition: the picture
     that the generator was given beside the prompt (image to video, editing).
-    Two questions that hold the very same tensor share its encoding.
+    Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text.
     """
 
     prompt: str
@@ -50,6 +52,14 @@ class Question:
     reference: OtherPixels | None = None
     instruction: str | None = None
     condition: Float[Tensor, "T3 C H3 W3"] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):  # a template would write it out, and the judge answer as if it were one
+            raise InputError(f"the prompt {self.prompt!r} is no text.", "Give one text.")
+        try:
+            self.prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the prompt {self.prompt!r} is broken: {error.reason}.", "Correct it.") from None
 
 
 @dataclass(frozen=True, eq=False)

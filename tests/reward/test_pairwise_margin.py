@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
+from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.generative import PairwiseReward, swapped
+from rewarddance.reward.judge import all_pixels
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Pixels, Question, Verdict
@@ -190,6 +193,16 @@ def test_asking_both_orders_is_half_the_difference_of_the_two(judge):
     torch.testing.assert_close(both(asked).margin, difference / 2, atol=1e-5, rtol=0)
 
 
+def test_among_the_vocabulary_the_reward_is_the_softmax_over_all_tokens(judge):
+    whole = PairwiseReward(judge.vlm, judge.config.model_copy(update={"among": "vocabulary"}))
+    states = judge.vlm.read(judge._asked(questions(3)))
+    yes = judge.vlm.answer_tokens(judge.config.yes)
+    torch.testing.assert_close(
+        whole(questions(3)).probability, judge.vlm.head(states).softmax(-1)[:, yes].sum(-1), atol=1e-7, rtol=1e-5
+    )
+    assert (whole(questions(3)).probability < judge(questions(3)).probability).all()
+
+
 def test_the_reward_is_the_softmax_of_yes_against_no():
     margin = torch.tensor([-2.0, 0.0, 3.0])
     expected = torch.stack([margin, torch.zeros(3)]).softmax(0)[0]
@@ -259,6 +272,18 @@ def test_a_question_without_a_reference_is_refused_by_name(judge):
         swapped(Question("a blue cross", picture))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"), [(None, "None is no text"), (["a circle"], "is no text"), ("a \ud800 circle", "is broken")]
+)
+def test_a_prompt_that_is_no_text_is_refused_and_not_written_out(prompt, said):
+    jaxtyping.config.update("jaxtyping_disable", True)  # what checks all types in tests is not there for users
+    try:
+        with pytest.raises(InputError, match=said):
+            Question(prompt, *pictures(2))
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.mark.parametrize("token", ["<img>", "<IMG_CONTEXT>", "<|im_end|>"])
 def test_a_prompt_with_one_of_the_models_own_tokens_is_refused(judge, token):
     first, second = pictures(2)
@@ -289,6 +314,19 @@ def test_compare_asks_of_each_candidate_in_any_form_what_a_question_asks(judge, 
         judge.compare("a red circle", [first, np.zeros((4, 4)), second], reference)
 
 
+def test_candidates_are_a_list_even_of_one_picture(judge, tmp_path):
+    first, second, third = pictures(3)
+    path = tmp_path / "a.png"
+    write_picture(first, path)
+    with pytest.raises(InputError, match="the candidates are a str, no list of pictures"):
+        judge.compare("a red circle", str(path), third)
+    for alone in (path, path.read_bytes(), Image.open(path), first[0], first[0].permute(1, 2, 0).numpy(), None):
+        with pytest.raises(InputError, match=f"the candidates are a {type(alone).__name__}, no list of pictures"):
+            all_pixels(alone)
+    stacked = judge.compare("a red circle", torch.stack([first[0], second[0]]), third).margin
+    assert torch.equal(stacked, judge.compare("a red circle", [first, second], third).margin)
+
+
 def test_compare_carries_a_gradient_to_the_candidate(judge):
     candidate, reference = pictures(2)
     candidate.requires_grad_(True)
@@ -300,5 +338,9 @@ def test_rank_is_the_tournament_of_its_candidates(judge):
     shown = list(pictures(4))
     found = judge.rank("a red circle", [one[0] for one in shown])
     (expected,) = tournament(judge, ["a red circle"], [shown])
+    other = judge.rank("a red circle", shown, instruction="t2i-bare")
+    assert torch.equal(
+        other.margins, load_reward(str(judge_folder()), instruction="t2i-bare").rank("a red circle", shown).margins
+    )
     assert found.order.tolist() == expected.order.tolist()
     torch.testing.assert_close(found.margins, expected.margins, atol=1e-5, rtol=1e-5)

@@ -157,6 +157,33 @@ def test_a_model_whose_tokenizer_cannot_say_yes_in_one_token_is_refused():
     assert "'absolutely correct'" in caught.value.what and "one token" in caught.value.remedy
 
 
+def test_a_users_own_instruction_goes_with_the_reward(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        'name: mine\nversion: 7\npairwise: "{prompt}: {reference} {candidate} {answer}"\nanswer: {none: "¿Sí?"}'
+    )
+    judge = load_reward(str(judge_folder()), instruction=str(own))
+    before = judge(questions(2)).margin
+    judge.save(tmp_path / "reward")
+    own.write_text("not read any more")
+    assert torch.equal(judge(questions(2)).margin, before)
+    moved = (tmp_path / "reward").rename(tmp_path / "moved")
+    assert json.loads((moved / "reward_config.json").read_text())["instruction"] == "instruction.yaml"
+    again = load_reward(moved)
+    assert torch.equal(again(questions(2)).margin, before) and again.instruction.name == "mine"
+    again.save(tmp_path / "twice")
+    assert (tmp_path / "twice" / "instruction.yaml").read_text() == (moved / "instruction.yaml").read_text()
+    assert torch.equal(load_reward(str(tmp_path / "twice"))(questions(2)).margin, before)
+
+
+def test_an_instruction_of_the_package_is_kept_by_its_name(saved, tmp_path):
+    assert not (saved / "instruction.yaml").exists()
+    leaf = load_reward(str(judge_folder()), instruction="t2i#alignment/count")
+    leaf.save(tmp_path)
+    assert not (tmp_path / "instruction.yaml").exists()
+    assert load_reward(str(tmp_path)).config.instruction == "t2i#alignment/count"
+
+
 def test_a_token_for_all_that_is_unknown_is_neither_yes_nor_no(tmp_path):
     folder = Path(shutil.copytree(judge_folder(), tmp_path / "unknowing"))
     own = AutoTokenizer.from_pretrained(folder)

@@ -141,7 +141,7 @@ def judge_facts(config: RewardConfig, folder: Path) -> JudgeFacts:
     return JudgeFacts(
         name=name_of(folder),
         kind=config.kind,
-        instruction=config.instruction if asked else None,
+        instruction=load_instruction(config.instruction).name if asked else None,
         instruction_version=config.instruction_version if asked else None,
         orders=config.orders,
         base=training.recipe.get("base") if training else None,

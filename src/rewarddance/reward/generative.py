@@ -17,7 +17,7 @@ from torch import Tensor
 from rewarddance.data.media import Media
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Amount, Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.judge import Amount, Candidates, Judge, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
 from rewarddance.reward.reasoning import Answers, told
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
@@ -67,7 +67,7 @@ class PairwiseReward(Judge):
     def score(
         self,
         prompt: str,
-        candidates: Sequence[Media],
+        candidates: Candidates,
         instruction: str | None = None,
         condition: Media | None = None,
         explain: bool = False,
@@ -116,7 +116,7 @@ class PairwiseReward(Judge):
         """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""
         asked = []
         for number, question in enumerate(questions):
-            instruction = load_instruction(question.instruction or self.config.instruction)
+            instruction = load_instruction(question.instruction) if question.instruction else self.instruction
             parts = tuple(instruction.question(question.prompt, reasoning or self.config.reasoning))
             asked.append(Asked(parts, pictures_of(parts, question, number)))
         return asked

@@ -245,7 +245,7 @@ def load_instruction(name: str) -> Instruction:
     A file that was edited is read again. Raises InputError with the known names, or naming file and key where a
     template is not right.
     """
-    if "#" in name:
+    if "#" in name and not Path(name).is_file():
         tree, _, leaf = name.rpartition("#")
         return _read_leaf(*_template(tree, TREES, "tree of criteria"), leaf)
     return _read_instruction(*_template(name, TEMPLATES, "instruction"))
@@ -280,6 +280,11 @@ def _template(name: str, folder: Path, what: str) -> tuple[Path, int]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError(f"there is no {what} named {name!r}.", f"Give one of {known}, or a YAML file's path.")
     return path, path.stat().st_mtime_ns
+
+
+def is_ours(name: str) -> bool:
+    """Does this instruction, or the tree that it is a leaf of, come with the package?"""
+    return any((folder / f"{name.partition('#')[0]}.yaml").is_file() for folder in (TEMPLATES, TREES))
 
 
 def check_version(name: str, version: int) -> None:

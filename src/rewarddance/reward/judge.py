@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
+from PIL import Image
 from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
-from rewarddance.reward.instructions import Reasoning
+from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.runtime.config import Recipe
 from rewarddance.types import OtherPixels, Pixels, Preference, Question, Verdict
@@ -26,6 +30,8 @@ YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
 CONFIG_FILE = "reward_config.json"
 HEAD_FILE = "reward_head.safetensors"
+INSTRUCTION_FILE = "instruction.yaml"
+"""A user's own instruction, beside the reward that is asked with it."""
 Kind = Literal["pairwise", "pointwise", "regressive", "clip"]
 USED_BY: dict[str, tuple[Kind, ...]] = {
     "instruction": ("pairwise", "pointwise", "regressive"),
@@ -36,6 +42,7 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
     "orders": ("pairwise",),
     "yes": ("pairwise", "pointwise"),
     "no": ("pairwise", "pointwise"),
+    "among": ("pairwise", "pointwise"),
     "max_pixels": ("pairwise", "pointwise", "regressive"),
     "checkpointing": ("pairwise", "pointwise", "regressive"),
     "reasoning": ("pairwise", "pointwise"),
@@ -47,6 +54,8 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
 """The kinds that an option says something to; what is not listed is every kind's. Elsewhere it is refused."""
 ANSWER_WEIGHT = 0.1
 """Default of `answer_weight`, ours: the paper does not publish its own."""
+Candidates = Sequence[Media] | Tensor | np.ndarray
+"""N pictures or videos of one prompt: a list, or as many along the first axis of one tensor or array."""
 SomeJudge = TypeVar("SomeJudge", bound="Judge")
 
 
@@ -91,15 +100,17 @@ class RewardConfig(RewardOptions):
 
     instruction_version: the instruction's version at training time. orders: "forward" asks once; "both" also asks with
     the pictures swapped and averages, which cancels a bias to either place (pairwise only). yes, no: spellings of the
-    two answers. batch_size: questions looked at together when no gradient is kept. reasons: how many are sampled, at
-    reason_temperature, before the answer; the probabilities are averaged. max_reason_tokens: longest reason, also of
-    `explain`.
+    two answers. among: P("yes") is its share among the "answers", or in the whole "vocabulary", where one that would
+    say something else has a small P for every picture; it learns among the answers. batch_size: questions looked at
+    together when no gradient is kept. reasons: how many are sampled, at reason_temperature, before the answer; the
+    probabilities are averaged. max_reason_tokens: longest reason, also of `explain`.
     """
 
     instruction_version: int = 1
     orders: Literal["forward", "both"] = "forward"
-    yes: tuple[str, ...] = YES
-    no: tuple[str, ...] = NO
+    yes: tuple[str, ...] = Field(default=YES, min_length=1)
+    no: tuple[str, ...] = Field(default=NO, min_length=1)
+    among: Literal["answers", "vocabulary"] = "answers"
     batch_size: int = Field(default=1024, ge=1)
     reasons: int = Field(default=1, ge=1)
     reason_temperature: float = Field(default=1.0, ge=0)
@@ -131,6 +142,14 @@ class Judge(ABC):
     model: Any
     config: RewardConfig
 
+    @functools.cached_property
+    def instruction(self) -> Instruction:
+        """Its own, as it stood when it was first asked: a run's words do not change under it.
+
+        Raises InputError as `load_instruction` does.
+        """
+        return load_instruction(self.config.instruction)
+
     @abstractmethod
     def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         """Margins [B], float32, always in the graph; each distinct tensor is encoded once."""
@@ -154,7 +173,7 @@ class Judge(ABC):
     def score(
         self,
         prompt: str,
-        candidates: Sequence[Media],
+        candidates: Candidates,
         instruction: str | None = None,
         condition: Media | None = None,
         explain: bool = False,
@@ -197,7 +216,7 @@ class Judge(ABC):
     def compare(
         self,
         prompt: str,
-        candidates: Sequence[Media],
+        candidates: Candidates,
         reference: Media,
         instruction: str | None = None,
         condition: Media | None = None,
@@ -215,7 +234,8 @@ class Judge(ABC):
     def rank(
         self,
         prompt: str,
-        candidates: Sequence[Media],
+        candidates: Candidates,
+        instruction: str | None = None,
         condition: Media | None = None,
         explain: bool = False,
         method: str = "all",
@@ -229,15 +249,16 @@ class Judge(ABC):
         """
         pixels, given = all_pixels(candidates), given_pixels(condition)
         if method == "all":
-            (ranking,) = tournament(self, [prompt], [pixels], [given])
+            (ranking,) = tournament(self, [prompt], [pixels], [given], instruction)
         elif method == "knockout":
-            (cup,) = knockout(self, [prompt], [pixels], [given])
+            (cup,) = knockout(self, [prompt], [pixels], [given], instruction)
             ranking = Ranking(cup.order, cup.won.float(), cup.margins)
         else:
             raise InputError(f"there is no way of ranking named {method!r}.", "Say all or knockout.")
         if not explain or len(pixels) < 2:
             return ranking
-        return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, ranking.order.tolist(), None, given))
+        order = ranking.order.tolist()
+        return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, order, instruction, given))
 
     def reasons_against_best(
         self,
@@ -286,6 +307,11 @@ class Judge(ABC):
     def _save_config(self, folder: Path) -> None:
         unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds}
         content = self.config.model_dump(exclude=unused)
+        if "instruction" in content and not is_ours(content["instruction"]):
+            own = self.instruction.model_dump(exclude_defaults=True)
+            text = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
+            (folder / INSTRUCTION_FILE).write_text(text, encoding="utf-8")
+            content["instruction"] = INSTRUCTION_FILE
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -300,9 +326,20 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
     return Verdict(margin)
 
 
-def all_pixels(candidates: Sequence[Media]) -> list[Pixels]:
-    """`as_pixels` of each candidate, named by its number."""
+def all_pixels(candidates: Any) -> list[Pixels]:
+    """`as_pixels` of each candidate, named by its number. Raises InputError where they are no list: a picture alone."""
+    if not _are_several(candidates):
+        raise InputError(
+            f"the candidates are a {type(candidates).__name__}, no list of pictures.",
+            "Give a list, of one picture too.",
+        )
     return [as_pixels(each, f"candidate {number}") for number, each in enumerate(candidates)]
+
+
+def _are_several(candidates: Any) -> bool:
+    if isinstance(candidates, Tensor | np.ndarray):
+        return candidates.ndim > 3
+    return isinstance(candidates, Iterable) and not isinstance(candidates, str | bytes | Image.Image)
 
 
 def given_pixels(condition: Media | None) -> Pixels | None:

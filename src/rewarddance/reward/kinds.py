@@ -12,7 +12,7 @@ from rewarddance.errors import InputError, first_line
 from rewarddance.reward.clip import ClipReward
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import check_version, load_instruction
-from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
+from rewarddance.reward.judge import CONFIG_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.regressive import RegressiveReward, has_head
 from rewarddance.reward.vlm import VisionLanguageModel
@@ -62,6 +62,8 @@ def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torc
             saved = dict(json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
+    if saved.get("instruction") == INSTRUCTION_FILE:
+        saved["instruction"] = str(folder / INSTRUCTION_FILE)
     kind = changes.get("kind")
     if kind in KINDS:
         saved = as_kind(saved, str(kind), name)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import Media
-from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Amount, Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.instructions import Instruction, Reasoning, load_instruction, pictures_of
+from rewarddance.reward.judge import Amount, Candidates, Judge, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import (
     both_orders_cross_entropy,
     bradley_terry,
@@ -73,7 +73,7 @@ class PointwiseJudge(Judge):
     def score(
         self,
         prompt: str,
-        candidates: Sequence[Media],
+        candidates: Candidates,
         instruction: str | None = None,
         condition: Media | None = None,
         explain: bool = False,
@@ -137,18 +137,18 @@ class PointwiseReward(PointwiseJudge):
         return Verdict(verdict.margin, tuple(reasons[candidate] for candidate, _ in places))
 
     def _asked(self, shown: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
-        return asked_alone(shown, self.config.instruction, reasoning or self.config.reasoning)
+        return asked_alone(shown, self.instruction, reasoning or self.config.reasoning)
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
         self._save_config(folder)
 
 
-def asked_alone(shown: Sequence[Question], instruction: str, reasoning: Reasoning = "none") -> list[Asked]:
+def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none") -> list[Asked]:
     """The pointwise question on each candidate, under its own instruction or else under `instruction`."""
     asked = []
     for number, question in enumerate(shown):
-        template = load_instruction(question.instruction or instruction)
+        template = load_instruction(question.instruction) if question.instruction else instruction
         parts = tuple(template.pointwise_question(question.prompt, reasoning))
         asked.append(Asked(parts, pictures_of(parts, question, number)))
     return asked

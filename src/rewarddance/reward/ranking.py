@@ -31,15 +31,17 @@ def tournament(
     prompts: Sequence[str],
     groups: Sequence[Sequence[Pixels]],
     conditions: Sequence[Tensor | None] | None = None,
+    instruction: str | None = None,
 ) -> list[Ranking]:
     """Ask every ordered pair of every group; a pair is won by the sign of its two margins' difference.
 
     Asking both orders cancels a judge's bias to either place. Ties in wins are broken by the summed margin, then by
     the lower index. Groups are asked together, so that batches stay full. conditions: what each group was made from.
+    instruction: where it is not the judge's own.
     """
     given = conditions or [None] * len(groups)
     pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
-    asked = [Question(prompts[g], groups[g][c], groups[g][r], condition=given[g]) for g, c, r in pairs]
+    asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction, given[g]) for g, c, r in pairs]
     margin = judge(asked).margin.float().cpu()
     rankings, start = [], 0
     for group in groups:
@@ -65,11 +67,13 @@ def knockout(
     prompts: Sequence[str],
     groups: Sequence[Sequence[Pixels]],
     conditions: Sequence[Tensor | None] | None = None,
+    instruction: str | None = None,
 ) -> list[Knockout]:
     """Let neighbours meet, then the winners, until one is left: N - 1 comparisons, each asked in both orders.
 
     An odd one out stays in without a comparison and comes first in the next round. A draw goes to the lower index. Of
-    those who left in the same round, the one who lost by less stands higher. Groups are asked together.
+    those who left in the same round, the one who lost by less stands higher. Groups are asked together. conditions,
+    instruction: as in `tournament`.
     """
     given = conditions or [None] * len(groups)
     left = [list(range(len(group))) for group in groups]
@@ -79,7 +83,7 @@ def knockout(
     while any(len(own) > 1 for own in left):
         meetings = [(g, *sorted(own[i : i + 2])) for g, own in enumerate(left) for i in range(0, len(own) - 1, 2)]
         orders = [(g, c, r) for g, a, b in meetings for c, r in ((a, b), (b, a))]
-        asked = [Question(prompts[g], groups[g][c], groups[g][r], condition=given[g]) for g, c, r in orders]
+        asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction, given[g]) for g, c, r in orders]
         margin = judge(asked).margin.float().cpu().view(-1, 2)
         lead = (margin[:, 0] - margin[:, 1]).tolist()
         for (g, c, r), one in zip(orders, margin.flatten(), strict=True):

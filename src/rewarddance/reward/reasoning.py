@@ -122,7 +122,7 @@ class Answers:
         return sum(len(self._speech(*pair).tokens) for pair in zip(reasons, yes, strict=True))
 
     def _read(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
-        return self.vlm.margin(self.vlm.read(asked), self._yes, self._no)
+        return self.vlm.margin(self.vlm.read(asked), self._yes, self._no, self.config.among)
 
     def _speech(self, reason: str, yes: bool) -> _Speech:
         special = next((token for token in self.vlm.tokenizer.all_special_tokens if token in reason), None)

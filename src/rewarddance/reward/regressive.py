@@ -42,7 +42,7 @@ class RegressiveReward(PointwiseJudge):
                 self.model.reward_head.weight.copy_(self.read_own_weights(vlm.folder)[HEAD])
 
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
-        hidden = self.vlm.read(asked_alone(shown, self.config.instruction))
+        hidden = self.vlm.read(asked_alone(shown, self.instruction))
         return self.model.reward_head(hidden.float()).squeeze(-1)
 
     def own_weights(self) -> dict[str, Tensor]:

@@ -198,8 +198,17 @@ class VisionLanguageModel(Reading):
         """Logits of all tokens, float32, in the graph."""
         return self._logits(hidden, slice(None))
 
-    def margin(self, hidden: Float[Tensor, "B D"], yes: Sequence[int], no: Sequence[int]) -> Float[Tensor, " B"]:
-        """log of yes odds minus log of no odds, float32: in half precision most margins would tie. In the graph."""
+    def margin(
+        self, hidden: Float[Tensor, "B D"], yes: Sequence[int], no: Sequence[int], among: str = "answers"
+    ) -> Float[Tensor, " B"]:
+        """log of yes odds minus log of no odds, float32: in half precision most margins would tie. In the graph.
+
+        among: "answers", or "vocabulary": the odds of yes are then against all other tokens, not against no alone.
+        """
+        if among == "vocabulary":
+            every = self.head(hidden)
+            others = every.index_fill(-1, torch.tensor([*yes], device=self.device), -torch.inf)
+            return every[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
         logits = self._logits(hidden, torch.tensor([*yes, *no], device=self.device))
         return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
 
