@@ -153,6 +153,7 @@ def summary(found: Judged) -> Figures:
     }
     if not compared:  # the mean win rate of every group is a half
         figures["spread_across"] = values.mean(1).std(correction=0).item()
+        figures["spread_of_reward"] = margins.sigmoid().std(correction=0).item()
     return figures | {f"margin_{k}": one.margins.mean().item() for k, one in enumerate(others, start=2)}
 
 

@@ -213,6 +213,7 @@ def _step(
         "velocity_mse": away,
         "spread_within": by_group.std(1, correction=0).mean().item(),
         "spread_across": by_group.mean(1).std(correction=0).item(),
+        "spread_of_reward": by_group.sigmoid().std(correction=0).item(),
         "stop": stop,
     }
 

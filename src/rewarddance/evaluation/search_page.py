@@ -184,6 +184,8 @@ def _chart(searches: Sequence[Told]) -> str:
     shown = [one for one in searches if one.preferred is not None]
     if len(shown) < 2:
         return absent("Of several searches that asked a held-out judge there is a figure here, over seconds a prompt.")
+    from matplotlib.ticker import LogLocator, NullLocator
+
     methods = list(dict.fromkeys(one.config["method"] for one in shown))
 
     def draw(own: Figure) -> None:
@@ -199,6 +201,9 @@ def _chart(searches: Sequence[Told]) -> str:
             seconds = [one.seconds for one in line]
             axes.errorbar(seconds, mean, [low, high], None, dash, color=colour, marker="o", markersize=4, label=method)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("seconds a prompt, the judge's included")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3)
 

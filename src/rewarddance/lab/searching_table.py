@@ -9,30 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from rewarddance.evaluation.markup import figure_text, number
-from rewarddance.evaluation.run_folder import parsed
 from rewarddance.evaluation.seeds import interval_over_seeds
 from rewarddance.evaluation.statistics import Interval
+from rewarddance.lab.rows import KeptRows, Row
 from rewarddance.lab.searching_figures import BASE, Entry, Point, chart, gallery
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.search.budget import Spent
 
 TOP = 3
 """Among how many of the tournament's best a knockout's winner is looked for."""
-R = TypeVar("R", bound="Row")
-
-
-class Row(BaseModel):
-    """Something that is done and not done again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int
 
 
 class Cell(Row):
@@ -85,38 +75,11 @@ class Meeting(Row):
     places: list[list[int]]
 
 
-_ANY = TypeAdapter(Cell | JudgeRow | Pool | Meeting)
-
-
-class Rows:
-    """All that is done, in rows.jsonl. Raises InputError naming a file that cannot be read."""
+class Rows(KeptRows):
+    """All that is done."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "rows.jsonl"
-        self.all: list[Row] = []
-        if self.path.is_file():
-            self.all = parsed(
-                self.path,
-                lambda data: [_ANY.validate_json(line) for line in data.splitlines()],
-                "Restore it, or remove it to begin anew.",
-            )
-
-    def add(self, row: Row) -> None:
-        self.all.append(row)
-        write_text_atomically(self.path, "".join(each.model_dump_json() + "\n" for each in self.all))
-
-    def of(self, kind: type[R], /, **wanted: Any) -> list[R]:
-        return [
-            row
-            for row in self.all
-            if isinstance(row, kind) and all(getattr(row, name) == value for name, value in wanted.items())
-        ]
-
-    def first(self, kind: type[R], /, **wanted: Any) -> R | None:
-        return next(iter(self.of(kind, **wanted)), None)
-
-    def has(self, kind: type[R], /, **wanted: Any) -> bool:
-        return self.first(kind, **wanted) is not None
+        super().__init__(folder, Cell | JudgeRow | Pool | Meeting)
 
 
 def write_tables(rows: Rows, total: int, folder: Path) -> str:
