@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe, keep_recipe, load_recipe, save_recipe
@@ -180,3 +180,51 @@ def test_a_run_whose_recipe_has_numbers_for_keys_goes_on_too(tmp_path):
     keep_recipe(Numbered(at={4: None, 16: Inner()}), path)
     with pytest.raises(InputError, match=r"holds a run with at\.16\.steps = 10, not 20"):
         keep_recipe(Numbered(at={4: None, 16: Inner(steps=20)}), path)
+
+
+def test_keys_of_a_section_that_do_not_go_together_are_told_by_its_name_and_not_by_its_values(tmp_path):
+    class Pair(Recipe):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def _rises(self):
+            if self.low > self.high:
+                raise ValueError("low is above high")
+            return self
+
+    class Whole(Recipe):
+        pair: Pair = Pair()
+
+    (tmp_path / "r.yaml").write_text("pair: {low: 3, high: 2}\n")
+    with pytest.raises(InputError) as caught:
+        load_recipe(Whole, tmp_path / "r.yaml")
+    assert caught.value.what == f"pair of {tmp_path / 'r.yaml'} is not right: low is above high."
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "true", "false"])
+@pytest.mark.parametrize("key", ["seed", "inner.rate"])
+def test_a_number_is_finite_and_no_truth(tmp_path, key, value):
+    (tmp_path / "r.yaml").write_text("seed: 3\n")
+    with pytest.raises(InputError, match=f"the key '{key}'"):
+        load_recipe(Outer, tmp_path / "r.yaml", [f"{key}={value}"])
+
+
+def test_a_list_or_a_mapping_is_asked_for_in_yamls_words(tmp_path):
+    class Lists(Recipe):
+        names: tuple[str, ...] = ()
+        on: bool = False
+        inner: Inner = Inner()
+
+    (tmp_path / "r.yaml").write_text("names: wandb\n")
+    with pytest.raises(InputError, match=r"'wandb': input should be a list, such as \[a, b\]\."):
+        load_recipe(Lists, tmp_path / "r.yaml")
+    with pytest.raises(InputError, match="input should be a mapping, such as"):
+        load_recipe(Lists, tmp_path / "r.yaml", ["names=[]", "inner=3"])
+    assert load_recipe(Lists, tmp_path / "r.yaml", ["names=[]", "on=true"]).on is True
+
+
+def test_a_recipe_under_which_nothing_was_made_gives_way(tmp_path):
+    keep_recipe(Outer(seed=3), tmp_path / "config.yaml")
+    keep_recipe(Outer(seed=4), tmp_path / "config.yaml", binding=False)
+    assert load_recipe(Outer, tmp_path / "config.yaml").seed == 4

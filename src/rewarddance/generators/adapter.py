@@ -243,18 +243,28 @@ class PipelineGenerator(ABC):
         network is in pieces over all processes, the LoRA whole on each.
         """
         places = list(targets or self.adapted)
+        self.check_lora(targets)
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=places)
         try:
-            self.network.add_adapter(
-                LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=places)
-            )
-        except ValueError as error:
-            raise InputError(f"no LoRA can be put on {places}: {error}.", "Name layers of the network.") from error
+            self.network.add_adapter(config)
+        except ValueError as error:  # a layer of a kind that takes none
+            raise InputError(f"no LoRA can be put on {places}: {error}.", "Name linear layers.") from error
         weights = [weight for weight in self.network.parameters() if weight.requires_grad]
         for weight in weights:
             weight.data = weight.data.float()  # small steps would be lost in half precision; peft casts at the border
         if sharded:
             in_pieces(self.network, self.device.type, whole=weights)
         return weights
+
+    def check_lora(self, targets: Sequence[str]) -> None:
+        """Raises InputError naming the first of the targets that no layer's name ends with."""
+        names = [f".{name}" for name, _ in self.network.named_modules()]
+        for target in targets:
+            if not any(name.endswith(f".{target}") for name in names):
+                raise InputError(
+                    f"no LoRA can be put on {[target]}: the {self.kind}'s network has no layer of that name.",
+                    f"Name layers of the network by the ends of their names, such as {', '.join(self.adapted)}.",
+                )
 
     def train_all(self, sharded: bool = False) -> list[nn.Parameter]:
         """Make all of the network's weights trainable; returns them, in float32 (computed in the type of loading).

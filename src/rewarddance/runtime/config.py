@@ -5,20 +5,34 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from rewarddance.errors import InputError
 
 R = TypeVar("R", bound="Recipe")
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator of random numbers takes."""
+_NUMBERS = (int, float, int | None, float | None)
+_WORDS = {"a valid tuple": "a list, such as [a, b]", "a valid list": "a list, such as [a, b]"}
+_WORDS |= {"a valid dictionary": "a mapping, such as {name: value}", "value error, ": ""}
+"""pydantic's words, and those of who writes YAML."""
 
 
 class Recipe(BaseModel):
-    """A frozen piece of configuration. Subclasses stand beside the code that uses them."""
+    """A frozen piece of configuration, of finite numbers. Subclasses stand beside the code that uses them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes `batch_size: true` for 1."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
+            raise ValueError("input should be a number, and not true or false")
+        return value
 
 
 class _OneOfEach(yaml.SafeLoader):
@@ -72,12 +86,14 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
             raise InputError(f"unknown key {key!r} in {where}.", remedy) from None
         if first["type"] == "missing":
             raise InputError(f"the key {key!r} is missing in {where}.", "Add it to the recipe.") from None
-        if not key:  # what is wrong is how the keys go together
-            fault = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"{where} is not right: {fault}.", "Correct it.") from None
+        if not key or (first["type"] == "value_error" and isinstance(first["input"], dict)):  # how keys go together
+            fault, which = first["msg"].removeprefix("Value error, "), f"{key} of {where}" if key else where
+            raise InputError(f"{which} is not right: {fault}.", "Correct it.") from None
+        fault = first["msg"].lower()
+        for theirs, ours in _WORDS.items():
+            fault = fault.replace(theirs, ours)
         raise InputError(
-            f"the key {key!r} in {where} has the value {first['input']!r}: {first['msg'].lower()}.",
-            "Correct the value.",
+            f"the key {key!r} in {where} has the value {first['input']!r}: {fault}.", "Correct the value."
         ) from None
 
 
@@ -94,12 +110,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def keep_recipe(recipe: Recipe, path: Path) -> None:
+def keep_recipe(recipe: Recipe, path: Path, binding: bool = True) -> None:
     """Write the recipe of a run, or make sure that the run being continued has this very one.
 
-    Raises InputError naming the first key that differs: what was made under another recipe is never taken up silently.
+    binding: something was made under the recipe that is there; where nothing was, another may take its place. Raises
+    InputError naming the first key that differs: what was made under another recipe is never taken up silently.
     """
-    if path.exists():
+    if binding and path.exists():
         before, now = flat(load_recipe(type(recipe), path).model_dump()), flat(recipe.model_dump())
         changed = [key for key in now | before if before.get(key) != now.get(key)]
         if changed:
