@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rewarddance.errors import InputError
 
@@ -28,7 +28,7 @@ class Recipe(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_no_truth(cls, value: Any, info: Any) -> Any:
         """pydantic takes `batch_size: true` for 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
             raise ValueError("input should be a number, and not true or false")
