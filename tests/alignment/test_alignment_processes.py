@@ -41,6 +41,7 @@ RECIPES = {
         loss="margin",
         velocity_mse=0.3,
         reference_mse=0.2,
+        reference_batch=6,
         jitter_copies=2,
         jitter_shift=1,
         jitter_noise=0.05,

@@ -204,6 +204,43 @@ def test_a_step_adds_the_gradient_of_denoising_the_references():
     assert "reference_mse" not in figures[0.0]
 
 
+def test_fewer_references_than_samples_are_denoised_where_the_recipe_says_so():
+    picture, latent = torch.rand(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
+    bank = [References(f"prompt {i}", (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)]
+    read: list[torch.Tensor] = []
+
+    class Reading(TinyGenerator):
+        def predict(self, x_t, step, condition):
+            read.append(x_t.detach())
+            return super().predict(x_t, step, condition)
+
+    told, seen = {}, {}
+    for few in (None, 4):
+        torch.manual_seed(0)
+        generator = Reading(num_steps=6)
+        generator.add_lora(2, 2)
+        recipe = RECIPE.model_copy(update={"reference_mse": 0.7, "reference_batch": few})
+        read.clear()
+        told[few] = refl_step(generator, BrightnessJudge(), bank, recipe, seed=3, step=7)
+        noised = torch.cat(read[-4:])  # LEVELS parts come last
+        seen[few] = len(noised)
+        assert torch.isfinite(torch.tensor(told[few]["reference_mse"]))
+    assert seen == {None: RECIPE.prompts_per_step * RECIPE.group_size, 4: 4}
+    assert told[4]["reward"] == told[None]["reward"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"reference_batch": 4}, "with a reference_mse only"),
+        ({"reference_batch": 999, "reference_mse": 1}, "references"),
+    ],
+)
+def test_a_reference_batch_that_means_nothing_is_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        ReflRecipe(**given)
+
+
 @pytest.mark.parametrize(
     "parts", [{"decode_batch": 1}, {"generator_batch": 5}, {"decode_batch": 5, "generator_batch": 1}]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -27,7 +28,7 @@ from rewarddance.reward.gradient import PixelGradient, checkpointing, pixel_grad
 from rewarddance.runtime.distributed import count, everywhere, own, rank
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import PixelBatch, Pixels, Question
+from rewarddance.types import OtherPixels, PixelBatch, Pixels, Question
 
 LEVELS = 4
 """Noise levels a step to which references are noised, so that one step is not all of one level."""
@@ -46,14 +47,16 @@ class ReflRecipe(TrainRecipe):
     late: range of the random step at which the gradient is taken, as shares of the schedule (0 pure noise, 1 the last
     step). last_steps: with K > 1 the gradient goes through the last K steps of the sampler instead (DRaFT-K,
     2309.17400), and late is left alone. loss, cap: see `refl.LOSSES`. velocity_mse: weight of the distance to the
-    base's velocity. reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`).
-    jitter_copies: the reward is averaged over this many copies of each picture, each shifted by up to jitter_shift
-    pixels and noised by jitter_noise. judge_batch: pictures whose gradient is taken together; decode_batch: samples
-    that go through the decoder together with a graph, by default all of the step's. checkpointing: parts whose layers
-    keep their inputs only and are computed again on the way back: less memory, more time, the same gradient. gate:
-    no gradient of samples on which a held-out judge disagrees. refresh_every: steps after which the references are
-    made anew by the generator as it then is, refresh_from: by its average or by its current weights; by default those
-    of the start stay.
+    base's velocity. reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`), or
+    of a random reference_batch of them. jitter_copies: the reward is averaged over this many copies of each picture,
+    each shifted by up to jitter_shift pixels and noised by jitter_noise. frames: of a video, one at random out of each
+    of so many equal stretches is decoded and judged, other ones each step, the same ones of the reference; by default
+    all are, of which the judge reads those that its own `frames` says. judge_batch: pictures whose gradient is taken
+    together; decode_batch: samples that go through the decoder together with a graph, by default all of the step's.
+    checkpointing: parts whose layers keep their inputs only and are computed again on the way back: less memory, more
+    time, the same gradient. gate: no gradient of samples on which a held-out judge disagrees. refresh_every: steps
+    after which the references are made anew by the generator as it then is, refresh_from: by its average or by its
+    current weights; by default those of the start stay.
     """
 
     late: tuple[float, float] = (0.5, 1.0)
@@ -62,9 +65,11 @@ class ReflRecipe(TrainRecipe):
     cap: float = Field(default=0.9, gt=0, lt=1)
     velocity_mse: float = Field(default=0.1, ge=0)
     reference_mse: float = Field(default=0.0, ge=0)
+    reference_batch: int | None = Field(default=None, ge=1)
     jitter_copies: int = Field(default=1, ge=1)
     jitter_shift: int = Field(default=0, ge=0)
     jitter_noise: float = Field(default=0.0, ge=0)
+    frames: int | None = Field(default=None, ge=1)
     judge_batch: int = Field(default=16, ge=1)
     decode_batch: int | None = Field(default=None, ge=1)
     gate: bool = True
@@ -79,6 +84,24 @@ class ReflRecipe(TrainRecipe):
         if self.last_steps > 1 and self.late != type(self).model_fields["late"].default:
             raise ValueError("late says nothing where last_steps is above 1; leave one of them out")
         return self
+
+    @model_validator(mode="after")
+    def _references_are_enough(self) -> ReflRecipe:
+        samples = self.prompts_per_step * self.group_size
+        if self.reference_batch is not None and not self.reference_mse:
+            raise ValueError("reference_batch is used with a reference_mse only")
+        if self.reference_batch is not None and self.reference_batch > samples:
+            raise ValueError(f"reference_batch is {self.reference_batch}, and a step has {samples} references")
+        return self
+
+    def check_processes(self) -> None:
+        """Raises InputError where the processes cannot share a step's samples, or the references that are denoised."""
+        super().check_processes()
+        if self.reference_batch is not None and self.reference_batch % count():
+            raise InputError(
+                f"{count()} processes cannot share {self.reference_batch} references equally (reference_batch).",
+                f"Set it to a multiple of {count()}.",
+            )
 
     def begins(self, num_steps: int) -> tuple[int, int]:
         """The first and last step of a sampler of num_steps at which the gradient may begin.
@@ -170,6 +193,10 @@ def _step(
     low, high = recipe.begins(generator.num_steps)
     stop = int(draw.integers(low, high + 1))
     places = [one.choose(draw, noise) for one, noise in zip(group, seeds, strict=True)]
+    again = range(len(group))  # the samples whose references are denoised
+    if recipe.reference_batch is not None and recipe.reference_batch < len(group):
+        again = sorted(draw.permutation(len(group))[: recipe.reference_batch].tolist())
+    denoised = own([(group[i], places[i]) for i in again])
     group, seeds, places = own(group), own(seeds), own(places)  # all is drawn by all alike
     prompts, shown = [one.prompt for one in group], [one.condition for one in group]
 
@@ -181,6 +208,10 @@ def _step(
     with memory_for(*GENERATOR):
         x_0 = tail.forward(x_t)
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
+    decode = generator.decode
+    if recipe.frames is not None:
+        numbers = one_of_each(len(references[0]), recipe.frames, draw)
+        decode, references = partial(some_frames, generator, numbers), only(references, numbers)
 
     figures: Figures = {}
 
@@ -193,15 +224,16 @@ def _step(
                 figures.update(hold_back(held_out, prompts, pixels, references, margin, recipe.gate, shown))
         return said
 
-    judged, gradient = through_decoder(generator.decode, x_0, ask, recipe.decode_batch or len(group))
+    judged, gradient = through_decoder(decode, x_0, ask, recipe.decode_batch or len(group))
     with memory_for(*GENERATOR):
         away = tail.backward(gradient, recipe.velocity_mse)
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
-        x_0 = torch.stack([one.latents[place] for one, place in zip(group, places, strict=True)]).to(x_t)
+        latents = torch.stack([one.latents[place] for one, place in denoised]).to(x_t)
+        texts, pictures = [one.prompt for one, _ in denoised], [one.condition for one, _ in denoised]
         at_most = recipe.generator_batch or len(group)
         with memory_for(*GENERATOR):
-            told = partial(encoded, generator, prompts, conditions=shown)
-            figures["reference_mse"] = denoise(generator, told, x_0, recipe.reference_mse, draw, noise_rng, at_most)
+            told = partial(encoded, generator, texts, conditions=pictures)
+            figures["reference_mse"] = denoise(generator, told, latents, recipe.reference_mse, draw, noise_rng, at_most)
 
     by_sample = everywhere(judged.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).T)
     margin = by_sample.T.flatten()
@@ -218,11 +250,35 @@ def _step(
     }
 
 
+def one_of_each(total: int, wanted: int, draw: np.random.Generator) -> list[int]:
+    """A random frame out of each of `wanted` equal stretches of `total` frames, in order.
+
+    Always the same frames, and a generator may learn to be good in these alone. Raises InputError where there are
+    fewer.
+    """
+    if wanted > total:
+        raise InputError(f"refl.frames is {wanted}, and the videos have {total} frames.", "Lower it.")
+    ends = [i * total // wanted for i in range(wanted + 1)]
+    return [int(draw.integers(low, high)) for low, high in itertools.pairwise(ends)]
+
+
+def some_frames(generator: Trainable, numbers: Sequence[int], x_0: Tensor) -> PixelBatch:
+    """Some frames of what x_0 is decoded to; no more is decoded than they need, where the generator knows that."""
+    decode = getattr(generator, "decode_frames", None)
+    return decode(x_0, numbers) if decode else generator.decode(x_0)[:, list(numbers)]
+
+
+def only(films: Sequence[Pixels], numbers: Sequence[int]) -> list[OtherPixels]:
+    """These frames of each film; one tensor for what is one, so that it is encoded once."""
+    found = {id(film): film[list(numbers)] for film in films}
+    return [found[id(film)] for film in films]
+
+
 def judge_copies(
     judge: RewardModel,
     prompts: Sequence[str],
     pixels: PixelBatch,
-    references: Sequence[Pixels],
+    references: Sequence[OtherPixels],
     recipe: ReflRecipe,
     noise_rng: torch.Generator,
     conditions: Sequence[Tensor | None],
@@ -246,7 +302,7 @@ def hold_back(
     held_out: RewardModel,
     prompts: Sequence[str],
     pixels: PixelBatch,
-    references: Sequence[Pixels],
+    references: Sequence[OtherPixels],
     margin: Tensor,
     gate: bool,
     conditions: Sequence[Tensor | None],
