@@ -44,20 +44,20 @@ def test_the_generator_base_is_a_standard_diffusers_pipeline():
     assert picture.size == (32, 32)
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    generator = load_generator("shapeworld-generator", num_inference_steps=10)
+@pytest.fixture(scope="module", params=["shapeworld-generator", "shapeworld-unet"])
+def pictures(request):
+    generator = load_generator(request.param, num_inference_steps=10)
     prompts = [text for text, _ in prompt_set("held_out", 24, 0) for _ in range(4)]
     return prompts, sample(generator, prompts, list(range(len(prompts))))
 
 
-def test_the_generator_base_is_able_but_imperfect(pictures):
+def test_a_generator_base_is_able_but_imperfect(pictures):
     prompts, pixels = pictures
     alignment = np.mean([score.alignment for score in judge_pixels(pixels, prompts)])
     assert 0.45 < alignment < 0.78, alignment
 
 
-def test_the_generator_base_draws_one_prompt_in_many_ways(pictures):
+def test_a_generator_base_draws_one_prompt_in_many_ways(pictures):
     groups = pictures[1].unflatten(0, (24, 4))
     distance = (groups[:, 0] - groups[:, 1]).square().mean((1, 2, 3, 4)).sqrt()
     assert distance.min() > 0.05

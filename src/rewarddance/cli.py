@@ -495,20 +495,21 @@ def report(
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
 def bases(
-    which: Annotated[str, typer.Argument(help="judge, judge-small, generator, clip or all.")] = "all",
+    which: Annotated[str, typer.Argument(help="judge, judge-small, generator, unet, clip or all.")] = "all",
     output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Make the bundled ShapeWorld checkpoints again, from nothing (hours on two cores)."""
     _quiet()
-    if which not in ("judge", "judge-small", "generator", "clip", "all"):
-        raise InputError(f"there is no base named {which!r}.", "Say judge, judge-small, generator, clip or all.")
+    if which not in ("judge", "judge-small", "generator", "unet", "clip", "all"):
+        raise InputError(f"there is no base named {which!r}.", "Say judge, judge-small, generator, unet, clip or all.")
     import torch
 
     from rewarddance.runtime.checkpoint import writable_folder
     from rewarddance.shapeworld.clip_base import make_clip_base
     from rewarddance.shapeworld.generator_base import make_generator_base
     from rewarddance.shapeworld.judge_base import SIZES, make_judge_base
+    from rewarddance.shapeworld.unet_base import VAE, make_unet_base
 
     torch.set_num_threads(threads)
     writable_folder(output)
@@ -517,6 +518,9 @@ def bases(
             make_judge_base(output / name, say=typer.echo, size=name)
     if which in ("generator", "all"):
         make_generator_base(output / "shapeworld-generator", say=typer.echo)
+    if which in ("unet", "all"):
+        flow = output / "shapeworld-generator"  # whose VAE it takes: the one just made, or else the bundled one
+        make_unet_base(output / "shapeworld-unet", say=typer.echo, vae=flow if which == "all" else VAE)
     if which in ("clip", "all"):
         make_clip_base(output / "shapeworld-clip", say=typer.echo)
 

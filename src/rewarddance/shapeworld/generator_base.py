@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,6 +137,37 @@ def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, 
     return captions, to_pixels(pictures)[:, 0] * 2 - 1, torch.from_numpy(np.stack(labels))
 
 
+class Course(NamedTuple):
+    """What a network is taught, and where it is asked what it sees.
+
+    loss: of clean latents x_0 [N, C, H, W] and their texts. middle: the part half way up whose output the eyes look at,
+    and `tokens`, how that output is read as 64 tokens of `width` numbers.
+    """
+
+    network: Any
+    loss: Callable[[Tensor, Tensor], Tensor]
+    middle: Any
+    tokens: Callable[[Any], Tensor]
+    width: int
+
+
+def flow_course(pipeline: Any) -> Course:
+    """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0."""
+    transformer = pipeline.transformer
+
+    def loss(x_0: Tensor, text: Tensor) -> Tensor:
+        size, crop = torch.full((len(x_0), 2), float(CANVAS)), torch.zeros(len(x_0), 2)
+        eps = torch.randn_like(x_0)
+        sigma = torch.sigmoid(torch.randn(len(x_0), 1, 1, 1) * 1.2 + 0.2)
+        x_t = (1 - sigma) * x_0 + sigma * eps
+        v = transformer(x_t, text, 1000 * sigma.flatten(), size, size, crop, return_dict=False)[0]
+        return F.mse_loss(v, eps - x_0)
+
+    middle = transformer.transformer_blocks[len(transformer.transformer_blocks) // 2]
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    return Course(transformer, loss, middle, lambda outputs: outputs[0], width)
+
+
 def train_generator(
     pipeline: Any,
     steps: int,
@@ -145,25 +176,25 @@ def train_generator(
     snapshot: Callable[[Any, float], None] = lambda pipeline, done: None,
     learning_rate: float = 1.5e-3,
     batch: int = 64,
+    course: Callable[[Any], Course] = flow_course,
 ) -> None:
-    """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0; the EMA is kept.
+    """Teach the pipeline's network and text encoder to draw what captions say; the EMA is kept.
 
     Half way up, heads that are dropped at the end name what each patch of the clean picture will show (the idea of
-    REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so. The text
-    encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
+    REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so.
+    `snapshot` is called with the EMA pipeline every tenth of the way.
     """
-    vae, transformer, encoder = pipeline.vae.eval(), pipeline.transformer, pipeline.text_encoder
+    vae, encoder = pipeline.vae.eval(), pipeline.text_encoder
+    network, criterion, middle, tokens, width = course(pipeline)
     rng = np.random.default_rng([seed, 2])
     torch.manual_seed(seed)
-    eyes, seen = Eyes(transformer.config.num_attention_heads * transformer.config.attention_head_dim), []
-    middle = transformer.transformer_blocks[len(transformer.transformer_blocks) // 2]
-    hook = middle.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
-    weights = [*transformer.parameters(), *encoder.parameters()]
+    eyes, seen = Eyes(width), []
+    hook = middle.register_forward_hook(lambda module, inputs, outputs: seen.append(tokens(outputs)))
+    weights = [*network.parameters(), *encoder.parameters()]
     averaged = copy.deepcopy(weights)
     optimiser = torch.optim.AdamW(
         [*weights, *eyes.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
-    size, crop = torch.full((batch, 2), float(CANVAS)), torch.zeros(batch, 2)
     running = 0.0
     for step in range(1, steps + 1):
         done = step / steps
@@ -173,12 +204,10 @@ def train_generator(
         captions, pictures, patches = caption_batch(batch, rng)
         with torch.no_grad():
             x_0 = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
-        text = pipeline.encode_prompt(captions, do_classifier_free_guidance=False)[0]
-        eps = torch.randn_like(x_0)
-        sigma = torch.sigmoid(torch.randn(batch, 1, 1, 1) * 1.2 + 0.2)
-        x_t = (1 - sigma) * x_0 + sigma * eps
-        v = transformer(x_t, text, 1000 * sigma.flatten(), size, size, crop, return_dict=False)[0]
-        loss = F.mse_loss(v, eps - x_0)
+        text = pipeline.encode_prompt(
+            captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
+        loss = criterion(x_0, text)
         hidden = seen.pop()
         optimiser.zero_grad()
         (loss + 0.3 * eyes.loss(hidden, patches)).backward()
