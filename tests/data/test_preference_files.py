@@ -38,6 +38,17 @@ def test_pictures_lie_beside_the_file_under_relative_names(path):
     assert PreferenceSet(moved / "p.jsonl")[2].prompt == "prompt 2"
 
 
+def test_votes_on_one_pair_share_its_files(tmp_path):
+    first, second = pictures(2)
+    rows = [Preference("p", first, second, share, annotator=str(share)) for share in (0.0, 1.0)]
+    write_preferences([*rows, Preference("p", second, first, 1.0)], tmp_path / "p.jsonl")
+    read = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert read[0]["media_a"] == read[1]["media_a"] != read[2]["media_a"]
+    assert len(list((tmp_path / "p_media").iterdir())) == 4
+    found = PreferenceSet(tmp_path / "p.jsonl")
+    assert torch.equal(found[1].second, second) and torch.equal(found[2].second, first)
+
+
 @pytest.mark.parametrize(("label", "share"), [("a", 0.0), ("tie", 0.5), ("b", 1.0)])
 def test_a_label_is_a_share(path, label, share):
     row = {"prompt": "p", "media_a": "p_media/000000_a.png", "media_b": "p_media/000000_b.png", "label": label}

@@ -21,7 +21,7 @@ from rewarddance.lab.disagreement import (
     gather,
     labelled,
     markdown,
-    wrong_majorities,
+    wrong_labels,
 )
 from rewarddance.lab.judges_table import Row, read_rows
 from rewarddance.runtime.config import load_recipe, parse_recipe
@@ -101,7 +101,7 @@ def test_all_noises_vote_on_the_same_pairs_and_more_noise_is_more_wrong(tmp_path
     assert votes.shares == again.shares and votes.order == again.order
     assert {len(own) for own in (*votes.shares.values(), votes.order, votes.pairs)} == {180}
     assert set(votes.shares) == {"0", "0.2", "0.5"} and votes.shares["0"] != votes.shares["0.2"]
-    wrong = [wrong_majorities(tmp_path, [3], noise) or 0.0 for noise in recipe.noise]
+    wrong = [wrong_labels(tmp_path, [3], noise)["majority"] for noise in recipe.noise]
     assert wrong[0] < wrong[1] < wrong[2] and wrong[2] == pytest.approx(0.5, abs=0.1)
     apart = np.abs(np.array(votes.shares["0"]) - np.array(votes.order))
     assert np.mean(apart[np.array(votes.order) != 0.5]) < 0.25  # those who look mostly see it as the oracle does
@@ -113,6 +113,45 @@ def test_the_oracles_order_is_that_of_the_very_pictures_that_are_voted_on(tmp_pa
     votes = gather(parse_recipe(DisagreementRecipe, content | {"noise": [0.0]}, "here"), 3, tmp_path / "seed3")
     seen = [(share, order) for share, order in zip(votes.shares["0"], votes.order, strict=True) if order != 0.5]
     assert seen and all(share == order for share, order in seen)
+
+
+def crowd_recipe(folder: Path, **changes: object) -> Path:
+    content = yaml.safe_load(recipe_file(folder).read_text())
+    content["preferences"] |= {"train_prompts": 6, "pairs": 40, "annotators": {"votes": 3, "crowd": 8}}
+    (folder / "crowd.yaml").write_text(yaml.safe_dump(content | {"noise": [0.0, 0.25]} | changes, sort_keys=False))
+    return folder / "crowd.yaml"
+
+
+def test_a_crowds_votes_are_weighed_and_fewer_labels_are_wrong(tmp_path):
+    recipe = load_recipe(DisagreementRecipe, crowd_recipe(tmp_path))
+    assert [cell.cell for cell in cells(recipe)] == [
+        f"{labels}-{noise}" for noise in ("0", "0.25") for labels in ("majority", "shares", "weighed")
+    ]
+    votes = gather(recipe, 3, tmp_path / "seed3")
+    again = gather(recipe, 3, tmp_path / "seed3")  # read, not made
+    assert votes.weighed == again.weighed and votes.weighed.keys() == {"0", "0.25"}
+    assert {len(own) for own in (*votes.shares.values(), *votes.weighed.values(), votes.order, votes.pairs)} == {240}
+    assert not any(pair.annotator for pair in votes.pairs)
+    wrong = wrong_labels(tmp_path, [3], 0.25)
+    assert wrong["weighed"] < wrong["majority"]
+    assert labelled(votes.pairs, votes.weighed["0.25"], "weighed")[7].share == votes.weighed["0.25"][7]
+
+
+def test_a_crowds_table_has_both_gains():
+    recipe = load_recipe(DisagreementRecipe, RECIPE.with_name("lab_careless_people.yaml"))
+    rows = [
+        Row(
+            seed=seed, size="j", cell=f"{labels}-0.3", parameters=1, pairs=9, accuracy={"id": [right], "ood": [right]},
+            untrained=None, training_seconds=1, seconds=1,
+        )
+        for seed in (0, 1, 2)
+        for labels, right in (("majority", 0.6), ("shares", 0.65), ("weighed", 0.7))
+    ]  # fmt: skip
+    own = figures(recipe, rows)[0.3]
+    assert own["gain"]["id"].mean == pytest.approx(0.05) and own["gain of weighed"]["ood"].mean == pytest.approx(0.1)
+    text = markdown(recipe, rows, {0.1: {}, 0.2: {}, 0.3: {"majority": 0.25, "weighed": 0.125}})
+    assert "3 of a crowd of 10 vote on each pair." in text and "| 30 % | 25.0 %, 12.5 % |" in text
+    assert "in domain: weighed | in domain: gain of weighed |" in text and "+10.0 [+10.0, +10.0]" in text
 
 
 # -- the comparison ----------------------------------------------------------------------------------------------------
@@ -131,7 +170,8 @@ def test_both_judges_of_a_cell_are_tested_alike_and_the_table_says_so(whole):
     assert (table["cells"], table["done"]) == (2, 2)
     row = table["table"][0]
     gain = row["shares"]["id"]["mean"] - row["majority"]["id"]["mean"]
-    assert row["gain"]["id"]["mean"] == pytest.approx(gain) and 0 <= row["wrong_majorities"] <= 1
+    assert row["gain"]["id"]["mean"] == pytest.approx(gain) and 0 <= row["wrong"]["majority"] <= 1
+    assert row["wrong"].keys() == {"majority"}  # of people who never vote again nobody knows who is careful
 
 
 def test_a_finished_cell_keeps_its_reward_and_no_checkpoints(whole):
@@ -192,5 +232,5 @@ def test_gains_are_paired_and_missing_cells_are_left_blank():
     own = figures(recipe, rows)
     assert tuple(own[0.1]["gain"]["id"])[:3] == pytest.approx((0.1, 0.1, 0.1))
     assert own[0.2]["gain"] == {} and own[0.3]["shares"] == {}
-    text = markdown(recipe, rows, {0.1: 0.125, 0.2: None, 0.3: None})
+    text = markdown(recipe, rows, {0.1: {"majority": 0.125}, 0.2: {}, 0.3: {}})
     assert "+10.0 [+10.0, +10.0]" in text and "| 10 % | 12.5 % |" in text and "| 30 % |  |  |  |  |" in text

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from tiny import TinyGenerator
 
 from rewarddance.shapeworld import preferences as module
+from rewarddance.shapeworld.annotators import AnnotatorRecipe, ballots, voted
 from rewarddance.shapeworld.oracle import read, score_picture
 from rewarddance.shapeworld.preferences import Pool, PreferenceRecipe, Shown, draw, generate, overlaid, pair_up
 from rewarddance.shapeworld.render import render, to_pixels
@@ -78,3 +80,38 @@ def test_drawings_are_right_wrong_and_overfull():
     right = sum(score_picture(picture, RED).correct for picture in pictures)
     assert 40 < right < 120
     assert sum(count >= 3 for count in counts) > 5 and sum(count == 1 for count in counts) > 60
+
+
+# -- a crowd -----------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_crowd_the_same_people_are_careless_every_time():
+    picture = np.full((4, 4, 3), 0.5)
+    recipe = AnnotatorRecipe(votes=3, noise=0.0, tie_within=0.0, careless=0.4, crowd=5)
+    rng = np.random.default_rng(0)
+    cast = [ballots(picture, picture, 0.5, recipe, rng) for _ in range(400)]
+    right = {who: [] for who in range(5)}
+    for votes, people in cast:
+        assert len(set(people.tolist())) == 3
+        for vote, who in zip(votes, people, strict=True):
+            right[int(who)].append(vote)
+    assert [np.mean(right[who]) for who in (2, 3, 4)] == [1, 1, 1]
+    assert all(0.4 < np.mean(right[who]) < 0.6 for who in (0, 1))
+    with pytest.raises(ValidationError, match="need a crowd"):
+        AnnotatorRecipe(votes=3, crowd=2)
+
+
+def test_a_crowds_votes_stand_one_by_one_and_without_one_the_share_alone(painter):
+    pools = generate(painter, "train", 4, 4, 0)
+    crowd = RECIPE.model_copy(update={"annotators": AnnotatorRecipe(votes=3, crowd=6)})
+    rows = pair_up(pools, "train", 5, crowd, 0, False)
+    assert len(rows) == 4 * 5 * 3
+    for first, *others in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert all(first.first is other.first and first.second is other.second for other in others)
+        assert len({first.annotator, *(other.annotator for other in others)}) == 3
+    assert {row.share for row in rows} <= {0.0, 0.5, 1.0}
+    plain = pair_up(pools, "train", 5, RECIPE, 0, False)
+    assert len(plain) == 20 and not any(row.annotator for row in plain)
+    picture = np.zeros((4, 4, 3))
+    votes = voted(picture, picture, 0.3, AnnotatorRecipe(votes=4, careless=0.5), np.random.default_rng(1))
+    assert len(votes) == 1 and votes[0][0] in {0, 0.25, 0.5, 0.75, 1.0}

@@ -276,19 +276,25 @@ def _checked(content: dict[str, Any] | InputError, path: Path, line: int) -> Pre
 def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
     """Write a preferences file, .jsonl or .parquet, and its media in `<stem>_media/`; returns the number of rows.
 
-    Pictures are PNG, videos folders of them.
+    Pictures are PNG, videos folders of them. Rows one after the other that hold the very same tensor (votes on one
+    pair) name the same file.
     """
     media, n = path.parent / f"{path.stem}_media", 0
+    before: dict[str, tuple[Pixels | None, str]] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _writer(path) as write:
+    with rows_into(path) as write:
         for n, preference in enumerate(preferences, start=1):
             shown = {"media_a": preference.first, "media_b": preference.second, "condition": preference.condition}
             ends = {"media_a": "a", "media_b": "b", "condition": "condition"}
             row: dict[str, Any] = {"prompt": preference.prompt, "share": preference.share, "source": preference.source}
             for key, pixels in shown.items():
-                if pixels is not None:
+                known, name = before.get(key, (None, ""))
+                if pixels is not None and pixels is not known:
                     written = _write_media(pixels, media / f"{n - 1:06d}_{ends[key]}")
-                    row[key] = written.relative_to(path.parent).as_posix()
+                    name = written.relative_to(path.parent).as_posix()
+                if pixels is not None:
+                    row[key] = name
+                before[key] = pixels, name
             for key in ("reason", "reason_swapped", "criterion", "annotator"):
                 if text := getattr(preference, key):
                     row[key] = text
@@ -298,7 +304,7 @@ def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
 
 
 @contextmanager
-def _writer(path: Path) -> Iterator[Any]:
+def rows_into(path: Path) -> Iterator[Any]:
     """A function that writes one row to a .jsonl or .parquet file."""
     if path.suffix.lower() != ".parquet":
         with path.open("w", encoding="utf-8") as file:

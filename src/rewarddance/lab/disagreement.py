@@ -1,8 +1,10 @@
 """Learning from people who disagree: a judge that is taught the shares of votes against one taught hard majorities.
 
-Several people vote on each pair; some of them do not look. Both judges of a cell see the same pictures and votes, in
-the same order and under the same seed: one learns each pair's share, ties too, the other what most said, and nothing of
-pairs without a majority. They are tested on the oracle's own order. A finished cell is written down and not done again.
+Several people vote on each pair; some of them do not look. The judges of a noise see the same pictures and votes, in
+the same order and under the same seed: one learns each pair's share, ties too, another what most said, and nothing of
+pairs without a majority. Where the voters are a crowd, whose members come again from pair to pair, a third learns the
+shares with each vote weighed by how often its voter seems to be right (data/votes.py). All are tested on the oracle's
+own order. A finished cell is written down and not done again.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from rewarddance.data.preferences import PreferenceSet, write_preferences
+from rewarddance.data.votes import weigh
 from rewarddance.evaluation.markup import figure_text, number
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.generators.pipelines import load_generator
@@ -34,7 +37,7 @@ from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_
 from rewarddance.types import Preference
 
 CONFIG, RESULTS, TABLE, VOTES = "config.yaml", "results.jsonl", "disagreement.md", "votes.json"
-LABELS = ("majority", "shares")
+LABELS = ("majority", "shares", "weighed")
 TESTS = ("id", "ood")
 
 
@@ -43,8 +46,8 @@ class DisagreementRecipe(Recipe):
 
     seeds: each has pictures, votes, test prompts and training of its own. noise: shares of votes that are wrong because
     somebody did not look; who does not look is right half of the time, so twice as many do not. preferences: how many
-    pairs, and in `annotators` how those see who do look; its `careless` gives way to the noise. judge: how all are
-    trained.
+    pairs, and in `annotators` how those see who do look; its `careless` gives way to the noise. With a `crowd` there
+    it is people and not votes that are careless, and votes are weighed, too. judge: how all are trained.
     """
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
@@ -62,6 +65,11 @@ class DisagreementRecipe(Recipe):
             raise ValueError("noise lies in 0 to 0.5: at 0.5 nobody looks")
         return noise
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The kinds of labels that are compared, the first being what the others are compared with."""
+        return LABELS if self.preferences.annotators.crowd else LABELS[:2]
+
     def voted(self, noise: float) -> PreferenceRecipe:
         """The preferences where so many votes are wrong for want of looking."""
         own = self.preferences.annotators.model_copy(update={"careless": 2 * noise})
@@ -69,11 +77,12 @@ class DisagreementRecipe(Recipe):
 
 
 class Votes(NamedTuple):
-    """A seed's training pairs, their shares of votes at each noise, the oracle's order of each (0, 1, or 0.5 where it
-    sees no difference), and the test sets."""
+    """A seed's training pairs, their shares of votes at each noise, plain and weighed, the oracle's order of each pair
+    (0, 1, or 0.5 where it sees no difference), and the test sets."""
 
     pairs: list[Preference]
     shares: dict[str, list[float]]
+    weighed: dict[str, list[float]]
     order: list[float]
     tests: dict[str, list[Preference]]
 
@@ -110,9 +119,9 @@ def compare_labels(recipe: DisagreementRecipe, folder: Path) -> str:
 
 
 def cells(recipe: DisagreementRecipe) -> list[Cell]:
-    """All cells, seed by seed, the two that are compared one after the other."""
+    """All cells, seed by seed, those that are compared one after the other."""
     size = Path(recipe.judge.base).name
-    names = [cell_name(labels, noise) for noise in recipe.noise for labels in LABELS]
+    names = [cell_name(labels, noise) for noise in recipe.noise for labels in recipe.labels]
     return [Cell(seed, size, name, recipe.judge.base) for seed in recipe.seeds for name in names]
 
 
@@ -139,19 +148,27 @@ def gather(recipe: DisagreementRecipe, seed: int, folder: Path) -> Votes:
         voted = {f"{noise:g}": recipe.voted(noise) for noise in recipe.noise}
         voted["order"] = own.model_copy(update={"annotators": exact})
         shares: dict[str, list[float]] = {}
+        weighed: dict[str, list[float]] = {}
         for name, who in voted.items():
-            pairs = pair_up(pools["train"], "train", own.pairs, who, seed, exact=False, early="some")
-            shares[name] = [pair.share for pair in pairs]
-        write_preferences(pairs, folder / "preferences" / "train.jsonl")
-        write_text_atomically(path, json.dumps(shares) + "\n")  # last: without it all is made anew
-    shares = json.loads(path.read_text(encoding="utf-8"))
+            rows = pair_up(pools["train"], "train", own.pairs, who, seed, exact=False, early="some")
+            each = own.annotators.votes if own.annotators.crowd else 1  # a crowd's votes stand one by one
+            pairs, votes = rows[::each], np.array([row.share for row in rows]).reshape(-1, each)
+            shares[name] = votes.mean(axis=1).tolist()
+            if own.annotators.crowd and name != "order":
+                people = np.array([int(row.annotator) for row in rows])
+                weighed[name] = weigh(np.repeat(np.arange(len(pairs)), each), people, votes.ravel()).share.tolist()
+        write_preferences([replace(pair, annotator="") for pair in pairs], folder / "preferences" / "train.jsonl")
+        text = json.dumps({"shares": shares, "weighed": weighed})
+        write_text_atomically(path, text + "\n")  # last: without it all is made anew
+    told = json.loads(path.read_text(encoding="utf-8"))
     sets = {name: list(PreferenceSet(folder / "preferences" / f"{name}.jsonl")) for name in ("train", *TESTS)}
-    return Votes(sets.pop("train"), shares, shares.pop("order"), sets)
+    order = told["shares"].pop("order")
+    return Votes(sets.pop("train"), told["shares"], told["weighed"], order, sets)
 
 
 def labelled(pairs: Sequence[Preference], shares: Sequence[float], labels: str) -> list[Preference]:
     """The pairs as they are learned: with their shares of votes, or those that have a majority with it as 0 or 1."""
-    if labels == "shares":
+    if labels != "majority":
         return [replace(pair, share=share) for pair, share in zip(pairs, shares, strict=True)]
     return [replace(pair, share=float(share > 0.5)) for pair, share in zip(pairs, shares, strict=True) if share != 0.5]
 
@@ -160,7 +177,8 @@ def measured(recipe: DisagreementRecipe, cell: Cell, votes: Votes, folder: Path)
     """Train one judge and ask it about the test sets."""
     began = time.monotonic()
     labels, noise = cell.cell.split("-")
-    pairs = labelled(votes.pairs, votes.shares[noise], labels)
+    shares = votes.weighed if labels == "weighed" else votes.shares
+    pairs = labelled(votes.pairs, shares[noise], labels)
     judge, seconds = trained(recipe.judge, pairs, folder, cell.seed)
     return Row(
         seed=cell.seed,
@@ -180,65 +198,85 @@ def measured(recipe: DisagreementRecipe, cell: Cell, votes: Votes, folder: Path)
 
 def write_table(recipe: DisagreementRecipe, rows: Sequence[Row], folder: Path) -> str:
     """Write disagreement.md and results.json from the cells so far; returns the Markdown."""
-    wrong = {noise: wrong_majorities(folder, recipe.seeds, noise) for noise in recipe.noise}
+    wrong = {noise: wrong_labels(folder, recipe.seeds, noise) for noise in recipe.noise}
     text = markdown(recipe, rows, wrong)
     write_text_atomically(folder / TABLE, text)
     write_text_atomically(folder / "results.json", json.dumps(results(recipe, rows, wrong), indent=2) + "\n")
     return text
 
 
-def wrong_majorities(folder: Path, seeds: Sequence[int], noise: float) -> float | None:
-    """The share of majorities that are against the oracle's order, over the seeds that have voted; None before."""
-    found: list[bool] = []
+def wrong_labels(folder: Path, seeds: Sequence[int], noise: float) -> dict[str, float]:
+    """The share of "majority" and, where there are any, of "weighed" labels whose side is not the oracle's, among those
+    that have a side; over the seeds that have voted."""
+    found: dict[str, list[bool]] = {}
     for path in (folder / f"seed{seed}" / VOTES for seed in seeds):
         if path.exists():
-            shares = json.loads(path.read_text(encoding="utf-8"))
-            said, right = (np.sign(np.array(shares[key]) - 0.5) for key in (f"{noise:g}", "order"))
-            found += (said != right)[(said != 0) & (right != 0)].tolist()
-    return float(np.mean(found)) if found else None
+            told = json.loads(path.read_text(encoding="utf-8"))
+            right = np.sign(np.array(told["shares"]["order"]) - 0.5)
+            for name, labels in (("majority", told["shares"]), ("weighed", told["weighed"])):
+                if own := labels.get(f"{noise:g}"):
+                    side = np.sign(np.round(np.array(own) - 0.5, 9))
+                    found.setdefault(name, []).extend((side != right)[(side != 0) & (right != 0)].tolist())
+    return {name: float(np.mean(own)) for name, own in found.items()}
 
 
 def figures(recipe: DisagreementRecipe, rows: Sequence[Row]) -> dict[float, dict[str, dict[str, Interval]]]:
-    """For each noise, the accuracy of both kinds of label and the gain of shares over majorities, by test set."""
+    """For each noise, the accuracy of each kind of label and the gain of the others over majorities, by test set."""
     found = {}
     for noise in recipe.noise:
-        own = {name: [row for row in rows if row.cell == cell_name(name, noise)] for name in LABELS}
-        accuracy = {name: entries(one)[0].accuracy if one else {} for name, one in own.items()}
-        both = own["majority"], own["shares"]
-        found[noise] = accuracy | {"gain": gains(*both) if common(*both) else {}}
+        own = {name: [row for row in rows if row.cell == cell_name(name, noise)] for name in recipe.labels}
+        found[noise] = {name: entries(one)[0].accuracy if one else {} for name, one in own.items()}
+        for name in recipe.labels[1:]:
+            both = own["majority"], own[name]
+            found[noise][gain_of(name)] = gains(*both) if common(*both) else {}
     return found
 
 
-def results(recipe: DisagreementRecipe, rows: Sequence[Row], wrong: dict[float, float | None]) -> dict[str, Any]:
+def gain_of(labels: str) -> str:
+    """What the gain over majorities is called: "gain" where there is one only."""
+    return "gain" if labels == "shares" else f"gain of {labels}"
+
+
+def results(recipe: DisagreementRecipe, rows: Sequence[Row], wrong: dict[float, dict[str, float]]) -> dict[str, Any]:
     """Everything that was found, as it stands in results.json."""
     table = [
-        {"noise": noise, "wrong_majorities": wrong[noise]}
+        {"noise": noise, "wrong": wrong[noise]}
         | {name: {test: one._asdict() for test, one in by_test.items()} for name, by_test in own.items()}
         for noise, own in figures(recipe, rows).items()
     ]
     return {"cells": len(cells(recipe)), "done": len(rows), "table": table}
 
 
-def markdown(recipe: DisagreementRecipe, rows: Sequence[Row], wrong: dict[float, float | None]) -> str:
+def markdown(recipe: DisagreementRecipe, rows: Sequence[Row], wrong: dict[float, dict[str, float]]) -> str:
     """The table with what its figures are; a line says so where cells are missing."""
-    total, votes = len(cells(recipe)), recipe.preferences.annotators.votes
+    total, who = len(cells(recipe)), recipe.preferences.annotators
     lines = [f"Unfinished: {len(rows)} of {total} cells.\n"] if len(rows) < total else []
+    voters = f"{who.votes} of a crowd of {who.crowd}" if who.crowd else f"{who.votes} people"
+    noise = "somebody never looks" if who.crowd else "somebody did not look"
+    weighed = (
+        " Weighed: each vote by how often its voter seems to be right, which follows from the votes alone."
+        if who.crowd
+        else ""
+    )
     lines.append(
-        f"{votes} people vote on each pair. Noise: the share of votes that are wrong because somebody did not look, "
-        "besides what those who look see wrongly. Wrong: the share of majorities against the oracle's order. Accuracy: "
-        "% of a prompt's test pairs that are ordered as the oracle orders them, both orders asked. Gain: of the shares "
-        "of votes over hard majorities, in points, paired prompt by prompt. Means over seeds with 95 % t intervals, "
+        f"{voters} vote on each pair. Noise: the share of votes that are wrong because {noise}, "
+        "besides what those who look see wrongly. Wrong: the share of labels on the side that the oracle does not "
+        "prefer, of majorities" + (" and weighed" if who.crowd else "") + f".{weighed} Accuracy: "
+        "% of a prompt's test pairs that are ordered as the oracle orders them, both orders asked. Gain: over "
+        "hard majorities, in points, paired prompt by prompt. Means over seeds with 95 % t intervals, "
         f"never narrower than over prompts; seeds: {', '.join(map(str, sorted({row.seed for row in rows})))}.\n"
     )
-    heads = ["noise", "wrong", *(f"{SETS[test]}: {what}" for test in TESTS for what in ("majority", "shares", "gain"))]
+    columns = ["majority"]
+    for name in recipe.labels[1:]:
+        columns += [name, gain_of(name)]
+    heads = ["noise", "wrong", *(f"{SETS[test]}: {what}" for test in TESTS for what in columns)]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for noise, own in figures(recipe, rows).items():
-        known = wrong[noise]
-        line = [f"{number(noise, digits=0)} %", "" if known is None else f"{number(known)} %"]
+        line = [f"{number(noise, digits=0)} %", ", ".join(f"{number(share)} %" for share in wrong[noise].values())]
         for test in TESTS:
             line += [
-                figure_text(own[name][test], sign="+" if name == "gain" else "") if test in own[name] else ""
-                for name in (*LABELS, "gain")
+                figure_text(own[name][test], sign="+" if "gain" in name else "") if test in own[name] else ""
+                for name in columns
             ]
         lines.append(f"| {' | '.join(line)} |")
     return "\n".join(lines) + "\n"

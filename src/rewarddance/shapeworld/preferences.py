@@ -13,7 +13,7 @@ from rewarddance.generators.sampling import predictions
 from rewarddance.protocols import Generator
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.shapeworld.annotators import AnnotatorRecipe, vote
+from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
 from rewarddance.shapeworld.oracle import Score, score_picture
 from rewarddance.shapeworld.reasons import reason
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
@@ -90,11 +90,11 @@ def pair_up(
 
     early: whether "some" pairs have one-step predictions (and overlaid pictures) among theirs, or "all" have one in
     place of a finished picture of the generator. exact: shares are the oracle's own order (0 or 1), else the
-    annotators' votes.
+    annotators' votes; where those are a crowd each vote is a preference of its own, a pair's one after the other.
     """
     rng = np.random.default_rng([seed, 4, ("train", "held_out", "unseen").index(split)])
     style = "sketch" if split == "unseen" else "flat"
-    preferences = []
+    preferences: list[Preference] = []
     for own in pools:
         shown = [*(own.final if early != "all" else ()), *(own.early if early != "none" else ())]
         if early == "some":
@@ -103,33 +103,39 @@ def pair_up(
         drawn = [draw(own.spec, style, rng) for _ in range(recipe.samples * 2 if split == "unseen" else recipe.drawn)]
         shown += [Shown(picture, style, score_picture(picture, own.spec)) for picture in drawn]
         for _ in range(pairs):
-            preferences.append(_pair(own.prompt, shown, recipe, rng, exact))
-    return [preference for preference in preferences if preference is not None]
+            preferences += _pair(own.prompt, shown, recipe, rng, exact)
+    return preferences
 
 
 def _pair(
     prompt: str, pool: Sequence[Shown], recipe: PreferenceRecipe, rng: np.random.Generator, exact: bool
-) -> Preference | None:
-    """Two different pictures of the pool and their share; None where an exact pair with an order was not found."""
+) -> list[Preference]:
+    """Two different pictures of the pool with their share, or with each vote of a crowd; none where an exact pair with
+    an order was not found."""
     for _ in range(50):
         first, second = (pool[i] for i in rng.choice(len(pool), size=2, replace=False))
         difference = second.score - first.score
         if exact and abs(difference) < recipe.least_difference:
             continue
         a, b = first.picture, second.picture
-        share = float(difference > 0) if exact else vote(a, b, difference, recipe.annotators, rng)
-        pixels = to_pixels([a, b])
-        told = recipe.reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
-        return Preference(
-            prompt,
-            pixels[0],
-            pixels[1],
-            share,
-            f"{first.source}/{second.source}",
-            reason=reason(second.seen, first.seen) if told else "",
-            reason_swapped=reason(first.seen, second.seen) if told else "",
-        )
-    return None
+        votes = [(float(difference > 0), "")] if exact else voted(a, b, difference, recipe.annotators, rng)
+        pixels = tuple(to_pixels([a, b]))
+        found = []
+        for share, annotator in votes:
+            told = recipe.reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
+            found.append(
+                Preference(
+                    prompt,
+                    *pixels,
+                    share,
+                    f"{first.source}/{second.source}",
+                    reason=reason(second.seen, first.seen) if told else "",
+                    reason_swapped=reason(first.seen, second.seen) if told else "",
+                    annotator=annotator,
+                )
+            )
+        return found
+    return []
 
 
 def overlaid(own: Pool, other: Pool, rng: np.random.Generator) -> list[Shown]:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from rewarddance.runtime.config import Recipe
-from rewarddance.shapeworld.annotators import AnnotatorRecipe, vote
+from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
 from rewarddance.shapeworld.motion.films import FILM_DEFECTS, Film, film_pixels, render_film, spoil_film
 from rewarddance.shapeworld.motion.oracle import FilmScore, score_film
 from rewarddance.shapeworld.motion.scripts import (
@@ -148,16 +148,17 @@ def pair_films(
 ) -> list[Preference]:
     """`pairs` pairs of different films for each pool, with their rates, and with the condition where there is one.
 
-    exact: shares are the oracle's own order (0 or 1) and pairs without one are left out; else the annotators' votes.
+    exact: shares are the oracle's own order (0 or 1) and pairs without one are left out; else the annotators' votes;
+    where those are a crowd each vote is a preference of its own, a pair's one after the other.
     A pool may hold a generator's films beside drawn ones: a pair's source names both.
     """
     rng = np.random.default_rng([seed, 13, SPLITS.index(split)])
-    found = [_pair(pool, recipe, rng, exact) for pool in pools for _ in range(pairs)]
-    return [preference for preference in found if preference is not None]
+    return [one for pool in pools for _ in range(pairs) for one in _pair(pool, recipe, rng, exact)]
 
 
-def _pair(pool: FilmPool, recipe: MotionRecipe, rng: np.random.Generator, exact: bool) -> Preference | None:
-    """Two different films of the pool and their share; None where the pool has none, or none with an order."""
+def _pair(pool: FilmPool, recipe: MotionRecipe, rng: np.random.Generator, exact: bool) -> list[Preference]:
+    """Two different films of the pool with their share, or with each vote of a crowd; none where the pool has no two,
+    or none with an order."""
     condition = None if pool.condition is None else to_pixels([pool.condition])[0]
     for _ in range(50):
         first, second = (pool.shown[i] for i in rng.choice(len(pool.shown), size=2, replace=False))
@@ -167,17 +168,18 @@ def _pair(pool: FilmPool, recipe: MotionRecipe, rng: np.random.Generator, exact:
         if exact and abs(difference) < recipe.least_difference:
             continue
         a, b = first.film, second.film
-        share = float(difference > 0) if exact else vote(a.frames, b.frames, difference, recipe.annotators, rng)
-        return Preference(
-            pool.prompt,
-            film_pixels(a),
-            film_pixels(b),
-            share,
-            f"{first.source}/{second.source}",
-            condition=condition,
-            fps=(a.fps, b.fps),
-        )
-    return None
+        votes = [(float(difference > 0), "")]
+        if not exact:
+            votes = voted(a.frames, b.frames, difference, recipe.annotators, rng)
+        films = film_pixels(a), film_pixels(b)
+        source = f"{first.source}/{second.source}"
+        return [
+            Preference(
+                pool.prompt, *films, share, source, condition=condition, annotator=annotator, fps=(a.fps, b.fps)
+            )
+            for share, annotator in votes
+        ]
+    return []
 
 
 def motion_preferences(recipe: MotionRecipe, split: str, seed: int) -> list[Preference]:
