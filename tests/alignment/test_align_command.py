@@ -101,7 +101,19 @@ def test_the_recipes_of_the_policy_gradients_are_ones(name):
     assert len(set(prompts)) == len(prompts) > 200
 
 
+def test_a_run_does_not_go_on_with_other_prompts(tmp_path, recipe):
+    file = recipe(refl=SMALL, references={"candidates": 2})
+    assert command("align", file).code == 0
+    for changed, told in (("a red circle\na blue square\n", "'a blue cross'"), ("a red circle\n", "'a blue cross'")):
+        (tmp_path / "prompts.txt").write_text(changed)
+        done = command("align", file)
+        assert done.code == 2 and f"whose prompt 2 was {told}" in " ".join(done.err.split())
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue cross\na green cross\n")
+    assert "whose prompt 3 was none" in " ".join(command("align", file).err.split())
+
+
 def test_a_folder_is_not_claimed_by_a_recipe_that_cannot_run(tmp_path, recipe):
-    for changes in ({"algorithm": "grpo", "grpo": {"window": 4}}, {"held_out": str(tmp_path / "nobody")}):
+    nowhere = {"refl": {"lora_targets": ["nowhere"]}}
+    for changes in ({"algorithm": "grpo", "grpo": {"window": 4}}, {"held_out": str(tmp_path / "nobody")}, nowhere):
         assert command("align", recipe(**changes)).code == 2
         assert not (tmp_path / "run" / "config.yaml").exists()

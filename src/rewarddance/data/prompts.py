@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, overload
 
 from rewarddance.data.media import read_video
 from rewarddance.errors import InputError
+from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.types import Pixels, Prompt
 
 
@@ -52,6 +54,24 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise InputError(f"the prompt file {path} is empty.", "Write one prompt a line.")
     return prompts
+
+
+def keep_prompts(prompts: Sequence[Prompt], path: Path) -> None:
+    """Write a run's prompts to a JSONL file, or make sure that the run being continued has these very ones.
+
+    Raises InputError naming the first that differs: places in the list say which noises a prompt has and when its turn
+    comes, so a run that went on with others would be neither the one nor the other.
+    """
+    now = [{"prompt": one.text, "condition": one.condition and one.condition.name} for one in prompts]
+    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else now
+    for number, (old, new) in enumerate(zip_longest(before, now), start=1):
+        if old != new:
+            said = "none" if old is None else repr(old["prompt"])
+            raise InputError(
+                f"{path.parent} holds a run whose prompt {number} was {said}, and now the prompts are others.",
+                "Choose another output, or give the prompts that the run began with.",
+            )
+    write_text_atomically(path, "".join(json.dumps(one) + "\n" for one in now))
 
 
 def _condition(value: Any, folder: Path, where: str) -> Path:
