@@ -43,7 +43,8 @@ class Question:
 
     prompt: the text the picture was made for. candidate, reference: pixels [T, C, H, W] in [0, 1]; a pointwise judge
     needs no reference. instruction: the name of a task instruction, or None for the judge's own. condition: the picture
-    that the generator was given beside the prompt (image to video, editing).
+    that the generator was given beside the prompt (image to video, editing). fps: frames a second of the candidate and
+    of the reference, where they are videos and it is known.
     Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text.
     """
 
@@ -52,6 +53,7 @@ class Question:
     reference: OtherPixels | None = None
     instruction: str | None = None
     condition: Float[Tensor, "T3 C H3 W3"] | None = None
+    fps: tuple[float | None, float | None] = (None, None)
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):  # a template would write it out, and the judge answer as if it were one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rewarddance.data.films import evenly_spaced
-from rewarddance.data.media import as_pixels, read_picture, read_video
+from rewarddance.data.films import evenly_spaced, evenly_timed
+from rewarddance.data.media import as_pixels, read_picture, read_rate, read_video
 from rewarddance.errors import InputError
 
 T = 12
@@ -80,6 +81,56 @@ def test_of_a_longer_video_evenly_spaced_frames_are_read(tmp_path):
         assert levels(read_video(tmp_path / f"a.{kind}", 4)) == [1, 4, 7, 10]
         assert levels(as_pixels(tmp_path / f"a.{kind}", max_frames=1)) == [6]
     assert evenly_spaced(100, 16)[:3] == [3, 9, 15] and evenly_spaced(5, 5) == evenly_spaced(5, 9) == [0, 1, 2, 3, 4]
+
+
+def uneven(path: Path, times: list[int]) -> Path:
+    """A film whose frames begin at these eighths of a second."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 * number, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 8)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_of_a_film_whose_frames_come_unevenly_those_of_evenly_spaced_moments_are_read(tmp_path):
+    file = uneven(tmp_path / "uneven.mkv", [0, 1, 2, 3, 4, 5, 6, 14])  # the last but one stands a second
+    assert levels(read_video(file, max_frames=3)) == [2, 6, 6]
+
+
+def test_frames_that_come_evenly_or_at_unknown_times_are_taken_by_their_number():
+    even = [number / 30 for number in range(20)]
+    jitter = [time + 0.002 * (number % 2) for number, time in enumerate(even)]
+    for times in (even, jitter, [None] * 20, [0.0] * 20):
+        assert evenly_timed(times, 6) == evenly_spaced(20, 6)
+    assert evenly_timed([0.0, 1.0, 2.0, 10.0], 4) == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("kind", FILMS)
+def test_a_films_rate_is_read_from_its_times(tmp_path, kind):
+    file = film(tmp_path / f"a.{kind}", FILMS[kind])
+    assert read_rate(file) == pytest.approx(8, rel=0.01)
+    assert read_rate(file.read_bytes()) == pytest.approx(8, rel=0.01)
+
+
+def test_an_animation_has_the_rate_of_its_durations_and_a_picture_none(tmp_path):
+    first, *rest = [grey(20 * i) for i in range(4)]
+    first.save(tmp_path / "timed.gif", save_all=True, append_images=rest, duration=125)
+    assert read_rate(tmp_path / "timed.gif") == pytest.approx(8, rel=0.05)
+    assert read_rate(animation(tmp_path / "untimed.png", "png")) is None
+    grey(3).save(tmp_path / "still.png")
+    assert read_rate(tmp_path / "still.png") is None and read_rate(tmp_path) is None
+
+
+def test_a_broken_file_has_no_rate_but_an_error_that_names_it(tmp_path):
+    file = film(tmp_path / "a.mp4", "libx264")
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"the video .*a\.mp4 cannot be read"):
+        read_rate(file)
 
 
 def test_a_file_in_memory_is_the_same_video(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -16,6 +18,9 @@ from rewarddance.types import Pixels
 EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 """How a WebM or Matroska file begins, and how the part that holds everything else does."""
 
+_UNEVEN = 1.5
+"""How much longer than the shortest a frame is shown, from which on they come unevenly: less is rounding."""
+
 File = BytesIO | BufferedReader
 """A file in memory, or an open one."""
 
@@ -23,23 +28,36 @@ File = BytesIO | BufferedReader
 def read_film(file: File, max_frames: int, name: str) -> Pixels:
     """The film's frames [T, 3, H, W] in [0, 1], upright; evenly spaced ones where it has more than `max_frames`.
 
-    Raises InputError beginning with `name` where PyAV is not installed, and PyAV's own errors, EOFError or ValueError
-    where the file is broken, cut off or holds no pictures.
+    Evenly in time: of a film whose frames come unevenly, those that are shown at evenly spaced moments, one that stands
+    long more than once. Raises InputError beginning with `name` where PyAV is not installed, and PyAV's own errors,
+    EOFError or ValueError where the file is broken, cut off or holds no pictures.
     """
-    total = _length(file, name)
-    chosen = set(evenly_spaced(total, max_frames))
-    arrays: list[np.ndarray] = []
+    chosen = evenly_timed(_times(file, name), max_frames)
+    arrays: dict[int, np.ndarray] = {}
     for number, frame in enumerate(_frames(file)):
         if number in chosen:
             refuse_bomb(frame.width, frame.height, len(chosen))
             turns = round(frame.rotation / 90)  # how the camera was held; counterclockwise, as rot90 turns
-            arrays.append(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div(255).contiguous()
+            arrays[number] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    shown = np.stack([arrays[number] for number in chosen])
+    return torch.from_numpy(shown).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def film_rate(file: File, name: str) -> float | None:
+    """Frames a second of a film, the mean where they come unevenly; None of one frame, or without times.
+
+    Raises as `read_film` does.
+    """
+    times = _times(file, name)
+    if len(times) < 2 or None in times:
+        return None
+    seconds = float(times[-1] or 0) - float(times[0] or 0)
+    return (len(times) - 1) / seconds if seconds > 0 else None
 
 
 def inspect_film(file: File, name: str) -> str:
     """Decode a film to its end; returns the suffix of its container. Raises as `read_film` does."""
-    _length(file, name)
+    _times(file, name)
     file.seek(0)
     head = file.read(12)
     if head[:4] == EBML:
@@ -47,8 +65,8 @@ def inspect_film(file: File, name: str) -> str:
     return ".avi" if head[:4] == b"RIFF" else ".mp4" if head[4:8] == b"ftyp" else ".mpg"
 
 
-def _length(file: File, name: str) -> int:
-    """How many frames a film has, by decoding it: a container's own count may be missing or wrong."""
+def _times(file: File, name: str) -> list[float | None]:
+    """When each frame is shown, in seconds, by decoding the film: a container's own count may be missing or wrong."""
     try:
         import av  # noqa: F401
     except ImportError as error:
@@ -59,10 +77,10 @@ def _length(file: File, name: str) -> int:
     declared = _declared_length(file, length)
     if declared > length:
         raise EOFError(f"it was cut off: {length} of at least {declared} bytes are there")
-    total = sum(1 for _ in _frames(file))
-    if total == 0:
+    times = [frame.time for frame in _frames(file)]
+    if not times:
         raise ValueError("it holds no pictures")
-    return total
+    return times
 
 
 def _frames(file: File) -> Iterator[Any]:
@@ -119,6 +137,18 @@ def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
 def evenly_spaced(total: int, wanted: int) -> list[int]:
     """The middles of `wanted` equal stretches of `total` frames, or all frames where there are no more."""
     return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)] if total > wanted else list(range(total))
+
+
+def evenly_timed(times: Sequence[float | None], wanted: int) -> list[int]:
+    """As `evenly_spaced`, of frames that begin at these times; by number where they come evenly or their times are
+    unknown."""
+    begins = [time for time in times if time is not None]
+    gaps = [after - before for before, after in itertools.pairwise(begins)]
+    if len(begins) < len(times) or not gaps or min(gaps) <= 0 or max(gaps) <= _UNEVEN * min(gaps):
+        return evenly_spaced(len(times), wanted)
+    n, long = min(wanted, len(times)), begins[-1] - begins[0] + sorted(gaps)[len(gaps) // 2]
+    moments = [begins[0] + (2 * i + 1) * long / (2 * n) for i in range(n)]
+    return [bisect.bisect_right(begins, moment) - 1 for moment in moments]
 
 
 def refuse_bomb(width: int, height: int, frames: int = 1) -> None:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from rewarddance.data.films import EBML, File, evenly_spaced, inspect_film, read_film, refuse_bomb
+from rewarddance.data.films import EBML, File, evenly_spaced, film_rate, inspect_film, read_film, refuse_bomb
 from rewarddance.errors import InputError
 from rewarddance.types import Pixels
 
@@ -131,6 +131,26 @@ def read_video(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
     except Exception as error:  # the decoders raise nearly anything on a broken file
         verb = "read" if isinstance(media, Path) else "decoded"
         raise InputError(f"{what} cannot be {verb}: {_why(error, media)}.", "Replace or remove it.") from error
+
+
+def read_rate(media: Path | bytes, name: str = "the video") -> float | None:
+    """Frames a second of a video file, the mean where they come unevenly; None where it does not say, as a picture or a
+    folder of frames does not. Raises InputError as `read_video` does."""
+    film = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
+    what = f"the {'video' if film else 'picture'} {media}" if isinstance(media, Path) else name
+    try:
+        if isinstance(media, Path) and media.is_dir():
+            return None
+        with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
+            if _is_film(file, film):
+                return film_rate(file, what)
+            with _open(file) as opened:
+                shown = [frame.info.get("duration") or 0 for frame in _frames(opened, file)]
+            return 1000 * len(shown) / sum(shown) if len(shown) > 1 and all(shown) else None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what} cannot be read: {_why(error, media)}.", "Replace or remove it.") from error
 
 
 def inspect_media(media: Path | bytes, name: str = "the picture") -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pydantic import Field
 
-from rewarddance.data.media import MAX_FRAMES, as_pixels
+from rewarddance.data.media import MAX_FRAMES, as_pixels, read_rate
 from rewarddance.data.tables import FolderTable, Row, RowFile, Table, beside, open_table
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.lab.scoring_answers import KEYS, REASON, Answer, Explain, Task, answer_of, ask, blank
@@ -33,7 +33,7 @@ from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.inputs import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import Pixels, Question
+from rewarddance.types import OtherPixels, Pixels, Question
 
 T = TypeVar("T")
 PIXEL_VALUES = 2**28
@@ -103,7 +103,8 @@ def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
         if run.instruction is not None:
             load_instruction(run.instruction)
         judge, kind, explain = _judge(run)
-        reader = RowReader(run, kind, table)
+        knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
+        reader = RowReader(run, kind, table, knows_rate)
         if not begun:  # nothing was written under it yet, so it binds nobody
             record.unlink(missing_ok=True)
         keep_recipe(recorded, record)
@@ -144,12 +145,16 @@ def _fill(
 
 
 class RowReader:
-    """Rows to tasks. Within a batch, pictures of one source are one tensor, so that a judge encodes them once."""
+    """Rows to tasks. Within a batch, pictures of one source are one tensor, so that a judge encodes them once.
 
-    def __init__(self, run: ScoreRun, kind: str, table: Table) -> None:
+    timed: the rates of videos are read too, for a judge that knows one.
+    """
+
+    def __init__(self, run: ScoreRun, kind: str, table: Table, timed: bool = False) -> None:
         """Raises InputError where no row of the table could be answered, and for a reference that cannot be read."""
         self.run, self.kind, self.folder = run, kind, table.folder
         self.seen: dict[Path | bytes, Pixels] = {}
+        self.timed, self.rates = timed, dict[int, float | None]()
         if isinstance(table, FolderTable):
             if run.prompt is None and not table.has_prompts:
                 raise InputError(
@@ -197,8 +202,12 @@ class RowReader:
                     "Give the row a reference or further candidates, or give --reference or --kind pointwise.",
                 )
             pairs = itertools.permutations(candidates, 2)
-            return Task(row, [Question(prompt, c, r, instruction, condition) for c, r in pairs], "pairs", n)
-        asked = [Question(prompt, each, reference, instruction, condition) for each in candidates]
+            asked = [Question(prompt, c, r, instruction, condition, self._rates(c, r)) for c, r in pairs]
+            return Task(row, asked, "pairs", n)
+        asked = [
+            Question(prompt, each, reference, instruction, condition, self._rates(each, reference))
+            for each in candidates
+        ]
         return Task(row, asked, "each" if given[0] == "candidates" else "one", n)
 
     def _text(self, content: dict[str, Any], key: str, default: str | None) -> str:
@@ -207,6 +216,9 @@ class RowReader:
             said = f"no {key}" if text is None else f"the {key} {_short(text)}"
             raise InputError(f"the row has {said}.", "Give it a text, or --prompt for rows that have none.")
         return text
+
+    def _rates(self, candidate: Pixels, reference: OtherPixels | None) -> tuple[float | None, float | None]:
+        return self.rates.get(id(candidate)), self.rates.get(id(reference))
 
     def _media(self, value: Any, key: str) -> tuple[str | None, Pixels]:
         """A path or bytes, or datasets' {"bytes", "path"}, as its name and its pixels."""
@@ -218,6 +230,8 @@ class RowReader:
             raise InputError(f"the row's {key} is {_short(value)}, which is no picture.", "Give a path, or bytes.")
         if source not in self.seen:
             self.seen[source] = as_pixels(source, f"the row's {key}", self.run.max_frames)
+            if self.timed:
+                self.rates[id(self.seen[source])] = read_rate(source, f"the row's {key}")
         return name, self.seen[source]
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rewarddance.errors import InputError
 from rewarddance.reward.families.pixels import resized
+from rewarddance.reward.frames import as_read
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
 from rewarddance.runtime.checkpoint import find_checkpoint
@@ -63,6 +64,7 @@ class ClipReward(PointwiseJudge):
         """The margins [K]; each distinct picture and each distinct prompt is encoded once."""
         prompts: dict[str, int] = {}
         pictures: dict[int, tuple[int, Pixels]] = {}
+        shown = as_read(shown, self.config)
         for number, question in enumerate(shown):
             if question.instruction is not None or question.condition is not None:
                 what = "an instruction" if question.condition is None else "a condition"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rewarddance.data.media import Media
 from rewarddance.errors import InputError
+from rewarddance.reward.frames import as_read
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
 from rewarddance.reward.judge import Amount, Candidates, Judge, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
@@ -48,7 +49,7 @@ class PairwiseReward(Judge):
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
         or before the answer that most votes are for; a pair without reasons trains on the answers alone.
         """
-        questions = [Question(p.prompt, p.second, p.first, condition=p.condition) for p in pairs]
+        questions = [Question(p.prompt, p.second, p.first, condition=p.condition, fps=p.fps[::-1]) for p in pairs]
         asked = self._asked([*questions, *map(swapped, questions)])
         share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
         weight = self.config.difference_weight
@@ -115,7 +116,7 @@ class PairwiseReward(Judge):
     def _asked(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
         """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""
         asked = []
-        for number, question in enumerate(questions):
+        for number, question in enumerate(as_read(questions, self.config)):
             instruction = load_instruction(question.instruction) if question.instruction else self.instruction
             parts = tuple(instruction.question(question.prompt, reasoning or self.config.reasoning))
             asked.append(Asked(parts, pictures_of(parts, question, number)))
@@ -130,4 +131,4 @@ def swapped(question: Question) -> Question:
     """The same question with reference and candidate changed over."""
     if question.reference is None:
         raise InputError(f"the question on {question.prompt!r} has no reference to swap.", "Give it one.")
-    return replace(question, candidate=question.reference, reference=question.candidate)
+    return replace(question, candidate=question.reference, reference=question.candidate, fps=question.fps[::-1])

@@ -68,6 +68,8 @@ class RewardOptions(Recipe):
     answers themselves; 0 is the paper's objective (pairwise only; see `pairwise_cross_entropy`).
     tie_threshold: log of Rao and Kupper's theta, which makes Bradley-Terry win-tie: pictures whose margins differ by
     less are likely tied (not pairwise). None: plain Bradley-Terry, where a tie is half a win.
+    frames: how many frames of a video are read, evenly from the first to the last, and fps: the rate of its videos; a
+    video of fewer frames, or known to have another rate, is an error. None: all that are given, and any rate.
     max_pixels: of a frame after resizing, for families that keep a picture's shape (the pixel budget). checkpointing:
     where there is a gradient, keep each layer's input only and compute the rest again (not clip).
     reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
@@ -79,6 +81,8 @@ class RewardOptions(Recipe):
     answer_weight: float | None = Field(default=None, ge=0, validate_default=True)
     difference_weight: float = Field(default=0.5, ge=0, le=1)
     tie_threshold: float | None = Field(default=None, gt=0)
+    frames: int | None = Field(default=None, ge=1)
+    fps: float | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, ge=1)
     checkpointing: bool = False
     reasoning: Reasoning = "none"

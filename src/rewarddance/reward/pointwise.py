@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import Media
+from rewarddance.reward.frames import as_read
 from rewarddance.reward.instructions import Instruction, Reasoning, load_instruction, pictures_of
 from rewarddance.reward.judge import Amount, Candidates, Judge, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import (
@@ -56,8 +58,8 @@ class PointwiseJudge(Judge):
         The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
         votes (paper, section 3: Bradley-Terry "plus a small weighted cross-entropy").
         """
-        asked = [Question(p.prompt, p.second, condition=p.condition) for p in pairs]
-        asked += [Question(p.prompt, p.first, condition=p.condition) for p in pairs]
+        asked = [Question(p.prompt, p.second, condition=p.condition, fps=(p.fps[1], None)) for p in pairs]
+        asked += [Question(p.prompt, p.first, condition=p.condition, fps=(p.fps[0], None)) for p in pairs]
         loss = self._of_scores(self.margin(asked), pairs)
         return loss * (len(pairs) / of.pairs) if of else loss
 
@@ -108,8 +110,8 @@ class PointwiseReward(PointwiseJudge):
         """
         if self.config.reasoning == "none":
             return super().loss(pairs, of)
-        asked = [Question(p.prompt, p.second, condition=p.condition) for p in pairs]
-        asked += [Question(p.prompt, p.first, condition=p.condition) for p in pairs]
+        asked = [Question(p.prompt, p.second, condition=p.condition, fps=(p.fps[1], None)) for p in pairs]
+        asked += [Question(p.prompt, p.first, condition=p.condition, fps=(p.fps[0], None)) for p in pairs]
         scores, logits, tokens = self.answers.learn(self._asked(asked), *told(pairs))
         part = len(pairs) / of.pairs if of else 1
         of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
@@ -137,7 +139,7 @@ class PointwiseReward(PointwiseJudge):
         return Verdict(verdict.margin, tuple(reasons[candidate] for candidate, _ in places))
 
     def _asked(self, shown: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
-        return asked_alone(shown, self.instruction, reasoning or self.config.reasoning)
+        return asked_alone(as_read(shown, self.config), self.instruction, reasoning or self.config.reasoning)
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
@@ -163,15 +165,17 @@ def distinct(questions: Sequence[Question]) -> tuple[list[Question], Places]:
     at: dict[tuple, int] = {}
     shown: list[Question] = []
 
-    def place(question: Question, pixels: Tensor) -> int:
+    def place(question: Question, pixels: Tensor, rate: float | None) -> int:
         key = (question.prompt, question.instruction, id(question.condition), id(pixels))
         if key not in at:
             at[key] = len(shown)
-            shown.append(Question(question.prompt, pixels, None, question.instruction, question.condition))
+            alone = replace(question, candidate=pixels, reference=None, fps=(rate, None))
+            shown.append(alone)
         return at[key]
 
     places: Places = [
-        (place(q, q.candidate), None if q.reference is None else place(q, q.reference)) for q in questions
+        (place(q, q.candidate, q.fps[0]), None if q.reference is None else place(q, q.reference, q.fps[1]))
+        for q in questions
     ]
     return shown, places
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rewarddance.reward.frames import as_read
 from rewarddance.reward.judge import HEAD_FILE, RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge, asked_alone
 from rewarddance.reward.vlm import VisionLanguageModel
@@ -42,7 +43,7 @@ class RegressiveReward(PointwiseJudge):
                 self.model.reward_head.weight.copy_(self.read_own_weights(vlm.folder)[HEAD])
 
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
-        hidden = self.vlm.read(asked_alone(shown, self.instruction))
+        hidden = self.vlm.read(asked_alone(as_read(shown, self.config), self.instruction))
         return self.model.reward_head(hidden.float()).squeeze(-1)
 
     def own_weights(self) -> dict[str, Tensor]:
