@@ -230,6 +230,16 @@ def test_a_missing_recipe(tmp_path):
     assert_refused(done, f"the recipe {tmp_path / 'nowhere.yaml'} cannot be read", "Give the path of a YAML recipe.")
 
 
+def test_a_run_that_ended_before_its_first_step_does_not_bind_the_folder(training, tmp_path):
+    done = command("train", training, "judge.base=nobody")
+    assert_refused(done, "there is no checkpoint at 'nobody'", "save_pretrained")
+    assert (tmp_path / "out").is_dir()
+    assert_refused(command("train", training, "judge.instruction=t3i"), "t3i", "")
+    assert_refused(command("train", training, "seed=-1"), "the key 'seed'", "Correct the value.")
+    assert_refused(command("train", training, "seed=99999999999"), "the key 'seed'", "Correct the value.")
+    assert command("train", training).code == 0
+
+
 def test_a_missing_judge(training, aligning, tmp_path):
     where = tmp_path / "nowhere"
     assert_refused(command("train", training, f"judge.base={where}"), f"no checkpoint at '{where}'", "save_pretrained")
@@ -269,6 +279,7 @@ def test_a_test_set_of_ties_alone(training, tmp_path):
     lines = [json.loads(line) | {"share": 0.5} for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert_refused(command("train", training), "none of the 4 pairs has an order", "share is not 0.5")
+    assert not (tmp_path / "out").exists()  # before a step was taken
 
 
 def test_prompts_that_are_not_there_or_hold_a_token_of_the_judge(aligning, tmp_path):

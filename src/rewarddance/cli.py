@@ -119,12 +119,15 @@ def plan(
     from rewarddance.lab.planning_table import print_plan
     from rewarddance.runtime.config import parse_recipe
 
+    size = picture.lower().split("x")
+    if len(size) != 2:
+        raise InputError(f"--picture {picture} is no height and width.", "Write e.g. 1024x1024.")
     options = {
         "gpus": gpus,
         "gpu": gpu,
         "gpu_memory": gpu_memory,
         "utilisation": utilisation,
-        "picture": picture.lower().split("x"),
+        "picture": size,
         "prompt_words": prompt_words,
     }
     found = plan_recipe(recipe, overrides or [], parse_recipe(PlanOptions, options, "the command line"))

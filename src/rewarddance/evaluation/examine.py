@@ -38,7 +38,7 @@ from rewarddance.evaluation.readings import Failure, Pairs, Readings, group_pict
 from rewarddance.evaluation.statistics import Interval, interval, interval_of_sums, numbered
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.ranking import tournament
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, Seed
 from rewarddance.runtime.tracking import progress_bar
 
 ALONE = "It gives each picture a score of its own"
@@ -56,7 +56,7 @@ class ExamRecipe(Recipe):
     probes: int = Field(default=200, ge=1)
     groups: int = Field(default=50, ge=1)
     pictures: int = Field(default=5, ge=3)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def examine(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError, RewardDanceError
@@ -41,7 +41,7 @@ class PlanOptions(Recipe):
     gpu: str = "h100"
     gpu_memory: float | None = Field(default=None, gt=0)
     utilisation: float = Field(default=0.4, gt=0, le=1)
-    picture: tuple[int, int] = (1024, 1024)
+    picture: tuple[PositiveInt, PositiveInt] = (1024, 1024)
     prompt_words: int = Field(default=40, ge=1)
 
     @property

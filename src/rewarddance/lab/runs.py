@@ -18,7 +18,7 @@ from rewarddance.alignment.references import ReferenceRecipe, build_references, 
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.alignment.rewards import Reward, judging_of
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.data.prompts import conditions_of, keep_prompts, read_prompts
+from rewarddance.data.prompts import conditions_of, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import agreement
 from rewarddance.evaluation.examine import ExamRecipe
@@ -32,7 +32,7 @@ from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe, check_training, train_judge
 from rewarddance.runtime import distributed
 from rewarddance.runtime.checkpoint import writable_folder
-from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.config import Recipe, Seed, keep_recipe
 from rewarddance.runtime.distributed import first_ahead, is_first, joined
 from rewarddance.runtime.inputs import find_device, find_dtype
 from rewarddance.runtime.trackers import check_trackers, reporting
@@ -47,7 +47,7 @@ class TrainRun(Recipe):
     preferences: Path
     tests: dict[str, Path] = Field(default_factory=dict)
     output: Path
-    seed: int = 0
+    seed: Seed = 0
     judge: JudgeRecipe = JudgeRecipe()
     exam: ExamRecipe = ExamRecipe()
 
@@ -88,7 +88,7 @@ class AlignRun(Recipe):
     held_out: str | None = None
     prompts: Path
     output: Path
-    seed: int = 0
+    seed: Seed = 0
     grid_prompts: int = Field(default=4, ge=0)
     report_to: tuple[str, ...] = ()
     references: ReferenceRecipe = ReferenceRecipe()
@@ -135,9 +135,11 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
         with first_ahead():
             training = PreferenceSet(recipe.preferences, for_training=True)
             tests = {name: PreferenceSet(path) for name, path in recipe.tests.items()}
+            for pairs in tests.values():
+                _refuse_ties_alone(pairs)
             check_training(recipe.judge, bool(tests))
             folder = writable_folder(recipe.output)
-            keep_recipe(recipe, folder / "config.yaml")
+            keep_recipe(recipe, folder / "config.yaml", binding=_has_begun(folder))
 
         def watch(judge: RewardModel) -> dict[str, float]:
             return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
@@ -151,14 +153,24 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
     return {"reward": str(folder / "reward"), **document(judge, folder / "reward", facts, examined, recipe.exam)}
 
 
+def _has_begun(folder: Path) -> bool:
+    """Was a step taken here? A run that ended before, at a misspelt base say, binds nobody to its recipe."""
+    return any((folder / name).exists() for name in ("metrics.jsonl", "reward")) or any(folder.glob("checkpoint-*"))
+
+
+def _refuse_ties_alone(pairs: PreferenceSet) -> None:
+    """Raises InputError where a test set has no order to be right about: before the training, not at a checkpoint."""
+    if all(pairs.row(i).share == 0.5 for i in range(len(pairs))):
+        raise InputError(
+            f"none of the {len(pairs)} pairs has an order in {pairs.path}.", "Give pairs whose share is not 0.5."
+        )
+
+
 def streamed_accuracy(judge: RewardModel, pairs: Sequence[Preference], at_once: int = 128) -> float:
-    """Mean agreement on a set of which `at_once` pairs are in memory. Raises InputError where all of them are ties."""
+    """Mean agreement on a set, not all ties, of which `at_once` pairs are in memory."""
     starts = range(0, len(pairs), at_once)
     parts = [agreement(judge, [pairs[i] for i in range(low, min(low + at_once, len(pairs)))]) for low in starts]
-    found = np.concatenate(parts)
-    if not len(found):
-        raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
-    return float(found.mean())
+    return float(np.concatenate(parts).mean())
 
 
 def _at_hand(judge: Judge) -> bool:
@@ -196,7 +208,6 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
     drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
     generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
     generator.check_pictures(prompts, [one.condition for one in asked])
-    generator.check_lora((policy or recipe.refl).lora_targets)
     judge, *others = (
         load_reward(name, judge_device, find_dtype(recipe.judge_dtype)) for name in (recipe.judge, *recipe.more_judges)
     )
@@ -211,8 +222,6 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
     with first_ahead():
         folder = writable_folder(recipe.output)
         keep_recipe(recipe, folder / "config.yaml")
-        if is_first():
-            keep_prompts(asked, folder / "prompts.jsonl")
     bank = None
     if policy is None or rewards[0].judging == "references":
         place = folder / "references"
