@@ -18,7 +18,7 @@ from rewarddance.alignment.references import ReferenceRecipe, build_references, 
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.alignment.rewards import Reward, judging_of
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.data.prompts import conditions_of, read_prompts
+from rewarddance.data.prompts import conditions_of, keep_prompts, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import agreement
 from rewarddance.evaluation.examine import ExamRecipe
@@ -208,6 +208,7 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
     drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
     generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
     generator.check_pictures(prompts, [one.condition for one in asked])
+    generator.check_lora((policy or recipe.refl).lora_targets)
     judge, *others = (
         load_reward(name, judge_device, find_dtype(recipe.judge_dtype)) for name in (recipe.judge, *recipe.more_judges)
     )
@@ -222,6 +223,8 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
     with first_ahead():
         folder = writable_folder(recipe.output)
         keep_recipe(recipe, folder / "config.yaml")
+        if is_first():
+            keep_prompts(asked, folder / "prompts.jsonl")
     bank = None
     if policy is None or rewards[0].judging == "references":
         place = folder / "references"
