@@ -141,11 +141,22 @@ def test_a_forward_is_not_left_with_checkpoints(vlm):
     assert not any("forward" in vars(layer) for layer in layers)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (45, 61), (130, 90), (17, 20)])
+def hard_edges(height: int, width: int) -> Pixels:
+    """Random boxes of full colours, as a drawing has them."""
+    rng, canvas = np.random.default_rng(0), torch.zeros(1, 3, height, width)
+    for _ in range(30):
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        canvas[..., top : top + height // 4, left : left + width // 7] = torch.from_numpy(
+            rng.integers(0, 2, (3, 1, 1))
+        ).float()
+    return canvas
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 61), (130, 90), (17, 20), (130, 30), (90, 140)])
 def test_preprocessing_is_the_familys_own_to_a_255th_and_a_half(vlm, size):
     rng = np.random.default_rng(1)
     noise = torch.from_numpy(rng.integers(0, 256, (1, 3, *size)) / 255).float()
-    for pixels in (drawn(1, *size, seed=1), noise):
+    for pixels in (drawn(1, *size, seed=1), noise, hard_edges(*size)):
         array = (pixels[0] * 255).round().byte().permute(1, 2, 0).numpy()
         theirs = processor(vlm)(array, return_tensors="pt")["pixel_values"]
         ours = vlm.family.inputs([pixels])["pixel_values"]

@@ -236,7 +236,7 @@ def drawing(height: int, width: int) -> np.ndarray:
     return canvas
 
 
-@pytest.mark.parametrize("size", [(96, 96), (75, 131), (20, 24), (448, 300)])
+@pytest.mark.parametrize("size", [(96, 96), (75, 131), (20, 24), (448, 300), (300, 40), (90, 20)])
 @pytest.mark.parametrize("picture", [photograph, drawing])
 def test_resizing_is_within_one_and_a_half_steps_of_pillow(judge, picture, size):
     array = picture(*size)

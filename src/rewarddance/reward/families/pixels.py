@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import PIL
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,20 +14,33 @@ from rewarddance.types import Pixels
 
 LANCZOS, BILINEAR, BICUBIC = 1, 2, 3
 """Pillow's numbers, which image processors write under `resample`."""
+_CHOOSES = int(PIL.__version__.partition(".")[0]) >= 13
+"""Whether this Pillow chooses which edge is resized first; before, it was always the width."""
 
 
 def resized(
     pixels: Float[Tensor, "T C H W"], height: int, width: int, resample: int = BICUBIC
 ) -> Float[Tensor, "T C h w"]:
-    """With antialiasing, columns then rows, clamped after each, as Pillow does it (within 1/255); float32."""
-    if pixels.shape[-2:] == (height, width):
+    """With antialiasing, one edge after the other, as Pillow does it (within 1.5/255); float32.
+
+    It clips what a filter overshoots after each of the two, so that their order matters at sharp edges: its version 13
+    begins with the height where that shrinks by more than twice as many pixels as the width.
+    """
+    high, wide = pixels.shape[-2:]
+    if (high, wide) == (height, width):
         return pixels
+    height_first = _CHOOSES and high - height > max(0, 2 * (wide - width))
+    for size in ((height, wide) if height_first else (high, width), (height, width)):
+        pixels = _in_one_go(pixels, size, resample).clamp(0, 1)
+    return pixels
+
+
+def _in_one_go(pixels: Float[Tensor, "T C H W"], size: tuple[int, int], resample: int) -> Float[Tensor, "T C h w"]:
     if resample == LANCZOS:
-        wide = (pixels @ _lanczos(pixels.shape[-1], width).to(pixels).T).clamp(0, 1)
-        return (_lanczos(pixels.shape[-2], height).to(pixels) @ wide).clamp(0, 1)
+        rows, columns = (_lanczos(old, new).to(pixels) for old, new in zip(pixels.shape[-2:], size, strict=True))
+        return rows @ pixels @ columns.T
     mode = {BILINEAR: "bilinear", BICUBIC: "bicubic"}[resample]
-    wide = F.interpolate(pixels, size=(pixels.shape[-2], width), mode=mode, antialias=True).clamp(0, 1)
-    return F.interpolate(wide, size=(height, width), mode=mode, antialias=True).clamp(0, 1)
+    return F.interpolate(pixels, size=size, mode=mode, antialias=True)
 
 
 def _lanczos(length: int, target: int) -> Float[Tensor, "target length"]:
