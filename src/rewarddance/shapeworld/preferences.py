@@ -119,14 +119,15 @@ def _pair(
             continue
         a, b = first.picture, second.picture
         votes = [(float(difference > 0), "")] if exact else voted(a, b, difference, recipe.annotators, rng)
-        pixels = tuple(to_pixels([a, b]))
+        shown_a, shown_b = to_pixels([a, b])
         found = []
         for share, annotator in votes:
             told = recipe.reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
             found.append(
                 Preference(
                     prompt,
-                    *pixels,
+                    shown_a,
+                    shown_b,
                     share,
                     f"{first.source}/{second.source}",
                     reason=reason(second.seen, first.seen) if told else "",
