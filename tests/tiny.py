@@ -28,6 +28,8 @@ from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.shapeworld.clip_base import build_clip_base, save_clip_base
 from rewarddance.shapeworld.generator_base import build_pipeline
 from rewarddance.shapeworld.judge_base import CHAT_TEMPLATE, build_judge_base, save_judge_base
+from rewarddance.shapeworld.motion.generator_base import build_video_pipeline
+from rewarddance.shapeworld.motion.judge_base import build_video_judge_base
 from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 from rewarddance.types import PixelBatch, Preference, Question, Scales, Verdict
 
@@ -182,6 +184,39 @@ def command(*arguments: str | Path) -> Done:
     finally:
         sys.argv = before
     return Done(code, out.getvalue(), err.getvalue())
+
+
+@functools.cache
+def video_judge_folder() -> Path:
+    """The video judge base before it has learned, as a save_pretrained folder; its text weights are large."""
+    folder = scratch() / "video-judge"
+    model, tokenizer = build_video_judge_base(seed=1)
+    louder(model.model.language_model, 1.5)
+    save_judge_base(model, tokenizer, folder)
+    return folder
+
+
+@functools.cache
+def video_generator_folder() -> Path:
+    """A Wan with random weights that draws ShapeWorld's films, from a text and from a picture too."""
+    folder = scratch() / "video-generator"
+    build_video_pipeline(seed=1).save_pretrained(folder)
+    return folder
+
+
+def video_quickstart_recipe(folder: Path, task: str) -> Path:
+    """A recipe file of the whole job on films with random checkpoints."""
+    drawing = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 24}
+    drawing |= {"pipeline": "WanImageToVideoPipeline"} if task == "i2v" else {}
+    of_films = {"instruction": f"{task}-brief", "frames": 4, "fps": 8, "freeze_vision_tower": True, "epochs": 1}
+    content = yaml.safe_load(quickstart_recipe(folder).read_text())
+    content |= {"task": task, "generator": str(video_generator_folder()), "generator_options": drawing}
+    content["preferences"] |= {"drawn": 2, "overlaid": 1}
+    content["judge"] |= {"base": str(video_judge_folder()), **of_films}
+    content["refl"] |= {"frames": 4, "jitter_copies": 1}
+    path = folder / f"tiny-{task}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def quickstart_recipe(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
@@ -39,11 +40,14 @@ def load_generator(
     guidance_scale: float | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    pipeline: str | None = None,
     **options: Any,
 ) -> PipelineGenerator:
     """Load a diffusers pipeline: a folder, an id of the model hub, or a bundled one by name; frozen.
 
-    dtype: what the networks compute in; latents are float32. options: the other fields of `GeneratorOptions`.
+    dtype: what the networks compute in; latents are float32. pipeline: the class of the pipeline, where it is not the
+    one that the folder names: WanImageToVideoPipeline begins from a picture with the weights of Wan 2.2's 5B. options:
+    the other fields of `GeneratorOptions`.
     Raises InputError where there is no such checkpoint, no adapter for its pipeline class, or an unknown option or one
     that the family does not use.
     """
@@ -51,26 +55,41 @@ def load_generator(
     parsed = parse_recipe(GeneratorOptions, given, "the options of load_generator")
     disable_progress_bar()  # a bar for five files stands in the way of ours
     folder = find_checkpoint(name, _download)
-    adapter = adapter_of(name, folder)
+    adapter = adapter_of(name, folder, pipeline)
+    kind: Any = getattr(diffusers, pipeline) if pipeline else DiffusionPipeline
     try:
-        pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
+        loaded = kind.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"the generator {name!r} cannot be loaded: {error}.", "Give a diffusers folder.") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return adapter(pipeline.to(device), parsed)
+    loaded.set_progress_bar_config(disable=True)
+    return adapter(loaded.to(device), parsed)
 
 
-def adapter_of(name: str, source: str | Path) -> type[PipelineGenerator]:
-    """The adapter for the `_class_name` of a folder's, or a hub repository's, model_index.json."""
+def adapter_of(name: str, source: str | Path, pipeline: str | None = None) -> type[PipelineGenerator]:
+    """The adapter for the `_class_name` of a folder's, or a hub repository's, model_index.json.
+
+    pipeline: of that class instead, which must be of the same family.
+    """
     try:
         config: Any = DiffusionPipeline.load_config(source)
     except (OSError, ValueError) as error:
         raise InputError(f"the generator {name!r} cannot be loaded: {error}.", "Give a diffusers folder.") from error
     kind = config.get("_class_name")
+    if pipeline is not None and (pipeline not in ADAPTERS or _family(pipeline) != _family(kind)):
+        raise InputError(
+            f"the generator {name!r} is a {kind}, which cannot be a {pipeline}.",
+            f"Give one of its family: {', '.join(known for known in ADAPTERS if _family(known) == _family(kind))}.",
+        )
+    kind = pipeline or kind
     if kind not in ADAPTERS:
         raise InputError(f"the generator {name!r} is a {kind}.", f"There are adapters for: {', '.join(ADAPTERS)}.")
     module, _, adapter = ADAPTERS[kind].partition(".")
     return getattr(importlib.import_module(f"rewarddance.generators.families.{module}"), adapter)
+
+
+def _family(kind: str) -> str:
+    """The module of a pipeline's adapter, whose other pipelines are made of the same parts."""
+    return ADAPTERS.get(kind, kind).partition(".")[0]
 
 
 def _download(name: str) -> str:

@@ -25,12 +25,16 @@ _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 def sketch_generator(
-    name: str, num_inference_steps: int, dtype: torch.dtype = torch.float32, **options: Any
+    name: str,
+    num_inference_steps: int,
+    dtype: torch.dtype = torch.float32,
+    pipeline: str | None = None,
+    **options: Any,
 ) -> PipelineGenerator:
     """A diffusers folder's pipeline from its configs, tokenizers and scheduler alone; weights may be missing.
 
-    options: the other fields of `GeneratorOptions`. Raises InputError where there is no such folder, where one of its
-    configs is missing, and as `load_generator` does.
+    pipeline: as in `load_generator`. options: the other fields of `GeneratorOptions`. Raises InputError where there is
+    no such folder, where one of its configs is missing, and as `load_generator` does.
     """
     given = {"num_inference_steps": num_inference_steps, **options}
     parsed = parse_recipe(GeneratorOptions, given, "the options of the generator")
@@ -42,17 +46,18 @@ def sketch_generator(
             "'*.json' '*.txt' '*.model' --local-dir FOLDER.",
         )
     disable_progress_bar()
-    adapter = adapter_of(name, folder)
+    adapter = adapter_of(name, folder, pipeline)
+    kind: Any = getattr(diffusers, pipeline) if pipeline else DiffusionPipeline
     try:
         parts = {part: _component(folder / part, *kind, dtype) for part, kind in _components(folder).items()}
-        pipeline = DiffusionPipeline.from_pretrained(folder, **parts)
+        whole = kind.from_pretrained(folder, **parts)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"the generator {name!r} cannot be sketched: {str(error).splitlines()[0]}.",
             "Its folder needs the config of every part, and its tokenizers' and scheduler's files.",
         ) from error
     here = property(lambda self: torch.device("cpu"), doc="Of whole numbers and schedules, which are real.")
-    return type(adapter.__name__, (adapter,), {"device": here})(pipeline, parsed)
+    return type(adapter.__name__, (adapter,), {"device": here})(whole, parsed)
 
 
 def _components(folder: Path) -> dict[str, tuple[str, str]]:

@@ -44,6 +44,10 @@ class VideoGenerator(FlowGenerator):
     def _frames(self, pictures: Tensor) -> PixelBatch:
         return pictures.transpose(1, 2)
 
+    def decode_frames(self, x_0: Tensor, numbers: Sequence[int]) -> PixelBatch:
+        """Some frames [B, len(numbers), C, H, W] of what `decode` gives, exactly."""
+        return self.decode(x_0)[:, list(numbers)]
+
 
 class Conditioned(NamedTuple):
     """What an image-to-video network is given: the texts' conditioning, and tensors of the pictures, row by row."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
 from rewarddance.generators.families.video import Conditioned, ImageToVideoGenerator, VideoGenerator, given_first_frame
+from rewarddance.types import PixelBatch
 
 
 class WanGenerator(VideoGenerator):
@@ -68,6 +70,11 @@ class WanGenerator(VideoGenerator):
         if self.pipeline.config.expand_timesteps:  # a time for each token, all the same without a first picture
             time = time.unsqueeze(1).expand(-1, x_t[0, 0, :, ::2, ::2].numel())
         return self._forward(hidden_states=x_t.to(self.dtype), timestep=time, encoder_hidden_states=condition)
+
+    def decode_frames(self, x_0: Tensor, numbers: Sequence[int]) -> PixelBatch:
+        """This decoder looks back only, so what comes after the last of the frames is not decoded."""
+        needed = -(-max(numbers) // self._ratios()[0]) + 1
+        return super().decode_frames(x_0[:, :, :needed], numbers)
 
     def _unscaled(self, x_0: Tensor) -> Tensor:
         config = self.pipeline.vae.config

@@ -150,6 +150,14 @@ def _ways_to_say() -> dict[str, tuple[str, str | None]]:
 
 
 _SAID = _ways_to_say()
+
+
+def motion_words() -> list[str]:
+    """Every word of prompts about motion, as it stands within one: what a tokenizer should know, besides nouns."""
+    ways = [f" {word}" for way in _SAID for word in way.split()]
+    return [*ways, *(f"{opening}a" for opening in _OPENINGS), " and while clip movie"]
+
+
 _ROLE = re.compile(rf"(?P<noun>.+?) (?P<deed>{'|'.join(sorted(_SAID, key=len, reverse=True))})(?: (?P<other>.+))?")
 
 

@@ -1,0 +1,172 @@
+"""Films are aligned as pictures are: some frames are decoded and judged, and the gradient is exactly theirs."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from test_alignment_conditions import Hearing
+from tiny import TinyGenerator, video_generator_folder, video_judge_folder
+from torch import Tensor
+
+from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates
+from rewarddance.alignment.nft_step import NftRecipe, nft_updates
+from rewarddance.alignment.references import References
+from rewarddance.alignment.refl import LOSSES
+from rewarddance.alignment.refl_step import ReflRecipe, one_of_each, refl_step, some_frames
+from rewarddance.alignment.relay import through_decoder
+from rewarddance.alignment.rewards import Reward
+from rewarddance.alignment.safeguards import Ema
+from rewarddance.alignment.train import prompts_of_step
+from rewarddance.errors import InputError
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.generators.sampling import rollout
+from rewarddance.reward.kinds import load_reward
+from rewarddance.search.best_of_n import best_of_n
+from rewarddance.types import Question
+
+TEXTS = ["a red circle moves left", "a blue square grows"]
+FIRST = [torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in (7, 8)]
+SIZE = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 24}
+both = pytest.mark.parametrize("task", ["t2v", "i2v"])
+
+
+def films_of(task: str):
+    kind = {"pipeline": "WanImageToVideoPipeline"} if task == "i2v" else {}
+    return load_generator(str(video_generator_folder()), num_inference_steps=3, **SIZE, **kind)
+
+
+@functools.cache
+def judge_of(task: str, kind: str = "pairwise", frames: int = 3):
+    return load_reward(str(video_judge_folder()), kind=kind, instruction=f"{task}-brief", frames=frames, fps=8.0)
+
+
+def given(task: str) -> list[Tensor | None]:
+    return [*FIRST] if task == "i2v" else [None, None]
+
+
+def bank_of(generator, task: str) -> list[References]:
+    made = rollout(generator, TEXTS, [91, 92], 3, given(task)).x_t
+    films = generator.decode(made).detach()
+    return [
+        References(text, (film,), (91 + i,), (1.0,), made[i : i + 1], given(task)[i])
+        for i, (text, film) in enumerate(zip(TEXTS, films, strict=True))
+    ]
+
+
+@both
+@pytest.mark.parametrize("numbers", [[0], [1, 2], [0, 3, 5, 8], [4]])
+def test_some_frames_are_decoded_to_what_all_are_and_have_the_gradient_of_one_graph(task, numbers):
+    generator = films_of(task)
+    x_0 = torch.randn(2, 8, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    aim = torch.rand(2, len(numbers), 3, 32, 32)
+
+    def ask(pixels: Tensor) -> None:
+        (pixels - aim).square().mean().backward()
+
+    torch.testing.assert_close(
+        some_frames(generator, numbers, x_0), generator.decode(x_0)[:, numbers], atol=1e-6, rtol=0
+    )
+    _, gradient = through_decoder(functools.partial(some_frames, generator, numbers), x_0, ask, 1)
+    leaf = x_0.clone().requires_grad_()
+    (generator.decode(leaf)[:, numbers] - aim).square().mean().backward()
+    assert leaf.grad is not None and leaf.grad.abs().max() > 0
+    torch.testing.assert_close(gradient, leaf.grad, atol=1e-7, rtol=1e-4)
+
+
+def test_what_comes_after_the_last_of_the_frames_is_not_decoded(monkeypatch):
+    generator, lengths = films_of("t2v"), []
+    decode = generator.pipeline.vae.decode
+    monkeypatch.setattr(generator.pipeline.vae, "decode", lambda z, **k: lengths.append(z.shape[2]) or decode(z, **k))
+    for numbers in ([0], [1], [2], [0, 3], [7, 8]):
+        some_frames(generator, numbers, torch.zeros(1, 8, 5, 8, 8))
+    assert lengths == [1, 2, 2, 3, 5]
+
+
+@both
+def test_a_step_on_some_frames_leaves_the_gradient_of_one_graph(task):
+    generator, judge = films_of(task), judge_of(task)
+    weights = generator.add_lora(2, 2)
+    torch.manual_seed(5)
+    for weight in weights:
+        torch.nn.init.normal_(weight, std=0.05)
+    bank = bank_of(generator, task)
+    recipe = ReflRecipe(
+        prompts_per_step=2, group_size=1, frames=3, loss="margin", velocity_mse=0.0, late=(0.5, 1.0), decode_batch=1
+    )
+    refl_step(generator, judge, bank, recipe, 4, 1)
+    ours = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+
+    draw = np.random.default_rng([4, 2, 1])  # what the step draws, in its order
+    draw.integers(2**31)
+    group = [bank[i] for i in prompts_of_step(2, 2, 4, 1)]
+    seeds = draw.integers(2**31, size=2).tolist()
+    stop = int(draw.integers(*[one + (n == 1) for n, one in enumerate(recipe.begins(3))]))
+    for one, noise in zip(group, seeds, strict=True):
+        one.choose(draw, noise)
+    numbers = one_of_each(9, 3, draw)
+    prompts, shown = [one.prompt for one in group], [one.condition for one in group]
+    x_t = rollout(generator, prompts, seeds, stop, shown).x_t
+    v = generator.predict(x_t, stop, generator.encode(prompts, shown))
+    films = generator.decode(generator.clean(x_t, v, stop))[:, numbers].clamp(0, 1)
+    asked = [
+        Question(prompt, film, one.pictures[0][numbers], condition=one.condition)
+        for prompt, film, one in zip(prompts, films, group, strict=True)
+    ]
+    LOSSES["margin"](judge(asked).margin, cap=recipe.cap).backward()
+    assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in weights)
+    for weight, one in zip(weights, ours, strict=True):
+        assert weight.grad is not None and one is not None
+        torch.testing.assert_close(one, weight.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_frames_are_drawn_anew_each_step_one_of_each_stretch():
+    draws = [one_of_each(9, 4, np.random.default_rng([0, step])) for step in range(200)]
+    for numbers in draws:
+        assert [low <= n < high for n, low, high in zip(numbers, (0, 2, 4, 6), (2, 4, 6, 9), strict=True)] == [True] * 4
+    assert {n for numbers in draws for n in numbers} == set(range(9)), "no frame is never judged"
+    assert one_of_each(3, 3, np.random.default_rng(0)) == [0, 1, 2]
+    with pytest.raises(InputError, match=r"refl.frames is 4, and the videos have 3 frames"):
+        one_of_each(3, 4, np.random.default_rng(0))
+
+
+def test_a_generator_that_decodes_only_whole_gives_the_frames_all_the_same():
+    tiny = TinyGenerator()
+    x_0 = tiny.start([1, 2])
+    torch.testing.assert_close(some_frames(tiny, [0], x_0), tiny.decode(x_0))
+
+
+@both
+def test_flow_grpo_and_diffusion_nft_take_films_and_a_video_judge(task):
+    for recipe, updates in (
+        (GrpoRecipe(prompts_per_step=2, group_size=2, window=1), grpo_updates),
+        (NftRecipe(prompts_per_step=2, group_size=2), nft_updates),
+    ):
+        generator = films_of(task)
+        weights = generator.add_lora(2, 2)
+        ema = (Ema(weights, 0.5),) if updates is nft_updates else ()
+        reward = Reward(judge_of(task), "group")
+        figures = list(updates(generator, [reward], TEXTS, recipe, 0, 0, *ema, conditions=given(task)))
+        assert figures and all(np.isfinite(list(one.values())).all() for one in figures)
+        assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in weights)
+
+
+@both
+def test_a_search_finds_the_film_that_the_video_judge_prefers(task):
+    generator = films_of(task)
+    found = best_of_n(generator, judge_of(task), TEXTS, [[1, 2, 3], [4, 5, 6]], conditions=given(task))
+    assert found.pictures.shape == (2, 3, 9, 3, 32, 32)
+    assert (found.wins.argmax(1) == found.chosen).all() or found.wins.max() == found.wins.min()
+
+
+def test_every_question_about_a_film_has_its_first_picture():
+    judge = Hearing()
+    bank = bank_of(films_of("i2v"), "i2v")
+    generator = films_of("i2v")
+    generator.add_lora(2, 2)
+    refl_step(generator, judge, bank, ReflRecipe(prompts_per_step=2, group_size=2, frames=2), 0, 0)
+    assert judge.heard == {(text, id(first)) for text, first in zip(TEXTS, FIRST, strict=True)}

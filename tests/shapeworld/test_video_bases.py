@@ -1,0 +1,153 @@
+"""The recipes of the video bases, with a few steps in place of thousands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import command
+from transformers import AutoTokenizer, InternVLForConditionalGeneration
+
+from rewarddance.data.frames import spread
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.generators.sampling import sample
+from rewarddance.reward.kinds import load_reward
+from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.shapeworld.eyes import patch_labels
+from rewarddance.shapeworld.motion import generator_base
+from rewarddance.shapeworld.motion.generator_base import (
+    TEXT_LENGTH,
+    caption_of,
+    make_video_generator_base,
+    sample_task,
+)
+from rewarddance.shapeworld.motion.judge_base import build_video_judge_base, make_video_judge_base
+from rewarddance.shapeworld.motion.lessons import FilmLesson, deed, is_so, place, told
+from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
+from rewarddance.shapeworld.motion.specs import parse_motion, sample_motion
+from rewarddance.shapeworld.scenes import Thing
+from rewarddance.types import Question
+
+
+def silent(line: str) -> None:
+    """For whoever says how far it has come."""
+
+
+def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
+    make_video_judge_base(tmp_path / "judge", steps=1, last_steps=1, say=silent)
+    film = torch.rand(9, 3, 32, 32)
+    judge = load_reward(str(tmp_path / "judge"), instruction="i2v-brief", frames=4, fps=8.0)
+    verdict = judge([Question("a red circle moves left", film, film.flip(0), condition=film[:1])])
+    assert torch.isfinite(verdict.margin).all()
+    assert (tmp_path / "judge-snapshots").is_dir()
+
+
+def test_the_video_judge_begins_with_the_picture_judges_weights_and_words_and_its_eyes_stay():
+    model, tokenizer = build_video_judge_base()
+    theirs = InternVLForConditionalGeneration.from_pretrained(find_checkpoint("shapeworld-judge"), dtype=torch.float32)
+    words = AutoTokenizer.from_pretrained(find_checkpoint("shapeworld-judge")).get_vocab()
+    ours, old = model.state_dict(), theirs.state_dict()
+    assert all(torch.equal(ours[name], old[name]) for name in old if "embed" not in name and "lm_head" not in name)
+    for word in ("yes", "Ġred", "Ġcircle", "<IMG_CONTEXT>"):
+        new = model.get_input_embeddings().weight[tokenizer.vocab[word]]
+        assert torch.equal(new, theirs.get_input_embeddings().weight[words[word]])
+    assert len(tokenizer("a film of a red circle moving left").input_ids) == 8, "every word is one token"
+
+
+def test_a_lesson_asks_about_films_and_answers_what_they_show():
+    model, tokenizer = build_video_judge_base()
+    lesson = FilmLesson(tokenizer, model.config.image_seq_length, 0)
+    asked = set()
+    for _ in range(40):
+        ids, labels, pictures = lesson.conversation()
+        assert len(ids) == len(labels) and len(pictures) in (4, 5, 8, 9)
+        text = tokenizer.decode(ids)
+        assert text.count("<IMG_CONTEXT>") == 16 * len(pictures)
+        assert "better" not in text
+        asked |= {kind for kind in ("match the prompt", "happens", "wrong", "begin with", "end in") if kind in text}
+    assert len(asked) == 5
+
+
+def test_which_film_is_better_is_answered_by_a_coin():
+    _, tokenizer = build_video_judge_base()
+    lesson = FilmLesson(tokenizer, 16, 0, tossed=1.0)
+    yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
+    said = []
+    for _ in range(60):
+        ids, labels, _ = lesson.conversation()
+        (at,) = [i for i, label in enumerate(labels) if label in (yes, no)]
+        assert ids[at + 1] == labels[at], "the answer is read after it was given"
+        said.append(labels[at] == yes)
+    assert 0.3 < np.mean(said) < 0.7
+
+
+def test_what_a_film_shows_is_told_in_words():
+    spec = parse_motion("a small red circle passes behind a large blue square")
+    script = sample_script(spec, FRAMES, np.random.default_rng(0))
+    assert script is not None
+    shown = list(zip(spec.roles, script, strict=True))
+    assert told(shown) == "a small red circle passes behind the square, a large blue square stands"
+    assert deed(spec.roles[1], shown) == "stands"
+    assert is_so(spec.roles[0], shown[0]) and not is_so(parse_motion("a circle grows").roles[0], shown[0])
+    assert place(Thing("circle", "red", 8, 0, 24)) == "bottom left"
+
+
+def test_a_video_generator_base_draws_films_from_a_text_and_from_a_picture(tmp_path):
+    make_video_generator_base(tmp_path / "video", stills=1, vae_steps=1, films=40, steps=10, say=silent)
+    size = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": TEXT_LENGTH}
+    plain = load_generator(str(tmp_path / "video"), 2, **size)
+    begins = load_generator(str(tmp_path / "video"), 2, **size, pipeline="WanImageToVideoPipeline")
+    assert plain.dtype == torch.float32, "half precision is on disk only"
+    for generator, given in ((plain, None), (begins, [torch.rand(1, 3, 32, 32)])):
+        film = sample(generator, ["a red circle moves left"], [0], conditions=given)
+        assert film.shape == (1, FRAMES, 3, 32, 32) and torch.isfinite(film).all()
+    assert {path.name for path in (tmp_path / "video-snapshots").iterdir()} >= {"0.10", "1.00"}
+    assert sum(file.stat().st_size for file in (tmp_path / "video").rglob("*") if file.is_file()) < 8e6
+
+
+def test_half_of_a_batch_has_its_first_latent_frame_clean_at_time_0(monkeypatch):
+    pipeline, seen = generator_base.build_video_pipeline(), []
+    shown = generator_base.draw_shown(pipeline.vae, 8, 0, silent)
+    forward = type(pipeline.transformer).forward
+
+    def watching(self, hidden_states, timestep, *args, **kwargs):
+        seen.append((hidden_states, timestep))
+        return forward(self, hidden_states, timestep, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipeline.transformer), "forward", watching)
+    generator_base.train_video_generator(pipeline, shown, 1, 0, silent, batch=8)
+    ((x_t, time),) = seen
+    assert time.shape == (8, 80)
+    times = time.view(8, 5, 16)
+    assert (times[1::2, 0] == 0).all() and (times[:, 1:] > 0).all() and (times[::2, 0] > 0).all()
+    clean = [bool((one == shown.latents.float()[:, :, 0]).flatten(1).all(1).any()) for one in x_t[:, :, 0]]
+    assert clean == [False, True] * 4
+
+
+def test_a_tokens_labels_are_those_of_its_own_patches_in_the_last_of_its_frames():
+    scene = (Thing("square", "red", 8, 8, 16),)
+    labels = generator_base._token_labels(np.stack([patch_labels(()), patch_labels(scene)]))
+    assert labels.shape == (128, 4) and (labels[:64] == -1).all()
+    painted = labels[64:].reshape(4, 4, 4, 4)[..., 0] > -1  # token rows, token columns, patches of a token
+    assert painted[2, 1].all() and painted.sum() == 4
+
+
+def test_captions_are_wrong_in_a_share_of_the_films_and_empty_in_another():
+    rng = np.random.default_rng(0)
+    specs = [spec for spec in (sample_task(rng) for _ in range(2500)) if len(spec.roles) == 1]  # all are English
+    said = [caption_of(spec, rng) for spec in specs]
+    empty = [not text for text in said]
+    wrong = [parse_motion(text).roles != spec.roles for text, spec in zip(said, specs, strict=True) if text]
+    assert 0.07 < np.mean(empty) < 0.13 and 0.15 < np.mean(wrong) < 0.25
+
+
+def test_a_judge_reads_the_frames_that_its_lessons_showed():
+    _, tokenizer = build_video_judge_base()
+    assert FilmLesson(tokenizer, 16, 0).moments == spread(FRAMES, 4) == [0, 3, 5, 8]
+    assert sample_motion(np.random.default_rng(0)).text
+
+
+@pytest.mark.parametrize("which", ["video", "nothing"])
+def test_a_base_that_there_is_not_is_refused_with_those_that_there_are(which, tmp_path):
+    done = command("bases", which, "--output", tmp_path)
+    assert done.code == 2 and "video-judge, video-generator or all" in done.err
