@@ -17,6 +17,7 @@ from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.lab import scoring
 from rewarddance.lab.scoring import ScoreRun, ahead, score
+from rewarddance.reward.instructions import TEMPLATES
 from rewarddance.reward.kinds import load_reward
 from rewarddance.types import Question, Verdict
 
@@ -453,6 +454,21 @@ def test_it_is_not_gone_on_with_under_other_arguments(media, monkeypatch):
         score(run)
     source.write_text(before)
     assert score(run)["scored"] == 4
+
+
+def test_a_run_does_not_go_on_with_a_template_that_was_edited(media, monkeypatch):
+    template = media / "mine.yaml"
+    text = (TEMPLATES / "t2i-brief.yaml").read_text()
+    template.write_text(text)
+    rows = [{"prompt": "p", "candidate": f"{k % 3}.png", "reference": "3.png"} for k in range(4)]
+    run = plain(jsonl(media / "in.jsonl", rows), instruction=str(template), batch_size=1)
+    use(monkeypatch, Eye(stop=2))
+    with pytest.raises(KeyboardInterrupt):
+        score(run)
+    use(monkeypatch, Eye())
+    template.write_text(text + "# edited\n")
+    with pytest.raises(InputError, match="holds a run with instruction_digest = "):
+        score(run)
 
 
 def test_arguments_bind_nobody_before_the_first_row_is_written(media, monkeypatch):

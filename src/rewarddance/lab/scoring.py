@@ -75,6 +75,7 @@ class RecordedRun(ScoreRun):
     input_digest: str
     judge_digest: str
     reference_digest: str
+    instruction_digest: str = ""
 
 
 def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
@@ -305,12 +306,14 @@ def _judge(run: ScoreRun) -> tuple[RewardModel, str, Explain | None]:
 
 def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
     folder, reference = find_checkpoint(run.judge), run.reference
+    template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
     paths: dict[str, Any] = {"input": run.input.resolve(), "output": run.output.name, "judge": str(folder.resolve())}
     paths["reference"] = reference and reference.resolve()
     seen = {
         "input_digest": table.digest,
         "judge_digest": digest_of(folder.rglob("*")),
         "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
+        "instruction_digest": digest_of([template]) if template.is_file() else "",
     }
     return RecordedRun.model_validate(run.model_dump() | paths | seen)
 
