@@ -37,14 +37,15 @@ def example(text: str) -> str:
 def quickstart(
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of recipes/quickstart.yaml.")] = None,
+    task: Annotated[str | None, typer.Option(help="t2i (pictures), t2v (films) or i2v (from a first picture).")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
     output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
     ] = False,
 ) -> None:
-    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report."""
+    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report; of pictures or of films."""
     _quiet()
     from rewarddance.evaluation.report import summary_table
     from rewarddance.lab.quickstart import QuickstartRecipe, announce, resume_run, start_run
@@ -53,13 +54,21 @@ def quickstart(
     from rewarddance.runtime.tracking import console
 
     if resume:
-        if overrides or seed is not None or recipe is not None:
-            raise InputError("--resume takes no recipe, seed or keys.", "A resumed run keeps the config it began with.")
+        if overrides or seed is not None or recipe is not None or task is not None:
+            raise InputError(
+                "--resume takes no task, recipe, seed or keys.", "A resumed run keeps the config it began with."
+            )
         run = resume_run(output / name if name else _last_run(output))
     else:
         extra = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file("quickstart.yaml"), extra)
-        run = start_run(chosen, output / (name or _fresh_name(output, f"quickstart-seed{chosen.seed}")))
+        if recipe is not None and task is not None:
+            raise InputError("a recipe says its own task.", "Leave --task or --recipe out.")
+        own = {"t2i": "quickstart.yaml", "t2v": "quickstart_t2v.yaml", "i2v": "quickstart_i2v.yaml"}
+        if task is not None and task not in own:
+            raise InputError(f"there is no task {task!r}.", f"Say {', '.join(own)}.")
+        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file(own[task or "t2i"]), extra)
+        kind = "" if chosen.task == "t2i" else f"{chosen.task}-"
+        run = start_run(chosen, output / (name or _fresh_name(output, f"quickstart-{kind}seed{chosen.seed}")))
     summary = run_all(run)
     console.print(summary_table(summary))
     console.print(summary["hacking"]["sentence"])

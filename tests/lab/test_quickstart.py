@@ -104,7 +104,7 @@ KILLS = (
     (job, "accuracy", 5, ["preferences"]),  # at the judge's second checkpoint
     (references, "write_picture", 3, ["preferences", "judge"]),
     (job, "diversity", 3, ["preferences", "judge", "references"]),  # at ReFL's last probe
-    (job, "_gallery", 1, ["preferences", "judge", "references", "refl"]),
+    (job, "gallery", 1, ["preferences", "judge", "references", "refl"]),
     (job, "write_report", 1, ["preferences", "judge", "references", "refl", "evaluation"]),
 )
 """Where the run is killed in turn: module, function, at which call, and the stages that are then done."""

@@ -16,6 +16,7 @@ from rewarddance.evaluation.hacking_page import hacking_slots
 from rewarddance.evaluation.markup import absent, clock, figure, figure_text, filled, footnote, number, table_rows
 from rewarddance.evaluation.run_folder import (
     BeforeAfter,
+    GsbFigure,
     JudgeAccuracy,
     Row,
     Sample,
@@ -44,6 +45,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
         for place, (a, b) in s.judge.places().items()
     ]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    if s.gsb is not None:
+        counts = f"{s.gsb.good} good, {s.gsb.same} same, {s.gsb.bad} bad"
+        lines.append(f"ReFL against the base: GSB {figure_text(s.gsb.gsb, sign='+')} ({counts})")
     table.caption, table.caption_justify = "\n".join(["", *lines]), "left"
     table.add_column("")
     for title in ("oracle alignment", "gain", "correct", "quality", "diversity"):
@@ -103,9 +107,18 @@ def _results(s: Summary) -> str:
     others = {footnote("p-yes", "P(yes)"): s.reward, footnote("diversity", "Diversity"): s.diversity}
     beside = shares + [across(name, figures, 1, 3) for name, figures in others.items()]
     blocks = [table_rows([across(footnote("oracle", "Oracle alignment"), s.oracle), gains])]
-    for title, rows in {"Oracle alignment by category": categories, "Other measures": beside}.items():
+    groups = {"Oracle alignment by category": categories, "Other measures": beside}
+    if s.gsb is not None:
+        of_all = ["All", "", "", _gsb(s.gsb)]
+        kinds = [[escape(kind.replace("_", " ")), "", "", _gsb(one)] for kind, one in s.gsb.by_category.items()]
+        groups[footnote("gsb", "Good, same, bad") + " against the base"] = [of_all, *kinds]
+    for title, rows in groups.items():
         blocks += [f'<tr class="group"><th scope="rowgroup" colspan="4">{title}</th></tr>', table_rows(rows)]
     return "\n".join(blocks)
+
+
+def _gsb(one: GsbFigure) -> str:
+    return f"{figure(one.gsb, sign='+')} ({one.good}, {one.same}, {one.bad})"
 
 
 def _gallery(folder: Path, samples: Sequence[Sample], n: int) -> str:

@@ -66,6 +66,21 @@ class Hacking(BaseModel):
     undecided: bool = False
 
 
+class GsbFigure(BaseModel):
+    """Good, same and bad of ReFL's samples against the base's of the same noises, by the oracle; gsb in [-1, 1]."""
+
+    good: int
+    same: int
+    bad: int
+    gsb: Interval
+
+
+class GsbFigures(GsbFigure):
+    """Of all prompts, and of each category."""
+
+    by_category: dict[str, GsbFigure]
+
+
 class Summary(BaseModel):
     """summary.json. `n` is best-of-N's N; all but reward, diversity, seconds and memory are shares shown in points."""
 
@@ -81,6 +96,7 @@ class Summary(BaseModel):
     correct: Arms
     reward: BeforeAfter
     diversity: BeforeAfter
+    gsb: GsbFigures | None = None
     hacking: Hacking
     seconds: float
     seconds_by_stage: dict[str, float]

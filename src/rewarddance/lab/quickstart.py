@@ -1,4 +1,4 @@
-"""The main job, end to end: preferences -> judge -> references -> ReFL -> best of N -> report.
+"""The main job, end to end: preferences -> judge -> references -> ReFL -> best of N -> report; of pictures or films.
 
 Each stage leaves its result in the run folder and is not done again when the run is resumed; the two long stages also
 go on from their own checkpoints. Every random draw depends on the seed and on its place in the run, so a resumed run
@@ -10,22 +10,19 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, field_validator
 
-from rewarddance.alignment.references import ReferenceRecipe, build_references, redrawing
+from rewarddance.alignment.references import ReferenceRecipe, References, build_references, redrawing
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
-from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
-from rewarddance.evaluation.compositional import by_category
 from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.evaluation.hacking import diversity, hacking_verdict
 from rewarddance.evaluation.report import write_report
@@ -33,9 +30,18 @@ from rewarddance.evaluation.run_folder import read_alarms
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.generators.sampling import sample
 from rewarddance.lab.evaluate import document, training_facts
 from rewarddance.lab.grids import with_grids
+from rewarddance.lab.quickstart_table import (
+    asked_of,
+    gallery,
+    good_same_bad,
+    noise_seeds,
+    proxy,
+    sampled,
+    scored,
+    tables,
+)
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.kinds import build_reward, load_reward
@@ -45,11 +51,12 @@ from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
 from rewarddance.search.best_of_n import best_of_n
-from rewarddance.shapeworld.oracle import Score, judge_pixels
-from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_up
-from rewarddance.shapeworld.scenes import Spec, prompt_set
-from rewarddance.types import Question
+from rewarddance.shapeworld.motion.preferences import MotionRecipe
+from rewarddance.shapeworld.preferences import PreferenceRecipe
+from rewarddance.shapeworld.tasks import Asked, Seen, parse_preferences, task_of
 
+OWN_BASES = Path("runs/bases")
+"""Where recipes look for bases that do not come with the package."""
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
 EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
 """How thoroughly the judge is examined for its card: a few seconds of a run of minutes."""
@@ -72,22 +79,31 @@ class EvaluationRecipe(Recipe):
 
 
 class QuickstartRecipe(Recipe):
-    """The whole run. generator, judge.base: bundled names or folders; refl_prompts: training prompts of ReFL.
+    """The whole run. task: pictures ("t2i"), films ("t2v"), or films that begin with a picture ("i2v"); preferences are
+    its own (`PreferenceRecipe`, `MotionRecipe`). generator, judge.base: bundled names or folders; generator_options: of
+    `load_generator`. refl_prompts: training prompts of ReFL.
 
     report_to: trackers of ReFL, by accelerate's names; the judge's training has its own key.
     """
 
+    task: Literal["t2i", "t2v", "i2v"] = "t2i"
     seed: int = 0
     report_to: tuple[str, ...] = ()
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=10, ge=2)
     guidance_scale: float = Field(default=1.0, ge=1)
-    preferences: PreferenceRecipe = PreferenceRecipe()
+    generator_options: dict[str, Any] = Field(default_factory=dict)
+    preferences: PreferenceRecipe | MotionRecipe = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
     judge: JudgeRecipe = JudgeRecipe()
     references: ReferenceRecipe = ReferenceRecipe()
     refl_prompts: int = Field(default=64, ge=1)
     refl: ReflRecipe = ReflRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @field_validator("preferences", mode="before")
+    @classmethod
+    def _of_the_task(cls, content: Any, info: Any) -> Any:
+        return parse_preferences(info.data.get("task", "t2i"), content)
 
 
 class Run:
@@ -95,6 +111,7 @@ class Run:
 
     def __init__(self, folder: Path, recipe: QuickstartRecipe) -> None:
         self.folder, self.recipe = folder, recipe
+        self.task = task_of(recipe.task, recipe.preferences)
         self.metrics = Metrics(folder / "metrics.jsonl")
         path = folder / STAGES
         self.stages: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
@@ -110,16 +127,28 @@ class Run:
         return self.stages[name]["result"]
 
     def generator(self) -> PipelineGenerator:
-        return load_generator(self.recipe.generator, self.recipe.num_inference_steps, self.recipe.guidance_scale)
+        recipe = self.recipe
+        return load_generator(
+            recipe.generator, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options
+        )
 
     def judge(self) -> Judge:
         return load_reward(str(self.folder / "judge" / "reward"))
 
 
 def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
-    """A new run folder with its config. Raises InputError where it holds a run already, or cannot be written."""
+    """A new run folder with its config.
+
+    Raises InputError where it holds a run already or cannot be written, or where the recipe's bases were not made.
+    """
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds a run already.", "Give --resume to finish it, or another --name.")
+    for base in map(Path, (recipe.generator, recipe.judge.base)):
+        if base.parent == OWN_BASES and not base.is_dir():
+            name = base.name.removeprefix("shapeworld-")
+            raise InputError(
+                f"the base {base} has not been made.", f"Make it: rewarddance bases {name} --output {base.parent}."
+            )
     writable_folder(folder)
     save_recipe(recipe, folder / CONFIG)
     return Run(folder, recipe)
@@ -155,19 +184,9 @@ def gather_preferences(run: Run) -> dict[str, Any]:
 
     id and ood hold pictures that people could vote on; early holds one-step predictions, as ReFL shows them.
     """
-    recipe, seed = run.recipe.preferences, run.recipe.seed
     folder = run.folder / "preferences"
     shutil.rmtree(folder, ignore_errors=True)
-    generator = run.generator()
-    counts = {"train": recipe.train_prompts, "held_out": recipe.id_prompts, "unseen": recipe.ood_prompts}
-    pools = {split: generate(generator, split, n, recipe.samples, seed) for split, n in counts.items()}
-    tests = recipe.test_pairs
-    sets = {
-        "train": pair_up(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
-        "id": pair_up(pools["held_out"], "held_out", tests, recipe, seed, exact=True),
-        "early": pair_up(pools["held_out"], "held_out", tests, recipe, seed, exact=True, early="all"),
-        "ood": pair_up(pools["unseen"], "unseen", tests, recipe, seed, exact=True),
-    }
+    sets = run.task.preferences(run.generator(), run.recipe.seed)
     return {name: write_preferences(pairs, folder / f"{name}.jsonl") for name, pairs in sets.items()}
 
 
@@ -182,7 +201,8 @@ def fit_judge(run: Run) -> dict[str, Any]:
     def watch(judge: RewardModel) -> dict[str, float]:
         return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in few.items()}
 
-    untrained = build_reward(recipe.base, RewardConfig(kind=recipe.kind, instruction=recipe.instruction)).freeze()
+    known = {"kind": recipe.kind, "instruction": recipe.instruction, "frames": recipe.frames, "fps": recipe.fps}
+    untrained = build_reward(recipe.base, RewardConfig(**known)).freeze()
     before = {f"untrained_{name}": accuracy(untrained, pairs) for name, pairs in sets.items()}
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
     judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, watch)
@@ -194,70 +214,73 @@ def fit_judge(run: Run) -> dict[str, Any]:
 
 def gather_references(run: Run) -> dict[str, Any]:
     """The reference bank of ReFL's training prompts."""
-    prompts = refl_prompts(run.recipe)
-    folder = run.folder / "references"
-    bank = build_references(run.generator(), run.judge(), prompts, run.recipe.references, folder, run.recipe.seed)
-    return {"prompts": len(bank)}
+    return {"prompts": len(_bank(run, run.generator(), run.judge()))}
+
+
+def _bank(run: Run, generator: PipelineGenerator, judge: Judge) -> list[References]:
+    texts, given = asked_of(asked_in_refl(run.recipe))
+    place = run.folder / "references"
+    return build_references(generator, judge, texts, run.recipe.references, place, run.recipe.seed, conditions=given)
 
 
 def refl_prompts(recipe: QuickstartRecipe) -> list[str]:
     """Distinct training prompts of ReFL, the categories in turn."""
-    texts = [text for text, _ in prompt_set("train", 4 * recipe.refl_prompts, recipe.seed)]
-    return list(dict.fromkeys(texts))[: recipe.refl_prompts]
+    return [one.text for one in asked_in_refl(recipe)]
+
+
+def asked_in_refl(recipe: QuickstartRecipe) -> list[Asked]:
+    """The same with the pictures that they come with."""
+    drawn = task_of(recipe.task, recipe.preferences).prompts("train", 4 * recipe.refl_prompts, recipe.seed)
+    first = {one.text: one for one in reversed(drawn)}
+    return [first[text] for text in dict.fromkeys(one.text for one in drawn)][: recipe.refl_prompts]
 
 
 def align(run: Run) -> dict[str, Any]:
     """ReFL; while it runs, the oracle watches the averaged generator on prompts that it is not trained on."""
     recipe, seed = run.recipe, run.recipe.seed
     generator, judge = run.generator(), run.judge()
-    prompts = refl_prompts(recipe)
-    bank = build_references(generator, judge, prompts, recipe.references, run.folder / "references", seed)
-    probes = prompt_set("held_out", recipe.evaluation.probe_prompts, seed + 10_000)
+    bank = _bank(run, generator, judge)
+    probes = run.task.prompts("held_out", recipe.evaluation.probe_prompts, seed + 10_000)
 
     def probe() -> dict[str, float]:
-        pictures, scores = sampled(generator, probes, recipe.evaluation.probe_samples, seed, stream=8)
+        pictures, scores = sampled(generator, probes, recipe.evaluation.probe_samples, seed, stream=8, task=run.task)
         oracle = interval([float(np.mean([score.alignment for score in row])) for row in scores])
         figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
         return figures | {"diversity": float(diversity(pictures).mean())}
 
-    redraw = redrawing(generator, judge, prompts, recipe.references, run.folder / "references", seed)
-    texts, shown = [text for text, _ in probes], recipe.evaluation.grid_prompts
+    texts, given = asked_of(asked_in_refl(recipe))
+    redraw = redrawing(generator, judge, texts, recipe.references, run.folder / "references", seed, given)
+    texts, given = asked_of(probes)
+    shown = recipe.evaluation.grid_prompts, run.folder
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers)
-        watched = with_grids(probe, generator, texts, shown, run.folder, metrics, "refl", seed, batch_size=96)
+        watched = with_grids(probe, generator, texts, *shown, metrics, "refl", seed, batch_size=96, conditions=given)
         train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", metrics, seed, watched, redraw=redraw)
     return {"steps": recipe.refl.steps}
 
 
 def evaluate(run: Run) -> dict[str, Any]:
     """The final table on held-out prompts: base, best of N, and the aligned generator from the same noises."""
-    recipe, generator, judge = run.recipe, run.generator(), run.judge()
-    prompts = prompt_set("held_out", recipe.evaluation.prompts, recipe.seed)
+    recipe, task, generator, judge = run.recipe, run.task, run.generator(), run.judge()
+    prompts = task.prompts("held_out", recipe.evaluation.prompts, recipe.seed)
+    texts, given = asked_of(prompts)
     seeds = noise_seeds(recipe.seed, len(prompts), recipe.evaluation.n, stream=9)
     with progress_bar(f"best of {recipe.evaluation.n}", len(prompts)) as bar:
-        search = best_of_n(generator, judge, [text for text, _ in prompts], seeds, tick=bar.advance)
+        search = best_of_n(generator, judge, texts, seeds, tick=bar.advance, conditions=given)
     generator.load_lora(run.folder / "refl" / "lora")
     count = recipe.evaluation.refl_samples
-    refl_pictures, refl_scores = sampled(generator, prompts, count, recipe.seed, stream=9, title="samples after ReFL")
-    base_scores = scored(search.pictures, prompts)
-    rows = range(len(prompts))
-    scores: dict[str, list[list[Score]]] = {
+    refl_pictures, refl_scores = sampled(
+        generator, prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
+    )
+    base_scores = scored(search.pictures, prompts, task)
+    scores: dict[str, list[list[Seen]]] = {
         "sft": base_scores,
-        "best_of_n": [[base_scores[i][int(search.chosen[i])]] for i in rows],
+        "best_of_n": [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)],
         "refl": refl_scores,
     }
-    table = {arm: tabulate(found, [spec.category for _, spec in prompts]) for arm, found in scores.items()}
-    result: dict[str, Any] = {
-        figure: {arm: table[arm][figure] for arm in table} for figure in ("oracle", "quality", "correct")
-    }
-    sft, bon, refl = (np.array([np.mean([s.alignment for s in row]) for row in scores[arm]]) for arm in scores)
-    paired = np.array([np.mean([s.alignment for s in row[:count]]) for row in base_scores])
-    result["oracle"]["gain_best_of_n"] = interval(bon - sft)._asdict()
-    result["oracle"]["gain_refl"] = interval(refl - paired)._asdict()
-    result["by_category"] = {
-        category: {arm: table[arm]["by_category"][category] for arm in table}
-        for category in table["sft"]["by_category"]
-    }
+    result = tables(scores, [one.category for one in prompts], count)
+    paired = [row[:count] for row in base_scores]
+    result["gsb"] = good_same_bad(refl_scores, paired, prompts, recipe.preferences.least_difference)
     spreads = {"sft": diversity(search.pictures[:, :count]), "refl": diversity(refl_pictures)}
     result["diversity"] = {arm: interval(values.numpy())._asdict() for arm, values in spreads.items()}
     reward = proxy(judge, prompts, {"sft": search.pictures[:, :count], "refl": refl_pictures}, search.pictures)
@@ -271,88 +294,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     result["hacking"] = verdict._asdict()
     shown = {"sft": search.pictures[:, 0], "best_of_n": search.pictures[torch.arange(len(prompts)), search.chosen]}
     shown["refl"] = refl_pictures[:, 0]
-    first = {"sft": [r[0] for r in base_scores], "best_of_n": [r[0] for r in scores["best_of_n"]]}
-    first["refl"] = [r[0] for r in refl_scores]
-    _gallery(run.folder, prompts[: recipe.evaluation.shown], seeds, shown, first)
+    first = {arm: [row[0] for row in found] for arm, found in scores.items()}
+    gallery(run.folder, prompts[: recipe.evaluation.shown], seeds, shown, first)
     return result
-
-
-# -- what the stages share ---------------------------------------------------------------------------------------------
-
-
-def noise_seeds(seed: int, n_prompts: int, n: int, stream: int) -> list[list[int]]:
-    """Noise seeds [P][N]: sample k of prompt i begins from the same noise in every arm of a comparison."""
-    return [np.random.SeedSequence([seed, stream, i]).generate_state(n).tolist() for i in range(n_prompts)]
-
-
-def sampled(
-    generator: PipelineGenerator,
-    prompts: Sequence[tuple[str, Spec]],
-    n: int,
-    seed: int,
-    stream: int,
-    title: str | None = None,
-) -> tuple[Tensor, list[list[Score]]]:
-    """`n` pictures a prompt [P, N, T, C, H, W] and the oracle's scores of them [P][N]; with a title, under a bar."""
-    seeds = noise_seeds(seed, len(prompts), n, stream)
-    texts = [text for text, _ in prompts for _ in range(n)]
-    flat = [s for row in seeds for s in row]
-    if title is None:
-        pictures = sample(generator, texts, flat, batch_size=96)
-    else:
-        with progress_bar(title, len(texts)) as bar:
-            pictures = sample(generator, texts, flat, batch_size=96, tick=bar.advance)
-    groups = pictures.unflatten(0, (len(prompts), n))
-    return groups, scored(groups, prompts)
-
-
-def scored(groups: Tensor, prompts: Sequence[tuple[str, Spec]]) -> list[list[Score]]:
-    """The oracle on pictures [P, N, T, C, H, W]."""
-    return [judge_pixels(group, [text] * len(group)) for group, (text, _) in zip(groups, prompts, strict=True)]
-
-
-def tabulate(scores: Sequence[Sequence[Score]], categories: Sequence[str]) -> dict[str, Any]:
-    """Means over each prompt's pictures, with intervals over prompts: alignment, quality, correctness, categories."""
-    alignment = [float(np.mean([score.alignment for score in row])) for row in scores]
-    quality = [float(np.mean([score.quality for score in row])) for row in scores]
-    correct = [float(np.mean([score.correct for score in row])) for row in scores]
-    by = {category: figure._asdict() for category, figure in by_category(alignment, categories).items()}
-    figures = {"oracle": alignment, "quality": quality, "correct": correct}
-    return {name: interval(values)._asdict() for name, values in figures.items()} | {"by_category": by}
-
-
-def proxy(
-    judge: RewardModel, prompts: Sequence[tuple[str, Spec]], arms: dict[str, Tensor], base: Tensor
-) -> dict[str, np.ndarray]:
-    """Mean P(yes) a prompt [P] of each arm's pictures [P, N, ...] against the base's picture of the next noise."""
-    found = {}
-    for arm, pictures in arms.items():
-        n = pictures.shape[1]
-        questions = [
-            Question(text, pictures[i, k], base[i, (k + 1) % base.shape[1]])
-            for i, (text, _) in enumerate(prompts)
-            for k in range(n)
-        ]
-        found[arm] = judge(questions).probability.cpu().numpy().reshape(len(prompts), n).mean(1)
-    return found
-
-
-def _gallery(
-    folder: Path,
-    prompts: Sequence[tuple[str, Spec]],
-    seeds: Sequence[Sequence[int]],
-    shown: dict[str, Tensor],
-    scores: dict[str, list[Score]],
-) -> None:
-    rows = []
-    for i, (text, spec) in enumerate(prompts):
-        files = {arm: f"samples/{i:03d}_{arm}.png" for arm in shown}
-        for arm, name in files.items():
-            write_picture(shown[arm][i], folder / name)
-        oracle = {arm: scores[arm][i].alignment for arm in shown}
-        row = {"prompt": text, "category": spec.category, "seed": seeds[i][0], "pictures": files, "oracle": oracle}
-        rows.append(row)
-    write_text_atomically(folder / "samples.json", json.dumps(rows, indent=2))
 
 
 def summarise(run: Run) -> dict[str, Any]:
@@ -361,7 +305,7 @@ def summarise(run: Run) -> dict[str, Any]:
     return {
         "name": run.folder.name,
         "seed": run.recipe.seed,
-        "task": "t2i",
+        "task": run.recipe.task,
         "machine": machine(),
         "n": run.recipe.evaluation.n,
         "judge": stages["judge"]["result"],
