@@ -609,6 +609,27 @@ def disagreement(
     typer.echo(compare_labels(load_recipe(DisagreementRecipe, recipe, overrides or []), output))
 
 
+@lab.command(
+    "references", epilog=example("rewarddance lab references recipes/lab_references.yaml --output runs/lab-refs")
+)
+def lab_references(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
+        "runs/lab-references"
+    ),
+) -> None:
+    """ReFL with good and bad references, on one generator or several, over seeds (the paper's Table 8).
+
+    Run again to go on. references.md in the folder is written anew after each cell, results.json beside it.
+    """
+    _quiet()
+    from rewarddance.lab.references import ReferencesRecipe, compare_references
+    from rewarddance.runtime.config import load_recipe
+
+    typer.echo(compare_references(load_recipe(ReferencesRecipe, recipe, overrides or []), output))
+
+
 def recipe_file(name: str) -> Path:
     """A recipe that comes with the project: in the installed package, or beside the sources."""
     here = Path(__file__).parent
