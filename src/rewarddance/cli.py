@@ -610,24 +610,45 @@ def disagreement(
 
 
 @lab.command(
-    "references", epilog=example("rewarddance lab references recipes/lab_references.yaml --output runs/lab-refs")
+    "alignment", epilog=example("rewarddance lab alignment recipes/lab_alignment.yaml --output runs/lab-align")
 )
-def lab_references(
+def lab_alignment(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
-        "runs/lab-references"
+        "runs/lab-alignment"
     ),
 ) -> None:
-    """ReFL with good and bad references, on one generator or several, over seeds (the paper's Table 8).
+    """ReFL, Flow-GRPO and DiffusionNFT at equal seconds with the same judge, by the oracle, over seeds.
 
-    Run again to go on. references.md in the folder is written anew after each cell, results.json beside it.
+    Run again to go on. alignment.md and alignment.svg in the folder are written anew after each cell, results.json
+    beside them.
     """
     _quiet()
-    from rewarddance.lab.references import ReferencesRecipe, compare_references
+    from rewarddance.lab.alignment import AlignmentRecipe, compare_alignments
     from rewarddance.runtime.config import load_recipe
 
-    typer.echo(compare_references(load_recipe(ReferencesRecipe, recipe, overrides or []), output))
+    typer.echo(compare_alignments(load_recipe(AlignmentRecipe, recipe, overrides or []), output))
+
+
+@lab.command("hacking", epilog=example("rewarddance lab hacking recipes/lab_hacking.yaml --output runs/lab-hacking"))
+def lab_hacking(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
+        "runs/lab-hacking"
+    ),
+) -> None:
+    """Runs made to be hacked, with safeguards and without, and honest ones: do alarms ring, and in time?
+
+    And the spread of the reward by the judge's kind and size. Run again to go on. hacking.md and hacking.svg in the
+    folder are written anew after each run, results.json beside them.
+    """
+    _quiet()
+    from rewarddance.lab.hacking import HackingRecipe, compare_hacks
+    from rewarddance.runtime.config import load_recipe
+
+    typer.echo(compare_hacks(load_recipe(HackingRecipe, recipe, overrides or []), output))
 
 
 def recipe_file(name: str) -> Path:

@@ -20,7 +20,13 @@ def rows(n: int = 60) -> list[dict[str, Any]]:
     made = []
     for step in range(1, n + 1):
         row = {"phase": "refl", "step": step, "margin": step / 20, "reward": 0.5, "held_out_margin": -step / 20}
-        row |= {"spread_within": 0.9, "spread_across": 1.1, "diversity_within": 0.2, "diversity_across": 0.3}
+        row |= {
+            "spread_of_reward": 0.2,
+            "spread_within": 0.9,
+            "spread_across": 1.1,
+            "diversity_within": 0.2,
+            "diversity_across": 0.3,
+        }
         row |= {"brightness": 0.1 if step <= 16 else 0.4, "brightness_deviation": 0.1, "collapsed": 0.0}
         made.append(row)
     return made
@@ -49,8 +55,11 @@ def test_an_alarm_is_said_listed_and_marked_in_every_panel(tmp_path):
     without = hacking_slots(run_of(tmp_path / "plain", []))
     assert without["alarms"] == "" and without["alarms_said"] == "No alarm rang in 60 steps."
     drawing, plain = (re.findall(r"<svg.*?</svg>", one["hacking_chart"], re.DOTALL)[0] for one in (slots, without))
-    panels = sum(word in drawing for word in ("Proxy: margin", "Proxy: P(yes)", "Held-out judge", "Spread of", "Looks"))
-    assert panels == 5 and "Oracle" not in drawing
+    panels = sum(
+        word in drawing
+        for word in ("Proxy: margin", "Proxy: P(yes)", "Held-out judge", "Spread of the", "Spread of P", "Looks")
+    )
+    assert panels == 6 and "Oracle" not in drawing
     assert drawing.count("stroke-dasharray") - plain.count("stroke-dasharray") >= 7
 
 

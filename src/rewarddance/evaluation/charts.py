@@ -77,6 +77,7 @@ HACKING = (
     Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
     Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
     Panel("Spread of the margin", SPREADS, from_zero=True),
+    Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
     Panel("Distance between pictures", DISTANCES, from_zero=True),
     Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
     Panel("Looks, in deviations of the base's pictures", LOOKS),
