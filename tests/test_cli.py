@@ -353,7 +353,5 @@ def test_the_real_command_ends_the_same_way():
         [sys.executable, "-m", "rewarddance.cli", "bases", "nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert (
-        done.stderr
-        == "error: there is no base named 'nowhere'.\n       Say judge, judge-small, generator, clip or all.\n"
-    )
+    said = "Say judge, judge-small, generator, unet, clip, video-judge, video-generator or all."
+    assert done.stderr == f"error: there is no base named 'nowhere'.\n       {said}\n"

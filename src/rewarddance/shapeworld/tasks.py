@@ -42,9 +42,10 @@ class Asked(NamedTuple):
 class Seen(Protocol):
     """What every oracle says of one picture or film, in [0, 1]; overall orders two of one prompt."""
 
-    alignment: float
-    quality: float
-
+    @property
+    def alignment(self) -> float: ...
+    @property
+    def quality(self) -> float: ...
     @property
     def overall(self) -> float: ...
     @property
