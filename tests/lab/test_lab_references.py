@@ -192,5 +192,5 @@ def test_the_recipe_compares_the_papers_four_kinds_of_references_and_a_second_ge
     ]
     assert chosen == [("bottom", 2, 16), ("top", 2, 2), ("top", 2, 6), ("top", 2, 16)]
     todo = list(cells(recipe))
-    assert len(todo) == 18 and [cell.arm for cell in todo[12:15]] == ["unet-top-2-of-16"] * 3
-    assert [recipe.refl_of(name).reference_mse for name in recipe.generators] == [0, 0, 1]
+    assert len(todo) == 21 and [cell.arm for cell in todo[12:15]] == ["unet-top-2-of-16"] * 3
+    assert [recipe.refl_of(name).reference_mse for name in recipe.generators] == [0, 0, 1, 1]
