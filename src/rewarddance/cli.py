@@ -95,12 +95,18 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     """Align a generator with a trained judge; run again to continue an interrupted one.
 
     By the gradient through the judge (algorithm: refl), or by asking it alone: Flow-GRPO (grpo) or DiffusionNFT (nft).
+
+    On several GPUs: torchrun --nproc-per-node N -m rewarddance align RECIPE.
     """
     _quiet()
     from rewarddance.lab.runs import AlignRun, run_alignment
     from rewarddance.runtime.config import load_recipe
+    from rewarddance.runtime.distributed import joined
 
-    _print(run_alignment(load_recipe(AlignRun, recipe, overrides or [])))
+    with joined():  # so that of several processes one says what is wrong with the recipe
+        result = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
+    if result:
+        _print(result)
 
 
 @app.command(epilog=example("rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100"))
@@ -607,6 +613,27 @@ def disagreement(
     from rewarddance.runtime.config import load_recipe
 
     typer.echo(compare_labels(load_recipe(DisagreementRecipe, recipe, overrides or []), output))
+
+
+@lab.command(
+    "references", epilog=example("rewarddance lab references recipes/lab_references.yaml --output runs/lab-refs")
+)
+def lab_references(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option(help="The folder of the table and of what it is made from.")] = Path(
+        "runs/lab-references"
+    ),
+) -> None:
+    """ReFL with good and bad references, on one generator or several, over seeds (the paper's Table 8).
+
+    Run again to go on. references.md in the folder is written anew after each cell, results.json beside it.
+    """
+    _quiet()
+    from rewarddance.lab.references import ReferencesRecipe, compare_references
+    from rewarddance.runtime.config import load_recipe
+
+    typer.echo(compare_references(load_recipe(ReferencesRecipe, recipe, overrides or []), output))
 
 
 @lab.command(
