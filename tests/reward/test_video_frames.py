@@ -25,7 +25,7 @@ FILMS = [torch.rand(9, 3, 32, 32, generator=rng) for _ in range(3)]
 def judge(kind: str = "pairwise", **options):
     """A random judge; a regressive one has a head that was drawn, too."""
     options |= {} if kind == "clip" else {"instruction": "t2v-brief"}
-    made = build_reward(str(clip_folder() if kind == "clip" else judge_folder()), RewardConfig(kind=kind, **options))
+    made = build_reward(str(clip_folder() if kind == "clip" else judge_folder()), RewardConfig(kind=kind, **options))  # type: ignore[arg-type]
     if kind == "regressive":
         torch.nn.init.normal_(made.model.reward_head.weight, generator=torch.Generator().manual_seed(1))
     return made.freeze()
