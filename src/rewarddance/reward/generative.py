@@ -49,7 +49,9 @@ class PairwiseReward(Judge):
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
         or before the answer that most votes are for; a pair without reasons trains on the answers alone.
         """
-        questions = [Question(p.prompt, p.second, p.first, condition=p.condition, fps=p.fps[::-1]) for p in pairs]
+        questions = [
+            Question(p.prompt, p.second, p.first, condition=p.condition, fps=(p.fps[1], p.fps[0])) for p in pairs
+        ]
         asked = self._asked([*questions, *map(swapped, questions)])
         share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
         weight = self.config.difference_weight
