@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 
 import torch
-from judges import flops, interleaved
+from judges import flops, interleaved, keep_freed_memory
 
 from rewarddance.alignment.advantages import advantages
 from rewarddance.alignment.grpo import log_prob, surrogate
@@ -65,6 +65,7 @@ def our_iteration(
 
 
 def main() -> None:
+    keep_freed_memory()
     guided, free = (load_generator("shapeworld-generator", STEPS, scale) for scale in (3.0, None))
     for generator in (guided, free):
         generator.add_lora(16, 16)
