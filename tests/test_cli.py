@@ -16,9 +16,12 @@ from tiny import colour_preferences, command, generator_folder, judge_folder, pi
 from rewarddance.cli import app, recipe_file
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
+from rewarddance.lab.alignment import AlignmentRecipe
 from rewarddance.lab.disagreement import DisagreementRecipe
+from rewarddance.lab.hacking import HackingRecipe
 from rewarddance.lab.judges import JudgesRecipe
 from rewarddance.lab.quickstart import QuickstartRecipe
+from rewarddance.lab.references import ReferencesRecipe
 from rewarddance.lab.runs import AlignRun, TrainRun
 from rewarddance.lab.searching import SearchingRecipe
 from rewarddance.runtime.config import load_recipe
@@ -32,6 +35,9 @@ RECIPE_OF = {
     "lab judges": JudgesRecipe,
     "lab search": SearchingRecipe,
     "lab disagreement": DisagreementRecipe,
+    "lab references": ReferencesRecipe,
+    "lab alignment": AlignmentRecipe,
+    "lab hacking": HackingRecipe,
 }
 
 

@@ -245,7 +245,7 @@ BROKEN = {
     '{"prompt": "p", "candidate": "lost.png"}': "lost.png cannot be read",
     '{"prompt": "p", "candidate": "in.jsonl"}': "in.jsonl cannot be read",
     '{"prompt": "p", "candidate": "0.png", "reference": "lost.png"}': "lost.png cannot be read",
-    '{"prompt": "p \\ud800", "candidate": "0.png"}': "the row cannot stand in .jsonl",
+    '{"prompt": "p \\ud800", "candidate": "0.png"}': "is broken: surrogates not allowed",
     '{"prompt": "p", "candidate": "a\\u0000b"}': "cannot be read",
     '{"prompt": "p", "candidate": "0.png", "margin": 1}': "the row has a key 'margin', where its score goes",
     '{"prompt": "an <img>", "candidate": "0.png"}': "contains the token '<img>'",
