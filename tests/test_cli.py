@@ -13,7 +13,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from tiny import colour_preferences, command, generator_folder, judge_folder, pictures, quickstart_recipe
 
-from rewarddance.cli import app, recipe_file
+from rewarddance.cli.common import app, recipe_file
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
 from rewarddance.lab.alignment import AlignmentRecipe
@@ -356,7 +356,7 @@ def test_an_unknown_option_is_an_error_of_usage():
 
 def test_the_real_command_ends_the_same_way():
     done = subprocess.run(
-        [sys.executable, "-m", "rewarddance.cli", "bases", "nowhere"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "rewarddance", "bases", "nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stdout == ""
     said = "Say judge, judge-small, generator, unet, clip, video-judge, video-generator or all."

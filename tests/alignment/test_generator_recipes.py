@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 
-from rewarddance.cli import recipe_file
+from rewarddance.cli.common import recipe_file
 from rewarddance.generators.adapter import EVERY_FAMILY, GeneratorOptions
 from rewarddance.generators.pipelines import ADAPTERS
 from rewarddance.lab.runs import AlignRun

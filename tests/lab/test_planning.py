@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl_step import ReflRecipe, refl_step
-from rewarddance.cli import recipe_file
+from rewarddance.cli.common import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.lab.hardware import GIB, find_gpu

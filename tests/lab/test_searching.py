@@ -12,7 +12,7 @@ import torch
 import yaml
 from tiny import command, generator_folder, judge_folder
 
-from rewarddance.cli import recipe_file
+from rewarddance.cli.common import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.lab.searching import SearchingRecipe, winner
 from rewarddance.lab.searching_table import (

@@ -1,0 +1,27 @@
+"""The command line. Heavy libraries load inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from rewarddance.cli import data, jobs, judging, lab, weights  # noqa: F401  their commands, in the order of the help
+from rewarddance.cli.common import app
+from rewarddance.errors import RewardDanceError
+
+
+def main() -> None:
+    """Errors that the user can mend end in one message and exit code 2; an interrupt says how to go on."""
+    try:
+        app(standalone_mode=True)
+    except RewardDanceError as error:
+        typer.secho(f"error: {error.what}", fg=typer.colors.RED, err=True)
+        if error.remedy:
+            typer.echo(f"       {error.remedy}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes 130 of an interrupt
+            raise
+        typer.echo("interrupted; give --resume (quickstart) or the same command again to go on", err=True)
+        sys.exit(130)

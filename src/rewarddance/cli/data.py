@@ -1,0 +1,95 @@
+"""Commands on preferences: public sets, checks, votes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewarddance.cli.common import data, example, print_json, quiet
+
+
+@data.command(
+    "import",
+    epilog=example(
+        "rewarddance data import hpdv3 HPDv3/train.json --output data/hpdv3.jsonl --split train=0.9,test=0.1"
+    ),
+)
+def import_data(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which set, by the names above.")],
+    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Its .json, .jsonl, .csv, .parquet files.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.")],
+    media_root: Annotated[
+        Path | None, typer.Option(help="What paths of media are relative to. Default: the source's folder.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train=0.9,test=0.1: by prompt, into <output>.train.jsonl and so on.")
+    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="Keep this one only, of sets that vote by several.")] = None,
+    decode: Annotated[bool, typer.Option(help="Look at all media to their end, not only whether they exist.")] = True,
+) -> None:
+    """Bring a public set into a preferences file; run again to continue an interrupted import.
+
+    hpdv3, hpdv2, imagerewarddb, pickapic-v1, pickapic-v2, videogen-rewardbench, rapidata, genai-bench,
+    omnirewardbench, mmrb2 (for evaluation only), messages (with images, as in LLaMA-Factory and ms-swift).
+
+    Media stay where they are; those inside a Parquet file are written beside the output. What cannot be used goes with
+    the reason to OUTPUT.quarantine.jsonl, and the exit code is 1.
+    """
+    quiet()
+    from rewarddance.data.importing import ImportRecipe, import_preferences, quarantined
+    from rewarddance.data.splits import parse_split
+
+    recipe = ImportRecipe(
+        name=name,
+        files=tuple(source),
+        output=output,
+        media_root=media_root,
+        split=None if split is None else parse_split(split),
+        criterion=criterion,
+        decode=decode,
+    )
+    result = import_preferences(recipe)
+    print_json(result)
+    if result["quarantined"]:
+        for sentence in quarantined(result):
+            typer.echo(sentence, err=True)
+        raise typer.Exit(1)
+
+
+@data.command("check", epilog=example("rewarddance data check data/hpdv3.train.jsonl data/hpdv3.test.jsonl"))
+def check_data(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Preferences files, the splits of one set.")],
+    benchmark: Annotated[
+        Path | None, typer.Option(help="Prompts, .txt or .jsonl, that training must not have seen.")
+    ] = None,
+    decode: Annotated[bool, typer.Option(help="Look at all media to their end, not only at their bytes.")] = True,
+) -> None:
+    """Count rows, doubles, leaks between files, the balance of labels, and overlap with a benchmark's prompts.
+
+    The exit code is 1 where rows are broken, or prompts or pictures are in two files or in the benchmark.
+    """
+    quiet()
+    from rewarddance.data.check import check, faulty
+
+    report = check(files, benchmark, decode)
+    print_json(report)
+    if faults := faulty(report):
+        typer.echo("; ".join(faults), err=True)
+        raise typer.Exit(1)
+
+
+@data.command("weigh", epilog=example("rewarddance data weigh votes.jsonl --output weighed.jsonl"))
+def weigh_data(
+    votes: Annotated[Path, typer.Argument(metavar="VOTES", help="A preferences file, a vote a row, with annotators.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.")],
+) -> None:
+    """Make one row of the votes on each pair: its share, each vote weighed by how often its annotator seems right.
+
+    How often that is follows from the votes alone: who agrees with the others as a coin would is not heard.
+    """
+    quiet()
+    from rewarddance.data.votes import weigh_votes
+
+    print_json(weigh_votes(votes, output))

@@ -1,0 +1,150 @@
+"""Commands that train: the main job, a judge, a generator, and what a recipe needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewarddance.cli.common import Overrides, app, example, print_json, quiet, recipe_file
+from rewarddance.errors import InputError
+
+
+@app.command(epilog=example("rewarddance quickstart --seed 1 refl.steps=40"))
+def quickstart(
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
+    task: Annotated[str | None, typer.Option(help="t2i (pictures), t2v (films) or i2v (from a first picture).")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
+    output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
+    ] = False,
+) -> None:
+    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report; of pictures or of films."""
+    quiet()
+    from rewarddance.evaluation.report import summary_table
+    from rewarddance.lab.quickstart import QuickstartRecipe, announce, resume_run, start_run
+    from rewarddance.lab.quickstart import quickstart as run_all
+    from rewarddance.runtime.config import load_recipe
+    from rewarddance.runtime.tracking import console
+
+    if resume:
+        if overrides or seed is not None or recipe is not None or task is not None:
+            raise InputError(
+                "--resume takes no task, recipe, seed or keys.", "A resumed run keeps the config it began with."
+            )
+        run = resume_run(output / name if name else _last_run(output))
+    else:
+        extra = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
+        if recipe is not None and task is not None:
+            raise InputError("a recipe says its own task.", "Leave --task or --recipe out.")
+        own = {"t2i": "quickstart.yaml", "t2v": "quickstart_t2v.yaml", "i2v": "quickstart_i2v.yaml"}
+        if task is not None and task not in own:
+            raise InputError(f"there is no task {task!r}.", f"Say {', '.join(own)}.")
+        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file(own[task or "t2i"]), extra)
+        kind = "" if chosen.task == "t2i" else f"{chosen.task}-"
+        run = start_run(chosen, output / (name or _fresh_name(output, f"quickstart-{kind}seed{chosen.seed}")))
+    summary = run_all(run)
+    console.print(summary_table(summary))
+    console.print(summary["hacking"]["sentence"])
+    announce(run)
+
+
+@app.command(epilog=example("rewarddance train recipes/shapeworld_judge.yaml judge.learning_rate=3e-4"))
+def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
+    """Train a judge on a preferences file; run again to continue an interrupted one.
+
+    On several GPUs: torchrun --nproc-per-node N -m rewarddance train RECIPE.
+    """
+    quiet()
+    from rewarddance.lab.runs import TrainRun, run_training
+    from rewarddance.runtime.config import load_recipe
+
+    result = run_training(load_recipe(TrainRun, recipe, overrides or []))
+    if result:  # of several processes one speaks
+        print_json(result)
+
+
+@app.command(epilog=example("rewarddance align recipes/shapeworld_refl.yaml refl.steps=60"))
+def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
+    """Align a generator with a trained judge; run again to continue an interrupted one.
+
+    By the gradient through the judge (algorithm: refl), or by asking it alone: Flow-GRPO (grpo) or DiffusionNFT (nft).
+
+    On several GPUs: torchrun --nproc-per-node N -m rewarddance align RECIPE.
+    """
+    quiet()
+    from rewarddance.lab.runs import AlignRun, run_alignment
+    from rewarddance.runtime.config import load_recipe
+    from rewarddance.runtime.distributed import joined
+
+    with joined():  # so that of several processes one says what is wrong with the recipe
+        result = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
+    if result:
+        print_json(result)
+
+
+@app.command(epilog=example("rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100"))
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file of train or align.")],
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(help="GPUs, each with a process.", min=1)] = 1,
+    gpu: Annotated[str, typer.Option(help="h100, h200, h20, a100, a100-40, l40s or rtx4090.")] = "h100",
+    gpu_memory: Annotated[float | None, typer.Option(help="GiB of memory, instead of that GPU's.")] = None,
+    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.", min=0.01, max=1)] = 0.4,
+    picture: Annotated[str, typer.Option(metavar="HxW", help="Pictures, where the recipe's files are not here.")] = (
+        "1024x1024"
+    ),
+    prompt_words: Annotated[int, typer.Option(help="Words of a prompt, where they are not here.", min=1)] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
+) -> None:
+    """Say what a recipe needs, without weights: parameters, tokens, memory by part, operations, time.
+
+    The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
+    or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder. Weights may be missing. Where it
+    does not fit, changes of the recipe are tried, and the first that fits is named; the exit code is then 1.
+    """
+    quiet()
+    from rewarddance.lab.planning import PlanOptions, plan_recipe
+    from rewarddance.lab.planning_table import print_plan
+    from rewarddance.runtime.config import parse_recipe
+
+    size = picture.lower().split("x")
+    if len(size) != 2:
+        raise InputError(f"--picture {picture} is no height and width.", "Write e.g. 1024x1024.")
+    options = {
+        "gpus": gpus,
+        "gpu": gpu,
+        "gpu_memory": gpu_memory,
+        "utilisation": utilisation,
+        "picture": size,
+        "prompt_words": prompt_words,
+    }
+    found = plan_recipe(recipe, overrides or [], parse_recipe(PlanOptions, options, "the command line"))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_plan(found)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+def _fresh_name(output: Path, name: str) -> str:
+    """`name`, or `name`-2, -3, ... where that run exists."""
+    if not (output / name).exists():
+        return name
+    number = 2
+    while (output / f"{name}-{number}").exists():
+        number += 1
+    return f"{name}-{number}"
+
+
+def _last_run(output: Path) -> Path:
+    """The run under `output` that was started last."""
+    runs = [folder for folder in output.glob("*") if (folder / "config.yaml").exists()] if output.is_dir() else []
+    if not runs:
+        raise InputError(f"there is no run to resume in {output}.", "Start one without --resume.")
+    return max(runs, key=lambda folder: (folder / "config.yaml").stat().st_mtime)

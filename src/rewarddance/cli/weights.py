@@ -1,0 +1,56 @@
+"""The bundled checkpoints, again from nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewarddance.cli.common import app, example, quiet
+from rewarddance.errors import InputError
+
+BASES = ("judge", "judge-small", "generator", "unet", "clip", "video-judge", "video-generator")
+
+
+@app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
+def bases(
+    which: Annotated[str, typer.Argument(help=f"{', '.join(BASES)} or all.")] = "all",
+    output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    begin: Annotated[
+        Path | None, typer.Option(help="A judge base that gets its last stage anew (minutes), instead of all stages.")
+    ] = None,
+) -> None:
+    """Make the bundled ShapeWorld checkpoints again, from nothing (hours on two cores)."""
+    quiet()
+    if which not in (*BASES, "all"):
+        raise InputError(f"there is no base named {which!r}.", f"Say {', '.join(BASES)} or all.")
+    if begin is not None and which not in ("judge", "judge-small"):
+        raise InputError("begin is for one judge base.", "Say judge or judge-small, or leave begin out.")
+    import torch
+
+    from rewarddance.runtime.checkpoint import writable_folder
+    from rewarddance.shapeworld.clip_base import make_clip_base
+    from rewarddance.shapeworld.generator_base import make_generator_base
+    from rewarddance.shapeworld.judge_base import SIZES, make_judge_base
+    from rewarddance.shapeworld.motion.generator_base import make_video_generator_base
+    from rewarddance.shapeworld.motion.judge_base import make_video_judge_base
+    from rewarddance.shapeworld.unet_base import VAE, make_unet_base
+
+    torch.set_num_threads(threads)
+    writable_folder(output)
+    for name in SIZES:
+        if which in (name.removeprefix("shapeworld-"), "all"):
+            make_judge_base(output / name, say=typer.echo, size=name, begin=begin)
+    if which in ("generator", "all"):
+        make_generator_base(output / "shapeworld-generator", say=typer.echo)
+    if which in ("video-judge", "all"):
+        make_video_judge_base(output / "shapeworld-video-judge", say=typer.echo)
+    if which in ("video-generator", "all"):
+        make_video_generator_base(output / "shapeworld-video-generator", say=typer.echo)
+    if which in ("unet", "all"):
+        flow = output / "shapeworld-generator"  # whose VAE it takes: the one just made, or else the bundled one
+        make_unet_base(output / "shapeworld-unet", say=typer.echo, vae=flow if which == "all" else VAE)
+    if which in ("clip", "all"):
+        make_clip_base(output / "shapeworld-clip", say=typer.echo)
