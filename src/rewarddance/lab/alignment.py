@@ -12,16 +12,14 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.lab.aligning import ClockName, Ground, LookRecipe, Way, ground_of, pace, run_way
 from rewarddance.lab.alignment_table import Pace, Row, Rows, write_tables
-from rewarddance.lab.judges import trained
-from rewarddance.lab.quickstart import QuickstartRecipe, Run, gather_preferences
+from rewarddance.lab.judges import judge_of_seed
+from rewarddance.lab.quickstart import QuickstartRecipe
 from rewarddance.reward.judge import Judge
-from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
@@ -94,7 +92,7 @@ def compare_alignments(recipe: AlignmentRecipe, folder: Path) -> str:
         left = [name for name in recipe.ways if not rows.has(Row, seed=seed, way=name)]
         if not left:
             continue
-        judge = judge_of(recipe, seed, folder / f"seed{seed}")
+        judge = judge_of_seed(recipe.quickstart(seed), recipe.judges, folder / f"seed{seed}")
         ground: Ground | None = None
         for name in left:
             way = _timed(recipe, name, seed, judge, folder, rows)
@@ -108,19 +106,6 @@ def compare_alignments(recipe: AlignmentRecipe, folder: Path) -> str:
                 shutil.rmtree(checkpoint)
             write_tables([*recipe.ways], rows, total, folder)
     return write_tables([*recipe.ways], rows, total, folder)
-
-
-def judge_of(recipe: AlignmentRecipe, seed: int, folder: Path) -> Judge:
-    """The reward that was given for a seed, or one trained in `folder` as the quickstart trains its own, once."""
-    if seed in recipe.judges:
-        return load_reward(recipe.judges[seed])
-    if not (folder / "judge" / "reward").exists():
-        run = Run(writable_folder(folder), recipe.quickstart(seed))
-        run.stage("preferences", lambda: gather_preferences(run))
-        trained(recipe.judge, PreferenceSet(folder / "preferences" / "train.jsonl"), folder / "judge", seed)
-        for checkpoint in (folder / "judge").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    return load_reward(str(folder / "judge" / "reward"))
 
 
 def _timed(recipe: AlignmentRecipe, name: str, seed: int, judge: Judge, folder: Path, rows: Rows) -> Way:

@@ -24,7 +24,7 @@ from rewarddance.lab.quickstart import QuickstartRecipe, Run, gather_preferences
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import USED_BY, Judge, RewardConfig, RewardOptions
-from rewarddance.reward.kinds import build_reward
+from rewarddance.reward.kinds import build_reward, load_reward
 from rewarddance.reward.regressive import has_head
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
@@ -187,6 +187,19 @@ def trained(chosen: JudgeRecipe, pairs: Sequence[Preference], folder: Path, seed
 
     judge = train_judge(chosen, pairs, folder, Metrics(folder / "metrics.jsonl"), seed, spent)
     return judge, spent(judge)["seconds"]
+
+
+def judge_of_seed(recipe: QuickstartRecipe, given: dict[int, str], folder: Path) -> Judge:
+    """The reward that is `given` for a seed, or one trained in `folder`, once, as the run would train its own."""
+    if recipe.seed in given:
+        return load_reward(given[recipe.seed])
+    if not (folder / "judge" / "reward").exists():
+        run = Run(writable_folder(folder), recipe)
+        run.stage("preferences", lambda: gather_preferences(run))
+        trained(recipe.judge, PreferenceSet(folder / "preferences" / "train.jsonl"), folder / "judge", recipe.seed)
+        for checkpoint in (folder / "judge").glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    return load_reward(str(folder / "judge" / "reward"))
 
 
 def by_prompt(judge: RewardModel, pairs: Sequence[Preference]) -> list[float]:

@@ -22,16 +22,14 @@ from torch import Tensor
 
 from rewarddance.alignment.references import ReferenceRecipe, References, build_references
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
-from rewarddance.data.preferences import PreferenceSet
 from rewarddance.evaluation.hacking import diversity
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.lab.judges import trained
-from rewarddance.lab.quickstart import QuickstartRecipe, Run, gather_preferences, refl_prompts
+from rewarddance.lab.judges import judge_of_seed
+from rewarddance.lab.quickstart import QuickstartRecipe, refl_prompts
 from rewarddance.lab.quickstart_table import proxy, sampled
 from rewarddance.lab.references_table import Row, as_line, read_rows, write_table
 from rewarddance.reward.judge import Judge
-from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.train import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
@@ -181,23 +179,10 @@ def _arms(recipe: ReferencesRecipe) -> dict[str, str]:
 def common(recipe: ReferencesRecipe, generator: str, seed: int, folder: Path) -> Ground:
     """The judge of a seed, and what a generator draws for the held-out prompts before it is aligned."""
     prompts = PICTURES.prompts("held_out", recipe.prompts, seed)
-    judge = judge_of(recipe, seed, folder / f"seed{seed}")
+    judge = judge_of_seed(recipe.quickstart(seed), recipe.judges, folder / f"seed{seed}")
     title = f"{generator}, before ReFL"
     pictures, scores = sampled(recipe.generators[generator].load(), prompts, recipe.samples, seed, 9, title)
     return Ground(generator, seed, judge, prompts, pictures, scores)
-
-
-def judge_of(recipe: ReferencesRecipe, seed: int, folder: Path) -> Judge:
-    """The reward that was given for a seed, or one trained in `folder` as the quickstart trains its own, once."""
-    if seed in recipe.judges:
-        return load_reward(recipe.judges[seed])
-    if not (folder / "judge" / "reward").exists():
-        run = Run(writable_folder(folder), recipe.quickstart(seed))
-        run.stage("preferences", lambda: gather_preferences(run))
-        trained(recipe.judge, PreferenceSet(folder / "preferences" / "train.jsonl"), folder / "judge", seed)
-        for checkpoint in (folder / "judge").glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    return load_reward(str(folder / "judge" / "reward"))
 
 
 def bank_of(recipe: ReferencesRecipe, arm: Arm, ground: Ground, folder: Path) -> list[References]:
