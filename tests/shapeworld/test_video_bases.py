@@ -14,6 +14,7 @@ from rewarddance.generators.sampling import sample
 from rewarddance.reward.kinds import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.shapeworld.eyes import patch_labels
+from rewarddance.shapeworld.generator_base import train_generator
 from rewarddance.shapeworld.motion import generator_base
 from rewarddance.shapeworld.motion.generator_base import (
     TEXT_LENGTH,
@@ -93,7 +94,9 @@ def test_what_a_film_shows_is_told_in_words():
 
 
 def test_a_video_generator_base_draws_films_from_a_text_and_from_a_picture(tmp_path):
-    make_video_generator_base(tmp_path / "video", stills=1, vae_steps=1, films=40, steps=10, say=silent)
+    make_video_generator_base(
+        tmp_path / "video", stills=1, vae_steps=1, decoder_steps=1, films=40, steps=10, say=silent
+    )
     size = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": TEXT_LENGTH}
     plain = load_generator(str(tmp_path / "video"), 2, **size)
     begins = load_generator(str(tmp_path / "video"), 2, **size, pipeline="WanImageToVideoPipeline")
@@ -115,7 +118,7 @@ def test_half_of_a_batch_has_its_first_latent_frame_clean_at_time_0(monkeypatch)
         return forward(self, hidden_states, timestep, *args, **kwargs)
 
     monkeypatch.setattr(type(pipeline.transformer), "forward", watching)
-    generator_base.train_video_generator(pipeline, shown, 1, 0, silent, batch=8)
+    train_generator(pipeline, 1, 0, silent, batch=8, course=generator_base.film_course(shown))
     ((x_t, time),) = seen
     assert time.shape == (8, 80)
     times = time.view(8, 5, 16)

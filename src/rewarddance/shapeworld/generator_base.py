@@ -140,15 +140,36 @@ def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, 
 class Course(NamedTuple):
     """What a network is taught, and where it is asked what it sees.
 
-    loss: of clean latents x_0 [N, C, H, W] and their texts. middle: the part half way up whose output the eyes look at,
-    and `tokens`, how that output is read as 64 tokens of `width` numbers.
+    batch: captions, clean latents x_0 [N, C, ...] and the labels of their tokens (`patch_labels`). read: captions as
+    the network takes them. loss: of x_0 and what was read. middle: the part half way up whose output the eyes look at,
+    and `tokens`, how that output is read as tokens of `width` numbers.
     """
 
     network: Any
+    batch: Callable[[int, np.random.Generator], tuple[list[str], Tensor, Tensor]]
+    read: Callable[[list[str]], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
     middle: Any
     tokens: Callable[[Any], Tensor]
     width: int
+
+
+def picture_batch(vae: Any) -> Callable[[int, np.random.Generator], tuple[list[str], Tensor, Tensor]]:
+    """Captioned pictures of ShapeWorld, drawn anew each time, as latents of a VAE."""
+
+    def batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+        captions, pictures, labels = caption_batch(n, rng)
+        with torch.no_grad():
+            x_0 = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
+        return captions, x_0, labels
+
+    return batch
+
+
+def reader(pipeline: Any) -> Callable[[list[str]], Tensor]:
+    """Captions through a pipeline's own text encoder."""
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    return lambda captions: pipeline.encode_prompt(captions, **options)[0]
 
 
 def flow_course(pipeline: Any) -> Course:
@@ -165,7 +186,8 @@ def flow_course(pipeline: Any) -> Course:
 
     middle = transformer.transformer_blocks[len(transformer.transformer_blocks) // 2]
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    return Course(transformer, loss, middle, lambda outputs: outputs[0], width)
+    lesson = picture_batch(pipeline.vae), reader(pipeline), loss
+    return Course(transformer, *lesson, middle, lambda outputs: outputs[0], width)
 
 
 def train_generator(
@@ -177,20 +199,21 @@ def train_generator(
     learning_rate: float = 1.5e-3,
     batch: int = 64,
     course: Callable[[Any], Course] = flow_course,
+    stream: int = 2,
 ) -> None:
     """Teach the pipeline's network and text encoder to draw what captions say; the EMA is kept.
 
-    Half way up, heads that are dropped at the end name what each patch of the clean picture will show (the idea of
-    REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so.
-    `snapshot` is called with the EMA pipeline every tenth of the way.
+    Half way up, heads that are dropped at the end name what each patch of the clean picture, or film, will show (the
+    idea of REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so.
+    `snapshot` is called with the EMA pipeline every tenth of the way. stream: of the seed's random captions.
     """
-    vae, encoder = pipeline.vae.eval(), pipeline.text_encoder
-    network, criterion, middle, tokens, width = course(pipeline)
-    rng = np.random.default_rng([seed, 2])
+    pipeline.vae.eval()
+    network, lesson, read, criterion, middle, tokens, width = course(pipeline)
+    rng = np.random.default_rng([seed, stream])
     torch.manual_seed(seed)
     eyes, seen = Eyes(width), []
     hook = middle.register_forward_hook(lambda module, inputs, outputs: seen.append(tokens(outputs)))
-    weights = [*network.parameters(), *encoder.parameters()]
+    weights = [*network.parameters(), *pipeline.text_encoder.parameters()]
     averaged = copy.deepcopy(weights)
     optimiser = torch.optim.AdamW(
         [*weights, *eyes.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -201,13 +224,8 @@ def train_generator(
         rate = learning_rate * min(1.0, step / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        captions, pictures, patches = caption_batch(batch, rng)
-        with torch.no_grad():
-            x_0 = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
-        text = pipeline.encode_prompt(
-            captions, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
-        )[0]
-        loss = criterion(x_0, text)
+        captions, x_0, patches = lesson(batch, rng)
+        loss = criterion(x_0, read(captions))
         hidden = seen.pop()
         optimiser.zero_grad()
         (loss + 0.3 * eyes.loss(hidden, patches)).backward()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from rewarddance.runtime.checkpoint import BUNDLED
-from rewarddance.shapeworld.generator_base import Course, train_generator
+from rewarddance.shapeworld.generator_base import Course, picture_batch, reader, train_generator
 from rewarddance.shapeworld.tokenizer import prompt_corpus
 
 STEPS = 2_400
@@ -114,7 +114,8 @@ def v_course(pipeline: Any) -> Course:
         return F.mse_loss(v, alpha * eps - sigma * x_0)
 
     middle = unet.up_blocks[-1].attentions[0]
-    return Course(unet, loss, middle, lambda outputs: outputs[0].flatten(2).mT, unet.config.block_out_channels[0])
+    lesson = picture_batch(pipeline.vae), reader(pipeline), loss
+    return Course(unet, *lesson, middle, lambda outputs: outputs[0].flatten(2).mT, unet.config.block_out_channels[0])
 
 
 def make_unet_base(

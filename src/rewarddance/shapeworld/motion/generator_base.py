@@ -7,7 +7,6 @@ each batch is learned so. As the picture base it is imperfect on purpose: a shar
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
-from rewarddance.shapeworld.eyes import Eyes, patch_labels
+from rewarddance.shapeworld.eyes import patch_labels
+from rewarddance.shapeworld.generator_base import Course, train_generator
 from rewarddance.shapeworld.motion.films import FILM_DEFECTS, Film, film_pixels, render_film, spoil_film
 from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script, scenes_of
 from rewarddance.shapeworld.motion.specs import (
@@ -41,9 +41,11 @@ EVERY = 2
 """Frames a latent frame, after the first."""
 SHARES = (0.25, 0.15, 0.15, 0.15, 0.12, 0.18)
 """Of the categories among the films, in the order of `MOTION_CATEGORIES`: one thing that moves most often."""
-STILLS, VAE_STEPS, FILMS, STEPS = 700, 350, 30_000, 5_500
-"""Steps of 32 frames and of 16 films, films that are drawn once, and steps of 32 of them. Chosen for some 75 minutes of
-one core; nobody has yet made a base whole with them (docs/lab_log.md)."""
+STILLS, VAE_STEPS, DECODER_STEPS = 700, 350, 2_100
+"""Steps of the VAE: of 32 frames, of 16 films, and of 16 films for its decoder alone."""
+FILMS, STEPS = 60_000, 10_500
+"""Films that are drawn once, and the transformer's steps of 32 of them. The bundled base was made in legs
+(docs/lab_log.md)."""
 
 
 def build_video_pipeline(seed: int = 0) -> Any:
@@ -116,19 +118,19 @@ def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
     return _film_tensor(films)
 
 
-def train_video_vae(vae: Any, stills: int, steps: int, seed: int, say: Callable[[str], None], batch: int = 16) -> None:
+def train_video_vae(
+    vae: Any, stills: int, steps: int, decoder_steps: int, seed: int, say: Callable[[str], None], batch: int = 16
+) -> None:
     """Reconstruction with a light KL; sets the latents' mean and deviation by channel.
 
     First single frames, `stills` batches twice as large, in L2 (in L1 the median of a dark canvas is a plateau), then
-    films in L1 and L2.
+    films in L1 and L2. Then the decoder alone, on latents with up to a tenth of noise, as a generator's have.
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed + 21)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4, betas=(0.9, 0.98))
     for step in range(1, stills + steps + 1):
-        done = step / (stills + steps)
-        for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        _set_rate(optimiser, 3e-3, step, stills + steps)
         films = _vae_batch(batch, rng)
         if step <= stills:
             films = torch.cat([films[:, :, :1], films[:, :, -1:]])
@@ -136,17 +138,38 @@ def train_video_vae(vae: Any, stills: int, steps: int, seed: int, say: Callable[
         error = vae.decode(posterior.sample()).sample - films
         kl = posterior.kl().mean() / posterior.mean[0, :, 0, 0].numel()
         bold = min(1.0, step / max(1, stills))
-        loss = error.square().mean() + bold * error.abs().mean() + 2e-4 * kl
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
+        _learn(optimiser, error.square().mean() + bold * error.abs().mean() + 2e-4 * kl)
         if step % 50 == 0 or step == stills + steps:
-            say(f"video vae step {step} loss {loss.item():.4f} mse {error.square().mean().item():.5f}")
+            say(f"video vae step {step} mse {error.square().mean().item():.5f}")
     with torch.no_grad():
         latents = torch.cat([vae.encode(_vae_batch(16, rng)).latent_dist.mode() for _ in range(16)])
-    by_channel = latents.transpose(0, 1).flatten(1)
-    vae.register_to_config(latents_mean=by_channel.mean(1).tolist(), latents_std=by_channel.std(1).tolist())
+    mean, std = latents.transpose(0, 1).flatten(1).mean(1), latents.transpose(0, 1).flatten(1).std(1)
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+    weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.98))
+    for step in range(1, decoder_steps + 1):
+        _set_rate(optimiser, 2e-3, step, decoder_steps)
+        films = _vae_batch(batch, rng)
+        with torch.no_grad():
+            latents = vae.encode(films).latent_dist.mode()
+        noise = 0.1 * torch.rand(batch, 1, 1, 1, 1) * std.view(-1, 1, 1, 1) * torch.randn_like(latents)
+        error = vae.decode(latents + noise).sample - films
+        _learn(optimiser, error.square().mean() + error.abs().mean())
+        if step % 50 == 0 or step == decoder_steps:
+            say(f"video decoder step {step} mse {error.square().mean().item():.5f}")
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
+    """Warm-up over 50 steps and a cosine down to a fiftieth."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _learn(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
+    optimiser.step()
 
 
 class Shown(NamedTuple):
@@ -189,78 +212,56 @@ def caption_of(spec: MotionSpec, rng: np.random.Generator) -> str:
     return "" if rng.random() < CAPTION_DROP else said.said(rng)
 
 
-def train_video_generator(
-    pipeline: Any,
-    shown: Shown,
-    steps: int,
-    seed: int,
-    say: Callable[[str], None],
-    snapshot: Callable[[Any, float], None] = lambda pipeline, done: None,
-    learning_rate: float = 1.5e-3,
-    batch: int = 32,
-) -> None:
-    """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0; the EMA is kept.
+def film_course(shown: Shown) -> Callable[[Any], Course]:
+    """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0.
 
     In every second film of a batch the first latent frame is clean, its tokens are told time 0, and it is no part of
-    the loss. Half way up, heads that are dropped at the end name what each quarter of a token will show. The text
-    encoder learns with the transformer. `snapshot` is called with the EMA pipeline every tenth of the way.
+    the loss. The eyes name what each quarter of a token will show.
     """
-    transformer, encoder = pipeline.transformer, pipeline.text_encoder
-    rng = np.random.default_rng([seed, 23])
-    torch.manual_seed(seed + 23)
-    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    eyes, seen = Eyes(width // 4), []
-    middle = transformer.blocks[len(transformer.blocks) // 2]
-    hook = middle.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
-    weights = [*transformer.parameters(), *encoder.parameters()]
-    averaged = copy.deepcopy(weights)
-    optimiser = torch.optim.AdamW(
-        [*weights, *eyes.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    given = torch.arange(batch) % 2 == 1
-    running = 0.0
-    for step in range(1, steps + 1):
-        done = step / steps
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1.0, step / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
-        chosen = torch.from_numpy(rng.integers(len(shown.specs), size=batch))
-        x_0 = shown.latents[chosen].float()
-        labels = shown.labels[chosen].long()
-        captions = [caption_of(shown.specs[i], rng) for i in chosen.tolist()]
-        text = pipeline.encode_prompt(captions, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH)[0]
-        eps = torch.randn_like(x_0)
-        sigma = torch.sigmoid(torch.randn(batch, 1, 1, 1, 1) * 1.2 + 0.5).expand(-1, -1, *x_0.shape[2:]).clone()
-        sigma[given, :, 0] = 0.0
-        x_t = (1 - sigma) * x_0 + sigma * eps
-        time = 1000 * sigma[:, 0, :, ::2, ::2].flatten(1)
-        v = transformer(x_t, time, text, return_dict=False)[0]
-        asked = (sigma > 0).expand_as(v)
-        loss = F.mse_loss(v[asked], (eps - x_0)[asked])
-        hidden = seen.pop().unflatten(-1, (4, -1)).flatten(1, 2)
-        optimiser.zero_grad()
-        (loss + 0.3 * eyes.loss(hidden, labels)).backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, weights, 1 - min(0.998, (1 + step) / (10 + step)))
-        running = loss.item() if step == 1 else 0.99 * running + 0.01 * loss.item()
-        if step % 50 == 0:
-            say(f"video step {step} loss {running:.4f} patches {eyes.accuracy(hidden, labels):.3f} done {done:.3f}")
-        if step % math.ceil(steps / 10) == 0 or step == steps:
-            kept = [weight.detach().clone() for weight in weights]
-            with torch.no_grad():
-                torch._foreach_copy_(weights, averaged)
-                snapshot(pipeline, done)
-                seen.clear()
-                if step < steps:
-                    torch._foreach_copy_(weights, kept)
-    hook.remove()
+
+    def course(pipeline: Any) -> Course:
+        transformer = pipeline.transformer
+
+        def batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+            chosen = torch.from_numpy(rng.integers(len(shown.specs), size=n))
+            captions = [caption_of(shown.specs[i], rng) for i in chosen.tolist()]
+            return captions, shown.latents[chosen].float(), shown.labels[chosen].long()
+
+        def read(captions: list[str]) -> Tensor:
+            plain = {"do_classifier_free_guidance": False, "max_sequence_length": TEXT_LENGTH}
+            return pipeline.encode_prompt(captions, **plain)[0]
+
+        def loss(x_0: Tensor, text: Tensor) -> Tensor:
+            eps = torch.randn_like(x_0)
+            sigma = torch.sigmoid(torch.randn(len(x_0), 1, 1, 1, 1) * 1.2 + 0.5)
+            sigma = sigma.expand(-1, -1, *x_0.shape[2:]).clone()
+            sigma[1::2, :, 0] = 0.0
+            time = 1000 * sigma[:, 0, :, ::2, ::2].flatten(1)
+            v = transformer((1 - sigma) * x_0 + sigma * eps, time, text, return_dict=False)[0]
+            asked = (sigma > 0).expand_as(v)
+            return F.mse_loss(v[asked], (eps - x_0)[asked])
+
+        middle = transformer.blocks[len(transformer.blocks) // 2]
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        quarters = 4
+        return Course(
+            transformer,
+            batch,
+            read,
+            loss,
+            middle,
+            lambda hidden: hidden.unflatten(-1, (quarters, -1)).flatten(1, 2),
+            width // quarters,
+        )
+
+    return course
 
 
 def make_video_generator_base(
     folder: Path,
     stills: int = STILLS,
     vae_steps: int = VAE_STEPS,
+    decoder_steps: int = DECODER_STEPS,
     films: int = FILMS,
     steps: int = STEPS,
     seed: int = 0,
@@ -272,13 +273,14 @@ def make_video_generator_base(
     weights.
     """
     pipeline = build_video_pipeline(seed)
-    train_video_vae(pipeline.vae, stills, vae_steps, seed, say)
+    train_video_vae(pipeline.vae, stills, vae_steps, decoder_steps, seed, say)
     pipeline.vae.eval().requires_grad_(False)
 
     def snapshot(state: Any, done: float) -> None:
         state.save_pretrained(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
-    train_video_generator(pipeline, draw_shown(pipeline.vae, films, seed, say), steps, seed, say, snapshot)
+    course = film_course(draw_shown(pipeline.vae, films, seed, say))
+    train_generator(pipeline, steps, seed, say, snapshot, batch=32, course=course, stream=23)
     pipeline.transformer.half()  # half the bytes; diffusers reads them back as float32, transformers would not
     pipeline.vae.half()
     pipeline.save_pretrained(folder)
