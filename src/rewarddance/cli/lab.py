@@ -129,3 +129,14 @@ def lab_hacking(
     from rewarddance.runtime.config import load_recipe
 
     typer.echo(compare_hacks(load_recipe(HackingRecipe, recipe, overrides or []), output))
+
+
+@lab.command("seeds", epilog=example("rewarddance lab seeds runs/quickstart-seed0 runs/quickstart-seed1"))
+def lab_seeds(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs that differ in their seed.")],
+) -> None:
+    """Runs of the main job put together over seeds, as Markdown: judges, gains, good, same, bad, and categories."""
+    quiet()
+    from rewarddance.lab.seeds import over_seeds
+
+    typer.echo(over_seeds(runs))
