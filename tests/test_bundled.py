@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import CogView4Pipeline, DiffusionPipeline
+from diffusers import CogView4Pipeline, DiffusionPipeline, WanPipeline
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
+from rewarddance.data.frames import spread
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
@@ -15,9 +16,14 @@ from rewarddance.reward.instructions import Picture
 from rewarddance.reward.kinds import load_reward
 from rewarddance.reward.vlm import Asked, VisionLanguageModel
 from rewarddance.runtime.checkpoint import BUNDLED
+from rewarddance.shapeworld.motion.films import film_pixels, render_film
+from rewarddance.shapeworld.motion.preferences import MotionRecipe
+from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
+from rewarddance.shapeworld.motion.specs import motion_near_miss, sample_motion
 from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.render import render, to_pixels
 from rewarddance.shapeworld.scenes import near_miss, prompt_set, sample_scene, sample_spec
+from rewarddance.shapeworld.tasks import task_of
 from rewarddance.types import Preference
 
 
@@ -109,3 +115,64 @@ def test_the_clip_base_tells_a_caption_from_its_near_miss():
         own, near = (judge.score(one.text, list(to_pixels([render(sample_scene(spec, rng))]))) for one in (spec, other))
         right.append(bool(own.margin > near.margin))
     assert np.mean(right) > 0.85
+
+
+FILMS = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": 24}
+
+
+def test_the_video_base_is_a_standard_diffusers_pipeline():
+    pipeline = DiffusionPipeline.from_pretrained(BUNDLED / "shapeworld-video-generator")
+    assert isinstance(pipeline, WanPipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    film = pipeline("a red circle moves left", num_inference_steps=2, guidance_scale=1.0, **FILMS).frames[0]
+    assert film.shape == (FRAMES, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "least"),
+    [("t2v", {}, 0.12), ("i2v", {"pipeline": "WanImageToVideoPipeline"}, 0.25)],
+)
+def test_the_video_base_is_able_but_imperfect(task, options, least):
+    generator = load_generator("shapeworld-video-generator", num_inference_steps=10, **FILMS, **options)
+    world = task_of(task, MotionRecipe(task=task))
+    prompts = [one for one in world.prompts("held_out", 30, 0) for _ in range(2)]
+    films = sample(
+        generator, [one.text for one in prompts], list(range(60)), conditions=[one.condition for one in prompts]
+    )
+    seen = [world.score(film[None], one)[0].alignment for film, one in zip(films, prompts, strict=True)]
+    assert least < np.mean(seen) < 0.7, np.mean(seen)
+    if task == "i2v":
+        first = torch.stack([one.condition[0] for one in prompts if one.condition is not None])
+        assert (films[:, 0] - first).square().mean() < 0.01, "they begin as they were asked to"
+
+
+def films_of_pairs(n: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Prompts with a film that shows them and one that nearly does."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(n):
+        spec = sample_motion(rng)
+        scripts = [sample_script(one, FRAMES, rng) or () for one in (spec, motion_near_miss(spec, rng))]
+        found.append((spec.said(rng), *(film_pixels(render_film(script)) for script in scripts)))
+    return found
+
+
+def test_the_video_judge_base_knows_what_films_show():
+    vlm = VisionLanguageModel("shapeworld-video-judge")
+    yes, no = vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])
+    right = []
+    for text, *films in films_of_pairs(60):
+        for film, true in zip(films, (True, False), strict=True):
+            parts = (f"Prompt: {text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
+            with torch.no_grad():
+                margin = vlm.margin(vlm.read([Asked(parts, (film[spread(FRAMES, 4)],))]), yes, no)
+            right.append((margin.item() > 0) == true)
+    assert np.mean(right) > 0.65
+
+
+def test_the_video_judge_base_has_no_preferences():
+    judge = load_reward("shapeworld-video-judge", instruction="t2v-brief", frames=4, fps=8.0)
+    pairs = [
+        Preference(text, *((bad, good, 1.0) if index % 2 else (good, bad, 0.0)), fps=(8.0, 8.0))
+        for index, (text, good, bad) in enumerate(films_of_pairs(100))
+    ]
+    assert accuracy(judge, pairs).mean < 0.65

@@ -111,15 +111,6 @@ def test_a_run_on_films_that_was_killed_ends_with_the_figures_of_one_in_one_go(w
     assert quickstart(resume_run(tmp_path / "killed")) == ours
 
 
-@pytest.mark.parametrize("task", ["t2v", "i2v"])
-def test_without_the_bases_the_command_says_how_they_are_made(task, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    done = command("quickstart", "--task", task)
-    assert done.code == 2 and "has not been made" in done.err
-    assert "rewarddance bases video-generator --output runs/bases" in " ".join(done.err.split())
-    assert not (tmp_path / "runs").exists(), "nothing is claimed"
-
-
 def test_a_recipe_says_its_own_task_and_there_are_three(tmp_path):
     done = command("quickstart", "--task", "t2v", "--recipe", video_quickstart_recipe(tmp_path, "t2v"))
     assert done.code == 2 and "a recipe says its own task" in done.err

@@ -55,8 +55,6 @@ from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.preferences import PreferenceRecipe
 from rewarddance.shapeworld.tasks import Asked, Seen, parse_preferences, task_of
 
-OWN_BASES = Path("runs/bases")
-"""Where recipes look for bases that do not come with the package."""
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
 EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
 """How thoroughly the judge is examined for its card: a few seconds of a run of minutes."""
@@ -139,16 +137,10 @@ class Run:
 def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
     """A new run folder with its config.
 
-    Raises InputError where it holds a run already or cannot be written, or where the recipe's bases were not made.
+    Raises InputError where it holds a run already or cannot be written.
     """
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds a run already.", "Give --resume to finish it, or another --name.")
-    for base in map(Path, (recipe.generator, recipe.judge.base)):
-        if base.parent == OWN_BASES and not base.is_dir():
-            name = base.name.removeprefix("shapeworld-")
-            raise InputError(
-                f"the base {base} has not been made.", f"Make it: rewarddance bases {name} --output {base.parent}."
-            )
     writable_folder(folder)
     save_recipe(recipe, folder / CONFIG)
     return Run(folder, recipe)

@@ -41,7 +41,7 @@ EVERY = 2
 """Frames a latent frame, after the first."""
 SHARES = (0.25, 0.15, 0.15, 0.15, 0.12, 0.18)
 """Of the categories among the films, in the order of `MOTION_CATEGORIES`: one thing that moves most often."""
-STILLS, VAE_STEPS, DECODER_STEPS = 700, 350, 2_100
+STILLS, VAE_STEPS, DECODER_STEPS = 700, 350, 3_400
 """Steps of the VAE: of 32 frames, of 16 films, and of 16 films for its decoder alone."""
 FILMS, STEPS = 60_000, 10_500
 """Films that are drawn once, and the transformer's steps of 32 of them. The bundled base was made in legs

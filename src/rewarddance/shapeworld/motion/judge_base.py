@@ -20,9 +20,8 @@ from rewarddance.shapeworld.judge_base import TOSSED, build_judge_base, save_jud
 from rewarddance.shapeworld.motion.lessons import WORDS, FilmLesson
 from rewarddance.shapeworld.motion.specs import motion_words
 
-STEPS, LAST_STEPS = 900, 60
-"""Steps of 24 conversations, and those of the last stage. Chosen for some 40 minutes of one core; nobody has yet made a
-base whole with them (docs/lab_log.md)."""
+STEPS, LAST_STEPS = 2_400, 60
+"""Steps of 24 conversations, and those of the last stage. The bundled base was made in legs (docs/lab_log.md)."""
 LAST_RATE = 3e-4
 """Learning rate of the last stage."""
 
