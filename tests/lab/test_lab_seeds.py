@@ -60,7 +60,7 @@ def test_each_seed_has_its_line_and_all_have_one(tmp_path):
     assert done.code == 0, done.err
     lines = [line for line in done.out.splitlines() if line.startswith("|")]
     table = dict(zip(cells(lines[0]), zip(*map(cells, lines[2:6]), strict=True), strict=True))
-    assert table["seed"] == ("0", "1", "2", "all")
+    assert table[""] == ("seed 0", "seed 1", "seed 2", "all seeds")
     assert table["ReFL"][:3] == ("+5.0 [+3.0, +7.0]", "+6.0 [+4.0, +8.0]", "+7.0 [+5.0, +9.0]")
     assert table["ReFL"][3] == "+6.0 [+3.5, +8.5]", "4.303 x 1 / sqrt 3 either way"
     assert table["best of 8"][3] == "+20.0 [+18.8, +21.2]", "seeds that agree are no surer than their prompts"
@@ -73,7 +73,7 @@ def test_each_seed_has_its_line_and_all_have_one(tmp_path):
 def test_one_run_is_its_own_table_and_one_without_good_same_bad_has_none(tmp_path):
     done = command("lab", "seeds", finished(tmp_path / "one", 3, 0.05, gsb=False))
     lines = [cells(line) for line in done.out.splitlines() if line.startswith("|")]
-    assert lines[2][0] == "3" and lines[3][0] == "category", "no line over seeds"
+    assert lines[2][0] == "seed 3" and lines[3][:2] == ["", "base"], "no line over seeds"
     assert dict(zip(lines[0], lines[2], strict=True))["good, same, bad"] == ""
 
 

@@ -13,6 +13,7 @@ from rewarddance.evaluation.markup import clock, figure_text
 from rewarddance.evaluation.run_folder import Summary, read_summary
 from rewarddance.evaluation.seeds import intervals_over_seeds
 from rewarddance.evaluation.statistics import Interval
+from rewarddance.evaluation.tables import Cell, Table, as_markdown
 from rewarddance.lab.quickstart import CONFIG, QuickstartRecipe
 from rewarddance.runtime.config import load_recipe
 
@@ -59,24 +60,24 @@ def over_seeds(folders: Sequence[Path]) -> str:
     """Two tables as Markdown: a line a seed and one over seeds, and the categories of prompts over seeds."""
     runs = read_finished(folders)
     n, judged = runs[0].summary.n, [*runs[0].summary.judge.places()]
-    head = ["seed", *(f"judge {place}" for place in judged), "untrained", "base", f"best of {n}", "ReFL"]
+    head = [*(f"judge {place}" for place in judged), "untrained", "base", f"best of {n}", "ReFL"]
     head += ["good, same, bad", "diversity", "time"]
-    lines = [_line(str(run.recipe.seed), [run.summary]) for run in runs]
+    lines = [_line(f"seed {run.recipe.seed}", [run.summary]) for run in runs]
     summaries = [run.summary for run in runs]
     if len(runs) > 1:
-        lines.append(_line("all", summaries))
-    rows = []
+        lines.append(_line("all seeds", summaries))
+    rows: list[list[Cell]] = []
     for kind in summaries[0].by_category:
         own = [one for one in summaries if kind in one.by_category]
         each = [one.by_category[kind] for one in own]
         arms = [[one.sft for one in each], [one.best_of_n for one in each], [one.refl for one in each]]
         better = _gsb([one for one in own if one.gsb and kind in one.gsb.by_category], kind)
         rows.append([kind.replace("_", " "), *(figure_text(intervals_over_seeds(arm)) for arm in arms), better])
-    categories = ["category", "base", f"best of {n}", "ReFL", "good, same, bad"]
-    return f"{SAID}\n\n{_table(head, lines)}\n{_table(categories, rows)}"
+    categories = ("base", f"best of {n}", "ReFL", "good, same, bad")
+    return f"{SAID}\n\n{as_markdown(Table(tuple(head), lines))}\n\n{as_markdown(Table(categories, rows))}"
 
 
-def _line(name: str, runs: Sequence[Summary]) -> list[str]:
+def _line(name: str, runs: Sequence[Summary]) -> list[Cell]:
     places = [*runs[0].judge.places()]
     kept = np.mean([run.diversity.refl.mean / run.diversity.sft.mean for run in runs])
     return [
@@ -104,8 +105,3 @@ def _gsb(runs: Sequence[Summary], kind: str | None = None) -> str:
 
 def _text(runs: Sequence[Summary], figure: Callable[[Summary], Interval], sign: str = "") -> str:
     return figure_text(intervals_over_seeds([figure(one) for one in runs]), sign=sign)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
