@@ -46,7 +46,7 @@ class AlarmRecipe(Recipe):
     off: tuple[AlarmName, ...] = ()
     stop_on: tuple[AlarmName, ...] = ("collapse",)
     least_spread: float = Field(default=0.5, ge=0, lt=1)
-    least_diversity: float = Field(default=0.5, ge=0, lt=1)
+    least_diversity: float = Field(default=0.7, ge=0, lt=1)
     saturated: float = Field(default=0.8, gt=0, lt=1)
     still: float = Field(default=0.03, gt=0)
     climb: float = Field(default=0.3, gt=0)
