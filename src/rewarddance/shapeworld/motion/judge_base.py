@@ -20,7 +20,7 @@ from rewarddance.shapeworld.judge_base import TOSSED, build_judge_base, save_jud
 from rewarddance.shapeworld.motion.lessons import WORDS, FilmLesson
 from rewarddance.shapeworld.motion.specs import motion_words
 
-STEPS, LAST_STEPS = 2_400, 60
+STEPS, LAST_STEPS = 5_200, 60
 """Steps of 24 conversations, and those of the last stage. The bundled base was made in legs (docs/lab_log.md)."""
 LAST_RATE = 3e-4
 """Learning rate of the last stage."""
