@@ -146,6 +146,25 @@ def test_a_tournament_orders_candidates_by_their_scores(judge):
     torch.testing.assert_close(ranking.margins, scores[:, None] - scores[None], atol=1e-5, rtol=0)
 
 
+def test_a_tournament_asks_about_each_candidate_once(judge, monkeypatch):
+    groups, asked = [list(pictures(5)), list(pictures(3, seed=1))], []
+    answer = type(judge).__call__
+
+    def counting(self, questions):
+        asked.extend(questions)
+        return answer(self, questions)
+
+    monkeypatch.setattr(type(judge), "__call__", counting)
+    together = tournament(judge, ["a red circle", "a blue square"], groups)
+    assert [id(question.candidate) for question in asked] == [id(one) for group in groups for one in group]
+    assert all(question.reference is None for question in asked)
+    for ranking, prompt, group in zip(together, ("a red circle", "a blue square"), groups, strict=True):
+        (alone,) = tournament(judge, [prompt], [group])
+        torch.testing.assert_close(ranking.margins, alone.margins, atol=1e-5, rtol=0)
+        asking_pairs = judge([Question(prompt, group[0], group[1])]).margin
+        torch.testing.assert_close(ranking.margins[0, 1:2], asking_pairs, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_every_family_a_verdict_does_not_depend_on_what_else_is_asked(family):
     judge = load_reward(str(family_folder(family)), kind="pointwise")

@@ -35,11 +35,20 @@ def tournament(
 ) -> list[Ranking]:
     """Ask every ordered pair of every group; a pair is won by the sign of its two margins' difference.
 
-    Asking both orders cancels a judge's bias to either place. Ties in wins are broken by the summed margin, then by
+    Asking both orders cancels a judge's bias to either place. A judge that scores each by itself is asked
+    once about each, and a margin is the difference of two scores. Ties in wins are broken by the summed margin, then by
     the lower index. Groups are asked together, so that batches stay full. conditions: what each group was made from.
     instruction: where it is not the judge's own.
     """
     given = conditions or [None] * len(groups)
+    if not compares(judge):
+        alone = [
+            Question(prompt, one, None, instruction, shown)
+            for prompt, group, shown in zip(prompts, groups, given, strict=True)
+            for one in group
+        ]
+        scores = judge(alone).margin.float().cpu().split([len(group) for group in groups])
+        return [ranked(len(own), (own[:, None] - own)[~torch.eye(len(own), dtype=torch.bool)]) for own in scores]
     pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
     asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction, given[g]) for g, c, r in pairs]
     margin = judge(asked).margin.float().cpu()
@@ -49,6 +58,11 @@ def tournament(
         rankings.append(ranked(len(group), margin[start : start + count]))
         start += count
     return rankings
+
+
+def compares(judge: RewardModel) -> bool:
+    """Does a judge see both at once? Otherwise its margin is a difference of two scores. One of no kind is taken to."""
+    return getattr(getattr(judge, "config", None), "kind", "pairwise") == "pairwise"
 
 
 class Knockout(NamedTuple):
