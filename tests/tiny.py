@@ -333,6 +333,9 @@ class TinyGenerator:
     def checkpointed(self, network: bool = True, decoder: bool = True) -> nullcontext[None]:
         return nullcontext()  # there are no layers
 
+    def without_guidance(self) -> nullcontext[None]:
+        return nullcontext()  # there is none
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"whole": self.whole.detach()}, folder / "whole.safetensors")

@@ -16,11 +16,12 @@ from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates
 from rewarddance.alignment.nft_step import NftRecipe, nft_updates
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import LOSSES
-from rewarddance.alignment.refl_step import ReflRecipe, one_of_each, refl_step, some_frames
+from rewarddance.alignment.refl_step import ReflRecipe, refl_step, some_frames
 from rewarddance.alignment.relay import through_decoder
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import prompts_of_step
+from rewarddance.data.frames import one_of_each
 from rewarddance.errors import InputError
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import rollout
@@ -132,8 +133,16 @@ def test_frames_are_drawn_anew_each_step_one_of_each_stretch():
         assert [low <= n < high for n, low, high in zip(numbers, (0, 2, 4, 6), (2, 4, 6, 9), strict=True)] == [True] * 4
     assert {n for numbers in draws for n in numbers} == set(range(9)), "no frame is never judged"
     assert one_of_each(3, 3, np.random.default_rng(0)) == [0, 1, 2]
-    with pytest.raises(InputError, match=r"refl.frames is 4, and the videos have 3 frames"):
+    with pytest.raises(InputError, match=r"4 frames of a video are wanted, and the videos have 3"):
         one_of_each(3, 4, np.random.default_rng(0))
+
+
+def test_more_frames_than_the_films_have_are_an_error_that_names_the_key():
+    generator = films_of("t2v")
+    generator.add_lora(2, 2)
+    recipe = ReflRecipe(prompts_per_step=2, group_size=1, frames=10)
+    with pytest.raises(InputError, match=r"refl.frames is 10, and the videos have 9 frames"):
+        refl_step(generator, judge_of("t2v"), bank_of(generator, "t2v"), recipe, 4, 1)
 
 
 def test_a_generator_that_decodes_only_whole_gives_the_frames_all_the_same():
@@ -173,3 +182,26 @@ def test_every_question_about_a_film_has_its_first_picture():
     generator.add_lora(2, 2)
     refl_step(generator, judge, bank, ReflRecipe(prompts_per_step=2, group_size=2, frames=2), 0, 0)
     assert judge.heard == {(text, id(first)) for text, first in zip(TEXTS, FIRST, strict=True)}
+
+
+@both
+def test_references_are_denoised_without_guidance(task):
+    kind = "WanImageToVideoPipeline" if task == "i2v" else None
+    recipe = ReflRecipe(prompts_per_step=2, group_size=1, reference_mse=1.0)
+    said = []
+    for scale in (1.0, 4.0):
+        generator = load_generator(str(video_generator_folder()), 3, scale, pipeline=kind, **SIZE)
+        bank = bank_of(films_of(task), task)
+        x_t, shown = generator.start([0, 1]), FIRST if task == "i2v" else None
+        with torch.no_grad(), generator.without_guidance():
+            plain = generator.predict(x_t, 1, generator.encode(TEXTS, shown))
+        with torch.no_grad():
+            guided = generator.predict(x_t, 1, generator.encode(TEXTS, shown))
+        generator.add_lora(2, 2)
+        said.append((plain, guided, refl_step(generator, judge_of(task), bank, recipe, 4, 1)))
+    (plain, unguided, at_1), (same, guided, at_4) = said
+    torch.testing.assert_close(plain, same)
+    torch.testing.assert_close(plain, unguided)
+    assert (guided - unguided).abs().max() > 1e-4, "after the block it is guided again"
+    assert at_1["reference_mse"] == pytest.approx(at_4["reference_mse"], rel=1e-5)
+    assert at_1["margin"] != pytest.approx(at_4["margin"], rel=1e-6)

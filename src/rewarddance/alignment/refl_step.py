@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -20,6 +19,7 @@ from rewarddance.alignment.refl import LOSSES, denoising_mse
 from rewarddance.alignment.relay import Tail, through_decoder
 from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step, train
+from rewarddance.data.frames import one_of_each
 from rewarddance.data.looks import figures_of_step
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, rollout
@@ -210,7 +210,11 @@ def _step(
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
     decode = generator.decode
     if recipe.frames is not None:
-        numbers = one_of_each(len(references[0]), recipe.frames, draw)
+        if recipe.frames > len(references[0]):
+            raise InputError(
+                f"refl.frames is {recipe.frames}, and the videos have {len(references[0])} frames.", "Lower it."
+            )
+        numbers = one_of_each(len(references[0]), recipe.frames, draw)  # not the same: or these alone become good
         decode, references = partial(some_frames, generator, numbers), only(references, numbers)
 
     figures: Figures = {}
@@ -231,7 +235,7 @@ def _step(
         latents = torch.stack([one.latents[place] for one, place in denoised]).to(x_t)
         texts, pictures = [one.prompt for one, _ in denoised], [one.condition for one, _ in denoised]
         at_most = recipe.generator_batch or len(group)
-        with memory_for(*GENERATOR):
+        with memory_for(*GENERATOR), generator.without_guidance():
             told = partial(encoded, generator, texts, conditions=pictures)
             figures["reference_mse"] = denoise(generator, told, latents, recipe.reference_mse, draw, noise_rng, at_most)
 
@@ -248,18 +252,6 @@ def _step(
         "spread_of_reward": by_group.sigmoid().std(correction=0).item(),
         "stop": stop,
     }
-
-
-def one_of_each(total: int, wanted: int, draw: np.random.Generator) -> list[int]:
-    """A random frame out of each of `wanted` equal stretches of `total` frames, in order.
-
-    Always the same frames, and a generator may learn to be good in these alone. Raises InputError where there are
-    fewer.
-    """
-    if wanted > total:
-        raise InputError(f"refl.frames is {wanted}, and the videos have {total} frames.", "Lower it.")
-    ends = [i * total // wanted for i in range(wanted + 1)]
-    return [int(draw.integers(low, high)) for low, high in itertools.pairwise(ends)]
 
 
 def some_frames(generator: Trainable, numbers: Sequence[int], x_0: Tensor) -> PixelBatch:
@@ -330,6 +322,8 @@ def denoise(
 ) -> float:
     """Backward of weight times the denoising loss of clean latents x_0 [B, ...]; returns the loss without the weight.
 
+    It is the loss of the network's own prediction, as in training: a guided one is no mean of what may be there, and to
+    fit it to x_0 would unlearn what guidance does.
     They are noised to LEVELS steps of the whole schedule, a part of the batch to each: what the reward's gradient does
     not reach stays as it is, too. told: the conditioning of some of their rows. at_most: latents that go through the
     generator together. x_0: this process's share; its rows are of the levels that they have among those of all.

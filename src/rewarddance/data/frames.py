@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +17,17 @@ def spread(total: int, wanted: int) -> list[int]:
     if wanted == 1:
         return [total // 2]
     return [round(i * (total - 1) / (wanted - 1)) for i in range(wanted)]
+
+
+def one_of_each(total: int, wanted: int, draw: np.random.Generator) -> list[int]:
+    """A random frame out of each of `wanted` equal stretches of `total` frames, in order.
+
+    Raises InputError where there are fewer.
+    """
+    if wanted > total:
+        raise InputError(f"{wanted} frames of a video are wanted, and the videos have {total}.", "Ask for fewer.")
+    ends = [i * total // wanted for i in range(wanted + 1)]
+    return [int(draw.integers(low, high)) for low, high in itertools.pairwise(ends)]
 
 
 def frames_read(pixels: Pixels, wanted: int, name: str) -> Float[Tensor, "K C H W"]:

@@ -298,6 +298,18 @@ class PipelineGenerator(ABC):
                 self.network.enable_adapters()
 
     @contextmanager
+    def without_guidance(self) -> Iterator[None]:
+        """Within the block one branch is encoded and predicted: what the network itself says of the noise.
+
+        A guidance that the network is told stays as it is.
+        """
+        scale, self.branch_scale = self.branch_scale, None
+        try:
+            yield
+        finally:
+            self.branch_scale = scale
+
+    @contextmanager
     def checkpointed(self, network: bool = True, decoder: bool = True) -> Iterator[None]:
         """Within the block their layers keep their inputs only, and are computed again on the way back.
 
