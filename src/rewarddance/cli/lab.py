@@ -140,3 +140,19 @@ def lab_seeds(
     from rewarddance.lab.seeds import over_seeds
 
     typer.echo(over_seeds(runs))
+
+
+@lab.command("gradient", epilog=example("rewarddance lab gradient runs/quickstart-seed0"))
+def lab_gradient(
+    run: Annotated[Path, typer.Argument(help="A run of the main job whose judge is trained.")],
+    prompts: Annotated[int, typer.Option(min=6, help="Held-out prompts.")] = 48,
+    samples: Annotated[int, typer.Option(min=2, help="Samples a prompt.")] = 4,
+    size: Annotated[float, typer.Option(min=1e-6, help="How far, as a share of x_0's length.")] = 0.3,
+) -> None:
+    """At which steps of the sampler the judge's gradient leads to better samples, by the oracle. Trains nothing."""
+    quiet()
+    from rewarddance.lab.gradient import told, where_it_leads
+    from rewarddance.lab.quickstart import resume_run
+
+    found = resume_run(run)
+    typer.echo(told(where_it_leads(found, prompts, samples, size), found.recipe.num_inference_steps, size))
