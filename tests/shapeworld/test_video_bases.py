@@ -8,21 +8,26 @@ import torch
 from tiny import command
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
-from rewarddance.data.frames import spread
+from rewarddance.data.frames import one_of_each, spread
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.reward.kinds import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.shapeworld.eyes import patch_labels
 from rewarddance.shapeworld.generator_base import train_generator
-from rewarddance.shapeworld.motion import generator_base
+from rewarddance.shapeworld.judge_base import DEVIATION
+from rewarddance.shapeworld.motion import generator_base, lessons
 from rewarddance.shapeworld.motion.generator_base import (
     TEXT_LENGTH,
     caption_of,
     make_video_generator_base,
     sample_task,
 )
-from rewarddance.shapeworld.motion.judge_base import build_video_judge_base, make_video_judge_base
+from rewarddance.shapeworld.motion.judge_base import (
+    build_video_judge_base,
+    make_video_judge_base,
+    train_video_judge_base,
+)
 from rewarddance.shapeworld.motion.lessons import FilmLesson, deed, is_so, place, told
 from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
 from rewarddance.shapeworld.motion.specs import parse_motion, sample_motion
@@ -35,7 +40,7 @@ def silent(line: str) -> None:
 
 
 def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
-    make_video_judge_base(tmp_path / "judge", steps=1, last_steps=1, say=silent)
+    make_video_judge_base(tmp_path / "judge", steps=1, moved_steps=1, last_steps=1, say=silent)
     film = torch.rand(9, 3, 32, 32)
     judge = load_reward(str(tmp_path / "judge"), instruction="i2v-brief", frames=4, fps=8.0)
     verdict = judge([Question("a red circle moves left", film, film.flip(0), condition=film[:1])])
@@ -53,6 +58,40 @@ def test_the_video_judge_begins_with_the_picture_judges_weights_and_words_and_it
         new = model.get_input_embeddings().weight[tokenizer.vocab[word]]
         assert torch.equal(new, theirs.get_input_embeddings().weight[words[word]])
     assert len(tokenizer("a film of a red circle moving left").input_ids) == 8, "every word is one token"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_eyes_learn_where_pictures_are_moved_against_them(monkeypatch, moved):
+    model, tokenizer = build_video_judge_base()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    shown = []
+    looking = model.model.get_image_features
+
+    def watching(pixel_values, **kwargs):
+        shown.append(pixel_values.detach().clone())
+        return looking(pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(model.model, "get_image_features", watching)
+    train_video_judge_base(model, FilmLesson(tokenizer, 16, 0), 2, silent, batch=2, moved=moved)
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert any("language_model" in name for name in changed)
+    assert any("vision_tower" in name for name in changed) == moved
+    first, second = shown
+    if moved:  # the same pictures again, each by at most 1 of pixels in [0, 1]
+        away = ((second - first) * torch.tensor(DEVIATION)[:, None, None]).flatten(1).norm(dim=1)
+        assert (away > 0).all() and (away < 1.001).all() and torch.allclose(away, away[0].expand_as(away), atol=1e-4)
+    else:
+        assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_a_lesson_can_show_a_frame_out_of_each_quarter(monkeypatch):
+    _, tokenizer = build_video_judge_base()
+    lesson = FilmLesson(tokenizer, 16, 0, scattered=1.0)
+    drawn = []
+    monkeypatch.setattr(lessons, "one_of_each", lambda *args: drawn.append(one_of_each(*args)) or drawn[-1])
+    for _ in range(20):
+        lesson.conversation()
+    assert len({tuple(moments) for moments in drawn}) > 5
 
 
 def test_a_lesson_asks_about_films_and_answers_what_they_show():
@@ -141,7 +180,7 @@ def test_captions_are_wrong_in_a_share_of_the_films_and_empty_in_another():
     said = [caption_of(spec, rng) for spec in specs]
     empty = [not text for text in said]
     wrong = [parse_motion(text).roles != spec.roles for text, spec in zip(said, specs, strict=True) if text]
-    assert 0.07 < np.mean(empty) < 0.13 and 0.03 < np.mean(wrong) < 0.07
+    assert 0.07 < np.mean(empty) < 0.13 and 0.21 < np.mean(wrong) < 0.29
 
 
 def test_a_judge_reads_the_frames_that_its_lessons_showed():

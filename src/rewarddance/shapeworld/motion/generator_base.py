@@ -33,7 +33,7 @@ from rewarddance.shapeworld.motion.specs import (
 )
 from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
 
-CAPTION_NOISE, CAPTION_DROP = 0.05, 0.1
+CAPTION_NOISE, CAPTION_DROP = 0.25, 0.1
 """Shares of training captions that are wrong in one thing, and that are left empty, so that guidance works."""
 TEXT_LENGTH = 24
 """Tokens that a prompt is padded to, here and by whoever asks this base (`max_sequence_length`)."""
@@ -43,7 +43,7 @@ SHARES = (0.25, 0.15, 0.15, 0.15, 0.12, 0.18)
 """Of the categories among the films, in the order of `MOTION_CATEGORIES`: one thing that moves most often."""
 STILLS, VAE_STEPS, DECODER_STEPS = 700, 350, 3_400
 """Steps of the VAE: of 32 frames, of 16 films, and of 16 films for its decoder alone."""
-FILMS, STEPS = 90_000, 18_500
+FILMS, STEPS = 90_000, 20_900
 """Films that are drawn once, and the transformer's steps of 32 of them. The bundled base was made in legs
 (docs/lab_log.md)."""
 

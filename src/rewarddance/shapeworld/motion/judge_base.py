@@ -1,8 +1,9 @@
 """How the video judge base is made: the bundled judge of pictures learns what films show, without any preference.
 
-Its eyes stay as they are, so a film is a few pictures that they know; what is learned is to read them in their order,
-and words about motion. Which film is better is what a reward model is trained for: a last stage teaches the base to be
-undecided about that, as the picture judge's does.
+At first its eyes stay as they are, so a film is a few pictures that they know, and what is learned is to read them in
+their order, and words about motion. Then all of it learns, against pictures that are moved against it as the picture
+judge's were: without that a film's judge knows which film is better, and its gradient makes none better. Which film is
+better is what a reward model is trained for: a last stage teaches the base to be undecided about that.
 """
 
 from __future__ import annotations
@@ -16,14 +17,19 @@ import torch
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from rewarddance.runtime.checkpoint import find_checkpoint
-from rewarddance.shapeworld.judge_base import TOSSED, build_judge_base, save_judge_base
+from rewarddance.shapeworld.judge_base import ADVERSARY, TOSSED, attacked, build_judge_base, save_judge_base
 from rewarddance.shapeworld.motion.lessons import WORDS, FilmLesson
 from rewarddance.shapeworld.motion.specs import motion_words
 
-STEPS, LAST_STEPS = 5_200, 60
-"""Steps of 24 conversations, and those of the last stage. The bundled base was made in legs (docs/lab_log.md)."""
-LAST_RATE = 3e-4
-"""Learning rate of the last stage."""
+STEPS, MOVED_STEPS, LAST_STEPS = 5_200, 2_400, 60
+"""Steps of 24 conversations: with the eyes as they are; with all of it learning, every batch twice, the second time its
+pictures moved against it; of the last stage. The bundled base was made in legs (docs/lab_log.md)."""
+RATE, MOVED_RATE, LAST_RATE = 1e-3, 8e-4, 3e-4
+"""Their learning rates."""
+EYES = 0.5
+"""The eyes' learning rate, as a share of the others'."""
+SCATTERED = 0.5
+"""The share of the second stage's conversations that show frames as ReFL draws them."""
 
 
 def build_video_judge_base(seed: int = 0, begin: str = "shapeworld-judge") -> tuple[Any, Any]:
@@ -56,26 +62,38 @@ def train_video_judge_base(
     steps: int,
     say: Callable[[str], None],
     snapshot: Callable[[float], None] = lambda done: None,
-    learning_rate: float = 1e-3,
+    learning_rate: float = RATE,
     batch: int = 24,
+    moved: bool = False,
 ) -> None:
-    """Cross-entropy on the answers of the lesson's conversations; the vision tower and its projector stay as they are.
+    """Cross-entropy on the answers of the lesson's conversations.
 
+    moved: the vision tower and its projector learn, too, and every batch is learned twice, the second time with its
+    pictures moved against the model (`attacked`, of `judge_base.train_judge_base`). Otherwise they stay as they are.
     Batches are padded on the right: under causal attention no label sees the padding.
     """
     yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
     model.requires_grad_(False)
-    weights = [*model.model.language_model.parameters()]
+    reader = [*model.model.language_model.parameters()]
+    of_reader = {id(weight) for weight in reader}
+    eyes = [weight for weight in model.parameters() if id(weight) not in of_reader] if moved else []
+    weights = [*reader, *eyes]
     for weight in weights:
         weight.requires_grad_(True)
-    optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    groups = [{"params": reader, "share": 1.0}, *([{"params": eyes, "share": EYES}] if eyes else [])]
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     running, right = 0.0, 0.5
     for step in range(1, steps + 1):
         done = step / steps
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        input_ids, labels, pixel_values, _ = lesson.batch(batch)
-        with torch.no_grad():
+            rate = learning_rate * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            group["lr"] = group["share"] * rate
+        if step % 2 or not moved:
+            input_ids, labels, pixel_values, _ = lesson.batch(batch)
+            pixel_values.requires_grad_(moved)
+        else:
+            pixel_values = attacked(pixel_values, ADVERSARY * lesson.rng.random())
+        with torch.set_grad_enabled(moved):
             tokens = model.model.get_image_features(
                 pixel_values=pixel_values,
                 vision_feature_layer=-1,
@@ -106,6 +124,7 @@ def train_video_judge_base(
 def make_video_judge_base(
     folder: Path,
     steps: int = STEPS,
+    moved_steps: int = MOVED_STEPS,
     last_steps: int = LAST_STEPS,
     seed: int = 0,
     say: Callable[[str], None] = print,
@@ -122,6 +141,8 @@ def make_video_judge_base(
         save_judge_base(model, tokenizer, folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
     train_video_judge_base(model, FilmLesson(tokenizer, tokens, seed), steps, say, snapshot)
+    scattered = FilmLesson(tokenizer, tokens, seed + 2, scattered=SCATTERED)
+    train_video_judge_base(model, scattered, moved_steps, say, learning_rate=MOVED_RATE, moved=True)
     last = FilmLesson(tokenizer, tokens, seed + 1, TOSSED)
     train_video_judge_base(model, last, last_steps, say, learning_rate=LAST_RATE)
     save_judge_base(model.to(torch.float16), tokenizer, folder)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rewarddance.data.frames import spread
+from rewarddance.data.frames import one_of_each, spread
 from rewarddance.shapeworld.lessons import GRADES, REPLY, TURN, Lesson
 from rewarddance.shapeworld.motion.films import FILM_DEFECTS, Film, render_film, spoil_film
 from rewarddance.shapeworld.motion.oracle import score_film
@@ -27,7 +27,7 @@ from rewarddance.shapeworld.motion.specs import CROSSINGS, MotionSpec, Role, mot
 from rewarddance.shapeworld.scenes import CANVAS, Thing
 
 SEEN = 4
-"""Frames of a film that the judge reads, the first and the last among them (`spread`)."""
+"""Frames of a film that the judge reads."""
 WORDS = """
 First picture: Picture: Does the reference begin with the first picture? Does the candidate begin with the first picture?
 What happens in the candidate? What happens in the reference? What does the do? Where does the begin? Where does the end?
@@ -51,11 +51,16 @@ class FilmSeen(NamedTuple):
 class FilmLesson(Lesson):
     """Draws conversations about one or two films, and packs them into batches, as `Lesson` does for pictures.
 
-    tossed: the share of conversations that ask which of two films is better, and are answered by a coin.
+    tossed: the share of conversations that ask which of two films is better, and are answered by a coin. scattered: the
+    share of those that show a random frame out of each quarter, as ReFL does; the others show the first, the last and
+    two between (`spread`).
     """
 
-    def __init__(self, tokenizer: Any, image_tokens: int, seed: int, tossed: float = 0.0) -> None:
+    def __init__(
+        self, tokenizer: Any, image_tokens: int, seed: int, tossed: float = 0.0, scattered: float = 0.0
+    ) -> None:
         super().__init__(tokenizer, image_tokens, seed, tossed)
+        self.scattered = scattered
         self.rng = np.random.default_rng([seed, 31])
         self.frame_ids, self.moments = list(self.picture_ids), spread(FRAMES, SEEN)
 
@@ -98,6 +103,8 @@ class FilmLesson(Lesson):
         """Token ids, labels (-100 where nothing is asked), and the pictures with their (unused) patch labels."""
         rng = self.rng
         toss = bool(self.tossed and rng.random() < self.tossed)
+        scattered = self.scattered and rng.random() < self.scattered
+        moments = one_of_each(FRAMES, SEEN, rng) if scattered else self.moments
         spec = sample_motion(rng)
         right = sample_script(spec, FRAMES, rng) or ()
         from_picture = rng.random() < 0.35 and not spec.begins_empty
@@ -111,8 +118,8 @@ class FilmLesson(Lesson):
             ids += (*self.ids("First picture:"), *self.frame_ids)
             pictures.append(render_film(right).first)
         for name in names:
-            ids += (*self.ids(f"{name.capitalize()}:"), *self.frame_ids * len(self.moments))
-            pictures += list(seen[name].frames[self.moments])
+            ids += (*self.ids(f"{name.capitalize()}:"), *self.frame_ids * len(moments))
+            pictures += list(seen[name].frames[moments])
         if toss:
             tail = " Answer yes or no." if rng.random() < 0.5 else ""
             questions = [(f"Is the candidate better than the reference?{tail}", "yes" if rng.random() < 0.5 else "no")]
