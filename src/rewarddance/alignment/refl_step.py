@@ -208,14 +208,7 @@ def _step(
     with memory_for(*GENERATOR):
         x_0 = tail.forward(x_t)
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
-    decode = generator.decode
-    if recipe.frames is not None:
-        if recipe.frames > len(references[0]):
-            raise InputError(
-                f"refl.frames is {recipe.frames}, and the videos have {len(references[0])} frames.", "Lower it."
-            )
-        numbers = one_of_each(len(references[0]), recipe.frames, draw)  # not the same: or these alone become good
-        decode, references = partial(some_frames, generator, numbers), only(references, numbers)
+    decode, references = judged_frames(generator, references, recipe.frames, draw)
 
     figures: Figures = {}
 
@@ -252,6 +245,22 @@ def _step(
         "spread_of_reward": by_group.sigmoid().std(correction=0).item(),
         "stop": stop,
     }
+
+
+def judged_frames(
+    generator: Trainable, references: Sequence[Pixels], wanted: int | None, draw: np.random.Generator
+) -> tuple[Callable[[Tensor], PixelBatch], Sequence[OtherPixels]]:
+    """What decodes the frames that are judged, and the same frames of the references; all of them where wanted is None.
+
+    One out of each of `wanted` stretches: always the same, and a generator may learn to be good in these alone. Raises
+    InputError where the videos have fewer.
+    """
+    if wanted is None:
+        return generator.decode, references
+    if wanted > (there := len(references[0])):
+        raise InputError(f"refl.frames is {wanted}, and the videos have {there} frames.", "Lower it.")
+    numbers = one_of_each(there, wanted, draw)
+    return partial(some_frames, generator, numbers), only(references, numbers)
 
 
 def some_frames(generator: Trainable, numbers: Sequence[int], x_0: Tensor) -> PixelBatch:

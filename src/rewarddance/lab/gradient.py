@@ -8,7 +8,6 @@ well and whose gradient makes none better will be hacked, and so will one that i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.alignment.refl_step import judge_copies, only, some_frames
+from rewarddance.alignment.refl_step import judge_copies, judged_frames
 from rewarddance.alignment.relay import through_decoder
-from rewarddance.data.frames import one_of_each
 from rewarddance.errors import InputError
 from rewarddance.evaluation.markup import figure_text
 from rewarddance.evaluation.statistics import Interval, interval
@@ -121,11 +119,8 @@ def _along(
 ) -> Tensor:
     """Minus ReFL's gradient in x_0 [B, ...], as long as x_0 is; 0 where there is none."""
     recipe, (texts, given) = run.recipe.refl, asked_of(rows)
-    decode: Any = generator.decode
-    shown: Sequence[Any] = references
-    if recipe.frames is not None:
-        numbers = one_of_each(len(references[0]), recipe.frames, np.random.default_rng([run.recipe.seed, STREAM, step]))
-        decode, shown = partial(some_frames, generator, numbers), only(references, numbers)
+    draw = np.random.default_rng([run.recipe.seed, STREAM, step])
+    decode, shown = judged_frames(generator, references, recipe.frames, draw)
     noise = torch.Generator().manual_seed(run.recipe.seed)
 
     def ask(pixels: PixelBatch) -> Any:
