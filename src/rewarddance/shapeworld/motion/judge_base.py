@@ -2,8 +2,8 @@
 
 At first its eyes stay as they are, so a film is a few pictures that they know, and what is learned is to read them in
 their order, and words about motion. Then all of it learns, against pictures that are moved against it as the picture
-judge's were: without that a film's judge knows which film is better, and its gradient makes none better. Which film is
-better is what a reward model is trained for: a last stage teaches the base to be undecided about that.
+judge's were (`judge_base.train_judge_base`). Which film is better is what a reward model is trained for: a last stage
+teaches the base to be undecided about that.
 """
 
 from __future__ import annotations
