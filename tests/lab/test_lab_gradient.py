@@ -55,7 +55,7 @@ def test_what_is_said_names_the_steps_that_gain_and_the_range_that_spans_them():
     text = told(found, 6, 0.3)
     assert "above 0 at 2, 3, which refl.late=[0.40,0.60] spans" in text
     assert "| 2 | 0.60 | +3.0 [+1.0, +5.0] | +0.03 |" in text
-    assert "nothing to follow" in told(found[:2], 6, 0.3)
+    assert "it is not seen that the gradient leads anywhere" in told(found[:2], 6, 0.3)
 
 
 def test_a_run_without_a_judge_is_refused_by_name(tmp_path):

@@ -100,7 +100,7 @@ def told(found: Sequence[Led], num_steps: int, size: float) -> str:
         "prompts, of one step each; margin: change of the judge's."
     )
     if not gains:
-        end = "At no step is the interval above 0: ReFL has nothing to follow here."
+        end = "At no step is the interval above 0: on these prompts it is not seen that the gradient leads anywhere."
     else:
         low, high = (step / (num_steps - 1) for step in (gains[0], gains[-1]))
         steps = ", ".join(map(str, gains))
