@@ -182,6 +182,33 @@ def test_a_run_whose_recipe_has_numbers_for_keys_goes_on_too(tmp_path):
         keep_recipe(Numbered(at={4: None, 16: Inner(steps=20)}), path)
 
 
+class Either(Recipe):
+    which: str = "inner"
+    inner: Inner = Inner()
+    other: Inner = Inner()
+
+    @model_validator(mode="after")
+    def _only_what_is_used(self):
+        if self.which == "inner" and self.other != Inner():
+            raise ValueError("other says nothing")
+        return self
+
+
+def test_a_run_of_an_older_default_is_refused_by_the_key_that_changed(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_recipe(Either(), path)
+    path.write_text(path.read_text().replace("rate: 0.1", "rate: 0.2"))
+    with pytest.raises(InputError, match=r"holds a run with inner\.rate = 0\.2, not 0\.1"):
+        keep_recipe(Either(), path)
+
+
+def test_a_runs_recipe_that_cannot_be_read_is_refused_by_its_fault(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("which: inner\nwhich: inner\n")
+    with pytest.raises(InputError, match="stands twice"):
+        keep_recipe(Either(), path)
+
+
 def test_keys_of_a_section_that_do_not_go_together_are_told_by_its_name_and_not_by_its_values(tmp_path):
     class Pair(Recipe):
         low: int = 0

@@ -55,6 +55,13 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
     Raises InputError naming the file, the key and the remedy: a missing or broken file, a key that stands twice, an
     unknown key (with the nearest known one), a value of the wrong type.
     """
+    content = _content(path)
+    for override in overrides:
+        _apply(content, override)
+    return parse_recipe(kind, content, str(path))
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -65,9 +72,7 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
-    for override in overrides:
-        _apply(content, override)
-    return parse_recipe(kind, content, str(path))
+    return content
 
 
 def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
@@ -114,10 +119,17 @@ def keep_recipe(recipe: Recipe, path: Path, binding: bool = True) -> None:
     """Write the recipe of a run, or make sure that the run being continued has this very one.
 
     binding: something was made under the recipe that is there; where nothing was, another may take its place. Raises
-    InputError naming the first key that differs: what was made under another recipe is never taken up silently.
+    InputError naming the first key that differs: what was made under another recipe is never taken up silently. A file
+    that is no recipe any more (a default has changed since, a key is gone) is compared as it is written.
     """
     if binding and path.exists():
-        before, now = flat(load_recipe(type(recipe), path).model_dump()), flat(recipe.model_dump())
+        now = flat(recipe.model_dump(mode="json"))
+        try:
+            before = flat(load_recipe(type(recipe), path).model_dump(mode="json"))
+        except InputError:
+            before = now | flat(_content(path))
+            if before == now:
+                raise
         changed = [key for key in now | before if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
