@@ -84,6 +84,12 @@ def test_an_alarm_rings_within_a_window_of_its_sign_and_no_other_does(name, rows
     assert 32 <= found[name] <= 32 + N + (12 if name == "held_out" else 0)
 
 
+def test_distance_waits_for_no_whole_window():
+    gone = hacked_at(40, "velocity_mse", lambda value, _: 0.3)
+    assert rung(gone) == {"distance": 42}  # two steps of four, at 0.3, lift their mean above 0.15
+    assert rung(gone, most_distance=0.31) == {}
+
+
 def test_p_that_is_full_while_the_margin_climbs_rings():
     rows = honest(0)
     for i, row in enumerate(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,19 @@ def test_a_run_leaves_its_config_metrics_checkpoints_samples_and_report(whole):
     assert {row["phase"] for row in rows} == {"judge", "refl"}
     assert [row["step"] for row in rows if "oracle" in row] == [0, 2, 4] == list(find_grids(whole.folder))
     assert [row["step"] for row in rows if "accuracy_id" in row] == [2, 4, 6]
+
+
+def test_a_run_that_trains_all_weights_is_evaluated_with_them(whole, tmp_path):
+    folder = tmp_path / "all"
+    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns("refl", "report.html", "summary.json"))
+    loop = whole.recipe.refl.model_copy(update={"lora_rank": 0, "lora_alpha": None, "learning_rate": 1e-3})
+    run = Run(folder, whole.recipe.model_copy(update={"refl": loop}))
+    for stage in ("refl", "evaluation"):
+        del run.stages[stage]
+    quickstart(run)
+    assert (folder / "refl" / "generator" / "model_index.json").exists() and not (folder / "refl" / "lora").exists()
+    base, here = (summary_of(one)["reward"] for one in (whole.folder, folder))
+    assert base["sft"] == here["sft"] and base["refl"] != here["refl"] != here["sft"]
 
 
 def test_the_reference_bank_is_of_distinct_training_prompts(whole):

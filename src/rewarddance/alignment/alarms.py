@@ -39,7 +39,7 @@ class AlarmRecipe(Recipe):
     gain, each in its own deviations from step to step. most_collapsed: share of groups that are one picture.
     most_drift: how far a look of the median picture went, in robust standard deviations of the base's pictures.
     most_distance: mean squared distance of the velocity from the base's, of which a clean latent and its noise each
-    have about 1. sure: standard errors by which a change must stand out of the noise between steps.
+    have about 1; it varies so little from step to step that a quarter of a window tells. sure: standard errors by which a change must stand out of the noise between steps.
     """
 
     window: int = Field(default=16, ge=4)
@@ -53,7 +53,7 @@ class AlarmRecipe(Recipe):
     disagreement: float = Field(default=0.25, ge=0, lt=1)
     most_collapsed: float = Field(default=0.5, gt=0, le=1)
     most_drift: float = Field(default=2.0, gt=0)
-    most_distance: float = Field(default=0.2, gt=0)
+    most_distance: float = Field(default=0.15, gt=0)
     sure: float = Field(default=3.0, gt=0)
 
 
@@ -125,7 +125,8 @@ class Watch:
         if self.first is None or len(self.last) < 2 * n:
             return []
         found = []
-        for name, saw in ringing(self.recipe, self.first, Window.of(self.last[:n]), Window.of(self.last[n:])):
+        lately = Window.of(self.last[-max(2, n // 4) :])
+        for name, saw in ringing(self.recipe, self.first, Window.of(self.last[:n]), Window.of(self.last[n:]), lately):
             key = saw.split(" ", 1)[0] if name == "drift" else name  # each look by itself
             if key not in self.rang or step - self.rang[key] > n:
                 found.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
@@ -133,8 +134,10 @@ class Watch:
         return found
 
 
-def ringing(recipe: AlarmRecipe, first: Window, before: Window, now: Window) -> list[tuple[str, str]]:
-    """Names and sightings of all alarms that hold of three windows: the run's first, the last but one, the last."""
+def ringing(
+    recipe: AlarmRecipe, first: Window, before: Window, now: Window, lately: Window
+) -> list[tuple[str, str]]:
+    """Names and sightings of all alarms that hold of the run's first window, the last but one, the last, and its end."""
     sights = {
         "spread_within": fallen(first, now, "spread_within", recipe.least_spread),
         "spread_across": fallen(first, now, "spread_across", recipe.least_spread),
@@ -143,7 +146,7 @@ def ringing(recipe: AlarmRecipe, first: Window, before: Window, now: Window) -> 
         "diversity_within": fallen(first, now, "diversity_within", recipe.least_diversity),
         "diversity_across": fallen(first, now, "diversity_across", recipe.least_diversity),
         "collapse": collapsed(first, now, recipe),
-        "distance": far(now, recipe),
+        "distance": far(lately, recipe),
     }
     found = [(name, saw) for name, saw in sights.items() if saw]
     found += [("drift", saw) for look in MEASURED if (saw := drifted(first, now, look, recipe))]
@@ -196,9 +199,9 @@ def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     return f"{100 * share:.0f} % of groups are one picture, {100 * was:.0f} % in the first window."
 
 
-def far(now: Window, recipe: AlarmRecipe) -> str:
+def far(lately: Window, recipe: AlarmRecipe) -> str:
     """The velocity left the base's by more than a trained generator needs."""
-    away = now.mean.get("velocity_mse", 0.0)
+    away = lately.mean.get("velocity_mse", 0.0)
     return f"the velocity is {away:.2f} from the base's in mean square." if away > recipe.most_distance else ""
 
 

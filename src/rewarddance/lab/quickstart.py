@@ -124,11 +124,21 @@ class Run:
             write_text_atomically(self.folder / STAGES, json.dumps(self.stages, indent=2))
         return self.stages[name]["result"]
 
-    def generator(self) -> PipelineGenerator:
+    def generator(self, name: str = "") -> PipelineGenerator:
+        """The base, or the checkpoint `name` under the base's settings."""
         recipe = self.recipe
         return load_generator(
-            recipe.generator, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options
+            name or recipe.generator, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options
         )
+
+    def aligned(self) -> PipelineGenerator:
+        """What ReFL left: the base with its LoRA, or a whole generator where all weights were trained."""
+        place = self.folder / "refl"
+        if not self.recipe.refl.lora_rank:
+            return self.generator(str(place / "generator"))
+        generator = self.generator()
+        generator.load_lora(place / "lora")
+        return generator
 
     def judge(self) -> Judge:
         return load_reward(str(self.folder / "judge" / "reward"))
@@ -259,10 +269,10 @@ def evaluate(run: Run) -> dict[str, Any]:
     seeds = noise_seeds(recipe.seed, len(prompts), recipe.evaluation.n, stream=9)
     with progress_bar(f"best of {recipe.evaluation.n}", len(prompts)) as bar:
         search = best_of_n(generator, judge, texts, seeds, tick=bar.advance, conditions=given)
-    generator.load_lora(run.folder / "refl" / "lora")
+    del generator
     count = recipe.evaluation.refl_samples
     refl_pictures, refl_scores = sampled(
-        generator, prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
+        run.aligned(), prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
     )
     base_scores = scored(search.pictures, prompts, task)
     scores: dict[str, list[list[Seen]]] = {
