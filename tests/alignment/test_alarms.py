@@ -88,6 +88,8 @@ def test_distance_waits_for_no_whole_window():
     gone = hacked_at(40, "velocity_mse", lambda value, _: 0.3)
     assert rung(gone) == {"distance": 42}  # two steps of four, at 0.3, lift their mean above 0.15
     assert rung(gone, most_distance=0.31) == {}
+    assert rung(hacked_at(6, "velocity_mse", lambda value, _: 0.3))["distance"] == 8
+    assert "distance" not in rung(gone, off=("distance",))
 
 
 def test_p_that_is_full_while_the_margin_climbs_rings():

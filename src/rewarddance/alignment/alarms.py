@@ -1,7 +1,7 @@
 """Alarms: what a run's figures look like when its reward is being hacked, seen while there is time to stop.
 
-Each compares the mean of the last `window` steps with that of the run's first window, when the generator was still the
-base. They need no oracle, and are functions of what the steps log: a resumed run reads them back and rings alike.
+Each but one compares the mean of the last `window` steps with that of the run's first window, when the generator was
+still the base. They need no oracle, and are functions of what the steps log: a resumed run reads them back and rings alike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 class AlarmRecipe(Recipe):
     """When alarms ring. All are on; every threshold is ours.
 
-    window: steps whose mean is compared; none rings before two of them. off: alarms that are not wanted. stop_on: those
+    window: steps whose mean is compared; but for distance none rings before two of them. off: alarms that are not wanted. stop_on: those
     that end the run, which then keeps the newest checkpoint from before the window; the others only warn.
     least_spread, least_diversity: shares of the first window's spread of the margin (within a prompt, across prompts)
     and of its distances between pictures (within a group, across prompts) below which they ring. saturated,
@@ -122,11 +122,15 @@ class Watch:
         self.last = [*self.last[1 - 2 * n :], row]  # rounded as in metrics.jsonl, from which a resumed run reads it
         if self.first is None and len(self.last) == n:
             self.first = Window.of(self.last)
-        if self.first is None or len(self.last) < 2 * n:
-            return []
+        sights = []
+        if len(self.last) >= (few := max(2, n // 4)):
+            sights += far(Window.of(self.last[-few:]), self.recipe)
+        if self.first is not None and len(self.last) == 2 * n:
+            sights += changed(self.recipe, self.first, Window.of(self.last[:n]), Window.of(self.last[n:]))
         found = []
-        lately = Window.of(self.last[-max(2, n // 4) :])
-        for name, saw in ringing(self.recipe, self.first, Window.of(self.last[:n]), Window.of(self.last[n:]), lately):
+        for name, saw in sights:
+            if name in self.recipe.off:
+                continue
             key = saw.split(" ", 1)[0] if name == "drift" else name  # each look by itself
             if key not in self.rang or step - self.rang[key] > n:
                 found.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
@@ -134,10 +138,8 @@ class Watch:
         return found
 
 
-def ringing(
-    recipe: AlarmRecipe, first: Window, before: Window, now: Window, lately: Window
-) -> list[tuple[str, str]]:
-    """Names and sightings of all alarms that hold of the run's first window, the last but one, the last, and its end."""
+def changed(recipe: AlarmRecipe, first: Window, before: Window, now: Window) -> list[tuple[str, str]]:
+    """Names and sightings of all alarms that hold of three windows: the run's first, the last but one, the last."""
     sights = {
         "spread_within": fallen(first, now, "spread_within", recipe.least_spread),
         "spread_across": fallen(first, now, "spread_across", recipe.least_spread),
@@ -146,11 +148,9 @@ def ringing(
         "diversity_within": fallen(first, now, "diversity_within", recipe.least_diversity),
         "diversity_across": fallen(first, now, "diversity_across", recipe.least_diversity),
         "collapse": collapsed(first, now, recipe),
-        "distance": far(lately, recipe),
     }
     found = [(name, saw) for name, saw in sights.items() if saw]
-    found += [("drift", saw) for look in MEASURED if (saw := drifted(first, now, look, recipe))]
-    return [(name, saw) for name, saw in found if name not in recipe.off]
+    return found + [("drift", saw) for look in MEASURED if (saw := drifted(first, now, look, recipe))]
 
 
 def _missing(keys: Sequence[str], *windows: Window) -> bool:
@@ -199,10 +199,11 @@ def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     return f"{100 * share:.0f} % of groups are one picture, {100 * was:.0f} % in the first window."
 
 
-def far(lately: Window, recipe: AlarmRecipe) -> str:
-    """The velocity left the base's by more than a trained generator needs."""
+def far(lately: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
+    """The velocity left the base's by more than a trained generator needs; it is compared with no window before."""
     away = lately.mean.get("velocity_mse", 0.0)
-    return f"the velocity is {away:.2f} from the base's in mean square." if away > recipe.most_distance else ""
+    saw = f"the velocity is {away:.2f} from the base's in mean square."
+    return [("distance", saw)] if away > recipe.most_distance else []
 
 
 def drifted(first: Window, now: Window, look: str, recipe: AlarmRecipe) -> str:
