@@ -1,7 +1,8 @@
 """Alarms: what a run's figures look like when its reward is being hacked, seen while there is time to stop.
 
 Each but one compares the mean of the last `window` steps with that of the run's first window, when the generator was
-still the base. They need no oracle, and are functions of what the steps log: a resumed run reads them back and rings alike.
+still the base. They need no oracle, and are functions of what the steps log: a resumed run reads them back and rings
+alike.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ Row = Mapping[str, Any]
 class AlarmRecipe(Recipe):
     """When alarms ring. All are on; every threshold is ours.
 
-    window: steps whose mean is compared; but for distance none rings before two of them. off: alarms that are not wanted. stop_on: those
-    that end the run, which then keeps the newest checkpoint from before the window; the others only warn.
-    least_spread, least_diversity: shares of the first window's spread of the margin (within a prompt, across prompts)
-    and of its distances between pictures (within a group, across prompts) below which they ring. saturated,
+    window: steps whose mean is compared; none but distance rings before two of them. off: alarms that are not wanted.
+    stop_on: those that end the run, which then keeps the newest checkpoint from before the window; the others only
+    warn. least_spread, least_diversity: shares of the first window's spread of the margin (within a prompt, across
+    prompts) and of its distances between pictures (within a group, across prompts) below which they ring. saturated,
     still, climb: P(yes) is above `saturated` and moved by less than `still` from one window to the next, while the
     margin rose by `climb` logits or more. disagreement: the held-out judge gained less than this share of the reward's
     gain, each in its own deviations from step to step. most_collapsed: share of groups that are one picture.
     most_drift: how far a look of the median picture went, in robust standard deviations of the base's pictures.
     most_distance: mean squared distance of the velocity from the base's, of which a clean latent and its noise each
-    have about 1; it varies so little from step to step that a quarter of a window tells. sure: standard errors by which a change must stand out of the noise between steps.
+    have about 1; it varies so little from step to step that a quarter of a window tells. sure: standard errors by
+    which a change must stand out of the noise between steps.
     """
 
     window: int = Field(default=16, ge=4)
