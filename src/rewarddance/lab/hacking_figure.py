@@ -47,7 +47,7 @@ def chart(found: Sequence[Row]) -> str:
                 axes.plot(steps, values, color=colour, label=name)
             axes.set_ylim(bottom=0)
             axes.set_xlabel("last step of the window")
-            axes.legend(loc="best")
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
