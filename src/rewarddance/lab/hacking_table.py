@@ -242,7 +242,7 @@ def markdown(rows: Rows, total: int) -> str:
     )
     lines.append("![Oracle and P(yes) along every run, and the spread of the reward](hacking.svg)\n")
     lines.append(
-        "Blue: the oracle, orange: P(yes), both of 100; solid without safeguards, dashed with them. Upright lines: alarms.\n"
+        "Blue: the oracle, orange: P(yes), both of 100; solid without safeguards, dashed with them; upright: alarms.\n"
     )
     lines += list(_hacked(found)) + list(_honest(found)) + list(_spread(found)) + list(_judges(rows))
     return "\n".join(lines) + "\n"
