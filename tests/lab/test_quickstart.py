@@ -172,6 +172,11 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(whole):
     assert (whole.folder / "stages.json").read_text() == stages
 
 
+def test_more_aligned_samples_than_the_base_has_are_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(InputError, match=r"refl_samples \(5\) .* n \(4\)"):
+        load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["evaluation.n=4", "evaluation.refl_samples=5"])
+
+
 def test_another_seed_is_another_run(whole):
     other = whole.recipe.model_copy(update={"seed": 4})
     assert refl_prompts(other) != refl_prompts(whole.recipe)

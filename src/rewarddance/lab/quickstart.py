@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rewarddance.alignment.references import ReferenceRecipe, References, build_references, redrawing
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
@@ -62,9 +62,9 @@ EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
 
 class EvaluationRecipe(Recipe):
     """prompts: held-out prompts of the final table, the six categories in turn. n: candidates of best-of-N, and
-    samples a prompt of the base; refl_samples: of the aligned generator, from the same noises. probe_prompts,
-    probe_samples: what ReFL is watched on while it runs. grid_prompts: how many of them are drawn then for a grid of
-    samples, 0 for none. shown: prompts in the report's gallery.
+    samples a prompt of the base; refl_samples: of the aligned generator, from the same noises, so at most n.
+    probe_prompts, probe_samples: what ReFL is watched on while it runs. grid_prompts: how many of them are drawn then
+    for a grid of samples, 0 for none. shown: prompts in the report's gallery.
     """
 
     prompts: int = Field(default=96, ge=6)
@@ -74,6 +74,15 @@ class EvaluationRecipe(Recipe):
     probe_samples: int = Field(default=2, ge=2)
     grid_prompts: int = Field(default=4, ge=0)
     shown: int = Field(default=12, ge=1)
+
+    @model_validator(mode="after")
+    def _samples_are_paired(self) -> EvaluationRecipe:
+        if self.refl_samples > self.n:
+            raise ValueError(
+                f"refl_samples ({self.refl_samples}) are paired with the base's of the same noises, of which there are "
+                f"n ({self.n}): lower refl_samples or raise n"
+            )
+        return self
 
 
 class QuickstartRecipe(Recipe):
