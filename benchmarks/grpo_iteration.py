@@ -36,7 +36,7 @@ def plain_iteration(generator: PipelineGenerator) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
     noising = Noising("flow", 0.7, 0, STEPS - 1, False)
     with torch.no_grad():
-        condition, x_t = generator.encode(prompts), generator.start(range(len(prompts)))
+        condition, x_t = generator.encode(prompts), generator.init_noise(range(len(prompts)))
         kept = [x_t]
         for step in range(STEPS - 1):
             found = noising.step(generator, x_t, step, generator.predict(x_t, step, condition))

@@ -21,14 +21,14 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
-from rewarddance.shapeworld.judge_base import build_judge_base, save_judge_base
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
+from rewarddance.shapeworld.training.judge import build_judge_base, save_judge_base
 from rewarddance.types import Question
 
 SIDE, PATCH = 280, 14
 PROMPT = (
     "A wide shot of a lighthouse on a cliff at dusk, a red boat with two fishermen below it on the left, three white "
-    "gulls above the water, soft light from the right, film grain, the name of the harbour painted on the boat's bow"
+    "gulls above the water, soft light from the right, video grain, the name of the harbour painted on the boat's bow"
 )
 
 
@@ -86,7 +86,7 @@ def naive_inputs(judge: PairwiseReward, question: Question) -> dict[str, Any]:
     parts = tuple(load_instruction(judge.config.instruction).question(question.prompt))
     assert question.reference is not None
     pictures = (question.reference, question.candidate)
-    sequence = judge.vlm._sequence(Asked(parts, pictures), (0, 1))
+    sequence = judge.vlm._sequence(JudgeInput(parts, pictures), (0, 1))
     return {"input_ids": torch.tensor([sequence.ids]), **judge.vlm.family.inputs(pictures)}
 
 

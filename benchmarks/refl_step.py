@@ -25,11 +25,11 @@ from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.families.cogview4 import CogView4Generator
 from rewarddance.generators.sampling import rollout
 from rewarddance.reward.generative import PairwiseReward
-from rewarddance.shapeworld.generator_base import build_pipeline
+from rewarddance.shapeworld.training.generator import build_pipeline
 from rewarddance.types import Question
 
 SIDE, STEPS = 192, 4
-RECIPE = ReflRecipe(prompts_per_step=1, group_size=2, lora_rank=16, late=(0.5, 0.75), judge_batch=2)
+RECIPE = ReflRecipe(prompts_per_step=1, group_size=2, lora_rank=16, grad_step_range=(0.5, 0.75), judge_batch=2)
 SPARING: dict[str, Any] = {"checkpointing": ("generator", "decoder", "judge"), "decode_batch": 1, "judge_batch": 1}
 
 
@@ -75,7 +75,7 @@ class Setting:
             for weight in self.weights:
                 weight.add_(0.02 * torch.randn_like(weight))
         pictures = tuple(candidates(2))
-        self.bank = [References(PROMPT, pictures, (-1, -2), (1.0, 0.0), generator.start([0, 1]))]
+        self.bank = [References(PROMPT, pictures, (-1, -2), (1.0, 0.0), generator.init_noise([0, 1]))]
         self.asked: list[Question] = []
         self.seeds: list[int] = []
         start = generator.start
@@ -94,7 +94,7 @@ class Setting:
         v = generator.predict(x_t, self.stop, condition)
         with generator.as_before_training(), torch.no_grad():
             v_base = generator.predict(x_t, self.stop, condition)
-        pixels = generator.decode(generator.clean(x_t, v, self.stop))
+        pixels = generator.decode(generator.predict_x0(x_t, v, self.stop))
         questions = [Question(q.prompt, one, q.reference) for q, one in zip(self.asked, pixels, strict=True)]
         loss = hinge_loss(naive(self.judge, questions), RECIPE.cap) + RECIPE.velocity_mse * velocity_mse(v, v_base)
         loss.backward()

@@ -20,7 +20,7 @@ from accelerate.state import PartialState
 from tqdm import tqdm
 
 from rewarddance.protocols import RewardModel
-from rewarddance.runtime.distributed import joined, wait
+from rewarddance.runtime.process_group import barrier, init_process_group
 
 
 def forked(work: Callable[[], Any], answer: Path, environment: dict[str, str] | None = None) -> int:
@@ -73,8 +73,8 @@ def in_processes(
     def joining() -> Any:
         if not join:
             return work(*arguments)
-        with joined():
-            wait()  # nobody leaves while another is still shaking hands
+        with init_process_group():
+            barrier()  # nobody leaves while another is still shaking hands
             return work(*arguments)
 
     with TemporaryDirectory() as folder:

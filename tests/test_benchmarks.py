@@ -7,7 +7,7 @@ from tiny import judge_folder, pictures
 from train_step import gradients
 
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.kinds import build_reward
+from rewarddance.reward.loading import build_reward
 from rewarddance.types import Preference
 
 

@@ -8,18 +8,18 @@ import torch
 from diffusers import CogView4Pipeline, DiffusionPipeline, WanPipeline
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
-from rewarddance.data.frames import spread
+from rewarddance.data.frame_sampling import spread
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.kinds import load_reward
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.reward.loading import load_reward
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.runtime.checkpoint import BUNDLED
-from rewarddance.shapeworld.motion.films import film_pixels, render_film
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
 from rewarddance.shapeworld.motion.specs import motion_near_miss, sample_motion
+from rewarddance.shapeworld.motion.videos import render_video, video_pixels
 from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.render import render, to_pixels
 from rewarddance.shapeworld.scenes import near_miss, prompt_set, sample_scene, sample_spec
@@ -81,13 +81,13 @@ def test_the_judge_base_knows_the_world():
         pixels = to_pixels([render(sample_scene(shown, rng))])[0]
         parts = (f"Prompt: {spec.text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
         with torch.no_grad():
-            margin = vlm.margin(vlm.read([Asked(parts, (pixels,))]), yes, no)
+            margin = vlm.margin(vlm.read([JudgeInput(parts, (pixels,))]), yes, no)
         right.append((margin.item() > 0) == bool(index % 2))
     assert np.mean(right) > 0.65
 
 
 def test_the_judge_base_has_no_preferences():
-    """Asked which picture is better, it is not right more often than chance before training."""
+    """JudgeInput which picture is better, it is not right more often than chance before training."""
     judge = load_reward("shapeworld-judge", instruction="t2i-brief")
     rng = np.random.default_rng(0)
     pairs = []
@@ -117,15 +117,15 @@ def test_the_clip_base_tells_a_caption_from_its_near_miss():
     assert np.mean(right) > 0.85
 
 
-FILMS = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": 24}
+VIDEOS = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": 24}
 
 
 def test_the_video_base_is_a_standard_diffusers_pipeline():
     pipeline = DiffusionPipeline.from_pretrained(BUNDLED / "shapeworld-video-generator")
     assert isinstance(pipeline, WanPipeline)
     pipeline.set_progress_bar_config(disable=True)
-    film = pipeline("a red circle moves left", num_inference_steps=2, guidance_scale=1.0, **FILMS).frames[0]
-    assert film.shape == (FRAMES, 32, 32, 3)
+    video = pipeline("a red circle moves left", num_inference_steps=2, guidance_scale=1.0, **VIDEOS).frames[0]
+    assert video.shape == (FRAMES, 32, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -133,38 +133,38 @@ def test_the_video_base_is_a_standard_diffusers_pipeline():
     [("t2v", {}, 0.12), ("i2v", {"pipeline": "WanImageToVideoPipeline"}, 0.25)],
 )
 def test_the_video_base_is_able_but_imperfect(task, options, least):
-    generator = load_generator("shapeworld-video-generator", num_inference_steps=10, **FILMS, **options)
+    generator = load_generator("shapeworld-video-generator", num_inference_steps=10, **VIDEOS, **options)
     world = task_of(task, MotionRecipe(task=task))
     prompts = [one for one in world.prompts("held_out", 30, 0) for _ in range(2)]
-    films = sample(
+    videos = sample(
         generator, [one.text for one in prompts], list(range(60)), conditions=[one.condition for one in prompts]
     )
-    seen = [world.score(film[None], one)[0].alignment for film, one in zip(films, prompts, strict=True)]
+    seen = [world.score(video[None], one)[0].alignment for video, one in zip(videos, prompts, strict=True)]
     assert least < np.mean(seen) < 0.7, np.mean(seen)
     if task == "i2v":
         first = torch.stack([one.condition[0] for one in prompts if one.condition is not None])
-        assert (films[:, 0] - first).square().mean() < 0.01, "they begin as they were asked to"
+        assert (videos[:, 0] - first).square().mean() < 0.01, "they begin as they were asked to"
 
 
-def films_of_pairs(n: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Prompts with a film that shows them and one that nearly does."""
+def videos_of_pairs(n: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Prompts with a video that shows them and one that nearly does."""
     rng, found = np.random.default_rng(1), []
     for _ in range(n):
         spec = sample_motion(rng)
         scripts = [sample_script(one, FRAMES, rng) or () for one in (spec, motion_near_miss(spec, rng))]
-        found.append((spec.said(rng), *(film_pixels(render_film(script)) for script in scripts)))
+        found.append((spec.said(rng), *(video_pixels(render_video(script)) for script in scripts)))
     return found
 
 
-def test_the_video_judge_base_knows_what_films_show():
+def test_the_video_judge_base_knows_what_videos_show():
     vlm = VisionLanguageModel("shapeworld-video-judge")
     yes, no = vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])
     right = []
-    for text, *films in films_of_pairs(60):
-        for film, true in zip(films, (True, False), strict=True):
+    for text, *videos in videos_of_pairs(60):
+        for video, true in zip(videos, (True, False), strict=True):
             parts = (f"Prompt: {text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
             with torch.no_grad():
-                margin = vlm.margin(vlm.read([Asked(parts, (film[spread(FRAMES, 4)],))]), yes, no)
+                margin = vlm.margin(vlm.read([JudgeInput(parts, (video[spread(FRAMES, 4)],))]), yes, no)
             right.append((margin.item() > 0) == true)
     assert np.mean(right) > 0.65
 
@@ -173,6 +173,6 @@ def test_the_video_judge_base_has_no_preferences():
     judge = load_reward("shapeworld-video-judge", instruction="t2v-brief", frames=4, fps=8.0)
     pairs = [
         Preference(text, *((bad, good, 1.0) if index % 2 else (good, bad, 0.0)), fps=(8.0, 8.0))
-        for index, (text, good, bad) in enumerate(films_of_pairs(100))
+        for index, (text, good, bad) in enumerate(videos_of_pairs(100))
     ]
     assert accuracy(judge, pairs).mean < 0.65

@@ -13,17 +13,17 @@ import yaml
 from diffusers import DiffusionPipeline
 from tiny import colour_preferences, command, generator_folder, judge_folder, pictures, quickstart_recipe
 
+from experiments.alignment import AlignmentRecipe
+from experiments.disagreement import DisagreementRecipe
+from experiments.hacking import HackingRecipe
+from experiments.judges import JudgesRecipe
+from experiments.references import ReferencesRecipe
+from experiments.search import SearchingRecipe
 from rewarddance.cli.common import app, recipe_file
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
-from rewarddance.lab.alignment import AlignmentRecipe
-from rewarddance.lab.disagreement import DisagreementRecipe
-from rewarddance.lab.hacking import HackingRecipe
-from rewarddance.lab.judges import JudgesRecipe
-from rewarddance.lab.quickstart import QuickstartRecipe
-from rewarddance.lab.references import ReferencesRecipe
-from rewarddance.lab.runs import AlignRun, TrainRun
-from rewarddance.lab.searching import SearchingRecipe
+from rewarddance.jobs.quickstart import QuickstartRecipe
+from rewarddance.jobs.runs import AlignRun, TrainRun
 from rewarddance.runtime.config import load_recipe
 
 COMMANDS = sorted(one.callback.__name__ for one in app.registered_commands if one.callback)

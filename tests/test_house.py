@@ -90,11 +90,3 @@ def test_a_wrong_shape_in_a_signature_is_caught_while_testing():
     Verdict(margin=torch.zeros(2))
     with pytest.raises(TypeCheckError):
         Verdict(margin=torch.zeros(2, 2))
-
-
-def test_the_readme_map_names_every_source_file():
-    files = [path for path in (ROOT / "src" / "rewarddance").rglob("*.py") if path.name != "__init__.py"]
-    files += [*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "examples").glob("*.py")]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = sorted(str(path.relative_to(ROOT)) for path in files if path.name not in text)
-    assert not missing, f"README.md's map lacks {', '.join(missing)}"

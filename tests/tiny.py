@@ -25,12 +25,12 @@ from transformers import (
 
 from rewarddance.cli import main
 from rewarddance.generators.flow import euler_step, predicted_x_0
-from rewarddance.shapeworld.clip_base import build_clip_base, save_clip_base
-from rewarddance.shapeworld.generator_base import build_pipeline
-from rewarddance.shapeworld.judge_base import CHAT_TEMPLATE, build_judge_base, save_judge_base
-from rewarddance.shapeworld.motion.generator_base import build_video_pipeline
-from rewarddance.shapeworld.motion.judge_base import build_video_judge_base
-from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
+from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
+from rewarddance.shapeworld.training.generator import build_pipeline
+from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, build_judge_base, save_judge_base
+from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
+from rewarddance.shapeworld.training.video_generator import build_video_pipeline
+from rewarddance.shapeworld.training.video_judge import build_video_judge_base
 from rewarddance.types import PixelBatch, Preference, Question, Scales, Verdict
 
 
@@ -198,21 +198,21 @@ def video_judge_folder() -> Path:
 
 @functools.cache
 def video_generator_folder() -> Path:
-    """A Wan with random weights that draws ShapeWorld's films, from a text and from a picture too."""
+    """A Wan with random weights that draws ShapeWorld's videos, from a text and from a picture too."""
     folder = scratch() / "video-generator"
     build_video_pipeline(seed=1).save_pretrained(folder)
     return folder
 
 
 def video_quickstart_recipe(folder: Path, task: str) -> Path:
-    """A recipe file of the whole job on films with random checkpoints."""
+    """A recipe file of the whole job on videos with random checkpoints."""
     drawing = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 24}
     drawing |= {"pipeline": "WanImageToVideoPipeline"} if task == "i2v" else {}
-    of_films = {"instruction": f"{task}-brief", "frames": 4, "fps": 8, "freeze_vision_tower": True, "epochs": 1}
+    of_videos = {"instruction": f"{task}-brief", "frames": 4, "fps": 8, "freeze_vision_tower": True, "epochs": 1}
     content = yaml.safe_load(quickstart_recipe(folder).read_text())
     content |= {"task": task, "generator": str(video_generator_folder()), "generator_options": drawing}
     content["preferences"] |= {"drawn": 2, "overlaid": 1}
-    content["judge"] |= {"base": str(video_judge_folder()), **of_films}
+    content["judge"] |= {"base": str(video_judge_folder()), **of_videos}
     content["refl"] |= {"frames": 4, "jitter_copies": 1}
     path = folder / f"tiny-{task}.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -297,7 +297,7 @@ class TinyGenerator:
     def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Tensor:
         return torch.tensor([0.1 * (len(prompt) % 5) for prompt in prompts])[:, None, None, None]
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
         self.started += list(seeds)
         return torch.stack([torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
@@ -312,7 +312,7 @@ class TinyGenerator:
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return euler_step(x_t, prediction, self.sigmas[step], self.sigmas[step + 1])
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return predicted_x_0(x_t, prediction, self.sigmas[step])
 
     def scales(self, step: int) -> Scales:
@@ -368,7 +368,7 @@ class GaussianGenerator:
     def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> None:
         return None
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
         return torch.stack([torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
     def predict(self, x_t: Tensor, step: int, condition: None) -> Tensor:
@@ -378,7 +378,7 @@ class GaussianGenerator:
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return euler_step(x_t, prediction, self.sigmas[step], self.sigmas[step + 1])
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return predicted_x_0(x_t, prediction, self.sigmas[step])
 
     def scales(self, step: int) -> Scales:

@@ -27,7 +27,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from rewarddance.shapeworld.tokenizer import prompt_corpus, train_tokenizer
+from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
 
 OTHER_FAMILIES = ("llava", "llava_next", "idefics3", "aya_vision", "gemma3", "paligemma", "mllama")
 SIDE = 32

@@ -298,7 +298,7 @@ SIZE = {"height": 32, "width": 48}
 GUIDED = {"guidance_scale": 3.0, "negative_prompt": "a dull picture"}
 TRUE_CFG = {"true_cfg_scale": 3.0, "negative_prompt": "a dull picture"}
 SHORT = {"max_sequence_length": 64}
-FILM = {"num_frames": 5}
+VIDEO = {"num_frames": 5}
 WIDE = {"height": 32, "width": 64}
 LAST_TEXT = r"blocks\.{}\.(attn\.(add_q_proj|to_add_out)|ff_context|txt_mlp)"
 
@@ -323,18 +323,18 @@ FAMILIES = {
     "flux-schnell": Family(lambda: _flux(distilled=False), {**SIZE, **SHORT}, TRUE_CFG),
     "flux2-klein": Family(_flux2_klein, {**SIZE, **SHORT}, {"guidance_scale": 3.0}),
     "qwen-image": Family(_qwen_image, SIZE, TRUE_CFG, idle=LAST_TEXT.format(1)),
-    "wan": Family(_wan, {**SIZE, **SHORT, **FILM}, GUIDED),
-    "wan-2.2": Family(lambda: _wan(expand_timesteps=True), {**SIZE, **SHORT, **FILM}, GUIDED),
-    "ltx": Family(_ltx, {**WIDE, **SHORT, **FILM, "frame_rate": 8}, GUIDED),
-    "ltx-0.9.1": Family(lambda: _ltx(timestep_conditioning=True), {**WIDE, **SHORT, **FILM}, GUIDED),
-    "wan-i2v": Family(lambda: _wan_i2v(True), {**SIZE, **FILM}, GUIDED),
-    "wan-i2v-no-clip": Family(lambda: _wan_i2v(False), {**SIZE, **SHORT, **FILM}, GUIDED),
+    "wan": Family(_wan, {**SIZE, **SHORT, **VIDEO}, GUIDED),
+    "wan-2.2": Family(lambda: _wan(expand_timesteps=True), {**SIZE, **SHORT, **VIDEO}, GUIDED),
+    "ltx": Family(_ltx, {**WIDE, **SHORT, **VIDEO, "frame_rate": 8}, GUIDED),
+    "ltx-0.9.1": Family(lambda: _ltx(timestep_conditioning=True), {**WIDE, **SHORT, **VIDEO}, GUIDED),
+    "wan-i2v": Family(lambda: _wan_i2v(True), {**SIZE, **VIDEO}, GUIDED),
+    "wan-i2v-no-clip": Family(lambda: _wan_i2v(False), {**SIZE, **SHORT, **VIDEO}, GUIDED),
     "wan-2.2-i2v": Family(
-        lambda: WanImageToVideoPipeline(**_wan_parts(), expand_timesteps=True), {**SIZE, **SHORT, **FILM}, GUIDED
+        lambda: WanImageToVideoPipeline(**_wan_parts(), expand_timesteps=True), {**SIZE, **SHORT, **VIDEO}, GUIDED
     ),
-    "ltx-i2v": Family(lambda: _ltx(LTXImageToVideoPipeline), {**WIDE, **SHORT, **FILM, "frame_rate": 8}, GUIDED),
+    "ltx-i2v": Family(lambda: _ltx(LTXImageToVideoPipeline), {**WIDE, **SHORT, **VIDEO, "frame_rate": 8}, GUIDED),
     "ltx-i2v-0.9.1": Family(
-        lambda: _ltx(LTXImageToVideoPipeline, timestep_conditioning=True), {**WIDE, **SHORT, **FILM}, GUIDED
+        lambda: _ltx(LTXImageToVideoPipeline, timestep_conditioning=True), {**WIDE, **SHORT, **VIDEO}, GUIDED
     ),
     "z-image": Family(_z_image, {**SIZE, **SHORT}, GUIDED),
 }  # fmt: skip
@@ -411,7 +411,7 @@ def own_call(pipeline: Any, family: str, guided: bool = False, steps: int = STEP
     if "negative_prompt" in asked:
         asked["negative_prompt"] = [asked["negative_prompt"]] * len(PROMPTS)
     if first_frames(family) is not None:  # such a pipeline takes one picture a call
-        return torch.cat([_own_film(pipeline, row, {**asked, "num_inference_steps": steps}) for row in range(2)])
+        return torch.cat([_own_video(pipeline, row, {**asked, "num_inference_steps": steps}) for row in range(2)])
     noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     drawn = pipeline(prompt=list(PROMPTS), generator=noise, num_inference_steps=steps, output_type="pt", **asked)
     return drawn.frames if "num_frames" in asked else drawn.images
@@ -430,7 +430,7 @@ def drawn(
     return sample(generator, PROMPTS, [*seeds], conditions=given and [given[number] for number in frames])
 
 
-def _own_film(pipeline: Any, row: int, asked: dict[str, Any]) -> torch.Tensor:
+def _own_video(pipeline: Any, row: int, asked: dict[str, Any]) -> torch.Tensor:
     if "negative_prompt" in asked:
         asked["negative_prompt"] = asked["negative_prompt"][row]
     picture, noise = as_images(FIRST_FRAMES[row])[0], torch.Generator().manual_seed(SEEDS[row])

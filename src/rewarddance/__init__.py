@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rewarddance.generators.pipelines import load_generator
-    from rewarddance.reward.kinds import load_reward
+    from rewarddance.reward.loading import load_reward
     from rewarddance.types import Preference, Question, Verdict
 
 _HOME = {
     "load_generator": "generators.pipelines",
-    "load_reward": "reward.kinds",
+    "load_reward": "reward.loading",
     "Preference": "types",
     "Question": "types",
     "Verdict": "types",

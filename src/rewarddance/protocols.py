@@ -33,7 +33,7 @@ class Generator(Protocol):
         """
         ...
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise [B, ...] of these seeds: one seed, one noise, whatever the batch."""
         ...
 
@@ -45,7 +45,7 @@ class Generator(Protocol):
         """One sampler step: the latent before step + 1."""
         ...
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         """The one-step estimate of x_0 that `prediction` implies."""
         ...
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import BrightnessJudge
 
-from rewarddance.alignment.advantages import advantages, weighed, win_rates
+from rewarddance.alignment.advantages import advantages, combine, win_rates
 from rewarddance.alignment.rewards import Reward, judging_of, preferred, scores
 from rewarddance.errors import InputError, RewardError
 from rewarddance.types import Verdict
@@ -16,7 +16,7 @@ def test_advantages_are_standard_scores_of_each_prompt():
     found = advantages(torch.tensor([[1.0, 2.0, 3.0], [10.0, 10.0, 40.0]]))
     assert torch.allclose(found.values.mean(1), torch.zeros(2), atol=1e-6)
     assert torch.allclose(found.values.std(1, correction=0), torch.ones(2))
-    assert found.without_spread == 0
+    assert found.zero_std_groups == 0
 
 
 def test_under_a_global_spread_a_prompt_with_less_of_it_teaches_less():
@@ -28,20 +28,20 @@ def test_under_a_global_spread_a_prompt_with_less_of_it_teaches_less():
 def test_a_group_without_spread_teaches_nothing_and_is_counted(spread):
     found = advantages(torch.tensor([[0.3, 0.3, 0.3], [0.0, 1.0, 2.0]]), spread)
     assert (
-        found.without_spread == 1 and torch.equal(found.values[0], torch.zeros(3)) and found.values[1].abs().sum() > 1
+        found.zero_std_groups == 1 and torch.equal(found.values[0], torch.zeros(3)) and found.values[1].abs().sum() > 1
     )
 
 
 def test_several_rewards_are_normalised_apart_so_that_none_starves_another():
     loud, quiet = torch.tensor([[0.0, 100.0, 200.0]]), torch.tensor([[0.02, 0.01, 0.0]])
-    both = weighed([advantages(loud), advantages(quiet)], [1.0, 1.0])
+    both = combine([advantages(loud), advantages(quiet)], [1.0, 1.0])
     assert torch.allclose(both.values, torch.zeros(1, 3), atol=1e-4)
     assert torch.allclose(
-        weighed([advantages(loud), advantages(quiet)], [3.0, 1.0]).values, advantages(loud).values / 2, atol=1e-4
+        combine([advantages(loud), advantages(quiet)], [3.0, 1.0]).values, advantages(loud).values / 2, atol=1e-4
     )
     flat = advantages(torch.ones(1, 3))
-    assert weighed([flat, advantages(loud)], [1.0, 1.0]).without_spread == 0
-    assert weighed([flat], [1.0]).without_spread == 1 and both.without_spread == 0
+    assert combine([flat, advantages(loud)], [1.0, 1.0]).zero_std_groups == 0
+    assert combine([flat], [1.0]).zero_std_groups == 1 and both.zero_std_groups == 0
 
 
 def test_win_rates_do_not_know_a_judges_leaning_to_either_place():

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from several import ended_before, forked
 from tiny import generator_folder, judge_folder
 
-from rewarddance.lab.runs import AlignRun, run_alignment
+from rewarddance.jobs.runs import AlignRun, run_alignment
 
 KILLS = 10
 

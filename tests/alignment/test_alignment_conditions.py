@@ -11,7 +11,7 @@ from tiny import BrightnessJudge, TinyGenerator
 from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates
 from rewarddance.alignment.nft_step import NftRecipe, nft_updates
 from rewarddance.alignment.policy import against_base
-from rewarddance.alignment.references import ReferenceRecipe, build_references, redrawing
+from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references
 from rewarddance.alignment.refl_step import ReflRecipe, refl_step
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.safeguards import Ema
@@ -57,8 +57,8 @@ def test_the_same_text_with_another_picture_has_references_of_its_own(tmp_path):
     made.given.clear()
     again = build_references(made, judge, PROMPTS[::-1], BANK, tmp_path, 0, conditions=PICTURES[::-1])
     assert not made.given and [one.seeds for one in again] == [one.seeds for one in bank[::-1]]
-    redrawing(made, judge, PROMPTS, BANK, tmp_path / "later", 0, PICTURES)(4, True)
-    redrawing(made, judge, PROMPTS, BANK, tmp_path / "later", 0, PICTURES)(4, False)
+    bank_refresher(made, judge, PROMPTS, BANK, tmp_path / "later", 0, PICTURES)(4, True)
+    bank_refresher(made, judge, PROMPTS, BANK, tmp_path / "later", 0, PICTURES)(4, False)
     assert set(made.given) == OWN
 
 

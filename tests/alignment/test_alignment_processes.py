@@ -19,7 +19,7 @@ from tiny_pipelines import fresh
 
 from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
 from rewarddance.alignment.nft_step import NftRecipe, train_nft
-from rewarddance.alignment.references import ReferenceRecipe, build_references, redrawing
+from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.alignment.rewards import Reward
 from rewarddance.errors import InputError
@@ -37,7 +37,7 @@ RECIPES = {
         **LOOP,
         group_size=3,
         learning_rate=0.05,
-        late=(0.3, 1.0),
+        grad_step_range=(0.3, 1.0),
         loss="margin",
         velocity_mse=0.3,
         reference_mse=0.2,
@@ -80,7 +80,7 @@ def align(algorithm: str, folder: Path, family: str = "", judge: RewardModel | N
         return {"brightness": sample(generator, PROMPTS[:3], [1, 2, 3]).mean().item()}
 
     if algorithm == "refl":
-        redraw = redrawing(generator, BrightnessJudge(), PROMPTS, BANK, place, seed)
+        redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, BANK, place, seed)
         train_refl(generator, judge, first, recipe, folder, metrics, seed, probe, held_out=judge, redraw=redraw)
     else:
         run = train_grpo if algorithm == "grpo" else train_nft
@@ -173,11 +173,11 @@ def test_what_several_processes_cannot_share_is_refused_in_words(tmp_path, monke
     with pytest.raises(InputError, match="a sharded generator needs several processes") as caught:
         align("refl", tmp_path, sharded=True)
     assert "torchrun" in caught.value.remedy
-    monkeypatch.setattr("rewarddance.runtime.distributed.count", lambda: 5)
+    monkeypatch.setattr("rewarddance.runtime.process_group.count", lambda: 5)
     with pytest.raises(InputError, match=r"5 processes cannot share 12 samples .*group_size 3"):
         RECIPES["refl"].check_processes()
     monkeypatch.setattr("rewarddance.alignment.policy.count", lambda: 4)
-    monkeypatch.setattr("rewarddance.runtime.distributed.count", lambda: 4)
+    monkeypatch.setattr("rewarddance.runtime.process_group.count", lambda: 4)
     with pytest.raises(InputError, match="4 processes cannot share 4 prompts equally in each of 2 updates") as caught:
         RECIPES["grpo"].check_processes()
     assert "multiple of 8" in caught.value.remedy

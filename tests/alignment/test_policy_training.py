@@ -84,7 +84,7 @@ def test_groups_without_spread_teach_nothing_and_are_counted(tmp_path, algorithm
             return Verdict(torch.zeros(len(questions)))
 
     assert gain(train(algorithm, tmp_path, Bored())) == pytest.approx(0, abs=1e-6)
-    assert [row["groups_without_spread"] for row in logged(tmp_path) if "reward" in row] == [3] * 12
+    assert [row["zero_std_groups"] for row in logged(tmp_path) if "reward" in row] == [3] * 12
 
 
 @both

@@ -14,7 +14,7 @@ from several import forked
 from tiny import BrightnessJudge, TinyGenerator
 
 from rewarddance.alignment import references as bank_module
-from rewarddance.alignment.references import ReferenceRecipe, build_references, candidate_seeds, redrawing
+from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references, candidate_seeds
 from rewarddance.alignment.refl_step import ReflRecipe, train_refl
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
@@ -34,7 +34,7 @@ def train(folder: Path, judge=None, **changes) -> TinyGenerator:
     generator, judge = TinyGenerator(), judge or BrightnessJudge()
     place = folder / "references"
     bank = build_references(generator, judge, PROMPTS, REFERENCES, place, 3)
-    redraw = redrawing(generator, judge, PROMPTS, REFERENCES, place, 3)
+    redraw = bank_refresher(generator, judge, PROMPTS, REFERENCES, place, 3)
     metrics = Metrics(folder / "metrics.jsonl")
     train_refl(
         generator, judge, bank, RECIPE.model_copy(update=changes), folder, metrics, 3, redraw=redraw
@@ -82,7 +82,7 @@ def test_the_bank_is_made_by_the_average_or_by_the_weights_of_then(tmp_path, sou
         weight.data = value
     drawn = sample(generator, [PROMPTS[0]] * 4, candidate_seeds(3, 0, 4, 4))
     best = drawn.mean((1, 2, 3, 4)).argsort(descending=True)[:2]
-    redraw = redrawing(generator, BrightnessJudge(), PROMPTS, REFERENCES, tmp_path / "references", 3)
+    redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, REFERENCES, tmp_path / "references", 3)
     pictures = torch.stack(redraw(4, False)[0].pictures)
     assert (pictures - drawn[best]).abs().max() <= 0.5 / 255 + 1e-6
 

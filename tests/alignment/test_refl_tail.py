@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import margin_loss, velocity_mse
 from rewarddance.alignment.refl_step import ReflRecipe, refl_step
-from rewarddance.alignment.relay import Tail
+from rewarddance.alignment.relay import LastSteps
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import rollout
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.types import Question, Verdict
 
@@ -47,7 +47,7 @@ def test_the_gradient_through_the_last_steps_is_that_of_one_graph(make, length, 
     aim = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(9))
     parts = torch.arange(3).split(at_once)
     conditions = [generator.encode([PROMPTS[int(row)] for row in rows]) for rows in parts]
-    tail = Tail(generator, conditions, parts, first, length)
+    tail = LastSteps(generator, conditions, parts, first, length)
     x_0 = tail.forward(x_t)
     assert not x_0.requires_grad and len(tail.kept) == (length if at_once == 3 else 0)
     away = tail.backward(2 * (x_0 - aim) / aim.numel(), weight=0.3)
@@ -59,7 +59,7 @@ def test_the_gradient_through_the_last_steps_is_that_of_one_graph(make, length, 
         with generator.as_before_training(), torch.no_grad():
             v_base = generator.predict(x, step, condition)
         far = far + velocity_mse(v, v_base) / length
-        x = generator.clean(x, v, step) if length == 1 else generator.advance(x, v, step)
+        x = generator.predict_x0(x, v, step) if length == 1 else generator.advance(x, v, step)
     torch.testing.assert_close(x_0, x, rtol=1e-5, atol=1e-5)
     assert away == pytest.approx(far.item(), rel=1e-5)
     plain = torch.autograd.grad((x - aim).square().mean() + 0.3 * far, weights)
@@ -74,7 +74,7 @@ def bank_of(generator, size: int = 32) -> list[References]:
         References(
             prompt,
             tuple(torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(k)) for k in (i, 9 + i)),
-            (-1, -2), (1.0, 0.0), generator.start([i, 9 + i]),
+            (-1, -2), (1.0, 0.0), generator.init_noise([i, 9 + i]),
         )
         for i, prompt in enumerate(PROMPTS)
     ]  # fmt: skip
@@ -130,7 +130,7 @@ def test_more_last_steps_than_there_are_and_a_late_range_beside_them_are_refused
     with pytest.raises(InputError, match=r"refl\.last_steps is 5, and the generator takes 4 steps"):
         step_of(RECIPE.model_copy(update={"last_steps": 5}))
     with pytest.raises(InputError, match="late says nothing where last_steps is above 1"):
-        parse_recipe(ReflRecipe, {"last_steps": 2, "late": [0.2, 0.8]}, "recipe.yaml")
+        parse_recipe(ReflRecipe, {"last_steps": 2, "grad_step_range": [0.2, 0.8]}, "recipe.yaml")
     kept = ReflRecipe(last_steps=2).model_dump()
     assert parse_recipe(ReflRecipe, kept, "config.yaml").last_steps == 2  # what a run writes down can be read
     with pytest.raises(InputError, match=r"'checkpointing.0' .* has the value 'vae'"):
@@ -174,7 +174,12 @@ def test_memory_that_runs_out_is_an_error_that_names_the_part_and_what_to_lower(
     generator.add_lora(2, 2)
     with pytest.raises(InputError, match=re.escape(f"memory ran out in {named}")) as caught:
         refl_step(
-            generator, BrightnessJudge(), bank_of(generator, 4), RECIPE.model_copy(update={"late": (0.4, 1)}), 0, 0
+            generator,
+            BrightnessJudge(),
+            bank_of(generator, 4),
+            RECIPE.model_copy(update={"grad_step_range": (0.4, 1)}),
+            0,
+            0,
         )
     assert all(key in caught.value.remedy for key in keys) and "2.00 GiB" in caught.value.what
 

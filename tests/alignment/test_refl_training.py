@@ -27,7 +27,7 @@ RECIPE = ReflRecipe(
     learning_rate=0.1,
     lora_rank=2,
     lora_alpha=2,
-    late=(0.3, 1.0),
+    grad_step_range=(0.3, 1.0),
     loss="margin",
     velocity_mse=0.0,
     jitter_copies=2,
@@ -267,7 +267,7 @@ def test_a_step_in_parts_leaves_the_same_gradient_and_figures(parts):
 def test_the_gradient_is_taken_at_every_late_step_and_no_other():
     generator = TinyGenerator(num_steps=11)
     generator.add_lora(2, 2)
-    recipe = RECIPE.model_copy(update={"late": (0.5, 0.8), "prompts_per_step": 1, "group_size": 1})
+    recipe = RECIPE.model_copy(update={"grad_step_range": (0.5, 0.8), "prompts_per_step": 1, "group_size": 1})
     stops = {refl_step(generator, BrightnessJudge(), BANK, recipe, seed=0, step=step)["stop"] for step in range(60)}
     assert stops == {5, 6, 7, 8}
 
@@ -408,10 +408,10 @@ def test_an_empty_bank_is_an_error(tmp_path):
         train_refl(TinyGenerator(), BrightnessJudge(), [], RECIPE, tmp_path, Metrics(tmp_path / "m.jsonl"))
 
 
-@pytest.mark.parametrize("late", [[0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1]])
+@pytest.mark.parametrize("grad_step_range", [[0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1]])
 def test_a_late_range_that_is_none_is_refused(late):
     with pytest.raises(InputError, match="late must be two rising shares between 0 and 1"):
-        parse_recipe(ReflRecipe, {"late": late}, "recipe.yaml")
+        parse_recipe(ReflRecipe, {"grad_step_range": late}, "recipe.yaml")
 
 
 def test_places_for_a_lora_that_is_not_there_are_refused():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rewarddance.alignment.relay import through_decoder
+from rewarddance.alignment.relay import decoder_vjp
 from rewarddance.types import PixelBatch
 
 
@@ -37,7 +37,7 @@ def test_the_gradient_in_latents_is_that_of_one_graph(at_once, sizes):
         loss.backward()
         return loss.item()
 
-    loss, gradient = through_decoder(decoder, x_0, ask, at_once)
+    loss, gradient = decoder_vjp(decoder, x_0, ask, at_once)
     assert decoder.with_graph == sizes
     leaf = x_0.clone().requires_grad_()
     whole = (decoder(leaf) - aim).square().mean()
@@ -61,5 +61,5 @@ def test_the_judges_graph_is_gone_before_the_decoders_begins():
         saved.append(weakref.ref(squares))
         squares.mean().backward()
 
-    through_decoder(Watching(), torch.randn(4, 4, 5, 5), ask, at_once=2)
+    decoder_vjp(Watching(), torch.randn(4, 4, 5, 5), ask, at_once=2)
     assert alive == [False, False] and len(saved) == 1

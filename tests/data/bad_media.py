@@ -39,7 +39,7 @@ def animation(kind: str, frames: int = 6) -> bytes:
     return file.getvalue()
 
 
-def film(codec: str = "libx264", container: str = "mp4", pictures: bool = True) -> bytes:
+def video(codec: str = "libx264", container: str = "mp4", pictures: bool = True) -> bytes:
     import av
 
     file = io.BytesIO()
@@ -84,9 +84,9 @@ def bad_media() -> Iterator[tuple[str, bytes]]:
         for left in (0.95, 0.4):
             yield f"cut-animation-{left}.{kind}", whole[: int(left * len(whole))]
     for codec, container, name in (("libx264", "mp4", "mp4"), ("libvpx", "webm", "webm"), ("mpeg4", "avi", "avi")):
-        whole = film(codec, container)
+        whole = video(codec, container)
         for left in (0.9, 0.3):
-            yield f"cut-film-{left}.{name}", whole[: int(left * len(whole))]
+            yield f"cut-video-{left}.{name}", whole[: int(left * len(whole))]
     texts = {
         "empty": b"",
         "page": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
@@ -105,8 +105,8 @@ def bad_media() -> Iterator[tuple[str, bytes]]:
     }
     for name, data in texts.items():
         yield f"{name}.png", data
-    yield "words.mp4", b"this is no film"
-    yield "sound-only.mp4", film("", "mp4", pictures=False)
+    yield "words.mp4", b"this is no video"
+    yield "sound-only.mp4", video("", "mp4", pictures=False)
     for name in ("EPS", "TGA", "ICO", "PCX", "SGI", "DDS"):
         yield f"format-{name.lower()}.png", other(name)
     yield "floats.tiff", tiff("F")

@@ -76,7 +76,7 @@ def test_a_pair_is_double_in_either_order_and_not_by_another_annotator_or_criter
 
 def test_media_are_the_same_where_their_bytes_are(folder):
     (folder / "again.png").write_bytes((folder / "0.png").read_bytes())
-    animation(folder / "film" / "a.gif")
+    animation(folder / "video" / "a.gif")
     for name in ("one", "two"):
         put(folder, f"{name}/0.png", f"{name}/1.png")
     rows = [row("a", 0, 1), row("b", 0, 2), {"prompt": "c", "media_a": "again.png", "media_b": "3.png", "label": "a"}]

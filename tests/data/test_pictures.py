@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from bad_media import animation, film, picture, png
+from bad_media import animation, picture, png, video
 from PIL import Image
 
 from rewarddance.data.media import as_pixels, inspect_media, read_picture, write_picture
@@ -40,8 +40,8 @@ def test_what_is_written_is_read_back_to_the_last_step(tmp_path):
 
 def test_a_video_is_written_whole_even_where_it_stands_still(tmp_path):
     pixels = torch.stack([torch.full((3, 4, 6), value / 255) for value in (1, 1, 1, 200, 200)])
-    write_picture(pixels, tmp_path / "film.png")
-    torch.testing.assert_close(as_pixels(tmp_path / "film.png"), pixels, atol=1e-6, rtol=0)
+    write_picture(pixels, tmp_path / "video.png")
+    torch.testing.assert_close(as_pixels(tmp_path / "video.png"), pixels, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_inspecting_finds_what_a_file_holds_whatever_it_is_called(tmp_path):
     (tmp_path / "a.jpg").write_bytes(animation("webp"))
     assert inspect_media(tmp_path / "a.jpg") == ".webp" and len(as_pixels(tmp_path / "a.jpg")) == 6
     for codec, container, suffix in (("libx264", "mp4", ".mp4"), ("libvpx", "webm", ".mkv"), ("mpeg4", "avi", ".avi")):
-        (tmp_path / "a.jpg").write_bytes(film(codec, container))
+        (tmp_path / "a.jpg").write_bytes(video(codec, container))
         assert inspect_media(tmp_path / "a.jpg") == suffix
     folder = tmp_path / "frames"
     for number in range(3):

@@ -81,8 +81,8 @@ def test_a_prompts_picture_is_named_from_the_files_folder_and_read_when_it_is_as
 def test_a_picture_that_cannot_be_used_is_refused_with_its_line_and_the_remedy(tmp_path):
     write_picture(torch.rand(1, 3, 64, 64), tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    write_picture(torch.rand(3, 3, 4, 4), tmp_path / "film.png")
-    faults = {"gone.png": "gone.png cannot be read", "cut.png": "cut.png cannot be read", "film.png": "is a film"}
+    write_picture(torch.rand(3, 3, 4, 4), tmp_path / "video.png")
+    faults = {"gone.png": "gone.png cannot be read", "cut.png": "cut.png cannot be read", "video.png": "is a video"}
     for name, why in faults.items():
         file = written(tmp_path, {"prompt": "a", "condition": "whole.png"}, {"prompt": "b", "condition": name})
         with pytest.raises(InputError, match=rf"line 2 .*{why}") as caught:

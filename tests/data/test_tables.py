@@ -78,10 +78,10 @@ def test_a_folder_is_its_pictures_in_natural_order_with_the_prompts_beside_them(
     Image.new("RGB", (4, 4)).save(tmp_path / "v3" / "0.png")
     (tmp_path / "v3.txt").write_text("a video")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "film.mp4").write_bytes(b"")
+    (tmp_path / "video.mp4").write_bytes(b"")
     table = open_table(tmp_path)
     found = [row.content for row in table.rows()]
-    assert found[0] == {"candidate": "film.mp4"} and found[1] == {"candidate": "p1.webp"}
+    assert found[0] == {"candidate": "video.mp4"} and found[1] == {"candidate": "p1.webp"}
     assert found[2] == {"prompt": "ein grüner Kreis", "candidate": "p2.JPG"}
     assert isinstance(found[3], InputError) and "p10.txt cannot be read" in found[3].what
     assert found[4:] == [{"candidate": "v3"}] or found[4] == {"prompt": "a video", "candidate": "v3"}

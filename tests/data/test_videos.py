@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rewarddance.data.films import evenly_spaced, evenly_timed
 from rewarddance.data.media import as_pixels, read_picture, read_rate, read_video
+from rewarddance.data.video_io import evenly_spaced, evenly_timed
 from rewarddance.errors import InputError
 
 T = 12
 ANIMATIONS = {"gif": {}, "webp": {"lossless": True}, "png": {}}
-FILMS = {"mp4": "libx264", "webm": "libvpx-vp9", "mkv": "libx264", "avi": "mpeg4"}
+VIDEOS = {"mp4": "libx264", "webm": "libvpx-vp9", "mkv": "libx264", "avi": "mpeg4"}
 
 
 def grey(level: float, size: tuple[int, int] = (32, 48)) -> Image.Image:
@@ -35,7 +35,7 @@ def animation(path: Path, kind: str, frames: int = T) -> Path:
     return path
 
 
-def film(path: Path, codec: str, frames: int = T, options: dict[str, str] | None = None) -> Path:
+def video(path: Path, codec: str, frames: int = T, options: dict[str, str] | None = None) -> Path:
     av = pytest.importorskip("av")
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=8)
@@ -58,9 +58,9 @@ def test_an_animation_is_its_frames_in_order(tmp_path, kind):
     assert levels(found) == list(range(T))
 
 
-@pytest.mark.parametrize("kind", FILMS)
-def test_a_film_is_its_frames_in_order(tmp_path, kind):
-    found = read_video(film(tmp_path / f"a.{kind}", FILMS[kind]))
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_a_video_is_its_frames_in_order(tmp_path, kind):
+    found = read_video(video(tmp_path / f"a.{kind}", VIDEOS[kind]))
     assert found.shape == (T, 3, 32, 48) and found.dtype == torch.float32 and found.is_contiguous()
     assert levels(found) == list(range(T))
     assert levels(read_video(tmp_path / f"a.{kind}", 4)) == [1, 4, 7, 10]
@@ -84,7 +84,7 @@ def test_of_a_longer_video_evenly_spaced_frames_are_read(tmp_path):
 
 
 def uneven(path: Path, times: list[int]) -> Path:
-    """A film whose frames begin at these eighths of a second."""
+    """A video whose frames begin at these eighths of a second."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
@@ -97,7 +97,7 @@ def uneven(path: Path, times: list[int]) -> Path:
     return path
 
 
-def test_of_a_film_whose_frames_come_unevenly_those_of_evenly_spaced_moments_are_read(tmp_path):
+def test_of_a_video_whose_frames_come_unevenly_those_of_evenly_spaced_moments_are_read(tmp_path):
     file = uneven(tmp_path / "uneven.mkv", [0, 1, 2, 3, 4, 5, 6, 14])  # the last but one stands a second
     assert levels(read_video(file, max_frames=3)) == [2, 6, 6]
 
@@ -110,9 +110,9 @@ def test_frames_that_come_evenly_or_at_unknown_times_are_taken_by_their_number()
     assert evenly_timed([0.0, 1.0, 2.0, 10.0], 4) == [1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("kind", FILMS)
-def test_a_films_rate_is_read_from_its_times(tmp_path, kind):
-    file = film(tmp_path / f"a.{kind}", FILMS[kind])
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_a_videos_rate_is_read_from_its_times(tmp_path, kind):
+    file = video(tmp_path / f"a.{kind}", VIDEOS[kind])
     assert read_rate(file) == pytest.approx(8, rel=0.01)
     assert read_rate(file.read_bytes()) == pytest.approx(8, rel=0.01)
 
@@ -127,14 +127,14 @@ def test_an_animation_has_the_rate_of_its_durations_and_a_picture_none(tmp_path)
 
 
 def test_a_broken_file_has_no_rate_but_an_error_that_names_it(tmp_path):
-    file = film(tmp_path / "a.mp4", "libx264")
+    file = video(tmp_path / "a.mp4", "libx264")
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"the video .*a\.mp4 cannot be read"):
         read_rate(file)
 
 
 def test_a_file_in_memory_is_the_same_video(tmp_path):
-    for path in (animation(tmp_path / "a.gif", "gif"), film(tmp_path / "a.mp4", "libx264")):
+    for path in (animation(tmp_path / "a.gif", "gif"), video(tmp_path / "a.mp4", "libx264")):
         assert torch.equal(as_pixels(path.read_bytes()), as_pixels(path))
 
 
@@ -161,8 +161,8 @@ def test_what_is_transparent_in_an_animation_lies_on_white(tmp_path):
     assert read_video(tmp_path / "a.webp").mean((1, 2, 3)).tolist() == [1, 0]
 
 
-def test_a_film_taken_with_a_turned_camera_is_upright(tmp_path):
-    path = film(tmp_path / "a.mp4", "libx264", frames=2)
+def test_a_video_taken_with_a_turned_camera_is_upright(tmp_path):
+    path = video(tmp_path / "a.mp4", "libx264", frames=2)
     whole = bytearray(path.read_bytes())
     matrix = whole.index(b"tkhd") + 44
     turned = (0, 0x10000, 0, -0x10000, 0, 0, 32 << 16, 0, 0x40000000)  # a quarter clockwise
@@ -177,14 +177,14 @@ def test_a_film_taken_with_a_turned_camera_is_upright(tmp_path):
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [*ANIMATIONS, *FILMS, "fast.mp4"])
+@pytest.mark.parametrize("kind", [*ANIMATIONS, *VIDEOS, "fast.mp4"])
 @pytest.mark.parametrize("left", [0.97, 0.9, 0.85, 0.6, 0.4, 0.2, 0.02])
 def test_a_video_that_was_cut_off_is_refused_by_name(tmp_path, kind, left):
     path = tmp_path / f"cut.{kind}"
     if kind in ANIMATIONS:
         animation(path, kind)
     else:
-        film(path, FILMS[kind[-4:].strip(".")], options={"movflags": "faststart"} if kind == "fast.mp4" else None)
+        video(path, VIDEOS[kind[-4:].strip(".")], options={"movflags": "faststart"} if kind == "fast.mp4" else None)
     path.write_bytes(path.read_bytes()[: int(left * path.stat().st_size)])
     with pytest.raises(InputError) as refused:
         read_video(path, 1)
@@ -201,7 +201,7 @@ def test_a_gif_that_was_cut_off_between_two_frames_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.mp4", "a.webm"])
 def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name):
     path = tmp_path / name
-    for write in (lambda: animation(path, "gif"), lambda: film(path.with_suffix(".mkv"), "libx264").rename(path)):
+    for write in (lambda: animation(path, "gif"), lambda: video(path.with_suffix(".mkv"), "libx264").rename(path)):
         write()
         assert levels(read_video(path)) == list(range(T))
     for nothing in (b"", b"not a video", bytes(4096), path.read_bytes()[:16]):
@@ -211,14 +211,14 @@ def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name):
         assert str(path) in refused.value.what
 
 
-def test_a_transparent_picture_named_like_a_film_is_still_laid_on_white(tmp_path):
+def test_a_transparent_picture_named_like_a_video_is_still_laid_on_white(tmp_path):
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "a.mp4", "PNG")
     assert read_video(tmp_path / "a.mp4").mean() == 1
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_file_that_would_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):
-    paths = [animation(tmp_path / "a.gif", "gif"), film(tmp_path / "a.mp4", "libx264"), tmp_path / "one.png"]
+    paths = [animation(tmp_path / "a.gif", "gif"), video(tmp_path / "a.mp4", "libx264"), tmp_path / "one.png"]
     grey(40).save(paths[2])
     frames = tmp_path / "frames"
     frames.mkdir()
@@ -238,12 +238,12 @@ def test_a_file_that_would_fill_the_memory_is_refused_by_name(tmp_path, monkeypa
     assert len(read_video(paths[0], 2)) == len(read_video(paths[1], 2)) == len(read_video(frames, 2)) == 2
 
 
-def test_without_pyav_a_film_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    path = film(tmp_path / "a.mp4", "libx264")
+def test_without_pyav_a_video_is_refused_with_the_remedy(tmp_path, monkeypatch):
+    path = video(tmp_path / "a.mp4", "libx264")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError) as refused:
         as_pixels(path)
-    assert "a.mp4 is a film" in refused.value.what and refused.value.remedy == "pip install 'rewarddance[video]'"
+    assert "a.mp4 is a video" in refused.value.what and refused.value.remedy == "pip install 'rewarddance[video]'"
     assert len(read_video(animation(tmp_path / "a.gif", "gif"))) == T
 
 

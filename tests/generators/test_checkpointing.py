@@ -26,7 +26,7 @@ def gradients(generator: PipelineGenerator, weights: list[nn.Parameter]) -> tupl
     x_t = rollout(generator, PROMPTS, SEEDS, 1).x_t.requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         prediction = generator.predict(x_t, 1, generator.encode(PROMPTS))
-        pixels = generator.decode(generator.clean(x_t, prediction, 1))
+        pixels = generator.decode(generator.predict_x0(x_t, prediction, 1))
     size = sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in own)
     found = torch.autograd.grad(pixels.square().mean(), [x_t, *weights], allow_unused=True)
     return [one for one in found if one is not None], size

@@ -53,7 +53,7 @@ def reached(generator: PipelineGenerator, family: str) -> dict[str, bool]:
     """Take the gradient of pictures; returns of the weights that train, which it reached. No other part has one."""
     state = rollout(generator, PROMPTS, SEEDS, 1, first_frames(family))
     prediction = generator.predict(state.x_t, 1, generator.encode(PROMPTS, first_frames(family)))
-    generator.decode(generator.clean(state.x_t, prediction, 1)).square().mean().backward()
+    generator.decode(generator.predict_x0(state.x_t, prediction, 1)).square().mean().backward()
     for name, part in generator.pipeline.components.items():
         if isinstance(part, nn.Module) and name != generator.part:
             assert not any(weight.requires_grad or weight.grad is not None for weight in part.parameters())
@@ -76,7 +76,7 @@ def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(fam
     assert all("lora" in name for name in found)
     assert {name for name in found if not found[name]} <= idle
     assert len(found) > 3 * len(idle)
-    x_t, condition = untouched.start(SEEDS), untouched.encode(PROMPTS, first_frames(family))
+    x_t, condition = untouched.init_noise(SEEDS), untouched.encode(PROMPTS, first_frames(family))
     with torch.no_grad():
         before, moved_on = untouched.predict(x_t, 0, condition), trained.predict(x_t, 0, condition)
         with trained.as_before_training():
@@ -139,7 +139,7 @@ def test_in_half_precision_the_trained_weights_latents_and_pictures_are_float32(
         found for name, found in reached(generator, family).items() if not re.search(FAMILIES[family].idle, name)
     )
     weights = {weight.dtype for weight in generator.network.parameters() if weight.requires_grad}
-    assert weights == {torch.float32} and generator.start(SEEDS).dtype == torch.float32
+    assert weights == {torch.float32} and generator.init_noise(SEEDS).dtype == torch.float32
     with generator.as_before_training():
         pictures = drawn(generator, family)
     assert pictures.dtype == torch.float32
@@ -149,7 +149,7 @@ def test_in_half_precision_the_trained_weights_latents_and_pictures_are_float32(
 @every_family
 def test_all_weights_train_in_float32_and_compute_in_half_precision(family):
     generator = fresh(family, torch.bfloat16)
-    x_t, condition = generator.start(SEEDS), generator.encode(PROMPTS, first_frames(family))
+    x_t, condition = generator.init_noise(SEEDS), generator.encode(PROMPTS, first_frames(family))
     with torch.no_grad():
         before = generator.predict(x_t, 0, condition)
         assert {weight.dtype for weight in generator.train_all()} == {torch.float32}

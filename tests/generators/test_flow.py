@@ -46,7 +46,7 @@ def test_an_euler_step_stays_on_the_straight_line():
 def test_the_one_step_prediction_of_a_gaussian_is_its_posterior_mean(step):
     generator = GaussianGenerator(mean=2.0, deviation=0.5, num_steps=8)
     x_t = rollout(generator, ["p"] * 4, [1, 2, 3, 4], step).x_t
-    clean = generator.clean(x_t, generator.predict(x_t, step, None), step)
+    clean = generator.predict_x0(x_t, generator.predict(x_t, step, None), step)
     torch.testing.assert_close(clean, generator.posterior(x_t, generator.sigmas[step])[0], atol=1e-5, rtol=1e-5)
 
 
@@ -71,7 +71,7 @@ def test_the_samplers_error_halves_when_its_steps_double():
     errors = []
     for steps in (50, 100, 200):
         generator = GaussianGenerator(mean=2.0, deviation=0.5, num_steps=steps)
-        exact = 2.0 + 0.5 * generator.start([0, 1])
+        exact = 2.0 + 0.5 * generator.init_noise([0, 1])
         errors.append((sample(generator, ["p", "p"], [0, 1])[:, 0] - exact).abs().mean().item())
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)

@@ -54,7 +54,7 @@ def test_from_the_same_seeds_come_the_pipelines_own_pictures(family, guided):
 @every_family
 def test_one_seed_is_one_noise_and_one_picture_whatever_the_batch(family):
     generator = frozen(family, True)
-    assert torch.equal(generator.start([1, 3, 4]), torch.cat([generator.start([seed]) for seed in (1, 3, 4)]))
+    assert torch.equal(generator.init_noise([1, 3, 4]), torch.cat([generator.init_noise([seed]) for seed in (1, 3, 4)]))
     together = drawn(generator, family)
     alone = sample(generator, PROMPTS[1:], SEEDS[1:], conditions=(first_frames(family) or [None, None])[1:])
     torch.testing.assert_close(alone, together[1:], atol=1e-5, rtol=0)
@@ -67,7 +67,7 @@ def test_both_branches_of_guidance_are_one_batch(family):
         lambda _, args, given: sizes.append(len((args or [given["hidden_states"]])[0])), with_kwargs=True
     )
     with torch.no_grad():
-        generator.predict(generator.start(SEEDS), 0, generator.encode(PROMPTS, first_frames(family)))
+        generator.predict(generator.init_noise(SEEDS), 0, generator.encode(PROMPTS, first_frames(family)))
     hook.remove()
     assert sizes == [4]
 
@@ -85,17 +85,17 @@ def test_the_one_step_prediction_of_a_gaussian_is_its_posterior_mean(family, ste
     """x_0 is N(2, 0.5^2) in every value; what is predicted are the exact conditional means."""
     generator = frozen(family)
     alpha, sigma = generator.scales(step)
-    x_t = generator.start(SEEDS).double() * 0.7 + 0.3
+    x_t = generator.init_noise(SEEDS).double() * 0.7 + 0.3
     away = (x_t - alpha * 2) / (alpha**2 * 0.25 + sigma**2)
     x_0, eps = 2 + alpha * 0.25 * away, sigma * away
-    clean = generator.clean(x_t, predicted(generator, step, x_0, eps), step)
+    clean = generator.predict_x0(x_t, predicted(generator, step, x_0, eps), step)
     torch.testing.assert_close(clean.double(), x_0, atol=1e-4, rtol=1e-4)
 
 
 @every_family
 def test_a_step_with_the_true_prediction_goes_to_the_next_noise_level(family):
     generator = frozen(family)
-    x_0, eps = 1 + generator.start([5]), generator.start([6])
+    x_0, eps = 1 + generator.init_noise([5]), generator.init_noise([6])
     for step in range(STEPS - 1):
         (alpha, sigma), (alpha_next, sigma_next) = generator.scales(step), generator.scales(step + 1)
         x_t = alpha * x_0 + sigma * eps

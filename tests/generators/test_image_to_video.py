@@ -18,10 +18,10 @@ every_family = pytest.mark.parametrize("family", I2V)
 
 
 @every_family
-def test_another_first_frame_is_another_film(family):
+def test_another_first_frame_is_another_video(family):
     generator = frozen(family)
-    films = drawn(generator, family, seeds=[3, 3]), drawn(generator, family, seeds=[3, 3], frames=[1, 1])
-    assert (films[0][0] - films[1][0]).abs().max() > 5e-3
+    videos = drawn(generator, family, seeds=[3, 3]), drawn(generator, family, seeds=[3, 3], frames=[1, 1])
+    assert (videos[0][0] - videos[1][0]).abs().max() > 5e-3
 
 
 @every_family
@@ -39,13 +39,13 @@ def test_a_picture_that_many_share_is_encoded_once_and_rows_are_taken_as_they_ar
 
 
 @every_family
-def test_a_prompt_without_a_picture_or_with_a_film_is_refused_by_name(family):
+def test_a_prompt_without_a_picture_or_with_a_video_is_refused_by_name(family):
     generator = frozen(family)
     for given in (None, [FIRST_FRAMES[0], None]):
         with pytest.raises(InputError, match=r"begins from a picture, and the prompt .* has none") as caught:
             generator.encode(PROMPTS, given)
         assert PROMPTS[0 if given is None else 1] in caught.value.what and "condition" in caught.value.remedy
-    with pytest.raises(InputError, match="a film of 2 frames"):
+    with pytest.raises(InputError, match="a video of 2 frames"):
         generator.encode(PROMPTS, [FIRST_FRAMES[0], FIRST_FRAMES[:, 0]])
 
 
@@ -64,11 +64,11 @@ def test_the_clean_first_frame_is_exact_at_every_step_and_the_steps_lead_to_it(f
     condition = generator.encode(PROMPTS, first_frames(family))
     first = (lambda x: x[:, :, :1]) if "wan" in family else (lambda x: x[:, : 2 * x.shape[1] // 4])
     done = first(rollout(generator, PROMPTS, SEEDS, STEPS, first_frames(family)).x_t)
-    x_t = generator.start(SEEDS)
+    x_t = generator.init_noise(SEEDS)
     for step in range(STEPS):
         with torch.no_grad():
             v = generator.predict(x_t, step, condition)
-        torch.testing.assert_close(first(generator.clean(x_t, v, step)), done, atol=1e-5, rtol=0)
+        torch.testing.assert_close(first(generator.predict_x0(x_t, v, step)), done, atol=1e-5, rtol=0)
         x_t = generator.advance(x_t, v, step)
         sizes.append(len(x_t))
     assert sizes == [2] * STEPS
@@ -96,13 +96,13 @@ def test_clips_texts_have_the_one_length_that_the_network_splits_at():
         type(frozen("wan-i2v"))(frozen("wan-i2v").pipeline, options)
 
 
-def test_a_films_pictures_may_come_in_any_number_at_once():
+def test_a_videos_pictures_may_come_in_any_number_at_once():
     generator = frozen("wan-2.2-i2v", True)
     parts = sample(generator, PROMPTS, SEEDS, batch_size=1, conditions=first_frames("wan-2.2-i2v"))
     torch.testing.assert_close(parts, drawn(generator, "wan-2.2-i2v"), atol=1e-5, rtol=0)
 
 
-def test_early_predictions_are_of_films_from_the_same_pictures():
+def test_early_predictions_are_of_videos_from_the_same_pictures():
     generator, given = frozen("wan-2.2-i2v"), first_frames("wan-2.2-i2v")
     early, final = predictions(generator, PROMPTS, SEEDS, [0, STEPS - 1], batch_size=1, conditions=given)
     torch.testing.assert_close(final, drawn(generator, "wan-2.2-i2v"), atol=1e-5, rtol=0)

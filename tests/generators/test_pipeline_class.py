@@ -10,8 +10,8 @@ from rewarddance.errors import InputError
 from rewarddance.generators.families.wan import WanGenerator, WanImageToVideoGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
-from rewarddance.generators.sketch import sketch_generator
-from rewarddance.runtime.counting import counting
+from rewarddance.planning.counting import counting
+from rewarddance.planning.meta_generator import meta_generator
 
 SIZE = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 24}
 FROM_A_PICTURE = {"pipeline": "WanImageToVideoPipeline"}
@@ -25,15 +25,17 @@ def test_the_weights_of_text_to_video_draw_from_a_first_picture_too():
     ours, theirs = plain.network.state_dict(), begins.network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     first = torch.rand(1, 3, 32, 32)
-    film = sample(begins, ["a red circle moves left"], [0], conditions=[first])
-    assert film.shape == (1, 9, 3, 32, 32)
+    video = sample(begins, ["a red circle moves left"], [0], conditions=[first])
+    assert video.shape == (1, 9, 3, 32, 32)
     again = begins.decode(begins.encode(["a"], [first]).picture["latents"])[:, 0]
-    torch.testing.assert_close(film[:, 0], again, atol=1e-4, rtol=0)  # it begins with what the VAE makes of the picture
+    torch.testing.assert_close(
+        video[:, 0], again, atol=1e-4, rtol=0
+    )  # it begins with what the VAE makes of the picture
 
 
 def test_a_generator_without_weights_is_of_that_class_too():
     with counting():
-        made = sketch_generator(str(video_generator_folder()), 2, **SIZE, **FROM_A_PICTURE)
+        made = meta_generator(str(video_generator_folder()), 2, **SIZE, **FROM_A_PICTURE)
     assert isinstance(made, WanImageToVideoGenerator)
 
 

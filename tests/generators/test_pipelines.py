@@ -54,7 +54,7 @@ def own_call(pipeline: CogView4Pipeline, noise: torch.Tensor, steps: int, guidan
 @pytest.mark.parametrize("steps", [2, 7])
 def test_from_the_same_noise_come_the_pipelines_own_pictures(plain, guidance, steps):
     generator = load_generator(str(generator_folder()), steps, guidance)
-    theirs = own_call(plain, generator.start(SEEDS), steps, guidance)
+    theirs = own_call(plain, generator.init_noise(SEEDS), steps, guidance)
     ours = sample(generator, PROMPTS, SEEDS)
     assert ours.shape == (3, 1, 3, 32, 32)
     assert theirs.std() > 0.05
@@ -67,11 +67,11 @@ def test_guidance_changes_the_pictures(generator):
 
 
 def test_one_seed_is_one_noise_whatever_the_batch(generator):
-    alone = torch.cat([generator.start([seed]) for seed in SEEDS])
-    assert torch.equal(generator.start(SEEDS), alone)
-    assert torch.equal(generator.start([4, 3]), alone[[2, 0]])
+    alone = torch.cat([generator.init_noise([seed]) for seed in SEEDS])
+    assert torch.equal(generator.init_noise(SEEDS), alone)
+    assert torch.equal(generator.init_noise([4, 3]), alone[[2, 0]])
     assert not torch.equal(alone[0], alone[1])
-    assert generator.start([2**32 - 1]).std() > 0.5
+    assert generator.init_noise([2**32 - 1]).std() > 0.5
 
 
 def test_one_seed_is_one_picture_whatever_the_batch(generator):
@@ -85,7 +85,7 @@ def test_one_seed_is_one_picture_whatever_the_batch(generator):
 def test_a_rollout_stops_where_it_is_told(generator):
     whole = rollout(generator, PROMPTS, SEEDS, STEPS)
     half = rollout(generator, PROMPTS, SEEDS, 1)
-    assert torch.equal(half.noise, generator.start(SEEDS)) and torch.equal(half.noise, whole.noise)
+    assert torch.equal(half.noise, generator.init_noise(SEEDS)) and torch.equal(half.noise, whole.noise)
     assert torch.equal(rollout(generator, PROMPTS, SEEDS, 0).x_t, half.noise)
     condition, x_t = generator.encode(PROMPTS), half.x_t
     for step in range(1, STEPS):
@@ -122,7 +122,7 @@ def test_negative_prompts_are_the_pipelines_own_whatever_their_length(plain, neg
     """The pipeline pads without a mask: branches of one length go through the network together, others one by one."""
     generator = load_generator(str(generator_folder()), STEPS, 3.0, negative_prompt=negative)
     theirs = plain(
-        PROMPTS, [negative] * 3, latents=generator.start(SEEDS), num_inference_steps=STEPS, guidance_scale=3.0,
+        PROMPTS, [negative] * 3, latents=generator.init_noise(SEEDS), num_inference_steps=STEPS, guidance_scale=3.0,
         output_type="pt",
     ).images  # fmt: skip
     torch.testing.assert_close(sample(generator, PROMPTS, SEEDS)[:, 0], theirs, atol=1e-4, rtol=0)
@@ -131,8 +131,8 @@ def test_negative_prompts_are_the_pipelines_own_whatever_their_length(plain, neg
 def test_another_size_is_drawn_as_the_pipeline_draws_it(plain):
     generator = load_generator(str(generator_folder()), STEPS, height=48, width=16)
     theirs = plain(
-        PROMPTS, height=48, width=16, latents=generator.start(SEEDS), num_inference_steps=STEPS, guidance_scale=1.0,
-        output_type="pt",
+        PROMPTS, height=48, width=16, latents=generator.init_noise(SEEDS), num_inference_steps=STEPS,
+        guidance_scale=1.0, output_type="pt",
     ).images  # fmt: skip
     ours = sample(generator, PROMPTS, SEEDS)
     assert ours.shape == (3, 1, 3, 48, 16)
@@ -151,7 +151,7 @@ def test_a_new_lora_changes_nothing(generator):
 def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(trained):
     state = rollout(trained, PROMPTS, SEEDS, 1)
     v = trained.predict(state.x_t, 1, trained.encode(PROMPTS))
-    trained.decode(trained.clean(state.x_t, v, 1)).square().mean().backward()
+    trained.decode(trained.predict_x0(state.x_t, v, 1)).square().mean().backward()
     weights = dict(trained.network.named_parameters())
     with_gradient = {name for name, weight in weights.items() if weight.grad is not None and weight.grad.any()}
     assert with_gradient and all("lora" in name for name in with_gradient)
@@ -160,7 +160,7 @@ def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(tra
 
 
 def test_as_before_training_is_the_untouched_generator_exactly(trained, generator):
-    x_t, condition = generator.start(SEEDS), generator.encode(PROMPTS)
+    x_t, condition = generator.init_noise(SEEDS), generator.encode(PROMPTS)
     with torch.no_grad():
         untouched, moved = generator.predict(x_t, 0, condition), trained.predict(x_t, 0, condition)
         with trained.as_before_training():
@@ -172,7 +172,7 @@ def test_as_before_training_is_the_untouched_generator_exactly(trained, generato
 
 
 def test_the_generator_is_trained_again_after_an_error_in_the_block(trained):
-    x_t, condition = trained.start(SEEDS), trained.encode(PROMPTS)
+    x_t, condition = trained.init_noise(SEEDS), trained.encode(PROMPTS)
     with torch.no_grad():
         moved = trained.predict(x_t, 0, condition)
         with pytest.raises(RuntimeError), trained.as_before_training():
@@ -188,7 +188,7 @@ def test_a_saved_lora_gives_the_very_same_pictures_in_plain_diffusers(trained, g
     fresh.set_progress_bar_config(disable=True)
     fresh.load_lora_weights(tmp_path)
     ours = sample(trained, PROMPTS, SEEDS)
-    torch.testing.assert_close(own_call(fresh, trained.start(SEEDS), STEPS, 1.0), ours[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(own_call(fresh, trained.init_noise(SEEDS), STEPS, 1.0), ours[:, 0], atol=1e-5, rtol=0)
     assert (ours - sample(generator, PROMPTS, SEEDS)).abs().max() > 1e-2
 
 

@@ -22,8 +22,8 @@ from rewarddance.reward.families.pixels import LANCZOS, preparation_of, resized
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import NO, YES, RewardConfig
-from rewarddance.reward.kinds import build_reward, load_reward
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.reward.loading import build_reward, load_reward
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.types import Pixels, Preference, Question
 
 PROMPTS = ("a red circle left of a blue square", "two crosses")
@@ -136,16 +136,16 @@ def test_pictures_are_prepared_as_the_familys_own_processor_does_it(judge):
 def test_what_was_said_is_read_on_from(judge):
     parts, pixels = ("Prompt: two crosses", Picture("candidate")), drawn(SIDE, SIDE)
     said = "yes. The candidate"
-    count = len(judge.vlm.said_tokens(said))
-    (states,) = judge.vlm.states([Asked(parts, (pixels,), said)])
+    count = len(judge.vlm.response_prefix_tokens(said))
+    (states,) = judge.vlm.states([JudgeInput(parts, (pixels,), said)])
     assert len(states) == count + 1 > 2
-    first = judge.vlm.read([Asked(parts, (pixels,))])[0]
+    first = judge.vlm.read([JudgeInput(parts, (pixels,))])[0]
     torch.testing.assert_close(states[0], first, atol=1e-5, rtol=1e-5)
 
 
 def test_writing_greedily_is_the_likeliest_token_each_time(judge):
     parts = ("Prompt: two crosses", Picture("candidate"))
-    asked = [Asked(parts, (drawn(SIDE, SIDE, seed),)) for seed in range(2)]
+    asked = [JudgeInput(parts, (drawn(SIDE, SIDE, seed),)) for seed in range(2)]
     best = judge.vlm.head(judge.vlm.read(asked)).argmax(-1)
     expected = [text.strip() for text in judge.vlm.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)]
     assert judge.vlm.write(asked, max_new_tokens=1) == expected

@@ -9,9 +9,9 @@ import torch
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.errors import InputError
-from rewarddance.reward.batches import Portion, Portions, jittered
-from rewarddance.reward.judge import Amount, RewardConfig
-from rewarddance.reward.kinds import build_reward
+from rewarddance.reward.batches import MicroBatch, MicroBatches, jittered
+from rewarddance.reward.judge import LossNormalizer, RewardConfig
+from rewarddance.reward.loading import build_reward
 from rewarddance.types import Preference
 
 
@@ -27,7 +27,7 @@ def pairs() -> list[Preference]:
 def read(pairs: list[Preference], parts: int, count: int, steps: int = 5) -> list[list[int]]:
     """The numbers of the pairs that each step's batch holds in the end, in order."""
     number = {id(pair): i for i, pair in enumerate(pairs)}
-    processes = [Portions(pairs, 3, steps, 1, parts, rank, count) for rank in range(count)]
+    processes = [MicroBatches(pairs, 3, steps, 1, parts, rank, count) for rank in range(count)]
     found = []
     for step in range(steps):
         portions = [own[step * parts + part] for part in range(parts) for own in processes]
@@ -49,7 +49,7 @@ def test_a_batch_is_the_same_however_many_parts_and_processes_share_it(pairs, pa
 
 
 def test_where_no_pair_is_left_one_is_read_that_does_not_count(pairs):
-    shares = [Portions(pairs, 3, 5, 1, 1, rank, 2)[2] for rank in range(2)]
+    shares = [MicroBatches(pairs, 3, 5, 1, 1, rank, 2)[2] for rank in range(2)]
     assert sorted(len(share.pairs) for share in shares) == [1, 1]
     assert sorted(share.counts for share in shares) == [False, True]
 
@@ -64,7 +64,7 @@ def test_a_pair_that_cannot_be_read_comes_as_the_error_that_says_so(pairs):
             return super().__getitem__(at)
 
     files = Files(pairs)
-    portions = Portions(files, 3, 1, 1)
+    portions = MicroBatches(files, 3, 1, 1)
     files.broken = True
     found = portions[0]
     assert isinstance(found, InputError) and (found.what, found.remedy) == ("a.png cannot be read.", "Replace it.")
@@ -72,7 +72,7 @@ def test_a_pair_that_cannot_be_read_comes_as_the_error_that_says_so(pairs):
 
 def test_in_parts_a_pairs_noise_depends_on_its_place_in_the_batch_alone(pairs):
     def noisy(low: int, high: int, seed: int = 1) -> list[torch.Tensor]:
-        found = jittered(Portion(tuple(pairs[low:high]), 3, low), 0.1, seed, whole=False)
+        found = jittered(MicroBatch(tuple(pairs[low:high]), 3, low), 0.1, seed, whole=False)
         return [pixels for pair in found for pixels in (pair.first, pair.second)]
 
     together, apart = noisy(0, 4), [*noisy(0, 1), *noisy(1, 4)]
@@ -99,4 +99,4 @@ def test_the_losses_of_a_batchs_parts_add_up_to_its_own(pairs, config):
         parts = [reward.loss(pairs[low:high], amount) for low, high in ((0, 1), (1, 3), (3, 7))]
         assert torch.stack(parts).sum().item() == pytest.approx(reward.loss(pairs).item(), rel=1e-5)
     own = [reward.amount(pairs[low:high]) for low, high in ((0, 1), (1, 3), (3, 7))]
-    assert Amount(*map(sum, zip(*own, strict=True))) == amount
+    assert LossNormalizer(*map(sum, zip(*own, strict=True))) == amount

@@ -20,7 +20,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.reward.clip import ClipReward, Preprocessing
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import bradley_terry
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.tracking import Metrics

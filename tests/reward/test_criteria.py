@@ -13,7 +13,7 @@ from tiny import judge_folder, pictures
 from rewarddance.errors import InputError
 from rewarddance.reward.criteria import CriteriaReward, averaged
 from rewarddance.reward.instructions import Criterion, load_tree
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Question, Verdict
 

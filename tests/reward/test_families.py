@@ -17,8 +17,8 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.kinds import build_reward, load_reward
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.reward.loading import build_reward, load_reward
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.types import Pixels, Preference, Question
 
 PROMPTS = ("a red circle left of a blue square", "two crosses")
@@ -169,17 +169,17 @@ def test_what_was_said_is_read_on_from(vlm):
     parts = ("Prompt: two crosses", Picture("candidate"))
     pixels = drawn(1, 32, 32, 0)
     said = "yes. The candidate"
-    count = len(vlm.said_tokens(said))
-    (states,) = vlm.states([Asked(parts, (pixels,), said)])
+    count = len(vlm.response_prefix_tokens(said))
+    (states,) = vlm.states([JudgeInput(parts, (pixels,), said)])
     assert len(states) == count + 1 > 2
-    torch.testing.assert_close(states[0], vlm.read([Asked(parts, (pixels,))])[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states[0], vlm.read([JudgeInput(parts, (pixels,))])[0], atol=1e-5, rtol=1e-5)
     assert vlm.head(states).shape == (count + 1, vlm.model.config.text_config.vocab_size)
 
 
 def test_several_questions_about_one_picture_share_it(vlm):
     pixels = drawn(1, 32, 32, 0)
     parts = [("Prompt: two crosses", Picture("candidate"), question) for question in ("Is it red?", "Is it a cross?")]
-    asked = [Asked(part, (pixels,)) for part in parts]
+    asked = [JudgeInput(part, (pixels,)) for part in parts]
     with FlopCounterMode(display=False) as shared:
         together = vlm.read(asked)
     with FlopCounterMode(display=False) as apart:
@@ -190,7 +190,7 @@ def test_several_questions_about_one_picture_share_it(vlm):
 
 def test_writing_greedily_is_the_likeliest_token_each_time(vlm):
     parts = ("Prompt: two crosses", Picture("candidate"))
-    asked = [Asked(parts, (drawn(1, 32, 32, seed),)) for seed in range(2)]
+    asked = [JudgeInput(parts, (drawn(1, 32, 32, seed),)) for seed in range(2)]
     said = vlm.write(asked, max_new_tokens=1)
     best = vlm.head(vlm.read(asked)).argmax(-1)
     assert said == [text.strip() for text in vlm.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)]
@@ -219,7 +219,7 @@ def test_a_question_too_large_for_memory_is_named(vlm, monkeypatch):
 
     monkeypatch.setattr(type(vlm.model.model.language_model), "forward", forward)
     with pytest.raises(RewardError, match="single question"):
-        vlm.read([Asked(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
+        vlm.read([JudgeInput(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
 
 
 def test_other_errors_of_a_forward_are_not_swallowed(vlm, monkeypatch):
@@ -228,12 +228,12 @@ def test_other_errors_of_a_forward_are_not_swallowed(vlm, monkeypatch):
 
     monkeypatch.setattr(type(vlm.model.model.language_model), "forward", forward)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        vlm.read([Asked(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
+        vlm.read([JudgeInput(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
 
 
 def test_a_question_needs_as_many_pictures_as_it_names(vlm):
     with pytest.raises(InputError, match="names 1 pictures, and 2"):
-        vlm.read([Asked(("Hello", Picture("candidate")), tuple(pictures(2)))])
+        vlm.read([JudgeInput(("Hello", Picture("candidate")), tuple(pictures(2)))])
 
 
 def test_a_question_longer_than_the_model_reads_is_refused_and_never_guessed_at(vlm):
@@ -289,4 +289,4 @@ def test_checkpointing_while_training_gives_the_same_gradient():
 def test_a_picture_two_hundred_times_as_long_as_wide_is_refused():
     vlm = VisionLanguageModel(str(family_folder("qwen3_vl")))
     with pytest.raises(InputError, match="too long"):
-        vlm.read([Asked(("Hello", Picture("candidate")), (torch.zeros(1, 3, 2, 500),))])
+        vlm.read([JudgeInput(("Hello", Picture("candidate")), (torch.zeros(1, 3, 2, 500),))])

@@ -13,9 +13,9 @@ from tiny import colour_preferences, judge_folder
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.batches import Portion, jittered
+from rewarddance.reward.batches import MicroBatch, jittered
 from rewarddance.reward.generative import PairwiseReward
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.tracking import Metrics
@@ -142,7 +142,7 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, preferences, whole)
 
 def test_pixel_noise_is_that_of_seed_and_step_alone(preferences):
     def noisy(seed: int, step: int, deviation: float = 0.05) -> torch.Tensor:
-        pairs = jittered(Portion(tuple(preferences), step, 0), deviation, seed, whole=True)
+        pairs = jittered(MicroBatch(tuple(preferences), step, 0), deviation, seed, whole=True)
         assert [(pair.prompt, pair.share) for pair in pairs] == [(pair.prompt, pair.share) for pair in preferences]
         return torch.stack([pixels for pair in pairs for pixels in (pair.first, pair.second)])
 

@@ -19,7 +19,7 @@ from tiny import colour_preferences, judge_folder
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Question

@@ -7,7 +7,7 @@ import torch
 from tiny import BrightnessJudge, judge_folder, pictures
 
 from rewarddance.errors import InputError
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import knockout, tournament
 
 

@@ -18,7 +18,7 @@ from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.generative import PairwiseReward, swapped
 from rewarddance.reward.judge import all_pixels
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Pixels, Question, Verdict
 

@@ -18,7 +18,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import NO, YES, RewardConfig
-from rewarddance.reward.kinds import build_reward, load_reward
+from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry, win_tie_bradley_terry
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.ranking import tournament

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.kinds import build_reward, load_reward
+from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.train import JudgeRecipe, train_judge

@@ -18,7 +18,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.kinds import build_reward, load_reward
+from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import bradley_terry, win_tie_bradley_terry
 from rewarddance.reward.regressive import RegressiveReward
 from rewarddance.reward.train import JudgeRecipe, train_judge, vision_tower

@@ -18,8 +18,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from rewarddance.errors import InputError
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.kinds import load_reward
-from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.reward.loading import load_reward
+from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Question
 
 

@@ -25,7 +25,7 @@ class Remembering(nn.Module):
         return torch.tanh(self.inner(x if before is None else x + before.square()))
 
 
-def film(layers: list[Remembering], frames: Tensor) -> Tensor:
+def video(layers: list[Remembering], frames: Tensor) -> Tensor:
     cache: list = [None] * len(layers)
     shown = []
     for x in frames:
@@ -39,13 +39,13 @@ def film(layers: list[Remembering], frames: Tensor) -> Tensor:
 def test_layers_that_remember_the_frame_before_are_computed_again_as_they_were_the_first_time():
     torch.manual_seed(0)
     layers, frames = [Remembering() for _ in range(3)], torch.randn(4, 2, 3, requires_grad=True)
-    plain = torch.autograd.grad(film(layers, frames).square().sum(), [frames, *layers[0].parameters()])
+    plain = torch.autograd.grad(video(layers, frames).square().sum(), [frames, *layers[0].parameters()])
     with checkpointed(layers):
-        again = torch.autograd.grad(film(layers, frames).square().sum(), [frames, *layers[0].parameters()])
+        again = torch.autograd.grad(video(layers, frames).square().sum(), [frames, *layers[0].parameters()])
     assert [layer.runs for layer in layers] == [4 + 2 * 4] * 3
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(one, other)
-    film(layers, frames)
+    video(layers, frames)
     assert [layer.runs for layer in layers] == [4 + 2 * 4 + 4] * 3
 
 

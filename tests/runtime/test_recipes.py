@@ -44,9 +44,9 @@ def test_what_the_file_leaves_out_has_its_default(file):
 
 def test_overrides_reach_nested_keys_and_go_before_the_file(file):
     found = load_recipe(
-        Outer, file, ["inner.steps=7", "inner.late=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"]
+        Outer, file, ["inner.steps=7", "inner.grad_step_range=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"]
     )
-    assert found == Outer(seed=3, name="null hypothesis", inner=Inner(steps=7, rate=1e-4, late=(0.2, 0.9)))
+    assert found == Outer(seed=3, name="null hypothesis", inner=Inner(steps=7, rate=1e-4, grad_step_range=(0.2, 0.9)))
 
 
 def test_an_override_may_open_a_section_that_the_file_does_not_have(tmp_path):
@@ -112,8 +112,8 @@ def test_an_unknown_key_that_is_near_to_none_is_refused_with_the_keys_of_its_lev
         ("seed=many", "seed"),
         ("seed=1.5", "seed"),
         ("inner.steps=0", "inner.steps"),
-        ("inner.late=[1]", "inner.late.1"),
-        ("inner.late=[a, 1]", "inner.late.0"),
+        ("inner.grad_step_range=[1]", "inner.late.1"),
+        ("inner.grad_step_range=[a, 1]", "inner.late.0"),
         ("inner=3", "inner"),
         ("name=[1]", "name"),
     ],

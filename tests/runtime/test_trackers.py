@@ -64,7 +64,7 @@ def test_no_tracker_leaves_no_trace(tmp_path):
 
 
 def test_of_several_processes_only_the_first_reports(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "is_first", lambda: False)
+    monkeypatch.setattr(trackers, "is_main_process", lambda: False)
     with reporting(["tensorboard"], tmp_path, Outer()) as found:
         assert found == []
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ class GaussianDiffusion:
     def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> None:
         return None
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
         noise = torch.stack([torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(s)) for s in seeds])
         alpha, sigma = self.scales(0)
         return noise * math.sqrt(alpha**2 + sigma**2)
@@ -34,13 +34,13 @@ class GaussianDiffusion:
         alpha, sigma = self.scales(step)
         return sigma * (x_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         alpha, sigma = self.scales(step)
         return (x_t - sigma * prediction) / alpha
 
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         alpha, sigma = self.scales(step + 1)
-        return alpha * self.clean(x_t, prediction, step) + sigma * prediction
+        return alpha * self.predict_x0(x_t, prediction, step) + sigma * prediction
 
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""A budget is read as it is written, counted where it is spent, and foretold in seconds."""
+"""A budget is read as it is written, counted where it is spent, and estimate_seconds in seconds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class SlowJudge(Bright):
 
 def worked(generator: CountingGenerator, judge: CountingJudge, pictures: int) -> None:
     """Make and judge pictures the plain way."""
-    x = generator.start(range(pictures))
+    x = generator.init_noise(range(pictures))
     condition = generator.encode(["a"] * pictures)
     for step in range(generator.num_steps):
         x = generator.advance(x, generator.predict(x, step, condition), step)
@@ -96,7 +96,7 @@ def test_a_budget_without_any_limit_is_refused():
 def test_the_counted_are_the_seams_and_answer_as_those_inside():
     generator, judge = CountingGenerator(TinyGenerator()), CountingJudge(Bright())
     assert isinstance(generator, Generator) and isinstance(judge, RewardModel)
-    plain, x = TinyGenerator(), TinyGenerator().start([3, 4])
+    plain, x = TinyGenerator(), TinyGenerator().init_noise([3, 4])
     condition = plain.encode(["a", "bb"])
     assert torch.equal(generator.predict(x, 1, condition), plain.predict(x, 1, condition))
     assert torch.equal(generator.decode(x), plain.decode(x))
@@ -117,14 +117,14 @@ def test_every_evaluation_picture_question_and_second_is_counted_once():
 def test_the_width_is_the_largest_that_every_limit_leaves():
     generator, judge = CountingGenerator(TinyGenerator()), CountingJudge(Bright())
 
-    def widest(**limits) -> int:
+    def max_affordable(**limits) -> int:
         meter = Meter(Budget(**limits), generator, judge, 1, totals(generator, judge))
-        return meter.widest(lambda width: Cost(4 * width, width * width), 8)
+        return meter.max_affordable(lambda width: Cost(4 * width, width * width), 8)
 
-    assert widest(samples=5) == 5 == widest(evaluations=23)
-    assert widest(questions=10) == 3
-    assert widest(samples=5, questions=4) == 2
-    assert widest(samples=100) == 8
+    assert max_affordable(samples=5) == 5 == max_affordable(evaluations=23)
+    assert max_affordable(questions=10) == 3
+    assert max_affordable(samples=5, questions=4) == 2
+    assert max_affordable(samples=100) == 8
 
 
 def test_seconds_are_foretold_from_what_was_seen():
@@ -133,13 +133,13 @@ def test_seconds_are_foretold_from_what_was_seen():
     since = totals(generator, judge)
     worked(generator, judge, 2)  # 8 + 6 and 4 seconds: 1.75 an evaluation, 2 a question
     meter = Meter(Budget(seconds=20), generator, judge, 1, since)
-    assert meter.foretold(Cost(4, 1)) == pytest.approx(9)
-    assert meter.widest(lambda width: Cost(4 * width, width), 8) == 2
+    assert meter.estimate_seconds(Cost(4, 1)) == pytest.approx(9)
+    assert meter.max_affordable(lambda width: Cost(4 * width, width), 8) == 2
     worked(generator, judge, 1)
-    assert meter.widest(lambda width: Cost(4 * width, width), 8) == 1
+    assert meter.max_affordable(lambda width: Cost(4 * width, width), 8) == 1
     worked(generator, judge, 1)
-    assert meter.widest(lambda width: Cost(4 * width, width), 8) == 0
-    assert meter.widest(lambda width: Cost(4 * width, width), 8, least=1) == 1
+    assert meter.max_affordable(lambda width: Cost(4 * width, width), 8) == 0
+    assert meter.max_affordable(lambda width: Cost(4 * width, width), 8, least=1) == 1
 
 
 def test_a_budget_below_one_picture_is_refused():

@@ -68,7 +68,7 @@ def test_the_predicted_x_0_of_a_gaussian_diffusion_is_its_posterior_mean(scales,
     alpha, sigma = made.scales(step)
     x_t = alpha * 2.0 + math.sqrt(alpha**2 * 0.25 + sigma**2) * torch.randn(50)
     gain = alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
-    found = made.clean(x_t, made.predict(x_t, step, None), step)
+    found = made.predict_x0(x_t, made.predict(x_t, step, None), step)
     torch.testing.assert_close(found, 2.0 + gain * (x_t - alpha * 2.0), atol=1e-3, rtol=1e-4)
 
 
@@ -137,7 +137,7 @@ def test_every_round_notes_its_noise_and_the_path_can_be_walked_again():
     origin = one.winner.origin
     plan = planned(Paths(), [level(made.scales(step)) for step in range(31)])
     assert len(origin["renoised"]) == len(plan.rounds)
-    x, here = made.start([origin["noise"]]), plan.start
+    x, here = made.init_noise([origin["noise"]]), plan.start
 
     def down(x, start, stop):
         for step in range(start, stop):

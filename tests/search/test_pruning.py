@@ -1,4 +1,4 @@
-"""Pruning gives up the trajectories whose predicted pictures are poor, and pays for no more than it foretold."""
+"""Pruning gives up the trajectories whose predicted pictures are poor, and pays for no more than it may."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from tiny import TinyGenerator, clip_folder, judge_folder
 
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.search.batch import noise_seed
 from rewarddance.search.refine import Refine
 from rewarddance.search.run import search

@@ -28,7 +28,7 @@ def test_a_neighbour_is_at_the_radius_from_its_pivot():
     pivot = found.first.latent
     for one in found.pictures:
         if one is not found.first:
-            eps = made.start([one.origin["moved"][-1]])[0]
+            eps = made.init_noise([one.origin["moved"][-1]])[0]
             torch.testing.assert_close(one.latent, math.sqrt(1 - 0.09) * pivot + 0.3 * eps)
 
 
@@ -56,4 +56,4 @@ def test_at_radius_1_nothing_is_left_of_the_pivot():
     (found,) = search(made, Bright(), ["p"], ZeroOrder(radius=1.0), "samples=5", runners_up=4)
     moved = [one for one in found.pictures if one is not found.first]
     for one in moved:
-        torch.testing.assert_close(one.latent, made.start([one.origin["moved"][-1]])[0])
+        torch.testing.assert_close(one.latent, made.init_noise([one.origin["moved"][-1]])[0])

@@ -6,18 +6,18 @@ import torch
 from transformers import InternVLForConditionalGeneration
 
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.reward.kinds import load_reward
-from rewarddance.shapeworld.eyes import Eyes, patch_labels
-from rewarddance.shapeworld.generator_base import make_generator_base
-from rewarddance.shapeworld.judge_base import (
+from rewarddance.reward.loading import load_reward
+from rewarddance.shapeworld.scenes import Thing, parse_prompt
+from rewarddance.shapeworld.training.generator import make_generator_base
+from rewarddance.shapeworld.training.judge import (
     Grounding,
     attacked,
     build_judge_base,
     make_judge_base,
     take_lower_layers,
 )
-from rewarddance.shapeworld.lessons import DEVIATION, Lesson, describe, normalised
-from rewarddance.shapeworld.scenes import Thing, parse_prompt
+from rewarddance.shapeworld.training.lessons import DEVIATION, Lesson, describe, normalised
+from rewarddance.shapeworld.training.patch_heads import PatchHeads, patch_labels
 from rewarddance.types import Question
 
 SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))
@@ -73,7 +73,7 @@ def test_a_small_judge_base_begins_as_the_lower_layers_of_the_base_beside_it(tmp
 def test_a_generator_base_is_made_in_the_folder_that_was_named(tmp_path):
     make_generator_base(tmp_path / "generator", vae_steps=2, steps=2, say=lambda line: None)
     generator = load_generator(str(tmp_path / "generator"), num_inference_steps=2)
-    assert generator.start([0]).shape == (1, 8, 8, 8)
+    assert generator.init_noise([0]).shape == (1, 8, 8, 8)
 
 
 def test_patch_labels_name_shape_colour_size_and_whether_the_prompt_asks_for_it():
@@ -111,7 +111,7 @@ def test_a_lesson_asks_only_for_answers_and_labels_stand_one_place_early():
 
 
 def test_patches_that_are_not_known_teach_the_eyes_nothing():
-    eyes = Eyes(8)
+    eyes = PatchHeads(8)
     known = torch.from_numpy(np.stack([patch_labels(SCENE)] * 2))
     patches = torch.randn(2, 64, 8, requires_grad=True)
     unknown = known.clone()

@@ -9,11 +9,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPModel
 
-from rewarddance.reward.kinds import load_reward
-from rewarddance.shapeworld.clip_base import build_clip_base, captioned_batch, contrastive_loss, make_clip_base, shows
+from rewarddance.reward.loading import load_reward
 from rewarddance.shapeworld.oracle import score_picture
 from rewarddance.shapeworld.render import render
 from rewarddance.shapeworld.scenes import Thing, near_miss, parse_prompt, sample_scene, sample_spec
+from rewarddance.shapeworld.training.clip import (
+    build_clip_base,
+    captioned_batch,
+    contrastive_loss,
+    make_clip_base,
+    shows,
+)
 from rewarddance.types import Question
 
 SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))

@@ -1,4 +1,4 @@
-"""The oracle of films says what a careful person would: what happens as asked is right, and no trick pays."""
+"""The oracle of videos says what a careful person would: what happens as asked is right, and no trick pays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_films import drawn, prompts_and_scripts
+from tiny_videos import drawn, prompts_and_scripts
 
 from rewarddance.errors import InputError
-from rewarddance.shapeworld.motion.films import FILM_DEFECTS, film_pixels, render_film, spoil_film
-from rewarddance.shapeworld.motion.oracle import FilmScore, judge_films, score_film
+from rewarddance.shapeworld.motion.oracle import VideoScore, judge_videos, score_video
 from rewarddance.shapeworld.motion.scripts import Script, changed_identity, scenes_of
 from rewarddance.shapeworld.motion.specs import (
     MotionSpec,
@@ -23,6 +22,7 @@ from rewarddance.shapeworld.motion.specs import (
     sample_motion,
 )
 from rewarddance.shapeworld.motion.tracks import look
+from rewarddance.shapeworld.motion.videos import VIDEO_DEFECTS, render_video, spoil_video, video_pixels
 from rewarddance.shapeworld.render import render, spoil
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, ObjectSpec, Thing
 
@@ -34,15 +34,15 @@ PROMPTS, SCRIPTS = prompts_and_scripts(RNG)
 
 
 def frames_of(script: Script) -> np.ndarray:
-    return render_film(script).frames
+    return render_video(script).frames
 
 
-def film_for(text: str, frames: int = 12, seed: int = 0) -> np.ndarray:
+def video_for(text: str, frames: int = 12, seed: int = 0) -> np.ndarray:
     return frames_of(drawn(parse_motion(text), frames, np.random.default_rng(seed)))
 
 
-def score(frames: np.ndarray, text: str) -> FilmScore:
-    return score_film(frames, parse_motion(text))
+def score(frames: np.ndarray, text: str) -> VideoScore:
+    return score_video(frames, parse_motion(text))
 
 
 def looks_the_same_backwards(spec: MotionSpec) -> bool:
@@ -51,21 +51,22 @@ def looks_the_same_backwards(spec: MotionSpec) -> bool:
     return spec.category == "occlusion" or (spec.category == "colour_change" and not (role.noun.colour or role.into))
 
 
-# -- right films -------------------------------------------------------------------------------------------------------
+# -- right videos
+# -------------------------------------------------------------------------------------------------------
 
 
-def test_every_clean_film_is_right_in_every_figure():
+def test_every_clean_video_is_right_in_every_figure():
     rng = np.random.default_rng(1)
     for _ in range(500):
         spec = sample_motion(rng)
         frames = frames_of(drawn(spec, int(rng.integers(8, 17)), rng))
-        found = score_film(frames, spec, frames[0])
+        found = score_video(frames, spec, frames[0])
         assert found.correct and not found.reasons and found.category == spec.category, (spec.text, found)
         figures = (found.objects, found.motion, found.order, found.consistency, found.quality, found.fidelity)
         assert figures == (1, 1, 1, 1, 1, 1) and found.overall == pytest.approx(1), (spec.text, found)
 
 
-def test_what_is_seen_in_a_clean_film_is_its_script_also_where_one_object_hides_another():
+def test_what_is_seen_in_a_clean_video_is_its_script_also_where_one_object_hides_another():
     rng = np.random.default_rng(2)
     for number in range(60):
         spec = PROMPTS[number % len(PROMPTS)] if number % 2 else parse_motion("a red circle passes behind a blue cross")
@@ -82,7 +83,7 @@ def test_another_hand_is_read_the_same():
     rng = np.random.default_rng(3)
     scores = []
     for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
-        scores.append(score_film(render_film(script, style="sketch", seed=int(rng.integers(99))).frames, spec))
+        scores.append(score_video(render_video(script, style="sketch", seed=int(rng.integers(99))).frames, spec))
     assert np.mean([found.alignment for found in scores]) > 0.95
     assert 0.6 < np.mean([found.quality for found in scores]) < 0.95
     assert np.mean([found.consistency for found in scores]) > 0.9
@@ -94,10 +95,11 @@ def test_it_does_not_matter_which_object_the_prompt_names_first():
         if spec.category == "two_motions":
             turned, missed = MotionSpec(spec.category, spec.roles[::-1]), motion_near_miss(spec, rng)
             for frames in (frames_of(script), frames_of(drawn(missed, 9, rng))):
-                assert score_film(frames, spec).overall == pytest.approx(score_film(frames, turned).overall)
+                assert score_video(frames, spec).overall == pytest.approx(score_video(frames, turned).overall)
 
 
-# -- wrong films -------------------------------------------------------------------------------------------------------
+# -- wrong videos
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -115,9 +117,9 @@ def test_it_does_not_matter_which_object_the_prompt_names_first():
         ("a red circle moves left and a blue cross grows", "a red circle grows and a blue cross moves left", "motion"),
     ],
 )
-def test_the_right_objects_with_the_wrong_motion_are_not_the_right_film(shown: str, asked: str, low: str):
+def test_the_right_objects_with_the_wrong_motion_are_not_the_right_video(shown: str, asked: str, low: str):
     for seed in range(4):
-        frames = film_for(shown, seed=seed)
+        frames = video_for(shown, seed=seed)
         assert score(frames, shown).correct
         found = score(frames, asked)
         figures = {"motion": found.motion, "order": found.order}
@@ -137,7 +139,7 @@ def test_the_right_objects_with_the_wrong_motion_are_not_the_right_film(shown: s
     ],
 )
 def test_the_right_motion_of_the_wrong_objects_costs_as_in_pictures(shown: str, asked: str, left: float | None):
-    found = score(film_for(shown), asked)
+    found = score(video_for(shown), asked)
     assert found.reasons and not found.correct
     if left is None:
         assert found.objects < 0.9
@@ -183,7 +185,7 @@ def test_an_object_that_blinks_out_beside_another_is_not_hidden_by_it():
 
 
 def test_the_reasons_say_what_is_wrong():
-    frames = film_for("a red circle moves left")
+    frames = video_for("a red circle moves left")
 
     def reasons(prompt: str) -> tuple[str, ...]:
         return score(frames, prompt).reasons
@@ -196,23 +198,24 @@ def test_the_reasons_say_what_is_wrong():
     assert score(np.tile(DARK, (8, CANVAS, CANVAS, 1)), "a red circle grows").reasons == ("no red circle is there",)
 
 
-# -- worse films -------------------------------------------------------------------------------------------------------
+# -- worse videos
+# -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("defect", ("identity", *FILM_DEFECTS))
+@pytest.mark.parametrize("defect", ("identity", *VIDEO_DEFECTS))
 def test_the_more_of_a_defect_the_lower_the_score(defect: str):
     levels = (0.0, 0.3, 0.6, 1.0)
     overall = []
     for number, (spec, script) in enumerate(zip(PROMPTS, SCRIPTS, strict=True)):
         if defect == "reverse" and looks_the_same_backwards(spec):
             continue
-        film, row = render_film(script), []
+        video, row = render_video(script), []
         for level in levels:
             if defect == "identity":
-                spoiled = render_film(changed_identity(script, level, np.random.default_rng([5, number])))
+                spoiled = render_video(changed_identity(script, level, np.random.default_rng([5, number])))
             else:
-                spoiled = spoil_film(film, defect, level, number)
-            row.append(score_film(spoiled.frames, spec).overall)
+                spoiled = spoil_video(video, defect, level, number)
+            row.append(score_video(spoiled.frames, spec).overall)
         overall.append(row)
     steps = np.diff(overall, axis=1)
     assert np.allclose([row[0] for row in overall], 1) and np.max(overall) <= 1 + 1e-9
@@ -225,7 +228,7 @@ def test_flicker_and_noise_cost_consistency_and_a_lasting_defect_hardly_does():
     means = {}
     for defect in ("flicker", "noise", "blur", "clutter"):
         scores = [
-            score_film(spoil_film(render_film(script), defect, 0.25, 0).frames, spec)
+            score_video(spoil_video(render_video(script), defect, 0.25, 0).frames, spec)
             for spec, script in zip(PROMPTS[:12], SCRIPTS[:12], strict=True)
             if spec.category in ("presence", "colour_change")
         ]
@@ -239,19 +242,19 @@ def test_a_jump_of_identity_costs_consistency_wherever_it_comes():
         if spec.category == "direction":
             for level in (0.3, 0.6, 0.9):
                 changed = changed_identity(script, level, np.random.default_rng(0))
-                assert score_film(frames_of(changed), spec).consistency == pytest.approx(0.5)
+                assert score_video(frames_of(changed), spec).consistency == pytest.approx(0.5)
 
 
 # -- from a picture ----------------------------------------------------------------------------------------------------
 
 
-def test_a_film_that_begins_with_another_picture_is_not_made_from_the_given_one():
+def test_a_video_that_begins_with_another_picture_is_not_made_from_the_given_one():
     rng = np.random.default_rng(7)
     for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
         if spec.begins_empty:
             continue
         frames, other = frames_of(script), frames_of(drawn(spec, 9, rng))[0]
-        right, wrong, without = (score_film(frames, spec, picture) for picture in (frames[0], other, None))
+        right, wrong, without = (score_video(frames, spec, picture) for picture in (frames[0], other, None))
         assert right.fidelity == 1 and right.correct and without.fidelity is None and without.correct
         assert wrong.fidelity is not None and wrong.fidelity < 0.7 and wrong.overall < 0.8
         assert "it does not begin with the given picture" in wrong.reasons or wrong.fidelity >= 0.5
@@ -259,10 +262,10 @@ def test_a_film_that_begins_with_another_picture_is_not_made_from_the_given_one(
 
 def test_fidelity_falls_as_the_first_frame_departs_from_the_picture():
     spec = parse_motion("a red circle moves left")
-    frames = film_for(spec.text)
+    frames = video_for(spec.text)
     for defect in ("blur", "noise", "smear"):
         spoiled = [spoil(frames[0], defect, level, np.random.default_rng(0)) for level in (0.0, 0.1, 0.15, 0.2)]
-        found = [score_film(np.concatenate([first[None], frames[1:]]), spec, frames[0]) for first in spoiled]
+        found = [score_video(np.concatenate([first[None], frames[1:]]), spec, frames[0]) for first in spoiled]
         fidelity = [one.fidelity or 0.0 for one in found]
         assert fidelity[0] == 1 and (np.diff(fidelity) < 0).all()
         assert (np.diff([one.overall for one in found]) < 0).all()
@@ -271,40 +274,42 @@ def test_fidelity_falls_as_the_first_frame_departs_from_the_picture():
 # -- the seam ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_judged_as_its_films_are():
+def test_a_batch_is_judged_as_its_videos_are():
     prompts = [text for text, _ in motion_prompts("held_out", 6, 1, "i2v")]
-    films = [render_film(drawn(parse_motion(text), 9, RNG)) for text in prompts]
-    pixels = torch.stack([film_pixels(film) for film in films])
-    conditions = [pixels[0, :1], *[film[:1] for film in pixels[1:]]]
-    apart = [score_film(film.frames, parse_motion(text), film.first) for film, text in zip(films, prompts, strict=True)]
-    assert judge_films(pixels.requires_grad_(), prompts, conditions) == apart
-    assert [found.fidelity for found in judge_films(list(pixels), prompts)] == [None] * 6
+    videos = [render_video(drawn(parse_motion(text), 9, RNG)) for text in prompts]
+    pixels = torch.stack([video_pixels(video) for video in videos])
+    conditions = [pixels[0, :1], *[video[:1] for video in pixels[1:]]]
+    apart = [
+        score_video(video.frames, parse_motion(text), video.first) for video, text in zip(videos, prompts, strict=True)
+    ]
+    assert judge_videos(pixels.requires_grad_(), prompts, conditions) == apart
+    assert [found.fidelity for found in judge_videos(list(pixels), prompts)] == [None] * 6
 
 
-def test_films_of_another_shape_or_length_are_refused():
+def test_videos_of_another_shape_or_length_are_refused():
     for shape in ((7, 3, CANVAS, CANVAS), (17, 3, CANVAS, CANVAS), (8, 3, 64, 64), (8, 1, CANVAS, CANVAS)):
-        with pytest.raises(InputError, match=r"film 0 \('a circle grows'\) of shape"):
-            judge_films([torch.zeros(shape)], ["a circle grows"])
-    film = torch.zeros(8, 3, CANVAS, CANVAS)
+        with pytest.raises(InputError, match=r"video 0 \('a circle grows'\) of shape"):
+            judge_videos([torch.zeros(shape)], ["a circle grows"])
+    video = torch.zeros(8, 3, CANVAS, CANVAS)
     with pytest.raises(InputError, match="condition of shape"):
-        judge_films([film], ["a circle grows"], [film])
-    with pytest.raises(InputError, match="1 films, 2 prompts"):
-        judge_films([film], ["a circle grows"] * 2)
+        judge_videos([video], ["a circle grows"], [video])
+    with pytest.raises(InputError, match="1 videos, 2 prompts"):
+        judge_videos([video], ["a circle grows"] * 2)
 
 
 def test_pixels_that_are_not_finite_and_prompts_that_are_not_english_are_refused_by_name():
-    film = torch.zeros(8, 3, CANVAS, CANVAS)
-    film[3, 2, 5, 5] = float("nan")
-    with pytest.raises(InputError, match=r"not finite, in film 1 \('a square grows'\)"):
-        judge_films([torch.zeros_like(film), film], ["a circle grows", "a square grows"])
+    video = torch.zeros(8, 3, CANVAS, CANVAS)
+    video[3, 2, 5, 5] = float("nan")
+    with pytest.raises(InputError, match=r"not finite, in video 1 \('a square grows'\)"):
+        judge_videos([torch.zeros_like(video), video], ["a circle grows", "a square grows"])
     with pytest.raises(InputError, match="not ShapeWorld English"):
-        judge_films([torch.zeros_like(film)], ["a dog barks"])
+        judge_videos([torch.zeros_like(video)], ["a dog barks"])
 
 
 def test_an_object_that_stands_by_is_no_demand_but_must_keep_still():
     spec = MotionSpec("two_motions", (Role(ObjectSpec("circle"), "moves left"), Role(ObjectSpec("square"))))
     square = Thing("square", "blue", 8, 2, 22)
     circle = tuple(Thing("circle", "red", 8, 22 - i, 2) for i in range(9))
-    still_by = score_film(frames_of((circle, (square,) * 9)), spec)
-    moving = score_film(frames_of((circle, tuple(replace(square, x=2 + 2 * i) for i in range(9)))), spec)
+    still_by = score_video(frames_of((circle, (square,) * 9)), spec)
+    moving = score_video(frames_of((circle, tuple(replace(square, x=2 + 2 * i) for i in range(9)))), spec)
     assert still_by.correct and moving.motion < 0.5 and moving.objects == 1

@@ -1,4 +1,4 @@
-"""Pairs of films hold what a judge of videos needs: rates, the picture they were made from, and an honest order."""
+"""Pairs of videos hold what a judge of videos needs: rates, the picture they were made from, and an honest order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.shapeworld.annotators import AnnotatorRecipe
-from rewarddance.shapeworld.motion.films import film_of
-from rewarddance.shapeworld.motion.oracle import score_film
-from rewarddance.shapeworld.motion.preferences import MotionRecipe, draw_pools, motion_preferences, pair_films
+from rewarddance.shapeworld.motion.oracle import score_video
+from rewarddance.shapeworld.motion.preferences import MotionRecipe, draw_pools, motion_preferences, pair_videos
 from rewarddance.shapeworld.motion.specs import motion_split_of, parse_motion
+from rewarddance.shapeworld.motion.videos import video_of
 
 SMALL = MotionRecipe(train_prompts=12, id_prompts=12, ood_prompts=12, drawn=6, pairs=4, test_pairs=4, frames=9, fps=6.0)
 FROM_PICTURE = SMALL.model_copy(update={"task": "i2v"})
@@ -33,7 +33,7 @@ def test_every_pair_has_its_rates_and_a_made_from_picture_where_there_is_one():
                 assert pair.condition.shape == (1, 3, 32, 32)
 
 
-def test_most_films_made_from_a_picture_begin_with_it():
+def test_most_videos_made_from_a_picture_begin_with_it():
     pools = draw_pools("train", FROM_PICTURE.model_copy(update={"train_prompts": 40}), 0)
     fidelity = [shown.seen.fidelity or 0.0 for pool in pools for shown in pool.shown]
     assert 0.3 < np.mean(np.array(fidelity) > 0.99) < 0.9
@@ -49,32 +49,34 @@ def test_a_test_set_has_the_oracle_s_own_order_on_prompts_of_its_split(recipe: M
     for pair in pairs[::4]:
         spec = parse_motion(pair.prompt)
         assert motion_split_of(spec) == split
-        begin = None if pair.condition is None else film_of(pair.condition).first
-        first, second = (score_film(film_of(film).frames, spec, begin).overall for film in (pair.first, pair.second))
+        begin = None if pair.condition is None else video_of(pair.condition).first
+        first, second = (
+            score_video(video_of(video).frames, spec, begin).overall for video in (pair.first, pair.second)
+        )
         assert (second > first) == (pair.share == 1) and abs(second - first) >= recipe.least_difference
 
 
 def test_the_training_votes_follow_the_oracle_through_noise():
     pools = draw_pools("train", SMALL, 1)
-    exact = pair_films(pools, "train", 20, SMALL, 0, exact=True)
+    exact = pair_videos(pools, "train", 20, SMALL, 0, exact=True)
     quiet = SMALL.model_copy(update={"annotators": AnnotatorRecipe(noise=0.0, careless=0.0, tie_within=0.0)})
     assert len(exact) > 200
     for recipe, low, high in ((quiet, 0.99, 1.01), (SMALL, 0.8, 0.98)):
-        voted = pair_films(pools, "train", 20, recipe, 0, exact=False)
-        films = {
-            (pool.prompt, shown.film.frames.tobytes()): shown.seen.overall for pool in pools for shown in pool.shown
+        voted = pair_videos(pools, "train", 20, recipe, 0, exact=False)
+        videos = {
+            (pool.prompt, shown.video.frames.tobytes()): shown.seen.overall for pool in pools for shown in pool.shown
         }
         agreed = []
         for pair in voted:
             first, second = (
-                films[pair.prompt, film_of(film).frames.tobytes(order="C")] for film in (pair.first, pair.second)
+                videos[pair.prompt, video_of(video).frames.tobytes(order="C")] for video in (pair.first, pair.second)
             )
             if abs(second - first) > 0.02:
                 agreed.append((pair.share - 0.5) * (second - first) > 0)
         assert low <= np.mean(agreed) <= high
 
 
-def test_the_pool_has_films_of_every_quality_for_every_category():
+def test_the_pool_has_videos_of_every_quality_for_every_category():
     pools = draw_pools("train", SMALL.model_copy(update={"drawn": 16}), 2)
     for category in {pool.spec.category for pool in pools}:
         overall = [shown.seen.overall for pool in pools if pool.spec.category == category for shown in pool.shown]
@@ -88,9 +90,9 @@ def test_one_seed_gives_one_set():
     assert [pair.prompt for pair in one] != [pair.prompt for pair in other]
 
 
-def test_films_are_written_and_read_as_any_preferences(tmp_path: Path):
+def test_videos_are_written_and_read_as_any_preferences(tmp_path: Path):
     pairs = motion_preferences(FROM_PICTURE, "held_out", 0)[:6]
-    for name in ("films.jsonl", "films.parquet"):
+    for name in ("videos.jsonl", "videos.parquet"):
         write_preferences(pairs, tmp_path / name)
         for pair, back in zip(pairs, PreferenceSet(tmp_path / name), strict=True):
             assert (back.prompt, back.share, back.fps, back.source) == (pair.prompt, pair.share, pair.fps, pair.source)
@@ -99,7 +101,7 @@ def test_films_are_written_and_read_as_any_preferences(tmp_path: Path):
                 assert read.shape == mine.shape and (read - mine).abs().max() <= 0.5 / 255 + 1e-6
 
 
-def test_a_recipe_for_a_film_that_cannot_be_is_refused():
+def test_a_recipe_for_a_video_that_cannot_be_is_refused():
     for key, value in (("frames", 30), ("fps", 0.0), ("task", "v2v")):
         with pytest.raises(InputError, match=key):
             parse_recipe(MotionRecipe, {key: value}, "the recipe")

@@ -49,7 +49,7 @@ def test_every_phrasing_means_the_same():
         ("a small square is rising, while a cross is getting bigger", "a small square moves up and a cross grows"),
         ("circle turning blue", "a circle turns blue"),
         ("a red circle changes color to blue", "a red circle turns blue"),
-        ("a film of a cross going behind a large blue square", "a cross passes behind a large blue square"),
+        ("a video of a cross going behind a large blue square", "a cross passes behind a large blue square"),
         ("one triangle moves in front of a circle", "a triangle passes in front of a circle"),
     ],
 )
@@ -110,7 +110,7 @@ def test_the_splits_share_no_prompt_and_one_seed_gives_one_set():
     assert motion_prompts("train", 50, 3) == motion_prompts("train", 50, 3) != motion_prompts("train", 50, 4)
 
 
-def test_a_film_that_begins_empty_is_no_image_to_video():
+def test_a_video_that_begins_empty_is_no_image_to_video():
     assert any(spec.begins_empty for _, spec in motion_prompts("train", 120, 0))
     assert not any(spec.begins_empty for _, spec in motion_prompts("train", 120, 0, "i2v"))
 

@@ -1,4 +1,4 @@
-"""No trick pays: films that do not show what the prompt asks for score low, whatever else they show."""
+"""No trick pays: videos that do not show what the prompt asks for score low, whatever else they show."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tiny_films import drawn, prompts_and_scripts
+from tiny_videos import drawn, prompts_and_scripts
 
-from rewarddance.shapeworld.motion.films import render_film
-from rewarddance.shapeworld.motion.oracle import score_film
+from rewarddance.shapeworld.motion.oracle import score_video
 from rewarddance.shapeworld.motion.scripts import Script
 from rewarddance.shapeworld.motion.specs import MotionSpec, motion_near_miss, sample_motion
+from rewarddance.shapeworld.motion.videos import render_video
 from rewarddance.shapeworld.render import render
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, COLOURS, random_scene
 
@@ -26,7 +26,7 @@ Trick = Callable[[Script, MotionSpec, np.random.Generator], np.ndarray]
 
 
 def frames_of(script: Script) -> np.ndarray:
-    return render_film(script).frames
+    return render_video(script).frames
 
 
 def looks_the_same_backwards(spec: MotionSpec) -> bool:
@@ -48,11 +48,11 @@ def unrelated(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.
 
 
 def slides_of_the_prompt(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.ndarray:
-    """Every frame is of another right film."""
+    """Every frame is of another right video."""
     return np.stack([frames_of(drawn(spec, 9, rng))[int(rng.integers(9))] for _ in script[0]])
 
 
-def many_films(n: int) -> Trick:
+def many_videos(n: int) -> Trick:
     def trick(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.ndarray:
         return np.max([frames_of(drawn(sample_motion(rng), len(script[0]), rng)) for _ in range(n)], axis=0)
 
@@ -64,7 +64,7 @@ def tiled(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.ndar
 
 
 def opposite(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.ndarray:
-    """The film backwards; of one that looks the same backwards, a frame of it."""
+    """The video backwards; of one that looks the same backwards, a frame of it."""
     return frozen(0)(script, spec, rng) if looks_the_same_backwards(spec) else frames_of(script)[::-1]
 
 
@@ -89,24 +89,24 @@ TRICKS: dict[str, Trick] = {
         [np.broadcast_to(list(COLOURS.values())[i % 6], (CANVAS, CANVAS, 3)) for i in range(len(script[0]))]
     ),
     "four small copies": tiled,
-    "eight films at once": many_films(8),
-    "thirty films at once": many_films(30),
-    "the right film with three others": lambda script, spec, rng: np.maximum(
-        many_films(3)(script, spec, rng), frames_of(script)
+    "eight videos at once": many_videos(8),
+    "thirty videos at once": many_videos(30),
+    "the right video with three others": lambda script, spec, rng: np.maximum(
+        many_videos(3)(script, spec, rng), frames_of(script)
     ),
     "every other frame blank": lambda script, spec, rng: np.where(
         (np.arange(len(script[0])) % 2 == 0)[:, None, None, None], frames_of(script), DARK
     ),
-    "the film backwards": opposite,
+    "the video backwards": opposite,
     "another action": another_action,
 }
 
 
 @pytest.mark.parametrize("name", TRICKS)
-def test_a_film_that_does_not_show_what_is_asked_scores_low(name: str):
+def test_a_video_that_does_not_show_what_is_asked_scores_low(name: str):
     rng = np.random.default_rng(6)
     overall = [
-        score_film(TRICKS[name](script, spec, rng).astype(np.float32), spec).overall
+        score_video(TRICKS[name](script, spec, rng).astype(np.float32), spec).overall
         for spec, script in zip(PROMPTS, SCRIPTS, strict=True)
     ]
     assert min(overall) >= 0 and max(overall) < 0.9 and np.mean(overall) <= 0.4, overall
@@ -116,9 +116,9 @@ def test_a_frozen_picture_scores_low_for_every_prompt():
     for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
         for share in (0, 0.5, 1):
             frames = frozen(share)(script, spec, RNG)
-            assert score_film(frames, spec, frames[0]).overall <= 0.4
+            assert score_video(frames, spec, frames[0]).overall <= 0.4
 
 
-def test_a_blank_film_and_one_colour_score_nothing():
+def test_a_blank_video_and_one_colour_score_nothing():
     for name in ("blank", "black", "the right colour everywhere"):
-        assert all(score_film(TRICKS[name](s, p, RNG), p).overall == 0 for p, s in zip(PROMPTS, SCRIPTS, strict=True))
+        assert all(score_video(TRICKS[name](s, p, RNG), p).overall == 0 for p, s in zip(PROMPTS, SCRIPTS, strict=True))

@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from rewarddance.shapeworld.judge_base import build_judge_base
 from rewarddance.shapeworld.oracle import Score, read, score_picture
 from rewarddance.shapeworld.preferences import Pool, PreferenceRecipe, Shown, draw, pair_up
 from rewarddance.shapeworld.reasons import faults, reason
 from rewarddance.shapeworld.scenes import SHAPES, Spec, holds, parse_prompt, sample_spec
+from rewarddance.shapeworld.training.judge import build_judge_base
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 

@@ -6,8 +6,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
-from rewarddance.shapeworld.tokenizer import prompt_corpus
-from rewarddance.shapeworld.unet_base import (
+from rewarddance.shapeworld.training.tokenizer import prompt_corpus
+from rewarddance.shapeworld.training.unet import (
     TEXT_TOKENS,
     VAE,
     build_unet_pipeline,
@@ -26,7 +26,7 @@ def test_a_unet_base_is_made_in_the_folder_that_was_named(tmp_path):
     said = []
     make_unet_base(tmp_path / "unet", steps=2, say=said.append)
     generator = load_generator(str(tmp_path / "unet"), num_inference_steps=2)
-    assert generator.start([0]).shape == (1, 8, 8, 8) and generator.kind == "StableDiffusionPipeline"
+    assert generator.init_noise([0]).shape == (1, 8, 8, 8) and generator.kind == "StableDiffusionPipeline"
     flow = load_generator(str(VAE), num_inference_steps=2)
     latents = torch.randn(1, 8, 8, 8)
     assert torch.equal(generator.decode(latents), flow.decode(latents))

@@ -8,30 +8,31 @@ import torch
 from tiny import command
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
-from rewarddance.data.frames import one_of_each, spread
+from rewarddance.data.frame_sampling import one_of_each, spread
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
-from rewarddance.reward.kinds import load_reward
+from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint
-from rewarddance.shapeworld.eyes import patch_labels
-from rewarddance.shapeworld.generator_base import train_generator
-from rewarddance.shapeworld.judge_base import DEVIATION
-from rewarddance.shapeworld.motion import generator_base, lessons
-from rewarddance.shapeworld.motion.generator_base import (
+from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
+from rewarddance.shapeworld.motion.specs import parse_motion, sample_motion
+from rewarddance.shapeworld.scenes import Thing
+from rewarddance.shapeworld.training import video_generator as generator_base
+from rewarddance.shapeworld.training import video_lessons as lessons
+from rewarddance.shapeworld.training.generator import train_generator
+from rewarddance.shapeworld.training.judge import DEVIATION
+from rewarddance.shapeworld.training.patch_heads import patch_labels
+from rewarddance.shapeworld.training.video_generator import (
     TEXT_LENGTH,
     caption_of,
     make_video_generator_base,
     sample_task,
 )
-from rewarddance.shapeworld.motion.judge_base import (
+from rewarddance.shapeworld.training.video_judge import (
     build_video_judge_base,
     make_video_judge_base,
     train_video_judge_base,
 )
-from rewarddance.shapeworld.motion.lessons import FilmLesson, deed, is_so, place, told
-from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
-from rewarddance.shapeworld.motion.specs import parse_motion, sample_motion
-from rewarddance.shapeworld.scenes import Thing
+from rewarddance.shapeworld.training.video_lessons import VideoLesson, deed, is_so, place, told
 from rewarddance.types import Question
 
 
@@ -41,9 +42,9 @@ def silent(line: str) -> None:
 
 def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     make_video_judge_base(tmp_path / "judge", steps=1, moved_steps=1, last_steps=1, say=silent)
-    film = torch.rand(9, 3, 32, 32)
+    video = torch.rand(9, 3, 32, 32)
     judge = load_reward(str(tmp_path / "judge"), instruction="i2v-brief", frames=4, fps=8.0)
-    verdict = judge([Question("a red circle moves left", film, film.flip(0), condition=film[:1])])
+    verdict = judge([Question("a red circle moves left", video, video.flip(0), condition=video[:1])])
     assert torch.isfinite(verdict.margin).all()
     assert (tmp_path / "judge-snapshots").is_dir()
 
@@ -57,7 +58,7 @@ def test_the_video_judge_begins_with_the_picture_judges_weights_and_words_and_it
     for word in ("yes", "Ġred", "Ġcircle", "<IMG_CONTEXT>"):
         new = model.get_input_embeddings().weight[tokenizer.vocab[word]]
         assert torch.equal(new, theirs.get_input_embeddings().weight[words[word]])
-    assert len(tokenizer("a film of a red circle moving left").input_ids) == 8, "every word is one token"
+    assert len(tokenizer("a video of a red circle moving left").input_ids) == 8, "every word is one token"
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -72,7 +73,7 @@ def test_eyes_learn_where_pictures_are_moved_against_them(monkeypatch, moved):
         return looking(pixel_values=pixel_values, **kwargs)
 
     monkeypatch.setattr(model.model, "get_image_features", watching)
-    train_video_judge_base(model, FilmLesson(tokenizer, 16, 0), 2, silent, batch=2, moved=moved)
+    train_video_judge_base(model, VideoLesson(tokenizer, 16, 0), 2, silent, batch=2, moved=moved)
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     assert any("language_model" in name for name in changed)
     assert any("vision_tower" in name for name in changed) == moved
@@ -86,7 +87,7 @@ def test_eyes_learn_where_pictures_are_moved_against_them(monkeypatch, moved):
 
 def test_a_lesson_can_show_a_frame_out_of_each_quarter(monkeypatch):
     _, tokenizer = build_video_judge_base()
-    lesson = FilmLesson(tokenizer, 16, 0, scattered=1.0)
+    lesson = VideoLesson(tokenizer, 16, 0, scattered=1.0)
     drawn = []
     monkeypatch.setattr(lessons, "one_of_each", lambda *args: drawn.append(one_of_each(*args)) or drawn[-1])
     for _ in range(20):
@@ -94,9 +95,9 @@ def test_a_lesson_can_show_a_frame_out_of_each_quarter(monkeypatch):
     assert len({tuple(moments) for moments in drawn}) > 5
 
 
-def test_a_lesson_asks_about_films_and_answers_what_they_show():
+def test_a_lesson_asks_about_videos_and_answers_what_they_show():
     model, tokenizer = build_video_judge_base()
-    lesson = FilmLesson(tokenizer, model.config.image_seq_length, 0)
+    lesson = VideoLesson(tokenizer, model.config.image_seq_length, 0)
     asked = set()
     for _ in range(40):
         ids, labels, pictures = lesson.conversation()
@@ -108,9 +109,9 @@ def test_a_lesson_asks_about_films_and_answers_what_they_show():
     assert len(asked) == 5
 
 
-def test_which_film_is_better_is_answered_by_a_coin():
+def test_which_video_is_better_is_answered_by_a_coin():
     _, tokenizer = build_video_judge_base()
-    lesson = FilmLesson(tokenizer, 16, 0, tossed=1.0)
+    lesson = VideoLesson(tokenizer, 16, 0, tossed=1.0)
     yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
     said = []
     for _ in range(60):
@@ -121,7 +122,7 @@ def test_which_film_is_better_is_answered_by_a_coin():
     assert 0.3 < np.mean(said) < 0.7
 
 
-def test_what_a_film_shows_is_told_in_words():
+def test_what_a_video_shows_is_told_in_words():
     spec = parse_motion("a small red circle passes behind a large blue square")
     script = sample_script(spec, FRAMES, np.random.default_rng(0))
     assert script is not None
@@ -132,17 +133,17 @@ def test_what_a_film_shows_is_told_in_words():
     assert place(Thing("circle", "red", 8, 0, 24)) == "bottom left"
 
 
-def test_a_video_generator_base_draws_films_from_a_text_and_from_a_picture(tmp_path):
+def test_a_video_generator_base_draws_videos_from_a_text_and_from_a_picture(tmp_path):
     make_video_generator_base(
-        tmp_path / "video", stills=1, vae_steps=1, decoder_steps=1, films=40, steps=10, say=silent
+        tmp_path / "video", stills=1, vae_steps=1, decoder_steps=1, videos=40, steps=10, say=silent
     )
     size = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": TEXT_LENGTH}
     plain = load_generator(str(tmp_path / "video"), 2, **size)
     begins = load_generator(str(tmp_path / "video"), 2, **size, pipeline="WanImageToVideoPipeline")
     assert plain.dtype == torch.float32, "half precision is on disk only"
     for generator, given in ((plain, None), (begins, [torch.rand(1, 3, 32, 32)])):
-        film = sample(generator, ["a red circle moves left"], [0], conditions=given)
-        assert film.shape == (1, FRAMES, 3, 32, 32) and torch.isfinite(film).all()
+        video = sample(generator, ["a red circle moves left"], [0], conditions=given)
+        assert video.shape == (1, FRAMES, 3, 32, 32) and torch.isfinite(video).all()
     assert {path.name for path in (tmp_path / "video-snapshots").iterdir()} >= {"0.10", "1.00"}
     assert sum(file.stat().st_size for file in (tmp_path / "video").rglob("*") if file.is_file()) < 8e6
 
@@ -157,7 +158,7 @@ def test_half_of_a_batch_has_its_first_latent_frame_clean_at_time_0(monkeypatch)
         return forward(self, hidden_states, timestep, *args, **kwargs)
 
     monkeypatch.setattr(type(pipeline.transformer), "forward", watching)
-    train_generator(pipeline, 1, 0, silent, batch=8, course=generator_base.film_course(shown))
+    train_generator(pipeline, 1, 0, silent, batch=8, course=generator_base.video_course(shown))
     ((x_t, time),) = seen
     assert time.shape == (8, 80)
     times = time.view(8, 5, 16)
@@ -174,7 +175,7 @@ def test_a_tokens_labels_are_those_of_its_own_patches_in_the_last_of_its_frames(
     assert painted[2, 1].all() and painted.sum() == 4
 
 
-def test_captions_are_wrong_in_a_share_of_the_films_and_empty_in_another():
+def test_captions_are_wrong_in_a_share_of_the_videos_and_empty_in_another():
     rng = np.random.default_rng(0)
     specs = [spec for spec in (sample_task(rng) for _ in range(2500)) if len(spec.roles) == 1]  # all are English
     said = [caption_of(spec, rng) for spec in specs]
@@ -185,7 +186,7 @@ def test_captions_are_wrong_in_a_share_of_the_films_and_empty_in_another():
 
 def test_a_judge_reads_the_frames_that_its_lessons_showed():
     _, tokenizer = build_video_judge_base()
-    assert FilmLesson(tokenizer, 16, 0).moments == spread(FRAMES, 4) == [0, 3, 5, 8]
+    assert VideoLesson(tokenizer, 16, 0).moments == spread(FRAMES, 4) == [0, 3, 5, 8]
     assert sample_motion(np.random.default_rng(0)).text
 
 

@@ -14,10 +14,10 @@ LEAST_SPREAD = 1e-6
 
 
 class Advantages(NamedTuple):
-    """values [P, G]; without_spread: how many of the P groups had none, and so teach nothing."""
+    """values [P, G]; zero_std_groups: how many of the P groups had none, and so teach nothing."""
 
     values: Float[Tensor, "P G"]
-    without_spread: int
+    zero_std_groups: int
 
 
 def advantages(scores: Float[Tensor, "P G"], spread: str = "prompt") -> Advantages:
@@ -34,7 +34,7 @@ def advantages(scores: Float[Tensor, "P G"], spread: str = "prompt") -> Advantag
     return Advantages(values, int(flat.sum()))
 
 
-def weighed(of_rewards: Sequence[Advantages], weights: Sequence[float]) -> Advantages:
+def combine(of_rewards: Sequence[Advantages], weights: Sequence[float]) -> Advantages:
     """The weighted mean of several rewards' advantages, each normalised by itself, so that none starves another.
 
     A group counts as without spread where no reward has any.

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from rewarddance.data.looks import MEASURED
+from rewarddance.data.image_stats import MEASURED
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics, console
 

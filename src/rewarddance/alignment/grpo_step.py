@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.alignment.grpo import kl_to_base, log_prob, surrogate
-from rewarddance.alignment.policy import PolicyRecipe, draws_of, judged, summary
+from rewarddance.alignment.policy import PolicyRecipe, judged, sample_step, summary
 from rewarddance.alignment.references import References
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.rollouts import Noising, refuse_kind, sde_rollouts
@@ -20,8 +20,8 @@ from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Figures, Trainable, train
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator
-from rewarddance.runtime.distributed import own
 from rewarddance.runtime.memory import memory_for
+from rewarddance.runtime.process_group import local_shard
 from rewarddance.runtime.tracking import Metrics
 
 GRAPH = "the generator, whose window's graph is kept", "Set grpo.keep_graph to false."
@@ -113,17 +113,17 @@ def grpo_updates(
 
     Of several processes each takes its share of every update's prompts.
     """
-    draws = draws_of(step, len(prompts), recipe, seed)
+    draws = sample_step(step, len(prompts), recipe, seed)
     if recipe.shared_prefix:  # then a group has one noise, which none of its references may have
         draws = draws._replace(seeds=[own[:1] * recipe.group_size for own in draws.seeds])
     low, high = (round(share * (generator.num_steps - 1)) for share in recipe.window_range)
     last = generator.num_steps - 1 - recipe.window
     start = int(draws.rng.integers(min(low, last), min(high, last) + 1))
     noising = Noising(recipe.kind, recipe.noise_level, start, recipe.window, recipe.shared_prefix)
-    mine = own(draws.chosen, recipe.updates)
+    mine = local_shard(draws.chosen, recipe.updates)
     batches = recipe.batches(len(mine))
     parts = [rows for batch in batches for rows in batch]
-    asked, seeds = [prompts[i] for i in mine], own(draws.seeds, recipe.updates)
+    asked, seeds = [prompts[i] for i in mine], local_shard(draws.seeds, recipe.updates)
     shown = None if conditions is None else [conditions[i] for i in mine]
     graph = memory_for(*GRAPH) if recipe.keep_graph else nullcontext()
     with graph:
@@ -132,7 +132,7 @@ def grpo_updates(
         )
     found = judged(rewards, prompts, drawn.pixels, draws, recipe, bank, conditions)
     place = 0  # of the part among all
-    advantage = own(found.advantages.values.flatten(), recipe.updates).to(drawn.x.device)
+    advantage = local_shard(found.advantages.values.flatten(), recipe.updates).to(drawn.x.device)
     for batch in batches:
         n = sum(len(rows) for rows in batch) * recipe.window
         told = {"loss": 0.0, "kl": 0.0, "ratio_away": 0.0, "clipped": 0.0}

@@ -11,14 +11,14 @@ from pydantic import Field
 from torch import Tensor
 
 from rewarddance.alignment.nft import nft_loss, optimality
-from rewarddance.alignment.policy import PolicyRecipe, draws_of, judged, summary
+from rewarddance.alignment.policy import PolicyRecipe, judged, sample_step, summary
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import velocity_mse
 from rewarddance.alignment.rewards import Reward
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Figures, Trainable, train
 from rewarddance.generators.sampling import encoded, sample_with_latents
-from rewarddance.runtime.distributed import count, own
+from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.runtime.tracking import Metrics
 
 
@@ -73,16 +73,16 @@ def nft_updates(
 
     Of several processes each takes its share of every update's prompts.
     """
-    draws = draws_of(step, len(prompts), recipe, seed)
-    mine = own(draws.chosen, recipe.updates)
+    draws = sample_step(step, len(prompts), recipe, seed)
+    mine = local_shard(draws.chosen, recipe.updates)
     flat = [prompts[i] for i in mine for _ in range(recipe.group_size)]
     each = None if conditions is None else [conditions[i] for i in mine for _ in range(recipe.group_size)]
     with ema.applied():
-        seeds = [one for group in own(draws.seeds, recipe.updates) for one in group]
+        seeds = [one for group in local_shard(draws.seeds, recipe.updates) for one in group]
         at_once = recipe.generator_batch or len(flat)
         pixels, x_0 = sample_with_latents(generator, flat, seeds, at_once, conditions=each)
     found = judged(rewards, prompts, pixels, draws, recipe, bank, conditions)
-    r = own(optimality(found.advantages.values.flatten(), recipe.advantage_clip), recipe.updates).to(x_0.device)
+    r = local_shard(optimality(found.advantages.values.flatten(), recipe.advantage_clip), recipe.updates).to(x_0.device)
     for batch in recipe.batches(len(mine)):
         n = sum(len(rows) for rows in batch) * recipe.levels
         told = {"loss": 0.0, "velocity_mse": 0.0}
@@ -96,7 +96,7 @@ def nft_updates(
                 share = len(rows) / n
                 with torch.no_grad(), ema.applied():
                     olds = [
-                        generator.clean(x[rows], generator.predict(x[rows], at, condition), at)
+                        generator.predict_x0(x[rows], generator.predict(x[rows], at, condition), at)
                         for at, x in zip(steps, noised, strict=True)
                     ]
                 for at, x, old in zip(steps, noised, olds, strict=True):
@@ -105,7 +105,7 @@ def nft_updates(
                         base = generator.predict(x_t, at, condition)
                     v = generator.predict(x_t, at, condition)
                     far = velocity_mse(v, base)
-                    loss = nft_loss(generator.clean(x_t, v, at), old, x_0[rows], r[rows], recipe.beta)
+                    loss = nft_loss(generator.predict_x0(x_t, v, at), old, x_0[rows], r[rows], recipe.beta)
                     loss = loss + recipe.velocity_mse * far
                     (share * loss).backward()
                     told["loss"] += share * loss.item()
@@ -116,5 +116,5 @@ def nft_updates(
 def _noised(generator: Trainable, x_0: Tensor, step: int, noise_rng: torch.Generator, updates: int) -> Tensor:
     """Clean latents, this process's share, brought to the noise level before `step`."""
     alpha, sigma = generator.scales(step)
-    noise = torch.randn((len(x_0) * count(), *x_0.shape[1:]), generator=noise_rng)
-    return alpha * x_0 + sigma * own(noise, updates).to(x_0)
+    noise = torch.randn((len(x_0) * world_size(), *x_0.shape[1:]), generator=noise_rng)
+    return alpha * x_0 + sigma * local_shard(noise, updates).to(x_0)

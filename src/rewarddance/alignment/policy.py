@@ -12,15 +12,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rewarddance.alignment.advantages import Advantages, advantages, weighed
+from rewarddance.alignment.advantages import Advantages, advantages, combine
 from rewarddance.alignment.references import References
 from rewarddance.alignment.rewards import Judging, Reward, Scores, preferred, scores
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step
-from rewarddance.data.looks import figures_of_step
+from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
-from rewarddance.runtime.distributed import count, everywhere, own
 from rewarddance.runtime.memory import memory_for
+from rewarddance.runtime.process_group import all_gather, local_shard, world_size
 from rewarddance.types import PixelBatch
 
 
@@ -55,11 +55,11 @@ class PolicyRecipe(TrainRecipe):
     def check_processes(self) -> None:
         """Raises InputError where the processes cannot share each update's prompts: a group stays on one of them."""
         super().check_processes()
-        shares = self.updates * count()
-        if count() > 1 and self.prompts_per_step % shares:
+        shares = self.updates * world_size()
+        if world_size() > 1 and self.prompts_per_step % shares:
             raise InputError(
-                f"{count()} processes cannot share {self.prompts_per_step} prompts equally in each of {self.updates} "
-                "updates (prompts_per_step, updates).",
+                f"{world_size()} processes cannot share {self.prompts_per_step} prompts equally in each of "
+                f"{self.updates} updates (prompts_per_step, updates).",
                 f"Set prompts_per_step to a multiple of {shares}.",
             )
 
@@ -89,7 +89,7 @@ class Draws(NamedTuple):
     seeds: list[list[int]]
 
 
-def draws_of(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> Draws:
+def sample_step(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> Draws:
     """All depends on (seed, step) alone, as in ReFL."""
     rng = np.random.default_rng([seed, 2, step])
     noise_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -97,7 +97,7 @@ def draws_of(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> Draw
     return Draws(rng, noise_rng, chosen, rng.integers(2**31, size=(len(chosen), recipe.group_size)).tolist())
 
 
-class Judged(NamedTuple):
+class ScoredRollouts(NamedTuple):
     """advantages [P, G] of a step's samples, clipped; of: each reward's own scores; looks: of their pictures."""
 
     advantages: Advantages
@@ -113,14 +113,14 @@ def judged(
     recipe: PolicyRecipe,
     bank: Sequence[References] | None,
     conditions: Sequence[Tensor | None] | None = None,
-) -> Judged:
+) -> ScoredRollouts:
     """Ask every reward about a step's samples [P * G, T, C, H, W], and weigh what they say.
 
     pixels: of this process's share of the prompts; what is returned is of all of them, the same in all processes.
     conditions: the pictures that all prompts come with, in the order of `prompts`.
     """
     rng, _, chosen, seeds = draws
-    mine = own(chosen, recipe.updates)
+    mine = local_shard(chosen, recipe.updates)
     asked = [prompts[i] for i in mine]
     groups = [list(group) for group in pixels.unflatten(0, (len(mine), recipe.group_size))]
     references = None
@@ -128,18 +128,20 @@ def judged(
         of = [bank[i] for i in chosen]
         places = [[one.choose(rng, s) for s in each] for one, each in zip(of, seeds, strict=True)]
         drawn = [[one.pictures[place] for place in each] for one, each in zip(of, places, strict=True)]
-        references = own(drawn, recipe.updates)
+        references = local_shard(drawn, recipe.updates)
     shown = None if conditions is None else [conditions[i] for i in mine]
-    together = partial(everywhere, parts=recipe.updates)
+    together = partial(all_gather, parts=recipe.updates)
     said = [scores(reward, asked, groups, references, shown) for reward in rewards]
     found = tuple(Scores(together(one.values), together(one.margins)) for one in said)
     each = [advantages(one.values, recipe.spread) for one in found]
-    both = weighed(each, [reward.weight for reward in rewards])
+    both = combine(each, [reward.weight for reward in rewards])
     clipped = both.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
-    return Judged(Advantages(clipped, both.without_spread), found, figures_of_step(pixels, len(chosen), together))
+    return ScoredRollouts(
+        Advantages(clipped, both.zero_std_groups), found, step_image_stats(pixels, len(chosen), together)
+    )
 
 
-def summary(found: Judged) -> Figures:
+def summary(found: ScoredRollouts) -> Figures:
     """What is logged of the pictures, and of what the judges said: of the first reward where there are several, of the
     others the margin."""
     first, *others = found.of
@@ -149,7 +151,7 @@ def summary(found: Judged) -> Figures:
         "reward": values.mean().item() if compared else margins.sigmoid().mean().item(),
         "margin": margins.mean().item(),
         "spread_within": values.std(1, correction=0).mean().item(),
-        "groups_without_spread": found.advantages.without_spread,
+        "zero_std_groups": found.advantages.zero_std_groups,
     }
     if not compared:  # the mean win rate of every group is a half
         figures["spread_across"] = values.mean(1).std(correction=0).item()

@@ -27,7 +27,7 @@ from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.distributed import count, first_ahead, from_all, is_first, rank
+from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.types import OtherPixels, Pixels
 
@@ -117,15 +117,15 @@ def build_references(
     keys = [(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)]
     index = folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    with first_ahead():
+    with main_process_first():
         _claim(folder, {**recipe.model_dump(include={"candidates", "keep", "keep_from"}), "seed": seed, "step": step})
         done = _read(index)
     missing = [(i, prompt) for i, prompt in enumerate(prompts) if keys[i] not in done]
     n, at_once = recipe.candidates, recipe.prompts_at_once
     parts = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
-    bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_first() else nullcontext()
+    bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_main_process() else nullcontext()
     with bars as bar:
-        for turn in range(0, len(parts), count()):
+        for turn in range(0, len(parts), world_size()):
             part = parts[min(turn + rank(), len(parts) - 1)]
             idle = turn + rank() >= len(parts)  # who has none left draws along: weights may be in pieces
             seeds = [candidate_seeds(seed, i, n, step) for i, _ in part]
@@ -146,17 +146,17 @@ def build_references(
                 row: dict[str, Any] = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
                 row |= {"condition": keys[i][1]} if keys[i][1] else {}
                 lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
-            lines = [line for own in from_all(lines) for line in own]
+            lines = [line for own in gather_objects(lines) for line in own]
             if bar is not None:
                 with index.open("a", encoding="utf-8") as file:  # whole parts: a resumed run makes the same batches
                     file.write("".join(lines))
                 bar.advance(len(lines))
-    with first_ahead():
+    with main_process_first():
         bank = _read(index)
     return [replace(bank[key], condition=one, choice=recipe.choice) for key, one in zip(keys, given, strict=True)]
 
 
-def redrawing(
+def bank_refresher(
     generator: Generator,
     judge: RewardModel,
     prompts: Sequence[str],
@@ -175,7 +175,7 @@ def redrawing(
         place = folder / f"step-{step}"
         given = [None] * len(prompts) if conditions is None else conditions
         wanted = {(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)}
-        with first_ahead():
+        with main_process_first():
             there = set(_read(place / "references.jsonl"))
         if not now and not wanted <= there:
             raise InputError(
@@ -197,7 +197,7 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
                 f"{folder} holds references made with {name} = {before.get(name)!r}, not {value!r}.",
                 "Choose another folder, or remove this one; it is made again.",
             )
-    if is_first() and not path.exists():
+    if is_main_process() and not path.exists():
         write_text_atomically(path, json.dumps(key) + "\n")
 
 
@@ -224,7 +224,7 @@ def _read(index: Path) -> dict[tuple[str, str], References]:
         found = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         bank[row["prompt"], row.get("condition", "")] = found
         good.append(line + "\n")
-    if is_first():
+    if is_main_process():
         scratch = index.with_suffix(".partial")
         scratch.write_text("".join(good), encoding="utf-8")
         scratch.replace(index)

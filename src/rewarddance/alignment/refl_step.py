@@ -16,17 +16,17 @@ from torch import Tensor
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import LOSSES, denoising_mse
-from rewarddance.alignment.relay import Tail, through_decoder
+from rewarddance.alignment.relay import LastSteps, decoder_vjp
 from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
 from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step, train
-from rewarddance.data.frames import one_of_each
-from rewarddance.data.looks import figures_of_step
+from rewarddance.data.frame_sampling import one_of_each
+from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, rollout
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.gradient import PixelGradient, checkpointing, pixel_gradient
-from rewarddance.runtime.distributed import count, everywhere, own, rank
+from rewarddance.reward.pixel_gradient import PixelGradient, checkpointing, pixel_gradient
 from rewarddance.runtime.memory import memory_for
+from rewarddance.runtime.process_group import all_gather, local_shard, rank, world_size
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import OtherPixels, PixelBatch, Pixels, Question
 
@@ -44,22 +44,22 @@ CheckpointedPart = Literal["generator", "decoder", "judge"]
 class ReflRecipe(TrainRecipe):
     """How ReFL runs (and `TrainRecipe`). The paper leaves all of this open; every default is ours.
 
-    late: range of the random step at which the gradient is taken, as shares of the schedule (0 pure noise, 1 the last
-    step). last_steps: with K > 1 the gradient goes through the last K steps of the sampler instead (DRaFT-K,
-    2309.17400), and late is left alone. loss, cap: see `refl.LOSSES`. velocity_mse: weight of the distance to the
-    base's velocity. reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`), or
-    of a random reference_batch of them. jitter_copies: the reward is averaged over this many copies of each picture,
-    each shifted by up to jitter_shift pixels and noised by jitter_noise. frames: of a video, one at random out of each
-    of so many equal stretches is decoded and judged, other ones each step, the same ones of the reference; by default
-    all are, of which the judge reads those that its own `frames` says. judge_batch: pictures whose gradient is taken
-    together; decode_batch: samples that go through the decoder together with a graph, by default all of the step's.
-    checkpointing: parts whose layers keep their inputs only and are computed again on the way back: less memory, more
-    time, the same gradient. gate: no gradient of samples on which a held-out judge disagrees. refresh_every: steps
-    after which the references are made anew by the generator as it then is, refresh_from: by its average or by its
-    current weights; by default those of the start stay.
+    grad_step_range: range of the random step at which the gradient is taken, as shares of the schedule (0 pure noise,
+    1 the last step). last_steps: with K > 1 the gradient goes through the last K steps of the sampler instead (DRaFT-K,
+    2309.17400), and grad_step_range is left alone. loss, cap: see `refl.LOSSES`. velocity_mse: weight of the distance
+    to the base's velocity. reference_mse: weight of the denoising loss on the step's references, noised anew
+    (`denoise`), or of a random reference_batch of them. jitter_copies: the reward is averaged over this many copies
+    of each picture, each shifted by up to jitter_shift pixels and noised by jitter_noise. frames: of a video, one at
+    random out of each of so many equal stretches is decoded and judged, other ones each step, the same ones of the
+    reference; by default all are, of which the judge reads those that its own `frames` says. judge_batch: pictures
+    whose gradient is taken together; decode_batch: samples that go through the decoder together with a graph, by
+    default all of the step's. checkpointing: parts whose layers keep their inputs only and are computed again on the
+    way back: less memory, more time, the same gradient. gate: no gradient of samples on which a held-out judge
+    disagrees. refresh_every: steps after which the references are made anew by the generator as it then is,
+    refresh_from: by its average or by its current weights; by default those of the start stay.
     """
 
-    late: tuple[float, float] = (0.5, 1.0)
+    grad_step_range: tuple[float, float] = (0.5, 1.0)
     last_steps: int = Field(default=1, ge=1)
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
     cap: float = Field(default=0.9, gt=0, lt=1)
@@ -79,10 +79,10 @@ class ReflRecipe(TrainRecipe):
 
     @model_validator(mode="after")
     def _late_is_a_range(self) -> ReflRecipe:
-        if not 0 <= self.late[0] < self.late[1] <= 1:
-            raise ValueError("late must be two rising shares between 0 and 1")
-        if self.last_steps > 1 and self.late != type(self).model_fields["late"].default:
-            raise ValueError("late says nothing where last_steps is above 1; leave one of them out")
+        if not 0 <= self.grad_step_range[0] < self.grad_step_range[1] <= 1:
+            raise ValueError("grad_step_range must be two rising shares between 0 and 1")
+        if self.last_steps > 1 and self.grad_step_range != type(self).model_fields["grad_step_range"].default:
+            raise ValueError("grad_step_range says nothing where last_steps is above 1; leave one of them out")
         return self
 
     @model_validator(mode="after")
@@ -97,13 +97,13 @@ class ReflRecipe(TrainRecipe):
     def check_processes(self) -> None:
         """Raises InputError where the processes cannot share a step's samples, or the references that are denoised."""
         super().check_processes()
-        if self.reference_batch is not None and self.reference_batch % count():
+        if self.reference_batch is not None and self.reference_batch % world_size():
             raise InputError(
-                f"{count()} processes cannot share {self.reference_batch} references equally (reference_batch).",
-                f"Set it to a multiple of {count()}.",
+                f"{world_size()} processes cannot share {self.reference_batch} references equally (reference_batch).",
+                f"Set it to a multiple of {world_size()}.",
             )
 
-    def begins(self, num_steps: int) -> tuple[int, int]:
+    def first_grad_steps(self, num_steps: int) -> tuple[int, int]:
         """The first and last step of a sampler of num_steps at which the gradient may begin.
 
         Raises InputError where last_steps are more than there are.
@@ -114,7 +114,7 @@ class ReflRecipe(TrainRecipe):
             )
         if self.last_steps > 1:
             return num_steps - self.last_steps, num_steps - self.last_steps
-        low, high = (round(share * (num_steps - 1)) for share in self.late)
+        low, high = (round(share * (num_steps - 1)) for share in self.grad_step_range)
         return low, high
 
 
@@ -133,13 +133,13 @@ def train_refl(
     """ReFL (paper, section 3): raise P("yes") of a late step's one-step prediction against the prompt's references.
 
     held_out: a judge that is asked beside it and gives no gradient; see `ReflRecipe.gate`. redraw: the bank of a step,
-    for refresh_every; see `references.redrawing`. See `train` for what is returned, how a run goes on, and probe.
+    for refresh_every; see `references.bank_refresher`. See `train` for what is returned, how a run goes on, and probe.
     """
     if not bank:
         raise InputError("the reference bank is empty.", "Give ReFL at least one prompt.")
     if recipe.refresh_every and redraw is None:
         raise InputError("refl.refresh_every is set, and nobody says how the bank is drawn.", "Give redraw.")
-    recipe.begins(generator.num_steps)
+    recipe.first_grad_steps(generator.num_steps)
     drawn, now = 0, bank
 
     def updates(step: int, ema: Ema) -> Iterator[Figures]:
@@ -190,21 +190,21 @@ def _step(
     chosen = [bank[i] for i in prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)]
     group = [references for references in chosen for _ in range(recipe.group_size)]
     seeds = draw.integers(2**31, size=len(group)).tolist()
-    low, high = recipe.begins(generator.num_steps)
+    low, high = recipe.first_grad_steps(generator.num_steps)
     stop = int(draw.integers(low, high + 1))
     places = [one.choose(draw, noise) for one, noise in zip(group, seeds, strict=True)]
     again = range(len(group))  # the samples whose references are denoised
     if recipe.reference_batch is not None and recipe.reference_batch < len(group):
         again = sorted(draw.permutation(len(group))[: recipe.reference_batch].tolist())
-    denoised = own([(group[i], places[i]) for i in again])
-    group, seeds, places = own(group), own(seeds), own(places)  # all is drawn by all alike
+    denoised = local_shard([(group[i], places[i]) for i in again])
+    group, seeds, places = local_shard(group), local_shard(seeds), local_shard(places)  # all is drawn by all alike
     prompts, shown = [one.prompt for one in group], [one.condition for one in group]
 
     with memory_for(*SAMPLING):
         x_t = rollout(generator, prompts, seeds, stop, shown).x_t
     parts = torch.arange(len(group)).split(recipe.generator_batch or len(group))
     conditions = [encoded(generator, prompts, rows, shown) for rows in parts]
-    tail = Tail(generator, conditions, parts, stop, recipe.last_steps)
+    tail = LastSteps(generator, conditions, parts, stop, recipe.last_steps)
     with memory_for(*GENERATOR):
         x_0 = tail.forward(x_t)
     references = [one.pictures[place] for one, place in zip(group, places, strict=True)]
@@ -213,15 +213,15 @@ def _step(
     figures: Figures = {}
 
     def ask(pixels: PixelBatch) -> PixelGradient:
-        figures.update(figures_of_step(pixels, len(chosen), everywhere))
+        figures.update(step_image_stats(pixels, len(chosen), all_gather))
         with memory_for(*JUDGE):
             said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng, shown)
             if held_out is not None:
                 margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
-                figures.update(hold_back(held_out, prompts, pixels, references, margin, recipe.gate, shown))
+                figures.update(gate_gradients(held_out, prompts, pixels, references, margin, recipe.gate, shown))
         return said
 
-    judged, gradient = through_decoder(decode, x_0, ask, recipe.decode_batch or len(group))
+    judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(group))
     with memory_for(*GENERATOR):
         away = tail.backward(gradient, recipe.velocity_mse)
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
@@ -232,7 +232,7 @@ def _step(
             told = partial(encoded, generator, texts, conditions=pictures)
             figures["reference_mse"] = denoise(generator, told, latents, recipe.reference_mse, draw, noise_rng, at_most)
 
-    by_sample = everywhere(judged.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).T)
+    by_sample = all_gather(judged.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).T)
     margin = by_sample.T.flatten()
     by_group = margin.unflatten(0, (recipe.jitter_copies, len(chosen), recipe.group_size)).mean(0)
     return figures | {
@@ -269,10 +269,10 @@ def some_frames(generator: Trainable, numbers: Sequence[int], x_0: Tensor) -> Pi
     return decode(x_0, numbers) if decode else generator.decode(x_0)[:, list(numbers)]
 
 
-def only(films: Sequence[Pixels], numbers: Sequence[int]) -> list[OtherPixels]:
-    """These frames of each film; one tensor for what is one, so that it is encoded once."""
-    found = {id(film): film[list(numbers)] for film in films}
-    return [found[id(film)] for film in films]
+def only(videos: Sequence[Pixels], numbers: Sequence[int]) -> list[OtherPixels]:
+    """These frames of each video; one tensor for what is one, so that it is encoded once."""
+    found = {id(video): video[list(numbers)] for video in videos}
+    return [found[id(video)] for video in videos]
 
 
 def judge_copies(
@@ -299,7 +299,7 @@ def judge_copies(
 
 
 @torch.no_grad()
-def hold_back(
+def gate_gradients(
     held_out: RewardModel,
     prompts: Sequence[str],
     pixels: PixelBatch,
@@ -338,11 +338,11 @@ def denoise(
     generator together. x_0: this process's share; its rows are of the levels that they have among those of all.
     """
     total, b = 0.0, len(x_0)
-    for of_level in torch.arange(b * count()).chunk(LEVELS):
+    for of_level in torch.arange(b * world_size()).chunk(LEVELS):
         step = int(draw.integers(generator.num_steps))
         alpha, sigma = generator.scales(step)
         eps = torch.randn((len(of_level), *x_0.shape[1:]), generator=noise_rng).to(x_0)
-        of_each = [of_level[(of_level >= r * b) & (of_level < (r + 1) * b)] for r in range(count())]
+        of_each = [of_level[(of_level >= r * b) & (of_level < (r + 1) * b)] for r in range(world_size())]
         mine = of_each[rank()] if len(of_each[rank()]) else None
         parts = (
             []
@@ -354,7 +354,7 @@ def denoise(
             share = len(rows) / b if k < len(parts) else 0.0  # who has none left goes along: weights may be in pieces
             x_t = alpha * x_0[rows] + sigma * noise
             prediction = generator.predict(x_t, step, told(rows))
-            loss = denoising_mse(generator.clean(x_t, prediction, step), x_0[rows], sigma) * share
+            loss = denoising_mse(generator.predict_x0(x_t, prediction, step), x_0[rows], sigma) * share
             (weight * loss).backward()
             total += loss.item()
     return total

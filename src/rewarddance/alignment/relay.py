@@ -23,7 +23,7 @@ SHORT = "the decoder (VAE)", "Lower refl.decode_batch, or add decoder to refl.ch
 T = TypeVar("T")
 
 
-def through_decoder(
+def decoder_vjp(
     decode: Callable[[Tensor], PixelBatch], x_0: Tensor, ask: Callable[[PixelBatch], T], at_once: int
 ) -> tuple[T, Tensor]:
     """What `ask` says of the decoded latents x_0 [B, ...], and d loss / d x_0 [B, ...] of the loss it backpropagates.
@@ -54,7 +54,7 @@ class Stage(NamedTuple):
     after: Tensor
 
 
-class Tail:
+class LastSteps:
     """The end of a rollout that the gradient goes through: one step and the x_0 it predicts, or the last K steps.
 
     conditions: of the batch's parts (rows of it). Each step has a graph of its own, which begins at a leaf, so that no
@@ -67,7 +67,7 @@ class Tail:
     ) -> None:
         self.generator, self.conditions, self.parts = generator, conditions, parts
         self.steps = range(first, first + length)
-        self.move = generator.advance if length > 1 else generator.clean
+        self.move = generator.advance if length > 1 else generator.predict_x0
         self.before: list[Tensor] = []
         self.kept: list[Stage] = []
 

@@ -13,7 +13,7 @@ from rewarddance.alignment.grpo import STEPS, Step, log_prob
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator
-from rewarddance.runtime.distributed import count, own
+from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import PixelBatch, Scales
 
 
@@ -32,7 +32,7 @@ class Noising:
 
     def step(self, generator: Generator, x_t: Tensor, step: int, prediction: Tensor) -> Step:
         """The distribution of the latent after `step`, in float32."""
-        x_0_hat = generator.clean(x_t, prediction, step).float()
+        x_0_hat = generator.predict_x0(x_t, prediction, step).float()
         now, after = generator.scales(step), generator.scales(step + 1)
         return STEPS[self.kind](x_t.float(), x_0_hat, now, after, self.noise_level)
 
@@ -77,13 +77,13 @@ def sde_rollouts(
     seeds [P][G]: of the first noises; with a shared prefix each prompt's first one is used. parts: rows of the B
     samples, in order, that go through the generator together, in the rollout as in the update, so that both compute
     the same. conditions [P]: the pictures that prompts come with. All this is a process's share of the step;
-    updates: of how many equal parts of it (see `distributed.own`). keep_graph: of the random steps.
+    updates: of how many equal parts of it (see `process_group.local_shard`). keep_graph: of the random steps.
     """
     group, at_once = len(seeds[0]), max(map(len, parts))
     flat = [prompt for prompt in prompts for _ in range(group)]
     shown = None if conditions is None else [one for one in conditions for _ in range(group)]
     if noising.shared_prefix:
-        x_t = generator.start([own[0] for own in seeds])
+        x_t = generator.init_noise([own[0] for own in seeds])
         few = torch.arange(len(prompts)).split(at_once)
         x_t = _sampled(
             generator, x_t, few, [encoded(generator, prompts, rows, conditions) for rows in few], range(noising.start)
@@ -92,11 +92,13 @@ def sde_rollouts(
         told = [encoded(generator, flat, rows, shown) for rows in parts]
     else:
         told = [encoded(generator, flat, rows, shown) for rows in parts]
-        x_t = generator.start([seed for own in seeds for seed in own])
+        x_t = generator.init_noise([seed for own in seeds for seed in own])
         x_t = _sampled(generator, x_t, parts, told, range(noising.start))
     kept, log_probs, steps = [x_t], [], []
     for step in range(noising.start, noising.start + noising.length):
-        noise = own(torch.randn((len(x_t) * count(), *x_t.shape[1:]), generator=noise_rng), updates).to(x_t)
+        noise = local_shard(torch.randn((len(x_t) * world_size(), *x_t.shape[1:]), generator=noise_rng), updates).to(
+            x_t
+        )
         after, likely = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device)
         steps.append([])
         for rows, condition in zip(parts, told, strict=True):

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rewarddance.runtime.distributed import count, own
-from rewarddance.runtime.pieces import here
+from rewarddance.runtime.process_group import local_shard, world_size
+from rewarddance.runtime.sharding import to_local
 from rewarddance.types import PixelBatch
 
 
@@ -24,13 +24,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        now = [here(weight.detach()) for weight in self.weights]
-        torch._foreach_lerp_([here(value) for value in self.average], now, 1 - self.decay)
+        now = [to_local(weight.detach()) for weight in self.weights]
+        torch._foreach_lerp_([to_local(value) for value in self.average], now, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the block the generator runs on the average."""
-        kept = [here(weight.detach()).clone() for weight in self.weights]
+        kept = [to_local(weight.detach()).clone() for weight in self.weights]
         self._copy(self.average)
         try:
             yield
@@ -40,7 +40,7 @@ class Ema:
     @torch.no_grad()
     def _copy(self, values: Sequence[Tensor]) -> None:
         for weight, value in zip(self.weights, values, strict=True):
-            here(weight).copy_(here(value))
+            to_local(weight).copy_(to_local(value))
 
     def deliver(self) -> None:
         """Put the average into the weights for good."""
@@ -65,14 +65,14 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
     A gradient that only works at one exact registration of pixels is an adversarial one: it does not survive this.
     pixels: this process's share; moves and noise are drawn for those of all processes, so that each keeps its own.
     """
-    n = len(pixels) * count()
+    n = len(pixels) * world_size()
     if shift:
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels.flatten(0, 1), (shift,) * 4, mode="replicate").unflatten(0, pixels.shape[:2])
-        moves = own(torch.randint(0, 2 * shift + 1, (n, 2), generator=rng)).tolist()
+        moves = local_shard(torch.randint(0, 2 * shift + 1, (n, 2), generator=rng)).tolist()
         pixels = torch.stack(
             [one[..., y : y + height, x : x + width] for one, (y, x) in zip(padded, moves, strict=True)]
         )
     if noise:
-        pixels = pixels + noise * own(torch.randn((n, *pixels.shape[1:]), generator=rng)).to(pixels.device)
+        pixels = pixels + noise * local_shard(torch.randn((n, *pixels.shape[1:]), generator=rng)).to(pixels.device)
     return pixels.clamp(0, 1)

@@ -18,11 +18,11 @@ from rewarddance.alignment.alarms import AlarmRecipe, Alarms
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator
-from rewarddance.runtime import distributed
+from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.distributed import is_first
-from rewarddance.runtime.pieces import average_gradients, fill, gathered, piece_of, whole
+from rewarddance.runtime.process_group import is_main_process
+from rewarddance.runtime.sharding import average_gradients, copy_into, full_tensor, gather_full_tensors, shard_like
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
 
 Figures = dict[str, float]
@@ -66,7 +66,7 @@ class TrainRecipe(Recipe):
 
     def check_processes(self) -> None:
         """Raises InputError where the processes that were started cannot share a step."""
-        n, samples = distributed.count(), self.prompts_per_step * self.group_size
+        n, samples = process_group.world_size(), self.prompts_per_step * self.group_size
         if self.sharded and n == 1:
             raise InputError(
                 "a sharded generator needs several processes.",
@@ -125,18 +125,18 @@ def train(
     optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
     ema = Ema(weights, recipe.ema_decay)
     first = _resume(folder, weights, optimiser, ema)
-    if is_first():
+    if is_main_process():
         metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
-    alarms = Alarms(recipe.alarms, metrics, phase, first) if is_first() else None
-    with progress_bar(title, recipe.steps, first) if is_first() else nullcontext() as bar:
+    alarms = Alarms(recipe.alarms, metrics, phase, first) if is_main_process() else None
+    with progress_bar(title, recipe.steps, first) if is_main_process() else nullcontext() as bar:
         for step in range(first, recipe.steps + 1):
             new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
             if new and (step % recipe.probe_every == 0 or step == recipe.steps):
                 found: Figures = {}
-                if is_first() or recipe.sharded:  # pieces are of use to all or to nobody
+                if is_main_process() or recipe.sharded:  # pieces are of use to all or to nobody
                     with ema.applied():
                         found = probe()
-                if is_first():
+                if is_main_process():
                     metrics.log(phase, step, **found)
             if step % recipe.save_every == 0 and step > first:
                 _save(folder, step, weights, optimiser, ema)
@@ -148,7 +148,7 @@ def train(
             try:
                 for figures in updates(step, ema):
                     average_gradients(weights)
-                    norm = whole(torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm))
+                    norm = full_tensor(torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm))
                     if not torch.isfinite(norm):
                         raise RewardError(f"the gradient of step {step} is not finite.", "Lower learning_rate.")
                     optimiser.step()
@@ -157,28 +157,28 @@ def train(
             except RewardError as error:
                 raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
             ema.update()
-            figures, good = distributed.mean_of(_means(told)), None
+            figures, good = process_group.mean_over_processes(_means(told)), None
             if alarms is not None and bar is not None:
                 metrics.log(phase, step + 1, **figures)
                 bar.advance()
                 bar.show(reward=figures["reward"], margin=figures["margin"])
                 good = alarms.see(step + 1, figures)
-            good = distributed.from_all(good)[0]
+            good = process_group.gather_objects(good)[0]
             if good is not None:
                 back = _resume(folder, weights, optimiser, ema, at_most=good)
                 kept = f"checkpoint-{back} is kept" if back else "no checkpoint is from before, so the average is kept"
-                if is_first():
+                if is_main_process():
                     console.print(f"{title} ends at step {step + 1}: {kept}.")
                 break
     ema.deliver()
     place = folder / ("lora" if recipe.lora_rank else "generator")
     if recipe.lora_rank:
-        if is_first():  # a LoRA is whole on each
+        if is_main_process():  # a LoRA is whole on each
             generator.save_lora(place)
-    elif is_first() or recipe.sharded:
-        with replacing(place) if is_first() else nullcontext(place) as written:
+    elif is_main_process() or recipe.sharded:
+        with replacing(place) if is_main_process() else nullcontext(place) as written:
             generator.save(written)
-    distributed.wait()
+    process_group.barrier()
     return place
 
 
@@ -216,14 +216,14 @@ def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:
 def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, ema: Ema) -> None:
     """The whole weights and moments, whatever the number of processes; one file at a time is in memory."""
     place = folder / f"checkpoint-{step}"
-    with replacing(place) if is_first() else nullcontext(place) as written:
+    with replacing(place) if is_main_process() else nullcontext(place) as written:
         for name, values in (("weights", weights), ("ema", ema.average)):
-            found = gathered({str(i): value for i, value in enumerate(values)})
-            if is_first():
+            found = gather_full_tensors({str(i): value for i, value in enumerate(values)})
+            if is_main_process():
                 save_file({i: value.contiguous() for i, value in found.items()}, written / f"{name}.safetensors")
         state = optimiser.state_dict()
-        state["state"] = {i: gathered(moments) for i, moments in state["state"].items()}
-        if is_first():
+        state["state"] = {i: gather_full_tensors(moments) for i, moments in state["state"].items()}
+        if is_main_process():
             torch.save(state, written / "optimiser.pt")
 
 
@@ -239,9 +239,9 @@ def _resume(
     if newest is None:
         return 0
     for name, places in (("weights", weights), ("ema", ema.average)):
-        fill({str(i): place for i, place in enumerate(places)}, load_file(newest / f"{name}.safetensors"))
+        copy_into({str(i): place for i, place in enumerate(places)}, load_file(newest / f"{name}.safetensors"))
     saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
     for i, moments in saved["state"].items():
-        saved["state"][i] = {k: one if k == "step" else piece_of(one, weights[i]) for k, one in moments.items()}
+        saved["state"][i] = {k: one if k == "step" else shard_like(one, weights[i]) for k, one in moments.items()}
     optimiser.load_state_dict(saved)
     return int(newest.name.rpartition("-")[2])

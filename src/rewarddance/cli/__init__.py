@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from rewarddance.cli import data, jobs, judging, lab, weights  # noqa: F401  their commands, in the order of the help
+from rewarddance.cli import data, jobs, judging, weights  # noqa: F401  their commands, in the order of the help
 from rewarddance.cli.common import app
 from rewarddance.errors import RewardDanceError
 

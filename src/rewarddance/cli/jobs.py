@@ -15,7 +15,9 @@ from rewarddance.errors import InputError
 def quickstart(
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
-    task: Annotated[str | None, typer.Option(help="t2i (pictures), t2v (films) or i2v (from a first picture).")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="t2i (pictures), t2v (videos) or i2v (from a first picture).")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
     output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
@@ -23,11 +25,11 @@ def quickstart(
         bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
     ] = False,
 ) -> None:
-    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report; of pictures or of films."""
+    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report; of pictures or of videos."""
     quiet()
-    from rewarddance.evaluation.report import summary_table
-    from rewarddance.lab.quickstart import QuickstartRecipe, announce, resume_run, start_run
-    from rewarddance.lab.quickstart import quickstart as run_all
+    from rewarddance.jobs.quickstart import QuickstartRecipe, announce, resume_run, start_run
+    from rewarddance.jobs.quickstart import quickstart as run_all
+    from rewarddance.report.run_page import summary_table
     from rewarddance.runtime.config import load_recipe
     from rewarddance.runtime.tracking import console
 
@@ -60,7 +62,7 @@ def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     On several GPUs: torchrun --nproc-per-node N -m rewarddance train RECIPE.
     """
     quiet()
-    from rewarddance.lab.runs import TrainRun, run_training
+    from rewarddance.jobs.runs import TrainRun, run_training
     from rewarddance.runtime.config import load_recipe
 
     result = run_training(load_recipe(TrainRun, recipe, overrides or []))
@@ -77,11 +79,11 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     On several GPUs: torchrun --nproc-per-node N -m rewarddance align RECIPE.
     """
     quiet()
-    from rewarddance.lab.runs import AlignRun, run_alignment
+    from rewarddance.jobs.runs import AlignRun, run_alignment
     from rewarddance.runtime.config import load_recipe
-    from rewarddance.runtime.distributed import joined
+    from rewarddance.runtime.process_group import init_process_group
 
-    with joined():  # so that of several processes one says what is wrong with the recipe
+    with init_process_group():  # so that of several processes one says what is wrong with the recipe
         result = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
     if result:
         print_json(result)
@@ -108,8 +110,8 @@ def plan(
     does not fit, changes of the recipe are tried, and the first that fits is named; the exit code is then 1.
     """
     quiet()
-    from rewarddance.lab.planning import PlanOptions, plan_recipe
-    from rewarddance.lab.planning_table import print_plan
+    from rewarddance.planning.plan import PlanOptions, plan_recipe
+    from rewarddance.planning.table import print_plan
     from rewarddance.runtime.config import parse_recipe
 
     size = picture.lower().split("x")

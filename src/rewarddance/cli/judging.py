@@ -47,8 +47,8 @@ def score(
     Rows that cannot be scored go with the reason to OUTPUT.failed.jsonl, and the exit code is 1.
     """
     quiet()
-    from rewarddance.lab.scoring import ScoreRun
-    from rewarddance.lab.scoring import score as score_all
+    from rewarddance.jobs.score import ScoreRun
+    from rewarddance.jobs.score import score as score_all
 
     run = ScoreRun(
         input=source,
@@ -96,8 +96,8 @@ def distil(
     OUTPUT.failed.jsonl; where there are failures the exit code is 1.
     """
     quiet()
-    from rewarddance.lab.distil import DistilRecipe
-    from rewarddance.lab.distil import distil as ask
+    from rewarddance.jobs.distil import DistilRecipe
+    from rewarddance.jobs.distil import distil as ask
     from rewarddance.runtime.config import parse_recipe
 
     try:
@@ -174,9 +174,9 @@ def search(
     Prompts that fail go with the reason to results.jsonl.failed.jsonl, and the exit code is 1.
     """
     quiet()
+    from rewarddance.jobs.search import SearchRun, search_file
     from rewarddance.runtime.config import parse_recipe, read_overrides
     from rewarddance.search.budget import read_budget
-    from rewarddance.search.folder import SearchRun, search_file
 
     options = {
         "prompts": prompts,
@@ -234,8 +234,8 @@ def evaluate(
     """
     quiet()
     from rewarddance.evaluation.examine import ExamRecipe
-    from rewarddance.lab.evaluate import EvaluateRun, named_tests
-    from rewarddance.lab.evaluate import evaluate as examine
+    from rewarddance.jobs.evaluate import EvaluateRun, named_tests
+    from rewarddance.jobs.evaluate import evaluate as examine
 
     exam = ExamRecipe(batch_size=batch_size, probes=probes, seed=seed)
     asked = {"kind": kind, "orders": orders, "instruction": instruction, "device": device, "dtype": dtype}
@@ -273,9 +273,9 @@ def report(
     Of searches (one or several for the same prompts, of any method and budget): what each spent and what the held-out
     judge says of its winners, in a table and a figure, and the winners beside the first samples.
     """
-    from rewarddance.evaluation.hacking_page import write_hacking_page
-    from rewarddance.evaluation.report import write_report
-    from rewarddance.evaluation.search_page import is_search, write_search_page
+    from rewarddance.report.hacking_page import write_hacking_page
+    from rewarddance.report.run_page import write_report
+    from rewarddance.report.search_page import is_search, write_search_page
 
     if more or is_search(run):
         typer.echo(write_search_page([run, *(more or [])]))

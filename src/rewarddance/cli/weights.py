@@ -31,12 +31,12 @@ def bases(
     import torch
 
     from rewarddance.runtime.checkpoint import writable_folder
-    from rewarddance.shapeworld.clip_base import make_clip_base
-    from rewarddance.shapeworld.generator_base import make_generator_base
-    from rewarddance.shapeworld.judge_base import SIZES, make_judge_base
-    from rewarddance.shapeworld.motion.generator_base import make_video_generator_base
-    from rewarddance.shapeworld.motion.judge_base import make_video_judge_base
-    from rewarddance.shapeworld.unet_base import VAE, make_unet_base
+    from rewarddance.shapeworld.training.clip import make_clip_base
+    from rewarddance.shapeworld.training.generator import make_generator_base
+    from rewarddance.shapeworld.training.judge import SIZES, make_judge_base
+    from rewarddance.shapeworld.training.unet import VAE, make_unet_base
+    from rewarddance.shapeworld.training.video_generator import make_video_generator_base
+    from rewarddance.shapeworld.training.video_judge import make_video_judge_base
 
     torch.set_num_threads(threads)
     writable_folder(output)

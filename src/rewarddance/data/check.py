@@ -69,7 +69,7 @@ def faulty(report: dict[str, Any]) -> list[str]:
 
 
 class Findings:
-    """What is gathered over all files: ledgers of prompts, rows and media, by place."""
+    """What is gather_full_tensors over all files: ledgers of prompts, rows and media, by place."""
 
     def __init__(self, files: list[str]) -> None:
         self.files = files

@@ -187,7 +187,7 @@ def _fill(
 
     Returns how many rows of other criteria were left out.
     """
-    shelf, drafts, left_out = Shelf(recipe, source), found_in(recipe, source, streams), Counter[str]()
+    shelf, drafts, left_out = MediaStore(recipe, source), found_in(recipe, source, streams), Counter[str]()
     done = min(file.progress.read for file in (*files.values(), quarantine))
     place, first, told, began = 0, "", time.monotonic(), time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -243,7 +243,7 @@ def batches(drafts: Iterator[Found]) -> Iterator[list[Found]]:
         yield batch
 
 
-class Shelf:
+class MediaStore:
     """Where media lie, and whether they can be shown; those that come as bytes are put beside the output."""
 
     def __init__(self, recipe: ImportRecipe, source: Source) -> None:

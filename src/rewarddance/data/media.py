@@ -14,7 +14,15 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from rewarddance.data.films import EBML, File, evenly_spaced, film_rate, inspect_film, read_film, refuse_bomb
+from rewarddance.data.video_io import (
+    EBML,
+    File,
+    decode_video,
+    evenly_spaced,
+    inspect_video,
+    refuse_bomb,
+    video_frame_rate,
+)
 from rewarddance.errors import InputError
 from rewarddance.types import Pixels
 
@@ -118,14 +126,14 @@ def read_video(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
     are wanted, so that one which was cut off is found. Raises InputError naming the file (bytes: beginning with `name`)
     where it is missing, broken, too large or neither picture nor video, or PyAV is needed and not there.
     """
-    film = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
-    what = f"the {'video' if film else 'picture'} {media}" if isinstance(media, Path) else name
+    video = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
+    what = f"the {'video' if video else 'picture'} {media}" if isinstance(media, Path) else name
     try:
         if isinstance(media, Path) and media.is_dir():
             return _read_folder(media, max_frames)
         with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            film = _is_film(file, film)
-            return read_film(file, max_frames, what) if film else _read_animation(file, max_frames)
+            video = _is_video(file, video)
+            return decode_video(file, max_frames, what) if video else _read_animation(file, max_frames)
     except InputError:
         raise
     except Exception as error:  # the decoders raise nearly anything on a broken file
@@ -136,14 +144,14 @@ def read_video(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
 def read_rate(media: Path | bytes, name: str = "the video") -> float | None:
     """Frames a second of a video file, the mean where they come unevenly; None where it does not say, as a picture or a
     folder of frames does not. Raises InputError as `read_video` does."""
-    film = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
-    what = f"the {'video' if film else 'picture'} {media}" if isinstance(media, Path) else name
+    video = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
+    what = f"the {'video' if video else 'picture'} {media}" if isinstance(media, Path) else name
     try:
         if isinstance(media, Path) and media.is_dir():
             return None
         with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            if _is_film(file, film):
-                return film_rate(file, what)
+            if _is_video(file, video):
+                return video_frame_rate(file, what)
             with _open(file) as opened:
                 shown = [frame.info.get("duration") or 0 for frame in _frames(opened, file)]
             return 1000 * len(shown) / sum(shown) if len(shown) > 1 and all(shown) else None
@@ -159,15 +167,15 @@ def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
     Returns the suffix of what the file holds, whatever it is called ("" for a folder). Raises InputError as
     `read_video` does.
     """
-    film = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
-    what = f"the {'video' if film else 'picture'} {media}" if isinstance(media, Path) else name
+    video = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
+    what = f"the {'video' if video else 'picture'} {media}" if isinstance(media, Path) else name
     try:
         if isinstance(media, Path) and media.is_dir():
             _read_folder(media, MAX_FRAMES)
             return ""
         with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            if _is_film(file, film):
-                return inspect_film(file, what)
+            if _is_video(file, video):
+                return inspect_video(file, what)
             with _open(file) as opened:
                 for number, frame in enumerate(_frames(opened, file)):
                     _refuse_mode(frame)
@@ -257,7 +265,7 @@ def _why(error: Exception, media: Path | bytes) -> str:
     return next((what for begins, what in _INSTEAD if head.startswith(begins)), "it is no picture or video")
 
 
-def _is_film(file: File, named_so: bool) -> bool:
+def _is_video(file: File, named_so: bool) -> bool:
     """Is this for PyAV? What Pillow knows is Pillow's, whatever its name: PyAV would read it without alpha and EXIF."""
     head = file.read(12)
     file.seek(0)

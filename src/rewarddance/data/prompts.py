@@ -87,7 +87,7 @@ def _check(condition: Path, where: str) -> None:
         raise InputError(f"{where} has a condition that cannot be used: {error.what}", error.remedy) from error
     if frames > 1:
         raise InputError(
-            f"{where} has a condition that cannot be used: {condition} is a film.", "Give its first frame alone."
+            f"{where} has a condition that cannot be used: {condition} is a video.", "Give its first frame alone."
         )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from rewarddance.data.looks import blurred, luma
-from rewarddance.data.looks import looks as looks_of
+from rewarddance.data.image_stats import blurred, luma
+from rewarddance.data.image_stats import looks as looks_of
 from rewarddance.evaluation.statistics import Interval, interval_of_sums
 from rewarddance.types import Pixels
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, PlainSerializer
 
-from rewarddance.evaluation.run_folder import parsed
 from rewarddance.evaluation.statistics import Interval
+from rewarddance.report.run_folder import parsed
 from rewarddance.runtime.checkpoint import write_text_atomically
 
 Figure = Annotated[Interval, PlainSerializer(lambda figure: figure._asdict())]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rewarddance.evaluation.findings import Evaluation
-from rewarddance.evaluation.markup import figure_text, number
-from rewarddance.evaluation.tables import title
+from rewarddance.report.evaluation_tables import title
+from rewarddance.report.formatting import figure_text, number
 
 
 def limits_of(found: Evaluation) -> list[str]:

@@ -23,9 +23,9 @@ from torch.func import functional_call
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.distributed import in_turn
 from rewarddance.runtime.memory import blocks_of, checkpointed
-from rewarddance.runtime.pieces import gathered, in_pieces
+from rewarddance.runtime.process_group import one_process_at_a_time
+from rewarddance.runtime.sharding import gather_full_tensors, shard
 from rewarddance.types import PixelBatch, Scales
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
@@ -177,7 +177,7 @@ class PipelineGenerator(ABC):
                     "Take out the condition, or choose a generator of image to video.",
                 )
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""
         noises = [self._noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
         return self._pack(torch.stack(noises).to(self.device))
@@ -193,7 +193,7 @@ class PipelineGenerator(ABC):
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor: ...
 
     @abstractmethod
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor: ...
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor: ...
 
     @abstractmethod
     def scales(self, step: int) -> Scales: ...
@@ -253,7 +253,7 @@ class PipelineGenerator(ABC):
         for weight in weights:
             weight.data = weight.data.float()  # small steps would be lost in half precision; peft casts at the border
         if sharded:
-            in_pieces(self.network, self.device.type, whole=weights)
+            shard(self.network, self.device.type, whole=weights)
         return weights
 
     def check_lora(self, targets: Sequence[str]) -> None:
@@ -275,10 +275,10 @@ class PipelineGenerator(ABC):
         self._mixed = self.dtype != torch.float32
         if sharded:
             kind = self.device.type
-            with in_turn():
+            with one_process_at_a_time():
                 self._base = copy.deepcopy(self.network.cpu().float())
                 for network in (self._base, self.network.requires_grad_(True)):
-                    in_pieces(network, kind)
+                    shard(network, kind)
             return list(self.network.parameters())
         self.network.float().requires_grad_(True)
         self._before = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}
@@ -356,7 +356,7 @@ class PipelineGenerator(ABC):
             raise InputError("a generator with a LoRA is not saved whole.", "Save the LoRA with save_lora.")
         if self._base is None:
             self.pipeline.save_pretrained(folder)
-        elif weights := gathered(self.network.state_dict()):
+        elif weights := gather_full_tensors(self.network.state_dict()):
             whole = self._kind.from_config(self.network.config)
             whole.load_state_dict(weights, assign=True)
             setattr(self.pipeline, self.part, whole)

@@ -37,7 +37,7 @@ def rollout(
     conditions: the pictures that prompts come with, as in `Generator.encode`; so in all that follows.
     """
     condition = generator.encode(prompts, conditions)
-    noise = x_t = generator.start(seeds)
+    noise = x_t = generator.init_noise(seeds)
     for step in range(stop):
         x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
     return Rollout(tuple(prompts), noise, x_t, stop)
@@ -91,12 +91,12 @@ def predictions(
     early, final = [], []
     for part in _chunks(len(prompts), batch_size):
         condition = generator.encode(prompts[part], None if conditions is None else conditions[part])
-        x_t, stop = generator.start(seeds[part]), torch.tensor(stops[part])
+        x_t, stop = generator.init_noise(seeds[part]), torch.tensor(stops[part])
         kept = torch.zeros_like(x_t)
         for step in range(generator.num_steps):
             prediction = generator.predict(x_t, step, condition)
             here = stop == step
-            kept[here] = generator.clean(x_t, prediction, step)[here]
+            kept[here] = generator.predict_x0(x_t, prediction, step)[here]
             x_t = generator.advance(x_t, prediction, step)
         early.append(generator.decode(kept))
         final.append(generator.decode(x_t))

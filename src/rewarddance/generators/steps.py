@@ -46,7 +46,7 @@ class FlowGenerator(PipelineGenerator):
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return euler_step(x_t, prediction, self.sigmas[step], self.sigmas[step + 1])
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         return predicted_x_0(x_t, prediction, self.sigmas[step])
 
     def scales(self, step: int) -> Scales:
@@ -86,8 +86,8 @@ class DiffusionGenerator(PipelineGenerator):
             self._scales = [Scales(a, s) for a, s in zip(kept.sqrt().tolist(), (1 - kept).sqrt().tolist(), strict=True)]
             self._stretch = [1.0] * (len(self.timesteps) + 1)
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
-        return super().start(seeds) * float(self._scheduler.init_noise_sigma / self._stretch[0])
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
+        return super().init_noise(seeds) * float(self._scheduler.init_noise_sigma / self._stretch[0])
 
     def scales(self, step: int) -> Scales:
         return self._scales[step] if step < self.num_steps else Scales(1.0, 0.0)
@@ -106,6 +106,6 @@ class DiffusionGenerator(PipelineGenerator):
         time, latent = self._at(x_t, step)
         return self._scheduler.step(prediction, time, latent, return_dict=False)[0] / self._stretch[step + 1]
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         time, latent = self._at(x_t, step)
         return self._scheduler.step(prediction, time, latent, return_dict=False)[1]

@@ -20,7 +20,7 @@ from rewarddance.types import Preference
 
 
 @dataclass(frozen=True, eq=False)
-class Portion:
+class MicroBatch:
     """What one process reads at once of a step's batch.
 
     place: number of its first pair within the batch. counts: False where the batch had no pair left for it; it then
@@ -33,7 +33,7 @@ class Portion:
     counts: bool = True
 
 
-class Portions(Dataset):
+class MicroBatches(Dataset):
     """The portions of one process in order, `parts` for each of the run's `steps`.
 
     Each epoch goes through all preferences in a new order; its last batch may be a smaller one. rank, count: number of
@@ -58,7 +58,7 @@ class Portions(Dataset):
     def __len__(self) -> int:
         return self.steps * self.parts
 
-    def __getitem__(self, number: int) -> Portion | RewardDanceError:
+    def __getitem__(self, number: int) -> MicroBatch | RewardDanceError:
         """An error comes as a value: raised in a worker process, it would come back as a traceback."""
         step, part = divmod(number, self.parts)
         batch, share = self.batch(step), part * self.count + self.rank
@@ -68,7 +68,7 @@ class Portions(Dataset):
             pairs = tuple(self.preferences[i] for i in (batch[low:high] if counts else batch[:1]))
         except RewardDanceError as error:
             return error
-        return Portion(pairs, step, low, counts)
+        return MicroBatch(pairs, step, low, counts)
 
     def batch(self, step: int) -> list[int]:
         """Numbers of the preferences of a step's whole batch."""
@@ -79,7 +79,7 @@ class Portions(Dataset):
         return self._order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
 
 
-def jittered(portion: Portion, deviation: float, seed: int, whole: bool) -> tuple[Preference, ...]:
+def jittered(portion: MicroBatch, deviation: float, seed: int, whole: bool) -> tuple[Preference, ...]:
     """The portion's pairs with Gaussian noise of this deviation on their pixels.
 
     It depends on seed and step and, within the step, on the pair's place in the batch. whole: the portion is all of the

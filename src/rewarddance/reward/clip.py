@@ -16,9 +16,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from rewarddance.errors import InputError
 from rewarddance.reward.families.pixels import resized
-from rewarddance.reward.frames import as_read
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
+from rewarddance.reward.video_frames import as_read
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.types import Pixels, Question
 

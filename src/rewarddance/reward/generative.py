@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rewarddance.data.media import Media
 from rewarddance.errors import InputError
-from rewarddance.reward.frames import as_read
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Amount, Candidates, Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
-from rewarddance.reward.reasoning import Answers, told
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.reward.reasoning import Answers, reason_targets
+from rewarddance.reward.video_frames import as_read
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.types import Preference, Question, Verdict
 
 
@@ -43,7 +43,7 @@ class PairwiseReward(Judge):
         both = self.answers.margin(self._asked([*questions, *map(swapped, questions)]))
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
-    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """The answers' cross-entropy in both orders of each pair and that of their difference, and that of its reasons.
 
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
@@ -59,13 +59,15 @@ class PairwiseReward(Judge):
         if self.config.reasoning == "none":
             margin = self.answers.margin(asked)
             return part * pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
-        margin, logits, tokens = self.answers.learn(asked, *told(pairs))
+        margin, logits, tokens = self.answers.learn(asked, *reason_targets(pairs))
         answers = pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
         of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
         return part * answers + self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
 
-    def amount(self, pairs: Sequence[Preference]) -> Amount:
-        return Amount(len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*told(pairs)))
+    def amount(self, pairs: Sequence[Preference]) -> LossNormalizer:
+        return LossNormalizer(
+            len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*reason_targets(pairs))
+        )
 
     def score(
         self,
@@ -115,13 +117,13 @@ class PairwiseReward(Judge):
         said = self.answers.reasons(self._asked(questions, self.answers.explaining), verdict.margin)
         return Verdict(verdict.margin, tuple(said))
 
-    def _asked(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
+    def _asked(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
         """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""
         asked = []
         for number, question in enumerate(as_read(questions, self.config)):
             instruction = load_instruction(question.instruction) if question.instruction else self.instruction
             parts = tuple(instruction.question(question.prompt, reasoning or self.config.reasoning))
-            asked.append(Asked(parts, pictures_of(parts, question, number)))
+            asked.append(JudgeInput(parts, pictures_of(parts, question, number)))
         return asked
 
     def save(self, folder: Path) -> None:

@@ -130,7 +130,7 @@ class RewardConfig(RewardOptions):
         return value
 
 
-class Amount(NamedTuple):
+class LossNormalizer(NamedTuple):
     """What a batch's loss is a mean over: its pairs, and the tokens of its reasons."""
 
     pairs: int
@@ -159,15 +159,15 @@ class Judge(ABC):
         """Margins [B], float32, always in the graph; each distinct tensor is encoded once."""
 
     @abstractmethod
-    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """The training loss on pairs, in the graph.
 
         of: the amount of a whole batch that these pairs are a part of. The losses of its parts then add up to its own.
         """
 
-    def amount(self, pairs: Sequence[Preference]) -> Amount:
+    def amount(self, pairs: Sequence[Preference]) -> LossNormalizer:
         """What the loss on these pairs is a mean over."""
-        return Amount(len(pairs))
+        return LossNormalizer(len(pairs))
 
     @abstractmethod
     def save(self, folder: Path) -> None:

@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
-from rewarddance.runtime import distributed
+from rewarddance.runtime import process_group
 from rewarddance.types import Question, Verdict
 
 T = TypeVar("T")
 
 
-class Lesson(nn.Module):
+class ForwardDispatch(nn.Module):
     """A judge as a module whose forward is whatever is done with the judge.
 
     DDP and FSDP act where a module's forward begins and ends, and a judge is asked through methods of its own: done
@@ -35,10 +35,10 @@ class Lesson(nn.Module):
 
     def __init__(self, reward: Judge) -> None:
         super().__init__()
-        self.reward, self.model, self.in_pieces = reward, reward.model, False
+        self.reward, self.model, self.sharded = reward, reward.model, False
 
     def forward(self, do: Callable[[Judge], T]) -> T:
-        if not (self.in_pieces and torch.is_grad_enabled()):
+        if not (self.sharded and torch.is_grad_enabled()):
             return do(self.reward)
         with _in_one_go(self.reward):
             return do(self.reward)
@@ -54,14 +54,14 @@ def _in_one_go(reward: Any) -> Iterator[None]:
         reward.vlm.tokens_at_once = budget
 
 
-def replicated(lesson: Lesson) -> nn.Module:
+def replicated(lesson: ForwardDispatch) -> nn.Module:
     """The lesson with the gradients of all processes averaged; itself where there is one process.
 
     A judge leaves weights unused (the output head, in a regressive one), so DDP has to look for them.
     """
-    if distributed.count() == 1:
+    if process_group.world_size() == 1:
         return lesson
-    own = distributed.device()
+    own = process_group.device()
     return DistributedDataParallel(
         lesson,
         device_ids=[own] if own.type == "cuda" else None,
@@ -69,7 +69,7 @@ def replicated(lesson: Lesson) -> nn.Module:
     )
 
 
-def shard(lesson: Lesson, mesh: Any, half: bool) -> None:
+def shard(lesson: ForwardDispatch, mesh: Any, half: bool) -> None:
     """Split the weights over the mesh, in place: layer by layer, and what stands outside of the layers at the end.
 
     half: computed in bfloat16, while the pieces and the sum of the gradients are what the weights were (float32, where
@@ -81,24 +81,25 @@ def shard(lesson: Lesson, mesh: Any, half: bool) -> None:
     for name in lesson.reward.own_weights():
         fully_shard(lesson.model.get_submodule(name.rpartition(".")[0]), mesh=mesh)
     fully_shard(lesson, mesh=mesh, mp_policy=policy)
-    lesson.in_pieces = lesson.reward.vlm.steady = True  # type: ignore[attr-defined]
+    lesson.sharded = lesson.reward.vlm.steady = True  # type: ignore[attr-defined]
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """What is gathered one at a time where the weights are in pieces; all else is gathered for a whole step."""
+    """What is gather_full_tensors one at a time where the weights are in pieces; all else is gather_full_tensors for
+    a whole step."""
     stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return [layer for stack in stacks for layer in stack]
 
 
-def measured(lesson: Lesson, evaluate: Callable[[RewardModel], T]) -> T:
+def measured(lesson: ForwardDispatch, evaluate: Callable[[RewardModel], T]) -> T:
     """`evaluate` of the judge as it is now, without a graph, the same on all processes.
 
     Where each has all weights they share the questions; where they have pieces, all ask all.
     """
     lesson.eval()
     with torch.no_grad():
-        if not lesson.in_pieces:
-            found = evaluate(lesson.reward if distributed.count() == 1 else Spread(lesson.reward))
+        if not lesson.sharded:
+            found = evaluate(lesson.reward if process_group.world_size() == 1 else Spread(lesson.reward))
         else:
             found = lesson(evaluate)
             lesson.reshard()  # type: ignore[operator]
@@ -114,11 +115,13 @@ class Spread:
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         order = together(questions)
-        low, high = (at * len(order) // distributed.count() for at in (distributed.rank(), distributed.rank() + 1))
+        low, high = (
+            at * len(order) // process_group.world_size() for at in (process_group.rank(), process_group.rank() + 1)
+        )
         own = order[low:high]
         margin = torch.zeros(len(questions))
         margin[own] = self.judge([questions[i] for i in own]).margin.detach().cpu()
-        return Verdict(distributed.summed(margin))
+        return Verdict(process_group.sum_over_processes(margin))
 
 
 def together(questions: Sequence[Question]) -> list[int]:
@@ -131,12 +134,12 @@ def together(questions: Sequence[Question]) -> list[int]:
     return sorted(range(len(questions)), key=keys.__getitem__)
 
 
-def save_optimiser(lesson: Lesson, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+def save_optimiser(lesson: ForwardDispatch, optimiser: torch.optim.Optimizer, folder: Path) -> None:
     """Each process writes its pieces; any number of processes can read them again."""
     pieces.save(get_optimizer_state_dict(lesson, optimiser), checkpoint_id=folder)
 
 
-def load_optimiser(lesson: Lesson, optimiser: torch.optim.Optimizer, folder: Path) -> None:
+def load_optimiser(lesson: ForwardDispatch, optimiser: torch.optim.Optimizer, folder: Path) -> None:
     state = get_optimizer_state_dict(lesson, optimiser)
     pieces.load(state, checkpoint_id=folder)
     set_optimizer_state_dict(lesson, optimiser, state)

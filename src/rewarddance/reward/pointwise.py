@@ -16,17 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import Media
-from rewarddance.reward.frames import as_read
 from rewarddance.reward.instructions import Instruction, Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Amount, Candidates, Judge, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked, given_pixels
 from rewarddance.reward.objectives import (
     both_orders_cross_entropy,
     bradley_terry,
     reason_cross_entropy,
     win_tie_bradley_terry,
 )
-from rewarddance.reward.reasoning import Answers, told
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.reward.reasoning import Answers, reason_targets
+from rewarddance.reward.video_frames import as_read
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.types import Preference, Question, Verdict
 
 Places = list[tuple[int, int | None]]
@@ -52,7 +52,7 @@ class PointwiseJudge(Judge):
         parts = [self.scores(shown[start : start + size]) for start in range(0, len(shown), size)]
         return differences(torch.cat(parts), places)
 
-    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """Bradley-Terry on the pair's margin, win-tie under a `tie_threshold`, and `answer_weight` times the answers'.
 
         The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
@@ -102,7 +102,7 @@ class PointwiseReward(PointwiseJudge):
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
         return self.answers.margin(self._asked(shown))
 
-    def loss(self, pairs: Sequence[Preference], of: Amount | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """As for every pointwise kind, and the cross-entropy of each picture's own reason.
 
         `reason` is the second picture's and `reason_swapped` the first's. A reason is learned behind or before yes for
@@ -112,14 +112,16 @@ class PointwiseReward(PointwiseJudge):
             return super().loss(pairs, of)
         asked = [Question(p.prompt, p.second, condition=p.condition, fps=(p.fps[1], None)) for p in pairs]
         asked += [Question(p.prompt, p.first, condition=p.condition, fps=(p.fps[0], None)) for p in pairs]
-        scores, logits, tokens = self.answers.learn(self._asked(asked), *told(pairs))
+        scores, logits, tokens = self.answers.learn(self._asked(asked), *reason_targets(pairs))
         part = len(pairs) / of.pairs if of else 1
         of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
         reasons = self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
         return part * self._of_scores(scores, pairs) + reasons
 
-    def amount(self, pairs: Sequence[Preference]) -> Amount:
-        return Amount(len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*told(pairs)))
+    def amount(self, pairs: Sequence[Preference]) -> LossNormalizer:
+        return LossNormalizer(
+            len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*reason_targets(pairs))
+        )
 
     @torch.no_grad()
     def explain(self, questions: Sequence[Question]) -> Verdict:
@@ -138,7 +140,7 @@ class PointwiseReward(PointwiseJudge):
         verdict = checked(differences(torch.cat(scores), places), questions)
         return Verdict(verdict.margin, tuple(reasons[candidate] for candidate, _ in places))
 
-    def _asked(self, shown: Sequence[Question], reasoning: Reasoning | None = None) -> list[Asked]:
+    def _asked(self, shown: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
         return asked_alone(as_read(shown, self.config), self.instruction, reasoning or self.config.reasoning)
 
     def save(self, folder: Path) -> None:
@@ -146,13 +148,13 @@ class PointwiseReward(PointwiseJudge):
         self._save_config(folder)
 
 
-def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none") -> list[Asked]:
+def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none") -> list[JudgeInput]:
     """The pointwise question on each candidate, under its own instruction or else under `instruction`."""
     asked = []
     for number, question in enumerate(shown):
         template = load_instruction(question.instruction) if question.instruction else instruction
         parts = tuple(template.pointwise_question(question.prompt, reasoning))
-        asked.append(Asked(parts, pictures_of(parts, question, number)))
+        asked.append(JudgeInput(parts, pictures_of(parts, question, number)))
     return asked
 
 

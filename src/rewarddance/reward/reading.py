@@ -19,11 +19,11 @@ from rewarddance.data.fields import short
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.sharing import Batch, Prefix, Row, Sharing, padded, plan
+from rewarddance.reward.prefix_cache import Batch, Prefix, Row, Sharing, padded, plan
 from rewarddance.runtime.memory import checkpointed, is_out_of_memory
 
 
-class Asked(NamedTuple):
+class JudgeInput(NamedTuple):
     """One user turn, and what the assistant has said so far of its answer.
 
     parts: text and `Picture` places in order. pictures: the pixels of those places. said: the answer's beginning.
@@ -42,7 +42,7 @@ class Tokens(NamedTuple):
     said: int
 
 
-def parts_of(one: Asked) -> Parts:
+def parts_of(one: JudgeInput) -> Parts:
     """Raises InputError where the question has more or fewer pictures than places."""
     parts = tuple((isinstance(part, Picture), str(part)) for part in one.parts)
     if sum(is_picture for is_picture, _ in parts) != len(one.pictures):
@@ -78,11 +78,11 @@ class Reading(ABC):
     steady = False  # True where processes hold the weights in pieces, so that all must make the same forwards
 
     @abstractmethod
-    def _sequence(self, one: Asked, numbers: tuple[int, ...]) -> Tokens:
+    def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
         """The question's tokens; its pictures have these numbers."""
 
     @abstractmethod
-    def said_tokens(self, text: str) -> list[int]:
+    def response_prefix_tokens(self, text: str) -> list[int]:
         """The tokens of what the assistant says."""
 
     @property
@@ -101,7 +101,7 @@ class Reading(ABC):
     def _image_token(self) -> int:
         return self.model.config.image_token_id
 
-    def read(self, asked: Sequence[Asked]) -> Float[Tensor, "B D"]:
+    def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
         """The hidden state where each answer begins, or goes on after `said`; in the graph.
 
         Each distinct tensor is encoded once; what questions share before they part is computed once where no gradient
@@ -109,7 +109,7 @@ class Reading(ABC):
         """
         return torch.stack([states[-1] for states in self.states(asked)])
 
-    def states(self, asked: Sequence[Asked], sharing: Sharing | None = None) -> list[Float[Tensor, "S D"]]:
+    def states(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Float[Tensor, "S D"]]:
         """The states from which each token of `said` is predicted, and the one after the last: S = 1 + tokens said.
 
         sharing: as in `plan`; what costs least, if None.
@@ -176,9 +176,9 @@ class Reading(ABC):
                 start += len(part)
         return [found[i] for i in range(len(pictures))]
 
-    def _whole(self, one: Asked) -> Float[Tensor, "S D"]:
+    def _whole(self, one: JudgeInput) -> Float[Tensor, "S D"]:
         """The wanted states of one question by the model's own forward."""
-        said = self.said_tokens(one.said)
+        said = self.response_prefix_tokens(one.said)
         inputs = self.family.whole(parts_of(one), one.pictures, said)
         self._check_length(one, inputs["input_ids"].shape[1])
         try:
@@ -190,7 +190,7 @@ class Reading(ABC):
             raise _too_large(error, inputs["input_ids"].shape[1]) from error
         return states[len(states) - 1 - len(said) :]
 
-    def _check_length(self, one: Asked, tokens: int) -> None:
+    def _check_length(self, one: JudgeInput, tokens: int) -> None:
         """Raises InputError where the question has more tokens than the model has learned to read: what it would say
         then means nothing, and nobody would see it."""
         text = self.model.config.get_text_config()

@@ -19,7 +19,7 @@ from rewarddance.errors import InputError
 from rewarddance.reward.averages import mean_probability
 from rewarddance.reward.instructions import Reasoning
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.vlm import Asked, VisionLanguageModel
+from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.types import Preference
 
 ANSWER = "Answer:"
@@ -48,8 +48,8 @@ class _Speech(NamedTuple):
 class Answers:
     """Reads yes and no out of a vision-language model in the form that `config.reasoning` says.
 
-    The questions that it is given (`Asked`) already say how to answer. Raises InputError where the tokenizer has no
-    single token for either answer.
+    The questions that it is given (`JudgeInput`) already say how to answer. Raises InputError where the tokenizer has
+    no single token for either answer.
     """
 
     def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
@@ -61,7 +61,7 @@ class Answers:
                 "Set yes and no to different spellings.",
             )
 
-    def margin(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
+    def margin(self, asked: Sequence[JudgeInput]) -> Float[Tensor, " B"]:
         """log of yes odds minus log of no odds, float32, in the graph.
 
         In the form `before`, the logit of the mean probability over K sampled reasons. The reasons are sampled without
@@ -72,7 +72,7 @@ class Answers:
         margins, _ = self.thoughts(asked)
         return mean_probability(margins, margins.new_ones(len(margins)))
 
-    def thoughts(self, asked: Sequence[Asked]) -> tuple[Float[Tensor, "K B"], list[list[str]]]:
+    def thoughts(self, asked: Sequence[JudgeInput]) -> tuple[Float[Tensor, "K B"], list[list[str]]]:
         """Margins after each of K sampled reasons, in the graph, and the reasons [B][K].
 
         They are sampled question by question, so that what else is asked does not change them.
@@ -92,7 +92,7 @@ class Answers:
         """The form in which `reasons` wants its questions: a judge that learned none is asked for them all the same."""
         return "before" if self.config.reasoning == "before" else "after"
 
-    def reasons(self, asked: Sequence[Asked], margin: Float[Tensor, " B"]) -> list[str]:
+    def reasons(self, asked: Sequence[JudgeInput], margin: Float[Tensor, " B"]) -> list[str]:
         """Why each answer is what its margin says; `asked` are questions of the form `explaining`.
 
         Written greedily behind the answer; in the form `before`, of those that were sampled, the one that argued most
@@ -105,7 +105,7 @@ class Answers:
         best = torch.where(margin > 0, margins, -margins).argmax(0).tolist()
         return [own[k] for own, k in zip(reasons, best, strict=True)]
 
-    def learn(self, asked: Sequence[Asked], reasons: Sequence[str], yes: Sequence[bool]) -> Learned:
+    def learn(self, asked: Sequence[JudgeInput], reasons: Sequence[str], yes: Sequence[bool]) -> Learned:
         """Read B answers with the right reason before or after them; "" is none. In the graph.
 
         yes: the answers that the reasons argue for; in the form `after` a reason is learned behind its answer.
@@ -121,7 +121,7 @@ class Answers:
         """How many tokens `learn` would teach."""
         return sum(len(self._speech(*pair).tokens) for pair in zip(reasons, yes, strict=True))
 
-    def _read(self, asked: Sequence[Asked]) -> Float[Tensor, " B"]:
+    def _read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, " B"]:
         return self.vlm.margin(self.vlm.read(asked), self._yes, self._no, self.config.among)
 
     def _speech(self, reason: str, yes: bool) -> _Speech:
@@ -131,10 +131,10 @@ class Answers:
         before, end = self.config.reasoning == "before", self.vlm.tokenizer.eos_token_id
         if not reason:
             said = ANSWER if before else ""
-            return _Speech(said, len(self.vlm.said_tokens(said)), [], [])
+            return _Speech(said, len(self.vlm.response_prefix_tokens(said)), [], [])
         if before:  # the answer's own token is the margin's to learn; the end of the turn comes after it
             said = _before(reason) + self._word(yes, " ")
-            tokens = self.vlm.said_tokens(said)
+            tokens = self.vlm.response_prefix_tokens(said)
             answer = len(tokens) - 1
             if tokens[answer] not in (*self._yes, *self._no):
                 raise InputError(
@@ -142,17 +142,17 @@ class Answers:
                 )
             return _Speech(said, answer, [*range(answer), answer + 1], [*tokens[:answer], end])
         said = f"{self._word(yes)}. {reason}"
-        tokens = self.vlm.said_tokens(said)
+        tokens = self.vlm.response_prefix_tokens(said)
         return _Speech(said, 0, list(range(1, len(tokens) + 1)), [*tokens[1:], end])
 
     def _word(self, yes: bool, begins: str = "") -> str:
         """The first spelling of an answer that is one token and begins with a space, or does not, if there is one."""
         words, answers = (self.config.yes, self._yes) if yes else (self.config.no, self._no)
-        single = [word for word in words if self.vlm.said_tokens(word) in [[answer] for answer in answers]]
+        single = [word for word in words if self.vlm.response_prefix_tokens(word) in [[answer] for answer in answers]]
         return next((word for word in single if word.startswith(" ") == bool(begins)), single[0])
 
 
-def told(pairs: Sequence[Preference]) -> tuple[list[str], list[bool]]:
+def reason_targets(pairs: Sequence[Preference]) -> tuple[list[str], list[bool]]:
     """The reasons of both orders of each pair, second as the candidate first, and the answers that they argue for."""
     reasons = [*(p.reason for p in pairs), *(p.reason_swapped for p in pairs)]
     return reasons, [*(p.share > 0.5 for p in pairs), *(p.share < 0.5 for p in pairs)]

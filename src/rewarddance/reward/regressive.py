@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rewarddance.reward.frames import as_read
 from rewarddance.reward.judge import HEAD_FILE, RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge, asked_alone
-from rewarddance.reward.vlm import VisionLanguageModel
+from rewarddance.reward.video_frames import as_read
+from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Question
 
 HEAD = "reward_head.weight"

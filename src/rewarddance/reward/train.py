@@ -19,16 +19,16 @@ from transformers.trainer_callback import TrainerState
 
 from rewarddance.errors import InputError, RewardDanceError, RewardError
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.batches import Portion, Portions, jittered
+from rewarddance.reward.batches import MicroBatch, MicroBatches, jittered
 from rewarddance.reward.instructions import load_instruction
-from rewarddance.reward.judge import USED_BY, Amount, Judge, RewardConfig, RewardOptions
-from rewarddance.reward.kinds import build_reward
+from rewarddance.reward.judge import USED_BY, Judge, LossNormalizer, RewardConfig, RewardOptions
+from rewarddance.reward.loading import build_reward
 from rewarddance.reward.parallel import load_optimiser, measured, replicated, save_optimiser
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable, vision_tower
-from rewarddance.runtime import distributed
+from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import COMPLETE, newest_complete
-from rewarddance.runtime.pieces import whole
+from rewarddance.runtime.sharding import full_tensor
 from rewarddance.runtime.tracking import Metrics, progress_bar
 from rewarddance.types import Preference
 
@@ -47,7 +47,7 @@ class JudgeTrainer(Trainer):
         self,
         student: Trainable,
         recipe: JudgeRecipe,
-        portions: Portions,
+        portions: MicroBatches,
         metrics: Metrics,
         evaluate: Evaluate | None,
         **kwargs: Any,
@@ -72,16 +72,16 @@ class JudgeTrainer(Trainer):
         if self.portions.parts * self.portions.count == 1:
             return samples, None
         own = [self.student.reward.amount(s["portion"].pairs) for s in samples if s["portion"].counts]
-        return samples, Amount(*distributed.summed(torch.tensor([(0, 0), *own]).sum(0)).tolist())
+        return samples, LossNormalizer(*process_group.sum_over_processes(torch.tensor([(0, 0), *own]).sum(0)).tolist())
 
     def compute_loss(
         self,
         model: Any,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: Amount | None = None,
+        num_items_in_batch: LossNormalizer | None = None,
     ) -> Any:
-        portion: Portion = inputs["portion"]
+        portion: MicroBatch = inputs["portion"]
         amount = num_items_in_batch
         pairs = jittered(portion, self.recipe.pixel_noise, self.portions.seed, amount is None)
         if amount is None:
@@ -91,14 +91,14 @@ class JudgeTrainer(Trainer):
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         """Not the model but what is done with it: the hooks of DDP and FSDP fire at a forward's ends."""
-        return replicated(self.student.lesson) if not self.student.lesson.in_pieces else self.student.lesson
+        return replicated(self.student.lesson) if not self.student.lesson.sharded else self.student.lesson
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if not self.student.lesson.in_pieces:  # pieces are where they belong
+        if not self.student.lesson.sharded:  # pieces are where they belong
             super()._move_model_to_device(model, device)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = whole(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
+        norm = full_tensor(torch.as_tensor(super()._get_grad_norm(model, grad_norm)))
         if not torch.isfinite(norm):
             raise RewardError(
                 f"the gradient of step {self.state.global_step + 1} is not finite.",
@@ -116,8 +116,8 @@ class JudgeTrainer(Trainer):
         """Measured first, so that its state says which step is best; written beside its place and moved there."""
         self._measure()
         super()._save_checkpoint(model, trial)
-        distributed.wait()
-        if distributed.is_first():
+        process_group.barrier()
+        if process_group.is_main_process():
             name = f"checkpoint-{self.state.global_step}"
             scratch, place = Path(self._get_output_dir(None), name), Path(str(self.args.output_dir), name)
             (scratch / COMPLETE).touch()
@@ -126,7 +126,7 @@ class JudgeTrainer(Trainer):
             scratch.parent.rmdir()
             keep = {self.state.global_step, self.state.best_global_step}
             forget_checkpoints(place.parent, keep, also_newest=2)
-        distributed.wait()
+        process_group.barrier()
 
     def _measure(self) -> None:
         if self.evaluated is None:
@@ -139,7 +139,7 @@ class JudgeTrainer(Trainer):
             if self.state.best_metric is None or figures[key] > self.state.best_metric:
                 self.state.best_metric, self.state.best_global_step = figures[key], step
             figures["best_step"] = self.state.best_global_step
-        if distributed.is_first():
+        if process_group.is_main_process():
             self.metrics.log("judge", step, **figures)
         if self.args.report_to:
             self.log({f"eval_{name}": float(figure) for name, figure in figures.items()})
@@ -154,16 +154,16 @@ class JudgeTrainer(Trainer):
         self.student.load(Path(resume_from_checkpoint))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.student.lesson.in_pieces:
+        if not self.student.lesson.sharded:
             return super()._save_optimizer_and_scheduler(output_dir)
         save_optimiser(self.student.lesson, _inner(self.optimizer), Path(output_dir, "optimizer"))
-        if distributed.is_first():
+        if process_group.is_main_process():
             torch.save(self._rates.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        if self.student.lesson.in_pieces:
+        if self.student.lesson.sharded:
             load_optimiser(self.student.lesson, _inner(self.optimizer), Path(checkpoint, "optimizer"))
         else:  # to the CPU first: Trainer's own (5.17) asks for a device "cpu:0", which there is not
             saved = torch.load(Path(checkpoint, "optimizer.pt"), map_location="cpu", weights_only=True)
@@ -220,14 +220,14 @@ def train_judge(
         recipe.sharded,
     )
     steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
-    own = (recipe.gradient_accumulation_steps, distributed.rank(), distributed.count())
-    portions = Portions(preferences, recipe.batch_size, steps, seed, *own)
+    own = (recipe.gradient_accumulation_steps, process_group.rank(), process_group.world_size())
+    portions = MicroBatches(preferences, recipe.batch_size, steps, seed, *own)
     resume = newest_complete(folder)
     done = int(resume.name.rpartition("-")[2]) if resume else 0
-    distributed.wait()  # before the first process writes anything
+    process_group.barrier()  # before the first process writes anything
     with ExitStack() as stack:
         callbacks: list[TrainerCallback] = []
-        if distributed.is_first():
+        if process_group.is_main_process():
             shutil.rmtree(folder / "unfinished", ignore_errors=True)
             metrics.rewind("judge", done)
             callbacks = [_Watch(metrics, stack.enter_context(progress_bar("training the judge", steps, done)))]
@@ -276,14 +276,14 @@ def check_training(recipe: JudgeRecipe, measured: bool) -> None:
             )
         if name not in installed:
             raise InputError(f"the tracker {name!r} is not installed.", f"pip install {name}, or leave it out.")
-    shares = recipe.gradient_accumulation_steps * distributed.count()
+    shares = recipe.gradient_accumulation_steps * process_group.world_size()
     if recipe.batch_size < shares:
         raise InputError(
-            f"a batch_size of {recipe.batch_size} cannot be shared by {distributed.count()} processes in "
+            f"a batch_size of {recipe.batch_size} cannot be shared by {process_group.world_size()} processes in "
             f"{recipe.gradient_accumulation_steps} parts each.",
             f"Set it to {shares} or more: it counts the pairs of a step, all together.",
         )
-    if recipe.sharded and distributed.count() == 1:
+    if recipe.sharded and process_group.world_size() == 1:
         raise InputError(
             "a sharded judge needs several processes.",
             "Start it with torchrun --nproc-per-node N -m rewarddance train RECIPE, or set judge.sharded=false.",
@@ -297,7 +297,7 @@ def _arguments(recipe: JudgeRecipe, folder: Path, steps: int, seed: int) -> Trai
         output_dir=str(folder),
         run_name=folder.resolve().name,
         max_steps=steps,
-        per_device_train_batch_size=max(1, recipe.batch_size // distributed.count()),
+        per_device_train_batch_size=max(1, recipe.batch_size // process_group.world_size()),
         gradient_accumulation_steps=recipe.gradient_accumulation_steps,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
@@ -312,7 +312,7 @@ def _arguments(recipe: JudgeRecipe, folder: Path, steps: int, seed: int) -> Trai
         report_to=list(recipe.report_to),
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        use_cpu=distributed.device().type == "cpu",
+        use_cpu=process_group.device().type == "cpu",
     )
 
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from rewarddance.errors import InputError
 from rewarddance.reward.judge import HEAD_FILE, Judge
-from rewarddance.reward.parallel import Lesson, shard
+from rewarddance.reward.parallel import ForwardDispatch, shard
 from rewarddance.runtime.checkpoint import replacing
-from rewarddance.runtime.distributed import device, in_turn, is_first, wait
-from rewarddance.runtime.pieces import fill, gathered, one_mesh
+from rewarddance.runtime.process_group import barrier, device, is_main_process, one_process_at_a_time
+from rewarddance.runtime.sharding import copy_into, device_mesh, gather_full_tensors
 
 ADAPTER = "adapter"
 """The folder beside a delivered reward's weights that holds the LoRA which was merged into them, as PEFT's files."""
@@ -51,8 +51,8 @@ class Trainable:
             return Trainable(build, base, lora_rank, lora_alpha, freeze_vision_tower, half)
 
         self._plain, self._half = plain, half
-        mesh = one_mesh() if in_pieces else None
-        with in_turn() if in_pieces else nullcontext():
+        mesh = device_mesh() if in_pieces else None
+        with one_process_at_a_time() if in_pieces else nullcontext():
             self.reward = build(torch.bfloat16 if half and lora_rank else torch.float32)
             model = self.reward.model
             if in_pieces and not self.reward.vlm.family.shares:  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ class Trainable:
             self.adapter = _with_lora(self.reward, lora_rank, lora_alpha, tower, base) if lora_rank else None
             if half:
                 _compute_in_half(self.reward)
-            self.lesson = Lesson(self.reward)
+            self.lesson = ForwardDispatch(self.reward)
             if in_pieces:
                 shard(self.lesson, mesh, half)
 
@@ -74,9 +74,9 @@ class Trainable:
 
     def save(self, folder: Path) -> None:
         """Write the trained weights in full precision: a plain save_pretrained folder, or of LoRA PEFT's own files."""
-        own = gathered(self.reward.own_weights())
-        weights = gathered(self._places()) if self.lesson.in_pieces or self.adapter else None
-        if not is_first():
+        own = gather_full_tensors(self.reward.own_weights())
+        weights = gather_full_tensors(self._places()) if self.lesson.sharded or self.adapter else None
+        if not is_main_process():
             return
         folder.mkdir(parents=True, exist_ok=True)
         if self.adapter is not None:
@@ -90,13 +90,13 @@ class Trainable:
         """Read what `save` wrote. Raises InputError naming a checkpoint that cannot be read."""
         own = self.reward.own_weights()
         try:
-            with in_turn() if self.lesson.in_pieces else nullcontext():
+            with one_process_at_a_time() if self.lesson.sharded else nullcontext():
                 if self.adapter is not None:
                     saved = load_file(folder / ADAPTER_FILE)
                 else:
                     saved = type(self.reward.model).from_pretrained(folder, dtype=torch.float32).state_dict()
-                fill(self._places(), saved)
-                fill(own, load_file(folder / HEAD_FILE) if own else {})
+                copy_into(self._places(), saved)
+                copy_into(own, load_file(folder / HEAD_FILE) if own else {})
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"the checkpoint {folder} cannot be read: {error}.", "Remove it; an older one is taken."
@@ -108,19 +108,19 @@ class Trainable:
         Where the weights are in pieces, only the first process returns a judge that is whole.
         """
         reward = self.reward
-        if not self.lesson.in_pieces:
+        if not self.lesson.sharded:
             self.load(checkpoint)
             self._finish(folder)
-        elif is_first():
+        elif is_main_process():
             whole = self._plain()
             whole.load(checkpoint)
             whole._finish(folder)
             reward = whole.reward
-        wait()
+        barrier()
         return reward
 
     def _finish(self, folder: Path) -> None:
-        with replacing(folder) if is_first() else nullcontext() as place:
+        with replacing(folder) if is_main_process() else nullcontext() as place:
             if self.adapter is not None:
                 if place:
                     _write_adapter(self.adapter, self._places(), place / ADAPTER)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rewarddance.errors import InputError
 
-BUNDLED = Path(__file__).parent.parent / "bundled"
+BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
 _OF_A_CHECKPOINT = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 COMPLETE = "complete"
 """A file written last into every checkpoint folder: a folder without it was cut off and is not read."""

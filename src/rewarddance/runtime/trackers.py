@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe, flat
-from rewarddance.runtime.distributed import is_first
+from rewarddance.runtime.process_group import is_main_process
 
 _TAKE_PICTURES = ("tensorboard", "wandb", "swanlab")
 """Those of accelerate's that take a list of pictures; to the others only figures go."""
@@ -52,7 +52,7 @@ def reporting(names: Sequence[str], folder: Path, recipe: Recipe) -> Iterator[li
     Weights & Biases; others open a second one. Raises InputError as `check_trackers` does.
     """
     check_trackers(names)
-    if not names or not is_first():
+    if not names or not is_main_process():
         yield []
         return
     from accelerate import PartialState

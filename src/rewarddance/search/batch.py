@@ -54,11 +54,11 @@ class Batch:
         """The cost of `count` plain samples."""
         return Cost(count * self.steps, self.judging.asks(count, self.judging.seen))
 
-    def widest(self, cost: Callable[[int], Cost], most: int | None = None, least: int | None = None) -> int:
+    def max_affordable(self, cost: Callable[[int], Cost], most: int | None = None, least: int | None = None) -> int:
         """The largest width whose cost can be afforded; as long as nothing was found, at least 1 (see `Meter`)."""
         if least is None:
             least = 0 if self.found[0] else 1
-        return self.meter.widest(cost, self.width if most is None else min(most, self.width), least)
+        return self.meter.max_affordable(cost, self.width if most is None else min(most, self.width), least)
 
     # -- making pictures ----------------------------------------------------------------------------------------
 
@@ -68,9 +68,9 @@ class Batch:
         self.drawn += count
         return [[noise_seed(self.seed, place, number) for number in numbers] for place in self.places]
 
-    def start(self, seeds: Sequence[Sequence[int]]) -> Tensor:
+    def init_noise(self, seeds: Sequence[Sequence[int]]) -> Tensor:
         """The latents [P * N, ...] of pure noise from seeds [P][N]."""
-        return self.generator.start([seed for own in seeds for seed in own])
+        return self.generator.init_noise([seed for own in seeds for seed in own])
 
     def condition(self, texts: Sequence[Sequence[str]]) -> Any:
         """The conditioning of texts [P][N]; what was encoded last is not encoded again."""
@@ -103,12 +103,12 @@ class Batch:
 
     def sample(self, count: int, texts: Sequence[str] | None = None) -> Groups:
         """`count` plain samples a prompt [P][count]; texts: what they are drawn from, if not the prompts."""
-        is_first = self.drawn == 0 and texts is None
+        is_main_process = self.drawn == 0 and texts is None
         seeds = self.seeds(count)
         origins = [[{"noise": seed} for seed in own] for own in seeds]
         rows = None if texts is None else [[text] * count for text in texts]
-        found = self.candidates(self.denoised(self.start(seeds), 0, self.steps, rows), origins)
-        if is_first:
+        found = self.candidates(self.denoised(self.init_noise(seeds), 0, self.steps, rows), origins)
+        if is_main_process:
             self.first = [own[0] for own in found]
         return found
 

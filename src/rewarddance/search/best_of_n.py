@@ -68,7 +68,7 @@ class Random(Recipe):
 def search_best_of_n(batch: Batch, recipe: Random) -> None:
     """Plain samples until all is spent."""
     left = recipe.n
-    while (left is None or left > 0) and (count := batch.widest(batch.plain, left)):
+    while (left is None or left > 0) and (count := batch.max_affordable(batch.plain, left)):
         batch.offer(batch.sample(count))
         batch.rounds += 1
         left = None if left is None else left - count

@@ -101,9 +101,9 @@ class CountingGenerator(_Timed):
         with self._timing():
             return self.generator.encode(prompts, conditions)
 
-    def start(self, seeds: Sequence[int]) -> Tensor:
+    def init_noise(self, seeds: Sequence[int]) -> Tensor:
         with self._timing():
-            return self.generator.start(seeds)
+            return self.generator.init_noise(seeds)
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         self.evaluations += len(x_t)
@@ -114,9 +114,9 @@ class CountingGenerator(_Timed):
         with self._timing():
             return self.generator.advance(x_t, prediction, step)
 
-    def clean(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
+    def predict_x0(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         with self._timing():
-            return self.generator.clean(x_t, prediction, step)
+            return self.generator.predict_x0(x_t, prediction, step)
 
     def scales(self, step: int) -> Scales:
         return self.generator.scales(step)
@@ -206,7 +206,7 @@ def totals(generator: CountingGenerator, judge: CountingJudge) -> Totals:
 class Meter:
     """What P prompts that are searched in step have spent, and what each of them can still afford.
 
-    since: seconds are foretold from what has been done since then, the prompts before these among it.
+    since: seconds are estimate_seconds from what has been done since then, the prompts before these among it.
     Raises InputError where a limit is below the cost of one plain sample.
     """
 
@@ -231,7 +231,7 @@ class Meter:
         seconds = (self.generator.clock() - self.began, done.generator_seconds, done.judge_seconds)
         return Spent(*counts, *(each / self.prompts for each in seconds))
 
-    def widest(self, cost: Callable[[int], Cost], most: int, least: int = 0) -> int:
+    def max_affordable(self, cost: Callable[[int], Cost], most: int, least: int = 0) -> int:
         """The largest width up to `most` whose cost is left, and `least` where none is."""
         so_far = self.spent()
         return next((width for width in range(most, least, -1) if self._affords(cost(width), so_far)), least)
@@ -242,9 +242,9 @@ class Meter:
             return False
         if budget.questions is not None and so_far.questions + cost.questions > budget.questions:
             return False
-        return budget.seconds is None or so_far.seconds + self.foretold(cost) <= budget.seconds
+        return budget.seconds is None or so_far.seconds + self.estimate_seconds(cost) <= budget.seconds
 
-    def foretold(self, cost: Cost) -> float:
+    def estimate_seconds(self, cost: Cost) -> float:
         """The seconds that a cost will take."""
         done = totals(self.generator, self.judge).since(self.since)
         making = done.generator_seconds / max(1, done.evaluations)

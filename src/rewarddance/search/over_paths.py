@@ -124,10 +124,10 @@ def search_over_paths(batch: Batch, recipe: Paths) -> None:
             "Give a larger budget, or fewer copies.",
         )
     while True:
-        if count := batch.widest(cost, min(recipe.paths, at_once), least=0):
+        if count := batch.max_affordable(cost, min(recipe.paths, at_once), least=0):
             _follow(batch, recipe, plan, scales, count)
             batch.rounds += 1
-        elif count := batch.widest(batch.plain):
+        elif count := batch.max_affordable(batch.plain):
             batch.offer(batch.sample(count))
         else:
             return
@@ -136,7 +136,7 @@ def search_over_paths(batch: Batch, recipe: Paths) -> None:
 def _follow(batch: Batch, recipe: Paths, plan: Plan, scales: Sequence[Scales], count: int) -> None:
     """One whole search over `count` paths a prompt."""
     seeds = batch.seeds(count)
-    x = batch.denoised(batch.start(seeds), 0, plan.start)
+    x = batch.denoised(batch.init_noise(seeds), 0, plan.start)
     origins = [[{"noise": seed, "renoised": []} for seed in own] for own in seeds]
     here, copies = plan.start, count * recipe.copies
     for up, down in plan.rounds:
@@ -160,7 +160,7 @@ def _follow(batch: Batch, recipe: Paths, plan: Plan, scales: Sequence[Scales], c
             ]
         else:
             prediction = batch.generator.predict(x, down, batch.condition(batch.repeated(copies)))
-            chosen = batch.best(batch.candidates(batch.generator.clean(x, prediction, down), origins), count)
+            chosen = batch.best(batch.candidates(batch.generator.predict_x0(x, prediction, down), origins), count)
         x = x[batch.rows(chosen, copies).to(x.device)]
         origins = [[own[i] for i in numbers] for own, numbers in zip(origins, chosen, strict=True)]
         here = down

@@ -45,17 +45,17 @@ def search_pruning(batch: Batch, recipe: Pruning) -> None:
         evaluations += count * (batch.steps - before)
         return Cost(evaluations, questions + batch.judging.asks(count, batch.judging.seen))
 
-    while count := batch.widest(cost, recipe.trajectories):
+    while count := batch.max_affordable(cost, recipe.trajectories):
         batch.rounds += any(math.ceil(recipe.keep * count) < count for _ in stops)
         seeds = batch.seeds(count)
-        x_t, before = batch.start(seeds), 0
+        x_t, before = batch.init_noise(seeds), 0
         for stop in stops:
             x_t = batch.denoised(x_t, before, stop)
             prediction = batch.generator.predict(x_t, stop, batch.condition(batch.repeated(count)))
             kept = math.ceil(recipe.keep * count)
             if kept < count:
                 origins = [[{} for _ in own] for own in seeds]
-                seen = batch.candidates(batch.generator.clean(x_t, prediction, stop), origins)
+                seen = batch.candidates(batch.generator.predict_x0(x_t, prediction, stop), origins)
                 chosen = [sorted(own) for own in batch.best(seen, kept)]
                 rows = batch.rows(chosen, count).to(x_t.device)
                 x_t, prediction, count = x_t[rows], prediction[rows], kept

@@ -51,7 +51,7 @@ def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) 
         plain = batch.plain(count)
         return Cost(plain.evaluations, plain.questions + 1)
 
-    while count := batch.widest(cost, recipe.samples):
+    while count := batch.max_affordable(cost, recipe.samples):
         batch.rounds += words != batch.prompts
         new = batch.sample(count, None if words == batch.prompts else words)
         for own, text in zip(new, words, strict=True):

@@ -28,14 +28,14 @@ def search_zero_order(batch: Batch, recipe: ZeroOrder) -> None:
 
     Such a neighbour is as Gaussian as the pivot, in every family's scale; at radius 1 this is random search.
     """
-    pivots = batch.start(seeds := batch.seeds(1))
+    pivots = batch.init_noise(seeds := batch.seeds(1))
     batch.first = _finished(batch, pivots, [[{"noise": own[0]}] for own in seeds])
     batch.offer([[one] for one in batch.first])
-    while count := batch.widest(batch.plain, recipe.neighbours):
+    while count := batch.max_affordable(batch.plain, recipe.neighbours):
         batch.rounds += 1
         seeds = batch.seeds(count)
         pivots = torch.stack([own[0].latent for own in batch.found for _ in range(count)])
-        noises = math.sqrt(1 - recipe.radius**2) * pivots + recipe.radius * batch.start(seeds)
+        noises = math.sqrt(1 - recipe.radius**2) * pivots + recipe.radius * batch.init_noise(seeds)
         origins = [
             [{**own[0].origin, "moved": [*own[0].origin.get("moved", ()), seed]} for seed in mine]
             for own, mine in zip(batch.found, seeds, strict=True)

@@ -22,7 +22,7 @@ from rewarddance.types import Preference
 
 
 class PreferenceRecipe(Recipe):
-    """How many preferences are gathered.
+    """How many preferences are gather_full_tensors.
 
     train_prompts: prompts of the training split. samples: generator pictures a prompt (each also gives one early
     prediction). overlaid: training pictures a prompt that show what two of the generator's show (each with its early

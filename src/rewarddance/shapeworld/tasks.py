@@ -1,4 +1,4 @@
-"""What a run on ShapeWorld is about: pictures, films, or films that begin with a picture; each as one record.
+"""What a run on ShapeWorld is about: pictures, videos, or videos that begin with a picture; each as one record.
 
 A task supplies prompts, preferences and the oracle; the run itself does not know which it is.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator
-from rewarddance.shapeworld.motion.oracle import judge_films
+from rewarddance.shapeworld.motion.oracle import judge_videos
 from rewarddance.shapeworld.motion.preferences import (
     MotionRecipe,
     draw_pools,
-    film_samples,
     motion_tasks,
-    pair_films,
+    pair_videos,
+    video_samples,
 )
 from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_up
@@ -30,7 +30,7 @@ from rewarddance.types import Pixels, Preference
 TASKS = ("t2i", "t2v", "i2v")
 
 
-class Asked(NamedTuple):
+class ShapePrompt(NamedTuple):
     """A prompt, its category, and the picture that it comes with, or None."""
 
     text: str
@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 @runtime_checkable
 class Seen(Protocol):
-    """What every oracle says of one picture or film, in [0, 1]; overall orders two of one prompt."""
+    """What every oracle says of one picture or video, in [0, 1]; overall orders two of one prompt."""
 
     @property
     def alignment(self) -> float: ...
@@ -58,17 +58,17 @@ class WorldTask:
     own order ("id", "early", "ood"), a generator's pictures among them. score: the oracle on pictures of one prompt."""
 
     name: str
-    prompts: Callable[[str, int, int], list[Asked]]
+    prompts: Callable[[str, int, int], list[ShapePrompt]]
     preferences: Callable[[Generator, int], dict[str, list[Preference]]]
-    score: Callable[[Tensor, Asked], Sequence[Seen]]
+    score: Callable[[Tensor, ShapePrompt], Sequence[Seen]]
 
 
 def task_of(name: str, recipe: PreferenceRecipe | MotionRecipe) -> WorldTask:
-    """The task of a name in `TASKS`, whose preferences are gathered by a recipe."""
+    """The task of a name in `TASKS`, whose preferences are gather_full_tensors by a recipe."""
     if isinstance(recipe, MotionRecipe):
         if recipe.task != name:
             raise InputError(f"the task is {name}, and its preferences are of {recipe.task}.", "Make them the same.")
-        return WorldTask(name, partial(_film_prompts, recipe), partial(_of_films, recipe), _films_seen)
+        return WorldTask(name, partial(_video_prompts, recipe), partial(_of_videos, recipe), _videos_seen)
     return WorldTask(name, _picture_prompts, partial(_of_pictures, recipe), _pictures_seen)
 
 
@@ -79,12 +79,12 @@ def parse_preferences(name: str, content: Any) -> PreferenceRecipe | MotionRecip
     return MotionRecipe.model_validate({"task": name, **content} if isinstance(content, dict) else content)
 
 
-def _picture_prompts(split: str, n: int, seed: int) -> list[Asked]:
-    return [Asked(text, spec.category) for text, spec in prompt_set(split, n, seed)]
+def _picture_prompts(split: str, n: int, seed: int) -> list[ShapePrompt]:
+    return [ShapePrompt(text, spec.category) for text, spec in prompt_set(split, n, seed)]
 
 
-def _film_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[Asked]:
-    return [Asked(text, spec.category, first) for text, spec, first in motion_tasks(split, n, recipe, seed)]
+def _video_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[ShapePrompt]:
+    return [ShapePrompt(text, spec.category, first) for text, spec, first in motion_tasks(split, n, recipe, seed)]
 
 
 def _of_pictures(recipe: PreferenceRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
@@ -99,24 +99,24 @@ def _of_pictures(recipe: PreferenceRecipe, generator: Generator, seed: int) -> d
     }
 
 
-def _of_films(recipe: MotionRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
+def _of_videos(recipe: MotionRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
     drawn = {split: draw_pools(split, recipe, seed) for split in ("train", "held_out", "unseen")}
-    pools = {split: film_samples(generator, own, split, recipe, seed) for split, own in drawn.items()}
+    pools = {split: video_samples(generator, own, split, recipe, seed) for split, own in drawn.items()}
     tests = recipe.test_pairs
     return {
-        "train": pair_films(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
-        "id": pair_films(pools["held_out"], "held_out", tests, recipe, seed, exact=True),
-        "early": pair_films(pools["held_out"], "held_out", tests, recipe, seed, exact=True, early="all"),
-        "ood": pair_films(pools["unseen"], "unseen", tests, recipe, seed, exact=True),
+        "train": pair_videos(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
+        "id": pair_videos(pools["held_out"], "held_out", tests, recipe, seed, exact=True),
+        "early": pair_videos(pools["held_out"], "held_out", tests, recipe, seed, exact=True, early="all"),
+        "ood": pair_videos(pools["unseen"], "unseen", tests, recipe, seed, exact=True),
     }
 
 
-def _pictures_seen(pictures: Tensor, asked: Asked) -> Sequence[Seen]:
+def _pictures_seen(pictures: Tensor, asked: ShapePrompt) -> Sequence[Seen]:
     return judge_pixels(pictures, [asked.text] * len(pictures))
 
 
-def _films_seen(films: Tensor, asked: Asked) -> Sequence[Seen]:
-    return judge_films(films, [asked.text] * len(films), [asked.condition] * len(films))
+def _videos_seen(videos: Tensor, asked: ShapePrompt) -> Sequence[Seen]:
+    return judge_videos(videos, [asked.text] * len(videos), [asked.condition] * len(videos))
 
 
 PICTURES = task_of("t2i", PreferenceRecipe())

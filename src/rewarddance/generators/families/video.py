@@ -75,7 +75,7 @@ class ImageToVideoGenerator(VideoGenerator):
             if one is not None and id(one) not in seen:
                 if len(one) != 1:
                     raise InputError(
-                        f"the prompt {prompt!r} comes with a film of {len(one)} frames.", "Give the first frame alone."
+                        f"the prompt {prompt!r} comes with a video of {len(one)} frames.", "Give the first frame alone."
                     )
                 seen[id(one)] = self._picture(as_images(one)[0])
         rows = [seen[id(one)] for one in given or ()] * (1 if self.branch_scale is None else 2)

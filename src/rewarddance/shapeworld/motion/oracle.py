@@ -1,6 +1,6 @@
-"""The exact judge of films: it reads frames, and nothing else.
+"""The exact judge of videos: it reads frames, and nothing else.
 
-It follows objects through the film (`tracks`), gives each object of the prompt the one that serves it best, and scores
+It follows objects through the video (`tracks`), gives each object of the prompt the one that serves it best, and scores
 
 - objects: how much of what the prompt names is there, and nothing else, over the frames;
 - motion: how much of the change that the prompt asks for there is, step by step and in either direction of time, and
@@ -9,7 +9,7 @@ It follows objects through the film (`tracks`), gives each object of the prompt 
 - consistency: how few breaks there are (jumps of place, size, shape or colour, objects that come and go unasked, a
   picture that flickers);
 - quality: how little of the frames the clean drawing of the objects leaves unexplained;
-- fidelity, of a film made from a picture: how like that picture the first frame is.
+- fidelity, of a video made from a picture: how like that picture the first frame is.
 
 All lie in [0, 1]. alignment = objects x (0.2 + 0.8 motion x order^2) x (0.2 + 0.8 fidelity); without motion there is
 hardly any. overall = 0.8 alignment + 0.1 consistency + 0.1 quality: the order that annotators see through their noise.
@@ -27,16 +27,16 @@ import torch
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.shapeworld.motion.films import film_of
 from rewarddance.shapeworld.motion.roles import Part, breaks_of, play
 from rewarddance.shapeworld.motion.scripts import FPS, MAX_FRAMES, MIN_FRAMES
 from rewarddance.shapeworld.motion.specs import CROSSINGS, MotionSpec, parse_motion
 from rewarddance.shapeworld.motion.tracks import Sight, look
+from rewarddance.shapeworld.motion.videos import video_of
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS
 
 ALIGNMENT_WEIGHT = 0.8
 STANDING = 0.2
-"""What the right objects are worth that do nothing, and a film that begins with another picture than the given one."""
+"""What the right objects are worth that do nothing, and a video that begins with another picture than the given one."""
 _FORGIVEN = 6
 """Stray pixels of a frame that cost nothing. Beyond them each 24 count as one object too many, up to two objects."""
 _UNASKED = 2.0
@@ -47,8 +47,8 @@ _BACKGROUND = np.asarray(BACKGROUND, dtype=np.float32)
 
 
 @dataclass(frozen=True)
-class FilmScore:
-    """The oracle's verdict on one film under one prompt; see the module's head. fidelity: None without a picture."""
+class VideoScore:
+    """The oracle's verdict on one video under one prompt; see the module's head. fidelity: None without a picture."""
 
     objects: float
     motion: float
@@ -71,8 +71,8 @@ class FilmScore:
         return ALIGNMENT_WEIGHT * self.alignment + rest * (self.consistency + self.quality)
 
 
-def score_film(frames: np.ndarray, spec: MotionSpec, condition: np.ndarray | None = None) -> FilmScore:
-    """Score one film [T, H, W, 3] under what a prompt asks for. condition: the picture [H, W, 3] it was made from."""
+def score_video(frames: np.ndarray, spec: MotionSpec, condition: np.ndarray | None = None) -> VideoScore:
+    """Score one video [T, H, W, 3] under what a prompt asks for. condition: the picture [H, W, 3] it was made from."""
     sight = look(frames)
     best: tuple[float, tuple[int, ...], list[Part]] = (-1.0, (), [])
     numbers = [*range(min(len(sight.tracks), _FOLLOWED)), *[-1] * len(spec.roles)]
@@ -100,7 +100,7 @@ def score_film(frames: np.ndarray, spec: MotionSpec, condition: np.ndarray | Non
         reasons += ["it does not begin with the given picture"] if fidelity < 0.5 else []
     asked = [part for part in found if part.motion is not None]
     moved = [part.order or 0.0 for part in asked if part.motion]
-    return FilmScore(
+    return VideoScore(
         objects,
         float(np.mean([part.motion or 0.0 for part in asked])) / _clutter(found),
         float(np.mean(moved)) if moved else 0.0,
@@ -128,7 +128,8 @@ def _clutter(parts: Sequence[Part]) -> float:
     return 1 + _UNASKED * sum(part.unasked for part in parts)
 
 
-# -- the whole film ----------------------------------------------------------------------------------------------------
+# -- the whole video
+# ----------------------------------------------------------------------------------------------------
 
 
 def _surplus(sight: Sight, chosen: Sequence[int]) -> float:
@@ -139,9 +140,9 @@ def _surplus(sight: Sight, chosen: Sequence[int]) -> float:
 
 
 def _quality(frames: np.ndarray, sight: Sight) -> float:
-    """1 - |film - clean| / |clean - background|, never below 0; the norms are Euclidean over all frames.
+    """1 - |video - clean| / |clean - background|, never below 0; the norms are Euclidean over all frames.
 
-    A film without objects has quality 0.
+    A video without objects has quality 0.
     """
     paint = np.square(sight.clean - _BACKGROUND).sum()
     return max(0.0, 1.0 - float(np.sqrt(np.square(frames - sight.clean).sum() / paint))) if paint else 0.0
@@ -173,38 +174,38 @@ def _spec_of(prompt: str) -> MotionSpec:
     return parse_motion(prompt)
 
 
-def judge_films(
-    films: Tensor | Sequence[Tensor], prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None
-) -> list[FilmScore]:
-    """Score films [T, 3, H, W] in [0, 1] under their prompts.
+def judge_videos(
+    videos: Tensor | Sequence[Tensor], prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None
+) -> list[VideoScore]:
+    """Score videos [T, 3, H, W] in [0, 1] under their prompts.
 
     conditions: the pictures [1, 3, H, W] that they were made from, None where from none. Raises InputError where a
-    prompt is not ShapeWorld English, or a film has not ShapeWorld's size and length or is not finite.
+    prompt is not ShapeWorld English, or a video has not ShapeWorld's size and length or is not finite.
     """
     given = conditions or [None] * len(prompts)
-    if not len(films) == len(prompts) == len(given):
+    if not len(videos) == len(prompts) == len(given):
         raise InputError(
-            f"the oracle was given {len(films)} films, {len(prompts)} prompts and {len(given)} conditions.",
-            "Give one of each for every film.",
+            f"the oracle was given {len(videos)} videos, {len(prompts)} prompts and {len(given)} conditions.",
+            "Give one of each for every video.",
         )
     scores = []
-    for number, (film, prompt, condition) in enumerate(zip(films, prompts, given, strict=True)):
-        where = f"film {number} ({prompt!r})"
-        if film.ndim != 4 or film.shape[1:] != (3, CANVAS, CANVAS) or not MIN_FRAMES <= len(film) <= MAX_FRAMES:
+    for number, (video, prompt, condition) in enumerate(zip(videos, prompts, given, strict=True)):
+        where = f"video {number} ({prompt!r})"
+        if video.ndim != 4 or video.shape[1:] != (3, CANVAS, CANVAS) or not MIN_FRAMES <= len(video) <= MAX_FRAMES:
             raise InputError(
-                f"the oracle was given {where} of shape {tuple(film.shape)}.",
-                f"It reads films as [T, 3, {CANVAS}, {CANVAS}], T from {MIN_FRAMES} to {MAX_FRAMES}.",
+                f"the oracle was given {where} of shape {tuple(video.shape)}.",
+                f"It reads videos as [T, 3, {CANVAS}, {CANVAS}], T from {MIN_FRAMES} to {MAX_FRAMES}.",
             )
         if condition is not None and condition.shape != (1, 3, CANVAS, CANVAS):
             raise InputError(
                 f"the oracle was given {where} with a condition of shape {tuple(condition.shape)}.",
                 f"It is one picture [1, 3, {CANVAS}, {CANVAS}].",
             )
-        if not all(bool(torch.isfinite(pixels).all()) for pixels in (film, condition) if pixels is not None):
+        if not all(bool(torch.isfinite(pixels).all()) for pixels in (video, condition) if pixels is not None):
             raise InputError(
                 f"the oracle was given pixels that are not finite, in {where}.",
                 "Look for the step that made them: a loss that overflowed, or a learning rate too high.",
             )
-        begin = None if condition is None else film_of(condition, FPS).first
-        scores.append(score_film(film_of(film).frames, _spec_of(prompt), begin))
+        begin = None if condition is None else video_of(condition, FPS).first
+        scores.append(score_video(video_of(video).frames, _spec_of(prompt), begin))
     return scores

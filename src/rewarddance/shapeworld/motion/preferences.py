@@ -1,5 +1,7 @@
-"""Preferences about films of ShapeWorld: a generator's own, its early predictions, and drawn ones; from text, or from a
-picture and text."""
+"""Preferences about videos of ShapeWorld: a generator's own, its early predictions, and drawn ones.
+
+From text, or from a picture and text.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,7 @@ from rewarddance.protocols import Generator
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
-from rewarddance.shapeworld.motion.films import FILM_DEFECTS, Film, film_of, film_pixels, render_film, spoil_film
-from rewarddance.shapeworld.motion.oracle import FilmScore, score_film
+from rewarddance.shapeworld.motion.oracle import VideoScore, score_video
 from rewarddance.shapeworld.motion.scripts import (
     FPS,
     FRAMES,
@@ -27,21 +28,22 @@ from rewarddance.shapeworld.motion.scripts import (
     sample_script,
 )
 from rewarddance.shapeworld.motion.specs import MotionSpec, motion_near_miss, motion_prompts, sample_motion
+from rewarddance.shapeworld.motion.videos import VIDEO_DEFECTS, Video, render_video, spoil_video, video_of, video_pixels
 from rewarddance.shapeworld.preferences import Early
 from rewarddance.shapeworld.render import to_pixels
 from rewarddance.shapeworld.scenes import SPLITS
 from rewarddance.types import Pixels, Preference
 
 _MOVING = ("flicker", "freeze", "reverse")
-"""The defects that only a film can have; half of the spoiled films have one of them."""
+"""The defects that only a video can have; half of the spoiled videos have one of them."""
 
 
 class MotionRecipe(Recipe):
-    """How many preferences about films are gathered.
+    """How many preferences about videos are gather_full_tensors.
 
-    task: "t2v", or "i2v", where both films of a pair were made from one picture, the pair's condition. frames, fps: of
-    every film. train_prompts, id_prompts, ood_prompts: prompts of a split. drawn: drawn films a prompt. samples: a
-    generator's films a prompt, where there is one (each also gives one early prediction). overlaid: training films a
+    task: "t2v", or "i2v", where both videos of a pair were made from one picture, the pair's condition. frames, fps: of
+    every video. train_prompts, id_prompts, ood_prompts: prompts of a split. drawn: drawn videos a prompt. samples: a
+    generator's videos a prompt, where there is one (each also gives one early prediction). overlaid: training videos a
     prompt that show what two of these show, and as both were foreseen. pairs: training pairs a prompt; test_pairs: of
     the test sets, which are judged by the oracle without noise. least_difference: test pairs closer than this in the
     oracle's overall score have no order worth testing and are not drawn.
@@ -62,16 +64,16 @@ class MotionRecipe(Recipe):
     annotators: AnnotatorRecipe = AnnotatorRecipe()
 
 
-class ShownFilm(NamedTuple):
-    """A film, where it comes from, and the oracle's verdict on it."""
+class ShownVideo(NamedTuple):
+    """A video, where it comes from, and the oracle's verdict on it."""
 
-    film: Film
+    video: Video
     source: str
-    seen: FilmScore
+    seen: VideoScore
 
 
-class FilmPool(NamedTuple):
-    """The films that were made for one prompt, and the picture [H, W, 3] that they were made from, or None.
+class VideoPool(NamedTuple):
+    """The videos that were made for one prompt, and the picture [H, W, 3] that they were made from, or None.
 
     shown: drawn ones. final, early: a generator's, and a one-step prediction of each, which has its score: nobody can
     vote on a blur.
@@ -80,13 +82,13 @@ class FilmPool(NamedTuple):
     prompt: str
     spec: MotionSpec
     condition: np.ndarray | None
-    shown: list[ShownFilm]
-    final: tuple[ShownFilm, ...] = ()
-    early: tuple[ShownFilm, ...] = ()
+    shown: list[ShownVideo]
+    final: tuple[ShownVideo, ...] = ()
+    early: tuple[ShownVideo, ...] = ()
 
 
-def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[FilmPool]:
-    """Drawn films of every quality for the prompts of a split, in the order of `motion_prompts`.
+def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[VideoPool]:
+    """Drawn videos of every quality for the prompts of a split, in the order of `motion_prompts`.
 
     In domain (train, held_out) they are flat; out of domain (unseen) they show combinations and actions that no
     training pair shows, in another hand ("sketch").
@@ -99,21 +101,21 @@ def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[FilmPool]:
     for prompt, spec in prompts:
         hand = int(rng.integers(2**31))
         right = _certain(spec, recipe.frames, rng)
-        condition = render_film(right, recipe.fps, style, hand).first if recipe.task == "i2v" else None
+        condition = render_video(right, recipe.fps, style, hand).first if recipe.task == "i2v" else None
         shown = []
         for _ in range(recipe.drawn):
-            film = draw_film(spec, right, recipe, style, hand, rng)
-            shown.append(ShownFilm(film, style, score_film(film.frames, spec, condition)))
-        pools.append(FilmPool(prompt, spec, condition, shown))
+            video = draw_video(spec, right, recipe, style, hand, rng)
+            shown.append(ShownVideo(video, style, score_video(video.frames, spec, condition)))
+        pools.append(VideoPool(prompt, spec, condition, shown))
     return pools
 
 
-def draw_film(
+def draw_video(
     spec: MotionSpec, right: Script, recipe: MotionRecipe, style: str, hand: int, rng: np.random.Generator
-) -> Film:
-    """A drawn film for a prompt: right, with another action, another object or another identity, or with too much.
+) -> Video:
+    """A drawn video for a prompt: right, with another action, another object or another identity, or with too much.
 
-    right: a script that shows it; for "i2v" most films begin as it does, the others with another picture. hand: the
+    right: a script that shows it; for "i2v" most videos begin as it does, the others with another picture. hand: the
     seed of the style. Half of all are spoiled.
     """
     begins = recipe.task == "i2v" and rng.random() < 0.85
@@ -129,18 +131,18 @@ def draw_film(
         script = right + (other or ())
     else:
         script = _like(sample_motion(rng), right, False, rng)
-    film = render_film(script, recipe.fps, style, hand)
+    video = render_video(script, recipe.fps, style, hand)
     if rng.random() < 0.5:
-        defects = _MOVING if rng.random() < 0.5 else tuple(name for name in FILM_DEFECTS if name not in _MOVING)
+        defects = _MOVING if rng.random() < 0.5 else tuple(name for name in VIDEO_DEFECTS if name not in _MOVING)
         defect = defects[int(rng.integers(len(defects)))]
-        film = spoil_film(film, defect, float(rng.uniform(0.1, 0.9)), int(rng.integers(2**31)))
-    return film
+        video = spoil_video(video, defect, float(rng.uniform(0.1, 0.9)), int(rng.integers(2**31)))
+    return video
 
 
 def _like(spec: MotionSpec, right: Script, begins: bool, rng: np.random.Generator) -> Script:
     """A script for `spec` as long as `right`; where it `begins` as that does, from the same objects if they have room.
 
-    Where they have none, the film of the same length begins somewhere else, as a generator's may.
+    Where they have none, the video of the same length begins somewhere else, as a generator's may.
     """
     frames = len(right[0])
     if begins:
@@ -158,14 +160,14 @@ def _certain(spec: MotionSpec, frames: int, rng: np.random.Generator) -> Script:
     return script
 
 
-def film_samples(
-    generator: Generator, pools: Sequence[FilmPool], split: str, recipe: MotionRecipe, seed: int
-) -> list[FilmPool]:
-    """The pools with `recipe.samples` films of a generator each, and their one-step predictions at random steps."""
+def video_samples(
+    generator: Generator, pools: Sequence[VideoPool], split: str, recipe: MotionRecipe, seed: int
+) -> list[VideoPool]:
+    """The pools with `recipe.samples` videos of a generator each, and their one-step predictions at random steps."""
     rng = np.random.default_rng([seed, 15, SPLITS.index(split)])
     n, found = recipe.samples, []
     at_once = max(1, 48 // n)
-    with progress_bar(f"films ({split.replace('_', ' ')})", len(pools)) as bar:
+    with progress_bar(f"videos ({split.replace('_', ' ')})", len(pools)) as bar:
         for start in range(0, len(pools), at_once):
             part = pools[start : start + at_once]
             texts = [pool.prompt for pool in part for _ in range(n)]
@@ -176,11 +178,11 @@ def film_samples(
             early, final = predictions(generator, texts, seeds, stops, batch_size=48, conditions=each)
             for k, pool in enumerate(part):
                 own = range(k * n, (k + 1) * n)
-                finished, foreseen = ([film_of(films[i], recipe.fps) for i in own] for films in (final, early))
-                seen = [score_film(film.frames, pool.spec, pool.condition) for film in finished]
+                finished, foreseen = ([video_of(videos[i], recipe.fps) for i in own] for videos in (final, early))
+                seen = [score_video(video.frames, pool.spec, pool.condition) for video in finished]
                 whole, half = (
-                    [ShownFilm(film, source, score) for film, score in zip(films, seen, strict=True)]
-                    for films, source in ((finished, "sample"), (foreseen, "prediction"))
+                    [ShownVideo(video, source, score) for video, score in zip(videos, seen, strict=True)]
+                    for videos, source in ((finished, "sample"), (foreseen, "prediction"))
                 )
                 found.append(pool._replace(final=tuple(whole), early=tuple(half)))
             bar.advance(len(part))
@@ -192,8 +194,8 @@ def condition_pixels(condition: np.ndarray | None) -> Pixels | None:
     return None if condition is None else to_pixels([condition])[0]
 
 
-def pair_films(
-    pools: Sequence[FilmPool],
+def pair_videos(
+    pools: Sequence[VideoPool],
     split: str,
     pairs: int,
     recipe: MotionRecipe,
@@ -201,12 +203,12 @@ def pair_films(
     exact: bool,
     early: Early = "none",
 ) -> list[Preference]:
-    """`pairs` pairs of different films for each pool, with their rates, and with the condition where there is one.
+    """`pairs` pairs of different videos for each pool, with their rates, and with the condition where there is one.
 
     exact: shares are the oracle's own order (0 or 1) and pairs without one are left out; else the annotators' votes;
     where those are a crowd each vote is a preference of its own, a pair's one after the other.
-    early: whether "some" pairs have a generator's one-step predictions (and overlaid films) among theirs, or "all" have
-    them in place of its finished films. A pair's source names where both come from.
+    early: whether "some" pairs have a generator's one-step predictions (and overlaid videos) among theirs, or "all"
+    have them in place of its finished videos. A pair's source names where both come from.
     """
     rng = np.random.default_rng([seed, 13, SPLITS.index(split)])
     found = []
@@ -214,68 +216,73 @@ def pair_films(
         shown = [*pool.shown, *(pool.final if early != "all" else ()), *(pool.early if early != "none" else ())]
         if early == "some" and pool.final:
             for _ in range(recipe.overlaid):
-                shown += overlaid_films(pool, pools[int(rng.integers(len(pools)))], rng)
+                shown += overlaid_videos(pool, pools[int(rng.integers(len(pools)))], rng)
         found += [one for _ in range(pairs) for one in _pair(pool, shown, recipe, rng, exact)]
     return found
 
 
-def overlaid_films(own: FilmPool, other: FilmPool, rng: np.random.Generator) -> list[ShownFilm]:
-    """All that a film of the prompt and one of another (or the same) prompt show, in one; and as both were foreseen.
+def overlaid_videos(own: VideoPool, other: VideoPool, rng: np.random.Generator) -> list[ShownVideo]:
+    """All that a video of the prompt and one of another (or the same) prompt show, in one; and as both were foreseen.
 
     A generator that is rewarded for missing objects learns to draw too many: without these no judge would know.
     """
     source = own if rng.random() < 0.5 else other
     i, j = int(rng.integers(len(own.final))), int(rng.integers(len(source.final)))
-    rate = own.final[i].film.fps
+    rate = own.final[i].video.fps
     both, foreseen = (
-        Film(np.maximum(a[i].film.frames, b[j].film.frames), rate)
+        Video(np.maximum(a[i].video.frames, b[j].video.frames), rate)
         for a, b in ((own.final, source.final), (own.early, source.early))
     )
-    seen = score_film(both.frames, own.spec, own.condition)
-    return [ShownFilm(both, "overlaid", seen), ShownFilm(foreseen, "overlaid prediction", seen)]
+    seen = score_video(both.frames, own.spec, own.condition)
+    return [ShownVideo(both, "overlaid", seen), ShownVideo(foreseen, "overlaid prediction", seen)]
 
 
 def _pair(
-    pool: FilmPool, shown: Sequence[ShownFilm], recipe: MotionRecipe, rng: np.random.Generator, exact: bool
+    pool: VideoPool, shown: Sequence[ShownVideo], recipe: MotionRecipe, rng: np.random.Generator, exact: bool
 ) -> list[Preference]:
-    """Two different films of a prompt with their share, or with each vote of a crowd; none where there are no two, or
+    """Two different videos of a prompt with their share, or with each vote of a crowd; none where there are no two, or
     none with an order."""
     condition = condition_pixels(pool.condition)
     for _ in range(50):
         first, second = (shown[i] for i in rng.choice(len(shown), size=2, replace=False))
-        if np.array_equal(first.film.frames, second.film.frames):  # from one picture the same film can be drawn twice
+        if np.array_equal(
+            first.video.frames, second.video.frames
+        ):  # from one picture the same video can be drawn twice
             continue
         difference = second.seen.overall - first.seen.overall
         if exact and abs(difference) < recipe.least_difference:
             continue
-        a, b = first.film, second.film
+        a, b = first.video, second.video
         votes = [(float(difference > 0), "")]
         if not exact:
             votes = voted(a.frames, b.frames, difference, recipe.annotators, rng)
-        films = film_pixels(a), film_pixels(b)
+        videos = video_pixels(a), video_pixels(b)
         source = f"{first.source}/{second.source}"
         return [
-            Preference(pool.prompt, *films, share, source, condition=condition, annotator=annotator, fps=(a.fps, b.fps))
+            Preference(
+                pool.prompt, *videos, share, source, condition=condition, annotator=annotator, fps=(a.fps, b.fps)
+            )
             for share, annotator in votes
         ]
     return []
 
 
 def motion_preferences(recipe: MotionRecipe, split: str, seed: int) -> list[Preference]:
-    """Pairs of drawn films of a split: votes for training, the oracle's own order for the two test sets."""
+    """Pairs of drawn videos of a split: votes for training, the oracle's own order for the two test sets."""
     exact = split != "train"
     pools = draw_pools(split, recipe, seed)
-    return pair_films(pools, split, recipe.test_pairs if exact else recipe.pairs, recipe, seed, exact)
+    return pair_videos(pools, split, recipe.test_pairs if exact else recipe.pairs, recipe, seed, exact)
 
 
 def motion_tasks(split: str, n: int, recipe: MotionRecipe, seed: int) -> list[tuple[str, MotionSpec, Pixels | None]]:
-    """`n` prompts of a split as `motion_prompts` gives them, each with the picture that its films are to begin with."""
+    """`n` prompts of a split as `motion_prompts` gives them, each with the picture that its videos are to begin
+    with."""
     found = []
     for number, (text, spec) in enumerate(motion_prompts(split, n, seed, recipe.task)):
         rng = np.random.default_rng([seed, 14, SPLITS.index(split), number])
         first = None
         if recipe.task == "i2v":
             script, hand = _certain(spec, recipe.frames, rng), int(rng.integers(2**31))
-            first = condition_pixels(render_film(script, recipe.fps, "flat", hand).first)
+            first = condition_pixels(render_video(script, recipe.fps, "flat", hand).first)
         found.append((text, spec, first))
     return found

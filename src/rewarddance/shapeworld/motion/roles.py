@@ -1,4 +1,4 @@
-"""How one object that was followed through a film serves one of a prompt: what it shows, what it does, what breaks."""
+"""How one object that was followed through a video serves one of a prompt: what it shows, what it does, what breaks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LEAP, _JUMP = 5.5, 3
 
 @dataclass(frozen=True)
 class Part:
-    """How one object of the film serves one of the prompt. motion, order: None where the prompt asks for none."""
+    """How one object of the video serves one of the prompt. motion, order: None where the prompt asks for none."""
 
     shown: float
     motion: float | None

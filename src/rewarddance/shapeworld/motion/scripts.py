@@ -1,6 +1,6 @@
-"""Scripts of films: where every object is in each frame.
+"""Scripts of videos: where every object is in each frame.
 
-Objects of a film keep apart in every frame, but for one that passes another; nothing leaves the canvas.
+Objects of a video keep apart in every frame, but for one that passes another; nothing leaves the canvas.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from rewarddance.shapeworld.scenes import CANVAS, COLOURS, GAP, SHAPES, SIZES, S
 
 MIN_FRAMES, MAX_FRAMES = 8, 16
 FRAMES, FPS = 9, 8.0
-"""Of a film, unless the caller says otherwise: a little more than a second, and one more than a multiple of four, which
-is what video VAEs take."""
+"""Of a video, unless the caller says otherwise: a little more than a second, and one more than a multiple of four,
+which is what video VAEs take."""
 LEAST_WAY, LONGEST_WAY = 10, 22
 """How far what moves goes, in pixels."""
 LEAST_GROWTH = 4
@@ -30,7 +30,7 @@ _TRIES = 3000
 Path = tuple[Thing | None, ...]
 """One object in every frame; None where it is not there."""
 Script = tuple[Path, ...]
-"""The objects of a film, in the order in which they are painted: the last lies on top."""
+"""The objects of a video, in the order in which they are painted: the last lies on top."""
 
 
 def scenes_of(script: Script) -> list[Scene]:
@@ -52,12 +52,12 @@ def sample_script(
 ) -> Script | None:
     """A script that shows exactly what `spec` asks for; what the spec leaves open is random.
 
-    begin: each role's object as it is first seen, else it is random. beside: objects that are in the film besides, to
+    begin: each role's object as it is first seen, else it is random. beside: objects that are in the video besides, to
     keep apart from. None where no such script was found, which happens only with `begin` or `beside`. Raises InputError
-    where a film cannot have so many frames.
+    where a video cannot have so many frames.
     """
     if not MIN_FRAMES <= frames <= MAX_FRAMES:
-        raise InputError(f"a film of {frames} frames.", f"ShapeWorld's films have {MIN_FRAMES} to {MAX_FRAMES}.")
+        raise InputError(f"a video of {frames} frames.", f"ShapeWorld's videos have {MIN_FRAMES} to {MAX_FRAMES}.")
     for _ in range(_TRIES if begin is None and not beside else 60):
         things = begin or _beginning(spec, rng)
         paths = _paths(spec, things, frames, rng) if things else None
@@ -206,7 +206,7 @@ def _apart(paths: Script, beside: Script, crossing: bool) -> bool:
 
 
 def changed_identity(script: Script, level: float, rng: np.random.Generator) -> Script:
-    """The script with one object that jumps to another colour or shape and keeps it, for up to 3/4 of the film.
+    """The script with one object that jumps to another colour or shape and keeps it, for up to 3/4 of the video.
 
     level in [0, 1]: how early it jumps; at 0 never.
     """

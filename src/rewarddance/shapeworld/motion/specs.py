@@ -210,14 +210,14 @@ def _faults(roles: list[Role]) -> list[str]:
         if r.noun.size and sized.get(r.action or "") == r.noun.size
     ]
     if len(roles) == 2 and roles[0].noun.shape == roles[1].noun.shape:
-        faults.append("two objects of a film have different shapes")
+        faults.append("two objects of a video have different shapes")
     if len(roles) == 2 and roles[0].action in CROSSINGS:
         if roles[0].noun.colour and roles[0].noun.colour == roles[1].noun.colour:
             faults.append("things of one colour that pass each other become one")
         if roles[0].noun.size == "large" or roles[1].noun.size == "small":
             faults.append("a small object passes a large one")
     elif len(roles) == 2 and roles[0].deed == roles[1].deed:
-        faults.append("two objects of a film do different things")
+        faults.append("two objects of a video do different things")
     return faults
 
 
@@ -233,7 +233,7 @@ def _category(roles: list[Role]) -> str:
 
 @functools.lru_cache(maxsize=1)
 def all_motion_specs() -> dict[str, tuple[MotionSpec, ...]]:
-    """Every prompt that ShapeWorld's own sets of films draw from, by category, in a fixed order."""
+    """Every prompt that ShapeWorld's own sets of videos draw from, by category, in a fixed order."""
     colours, sizes = (None, *COLOURS), (None, *SIZES)
     pairs = list(itertools.permutations(SHAPES, 2))
     both = [(None, None), *itertools.permutations(COLOURS, 2)]
@@ -308,7 +308,7 @@ def motion_near_miss(spec: MotionSpec, rng: np.random.Generator, looks: bool = T
     """A spec that differs in one thing a prompt can say: an action, two actions swapped, or how an object looks.
 
     looks: whether how an object looks may differ, too; else only what is done does. Of a passage, the object that was
-    passed may stand by while the other does something else: a film that no prompt asks for.
+    passed may stand by while the other does something else: a video that no prompt asks for.
     """
     while True:
         roles = list(spec.roles)

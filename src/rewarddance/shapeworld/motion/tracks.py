@@ -1,4 +1,4 @@
-"""Films to the objects in them: every frame is read by itself, and what is seen is followed from frame to frame.
+"""Videos to the objects in them: every frame is read by itself, and what is seen is followed from frame to frame.
 
 A frame in which one object hides another cannot be read by itself. It is explained by the frames before and after it:
 the two objects as they were seen apart, where they must be by now, one painted over the other.
@@ -33,10 +33,10 @@ _FAR_OFF = 0.35
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What the oracle sees in a film.
+    """What the oracle sees in a video.
 
     scenes: the objects of each frame, in the order in which they are painted. tracks: the same objects, followed
-    through the film, those seen longest first. clean: the drawing of the scenes, [T, H, W, 3]. strays: painted pixels
+    through the video, those seen longest first. clean: the drawing of the scenes, [T, H, W, 3]. strays: painted pixels
     of each frame that belong to no object. hidden: the tracks' numbers (below, above) of each frame in which one object
     covers a part of another.
     """
@@ -49,7 +49,7 @@ class Sight:
 
 
 def look(frames: np.ndarray) -> Sight:
-    """Find and follow the objects of a film [T, H, W, 3] in [0, 1]."""
+    """Find and follow the objects of a video [T, H, W, 3] in [0, 1]."""
     known = {frame.tobytes(): number for number, frame in enumerate(frames)}  # what stands still is read once
     once = {number: read(frames[number]) for number in known.values()}
     readings = [once[known[frame.tobytes()]] for frame in frames]

@@ -1,0 +1,182 @@
+"""`rewarddance evaluate`: a judge examined on test sets, as JSON and a page; and the card beside a trained reward."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rewarddance.data.preferences import PreferenceSet
+from rewarddance.errors import InputError
+from rewarddance.evaluation.examine import ExamRecipe, examine
+from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts, write_evaluation
+from rewarddance.report.evaluation_page import write_page
+from rewarddance.report.model_card import TrainingFacts, check_card, read_training, write_card, write_training
+from rewarddance.reward.instructions import Picture, load_instruction
+from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
+from rewarddance.reward.loading import load_reward
+from rewarddance.reward.train import JudgeRecipe
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
+from rewarddance.runtime.config import Recipe, keep_recipe, save_recipe
+from rewarddance.runtime.devices import find_device, find_dtype
+from rewarddance.runtime.tracking import machine
+
+CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
+
+
+class EvaluateRun(Recipe):
+    """Which judge is examined on which test sets, by name, and how.
+
+    output: None is `evaluation` beside a trained reward's folder, for any other judge evaluation-<name> where you are.
+    kind, orders, instruction: of the judge, where they are not its own. device: cpu, cuda, or None for cuda where there
+    is one. dtype: precision of the weights.
+    """
+
+    judge: str
+    tests: dict[str, Path] = Field(min_length=1)
+    output: Path | None = None
+    kind: str | None = None
+    orders: str | None = None
+    instruction: str | None = None
+    device: str | None = None
+    dtype: str = "float32"
+    exam: ExamRecipe = ExamRecipe()
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is asked of the judge differently from what its folder says."""
+        wanted = {name: getattr(self, name) for name in ("kind", "orders", "instruction")}
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+def evaluate(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
+    """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
+
+    Such pairs go with the reason to evaluation.failed.jsonl. card: also write the model card into the reward's folder.
+    Raises InputError before anything is asked where a file cannot be used.
+    """
+    sets = {name: PreferenceSet(path) for name, path in run.tests.items()}
+    folder = find_checkpoint(run.judge)
+    if card:
+        _check_trained(run, folder)
+    where = find_device(run.device), find_dtype(run.dtype)
+    output = writable_folder(run.output or default_output(folder))
+    if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
+        (output / CONFIG).unlink(missing_ok=True)
+    keep_recipe(run, output / CONFIG)
+    judge = load_reward(run.judge, *where, **run.changes)
+    return _examined(run, judge, sets, folder, output, card)
+
+
+def _examined(
+    run: EvaluateRun, judge: Judge, sets: Mapping[str, PreferenceSet], folder: Path, output: Path, card: bool
+) -> dict[str, Any]:
+    facts, began = judge_facts(judge.config, folder), time.monotonic()
+    found = {name: examine(judge, facts, pairs, run.exam, name, run.tests[name].name) for name, pairs in sets.items()}
+    evaluation = Evaluation(
+        judge=facts,
+        tests={name: measured for name, (measured, _) in found.items()},
+        seed=run.exam.seed,
+        machine=machine(),
+        version=version("rewarddance"),
+        seconds=round(time.monotonic() - began, 1),
+    )
+    failures = [{"test": name, **one._asdict()} for name, (_, failed) in found.items() for one in failed]
+    write_text_atomically(output / FAILED, "".join(json.dumps(row) + "\n" for row in failures))
+    if not failures:
+        (output / FAILED).unlink()
+    result = {"evaluation": str(write_evaluation(evaluation, output))}
+    result["page"] = str(write_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8")))
+    if card:
+        result["card"] = str(write_card(facts, folder, evaluation.version, evaluation, question_of(judge.config)))
+    accuracies = {name: one.accuracy for name, one in evaluation.tests.items()}
+    shown = {f"accuracy_{name}": a if isinstance(a, str) else a._asdict() for name, a in accuracies.items()}
+    return result | shown | {"failed": len(failures)} | ({"failures": str(output / FAILED)} if failures else {})
+
+
+def training_facts(recipe: JudgeRecipe, data: Path, pairs: int, seed: int) -> TrainingFacts:
+    """What the card says of a training: on which file, and the recipe's keys as they were given."""
+    given = {"base": recipe.base} | recipe.model_dump(mode="json", exclude_unset=True)
+    return TrainingFacts(data=data.name, pairs=pairs, seed=seed, recipe=given)
+
+
+def document(
+    judge: Judge, folder: Path, training: TrainingFacts, tests: Mapping[str, Path], exam: ExamRecipe
+) -> dict[str, Any]:
+    """Write down how the reward in `folder` was trained, examine it where there are tests, and write its card.
+
+    All into that folder, so that it goes wherever the weights go. Returns what `evaluate` does, or where the card is.
+    """
+    write_training(training, folder)
+    if not tests:
+        facts = judge_facts(judge.config, folder)
+        return {"card": str(write_card(facts, folder, version("rewarddance"), None, question_of(judge.config)))}
+    run = EvaluateRun(judge=str(folder), tests=dict(tests), output=folder, exam=exam)
+    save_recipe(run, folder / CONFIG)
+    return _examined(run, judge, {name: PreferenceSet(path) for name, path in tests.items()}, folder, folder, True)
+
+
+def named_tests(given: Sequence[str]) -> dict[str, Path]:
+    """NAME=FILE, or FILE, which then has its own name. Raises InputError naming one without a name or given twice."""
+    found: dict[str, Path] = {}
+    for one in given:
+        name, equals, file = (Path(one).stem, "=", one) if Path(one).is_file() else one.partition("=")
+        if not (name and equals and file):
+            raise InputError(f"the test set {one!r} is not of the form NAME=FILE.", "Write e.g. ood=unseen.jsonl.")
+        if name in found:
+            raise InputError(f"there are two test sets named {name!r}.", "Give each its own name.")
+        found[name] = Path(file)
+    return found
+
+
+def judge_facts(config: RewardConfig, folder: Path) -> JudgeFacts:
+    """Who is examined, from its config and what its folder says of its training."""
+    training = read_training(folder)
+    asked = config.kind in USED_BY["instruction"]
+    return JudgeFacts(
+        name=name_of(folder),
+        kind=config.kind,
+        instruction=load_instruction(config.instruction).name if asked else None,
+        instruction_version=config.instruction_version if asked else None,
+        orders=config.orders,
+        base=training.recipe.get("base") if training else None,
+    )
+
+
+def name_of(folder: Path) -> str:
+    """The run's name where a reward stands in runs/NAME/reward or runs/NAME/judge/reward, else the folder's own."""
+    parts = list(folder.resolve().parts)
+    while len(parts) > 2 and parts[-1] in ("reward", "judge"):
+        parts.pop()
+    return parts[-1]
+
+
+def default_output(folder: Path) -> Path:
+    if (folder / CONFIG_FILE).is_file():
+        return folder.parent / "evaluation"
+    return Path(f"evaluation-{name_of(folder)}")
+
+
+def question_of(config: RewardConfig) -> str:
+    """The question as it stands in the template, pictures in square brackets; "" where nothing is asked in words."""
+    if config.kind not in USED_BY["instruction"]:
+        return ""
+    instruction = load_instruction(config.instruction)
+    asked = instruction.question if config.kind == "pairwise" else instruction.pointwise_question
+    return "".join(f"[{part}]\n" if isinstance(part, Picture) else part for part in asked("{prompt}")).strip()
+
+
+def _check_trained(run: EvaluateRun, folder: Path) -> None:
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{run.judge!r} is no trained reward, so there is no place for its card.", "Leave out --card.")
+    if run.changes:
+        raise InputError(
+            f"a card says how a judge is by itself, not with another {next(iter(run.changes))}.",
+            "Leave out --card, or the option.",
+        )
+    check_card(folder)

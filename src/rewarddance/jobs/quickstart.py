@@ -1,0 +1,333 @@
+"""The main job, end to end: preferences -> judge -> references -> ReFL -> best of N -> report; of pictures or videos.
+
+Each stage leaves its result in the run folder and is not done again when the run is resumed; the two long stages also
+go on from their own checkpoints. Every random draw depends on the seed and on its place in the run, so a resumed run
+ends with the same figures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from rewarddance.alignment.references import ReferenceRecipe, References, bank_refresher, build_references
+from rewarddance.alignment.refl_step import ReflRecipe, train_refl
+from rewarddance.data.preferences import PreferenceSet, write_preferences
+from rewarddance.errors import InputError
+from rewarddance.evaluation.agreement import accuracy
+from rewarddance.evaluation.examine import ExamRecipe
+from rewarddance.evaluation.hacking import diversity, hacking_verdict
+from rewarddance.evaluation.statistics import Interval, interval
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.evaluate import document, training_facts
+from rewarddance.jobs.quickstart_figures import (
+    asked_of,
+    gallery,
+    good_same_bad,
+    noise_seeds,
+    proxy,
+    sampled,
+    scored,
+    tables,
+)
+from rewarddance.jobs.sample_grids import with_grids
+from rewarddance.protocols import RewardModel
+from rewarddance.report.run_folder import read_alarms
+from rewarddance.report.run_page import write_report
+from rewarddance.reward.judge import Judge, RewardConfig
+from rewarddance.reward.loading import build_reward, load_reward
+from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
+from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
+from rewarddance.runtime.trackers import check_trackers, reporting
+from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
+from rewarddance.search.best_of_n import best_of_n
+from rewarddance.shapeworld.motion.preferences import MotionRecipe
+from rewarddance.shapeworld.preferences import PreferenceRecipe
+from rewarddance.shapeworld.tasks import Seen, ShapePrompt, parse_preferences, task_of
+
+CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
+EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
+"""How thoroughly the judge is examined for its card: a few seconds of a run of minutes."""
+
+
+class EvaluationRecipe(Recipe):
+    """prompts: held-out prompts of the final table, the six categories in turn. n: candidates of best-of-N, and
+    samples a prompt of the base; refl_samples: of the aligned generator, from the same noises, so at most n.
+    probe_prompts, probe_samples: what ReFL is watched on while it runs. grid_prompts: how many of them are drawn then
+    for a grid of samples, 0 for none. shown: prompts in the report's gallery.
+    """
+
+    prompts: int = Field(default=96, ge=6)
+    n: int = Field(default=16, ge=2)
+    refl_samples: int = Field(default=8, ge=2)
+    probe_prompts: int = Field(default=24, ge=6)
+    probe_samples: int = Field(default=2, ge=2)
+    grid_prompts: int = Field(default=4, ge=0)
+    shown: int = Field(default=12, ge=1)
+
+    @model_validator(mode="after")
+    def _samples_are_paired(self) -> EvaluationRecipe:
+        if self.refl_samples > self.n:
+            raise ValueError(
+                f"refl_samples ({self.refl_samples}) are paired with the base's of the same noises, of which there are "
+                f"n ({self.n}): lower refl_samples or raise n"
+            )
+        return self
+
+
+class QuickstartRecipe(Recipe):
+    """The whole run. task: pictures ("t2i"), videos ("t2v"), or videos that begin with a picture ("i2v"); preferences
+    are its own (`PreferenceRecipe`, `MotionRecipe`). generator, judge.base: bundled names or folders;
+    generator_options: of `load_generator`. refl_prompts: training prompts of ReFL.
+
+    report_to: trackers of ReFL, by accelerate's names; the judge's training has its own key.
+    """
+
+    task: Literal["t2i", "t2v", "i2v"] = "t2i"
+    seed: int = 0
+    report_to: tuple[str, ...] = ()
+    generator: str = "shapeworld-generator"
+    num_inference_steps: int = Field(default=10, ge=2)
+    guidance_scale: float = Field(default=1.0, ge=1)
+    generator_options: dict[str, Any] = Field(default_factory=dict)
+    preferences: PreferenceRecipe | MotionRecipe = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
+    judge: JudgeRecipe = JudgeRecipe()
+    references: ReferenceRecipe = ReferenceRecipe()
+    refl_prompts: int = Field(default=64, ge=1)
+    refl: ReflRecipe = ReflRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @field_validator("preferences", mode="before")
+    @classmethod
+    def _of_the_task(cls, content: Any, info: Any) -> Any:
+        return parse_preferences(info.data.get("task", "t2i"), content)
+
+
+class Run:
+    """A run folder and its record of finished stages."""
+
+    def __init__(self, folder: Path, recipe: QuickstartRecipe) -> None:
+        self.folder, self.recipe = folder, recipe
+        self.task = task_of(recipe.task, recipe.preferences)
+        self.metrics = Metrics(folder / "metrics.jsonl")
+        path = folder / STAGES
+        self.stages: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage once; returns its result, from the record where it is done."""
+        if name not in self.stages:
+            began = time.monotonic()
+            result = work()
+            figures = {"seconds": round(time.monotonic() - began, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
+            self.stages[name] = {"result": result, **figures}
+            write_text_atomically(self.folder / STAGES, json.dumps(self.stages, indent=2))
+        return self.stages[name]["result"]
+
+    def generator(self, name: str = "") -> PipelineGenerator:
+        """The base, or the checkpoint `name` under the base's settings."""
+        recipe = self.recipe
+        return load_generator(
+            name or recipe.generator, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options
+        )
+
+    def aligned(self) -> PipelineGenerator:
+        """What ReFL left: the base with its LoRA, or a whole generator where all weights were trained."""
+        place = self.folder / "refl"
+        if not self.recipe.refl.lora_rank:
+            return self.generator(str(place / "generator"))
+        generator = self.generator()
+        generator.load_lora(place / "lora")
+        return generator
+
+    def judge(self) -> Judge:
+        return load_reward(str(self.folder / "judge" / "reward"))
+
+
+def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
+    """A new run folder with its config.
+
+    Raises InputError where it holds a run already or cannot be written.
+    """
+    if (folder / CONFIG).exists():
+        raise InputError(f"{folder} holds a run already.", "Give --resume to finish it, or another --name.")
+    writable_folder(folder)
+    save_recipe(recipe, folder / CONFIG)
+    return Run(folder, recipe)
+
+
+def resume_run(folder: Path) -> Run:
+    """The run of a folder with the config it began with. Raises InputError where there is none."""
+    if not (folder / CONFIG).exists():
+        raise InputError(f"there is no run to resume in {folder}.", "Start one without --resume.")
+    return Run(writable_folder(folder), load_recipe(QuickstartRecipe, folder / CONFIG))
+
+
+def quickstart(run: Run) -> dict[str, Any]:
+    """Do what is left of a run; returns its summary, which is also in summary.json beside report.html."""
+    check_trackers(run.recipe.report_to)
+    torch.manual_seed(run.recipe.seed)
+    run.stage("preferences", lambda: gather_preferences(run))
+    run.stage("judge", lambda: fit_judge(run))
+    run.stage("references", lambda: gather_references(run))
+    run.stage("refl", lambda: align(run))
+    run.stage("evaluation", lambda: evaluate(run))
+    summary = summarise(run)
+    write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_report(run.folder)
+    return summary
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+def gather_preferences(run: Run) -> dict[str, Any]:
+    """Training pairs voted on by annotators, and three test sets in the oracle's own order.
+
+    id and ood hold pictures that people could vote on; early holds one-step predictions, as ReFL shows them.
+    """
+    folder = run.folder / "preferences"
+    shutil.rmtree(folder, ignore_errors=True)
+    sets = run.task.preferences(run.generator(), run.recipe.seed)
+    return {name: write_preferences(pairs, folder / f"{name}.jsonl") for name, pairs in sets.items()}
+
+
+def fit_judge(run: Run) -> dict[str, Any]:
+    """Train the judge and write its model card; its accuracy and the untrained base's against the oracle's order, in
+    and out of domain."""
+    recipe, folder = run.recipe.judge, run.folder
+    tests = {name: folder / "preferences" / f"{name}.jsonl" for name in ("id", "early", "ood")}
+    sets = {name: list(PreferenceSet(path)) for name, path in tests.items()}
+    few = {name: pairs[:: max(1, len(pairs) // 75)] for name, pairs in sets.items()}
+
+    def watch(judge: RewardModel) -> dict[str, float]:
+        return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in few.items()}
+
+    known = {"kind": recipe.kind, "instruction": recipe.instruction, "frames": recipe.frames, "fps": recipe.fps}
+    untrained = build_reward(recipe.base, RewardConfig(**known)).freeze()
+    before = {f"untrained_{name}": accuracy(untrained, pairs) for name, pairs in sets.items()}
+    training = PreferenceSet(folder / "preferences" / "train.jsonl")
+    judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, watch)
+    facts = training_facts(recipe, training.path, len(training), run.recipe.seed)
+    told = document(judge, folder / "judge" / "reward", facts, tests, EXAM)
+    after = {f"accuracy_{name}": told[f"accuracy_{name}"] for name in tests}
+    return after | {name: figure._asdict() for name, figure in before.items()}
+
+
+def gather_references(run: Run) -> dict[str, Any]:
+    """The reference bank of ReFL's training prompts."""
+    return {"prompts": len(_bank(run, run.generator(), run.judge()))}
+
+
+def _bank(run: Run, generator: PipelineGenerator, judge: Judge) -> list[References]:
+    texts, given = asked_of(asked_in_refl(run.recipe))
+    place = run.folder / "references"
+    return build_references(generator, judge, texts, run.recipe.references, place, run.recipe.seed, conditions=given)
+
+
+def refl_prompts(recipe: QuickstartRecipe) -> list[str]:
+    """Distinct training prompts of ReFL, the categories in turn."""
+    return [one.text for one in asked_in_refl(recipe)]
+
+
+def asked_in_refl(recipe: QuickstartRecipe) -> list[ShapePrompt]:
+    """The same with the pictures that they come with."""
+    drawn = task_of(recipe.task, recipe.preferences).prompts("train", 4 * recipe.refl_prompts, recipe.seed)
+    first = {one.text: one for one in reversed(drawn)}
+    return [first[text] for text in dict.fromkeys(one.text for one in drawn)][: recipe.refl_prompts]
+
+
+def align(run: Run) -> dict[str, Any]:
+    """ReFL; while it runs, the oracle watches the averaged generator on prompts that it is not trained on."""
+    recipe, seed = run.recipe, run.recipe.seed
+    generator, judge = run.generator(), run.judge()
+    bank = _bank(run, generator, judge)
+    probes = run.task.prompts("held_out", recipe.evaluation.probe_prompts, seed + 10_000)
+
+    def probe() -> dict[str, float]:
+        pictures, scores = sampled(generator, probes, recipe.evaluation.probe_samples, seed, stream=8, task=run.task)
+        oracle = interval([float(np.mean([score.alignment for score in row])) for row in scores])
+        figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
+        return figures | {"diversity": float(diversity(pictures).mean())}
+
+    texts, given = asked_of(asked_in_refl(recipe))
+    redraw = bank_refresher(generator, judge, texts, recipe.references, run.folder / "references", seed, given)
+    texts, given = asked_of(probes)
+    shown = recipe.evaluation.grid_prompts, run.folder
+    with reporting(recipe.report_to, run.folder, recipe) as trackers:
+        metrics = Metrics(run.metrics.path, trackers)
+        watched = with_grids(probe, generator, texts, *shown, metrics, "refl", seed, batch_size=96, conditions=given)
+        train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", metrics, seed, watched, redraw=redraw)
+    return {"steps": recipe.refl.steps}
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """The final table on held-out prompts: base, best of N, and the aligned generator from the same noises."""
+    recipe, task, generator, judge = run.recipe, run.task, run.generator(), run.judge()
+    prompts = task.prompts("held_out", recipe.evaluation.prompts, recipe.seed)
+    texts, given = asked_of(prompts)
+    seeds = noise_seeds(recipe.seed, len(prompts), recipe.evaluation.n, stream=9)
+    with progress_bar(f"best of {recipe.evaluation.n}", len(prompts)) as bar:
+        search = best_of_n(generator, judge, texts, seeds, tick=bar.advance, conditions=given)
+    del generator
+    count = recipe.evaluation.refl_samples
+    refl_pictures, refl_scores = sampled(
+        run.aligned(), prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
+    )
+    base_scores = scored(search.pictures, prompts, task)
+    scores: dict[str, list[list[Seen]]] = {
+        "sft": base_scores,
+        "best_of_n": [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)],
+        "refl": refl_scores,
+    }
+    result = tables(scores, [one.category for one in prompts], count)
+    paired = [row[:count] for row in base_scores]
+    result["gsb"] = good_same_bad(refl_scores, paired, prompts, recipe.preferences.least_difference)
+    spreads = {"sft": diversity(search.pictures[:, :count]), "refl": diversity(refl_pictures)}
+    result["diversity"] = {arm: interval(values.numpy())._asdict() for arm, values in spreads.items()}
+    reward = proxy(judge, prompts, {"sft": search.pictures[:, :count], "refl": refl_pictures}, search.pictures)
+    result["reward"] = {arm: interval(values)._asdict() for arm, values in reward.items()}
+    verdict = hacking_verdict(
+        interval(reward["refl"] - reward["sft"]),
+        Interval(**result["oracle"]["gain_refl"]),
+        result["diversity"]["sft"]["mean"],
+        result["diversity"]["refl"]["mean"],
+    )
+    result["hacking"] = verdict._asdict()
+    shown = {"sft": search.pictures[:, 0], "best_of_n": search.pictures[torch.arange(len(prompts)), search.chosen]}
+    shown["refl"] = refl_pictures[:, 0]
+    first = {arm: [row[0] for row in found] for arm, found in scores.items()}
+    gallery(run.folder, prompts[: recipe.evaluation.shown], seeds, shown, first)
+    return result
+
+
+def summarise(run: Run) -> dict[str, Any]:
+    """Everything that was measured, in the form of summary.json."""
+    stages = run.stages
+    return {
+        "name": run.folder.name,
+        "seed": run.recipe.seed,
+        "task": run.recipe.task,
+        "machine": machine(),
+        "n": run.recipe.evaluation.n,
+        "judge": stages["judge"]["result"],
+        **stages["evaluation"]["result"],
+        "alarms": read_alarms(run.folder),
+        "seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
+        "seconds_by_stage": {name: stage["seconds"] for name, stage in stages.items()},
+        "peak_memory_gib": max(stage["peak_memory_gib"] for stage in stages.values()),
+    }
+
+
+def announce(run: Run) -> None:
+    """Say where things are."""
+    console.print(f"report: {(run.folder / 'report.html').resolve()}", soft_wrap=True)

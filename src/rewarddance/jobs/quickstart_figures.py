@@ -1,0 +1,146 @@
+"""The figures of a run of the main job: samples, the oracle on them, and the tables, whatever the task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rewarddance.data.media import write_picture
+from rewarddance.evaluation.compositional import by_category
+from rewarddance.evaluation.gsb import gsb
+from rewarddance.evaluation.statistics import interval
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.sampling import sample
+from rewarddance.protocols import RewardModel
+from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.tracking import progress_bar
+from rewarddance.shapeworld.tasks import PICTURES, Seen, ShapePrompt, WorldTask
+from rewarddance.types import Pixels, Question
+
+Scores = Sequence[Sequence[Seen]]
+"""The oracle's verdicts [P][N] on N pictures of each of P prompts."""
+
+
+def asked_of(prompts: Sequence[ShapePrompt]) -> tuple[list[str], list[Pixels | None]]:
+    """The texts, and the pictures that they come with."""
+    return [one.text for one in prompts], [one.condition for one in prompts]
+
+
+def noise_seeds(seed: int, n_prompts: int, n: int, stream: int) -> list[list[int]]:
+    """Noise seeds [P][N]: sample k of prompt i begins from the same noise in every arm of a comparison."""
+    return [np.random.SeedSequence([seed, stream, i]).generate_state(n).tolist() for i in range(n_prompts)]
+
+
+def sampled(
+    generator: PipelineGenerator,
+    prompts: Sequence[ShapePrompt],
+    n: int,
+    seed: int,
+    stream: int,
+    title: str | None = None,
+    task: WorldTask = PICTURES,
+) -> tuple[Tensor, list[list[Seen]]]:
+    """`n` pictures a prompt [P, N, T, C, H, W] and the oracle's scores of them [P][N]; with a title, under a bar."""
+    seeds = noise_seeds(seed, len(prompts), n, stream)
+    texts, given = asked_of([one for one in prompts for _ in range(n)])
+    flat = [s for row in seeds for s in row]
+    if title is None:
+        pictures = sample(generator, texts, flat, batch_size=96, conditions=given)
+    else:
+        with progress_bar(title, len(texts)) as bar:
+            pictures = sample(generator, texts, flat, batch_size=96, tick=bar.advance, conditions=given)
+    groups = pictures.unflatten(0, (len(prompts), n))
+    return groups, scored(groups, prompts, task)
+
+
+def scored(groups: Tensor, prompts: Sequence[ShapePrompt], task: WorldTask = PICTURES) -> list[list[Seen]]:
+    """The oracle on pictures [P, N, T, C, H, W]."""
+    return [list(task.score(group, one)) for group, one in zip(groups, prompts, strict=True)]
+
+
+def tables(scores: dict[str, list[list[Seen]]], categories: Sequence[str], count: int) -> dict[str, Any]:
+    """Alignment, quality and correctness of the arms sft, best_of_n and refl, by category too, and what two gained.
+
+    The gain of refl is paired with the base's first `count` samples of a prompt, which began from the same noises.
+    """
+    table = {arm: tabulate(found, categories) for arm, found in scores.items()}
+    result: dict[str, Any] = {
+        figure: {arm: table[arm][figure] for arm in table} for figure in ("oracle", "quality", "correct")
+    }
+    sft, best, refl = (np.array([np.mean([s.alignment for s in row]) for row in scores[arm]]) for arm in scores)
+    paired = np.array([np.mean([s.alignment for s in row[:count]]) for row in scores["sft"]])
+    result["oracle"]["gain_best_of_n"] = interval(best - sft)._asdict()
+    result["oracle"]["gain_refl"] = interval(refl - paired)._asdict()
+    result["by_category"] = {
+        category: {arm: table[arm]["by_category"][category] for arm in table}
+        for category in table["sft"]["by_category"]
+    }
+    return result
+
+
+def tabulate(scores: Scores, categories: Sequence[str]) -> dict[str, Any]:
+    """Means over each prompt's pictures, with intervals over prompts: alignment, quality, correctness, categories."""
+    alignment = [float(np.mean([score.alignment for score in row])) for row in scores]
+    quality = [float(np.mean([score.quality for score in row])) for row in scores]
+    correct = [float(np.mean([score.correct for score in row])) for row in scores]
+    by = {category: figure._asdict() for category, figure in by_category(alignment, categories).items()}
+    figures = {"oracle": alignment, "quality": quality, "correct": correct}
+    return {name: interval(values)._asdict() for name, values in figures.items()} | {"by_category": by}
+
+
+def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[ShapePrompt], same: float) -> dict[str, Any]:
+    """GSB of samples against the base's of the same noises by the oracle's overall score, of all and by category.
+
+    same: a difference from which on one is better. Each figure has its interval over prompts.
+    """
+    ours, theirs = (np.array([[score.overall for score in row] for row in rows]) for rows in (scores, base))
+    away = ours - theirs
+    share = np.where(np.abs(away) < same, 0.5, (away > 0).astype(float))
+    units = np.repeat(np.arange(len(prompts)), away.shape[1]).reshape(away.shape)
+    kinds = np.array([one.category for one in prompts])
+
+    def of(rows: np.ndarray) -> dict[str, Any]:
+        found = gsb(share[rows].ravel(), [str(unit) for unit in units[rows].ravel()])
+        return found._asdict() | {"gsb": found.gsb._asdict()}
+
+    return of(kinds == kinds) | {"by_category": {kind: of(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}}
+
+
+def proxy(
+    judge: RewardModel, prompts: Sequence[ShapePrompt], arms: dict[str, Tensor], base: Tensor
+) -> dict[str, np.ndarray]:
+    """Mean P(yes) a prompt [P] of each arm's pictures [P, N, ...] against the base's picture of the next noise."""
+    found = {}
+    for arm, pictures in arms.items():
+        n = pictures.shape[1]
+        questions = [
+            Question(one.text, pictures[i, k], base[i, (k + 1) % base.shape[1]], condition=one.condition)
+            for i, one in enumerate(prompts)
+            for k in range(n)
+        ]
+        found[arm] = judge(questions).probability.cpu().numpy().reshape(len(prompts), n).mean(1)
+    return found
+
+
+def gallery(
+    folder: Path,
+    prompts: Sequence[ShapePrompt],
+    seeds: Sequence[Sequence[int]],
+    shown: dict[str, Tensor],
+    scores: dict[str, list[Seen]],
+) -> None:
+    """The first prompts' pictures [P, T, C, H, W] of each arm as files, videos as animated ones, and samples.json."""
+    rows = []
+    for i, one in enumerate(prompts):
+        files = {arm: f"samples/{i:03d}_{arm}.png" for arm in shown}
+        for arm, name in files.items():
+            write_picture(shown[arm][i], folder / name)
+        oracle = {arm: scores[arm][i].alignment for arm in shown}
+        row = {"prompt": one.text, "category": one.category, "seed": seeds[i][0], "pictures": files, "oracle": oracle}
+        rows.append(row)
+    write_text_atomically(folder / "samples.json", json.dumps(rows, indent=2))

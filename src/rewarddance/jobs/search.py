@@ -1,0 +1,226 @@
+"""A search over a prompt file of any length, into a folder: pictures, and one row a prompt. A killed run goes on.
+
+A batch of prompts is written down when it is done: its pictures first, then its rows, then how far the run is. So what
+is in `results.jsonl` is never searched for again, and of a batch that was cut off nothing counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from rewarddance.data.media import write_picture
+from rewarddance.data.prompts import conditions_of, read_prompts
+from rewarddance.data.tables import RowFile
+from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.loading import load_reward
+from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
+from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.devices import digest_of, find_device, find_dtype
+from rewarddance.runtime.tracking import progress_bar
+from rewarddance.search.budget import Budget, Spent
+from rewarddance.search.judging import Candidate, JudgingName
+from rewarddance.search.run import Found, Search, read_method
+from rewarddance.types import Prompt
+
+CONFIG, RESULTS = "config.yaml", "results.jsonl"
+
+
+class SearchRun(Recipe):
+    """`rewarddance search`: the best pictures of a file's prompts.
+
+    prompts: .txt or .jsonl. options: of the method; generator_options: of `load_generator`. kind: of the judge, where
+    it is not its own; judging: how pictures are compared, where not as the judge's kind suggests. The rest is as in
+    `Search`. held_out: another judge, which says what it thinks of the winners. judge_batch: how many questions a judge
+    looks at together, which is its share of the memory; by default the judge's own. dtype: of the generator and the
+    judges. device: cpu, cuda, or None for cuda where there is one.
+    """
+
+    prompts: Path
+    generator: str
+    judge: str
+    method: str
+    budget: Budget
+    options: dict[str, Any] = Field(default_factory=dict)
+    num_inference_steps: int = Field(default=28, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0)
+    generator_options: dict[str, Any] = Field(default_factory=dict)
+    kind: str | None = None
+    judging: JudgingName | None = None
+    seed: int = 0
+    runners_up: int = Field(default=2, ge=0)
+    batch_size: int = Field(default=64, ge=1)
+    prompts_at_once: int = Field(default=8, ge=1)
+    held_out: str | None = None
+    judge_batch: int | None = Field(default=None, ge=1)
+    dtype: str = "float32"
+    device: str | None = None
+
+
+class RecordedSearch(SearchRun):
+    """A SearchRun with what its files held when it began, so that it is not gone on with when they have changed."""
+
+    prompts_digest: str
+    generator_digest: str
+    judge_digest: str
+    held_out_digest: str | None = None
+
+
+def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
+    """Search for every prompt; returns where the results are, how many prompts failed, and what one took on average.
+
+    An interrupted run goes on where it stopped. A prompt that fails goes with its reason to
+    `results.jsonl.failed.jsonl`. Raises InputError for what is wrong with all: files, options, a folder that holds
+    another run.
+    """
+    prompts = read_prompts(run.prompts)
+    for number, prompt in enumerate(prompts, start=1):
+        if prompt.negative:
+            raise InputError(
+                f"prompt {number} of {run.prompts} has a negative prompt, and a search has one for all.",
+                "Give the generator's option negative_prompt, and take it out of the file.",
+            )
+    options = read_method(run.method, run.options)
+    run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
+    recorded = _recorded(run, prompts)
+    writable_folder(folder)
+    begun = folder.joinpath(RESULTS + ".progress.json").exists()
+    if begun:
+        keep_recipe(recorded, folder / CONFIG)
+    elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
+        raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
+    results = RowFile(folder / RESULTS)
+    if not results.progress.finished:
+        generator, judge, held_out = _loaded(run)
+        generator.check_pictures([prompt.text for prompt in prompts], [prompt.condition for prompt in prompts])
+        at_once = min(run.prompts_at_once, len(prompts))
+        work = Search(
+            generator, judge, options, run.budget, run.judging, run.seed, run.runners_up, run.batch_size, at_once,
+            held_out=held_out,
+        )  # fmt: skip
+        if not begun:  # nothing was written under it yet, so it binds nobody
+            (folder / CONFIG).unlink(missing_ok=True)
+        keep_recipe(recorded, folder / CONFIG)
+        search_prompts(work, prompts, at_once, folder, results)
+        results.finish()
+    return _summary(folder, results)
+
+
+def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder: Path, results: RowFile) -> None:
+    """Search for the prompts that are left, batch by batch; batches are the same ones however often it is begun."""
+    done = results.progress.read
+    with progress_bar("searching", len(prompts), done) as bar:
+        for start in range(done, len(prompts), at_once):
+            places = range(start, min(start + at_once, len(prompts)))
+            answers = _attempts(work, prompts, places)
+            failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
+            if start == 0 and len(failed) == len(answers) and len({error.remedy for error in failed}) == 1:
+                raise failed[0]  # it is not the prompts
+            rows, failures = [], []
+            for place, answer in zip(places, answers, strict=True):
+                if isinstance(answer, RewardDanceError):
+                    failures.append({"prompt_number": place + 1, "reason": answer.what, "remedy": answer.remedy})
+                else:
+                    rows.append(_row(prompts[place], place, answer, folder))
+            results.commit(rows, failures, len(places))
+            bar.advance(len(places))
+
+
+def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Found | RewardDanceError]:
+    """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
+    try:
+        asked = [prompts[place] for place in places]
+        given = conditions_of(asked)
+        return [*work([one.text for one in asked], places, None if given is None else [*given])]
+    except RewardDanceError as error:
+        if len(places) == 1:
+            return [error]
+        half = len(places) // 2
+        return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
+
+
+def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, Any]:
+    """Write a prompt's pictures; returns its row."""
+    own = Path("pictures") / f"{place + 1:06d}"
+
+    def written(one: Candidate, name: str) -> dict[str, Any]:
+        write_picture(one.pixels, folder / own / name)
+        return {"picture": (own / name).as_posix(), "score": one.score, **one.origin}
+
+    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(found.pictures[1:], start=1)]
+    return {
+        "number": place + 1,
+        "prompt": prompt.text,
+        **({"metadata": prompt.metadata} if prompt.metadata else {}),
+        **({"condition": str(prompt.condition)} if prompt.condition else {}),
+        "winner": written(found.winner, "winner.png"),
+        "runners_up": runners_up,
+        "first": written(found.first, "first.png"),
+        "judging": found.judging,
+        "rounds": found.rounds,
+        **({} if found.held_out is None else {"held_out": found.held_out}),
+        "spent": _rounded(found.spent._asdict()),
+    }
+
+
+def _rounded(spent: Mapping[str, int | float]) -> dict[str, int | float]:
+    return {name: round(value, 4) for name, value in spent.items()}
+
+
+def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
+    with (folder / RESULTS).open(encoding="utf-8") as file:
+        rows = [{key: row.get(key) for key in ("spent", "rounds", "held_out")} for row in map(json.loads, file)]
+    spent = [row["spent"] for row in rows]
+    done = results.progress
+    found: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
+    if done.failed:
+        found["failures"] = str(results.failures)
+    if plain := sum(row["rounds"] == 0 for row in rows):  # the budget was too small for the method
+        found["plain_samples_only"] = plain
+    if rows and rows[0]["held_out"] is not None:
+        found["held_out_prefers"] = round(float(np.mean([preference(row["held_out"]) for row in rows])), 4)
+    each = {name: float(np.mean([row[name] for row in spent])) for name in Spent._fields} if spent else {}
+    return found | {"spent_a_prompt": _rounded(each)}
+
+
+def preference(margin: float) -> float:
+    """1 where a held-out judge prefers the winner to the first sample, 0 where the first sample, else a half."""
+    return 0.5 * (1 + float(np.sign(margin)))
+
+
+def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel | None]:
+    """The generator, the judge, and the held-out one if there is any."""
+    device, dtype = run.device or "cpu", find_dtype(run.dtype)
+    drawing = {"device": device, "dtype": dtype, **run.generator_options}
+    generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
+    batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
+    judge = load_reward(run.judge, device, dtype, **({} if run.kind is None else {"kind": run.kind}), **batch)
+    return generator, judge, None if run.held_out is None else load_reward(run.held_out, device, dtype, **batch)
+
+
+def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:
+    pictures = {prompt.condition for prompt in prompts if prompt.condition is not None}
+    told = run.prompts.read_bytes() + (digest_of(pictures).encode() if pictures else b"")
+    seen = {
+        "prompts": run.prompts.resolve(),
+        "prompts_digest": hashlib.blake2b(told, digest_size=16).hexdigest(),
+        "generator_digest": _digest(run.generator),
+        "judge_digest": _digest(run.judge),
+        "held_out_digest": None if run.held_out is None else _digest(run.held_out),
+    }
+    return RecordedSearch.model_validate(run.model_dump() | seen)
+
+
+def _digest(checkpoint: str) -> str:
+    """Of a folder on this machine; a checkpoint of the model hub has its name."""
+    folder = next((place for place in (Path(checkpoint), BUNDLED / checkpoint) if place.is_dir()), None)
+    return checkpoint if folder is None else digest_of(folder.rglob("*"))

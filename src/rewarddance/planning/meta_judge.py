@@ -1,0 +1,246 @@
+"""A judge without weights: the real class on torch's meta device, for `rewarddance plan`.
+
+It is asked and trained by the very code of a judge that has weights (within `runtime.counting.counting`), so what is
+counted of it is what a judge of that size would do.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
+
+from rewarddance.errors import InputError
+from rewarddance.planning.counting import counting
+from rewarddance.reward.families.registry import FAMILIES
+from rewarddance.reward.generative import PairwiseReward
+from rewarddance.reward.judge import CONFIG_FILE, NO, YES, Judge, RewardConfig
+from rewarddance.reward.pointwise import PointwiseReward
+from rewarddance.reward.prefix_cache import Sharing
+from rewarddance.reward.reading import JudgeInput, Tokens
+from rewarddance.reward.regressive import RegressiveReward
+from rewarddance.reward.vlm_judge import ATTENTION, VisionLanguageModel, image_config
+from rewarddance.runtime.checkpoint import BUNDLED
+from rewarddance.runtime.config import parse_recipe
+from rewarddance.types import Preference
+
+KINDS: dict[str, Any] = {"pairwise": PairwiseReward, "pointwise": PointwiseReward, "regressive": RegressiveReward}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_FIGURES = Path(__file__).parent / "architectures.yaml"
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "internvl": {
+        "image_token_id": 151667,
+        "image_seq_length": 256,
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "qwen2",
+            "vocab_size": 151674,
+            "max_position_embeddings": 32_768,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+        },
+    },
+    "qwen3_vl": {
+        "text_config": {
+            "vocab_size": 151936,
+            "head_dim": 128,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "mrope_section": [24, 20, 20],
+                "mrope_interleaved": True,
+            },
+        },
+    },
+}
+"""What all sizes of the families in the table share."""
+_HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_PICTURES: dict[str, dict[str, Any]] = {
+    "internvl": {"size": {"height": 448, "width": 448}, **_HALVES},
+    "qwen2_vl": {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **_HALVES},
+    "qwen2_5_vl": {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **_HALVES},
+    "qwen3_vl": {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **_HALVES},
+}
+"""How a family prepares pictures, where the folder does not say; bounds of Qwen's sizes are in `_picture_config`."""
+_BOUNDS = {"qwen2_vl": (3136, 12_845_056), "qwen2_5_vl": (3136, 12_845_056), "qwen3_vl": (65_536, 16_777_216)}
+_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How the tokenizers of both families cut text before they look for tokens."""
+_SPECIAL = {
+    "internvl": ("<IMG_CONTEXT>", ("<img>", "</img>"), "<IMG_CONTEXT>\n"),
+    "qwen": ("<|image_pad|>", ("<|vision_start|>", "<|vision_end|>"), "<|vision_start|><|image_pad|><|vision_end|>"),
+}
+
+
+class Sources(NamedTuple):
+    """Where the figures of a sketch come from, in words."""
+
+    architecture: str
+    tokenizer: str
+    pictures: str
+
+
+class MetaModel(VisionLanguageModel):
+    """A `VisionLanguageModel` of which only shapes are known.
+
+    lengths: tokens of each sequence that it read. listening: sequences are counted and not read.
+
+    Raises InputError for a name that is neither a folder with config.json nor in the table, and for a family that has
+    no code of its own here.
+    """
+
+    def __init__(
+        self, name: str, dtype: torch.dtype, max_pixels: int | None = None, checkpointing: bool = False
+    ) -> None:
+        config, self.folder, architecture = read_architecture(name)
+        kind = config.model_type
+        if kind not in FAMILIES:
+            raise InputError(
+                f"the judge {name!r} is of the family {kind}, whose questions cannot be planned without its weights.",
+                f"Plan one of {', '.join(FAMILIES)}.",
+            )
+        with torch.device("meta"):
+            model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        self.model, self.tokens_at_once, self.checkpointing = model.eval(), 16_384, checkpointing
+        self.tokenizer, tokenizer = _tokenizer(self.folder, config)
+        pictures, told = _picture_config(self.folder, kind)
+        self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
+        self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
+        self._text.config._attn_implementation = ATTENTION
+        self.sources, self.lengths, self.listening = Sources(architecture, tokenizer, told), list[int](), False
+
+    @property
+    def device(self) -> torch.device:
+        """Of whole numbers, which are real."""
+        return torch.device("cpu")
+
+    def states(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Tensor]:
+        if not self.listening:
+            return super().states(asked, sharing)
+        width = self.model.get_output_embeddings().weight.shape[1]
+        read = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
+        return [torch.empty(one.said + 1, width, device="meta") for one in read]
+
+    def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
+        found = super()._sequence(one, numbers)
+        self.lengths.append(len(found.ids))
+        return found
+
+
+def meta_reward(name: str, config: RewardConfig | None, dtype: torch.dtype) -> Judge:
+    """A judge on the meta device. config: None is that of the trained reward in the folder `name`, or the defaults."""
+    config = config or _saved_config(name)
+    if config.kind not in KINDS:
+        raise InputError(
+            f"a plan is made of judges that read questions, and {name!r} is of kind {config.kind}.",
+            "Such a reward is small: it fits wherever its pictures do.",
+        )
+    vlm = MetaModel(name, dtype, config.max_pixels, config.checkpointing)
+    reward = KINDS[config.kind](vlm, config)
+    reward.model.to("meta")  # a regressive head is made where the numbers are
+    return reward
+
+
+def tokens_of(reward: Judge, pair: Preference) -> tuple[int, int]:
+    """Tokens that the language model reads of a pair in training, all of its questions together, and of pictures that
+    the vision tower gives, each picture once."""
+    vlm: MetaModel = reward.vlm  # type: ignore[attr-defined]
+    vlm.lengths.clear()
+    vlm.listening = True
+    try:
+        with counting():
+            reward.loss([pair])
+    finally:
+        vlm.listening = False
+    shown = [pixels for pixels in (pair.first, pair.second, pair.condition) if pixels is not None]
+    return sum(vlm.lengths), sum(len(one) * vlm.family.tokens(*one.shape[-2:]) for one in shown)
+
+
+def known_judges() -> list[str]:
+    return list(_table()["judges"])
+
+
+def read_architecture(name: str) -> tuple[Any, Path, str]:
+    """The config of a folder or of the table, its folder (none is there for the table), and where it was found.
+
+    Raises InputError for a name that is neither, and naming a config.json that cannot be read.
+    """
+    for folder in (Path(name), BUNDLED / name):
+        if (folder / "config.json").is_file():
+            try:
+                return AutoConfig.from_pretrained(folder), folder, f"{folder / 'config.json'}"
+            except (OSError, ValueError, KeyError) as error:
+                raise InputError(
+                    f"{folder / 'config.json'} cannot be read: {error}.", "Restore it from the model's page."
+                ) from error
+    table = _table()["judges"]
+    if name not in table:
+        raise InputError(
+            f"the architecture of {name!r} is not known here.",
+            f"Give a folder with its config.json (no weights are needed), or one of {', '.join(table)}.",
+        )
+    figures = dict(table[name])
+    kind = figures.pop("model_type")
+    shared = _OF_FAMILY[kind]
+    text = {"text_config": {**shared["text_config"], **figures["text_config"]}}
+    return AutoConfig.for_model(kind, **{**shared, **figures, **text}), Path(name), "the table of public judges"
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    return yaml.safe_load(_FIGURES.read_text(encoding="utf-8"))
+
+
+def _saved_config(name: str) -> RewardConfig:
+    for path in (Path(name) / CONFIG_FILE, BUNDLED / name / CONFIG_FILE):
+        if path.is_file():
+            try:
+                return parse_recipe(RewardConfig, dict(json.loads(path.read_text(encoding="utf-8"))), str(path))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train again.") from error
+    return RewardConfig()
+
+
+def _picture_config(folder: Path, kind: str) -> tuple[dict[str, Any], str]:
+    try:
+        return image_config(folder), f"{folder}"
+    except OSError:
+        known = dict(_PICTURES[kind])
+        if kind in _BOUNDS:
+            known["size"] = dict(zip(("shortest_edge", "longest_edge"), _BOUNDS[kind], strict=True))
+        return known, f"the defaults of {kind}"
+
+
+def _tokenizer(folder: Path, config: Any) -> tuple[Any, str]:
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return AutoTokenizer.from_pretrained(folder), f"{folder}"
+    return stand_in_tokenizer(config), "a stand-in: one token for each word, digit and run of signs"
+
+
+def stand_in_tokenizer(config: Any) -> Any:
+    """Cuts text as the families' tokenizers do; every piece is one token, which of English words nearly all are."""
+    picture, around, written = _SPECIAL["internvl" if config.model_type == "internvl" else "qwen"]
+    words = ["<unk>", "<|im_start|>", "<|im_end|>", *around, *YES, *NO]
+    vocabulary = {word: number for number, word in enumerate(words)} | {picture: config.image_token_id}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", picture, *around])
+    names: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    if config.model_type == "internvl":
+        names |= {"context_image_token": picture, "start_image_token": around[0], "end_image_token": around[1]}
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    found.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}{{ picture }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ).replace("{{ picture }}", f"{{{{ {written!r} }}}}")
+    return found

@@ -1,0 +1,191 @@
+"""Charts as inline SVG: curves of metrics over steps, and any other figure that is drawn with matplotlib."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewarddance.report.formatting import absent, number
+from rewarddance.report.run_folder import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {"ink": "#101112", "muted": "#808182", "rule": "#d0d1d2", "blue": "#0072b2", "orange": "#d55e00"}
+"""Matplotlib draws in these; in the page each becomes the CSS variable of its name, and so follows light and dark."""
+WIDTHS = {"wide": 720, "narrow": 342}
+"""Every chart is drawn twice, for a screen and for a phone, so that its text has the page's size on both."""
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("axes.titlecolor", "legend.labelcolor"), COLOURS["ink"]),
+    **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
+    **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color"), COLOURS["rule"]),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"), False),
+    **dict.fromkeys(("font.size", "axes.titlesize"), 11.5),
+    **{"axes.titlelocation": "left", "axes.titlepad": 9, "axes.grid": True, "axes.grid.axis": "y"},
+    **{"legend.borderaxespad": 0, "legend.handlelength": 1.3, "legend.columnspacing": 1},
+    **{"axes.axisbelow": True, "ytick.major.size": 0, "lines.linewidth": 1.8, "svg.fonttype": "none"},
+}
+NOT_SHOWN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
+"""Of matplotlib's SVG: what the page has no use for; the style would reach beyond its own picture."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One key of the metrics over steps, `scale` times; with a band where the rows hold key_low and key_high too."""
+
+    key: str
+    label: str = ""
+    colour: str = "blue"
+    dash: str = "-"
+    scale: int = 1
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves on one axis of values. from_zero: that axis begins at 0, for figures whose loss is to be seen."""
+
+    title: str
+    curves: tuple[Curve, ...]
+    from_zero: bool = False
+
+
+SPREADS = Curve("spread_within", "within a prompt"), Curve("spread_across", "across prompts", "orange", "--")
+ACCURACIES = Curve("accuracy_id", "in domain", scale=100), Curve("accuracy_ood", "out of domain", "orange", "--", 100)
+LOOKS = (
+    Curve("drift_brightness", "brightness"),
+    Curve("drift_saturation", "saturation", "orange"),
+    Curve("drift_sharpness", "sharpness", "blue", "--"),
+    Curve("drift_contrast", "contrast", "muted"),
+    Curve("drift_high_frequencies", "high frequencies", "orange", "--"),
+    Curve("drift_motion", "motion", "ink", ":"),
+)
+DISTANCES = (
+    Curve("diversity_within", "within a prompt"),
+    Curve("diversity_across", "across prompts", "orange", "--"),
+)
+HACKING = (
+    Panel("Proxy: margin, logits", (Curve("margin"),)),
+    Panel("Proxy: P(yes)", (Curve("reward"),)),
+    Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
+    Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+    Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
+    Panel("Spread of the margin", SPREADS, from_zero=True),
+    Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
+    Panel("Distance between pictures", DISTANCES, from_zero=True),
+    Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
+    Panel("Looks, in deviations of the base's pictures", LOOKS),
+)
+CHARTS = {
+    "hacking": HACKING,
+    "progress": (
+        Panel("Reward, P(yes)", (Curve("reward"),)),
+        Panel("Margin, logits", (Curve("margin"),)),
+        Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+    ),
+    "spread": (Panel("Logits", SPREADS, from_zero=True),),
+    "diversity": (Panel("Pixel distance", (Curve("diversity"),), from_zero=True),),
+    "judge": (Panel("Training loss", (Curve("loss"),)), Panel("Accuracy", ACCURACIES)),
+}
+
+
+def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of `key`, from the rows that have it."""
+    found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+    steps, values = zip(*found, strict=True) if found else ((), ())
+    return np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+
+
+def window_of(n: int) -> int:
+    """How many of `n` values the drawn mean runs over: 1 (none) for a short series, a 20th of a long one."""
+    return max(5, n // 20) if n >= 60 else 1
+
+
+def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None) -> str:
+    """A chart of CHARTS as inline SVG, panels above one axis of steps; a sentence where nothing of it was logged.
+
+    marks: steps at which a line goes through all panels, with what stands at its head.
+    """
+    panels = [panel for panel in CHARTS[name] if any(len(series(rows, curve.key)[0]) for curve in panel.curves)]
+    if not panels:
+        return absent("metrics.jsonl has nothing of this, so the figure is left out.")
+
+    def draw(figure: Figure) -> None:
+        figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr]
+        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for own, panel in zip(axes, panels, strict=True):
+            _draw_panel(own, rows, panel)
+            for step in marks or {}:
+                own.axvline(step, color=COLOURS["ink"], linewidth=0.9, linestyle=":")
+        for step, head in (marks or {}).items():
+            at = {"xy": (step, 0), "xycoords": axes[-1].get_xaxis_transform(), "textcoords": "offset points"}
+            axes[-1].annotate(head, xytext=(3, 4), color=COLOURS["ink"], **at)
+        axes[-1].set_xlabel("step")
+
+    alt = " · ".join(panel.title for panel in panels) + ", over steps"
+    height = 46 + 142 * len(panels) if len(panels) > 1 else 226
+    return drawn(draw, dict.fromkeys(WIDTHS, height), name, alt)
+
+
+def drawn(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str, alt: str) -> str:
+    """What `draw` makes of a figure, as inline SVG in each of WIDTHS. name: its own on the page; alt: what it shows."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    blocks = []
+    for kind, width in WIDTHS.items():
+        with rc_context({**STYLE, "svg.hashsalt": f"{name}-{kind}"}):
+            figure = Figure(figsize=(width / 72, heights[kind] / 72), layout="constrained")
+            draw(figure)
+            text = StringIO()
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        blocks.append(f'<div class="{kind}">{_inlined(text.getvalue(), alt)}</div>')
+    return "\n".join(blocks)
+
+
+def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
+    axes.set_title(panel.title)
+    for curve in (one for one in panel.curves if len(series(rows, one.key)[0])):
+        _draw_curve(axes, rows, curve, ends_named=len(panel.curves) == 1)
+    if len(panel.curves) > 1:
+        shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        axes.legend(handles=shown, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3 if len(shown) > 2 else 2)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.locator_params(axis="y", nbins=4)
+    axes.margins(x=0.01, y=0.08)
+    if panel.from_zero:
+        axes.set_ylim(bottom=0)
+
+
+def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, ends_named: bool) -> None:
+    """Every value thin under its running mean; a short series with a mark at each value."""
+    steps, values = series(rows, curve.key)
+    values, colour, window = values * curve.scale, COLOURS[curve.colour], window_of(len(steps))
+    low, high = (series(rows, f"{curve.key}_{end}")[1] * curve.scale for end in ("low", "high"))
+    if len(low) == len(high) == len(steps):
+        axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+    if window > 1:
+        axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
+    mean = np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
+    marker = "o" if len(steps) <= 40 else None
+    axes.plot(steps, mean, curve.dash, color=colour, label=curve.label, marker=marker, markersize=4)
+    if ends_named and np.isfinite(mean[-1]):
+        end, at = number(mean[-1], 1, 1 if curve.scale == 100 else 3), (float(steps[-1]), float(mean[-1]))
+        axes.annotate(end, at, (7, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
+
+
+def _inlined(svg: str, alt: str) -> str:
+    """Matplotlib's file as an element of the page: no prolog, no addresses, no unused ids, colours as variables."""
+    svg = NOT_SHOWN.sub("", svg[svg.index("<svg") :])
+    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{escape(alt)}">', svg, count=1)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return re.sub(r"\s*\n\s*", "\n", svg).strip()

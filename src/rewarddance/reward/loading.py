@@ -1,0 +1,98 @@
+"""The kinds of reward model by name, and how one is loaded. A new kind is one file and one line here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from rewarddance.errors import InputError, first_line
+from rewarddance.reward.clip import ClipReward
+from rewarddance.reward.generative import PairwiseReward
+from rewarddance.reward.instructions import check_version, load_instruction
+from rewarddance.reward.judge import CONFIG_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
+from rewarddance.reward.pointwise import PointwiseReward
+from rewarddance.reward.regressive import RegressiveReward, has_head
+from rewarddance.reward.vlm_judge import VisionLanguageModel
+from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.config import parse_recipe
+
+
+def _vlm(name: str, config: RewardConfig, device: str, dtype: torch.dtype) -> VisionLanguageModel:
+    return VisionLanguageModel(name, dtype, device, config.max_pixels, checkpointing=config.checkpointing)
+
+
+KINDS: dict[str, Callable[[str, RewardConfig, str, torch.dtype], Judge]] = {
+    "pairwise": lambda name, config, *where: PairwiseReward(_vlm(name, config, *where), config),
+    "pointwise": lambda name, config, *where: PointwiseReward(_vlm(name, config, *where), config),
+    "regressive": lambda name, config, *where: RegressiveReward(_vlm(name, config, *where), config),
+    "clip": lambda name, config, *where: ClipReward(name, config, *where),
+}
+
+
+def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Judge:
+    """A checkpoint as the kind of reward that `config` says, its weights trainable."""
+    return KINDS[config.kind](name, config, device, dtype)
+
+
+def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Judge:
+    """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
+
+    name: a folder, an id of the model hub, or a bundled checkpoint's name. dtype: of the weights; the margin is always
+    taken in float32. changes: fields of `RewardConfig` to set differently, such as kind or orders="both". Raises
+    InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that cannot
+    answer as the kind asked, or an instruction that is another version than the one trained with; one named in
+    `changes` is taken as it is here.
+    """
+    name = str(name)
+    folder = find_checkpoint(name)
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"there is no device {device!r} here: {first_line(error)}.",
+            "Say cpu, or cuda where there is one; options go by name, such as kind='pointwise'.",
+        ) from error
+    path = folder / CONFIG_FILE
+    saved: dict = {}
+    if path.is_file():
+        try:
+            saved = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
+    if saved.get("instruction") == INSTRUCTION_FILE:
+        saved["instruction"] = str(folder / INSTRUCTION_FILE)
+    kind = changes.get("kind")
+    if kind in KINDS:
+        saved = as_kind(saved, str(kind), name)
+    config = parse_recipe(RewardConfig, saved | changes, f"the options for {name!r}" if changes else str(path))
+    if config.kind in USED_BY["instruction"]:
+        if "instruction" in changes or "instruction_version" not in saved:
+            version = load_instruction(config.instruction).version
+            config = config.model_copy(update={"instruction_version": version})
+        check_version(config.instruction, config.instruction_version)
+    if config.kind == "regressive" and not has_head(folder):
+        raise InputError(
+            f"{name!r} has no reward head, so it gives no regressive reward.",
+            "Train one (kind: regressive), or ask the model zero-shot with kind 'pairwise' or 'pointwise'.",
+        )
+    return build_reward(name, config, device, dtype).freeze()
+
+
+def as_kind(saved: dict, kind: str, name: str) -> dict:
+    """A folder's saved config as that of another kind: without the kind and the options that only its own uses.
+
+    Raises InputError where its weights have learned to answer otherwise: both generative kinds say yes or no with the
+    same head, while a regressive or a CLIP reward answers for itself alone.
+    """
+    was = saved.get("kind", "pairwise")
+    if not saved or kind == was:
+        return saved
+    if {was, kind} != {"pairwise", "pointwise"}:
+        raise InputError(
+            f"{name!r} was trained as a {was} reward and cannot be asked as a {kind} one.",
+            f"Leave kind out, or train a {kind} reward from it.",
+        )
+    return {key: value for key, value in saved.items() if key != "kind" and kind in USED_BY.get(key, (kind,))}

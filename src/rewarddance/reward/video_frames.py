@@ -1,0 +1,55 @@
+"""Which frames of a question's videos a judge reads, and whether their rate is the one that it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from rewarddance.data.frame_sampling import frames_read
+from rewarddance.errors import InputError
+from rewarddance.reward.judge import RewardOptions
+from rewarddance.types import Question
+
+RATE_SLACK = 0.02
+"""Share by which two rates may differ and be one: 29.97 is 30."""
+
+
+def as_read(questions: Sequence[Question], options: RewardOptions) -> list[Question]:
+    """The questions with the frames of their videos that the judge reads (`options.frames`), in the graph.
+
+    A condition is shown whole. One tensor in several questions is one tensor still, so that it is encoded once. Raises
+    InputError naming the question whose video has too few frames, or another rate than `options.fps`.
+    """
+    if options.frames is None and options.fps is None:
+        return list(questions)
+    seen: dict[int, Tensor] = {}
+
+    def read(pixels: Tensor | None, name: str) -> Tensor | None:
+        if pixels is None or options.frames is None:
+            return pixels
+        if id(pixels) not in seen:
+            seen[id(pixels)] = frames_read(pixels, options.frames, name)
+        return seen[id(pixels)]
+
+    found = []
+    for number, question in enumerate(questions):
+        where = f"of question {number} ({question.prompt!r})"
+        for what, rate in zip(("candidate", "reference"), question.fps, strict=True):
+            check_rate(rate, options.fps, f"the {what} {where}")
+        candidate = read(question.candidate, f"the candidate {where}")
+        assert candidate is not None
+        found.append(
+            replace(question, candidate=candidate, reference=read(question.reference, f"the reference {where}"))
+        )
+    return found
+
+
+def check_rate(rate: float | None, wanted: float | None, name: str) -> None:
+    """Raises InputError naming a video whose rate is known and is not the one that is wanted."""
+    if rate is not None and wanted is not None and abs(rate - wanted) > RATE_SLACK * wanted:
+        raise InputError(
+            f"{name} has {rate:g} frames a second, and this judge knows videos of {wanted:g}.",
+            "Give videos of that rate, or a judge with another fps.",
+        )

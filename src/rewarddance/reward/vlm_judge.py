@@ -1,0 +1,290 @@
+"""A vision-language model of transformers as a judge reads with it: how it is loaded, its words, and its head.
+
+Of families that have code of their own here only tokenizer and image-processor config are read: the libraries'
+processors go through uint8 or need torchvision. Any other family is read through its own processor.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rewarddance.errors import InputError, first_line
+from rewarddance.reward.families.any import AnyFamily, drawn
+from rewarddance.reward.families.family import Family, Parts, Sizes
+from rewarddance.reward.families.registry import FAMILIES
+from rewarddance.reward.instructions import Picture
+from rewarddance.reward.prefix_cache import Prefix
+from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
+from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.types import Pixels
+
+ATTENTION = "rewarddance_prefix"
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """Ordinary attention, except where a `prefix` is handed down: it is filled first, and attended to afterwards."""
+    prefix: Prefix | None = kwargs.pop("prefix", None)
+    if prefix is not None and prefix.complete:
+        return prefix.attend(module.layer_idx, query, key, value, kwargs["scaling"]), None
+    if prefix is not None:
+        prefix.layers[module.layer_idx] = (key, value)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+_UNREADABLE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What models raise that were not made for what they are given."""
+
+
+class VisionLanguageModel(Reading):
+    """Model, tokenizer and preprocessing of one checkpoint.
+
+    max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
+    `Reading`. Raises InputError where the folder is no checkpoint, or of a model that cannot be asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        max_pixels: int | None = None,
+        tokens_at_once: int = 16_384,
+        checkpointing: bool = False,
+    ) -> None:
+        self.folder = find_checkpoint(name)
+        self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
+        try:
+            model: Any = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype)
+            self.model: Any = model.eval().to(device)
+            self.family = self._family(name, max_pixels)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"the judge {name!r} cannot be loaded: {first_line(error)}.",
+                "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
+                "A dual encoder such as CLIP is asked with kind='clip'.",
+            ) from error
+        self.tokenizer = self.family.tokenizer
+        self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
+        if isinstance(self.family, AnyFamily):
+            self._find_out(name, self.family)
+        if self.family.shares:
+            self._text.config._attn_implementation = ATTENTION
+
+    def _family(self, name: str, max_pixels: int | None) -> Family:
+        kind = self.model.config.model_type
+        if kind in FAMILIES:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            return FAMILIES[kind](self.model, tokenizer, image_config(self.folder), max_pixels)
+        if max_pixels is not None:
+            raise InputError(f"the judge {name!r} prepares pictures in its own way.", "Leave max_pixels out.")
+        if self.model.config.is_encoder_decoder or not hasattr(self.model, "model"):
+            raise InputError(
+                f"the judge {name!r} (family {kind}) does not answer a conversation token by token.",
+                "Choose a model that chats about pictures, such as InternVL, Qwen3-VL or LLaVA.",
+            )
+        try:
+            processor = AutoProcessor.from_pretrained(self.folder)
+            told = "" if hasattr(processor, "image_processor") else "it has none of pictures"
+        except (ImportError, OSError, TypeError, ValueError) as error:
+            told = first_line(error)
+        if told:
+            raise InputError(
+                f"the processor of the judge {name!r} (family {kind}) cannot be loaded: {told}.",
+                "Add processor_config.json or preprocessor_config.json and the tokenizer's files to its folder. "
+                "Families that take videos, too, need torchvision of the same build as torch.",
+            )
+        return AnyFamily(self.model, processor)
+
+    @torch.no_grad()
+    def _find_out(self, name: str, family: AnyFamily) -> None:
+        """Ask the same two questions by the model's own forward and with their beginning shared; share if it is right.
+
+        Raises InputError where the model cannot read two pictures in a question, or where its logits do not follow from
+        its last state.
+        """
+        reference, *candidates = (drawn(48, 64, seed) for seed in range(3))
+        parts = ("Reference:", Picture("reference"), "Candidate:", Picture("candidate"), "Answer yes or no.")
+        asked = [JudgeInput(parts, (reference, candidate)) for candidate in candidates]
+        family.shares = False
+        try:
+            own = torch.cat(self.states(asked))
+            logits = self.model(**family.whole(parts_of(asked[0]), asked[0].pictures, ())).logits[0, -1]
+        except _UNREADABLE as error:
+            raise InputError(
+                f"the judge {name!r} cannot read a question about two pictures: {error}.",
+                "Choose a model that chats about several pictures, such as InternVL, Qwen3-VL or LLaVA.",
+            ) from error
+        away = []
+        for family.scales in (False, True):  # some models leave out what their text model's config says of logits
+            away.append(_distance(self.head(own[0]), logits))
+        family.scales = away[1] < away[0]
+        if min(away) > self._tolerance:
+            raise InputError(
+                f"the logits of the judge {name!r} do not follow from its last state.",
+                "Choose a model of another family.",
+            )
+        text = self._text.config
+        before = text._attn_implementation
+        if not _looks_back_over_all(text):
+            return
+        try:
+            family.shares, text._attn_implementation = True, ATTENTION
+            family.shares = _distance(torch.cat(self.states(asked, sharing="before")), own) < self._tolerance
+        except (InputError, *_UNREADABLE):
+            family.shares = False
+        if not family.shares:
+            text._attn_implementation = before
+
+    @property
+    def _tolerance(self) -> float:
+        return 1e-4 if self.model.dtype == torch.float32 else 0.05
+
+    def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
+        """Resize (antialiased) and normalise as the family's own image processor does, differentiably."""
+        return self.family.preprocess(pixels)
+
+    # -- words ---------------------------------------------------------------------------------------------------------
+
+    def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
+        sizes = tuple((len(p), p.shape[-2], p.shape[-1]) for p in one.pictures)
+        said = self.response_prefix_tokens(one.said)
+        ids = (*self._ids(parts_of(one), sizes), *said)
+        self._check_length(one, len(ids))
+        return Tokens(ids, numbers, len(said))
+
+    def _tokenise(self, parts: Parts, sizes: Sizes) -> tuple[int, ...]:
+        return tuple(self.family.ids(parts, sizes))
+
+    def answer_tokens(self, words: Sequence[str]) -> list[int]:
+        """Ids of the spellings that are one token. Raises InputError where none is: such a model cannot answer."""
+        ids = {tuple(self.tokenizer(word, add_special_tokens=False).input_ids) for word in words}
+        # Where a tokenizer has a token for all that it does not know, it would stand for yes and for no alike.
+        single = sorted(only[0] for only in ids if len(only) == 1 and only[0] != self.tokenizer.unk_token_id)
+        if not single:
+            raise InputError(
+                f"the tokenizer of {self.folder} has no single token for any of {', '.join(map(repr, words))}.",
+                "Choose a model whose tokenizer can answer in one token.",
+            )
+        return single
+
+    def response_prefix_tokens(self, text: str) -> list[int]:
+        """The tokens of what the assistant says."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def head(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... V"]:
+        """Logits of all tokens, float32, in the graph."""
+        return self._logits(hidden, slice(None))
+
+    def margin(
+        self, hidden: Float[Tensor, "B D"], yes: Sequence[int], no: Sequence[int], among: str = "answers"
+    ) -> Float[Tensor, " B"]:
+        """log of yes odds minus log of no odds, float32: in half precision most margins would tie. In the graph.
+
+        among: "answers", or "vocabulary": the odds of yes are then against all other tokens, not against no alone.
+        """
+        if among == "vocabulary":
+            every = self.head(hidden)
+            others = every.index_fill(-1, torch.tensor([*yes], device=self.device), -torch.inf)
+            return every[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
+        logits = self._logits(hidden, torch.tensor([*yes, *no], device=self.device))
+        return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
+
+    def _logits(self, hidden: Float[Tensor, "... D"], rows: Tensor | slice) -> Float[Tensor, "... V"]:
+        head = self.model.get_output_embeddings()
+        logits = hidden.float() @ head.weight[rows].float().T
+        if getattr(head, "bias", None) is not None:
+            logits = logits + head.bias[rows].float()
+        return self.family.scaled(logits)
+
+    @torch.no_grad()
+    def write(
+        self, asked: Sequence[JudgeInput], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
+        """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded."""
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        chosen = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        texts: list[str] = []
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for batch in [[one] for one in asked] if self.family.alone else [asked]:
+                inputs = self._begun(batch, pad)
+                found = self.model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **chosen)
+                said = found[:, inputs["input_ids"].shape[1] :]
+                texts += [text.strip() for text in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+        return texts
+
+    def _begun(self, asked: Sequence[JudgeInput], pad: int) -> dict[str, Tensor]:
+        """What `generate` takes for questions and what was said, padded on the left."""
+        if self.family.alone:
+            (one,) = asked
+            return self.family.whole(parts_of(one), one.pictures, self.response_prefix_tokens(one.said))
+        sequences = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
+        longest = max(len(sequence.ids) for sequence in sequences)
+        ids = torch.tensor([[pad] * (longest - len(one.ids)) + [*one.ids] for one in sequences], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(one.ids)) + [1] * len(one.ids) for one in sequences])
+        inputs = {"input_ids": ids, "attention_mask": mask.to(self.device)}
+        shown = [pixels for one in asked for pixels in one.pictures]
+        inputs |= self.family.inputs(shown) if shown else {}
+        if "image_grid_thw" in inputs:
+            inputs["mm_token_type_ids"] = (ids == self._image_token).int()
+        return inputs
+
+    def save(self, folder: Path) -> None:
+        """Write a plain save_pretrained folder: weights, tokenizer, and the processor's files as they came."""
+        self.model.save_pretrained(folder)
+        if isinstance(self.family, AnyFamily):
+            self.family.processor.save_pretrained(folder)
+            return
+        self.tokenizer.save_pretrained(folder)
+        for name in _PROCESSOR_FILES:
+            source = self.folder / name
+            if source.is_file():
+                (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+
+
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def image_config(folder: Path) -> dict[str, Any]:
+    """The image processor's config, from a file of its own or, as transformers 5 writes it, the processor's."""
+    found = [path for path in (folder / name for name in _PROCESSOR_FILES) if path.is_file()]
+    if not found:
+        raise OSError(f"it has no {' and no '.join(_PROCESSOR_FILES)}")
+    content = json.loads(found[0].read_text(encoding="utf-8"))
+    return content.get("image_processor", content)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """Length of the difference by the length of theirs."""
+    return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def _looks_back_over_all(text: Any) -> bool:
+    """Does the language model attend to all that came before, and in the usual way, by its config?"""
+    kinds = getattr(text, "layer_types", None)
+    windowed = getattr(text, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
+    otherwise = any(getattr(text, name, None) for name in ("attention_chunk_size", "attn_logit_softcapping"))
+    return not (windowed or otherwise)

@@ -1,0 +1,187 @@
+"""Several processes on one run: which one this is, what all do alike, and how they wait for one another.
+
+torchrun and accelerate launch start them and say so in the environment (RANK, WORLD_SIZE); without it there is one
+process, and everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, overload
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+from torch import distributed as dist
+
+from rewarddance.errors import InputError, RewardDanceError
+
+LONGEST_WAIT = timedelta(hours=1)
+"""For the slowest of all: while the first process writes a large checkpoint, the others wait."""
+
+T = TypeVar("T")
+
+
+class ProcessStopped(RewardDanceError):
+    """A process waited for another one that is gone."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has stopped.", "What it said tells why.")
+
+
+@contextmanager
+def init_process_group() -> Iterator[None]:
+    """Within the block this process belongs to those that were started together, if there are several.
+
+    Where the block fails, the first process that fails raises its error, and the others leave without a word. Raises
+    InputError where the launcher was told to shard the model itself, or started more processes than there are GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+        yield
+        return
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise InputError(
+                f"accelerate launch was told to use {name}, but the recipe says how a model is split.",
+                "Launch without it (torchrun, or accelerate launch --multi_gpu) and set sharded=true in the recipe: "
+                "judge.sharded=true to train, refl.sharded=true (grpo, nft) to align.",
+            )
+    if device().type == "cuda":
+        if (own := int(os.environ.get("LOCAL_RANK", "0"))) >= torch.cuda.device_count():
+            raise InputError(
+                f"process {own + 1} of this machine has no GPU: {torch.cuda.device_count()} are here.",
+                "Start one process a GPU.",
+            )
+        torch.cuda.set_device(device())
+    backend = "cuda:nccl,cpu:gloo" if device().type == "cuda" else "gloo"
+    store, number, n = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group(backend, store=store, rank=number, world_size=n, timeout=LONGEST_WAIT)
+    try:
+        yield
+    except (RewardDanceError, RuntimeError) as error:
+        broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        ours = isinstance(error, RewardDanceError) or broken
+        if not _is_first_to_fail(store) and ours:
+            sys.exit(2)
+        if broken:
+            raise ProcessStopped from error
+        raise
+    dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
+
+
+def _is_first_to_fail(store: Any) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # the process that kept it is gone, and so was not the last to speak
+        return False
+
+
+def device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU where there is none or accelerate was told so."""
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1"):
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main_process() -> bool:
+    """Is this the process that writes files and speaks to the user?"""
+    return rank() == 0
+
+
+def sum_over_processes(values: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
+    """Elementwise sum over all processes, on the CPU."""
+    total = values.detach().cpu().clone()
+    if world_size() > 1:
+        try:
+            dist.all_reduce(total)
+        except RuntimeError as error:
+            raise ProcessStopped from error
+    return total
+
+
+def mean_over_processes(figures: Mapping[str, float]) -> dict[str, float]:
+    """Each figure's mean over all processes; whole numbers, which all have alike, as they are."""
+    names = [name for name, value in figures.items() if not isinstance(value, int)]
+    if world_size() == 1 or not names:
+        return dict(figures)
+    total = sum_over_processes(torch.tensor([figures[name] for name in names], dtype=torch.float64))
+    return {**figures, **dict(zip(names, (total / world_size()).tolist(), strict=True))}
+
+
+@overload
+def local_shard(rows: Tensor, parts: int = 1) -> Tensor: ...
+@overload
+def local_shard(rows: list[T], parts: int = 1) -> list[T]: ...
+def local_shard(rows: Any, parts: int = 1) -> Any:
+    """This process's share of rows that all processes have alike: of each of `parts` equal parts its equal share."""
+    if world_size() == 1:
+        return rows
+    each = len(rows) // (parts * world_size())
+    mine = [(part * world_size() + rank()) * each + k for part in range(parts) for k in range(each)]
+    return rows[mine] if isinstance(rows, Tensor) else [rows[k] for k in mine]
+
+
+def all_gather(rows: Num[Tensor, "b ..."], parts: int = 1) -> Num[Tensor, "B ..."]:
+    """The rows of all processes, each of which has its share (`own`), in the order of the whole. Without graph."""
+    if world_size() == 1:
+        return rows
+    mine = rows.detach().contiguous()
+    found = [torch.empty_like(mine) for _ in range(world_size())]
+    try:
+        dist.all_gather(found, mine)
+    except RuntimeError as error:
+        raise ProcessStopped from error
+    return torch.stack(found).unflatten(1, (parts, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def gather_objects(said: Any) -> list[Any]:
+    """What each process says, in their order; anything that can be pickled."""
+    if world_size() == 1:
+        return [said]
+    heard: list[Any] = [None] * world_size()
+    try:
+        dist.all_gather_object(heard, said)
+    except RuntimeError as error:
+        raise ProcessStopped from error
+    return heard
+
+
+def barrier() -> None:
+    """Until all processes have come here."""
+    sum_over_processes(torch.zeros(1))
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The block by the first process, then by the others: what is wrong is said once, what it makes is there."""
+    if not is_main_process():
+        barrier()
+    yield
+    if is_main_process():
+        barrier()
+
+
+@contextmanager
+def one_process_at_a_time() -> Iterator[None]:
+    """The block by one process of a machine after the other, where each needs much of its memory for a while."""
+    turn, turns = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    several = world_size() > 1
+    for _ in range(turn if several else 0):
+        barrier()
+    yield
+    for _ in range(turns - turn if several else 0):
+        barrier()

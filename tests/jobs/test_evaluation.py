@@ -1,0 +1,160 @@
+"""`rewarddance evaluate` on random checkpoints of every kind: what it leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import clip_folder, colour_preferences, command, judge_folder
+
+from rewarddance.data.preferences import write_preferences
+from rewarddance.evaluation.examine import ExamRecipe
+from rewarddance.evaluation.findings import SetFindings, read_evaluation
+from rewarddance.jobs.evaluate import EvaluateRun, document, evaluate, name_of, named_tests, training_facts
+from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.loading import build_reward
+from rewarddance.reward.train import JudgeRecipe
+
+EXAM = ExamRecipe(probes=3, groups=2, pictures=3)
+
+
+@pytest.fixture(scope="module")
+def tests(tmp_path_factory) -> dict[str, Path]:
+    """Two test sets: red against blue with ties, and the same with sources and criteria."""
+    folder = tmp_path_factory.mktemp("tests")
+    pairs = [replace(p, share=0.5) if i % 4 == 3 else p for i, p in enumerate(colour_preferences(12))]
+    named = [replace(p, source="s", criterion=("colour", "")[i % 2]) for i, p in enumerate(colour_preferences(6, 1))]
+    sets = {"id": pairs, "ood": named}
+    for name, own in sets.items():
+        write_preferences(own, folder / f"{name}.jsonl")
+    return {name: folder / f"{name}.jsonl" for name in sets}
+
+
+def reward(folder: Path, kind: str) -> Path:
+    """A folder as training leaves it: an untrained reward of a kind, in runs/NAME/reward."""
+    base = clip_folder() if kind == "clip" else judge_folder()
+    options = {} if kind == "clip" else {"instruction": "t2i-brief"}
+    own = folder / f"a-{kind}" / "reward"
+    build_reward(str(base), RewardConfig(kind=kind, **options)).freeze().save(own)  # type: ignore[arg-type]
+    return own
+
+
+def arguments(tests: dict[str, Path]) -> list[str]:
+    return [word for name, path in tests.items() for word in ("--test", f"{name}={path}")] + ["--probes", "3"]
+
+
+def sets_of(path: str) -> dict[str, SetFindings]:
+    return read_evaluation(Path(path)).tests
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "pointwise", "regressive", "clip"])
+def test_every_kind_is_examined_and_what_it_cannot_be_asked_is_said_in_words(kind, tests, tmp_path):
+    folder = reward(tmp_path, kind)
+    done = command("evaluate", folder, *arguments(tests), "--card", "--device", "cpu")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["evaluation"] == str(folder.parent / "evaluation" / "evaluation.json")
+    found = read_evaluation(Path(result["evaluation"]))
+    assert (found.judge.name, found.judge.kind) == (f"a-{kind}", kind)
+    assert found.judge.instruction == (None if kind == "clip" else "t2i-brief")
+    one = found.tests["id"]
+    assert (one.pairs, one.ties, one.prompts, one.failed) == (12, 3, 2, 0)
+    assert result["accuracy_id"] == one.accuracy._asdict() and one.accuracy.n == 9  # type: ignore[union-attr]
+    assert isinstance(one.order, str) == isinstance(one.transitivity, str) == (kind != "pairwise")
+    assert set(found.tests["ood"].by_criterion) == {"colour", ""} and set(found.tests["ood"].by_source) == {"s"}
+    card = (folder / "README.md").read_text()
+    assert f"# a-{kind}" in card and ("```\nPrompt: {prompt}" in card) == (kind != "clip")
+    assert (folder.parent / "evaluation" / "evaluation.html").stat().st_size > 10_000
+    assert not (folder.parent / "evaluation" / "evaluation.failed.jsonl").exists()
+
+
+def test_the_same_command_again_gives_the_same_figures_and_other_tests_are_refused(tests, tmp_path):
+    folder = reward(tmp_path, "clip")
+    first = sets_of(json.loads(command("evaluate", folder, *arguments(tests)).out)["evaluation"])
+    again = sets_of(json.loads(command("evaluate", folder, *arguments(tests)).out)["evaluation"])
+    assert first == again
+    done = command("evaluate", folder, "--test", f"id={tests['id']}", "--probes", "3")
+    assert done.code == 2 and "holds a run with tests.ood =" in done.err and "Choose another output" in done.err
+    assert command("evaluate", folder, "--test", tests["id"], "--output", tmp_path / "other").code == 0
+
+
+def test_an_examination_that_never_began_binds_nobody(tests, tmp_path):
+    folder = reward(tmp_path, "pairwise")
+    out = ("--output", tmp_path / "out")
+    done = command("evaluate", folder, "--test", tests["id"], "--instruction", "t2x", *out)
+    assert done.code == 2 and "t2x" in done.err
+    done = command("evaluate", folder, "--test", tests["id"], "--dtype", "float8", *out)
+    assert done.code == 2 and "no precision named 'float8'" in done.err
+    assert command("evaluate", folder, "--test", tests["id"], "--probes", "2", "--dtype", "bfloat16", *out).code == 0
+
+
+def test_a_pair_that_cannot_be_judged_is_told_and_takes_no_other_with_it(tests, tmp_path):
+    folder = reward(tmp_path, "clip")
+    write_preferences(colour_preferences(8), tmp_path / "set.jsonl")
+    (tmp_path / "set_media" / "000002_b.png").write_bytes(b"no picture")
+    done = command("evaluate", folder, "--test", f"ood={tmp_path / 'set.jsonl'}", "--batch-size", "3")
+    assert done.code == 1, done.err
+    result = json.loads(done.out)
+    assert result["failed"] == 1 and sets_of(result["evaluation"])["ood"].pairs == 7
+    (row,) = [json.loads(line) for line in Path(result["failures"]).read_text().splitlines()]
+    assert (row["test"], row["pair"]) == ("ood", 2) and "000002_b.png" in row["reason"]
+    assert "pairs that could not be judged: 1" in done.err and "evaluation.failed.jsonl says why" in done.err
+
+
+def test_a_judge_asked_in_both_orders_is_said_to_be_so_and_has_no_card_for_it(tests, tmp_path):
+    folder = reward(tmp_path, "pairwise")
+    one = command("evaluate", folder, *arguments(tests), "--orders", "both", "--output", tmp_path / "both")
+    assert "asks both orders itself" in sets_of(json.loads(one.out)["evaluation"])["id"].order  # type: ignore[operator]
+    done = command("evaluate", folder, *arguments(tests), "--orders", "both", "--card", "--output", tmp_path / "card")
+    assert done.code == 2 and "not with another orders" in done.err
+    assert not (folder / "README.md").exists() and not (tmp_path / "card").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "remedy"),
+    [
+        (["id"], "'id' is not of the form NAME=FILE", "ood=unseen.jsonl"),
+        (["=x.jsonl"], "'=x.jsonl' is not of the form NAME=FILE", "ood=unseen.jsonl"),
+        (["a=nowhere.jsonl"], "the preferences file nowhere.jsonl cannot be read", "Give a JSONL"),
+        (["a=x.jsonl", "a=y.jsonl"], "two test sets named 'a'", "its own name"),
+    ],
+)
+def test_a_test_set_that_cannot_be_used_is_refused_by_name(given, said, remedy, tmp_path):
+    words = [word for one in given for word in ("--test", one)]
+    done = command("evaluate", judge_folder(), *words, "--output", tmp_path / "out")
+    assert done.code == 2 and said in done.err and remedy in done.err and not (tmp_path / "out").exists()
+
+
+def test_a_model_that_was_not_trained_here_is_examined_and_has_no_card(tests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = EvaluateRun(judge=str(judge_folder()), tests={"id": tests["id"]}, instruction="t2i-brief", exam=EXAM)
+    assert Path(evaluate(run)["evaluation"]).parent.name.startswith("evaluation-")
+    done = command("evaluate", judge_folder(), "--test", tests["id"], "--card")
+    assert done.code == 2 and "is no trained reward" in done.err and "Leave out --card" in done.err
+
+
+def test_a_trained_reward_is_documented_with_what_it_was_trained_on(tests, tmp_path):
+    folder = reward(tmp_path, "clip")
+    judge = build_reward(str(clip_folder()), RewardConfig(kind="clip")).freeze()
+    facts = training_facts(JudgeRecipe(base="org/base", kind="clip", epochs=2.5), Path("data/votes.jsonl"), 70, 4)
+    without = document(judge, folder, facts, {}, EXAM)
+    assert without == {"card": str(folder / "README.md")} and "It was not tested" in (folder / "README.md").read_text()
+    result = document(judge, folder, facts, tests, EXAM)
+    text = (folder / "README.md").read_text()
+    assert "70 pairs of `votes.jsonl`, seed 4" in text and "epochs: 2.5" in text and "learning_rate" not in text
+    assert "trained from `org/base`" in text and "## How good it is\n\nIn points" in text
+    assert read_evaluation(folder / "evaluation.json").judge.base == "org/base"
+    assert Path(result["page"]) == folder / "evaluation.html"
+    assert command("evaluate", folder, "--test", tests["id"], "--card").code == 0  # its own place: beside the folder
+    assert "epochs: 2.5" in (folder / "README.md").read_text()
+
+
+def test_a_reward_is_called_by_its_runs_name():
+    assert name_of(Path("/x/runs/first/reward")) == name_of(Path("/x/runs/first/judge/reward")) == "first"
+    assert name_of(Path("/models/InternVL3-8B-hf")) == "InternVL3-8B-hf"
+
+
+def test_a_file_without_a_name_is_called_by_its_own(tests):
+    assert named_tests([str(tests["id"]), f"new={tests['ood']}"]) == {"id": tests["id"], "new": tests["ood"]}

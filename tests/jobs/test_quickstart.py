@@ -1,0 +1,193 @@
+"""The whole job on random checkpoints: it leaves what it promises, and a killed run ends with the same figures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny import Done, command, quickstart_recipe
+
+from rewarddance.alignment import references
+from rewarddance.errors import InputError
+from rewarddance.jobs import quickstart as job
+from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
+from rewarddance.report.run_folder import find_grids
+from rewarddance.runtime.config import load_recipe
+
+MAY_DIFFER = ("name", "seconds", "seconds_by_stage", "peak_memory_gib")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Run:
+    """A run in one go."""
+    folder = tmp_path_factory.mktemp("runs")
+    run = start_run(load_recipe(QuickstartRecipe, quickstart_recipe(folder)), folder / "whole")
+    quickstart(run)
+    return run
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def figures(summary: dict) -> dict:
+    return {key: value for key, value in summary.items() if key not in MAY_DIFFER}
+
+
+def test_the_summary_holds_every_figure_with_its_interval(whole):
+    summary = summary_of(whole.folder)
+    for key in ("judge.accuracy_id", "judge.accuracy_ood", "judge.untrained_id", "oracle.sft", "oracle.best_of_n",
+                "oracle.refl", "diversity.sft", "diversity.refl", "reward.sft", "reward.refl"):  # fmt: skip
+        group, name = key.split(".")
+        found = summary[group][name]
+        assert set(found) == {"mean", "low", "high", "n"}, key
+        assert found["low"] <= found["mean"] <= found["high"] and found["n"] >= 6, key
+    assert (summary["name"], summary["seed"], summary["n"]) == ("whole", 3, 3)
+    assert summary["seconds"] > 0 and 0.1 < summary["peak_memory_gib"] < 64
+    assert summary["hacking"].keys() == {"hacked", "sentence", "undecided"}
+    assert len(summary["by_category"]) == 6
+
+
+def test_every_arm_is_measured_on_the_same_prompts_and_the_arms_differ(whole):
+    oracle = summary_of(whole.folder)["oracle"]
+    assert {oracle[arm]["n"] for arm in oracle} == {6}
+    assert oracle["gain_best_of_n"]["mean"] == pytest.approx(oracle["best_of_n"]["mean"] - oracle["sft"]["mean"])
+    assert summary_of(whole.folder)["diversity"]["sft"] != summary_of(whole.folder)["diversity"]["refl"]
+    assert load_recipe(QuickstartRecipe, whole.folder / "config.yaml") == whole.recipe
+
+
+def test_a_run_leaves_its_config_metrics_checkpoints_samples_and_report(whole):
+    names = {str(file.relative_to(whole.folder)) for file in whole.folder.rglob("*") if file.is_file()}
+    assert {"config.yaml", "stages.json", "summary.json", "metrics.jsonl", "samples.json", "report.html"} <= names
+    assert {f"judge/reward/{name}" for name in ("README.md", "evaluation.json", "training.json")} <= names
+    assert {"judge/reward/reward_config.json", "refl/lora/pytorch_lora_weights.safetensors"} <= names
+    assert {
+        "preferences/train.jsonl",
+        "preferences/id.jsonl",
+        "preferences/ood.jsonl",
+        "references/references.jsonl",
+    } <= names
+    assert not [name for name in names if name.endswith(".partial")]
+    gallery = json.loads((whole.folder / "samples.json").read_text())
+    assert len(gallery) == 2 and all(
+        (whole.folder / file).is_file() for row in gallery for file in row["pictures"].values()
+    )
+    rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["phase"] for row in rows} == {"judge", "refl"}
+    assert [row["step"] for row in rows if "oracle" in row] == [0, 2, 4] == list(find_grids(whole.folder))
+    assert [row["step"] for row in rows if "accuracy_id" in row] == [2, 4, 6]
+
+
+def test_a_run_that_trains_all_weights_is_evaluated_with_them(whole, tmp_path):
+    folder = tmp_path / "all"
+    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns("refl", "report.html", "summary.json"))
+    loop = whole.recipe.refl.model_copy(update={"lora_rank": 0, "lora_alpha": None, "learning_rate": 1e-3})
+    run = Run(folder, whole.recipe.model_copy(update={"refl": loop}))
+    for stage in ("refl", "evaluation"):
+        del run.stages[stage]
+    quickstart(run)
+    assert (folder / "refl" / "generator" / "model_index.json").exists() and not (folder / "refl" / "lora").exists()
+    base, here = (summary_of(one)["reward"] for one in (whole.folder, folder))
+    assert base["sft"] == here["sft"] and base["refl"] != here["refl"] != here["sft"]
+
+
+def test_the_reference_bank_is_of_distinct_training_prompts(whole):
+    prompts = refl_prompts(whole.recipe)
+    rows = [json.loads(line) for line in (whole.folder / "references" / "references.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == prompts and len(set(prompts)) == 4
+
+
+class Killing:
+    """Stands in for a function, and is cut off the nth time."""
+
+    def __init__(self, function, at: int) -> None:
+        self.function, self.left = function, at
+
+    def __call__(self, *arguments, **named):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return self.function(*arguments, **named)
+
+
+KILLS = (
+    (job, "write_preferences", 2, []),
+    (job, "accuracy", 5, ["preferences"]),  # at the judge's second checkpoint
+    (references, "write_picture", 3, ["preferences", "judge"]),
+    (job, "diversity", 3, ["preferences", "judge", "references"]),  # at ReFL's last probe
+    (job, "gallery", 1, ["preferences", "judge", "references", "refl"]),
+    (job, "write_report", 1, ["preferences", "judge", "references", "refl", "evaluation"]),
+)
+"""Where the run is killed in turn: module, function, at which call, and the stages that are then done."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> tuple[Path, list[tuple[Done, list[str]]], Done]:
+    """The same run by command, killed in every stage: its folder, what each kill left, and the last resume."""
+    output, left = tmp_path_factory.mktemp("killed"), []
+    arguments: tuple[str | Path, ...] = ("--recipe", quickstart_recipe(output), "--name", "killed")
+    for module, name, at, _ in KILLS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, Killing(getattr(module, name), at))
+            done = command("quickstart", "--output", output, *arguments)
+        stages = output / "killed" / "stages.json"
+        left.append((done, list(json.loads(stages.read_text())) if stages.exists() else []))
+        arguments = ("--resume",)
+    return output / "killed", left, command("quickstart", "--output", output, "--resume")
+
+
+def test_each_kill_ends_with_the_way_to_go_on(killed):
+    _, left, last = killed
+    for (done, stages), (_, name, _, expected) in zip(left, KILLS, strict=True):
+        assert (done.code, stages) == (130, expected), name
+        assert "interrupted; give --resume" in done.err and "Traceback" not in done.err
+    assert last.code == 0
+
+
+def test_a_run_killed_in_every_stage_ends_with_the_figures_of_one_in_one_go(killed, whole):
+    folder, _, _ = killed
+    assert figures(summary_of(folder)) == figures(summary_of(whole.folder))
+    assert (folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
+    assert (folder / "samples.json").read_text() == (whole.folder / "samples.json").read_text()
+    for step, grid in find_grids(folder).items():
+        assert grid.read_bytes() == find_grids(whole.folder)[step].read_bytes()
+    for weights in ("judge/reward/model.safetensors", "refl/lora/pytorch_lora_weights.safetensors"):
+        ours, theirs = load_file(folder / weights), load_file(whole.folder / weights)
+        assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_a_finished_run_says_its_figures_its_verdict_and_where_the_report_is(killed):
+    folder, _, last = killed
+    assert "SFT base" in last.err and "Best of 3" in last.err and "ReFL" in last.err
+    assert summary_of(folder)["hacking"]["sentence"][:40] in last.err
+    assert f"report: {folder / 'report.html'}" in last.err
+
+
+def test_a_finished_run_that_is_resumed_does_nothing_again(whole):
+    stages, summary = (whole.folder / "stages.json").read_text(), summary_of(whole.folder)
+    assert quickstart(resume_run(whole.folder)) == summary
+    assert (whole.folder / "stages.json").read_text() == stages
+
+
+def test_more_aligned_samples_than_the_base_has_are_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(InputError, match=r"refl_samples \(5\) .* n \(4\)"):
+        load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["evaluation.n=4", "evaluation.refl_samples=5"])
+
+
+def test_another_seed_is_another_run(whole):
+    other = whole.recipe.model_copy(update={"seed": 4})
+    assert refl_prompts(other) != refl_prompts(whole.recipe)
+
+
+def test_a_folder_that_holds_a_run_is_not_begun_again(whole):
+    with pytest.raises(InputError, match="holds a run already") as caught:
+        start_run(whole.recipe, whole.folder)
+    assert "--resume" in caught.value.remedy and "--name" in caught.value.remedy
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(InputError, match="there is no run to resume in"):
+        resume_run(tmp_path)

@@ -1,0 +1,110 @@
+"""What is counted on shapes is what a real run takes: closed forms first, then a real run of the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from measured import measured_peak
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from rewarddance.planning.counting import counting
+
+
+def layers(device: str) -> nn.ModuleList:
+    return nn.ModuleList([nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(4)]).to(
+        device
+    )
+
+
+def through(stack: nn.ModuleList, x: Tensor, again: bool) -> None:
+    for layer in stack:
+        x = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+    x.sum().backward()
+
+
+def test_a_product_takes_two_operations_an_entry_and_its_gradients_twice_as_many():
+    weight = torch.empty(7, 5, device="meta", requires_grad=True)
+    with counting() as counted:
+        F.linear(torch.empty(3, 5, device="meta", requires_grad=True), weight).sum().backward()
+    assert counted.flops == {"other": 2 * 3 * 5 * 7, "backward": 2 * 2 * 3 * 5 * 7}
+
+
+def test_memory_is_what_lives_at_once_and_each_phase_has_its_own_worst():
+    with counting() as counted:
+        with counted.during("first"):
+            kept = torch.empty(1000, device="meta")
+            gone = torch.empty(5000, device="meta")
+        del gone
+        with counted.during("second"):
+            more = torch.empty(2000, device="meta")
+    assert counted.peak == 4 * 6000 and counted.live == 4 * 3000
+    assert counted.peaks["first"] == 4 * 6000 and counted.peaks["second"] == 4 * 3000
+    assert counted.at_peak["first"] == 4 * 6000
+    del kept, more
+
+
+def test_what_was_there_before_and_views_of_it_do_not_count():
+    weight = torch.empty(100, 100, device="meta")
+    with counting() as counted:
+        counted.known([weight])
+        view = weight.T[:50]
+        assert counted.peak == 0
+        assert (view + 1).shape == (50, 100)
+    assert counted.peak == 4 * 50 * 100
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointed"])
+def test_the_peak_is_that_of_a_real_run(again: bool):
+    real, sketch = layers("cpu"), layers("meta")
+    x = torch.randn(500, 64, requires_grad=True)
+    known = measured_peak(lambda: through(real, x, again))
+    x = torch.empty(500, 64, device="meta", requires_grad=True)
+    with counting() as counted:
+        counted.known([*sketch.parameters(), x])
+        through(sketch, x, again)
+    assert counted.peak == pytest.approx(known, rel=0.03)
+
+
+def test_checkpointing_computes_layers_again_and_holds_less():
+    found = {}
+    for again in (False, True):
+        with counting() as counted:
+            sketch = layers("meta")
+            through(sketch, torch.empty(500, 64, device="meta", requires_grad=True), again)
+        found[again] = counted
+    assert found[True].peak < 0.5 * found[False].peak
+    assert found[True].flops["other"] == found[False].flops["other"]
+    assert found[False].flops["backward"] < found[True].flops["backward"]
+
+
+def test_autocast_computes_in_half_precision_and_casts_a_weight_once():
+    weight = torch.empty(64, 64, device="meta", requires_grad=True)
+    x = torch.empty(8, 64, device="meta")
+    with counting() as counted:
+        counted.known([weight, x])
+        with torch.autocast("cpu", torch.bfloat16):
+            first, second = F.linear(x, weight), F.linear(x, weight)
+            assert first.dtype == second.dtype == torch.bfloat16
+            assert F.layer_norm(first, (64,)).dtype == torch.float32
+            assert counted.live >= 2 * 64 * 64
+            assert counted.live < 2 * 2 * 64 * 64  # one copy of the weight
+        assert F.linear(x, weight).dtype == torch.float32
+
+
+def test_attention_keeps_no_matrix_of_all_pairs():
+    query = torch.empty(1, 2, 512, 16, device="meta", requires_grad=True)
+    with counting() as counted:
+        F.scaled_dot_product_attention(query, query, query, is_causal=True).sum().backward()
+    assert counted.peak < 512 * 512 * 4
+    assert counted.flops["other"] == 2 * 2 * 2 * 512 * 512 * 16
+
+
+def test_whole_numbers_stay_real_so_that_places_and_masks_can_be_looked_up():
+    with counting():
+        numbers = torch.arange(5, device="meta")
+        assert numbers.tolist() == [0, 1, 2, 3, 4]
+        x = torch.empty(5, 3, device="meta")
+        assert x[numbers > 2].shape == (2, 3)
+        assert torch.isfinite(x).all() and x.sum().item() == 0.0

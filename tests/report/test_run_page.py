@@ -1,0 +1,326 @@
+"""The page says what the files say, needs nothing but itself, and names what is wrong with a run folder."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from rewarddance.errors import InputError
+from rewarddance.report.charts import series, window_of
+from rewarddance.report.run_folder import read_metrics
+from rewarddance.report.run_page import summary_table, write_report
+
+ARMS = ("sft", "best_of_n", "refl")
+CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+
+
+def interval(mean: float, n: int = 96) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 0.02, "high": mean + 0.03, "n": n}
+
+
+def arms(*means: float) -> dict[str, Any]:
+    return {arm: interval(mean) for arm, mean in zip(ARMS, means, strict=True)}
+
+
+def summary(**changes: Any) -> dict[str, Any]:
+    accuracies = {"accuracy_id": 0.862, "accuracy_ood": 0.791, "untrained_id": 0.503, "untrained_ood": 0.488}
+    return {
+        "name": "first",
+        "seed": 7,
+        "task": "t2i",
+        "machine": "x86_64, 2 cores",
+        "n": 16,
+        "judge": {name: interval(mean, 600) for name, mean in accuracies.items()},
+        "oracle": arms(0.541, 0.668, 0.638) | {"gain_best_of_n": interval(0.127), "gain_refl": interval(0.097)},
+        "by_category": {name: arms(0.311 + i / 100, 0.411, 0.511) for i, name in enumerate(CATEGORIES)},
+        "quality": arms(0.71, 0.78, 0.76),
+        "correct": arms(0.22, 0.37, 0.33),
+        "reward": {"sft": interval(0.497), "refl": interval(0.709)},
+        "diversity": {"sft": interval(0.213), "refl": interval(0.177)},
+        "hacking": {"hacked": False, "sentence": "The reward was not hacked: the oracle rose too."},
+        "seconds": 3723.0,
+        "seconds_by_stage": {"judge": 62.4, "refl": 8.25},
+        "peak_memory_gib": 2.314,
+    } | changes
+
+
+def metrics() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [{"phase": "judge", "step": 10 * i, "loss": 0.7 - 0.01 * i} for i in range(30)]
+    rows.append({"phase": "judge", "step": 300, "accuracy_id": 0.8, "accuracy_ood": 0.7})
+    for step in range(80):
+        figures = {"reward": 0.5 + step / 400, "margin": step / 100, "spread_within": 0.9, "spread_across": 1.1}
+        rows.append({"phase": "refl", "step": step, "loss": -0.5, **figures})
+    for step in (0, 40, 80):
+        probe = {"oracle": 0.54, "oracle_low": 0.5, "oracle_high": 0.58, "diversity": 0.2}
+        rows.append({"phase": "refl", "step": step, **probe})
+    return rows
+
+
+def sample(folder: Path, index: int, prompt: str) -> dict[str, Any]:
+    files = {arm: f"samples/{index:03d}_{arm}.png" for arm in ARMS}
+    for place, name in enumerate(files.values()):
+        pixels = np.full((32, 32, 3), 60 * place + index, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    scores = {"sft": 0.4, "best_of_n": 1.0, "refl": 0.875}
+    return {"prompt": prompt, "category": "counting", "seed": 42, "pictures": files, "oracle": scores}
+
+
+def made_up(folder: Path) -> Path:
+    """A run folder with all that a run leaves."""
+    (folder / "samples").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary()))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics()))
+    samples = [sample(folder, i, prompt) for i, prompt in enumerate(("two red circles", "a cross"))]
+    (folder / "samples.json").write_text(json.dumps(samples))
+    (folder / "config.yaml").write_text("seed: 7\nrefl:\n  cap: 0.9\n")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return made_up(tmp_path / "first")
+
+
+@pytest.fixture
+def bare(run: Path) -> Path:
+    """A run without metrics, whose page takes no time to draw."""
+    (run / "metrics.jsonl").unlink()
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its report, to be read only."""
+    folder = made_up(tmp_path_factory.mktemp("runs") / "first")
+    write_report(folder)
+    return folder
+
+
+def page(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def html_of(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def words(html: str) -> str:
+    """What a reader sees, spaces joined."""
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL).split())
+
+
+class Tags(HTMLParser):
+    """All tags with their attributes, and whether each that was opened was closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def test_the_page_says_what_the_summary_says(whole: Path):
+    text = words(html_of(whole))
+    assert "first" in text and "seed 7" in text and "Best of 16" in text
+    assert "ReFL 63.8 [61.8, 66.8] of 100 where the SFT base has 54.1 [52.1, 57.1] , a gain of +9.7" in text
+    assert "Gain over the base +12.7 [+10.7, +15.7] +9.7 [+7.7, +12.7]" in text
+    for i, category in enumerate(CATEGORIES):
+        assert f"{category.replace('_', ' ')} {31.1 + i:.1f} [" in text
+    assert "All correct 22.0 [20.0, 25.0] 37.0 [35.0, 40.0] 33.0 [31.0, 36.0]" in text
+    assert "P(yes) 0.497 [0.477, 0.527] 0.709 [0.689, 0.739]" in text
+    assert "In domain 50.3 [48.3, 53.3] 86.2 [84.2, 89.2] 600" in text
+    assert "1 h 02 min in all and 2.31 GiB of memory at most, on x86_64, 2 cores" in text
+    assert "judge 1 min 02 s refl 8.2 s" in text
+    assert "cap: 0.9" in text
+
+
+def test_the_verdict_is_said_in_words_and_not_by_colour_alone(bare: Path):
+    clean = page(bare)
+    assert '<p class="verdict good">' in clean
+    assert "Reward hacking: none found. The reward was not hacked: the oracle rose too." in words(clean)
+    hacking = {"hacked": True, "sentence": "The reward was hacked.", "undecided": False}
+    (bare / "summary.json").write_text(json.dumps(summary(hacking=hacking)))
+    hacked = page(bare)
+    assert '<p class="verdict bad">' in hacked
+    assert "Reward hacking: found. The reward was hacked." in words(hacked)
+
+
+@pytest.mark.parametrize(
+    ("mean", "said"),
+    [(-0.1, "a loss: −10.0 [−12.0, −7.0]"), (0.0, "not told apart from the base: +0.0 [−2.0, +3.0]")],
+)
+def test_a_gain_is_claimed_only_where_the_interval_shows_one(bare: Path, mean: float, said: str):
+    oracle = summary()["oracle"] | {"gain_refl": interval(mean)}
+    (bare / "summary.json").write_text(json.dumps(summary(oracle=oracle)))
+    text = words(page(bare))
+    assert said in text and "a gain of" not in text
+
+
+def test_the_page_needs_nothing_but_itself(whole: Path):
+    html = html_of(whole)
+    tags = Tags(html)
+    assert tags.open == []
+    assert not re.search(r"https?://|@import|//cdn", html)
+    assert not tags.of("script") and not tags.of("link") and not tags.of("iframe")
+    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", html))
+    links = [value or "" for _, held in tags.found for name, value in held.items() if name in ("href", "xlink:href")]
+    ids = [held["id"] for _, held in tags.found if "id" in held]
+    assert len(ids) == len(set(ids))
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+    assert str(whole) not in html
+
+
+def test_pictures_are_inside_the_page_under_their_prompt_with_their_scores(whole: Path):
+    html = html_of(whole)
+    pictures = Tags(html).of("img")
+    assert [picture["alt"] for picture in pictures[:2]] == ["SFT base: two red circles", "Best of 16: two red circles"]
+    for picture, name in zip(pictures, ("000_sft", "000_best_of_n", "000_refl", "001_sft"), strict=False):
+        kind, data = (picture["src"] or "").split(",", 1)
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data) == (whole / "samples" / f"{name}.png").read_bytes()
+    assert "image-rendering: pixelated" in html
+    gallery = words(html).split("Before and after")[1]
+    assert "two red circles counting, noise 42 SFT base oracle 40.0 Best of 16 oracle 100.0 ReFL oracle 87.5" in gallery
+
+
+def test_what_comes_from_files_is_shown_and_never_run(bare: Path):
+    attack = '<script>alert("x")</script> $name & "'
+    (bare / "summary.json").write_text(
+        json.dumps(summary(name=attack, machine=attack, by_category={attack: arms(0, 0, 0)}))
+    )
+    (bare / "samples.json").write_text(json.dumps([sample(bare, 0, attack)]))
+    (bare / "config.yaml").write_text(f"name: {attack}\n")
+    html = page(bare)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; $name &amp; &quot;") >= 6
+    assert Tags(html).of("img")[0]["alt"] == f"SFT base: {attack}"
+
+
+def test_the_same_run_gives_the_same_bytes(run: Path):
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+def test_reward_margin_and_oracle_stand_above_one_axis_of_steps_in_both_widths(whole: Path):
+    section = html_of(whole).split("<h2>Reward, margin and oracle</h2>")[1].split("</section>")[0]
+    drawings = re.findall(r"<svg.*?</svg>", section, flags=re.DOTALL)
+    assert len(drawings) == 2
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing.replace("xlink:", ""))
+        text = ["".join(found.itertext()).strip() for found in root.iter("text")]
+        assert {"Reward, P(yes)", "Margin, logits", "Oracle, points of 100"} <= set(text)
+        assert text.count("step") == 1
+        assert "54.0" in text  # the oracle's last value, named at its end
+
+
+def test_charts_follow_the_page_into_the_dark(whole: Path):
+    drawings = re.findall(r"<svg.*?</svg>", html_of(whole), flags=re.DOTALL)
+    assert len(drawings) == 10
+    for drawing in drawings:
+        assert set(re.findall(r"(?:fill|stroke): ?(#\w+)", drawing)) == set()
+        assert "var(--ink)" in drawing and "<style" not in drawing
+
+
+def test_a_last_line_that_a_kill_cut_off_is_left_out(run: Path):
+    path, whole = run / "metrics.jsonl", read_metrics(run)
+    path.write_bytes(path.read_bytes() + b'{"phase": "refl", "ste')
+    assert read_metrics(run) == whole
+    path.write_bytes(path.read_bytes() + "é".encode()[:1])
+    assert read_metrics(run) == whole
+
+
+@pytest.mark.parametrize("broken", ['{"phase": "refl", "st', '"refl"', '{"step": 3}', '{"phase": "refl"}'])
+def test_any_other_broken_line_is_an_error_that_names_it(run: Path, broken: str):
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], broken, *lines[4:]]) + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 5,"):
+        write_report(run)
+
+
+def test_without_a_summary_the_error_names_the_file_and_the_remedy(run: Path):
+    (run / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"summary\.json is missing.*--resume"):
+        write_report(run)
+
+
+def test_a_summary_that_lacks_a_figure_is_an_error_that_names_the_figure(run: Path):
+    figures = summary()
+    del figures["oracle"]["refl"]
+    (run / "summary.json").write_text(json.dumps(figures))
+    with pytest.raises(InputError, match=r"summary\.json cannot be read: oracle\.refl"):
+        write_report(run)
+    (run / "summary.json").write_text("{")
+    with pytest.raises(InputError, match=r"summary\.json cannot be read"):
+        write_report(run)
+
+
+def test_a_missing_picture_is_an_error_that_names_it(bare: Path):
+    (bare / "samples" / "001_refl.png").unlink()
+    with pytest.raises(InputError, match=r"001_refl\.png is missing"):
+        write_report(bare)
+    assert not (bare / "report.html").exists()
+
+
+def test_what_a_run_does_not_have_yet_is_left_out_and_said_so(run: Path):
+    for name in ("metrics.jsonl", "samples.json", "config.yaml"):
+        (run / name).unlink()
+    html = page(run)
+    assert "<svg" not in html and "<img" not in html and "<details" not in html
+    assert html.count('class="absent"') == 8
+    assert "has no samples.json" in html and "has no config.yaml" in html and "metrics.jsonl has nothing" in html
+    assert "63.8" in words(html)
+
+
+def test_a_series_holds_only_the_rows_that_have_its_key():
+    rows = [{"phase": "refl", "step": 1, "reward": 0.5}, {"phase": "refl", "step": 2}, {"step": 3, "reward": None}]
+    steps, values = series(rows, "reward")
+    assert steps.tolist() == [1.0] and values.tolist() == [0.5]
+
+
+def test_only_long_series_are_smoothed():
+    assert [window_of(n) for n in (0, 1, 59, 60, 300, 2000)] == [1, 1, 1, 5, 15, 100]
+
+
+def test_the_terminal_table_fits_eighty_columns():
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(summary_table(summary()))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert any(re.fullmatch(r"SFT base +54\.1 \[52\.1, 57\.1\] +22\.0 +71\.0 +0\.213", line) for line in lines)
+    refl = r"ReFL +63\.8 \[61\.8, 66\.8\] +\+9\.7 \[\+7\.7, \+12\.7\] +33\.0 +76\.0 +0\.177"
+    assert any(re.fullmatch(refl, line) for line in lines)
+    assert "judge accuracy out of domain: 79.1 [77.1, 82.1], untrained 48.8 [46.8, 51.8]" in lines
+    assert not any("early predictions" in line for line in lines)
+
+
+def test_accuracy_on_early_predictions_is_shown_where_it_was_measured():
+    measured = summary()
+    measured["judge"] |= {"accuracy_early": interval(0.733, 480), "untrained_early": interval(0.489, 480)}
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(summary_table(measured))
+    assert "judge accuracy early predictions: 73.3 [71.3, 76.3], untrained 48.9 [46.9, 51.9]" in console.export_text()
