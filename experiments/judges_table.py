@@ -20,8 +20,8 @@ from rewarddance.evaluation.seeds import interval_over_seeds
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS, STYLE
 from rewarddance.report.formatting import clock, figure_text
-from rewarddance.report.run_folder import parsed
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import parse_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ def read_rows(path: Path) -> list[Row]:
     """The finished cells, none where there is no file. Raises InputError naming a file that cannot be read."""
     if not path.is_file():
         return []
-    return parsed(
+    return parse_file(
         path,
         lambda data: [Row.model_validate_json(line) for line in data.splitlines()],
         "Restore it, or remove it to do its cells again.",

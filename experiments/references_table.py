@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from rewarddance.evaluation.seeds import interval_over_seeds
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.report.formatting import figure_text, number
-from rewarddance.report.run_folder import parsed
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import parse_file
 
 TABLE = "references.md"
 
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> list[Row]:
     """The finished cells, none where there is no file. Raises InputError naming a file that cannot be read."""
     if not path.is_file():
         return []
-    return parsed(
+    return parse_file(
         path,
         lambda data: [Row.model_validate_json(line) for line in data.splitlines()],
         "Restore it, or remove it to do its cells again.",

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from rewarddance.report.run_folder import parsed
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import parse_file
 
 R = TypeVar("R", bound="Row")
 
@@ -29,7 +29,7 @@ class KeptRows:
         self.all: list[Row] = []
         if self.path.is_file():
             one: TypeAdapter[Row] = TypeAdapter(kinds)
-            self.all = parsed(
+            self.all = parse_file(
                 self.path,
                 lambda data: [one.validate_json(line) for line in data.splitlines()],
                 "Restore it, or remove it to begin anew.",

@@ -15,9 +15,9 @@ from tiny import BrightnessJudge
 from rewarddance.errors import InputError
 from rewarddance.evaluation.examine import ExamRecipe, examine
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts
-from rewarddance.evaluation.limits import limits_of
 from rewarddance.report.evaluation_page import write_page
 from rewarddance.report.evaluation_tables import Shown, Table, as_html, as_markdown
+from rewarddance.report.limits import limits_of
 from rewarddance.report.model_card import TrainingFacts, model_card, read_training, write_card, write_training
 from rewarddance.types import Preference
 

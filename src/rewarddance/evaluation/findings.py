@@ -8,8 +8,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, PlainSerializer
 
 from rewarddance.evaluation.statistics import Interval
-from rewarddance.report.run_folder import parsed
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import parse_file
 
 Figure = Annotated[Interval, PlainSerializer(lambda figure: figure._asdict())]
 Sentence = str
@@ -160,7 +160,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
 
 def read_evaluation(path: Path) -> Evaluation:
     """Raises InputError naming the file and the first figure that is missing or wrong in it."""
-    return parsed(path, Evaluation.model_validate_json, "Evaluate the judge again.")
+    return parse_file(path, Evaluation.model_validate_json, "Evaluate the judge again.")
 
 
 def had(value: Any) -> bool:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rewarddance.evaluation.consistency import CHANCE
 from rewarddance.evaluation.findings import BinFindings, Evaluation, SetFindings
-from rewarddance.evaluation.limits import limits_of
 from rewarddance.report import evaluation_tables as tables
 from rewarddance.report.charts import COLOURS, drawn
 from rewarddance.report.evaluation_tables import title
 from rewarddance.report.formatting import absent, clock, figure, filled, number
+from rewarddance.report.limits import limits_of
 from rewarddance.runtime.checkpoint import write_text_atomically
 
 if TYPE_CHECKING:

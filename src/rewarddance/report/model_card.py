@@ -12,12 +12,12 @@ from pydantic import BaseModel, Field
 from rewarddance.errors import InputError
 from rewarddance.evaluation.consistency import CHANCE
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings
-from rewarddance.evaluation.limits import limits_of
 from rewarddance.report import evaluation_tables as tables
 from rewarddance.report.evaluation_tables import title
 from rewarddance.report.formatting import number
-from rewarddance.report.run_folder import parsed
+from rewarddance.report.limits import limits_of
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import parse_file
 
 CARD, TRAINING = "README.md", "training.json"
 _MARK = "<!-- Written by rewarddance; `rewarddance evaluate --card` writes it anew. -->"
@@ -42,7 +42,7 @@ def read_training(folder: Path) -> TrainingFacts | None:
     path = folder / TRAINING
     if not path.is_file():
         return None
-    return parsed(path, TrainingFacts.model_validate_json, "Restore it, or remove it.")
+    return parse_file(path, TrainingFacts.model_validate_json, "Restore it, or remove it.")
 
 
 def write_card(

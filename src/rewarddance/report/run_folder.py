@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval
+from rewarddance.runtime.config import parse_file
 
 GRIDS = "samples"
 """The folder in a run's that holds its grids of samples along the way, among other pictures."""
 
-T = TypeVar("T")
 Row = dict[str, Any]
 
 
@@ -113,22 +112,12 @@ class Sample(BaseModel):
     oracle: dict[str, float]
 
 
-def parsed(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:
-    """What `parse` makes of a file. Raises InputError that names the file and the first thing wrong in it."""
-    try:
-        return parse(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise InputError(f"{path} cannot be read: {place}: {first['msg']}.", remedy) from None
-
-
 def read_summary(folder: Path) -> Summary:
     """The figures of a finished run. Raises InputError where there are none."""
     path, remedy = folder / "summary.json", "Finish the run with --resume, or give the folder of a finished one."
     if not path.is_file():
         raise InputError(f"{path} is missing.", remedy)
-    return parsed(path, Summary.model_validate_json, remedy)
+    return parse_file(path, Summary.model_validate_json, remedy)
 
 
 def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
@@ -156,7 +145,7 @@ def read_alarms(folder: Path) -> list[Row]:
 def read_samples(folder: Path) -> list[Sample]:
     """The gallery of samples.json, empty where there is no such file."""
     path, parse = folder / "samples.json", TypeAdapter(list[Sample]).validate_json
-    return parsed(path, parse, "Let the run write it anew.") if path.is_file() else []
+    return parse_file(path, parse, "Let the run write it anew.") if path.is_file() else []
 
 
 def read_picture(folder: Path, name: str, told_by: str = "samples.json") -> str:

@@ -15,8 +15,9 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS, drawn
 from rewarddance.report.formatting import absent, figure, filled, number
-from rewarddance.report.run_folder import parsed, read_picture
+from rewarddance.report.run_folder import read_picture
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import parse_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -127,7 +128,7 @@ def _rows(folder: Path) -> dict[int, Row]:
     def parse(content: bytes) -> list[Row]:
         return TypeAdapter(list[Row]).validate_json(b"[" + b",".join(content.splitlines()) + b"]")
 
-    rows = parsed(path, parse, "Let the search write it anew.")
+    rows = parse_file(path, parse, "Let the search write it anew.")
     if not rows:
         raise InputError(f"{path} has no rows.", "Finish the search; results.jsonl.failed.jsonl says what failed.")
     return {row.number: row for row in rows}

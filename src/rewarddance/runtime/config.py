@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from rewarddance.errors import InputError
 
 R = TypeVar("R", bound="Recipe")
+T = TypeVar("T")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
 _NUMBERS = (int, float, int | None, float | None)
@@ -100,6 +101,19 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
         raise InputError(
             f"the key {key!r} in {where} has the value {first['input']!r}: {fault}.", "Correct the value."
         ) from None
+
+
+def parse_file(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:
+    """What `parse`, a pydantic model's reader of JSON, makes of a file's bytes.
+
+    Raises InputError that names the file and the first thing that is wrong in it.
+    """
+    try:
+        return parse(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise InputError(f"{path} cannot be read: {key}: {first['msg']}.", remedy) from None
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
