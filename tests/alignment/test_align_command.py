@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file
 from tiny import command, generator_folder, judge_folder
 
+from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.media import read_picture
 from rewarddance.data.picture_grid import LABEL
-from rewarddance.jobs.runs import AlignRun
 from rewarddance.report.run_folder import find_grids
 from rewarddance.runtime.config import load_recipe
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from several import ended_before, forked
 from tiny import generator_folder, judge_folder
 
-from rewarddance.jobs.runs import AlignRun, run_alignment
+from rewarddance.alignment.recipe import AlignRun
+from rewarddance.jobs.align import run_alignment
 
 KILLS = 10
 

@@ -6,10 +6,10 @@ import importlib
 
 import pytest
 
+from rewarddance.alignment.recipe import AlignRun
 from rewarddance.cli.common import recipe_file
 from rewarddance.generators.adapter import EVERY_FAMILY, GeneratorOptions
 from rewarddance.generators.pipelines import ADAPTERS
-from rewarddance.jobs.runs import AlignRun
 from rewarddance.runtime.config import load_recipe, parse_recipe
 
 RECIPES = sorted((recipe_file("quickstart.yaml").parent / "generators").glob("*.yaml"))

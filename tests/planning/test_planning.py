@@ -15,12 +15,12 @@ from tiny import command, family_folder, generator_folder, judge_folder, picture
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl_step import ReflRecipe, refl_step
 from rewarddance.cli.common import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.jobs.runs import AlignRun
 from rewarddance.planning.alignment import AlignmentPlanner
 from rewarddance.planning.hardware import GIB, find_gpu
 from rewarddance.planning.plan import Plan, PlanOptions, looked_at, plan_recipe, shapes_of, words

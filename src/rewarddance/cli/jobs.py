@@ -79,7 +79,8 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     On several GPUs: torchrun --nproc-per-node N -m rewarddance align RECIPE.
     """
     quiet()
-    from rewarddance.jobs.runs import AlignRun, run_alignment
+    from rewarddance.alignment.recipe import AlignRun
+    from rewarddance.jobs.align import run_alignment
     from rewarddance.runtime.config import load_recipe
     from rewarddance.runtime.process_group import init_process_group
 

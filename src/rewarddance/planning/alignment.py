@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References, candidate_seeds
 from rewarddance.alignment.refl_step import ReflRecipe, refl_step
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.sampling import rollout
-from rewarddance.jobs.runs import AlignRun
 from rewarddance.planning.counting import Counting, counting
 from rewarddance.planning.hardware import CONTEXT, GIB, LOST
 from rewarddance.planning.meta_generator import meta_generator
