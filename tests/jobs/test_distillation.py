@@ -108,6 +108,11 @@ def start() -> Iterator[Callable[..., Teacher]]:
         teacher.close()
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+
+
 @pytest.fixture
 def pairs(tmp_path) -> Path:
     dark, light = torch.full((1, 3, 4, 4), 0.2), torch.full((1, 3, 4, 4), 0.8)
@@ -118,7 +123,7 @@ def pairs(tmp_path) -> Path:
 
 def recipe(pairs: Path, teacher: Teacher, **changes: Any) -> DistilRecipe:
     output = pairs.parent.parent / "out" / "reasons.jsonl"
-    options = {"model": "large", "output": output, "backoff": 0.01, "retries": 2, "concurrency": 3}
+    options = {"model": "large", "output": output, "retries": 2, "concurrency": 3}
     return DistilRecipe(**{"preferences": pairs, "endpoint": teacher.endpoint} | options | changes)
 
 
@@ -250,15 +255,15 @@ def test_a_run_that_was_cut_off_anywhere_ends_with_the_same_files(pairs, start):
     teacher = start(right)
     whole = recipe(pairs, teacher, concurrency=1)
     distil(whole)
-    ledger = whole.output.with_name("reasons.answers.jsonl").read_bytes()
-    for cut in range(0, len(ledger), 97):
+    journal = whole.output.with_name("reasons.answers.jsonl").read_bytes()
+    for cut in range(0, len(journal), 97):
         part = whole.output.with_name(f"cut{cut}.jsonl")
-        part.with_name(f"cut{cut}.answers.jsonl").write_bytes(ledger[:cut])
+        part.with_name(f"cut{cut}.answers.jsonl").write_bytes(journal[:cut])
         distil(recipe(pairs, teacher, output=part))
         assert part.read_bytes() == whole.output.read_bytes()
 
 
-def test_a_ledger_of_another_teacher_or_other_pairs_is_refused(pairs, start):
+def test_a_journal_of_another_teacher_or_other_pairs_is_refused(pairs, start):
     teacher = start(right)
     run = recipe(pairs, teacher)
     distil(run)
