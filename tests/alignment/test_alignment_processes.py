@@ -169,17 +169,14 @@ def test_a_run_of_one_process_goes_on_in_two(tmp_path):
     assert_alike(tmp_path / "two", tmp_path / "one")
 
 
-def test_what_several_processes_cannot_share_is_refused_in_words(tmp_path, monkeypatch):
+def test_what_several_processes_cannot_share_is_refused_in_words(tmp_path):
     with pytest.raises(InputError, match="a sharded generator needs several processes") as caught:
         align("refl", tmp_path, sharded=True)
     assert "torchrun" in caught.value.remedy
-    monkeypatch.setattr("rewarddance.runtime.process_group.count", lambda: 5)
     with pytest.raises(InputError, match=r"5 processes cannot share 12 samples .*group_size 3"):
-        RECIPES["refl"].check_processes()
-    monkeypatch.setattr("rewarddance.alignment.policy.count", lambda: 4)
-    monkeypatch.setattr("rewarddance.runtime.process_group.count", lambda: 4)
+        RECIPES["refl"].check_processes(5)
     with pytest.raises(InputError, match="4 processes cannot share 4 prompts equally in each of 2 updates") as caught:
-        RECIPES["grpo"].check_processes()
+        RECIPES["grpo"].check_processes(4)
     assert "multiple of 8" in caught.value.remedy
 
 

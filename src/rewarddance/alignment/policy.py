@@ -20,7 +20,7 @@ from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 from rewarddance.runtime.memory import memory_for
-from rewarddance.runtime.process_group import all_gather, local_shard, world_size
+from rewarddance.runtime.process_group import all_gather, local_shard
 from rewarddance.types import PixelBatch
 
 
@@ -52,13 +52,13 @@ class PolicyRecipe(TrainRecipe):
             )
         return self
 
-    def check_processes(self) -> None:
+    def check_processes(self, processes: int) -> None:
         """Raises InputError where the processes cannot share each update's prompts: a group stays on one of them."""
-        super().check_processes()
-        shares = self.updates * world_size()
-        if world_size() > 1 and self.prompts_per_step % shares:
+        super().check_processes(processes)
+        shares = self.updates * processes
+        if processes > 1 and self.prompts_per_step % shares:
             raise InputError(
-                f"{world_size()} processes cannot share {self.prompts_per_step} prompts equally in each of "
+                f"{processes} processes cannot share {self.prompts_per_step} prompts equally in each of "
                 f"{self.updates} updates (prompts_per_step, updates).",
                 f"Set prompts_per_step to a multiple of {shares}.",
             )

@@ -71,15 +71,18 @@ class AlignRun(Recipe):
         """The policy gradient's recipe, if it is one that runs."""
         return {"refl": None, "grpo": self.grpo, "nft": self.nft}[self.algorithm]
 
-    def devices(self) -> tuple[str, str]:
-        """The generator's and the judge's. Raises InputError where one is not there, or not this process's alone."""
-        there = process_group.device().type if process_group.world_size() > 1 else None
+    def check_processes(self, processes: int, device: str) -> None:
+        """Raises InputError where so many processes, each on its own `device` (cuda or cpu), cannot do this run."""
+        (self.policy or self.refl).check_processes(processes)
         for key, name in (("device", self.device), ("judge_device", self.judge_device)):
-            if there and name not in (None, there, "cpu"):
+            if processes > 1 and name not in (None, device, "cpu"):
                 raise InputError(
-                    f"{key} is {name}, and each of {process_group.world_size()} processes computes on its own "
-                    f"({there}).",
+                    f"{key} is {name}, and each of {processes} processes computes on its own ({device}).",
                     f"Leave {key} out.",
                 )
-        own = find_device(self.device or there)
-        return own, find_device(self.judge_device or own)
+
+    def devices(self) -> tuple[str, str]:
+        """The generator's and the judge's, of this process. Raises InputError where one is not there."""
+        several = process_group.world_size() > 1
+        generator = find_device(self.device or (process_group.device().type if several else None))
+        return generator, find_device(self.judge_device or generator)

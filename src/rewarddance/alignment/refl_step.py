@@ -94,13 +94,13 @@ class ReflRecipe(TrainRecipe):
             raise ValueError(f"reference_batch is {self.reference_batch}, and a step has {samples} references")
         return self
 
-    def check_processes(self) -> None:
+    def check_processes(self, processes: int) -> None:
         """Raises InputError where the processes cannot share a step's samples, or the references that are denoised."""
-        super().check_processes()
-        if self.reference_batch is not None and self.reference_batch % world_size():
+        super().check_processes(processes)
+        if self.reference_batch is not None and self.reference_batch % processes:
             raise InputError(
-                f"{world_size()} processes cannot share {self.reference_batch} references equally (reference_batch).",
-                f"Set it to a multiple of {world_size()}.",
+                f"{processes} processes cannot share {self.reference_batch} references equally (reference_batch).",
+                f"Set it to a multiple of {processes}.",
             )
 
     def first_grad_steps(self, num_steps: int) -> tuple[int, int]:

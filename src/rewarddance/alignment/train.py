@@ -64,19 +64,19 @@ class TrainRecipe(Recipe):
             raise ValueError("lora_targets are used with a lora_rank only")
         return self
 
-    def check_processes(self) -> None:
-        """Raises InputError where the processes that were started cannot share a step."""
-        n, samples = process_group.world_size(), self.prompts_per_step * self.group_size
-        if self.sharded and n == 1:
+    def check_processes(self, processes: int) -> None:
+        """Raises InputError where so many processes cannot share a step."""
+        samples = self.prompts_per_step * self.group_size
+        if self.sharded and processes == 1:
             raise InputError(
                 "a sharded generator needs several processes.",
                 "Start it with torchrun --nproc-per-node N -m rewarddance align RECIPE, or set sharded to false.",
             )
-        if samples % n:
+        if samples % processes:
             raise InputError(
-                f"{n} processes cannot share {samples} samples equally (prompts_per_step {self.prompts_per_step}, "
-                f"group_size {self.group_size}).",
-                f"Make their product a multiple of {n}.",
+                f"{processes} processes cannot share {samples} samples equally (prompts_per_step "
+                f"{self.prompts_per_step}, group_size {self.group_size}).",
+                f"Make their product a multiple of {processes}.",
             )
 
 
@@ -115,7 +115,7 @@ def train(
     In a group of processes all call this alike; each leaves the gradient of its share of the samples, and the step is
     taken with their mean. The first one writes and speaks, and the generator stays in pieces where it is sharded.
     """
-    recipe.check_processes()
+    recipe.check_processes(process_group.world_size())
     phase = title.lower()
     if recipe.lora_rank:
         weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)

@@ -16,6 +16,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
+from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import find_dtype
@@ -37,7 +38,7 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
 def _align(recipe: AlignRun) -> dict[str, Any]:
     check_trackers(recipe.report_to)
     policy = recipe.policy
-    (policy or recipe.refl).check_processes()
+    recipe.check_processes(process_group.world_size(), process_group.device().type)
     device, judge_device = recipe.devices()
     asked = list({(one.text, one.condition): one for one in read_prompts(recipe.prompts)}.values())
     prompts, conditions = [one.text for one in asked], conditions_of(asked)
