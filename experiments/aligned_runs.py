@@ -217,10 +217,10 @@ def run_alignment_once(
     metrics = Metrics(folder / "metrics.jsonl")
     _train(way, generator, judge, folder, metrics, seed, probe, held_out, references)
     seconds = watch.seconds()
-    steps = [row["step"] for row in read_metrics(folder) if "margin" in row]
+    steps = [row["step"] for row in read_metrics(folder) if row["kind"] == "step"]
     pictures, scores = sampled(generator, ground.prompts, ground.look.samples, seed, STREAM, "samples after")
     reward = proxy(judge, ground.prompts, {"base": ground.base, "now": pictures}, ground.base)
-    probes = [row for row in read_metrics(folder) if "proxy" in row]
+    probes = [row for row in read_metrics(folder) if row["kind"] == "probe"]
     return Outcome(
         seed=seed,
         steps=max(steps),
@@ -302,6 +302,5 @@ def _seconds_before(folder: Path, phase: str) -> float:
     if newest is None:
         return 0.0
     step = int(newest.name.rpartition("-")[2])
-    told = [row["seconds"] for row in read_metrics(folder) if row["phase"] == phase and row["step"] <= step and
-            "seconds" in row]  # fmt: skip
-    return max(told, default=0.0)
+    probes = [row for row in read_metrics(folder) if row["phase"] == phase and row["kind"] == "probe"]
+    return max((row["seconds"] for row in probes if row["step"] <= step), default=0.0)

@@ -192,11 +192,11 @@ def _measured(recipe: HackingRecipe, cell: Cell, ground: Baseline, folder: Path,
 
 
 def windows(logged: Sequence[Logged], length: int) -> list[Window]:
-    """The reward's spread in a sliding window, moved by a quarter of its length; of rows that say it, else none.
+    """The reward's spread in a sliding window of steps, moved by a quarter of its length; none where it was not logged.
 
     The variance of P(yes) over all samples of the window is the mean of the steps' own and that of their means.
     """
-    rows = [row for row in logged if {"reward", "spread_of_reward", "spread_within", "spread_across"} <= row.keys()]
+    rows = [row for row in logged if row["kind"] == "step" and "spread_of_reward" in row]
     ends = range(len(rows), length - 1, -max(1, length // 4))
     found = []
     for end in sorted(ends):

@@ -179,7 +179,7 @@ def measured(job: Job, chosen: JudgeRecipe, sets: Sets, folder: Path) -> Row:
 
 def trained(chosen: JudgeRecipe, pairs: Sequence[Preference], folder: Path, seed: int) -> tuple[Judge, float]:
     """The reward and the seconds that its training took, those before an interruption too."""
-    logged = [row["seconds"] for row in read_metrics(folder) if "seconds" in row]
+    logged = [row["seconds"] for row in read_metrics(folder) if row["kind"] == "evaluation"]
     before, began = (logged[-1] if logged else 0.0), time.monotonic()
 
     def spent(_: RewardModel) -> dict[str, float]:

@@ -89,7 +89,7 @@ def align(algorithm: str, folder: Path, family: str = "", judge: RewardModel | N
 
 def logged(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: figure for name, figure in row.items() if name != "phase"} for row in rows]
+    return [{name: figure for name, figure in row.items() if name not in ("phase", "kind")} for row in rows]
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:

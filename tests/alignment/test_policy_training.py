@@ -84,7 +84,7 @@ def test_groups_without_spread_teach_nothing_and_are_counted(tmp_path, algorithm
             return Verdict(torch.zeros(len(questions)))
 
     assert gain(train(algorithm, tmp_path, Bored())) == pytest.approx(0, abs=1e-6)
-    assert [row["zero_std_groups"] for row in logged(tmp_path) if "reward" in row] == [3] * 12
+    assert [row["zero_std_groups"] for row in logged(tmp_path) if row["kind"] == "step"] == [3] * 12
 
 
 @both
@@ -252,7 +252,7 @@ def test_the_probe_says_how_the_trained_generator_compares_with_the_one_before(t
     reward = Reward(Mean() if judging == "alone" else BrightnessJudge(), judging)
     probe = against_base(generator, reward, PROMPTS, GRPO, seed=3)
     train_grpo(generator, [reward], PROMPTS, GRPO, tmp_path, metrics, 3, probe)
-    seen = [row["preferred_to_base"] for row in logged(tmp_path) if "preferred_to_base" in row]
+    seen = [row["preferred_to_base"] for row in logged(tmp_path) if row["kind"] == "probe"]
     assert len(seen) == 4 and seen[0] == 0.5 and seen[-1] > 0.505
     silent = GRPO.model_copy(update={"probe_prompts": 0})
     assert against_base(generator, reward, PROMPTS, silent, seed=3)() == {}

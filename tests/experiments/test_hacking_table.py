@@ -163,16 +163,16 @@ def test_the_spread_of_a_window_is_that_of_all_its_samples():
     samples = rng.uniform(size=(6, 16)) * np.linspace(0.3, 1, 6)[:, None]
     logged = [
         {
-            "step": i + 1, "reward": own.mean(), "spread_of_reward": own.std(), "spread_within": 0.1 * i,
-            "spread_across": 0.2,
+            "step": i + 1, "kind": "step", "reward": own.mean(), "spread_of_reward": own.std(),
+            "spread_within": 0.1 * i, "spread_across": 0.2,
         }
         for i, own in enumerate(samples)
     ]  # fmt: skip
-    found = windows([{"step": 0, "oracle": 0.5}, *logged], 4)
+    found = windows([{"step": 0, "kind": "probe", "oracle": 0.5}, *logged], 4)
     assert [window.step for window in found] == [4, 5, 6]
     assert found[-1].spread == pytest.approx(samples[2:].std()) and found[-1].mean == pytest.approx(samples[2:].mean())
     assert found[-1].within == pytest.approx(0.35)
-    assert windows([{"step": 1, "reward": 0.5}] * 9, 4) == []
+    assert windows([{"step": 1, "kind": "step", "reward": 0.5}] * 9, 4) == []
 
 
 def test_the_claim_about_spread_is_told_as_it_stands_and_against_the_mean():

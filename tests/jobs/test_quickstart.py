@@ -77,8 +77,8 @@ def test_a_run_leaves_its_config_metrics_checkpoints_samples_and_report(whole):
     )
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
     assert {row["phase"] for row in rows} == {"judge", "refl"}
-    assert [row["step"] for row in rows if "oracle" in row] == [0, 2, 4] == list(find_grids(whole.folder))
-    assert [row["step"] for row in rows if "accuracy_id" in row] == [2, 4, 6]
+    assert [row["step"] for row in rows if row["kind"] == "probe"] == [0, 2, 4] == list(find_grids(whole.folder))
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [2, 4, 6]
 
 
 def test_a_run_that_trains_all_weights_is_evaluated_with_them(whole, tmp_path):

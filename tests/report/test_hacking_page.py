@@ -13,14 +13,16 @@ from tiny import command
 from rewarddance.errors import InputError
 from rewarddance.report.hacking_page import hacking_slots, steps_of, write_hacking_page
 
-ALARM = {"phase": "refl", "step": 40, "name": "held_out", "saw": "the margin rose <so>.", "do": "Stop.", "stop": True}
+ALARM = {"phase": "refl", "step": 40, "kind": "alarm", "name": "held_out", "saw": "the margin rose <so>.",
+         "do": "Stop.", "stop": True}  # fmt: skip
 
 
 def rows(n: int = 60) -> list[dict[str, Any]]:
     made = []
     for step in range(1, n + 1):
-        row = {"phase": "refl", "step": step, "margin": step / 20, "reward": 0.5, "held_out_margin": -step / 20}
+        row = {"phase": "refl", "step": step, "kind": "step", "margin": step / 20, "reward": 0.5}
         row |= {
+            "held_out_margin": -step / 20,
             "spread_of_reward": 0.2,
             "spread_within": 0.9,
             "spread_across": 1.1,
@@ -45,7 +47,7 @@ def test_a_look_is_drawn_in_deviations_from_the_first_steps():
 
 
 def test_the_judges_own_training_is_no_step_of_the_alignment():
-    assert steps_of([{"phase": "judge", "step": 10, "loss": 0.7}]) == []
+    assert steps_of([{"phase": "judge", "step": 10, "kind": "step", "loss": 0.7}]) == []
 
 
 def test_an_alarm_is_said_listed_and_marked_in_every_panel(tmp_path):

@@ -56,14 +56,15 @@ def summary(**changes: Any) -> dict[str, Any]:
 
 
 def metrics() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"phase": "judge", "step": 10 * i, "loss": 0.7 - 0.01 * i} for i in range(30)]
-    rows.append({"phase": "judge", "step": 300, "accuracy_id": 0.8, "accuracy_ood": 0.7})
+    judge = {"phase": "judge", "kind": "step"}
+    rows: list[dict[str, Any]] = [judge | {"step": 10 * i, "loss": 0.7 - 0.01 * i} for i in range(30)]
+    rows.append(judge | {"step": 300, "kind": "evaluation", "accuracy_id": 0.8, "accuracy_ood": 0.7})
     for step in range(80):
         figures = {"reward": 0.5 + step / 400, "margin": step / 100, "spread_within": 0.9, "spread_across": 1.1}
-        rows.append({"phase": "refl", "step": step, "loss": -0.5, **figures})
+        rows.append({"phase": "refl", "step": step, "kind": "step", "loss": -0.5, **figures})
     for step in (0, 40, 80):
         probe = {"oracle": 0.54, "oracle_low": 0.5, "oracle_high": 0.58, "diversity": 0.2}
-        rows.append({"phase": "refl", "step": step, **probe})
+        rows.append({"phase": "refl", "step": step, "kind": "probe", **probe})
     return rows
 
 
@@ -254,7 +255,7 @@ def test_a_last_line_that_a_kill_cut_off_is_left_out(run: Path):
     assert read_metrics(run) == whole
 
 
-@pytest.mark.parametrize("broken", ['{"phase": "refl", "st', '"refl"', '{"step": 3}', '{"phase": "refl"}'])
+@pytest.mark.parametrize("broken", ['{"phase": "refl", "st', '"refl"', '{"step": 3}', '{"phase": "refl", "step": 3}'])
 def test_any_other_broken_line_is_an_error_that_names_it(run: Path, broken: str):
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines()
@@ -298,7 +299,8 @@ def test_what_a_run_does_not_have_yet_is_left_out_and_said_so(run: Path):
 
 
 def test_a_series_holds_only_the_rows_that_have_its_key():
-    rows = [{"phase": "refl", "step": 1, "reward": 0.5}, {"phase": "refl", "step": 2}, {"step": 3, "reward": None}]
+    rows = [{"step": step, "kind": "step"} for step in (1, 2, 3)] + [{"step": 2, "kind": "probe", "reward": 0.7}]
+    rows[0]["reward"], rows[2]["reward"] = 0.5, None
     steps, values = series(rows, "reward")
     assert steps.tolist() == [1.0] and values.tolist() == [0.5]
 

@@ -238,7 +238,7 @@ def run(folder: Path, evaluate=None, recipe: JudgeRecipe = RECIPE) -> ClipReward
 
 def losses(folder: Path) -> list[float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in rows if row["kind"] == "step"]
 
 
 @pytest.fixture(scope="module")

@@ -81,14 +81,14 @@ def test_training_lowers_the_loss(whole, preferences):
 
     before, after = loss(load_reward(RECIPE.base, instruction="t2i-brief")), loss(load_reward(str(whole / "reward")))
     assert after < 0.5 * before
-    losses = [row["loss"] for row in logged(whole) if "loss" in row]
+    losses = [row["loss"] for row in logged(whole) if row["kind"] == "step"]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_a_run_logs_its_loss_and_its_figures_at_every_checkpoint(whole):
     rows = logged(whole)
-    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15]
-    assert [row["step"] for row in rows if "red_over_blue" in row] == [5, 10, 15, 18]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 10, 15]
+    assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [5, 10, 15, 18]
     assert {row["phase"] for row in rows} == {"judge"}
     assert accuracy(load_reward(str(whole / "reward")))["red_over_blue"] == pytest.approx(
         rows[-1]["red_over_blue"], abs=1e-4
@@ -185,7 +185,7 @@ class Rising:
 def test_the_best_checkpoint_becomes_the_reward_and_its_step_is_logged(tmp_path, preferences, whole):
     recipe = RECIPE.model_copy(update={"keep_best": "accuracy_ood"})
     train(tmp_path, preferences, Rising(0.6, 0.9, 0.9, 0.7), recipe)
-    assert [row["best_step"] for row in logged(tmp_path) if "best_step" in row] == [5, 10, 10, 10]
+    assert [row["best_step"] for row in logged(tmp_path) if row["kind"] == "evaluation"] == [5, 10, 10, 10]
     kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert kept == ["checkpoint-10", "checkpoint-15", "checkpoint-18"]
     best, delivered = load_file(tmp_path / "checkpoint-10" / "model.safetensors"), weights(tmp_path)
@@ -198,7 +198,7 @@ def test_the_best_is_remembered_by_a_run_that_is_taken_up(tmp_path, preferences)
     with pytest.raises(StopIteration):
         train(tmp_path, preferences, Rising(0.9, 0.5), recipe)
     train(tmp_path, preferences, Rising(0.6, 0.7), recipe)
-    assert [row["best_step"] for row in logged(tmp_path) if "best_step" in row] == [5, 5, 5, 5]
+    assert [row["best_step"] for row in logged(tmp_path) if row["kind"] == "evaluation"] == [5, 5, 5, 5]
     best = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
     assert all(torch.equal(best[name], weights(tmp_path)[name]) for name in best)
 

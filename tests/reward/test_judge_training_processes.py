@@ -47,7 +47,7 @@ def train(folder: Path, recipe: JudgeRecipe, evaluate=margins) -> bool:
 
 def logged(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: figure for name, figure in row.items() if name != "phase"} for row in rows]
+    return [{name: figure for name, figure in row.items() if name not in ("phase", "kind")} for row in rows]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

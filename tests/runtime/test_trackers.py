@@ -48,7 +48,7 @@ def test_figures_and_pictures_reach_tensorboard_and_a_resumed_run_tells_them_onc
             for step in range(1, 3 + turn):
                 metrics.log("refl", step, margin=0.5, reward=step)
                 metrics.show("refl", "samples", torch.rand(2, 3, 8, 8))
-                metrics.log("refl", step, oracle=0.5)
+                metrics.log("refl", step, "probe", oracle=0.5)
         for file in tmp_path.glob("trackers/*/events.out*"):  # tensorboardX names them by the second
             file.rename(file.with_name(f"events.{turn}"))
     names = "refl/margin", "refl/reward", "refl/samples", "refl/oracle"

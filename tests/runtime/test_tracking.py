@@ -20,9 +20,10 @@ def rows(metrics: Metrics) -> list[tuple]:
 
 def test_each_call_is_one_line_at_once(metrics):
     metrics.log("judge", 1, loss=0.12345678, note="x")
-    assert json.loads(metrics.path.read_text()) == {"phase": "judge", "step": 1, "loss": 0.123457, "note": "x"}
-    metrics.log("refl", 2, stop=3)
-    assert rows(metrics) == [("judge", 1, 0.123457, "x"), ("refl", 2, 3)]
+    row = {"phase": "judge", "step": 1, "kind": "step", "loss": 0.123457, "note": "x"}
+    assert json.loads(metrics.path.read_text()) == row
+    metrics.log("refl", 2, "alarm", stop=3)
+    assert rows(metrics) == [("judge", 1, "step", 0.123457, "x"), ("refl", 2, "alarm", 3)]
 
 
 def test_rewinding_drops_what_one_phase_logged_after_a_step(metrics):
@@ -30,9 +31,11 @@ def test_rewinding_drops_what_one_phase_logged_after_a_step(metrics):
         metrics.log("judge", step)
         metrics.log("refl", step)
     metrics.rewind("refl", 1)
-    assert rows(metrics) == [("judge", 0), ("refl", 0), ("judge", 1), ("refl", 1), ("judge", 2), ("judge", 3)]
+    assert [row[:2] for row in rows(metrics)] == [
+        ("judge", 0), ("refl", 0), ("judge", 1), ("refl", 1), ("judge", 2), ("judge", 3)
+    ]  # fmt: skip
     metrics.log("refl", 2)
-    assert rows(metrics)[-1] == ("refl", 2)
+    assert rows(metrics)[-1] == ("refl", 2, "step")
 
 
 def test_rewinding_drops_a_line_that_a_kill_cut_off(metrics):
@@ -41,7 +44,7 @@ def test_rewinding_drops_a_line_that_a_kill_cut_off(metrics):
         file.write('{"phase": "refl", "st')
     metrics.rewind("refl", 5)
     metrics.log("refl", 2)
-    assert rows(metrics) == [("refl", 1), ("refl", 2)]
+    assert rows(metrics) == [("refl", 1, "step"), ("refl", 2, "step")]
 
 
 def test_rewinding_before_anything_was_logged_does_nothing(metrics):

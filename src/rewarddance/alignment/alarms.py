@@ -235,14 +235,14 @@ class Alarms:
         found = self.watch.see(step, figures)
         for alarm in found:
             told = {"name": alarm.name, "saw": alarm.saw, "do": alarm.do, "stop": alarm.stop}
-            self.file.log(self.phase, step, **told)
+            self.file.log(self.phase, step, "alarm", **told)
             console.print(f"ALARM at step {step} ({alarm.name}): {alarm.saw} {alarm.do}", soft_wrap=True, markup=False)
         return step - self.watch.recipe.window if any(alarm.stop for alarm in found) else None
 
 
 def _logged(path: Path, phase: str, last: int) -> list[dict]:
-    """The steps' rows of a phase up to `last`; a probe's rows have no margin."""
+    """The rows of a phase's steps up to `last`."""
     if not path.exists():
         return []
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if row["phase"] == phase and row["step"] <= last and "margin" in row]
+    return [row for row in rows if row["phase"] == phase and row["kind"] == "step" and row["step"] <= last]

@@ -137,7 +137,7 @@ def train(
                     with ema.applied():
                         found = probe()
                 if is_main_process():
-                    metrics.log(phase, step, **found)
+                    metrics.log(phase, step, "probe", **found)
             if step % recipe.save_every == 0 and step > first:
                 _save(folder, step, weights, optimiser, ema)
             if step == recipe.steps:

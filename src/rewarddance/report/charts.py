@@ -38,13 +38,17 @@ NOT_SHOWN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->",
 
 @dataclass(frozen=True)
 class Curve:
-    """One key of the metrics over steps, `scale` times; with a band where the rows hold key_low and key_high too."""
+    """One key of the metrics over steps, `scale` times; with a band where the rows hold key_low and key_high too.
+
+    kind: of the rows that it is read from.
+    """
 
     key: str
     label: str = ""
     colour: str = "blue"
     dash: str = "-"
     scale: int = 1
+    kind: str = "step"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,11 @@ class Panel:
 
 
 SPREADS = Curve("spread_within", "within a prompt"), Curve("spread_across", "across prompts", "orange", "--")
-ACCURACIES = Curve("accuracy_id", "in domain", scale=100), Curve("accuracy_ood", "out of domain", "orange", "--", 100)
+ACCURACIES = (
+    Curve("accuracy_id", "in domain", scale=100, kind="evaluation"),
+    Curve("accuracy_ood", "out of domain", "orange", "--", 100, kind="evaluation"),
+)
+ORACLE = Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100, kind="probe"),))
 LOOKS = (
     Curve("drift_brightness", "brightness"),
     Curve("drift_saturation", "saturation", "orange"),
@@ -74,7 +82,7 @@ HACKING = (
     Panel("Proxy: margin, logits", (Curve("margin"),)),
     Panel("Proxy: P(yes)", (Curve("reward"),)),
     Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
-    Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+    ORACLE,
     Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
     Panel("Spread of the margin", SPREADS, from_zero=True),
     Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
@@ -87,17 +95,17 @@ CHARTS = {
     "progress": (
         Panel("Reward, P(yes)", (Curve("reward"),)),
         Panel("Margin, logits", (Curve("margin"),)),
-        Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100),)),
+        ORACLE,
     ),
     "spread": (Panel("Logits", SPREADS, from_zero=True),),
-    "diversity": (Panel("Pixel distance", (Curve("diversity"),), from_zero=True),),
+    "diversity": (Panel("Pixel distance", (Curve("diversity", kind="probe"),), from_zero=True),),
     "judge": (Panel("Training loss", (Curve("loss"),)), Panel("Accuracy", ACCURACIES)),
 }
 
 
-def series(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of `key`, from the rows that have it."""
-    found = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
+def series(rows: Sequence[Row], key: str, kind: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of `key`, from the rows of a kind; those that lack the figure, or have None, are left out."""
+    found = [(row["step"], row[key]) for row in rows if row["kind"] == kind and isinstance(row.get(key), int | float)]
     steps, values = zip(*found, strict=True) if found else ((), ())
     return np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
 
@@ -112,7 +120,9 @@ def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None
 
     marks: steps at which a line goes through all panels, with what stands at its head.
     """
-    panels = [panel for panel in CHARTS[name] if any(len(series(rows, curve.key)[0]) for curve in panel.curves)]
+    panels = [
+        panel for panel in CHARTS[name] if any(len(series(rows, curve.key, curve.kind)[0]) for curve in panel.curves)
+    ]
     if not panels:
         return absent("metrics.jsonl has nothing of this, so the figure is left out.")
 
@@ -151,7 +161,7 @@ def drawn(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str,
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
     axes.set_title(panel.title)
-    for curve in (one for one in panel.curves if len(series(rows, one.key)[0])):
+    for curve in (curve for curve in panel.curves if len(series(rows, curve.key, curve.kind)[0])):
         _draw_curve(axes, rows, curve, ends_named=len(panel.curves) == 1)
     if len(panel.curves) > 1:
         shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
@@ -165,9 +175,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
 
 def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, ends_named: bool) -> None:
     """Every value thin under its running mean; a short series with a mark at each value."""
-    steps, values = series(rows, curve.key)
+    steps, values = series(rows, curve.key, curve.kind)
     values, colour, window = values * curve.scale, COLOURS[curve.colour], window_of(len(steps))
-    low, high = (series(rows, f"{curve.key}_{end}")[1] * curve.scale for end in ("low", "high"))
+    low, high = (series(rows, f"{curve.key}_{end}", curve.kind)[1] * curve.scale for end in ("low", "high"))
     if len(low) == len(high) == len(steps):
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
     if window > 1:

@@ -24,7 +24,7 @@ def steps_of(rows: Sequence[Row]) -> list[Row]:
     """Rows of the alignment, whatever its algorithm, with drift_<look>: how far each look went from the first steps,
     in robust standard deviations of their pictures."""
     rows = [row for row in rows if row["phase"] != "judge"]
-    first = [row for row in rows if "margin" in row][:FIRST]
+    first = [row for row in rows if row["kind"] == "step"][:FIRST]
     found = [dict(row) for row in rows]
     for look in MEASURED:
         if not first or not all(look in row and f"{look}_deviation" in row for row in first):
@@ -56,7 +56,7 @@ def hacking_slots(folder: Path) -> dict[str, str]:
 
 def said(steps: Sequence[Row], alarms: Sequence[Row]) -> str:
     """How many alarms rang in how many steps, and the first of them."""
-    n = max((row["step"] for row in steps if "margin" in row), default=0)
+    n = max((row["step"] for row in steps if row["kind"] == "step"), default=0)
     if not alarms:
         return f"No alarm rang in {n} steps."
     first = min(alarms, key=lambda alarm: alarm["step"])
@@ -71,10 +71,10 @@ def write_hacking_page(folder: Path) -> Path:
     """
     rows, alarms = read_metrics(folder), read_alarms(folder)
     steps = steps_of(rows)
-    if not any("margin" in row for row in steps):
+    if not any(row["kind"] == "step" for row in steps):
         raise InputError(f"{folder} holds no summary.json and no alignment's metrics.jsonl.", "Give a run's folder.")
     slots = hacking_slots(folder)
-    margins = [row["margin"] for row in steps if "margin" in row]
+    margins = [row["margin"] for row in steps if row["kind"] == "step"]
     n = max(1, min(FIRST, len(margins) // 2))
     moved = float(np.mean(margins[-n:]) - np.mean(margins[:n]))
     sentence = f"{slots['alarms_said']} The margin went {'up' if moved >= 0 else 'down'} by {abs(moved):.2f} logits. "

@@ -130,16 +130,18 @@ def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if isinstance(row, dict) and "phase" in row and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and {"phase", "kind"} <= row.keys() and isinstance(row.get("step"), int):
             rows.append(row)
         elif line.strip() and number < len(lines):  # only the last has no line end after it: it was being written
-            raise InputError(f"{path}, line {number}, is no JSON object with phase and step.", "Mend or remove it.")
+            raise InputError(
+                f"{path}, line {number}, is no JSON object with phase, step and kind.", "Mend or remove it."
+            )
     return rows
 
 
 def read_alarms(folder: Path) -> list[Row]:
     """The lines of alarms.jsonl, none where nothing rang: step, name, saw, do and stop of each."""
-    return [row for row in read_metrics(folder, "alarms.jsonl") if {"name", "saw", "do"} <= row.keys()]
+    return [row for row in read_metrics(folder, "alarms.jsonl") if row["kind"] == "alarm"]
 
 
 def read_samples(folder: Path) -> list[Sample]:

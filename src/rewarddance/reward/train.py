@@ -140,7 +140,7 @@ class JudgeTrainer(Trainer):
                 self.state.best_metric, self.state.best_global_step = figures[key], step
             figures["best_step"] = self.state.best_global_step
         if process_group.is_main_process():
-            self.metrics.log("judge", step, **figures)
+            self.metrics.log("judge", step, "evaluation", **figures)
         if self.args.report_to:
             self.log({f"eval_{name}": float(figure) for name, figure in figures.items()})
 

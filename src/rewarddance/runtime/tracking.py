@@ -34,6 +34,8 @@ console = Console(stderr=True)
 class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`, flushed at once, and tells the trackers.
 
+    Every row has its phase ("judge", "refl", ...), its step, and its kind: "step" (of one training step), "probe" (of
+    the averaged generator), "evaluation" (of the judge in training), "alarm". Readers select rows by their kind.
     step: the last one that was logged, 0 before any. What a resumed run logs again, the trackers are not told again.
     """
 
@@ -42,8 +44,8 @@ class Metrics:
         self._known: dict[str, int] = {}  # rows of a phase that come again
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    def log(self, phase: str, step: int, **figures: Any) -> None:
-        row = {"phase": phase, "step": step}
+    def log(self, phase: str, step: int, kind: str = "step", **figures: Any) -> None:
+        row = {"phase": phase, "step": step, "kind": kind}
         row |= {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
         if self._known.get(phase):
             self._known[phase] -= 1
