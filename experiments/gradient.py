@@ -23,8 +23,7 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.jobs.quickstart import Run
 from rewarddance.jobs.quickstart_figures import asked_of, noise_seeds, scored
 from rewarddance.protocols import RewardModel
-from rewarddance.report.evaluation_tables import Cell, Table, as_markdown
-from rewarddance.report.formatting import figure_text
+from rewarddance.report.formatting import Cell, Table, as_markdown, figure_text
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.shapeworld.tasks import ShapePrompt
 from rewarddance.types import PixelBatch, Pixels, Question

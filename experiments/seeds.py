@@ -12,8 +12,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.seeds import intervals_over_seeds
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.jobs.quickstart import CONFIG, QuickstartRecipe
-from rewarddance.report.evaluation_tables import Cell, Table, as_markdown
-from rewarddance.report.formatting import clock, figure_text
+from rewarddance.report.formatting import Cell, Table, as_markdown, clock, figure_text
 from rewarddance.report.run_folder import Summary, read_summary
 from rewarddance.runtime.config import load_recipe
 

@@ -6,18 +6,19 @@ import base64
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
+from page_content import Tags, assert_follows_dark_mode, assert_self_contained, drawings, words
 from PIL import Image
 from rich.console import Console
 
 from rewarddance.errors import InputError
-from rewarddance.report.charts import series, window_of
+from rewarddance.report.charts import series, smoothing_window
 from rewarddance.report.run_folder import read_metrics
 from rewarddance.report.run_page import summary_table, write_report
 
@@ -116,35 +117,6 @@ def html_of(folder: Path) -> str:
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def words(html: str) -> str:
-    """What a reader sees, spaces joined."""
-    return " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", html, flags=re.DOTALL).split())
-
-
-class Tags(HTMLParser):
-    """All tags with their attributes, and whether each that was opened was closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.found if name == tag]
-
-
 def test_the_page_says_what_the_summary_says(whole: Path):
     text = words(html_of(whole))
     assert "first" in text and "seed 7" in text and "Best of 16" in text
@@ -160,7 +132,7 @@ def test_the_page_says_what_the_summary_says(whole: Path):
     assert "cap: 0.9" in text
 
 
-def test_the_verdict_is_said_in_words_and_not_by_colour_alone(bare: Path):
+def test_the_verdict_is_in_words_and_not_by_colour_alone(bare: Path):
     clean = page(bare)
     assert '<p class="verdict good">' in clean
     assert "Reward hacking: none found. The reward was not hacked: the oracle rose too." in words(clean)
@@ -183,17 +155,8 @@ def test_a_gain_is_claimed_only_where_the_interval_shows_one(bare: Path, mean: f
 
 
 def test_the_page_needs_nothing_but_itself(whole: Path):
-    html = html_of(whole)
-    tags = Tags(html)
-    assert tags.open == []
-    assert not re.search(r"https?://|@import|//cdn", html)
-    assert not tags.of("script") and not tags.of("link") and not tags.of("iframe")
-    assert all(address.startswith("#") for address in re.findall(r"url\(([^)]*)\)", html))
-    links = [value or "" for _, held in tags.found for name, value in held.items() if name in ("href", "xlink:href")]
-    ids = [held["id"] for _, held in tags.found if "id" in held]
-    assert len(ids) == len(set(ids))
-    assert {link.removeprefix("#") for link in links} <= set(ids)
-    assert str(whole) not in html
+    assert_self_contained(html_of(whole))
+    assert str(whole) not in html_of(whole)
 
 
 def test_pictures_are_inside_the_page_under_their_prompt_with_their_scores(whole: Path):
@@ -209,8 +172,8 @@ def test_pictures_are_inside_the_page_under_their_prompt_with_their_scores(whole
     assert "two red circles counting, noise 42 SFT base oracle 40.0 Best of 16 oracle 100.0 ReFL oracle 87.5" in gallery
 
 
-def test_what_comes_from_files_is_shown_and_never_run(bare: Path):
-    attack = '<script>alert("x")</script> $name & "'
+def test_what_comes_from_files_is_escaped_and_never_run(bare: Path):
+    attack = '<script>alert("x")</script> {{ name }} & "'
     (bare / "summary.json").write_text(
         json.dumps(summary(name=attack, machine=attack, by_category={attack: arms(0, 0, 0)}))
     )
@@ -218,7 +181,7 @@ def test_what_comes_from_files_is_shown_and_never_run(bare: Path):
     (bare / "config.yaml").write_text(f"name: {attack}\n")
     html = page(bare)
     assert "<script" not in html
-    assert html.count("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt; $name &amp; &quot;") >= 6
+    assert html.count(escape(attack)) >= 6
     assert Tags(html).of("img")[0]["alt"] == f"SFT base: {attack}"
 
 
@@ -227,24 +190,20 @@ def test_the_same_run_gives_the_same_bytes(run: Path):
     assert write_report(run).read_bytes() == first
 
 
-def test_reward_margin_and_oracle_stand_above_one_axis_of_steps_in_both_widths(whole: Path):
+def test_reward_margin_and_oracle_share_one_axis_of_steps_in_both_widths(whole: Path):
     section = html_of(whole).split("<h2>Reward, margin and oracle</h2>")[1].split("</section>")[0]
-    drawings = re.findall(r"<svg.*?</svg>", section, flags=re.DOTALL)
-    assert len(drawings) == 2
-    for drawing in drawings:
-        root = ElementTree.fromstring(drawing.replace("xlink:", ""))
-        text = ["".join(found.itertext()).strip() for found in root.iter("text")]
+    assert len(drawings(section)) == 2
+    for drawing in drawings(section):
+        text = ["".join(element.itertext()).strip() for element in ElementTree.fromstring(drawing).iter("text")]
         assert {"Reward, P(yes)", "Margin, logits", "Oracle, points of 100"} <= set(text)
         assert text.count("step") == 1
         assert "54.0" in text  # the oracle's last value, named at its end
 
 
-def test_charts_follow_the_page_into_the_dark(whole: Path):
-    drawings = re.findall(r"<svg.*?</svg>", html_of(whole), flags=re.DOTALL)
-    assert len(drawings) == 10
-    for drawing in drawings:
-        assert set(re.findall(r"(?:fill|stroke): ?(#\w+)", drawing)) == set()
-        assert "var(--ink)" in drawing and "<style" not in drawing
+def test_charts_follow_the_page_into_dark_mode(whole: Path):
+    assert len(drawings(html_of(whole))) == 10
+    for drawing in drawings(html_of(whole)):
+        assert_follows_dark_mode(drawing)
 
 
 def test_a_last_line_that_a_kill_cut_off_is_left_out(run: Path):
@@ -270,14 +229,12 @@ def test_without_a_summary_the_error_names_the_file_and_the_remedy(run: Path):
         write_report(run)
 
 
-def test_a_summary_that_lacks_a_figure_is_an_error_that_names_the_figure(run: Path):
+@pytest.mark.parametrize("without_refl", [True, False], ids=["a figure missing", "no JSON"])
+def test_a_broken_summary_is_an_error_that_names_the_figure(run: Path, without_refl: bool):
     figures = summary()
     del figures["oracle"]["refl"]
-    (run / "summary.json").write_text(json.dumps(figures))
-    with pytest.raises(InputError, match=r"summary\.json cannot be read: oracle\.refl"):
-        write_report(run)
-    (run / "summary.json").write_text("{")
-    with pytest.raises(InputError, match=r"summary\.json cannot be read"):
+    (run / "summary.json").write_text(json.dumps(figures) if without_refl else "{")
+    with pytest.raises(InputError, match=r"summary\.json cannot be read" + (r": oracle\.refl" if without_refl else "")):
         write_report(run)
 
 
@@ -306,13 +263,17 @@ def test_a_series_holds_only_the_rows_that_have_its_key():
 
 
 def test_only_long_series_are_smoothed():
-    assert [window_of(n) for n in (0, 1, 59, 60, 300, 2000)] == [1, 1, 1, 5, 15, 100]
+    assert [smoothing_window(n) for n in (0, 1, 59, 60, 300, 2000)] == [1, 1, 1, 5, 15, 100]
+
+
+def terminal_lines(figures: dict[str, Any]) -> list[str]:
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(summary_table(figures))
+    return [line.rstrip() for line in console.export_text().splitlines()]
 
 
 def test_the_terminal_table_fits_eighty_columns():
-    console = Console(width=80, record=True, file=StringIO())
-    console.print(summary_table(summary()))
-    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    lines = terminal_lines(summary())
     assert any(re.fullmatch(r"SFT base +54\.1 \[52\.1, 57\.1\] +22\.0 +71\.0 +0\.213", line) for line in lines)
     refl = r"ReFL +63\.8 \[61\.8, 66\.8\] +\+9\.7 \[\+7\.7, \+12\.7\] +33\.0 +76\.0 +0\.177"
     assert any(re.fullmatch(refl, line) for line in lines)
@@ -321,8 +282,6 @@ def test_the_terminal_table_fits_eighty_columns():
 
 
 def test_accuracy_on_early_predictions_is_shown_where_it_was_measured():
-    measured = summary()
-    measured["judge"] |= {"accuracy_early": interval(0.733, 480), "untrained_early": interval(0.489, 480)}
-    console = Console(width=80, record=True, file=StringIO())
-    console.print(summary_table(measured))
-    assert "judge accuracy early predictions: 73.3 [71.3, 76.3], untrained 48.9 [46.9, 51.9]" in console.export_text()
+    judge = summary()["judge"] | {"accuracy_early": interval(0.733, 480), "untrained_early": interval(0.489, 480)}
+    line = "judge accuracy early predictions: 73.3 [71.3, 76.3], untrained 48.9 [46.9, 51.9]"
+    assert line in terminal_lines(summary(judge=judge))

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from page_content import assert_self_contained, drawings
 from tiny import command, pictures
 
 from rewarddance.data.media import write_picture
@@ -36,7 +37,7 @@ def search_of(
     return folder
 
 
-def test_a_search_is_told_by_what_it_spent_and_what_a_held_out_judge_says(tmp_path):
+def test_a_search_shows_what_it_spent_and_what_a_held_out_judge_says(tmp_path):
     html = write_search_page([search_of(tmp_path / "one", "pruning", 2.0, [0.5, -0.5, 0.0, 1.5])]).read_text()
     (row,) = re.findall(r'<tr><th scope="row">one</th>.*?</tr>', html)
     cells = [re.sub("<.*?>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
@@ -44,21 +45,20 @@ def test_a_search_is_told_by_what_it_spent_and_what_a_held_out_judge_says(tmp_pa
     assert cells[6].startswith("62.5 [")  # one draw is half a win
     assert html.count("<img") == 8 and "score <b>2.25</b>" in html and "held out −0.50" in html
     assert "&lt;a&gt;" in html and "keep=0.4" in html
-    assert not re.search(r"https?://|<script|@import", html)
+    assert_self_contained(html)
 
 
-def test_several_searches_are_drawn_over_the_seconds_they_took_and_stand_side_by_side(tmp_path):
+def test_several_searches_are_drawn_over_their_seconds_side_by_side(tmp_path):
     folders = [
         search_of(tmp_path / name, method, seconds, [1.0, -1.0, 1.0, 1.0])
         for name, method, seconds in (("a4", "best_of_n", 1.0), ("a16", "best_of_n", 4.0), ("b16", "pruning", 4.2))
     ]
     html = write_search_page(folders).read_text()
-    drawing = re.findall(r"<svg.*?</svg>", html, re.DOTALL)[0]
-    assert all(word in drawing for word in ("best_of_n", "pruning", "seconds a prompt"))
+    assert all(word in drawings(html)[0] for word in ("best_of_n", "pruning", "seconds a prompt"))
     assert html.count("<img") == 4 * 4 and "a4 and 2 more" in html
 
 
-def test_without_a_held_out_judge_the_page_says_that_nothing_is_proved(tmp_path):
+def test_without_a_held_out_judge_nothing_is_called_proved(tmp_path):
     html = write_search_page([search_of(tmp_path / "one", "paths", 2.0, [None] * 4, rounds=0)]).read_text()
     assert "No held-out judge was asked" in html and "<svg" not in html
     assert "plain samples only: 4" in html
@@ -71,7 +71,7 @@ def test_a_prompt_that_failed_in_one_of_them_is_left_out_of_all(tmp_path):
     assert "pictures of 3 prompts" in html and "1 that not all of them have are left out" in html
 
 
-def test_what_cannot_stand_beside_each_other_is_refused_by_name(tmp_path):
+def test_searches_that_cannot_be_compared_are_refused_by_name(tmp_path):
     one = search_of(tmp_path / "one", "paths", 2.0, [1.0] * 4)
     two = search_of(tmp_path / "two", "paths", 2.0, [1.0] * 4, prompts="abce")
     with pytest.raises(InputError, match=r"two is a search for other prompts than .*one"):

@@ -15,7 +15,7 @@ from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.examine import ExamRecipe, examine
 from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts, write_evaluation
-from rewarddance.report.evaluation_page import write_page
+from rewarddance.report.evaluation_page import write_evaluation_page
 from rewarddance.report.model_card import TrainingFacts, check_card, read_training, write_card, write_training
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
@@ -91,7 +91,7 @@ def _examined(
     if not failures:
         (output / FAILED).unlink()
     result = {"evaluation": str(write_evaluation(evaluation, output))}
-    result["page"] = str(write_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8")))
+    result["page"] = str(write_evaluation_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8")))
     if card:
         result["card"] = str(write_card(facts, folder, evaluation.version, evaluation, question_of(judge.config)))
     accuracies = {name: one.accuracy for name, one in evaluation.tests.items()}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import numpy as np
+from markupsafe import Markup
 
-from rewarddance.report.formatting import absent, number
+from rewarddance.report.formatting import number
 from rewarddance.report.run_folder import Row
 
 if TYPE_CHECKING:
@@ -32,41 +33,38 @@ STYLE: dict[Any, Any] = {
     **{"legend.borderaxespad": 0, "legend.handlelength": 1.3, "legend.columnspacing": 1},
     **{"axes.axisbelow": True, "ytick.major.size": 0, "lines.linewidth": 1.8, "svg.fonttype": "none"},
 }
-NOT_SHOWN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
-"""Of matplotlib's SVG: what the page has no use for; the style would reach beyond its own picture."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One key of the metrics over steps, `scale` times; with a band where the rows hold key_low and key_high too.
-
-    kind: of the rows that it is read from.
-    """
+    """One key of the metrics over steps, `scale` times; with a band where the rows hold key_low and key_high too."""
 
     key: str
     label: str = ""
     colour: str = "blue"
     dash: str = "-"
     scale: int = 1
-    kind: str = "step"
+    kind: str = "step"  # of the rows that hold it
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on one axis of values. from_zero: that axis begins at 0, for figures whose loss is to be seen."""
+    """Curves on one axis of values, which begins at 0 where `from_zero`: a loss of what is left is then visible."""
 
     title: str
     curves: tuple[Curve, ...]
     from_zero: bool = False
 
 
+REWARD = Panel("Reward, P(yes)", (Curve("reward"),))
+MARGIN = Panel("Margin, logits", (Curve("margin"),))
+ORACLE = Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100, kind="probe"),))
 SPREADS = Curve("spread_within", "within a prompt"), Curve("spread_across", "across prompts", "orange", "--")
 ACCURACIES = (
     Curve("accuracy_id", "in domain", scale=100, kind="evaluation"),
     Curve("accuracy_ood", "out of domain", "orange", "--", 100, kind="evaluation"),
 )
-ORACLE = Panel("Oracle, points of 100", (Curve("oracle", colour="orange", scale=100, kind="probe"),))
-LOOKS = (
+IMAGE_STATS = (
     Curve("drift_brightness", "brightness"),
     Curve("drift_saturation", "saturation", "orange"),
     Curve("drift_sharpness", "sharpness", "blue", "--"),
@@ -74,29 +72,21 @@ LOOKS = (
     Curve("drift_high_frequencies", "high frequencies", "orange", "--"),
     Curve("drift_motion", "motion", "ink", ":"),
 )
-DISTANCES = (
-    Curve("diversity_within", "within a prompt"),
-    Curve("diversity_across", "across prompts", "orange", "--"),
-)
-HACKING = (
-    Panel("Proxy: margin, logits", (Curve("margin"),)),
-    Panel("Proxy: P(yes)", (Curve("reward"),)),
-    Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
-    ORACLE,
-    Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
-    Panel("Spread of the margin", SPREADS, from_zero=True),
-    Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
-    Panel("Distance between pictures", DISTANCES, from_zero=True),
-    Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
-    Panel("Looks, in deviations of the base's pictures", LOOKS),
-)
+DISTANCES = Curve("diversity_within", "within a prompt"), Curve("diversity_across", "across prompts", "orange", "--")
 CHARTS = {
-    "hacking": HACKING,
-    "progress": (
-        Panel("Reward, P(yes)", (Curve("reward"),)),
-        Panel("Margin, logits", (Curve("margin"),)),
+    "hacking": (
+        Panel("Proxy: margin, logits", (Curve("margin"),)),
+        Panel("Proxy: P(yes)", (Curve("reward"),)),
+        Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
         ORACLE,
+        Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
+        Panel("Spread of the margin", SPREADS, from_zero=True),
+        Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
+        Panel("Distance between pictures", DISTANCES, from_zero=True),
+        Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
+        Panel("Image statistics, in deviations of the base's", IMAGE_STATS),
     ),
+    "progress": (REWARD, MARGIN, ORACLE),
     "spread": (Panel("Logits", SPREADS, from_zero=True),),
     "diversity": (Panel("Pixel distance", (Curve("diversity", kind="probe"),), from_zero=True),),
     "judge": (Panel("Training loss", (Curve("loss"),)), Panel("Accuracy", ACCURACIES)),
@@ -105,67 +95,71 @@ CHARTS = {
 
 def series(rows: Sequence[Row], key: str, kind: str = "step") -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of `key`, from the rows of a kind; those that lack the figure, or have None, are left out."""
-    found = [(row["step"], row[key]) for row in rows if row["kind"] == kind and isinstance(row.get(key), int | float)]
-    steps, values = zip(*found, strict=True) if found else ((), ())
-    return np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    points = [(row["step"], row[key]) for row in rows if row["kind"] == kind and isinstance(row.get(key), int | float)]
+    steps, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return steps, values
 
 
-def window_of(n: int) -> int:
+def smoothing_window(n: int) -> int:
     """How many of `n` values the drawn mean runs over: 1 (none) for a short series, a 20th of a long one."""
     return max(5, n // 20) if n >= 60 else 1
 
 
-def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None) -> str:
-    """A chart of CHARTS as inline SVG, panels above one axis of steps; a sentence where nothing of it was logged.
+def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None) -> Markup | None:
+    """A chart of CHARTS as inline SVG, panels above one axis of steps; None where nothing of it was logged.
 
-    marks: steps at which a line goes through all panels, with what stands at its head.
+    marks: steps at which a line goes through all panels, with the label at its head.
     """
     panels = [
         panel for panel in CHARTS[name] if any(len(series(rows, curve.key, curve.kind)[0]) for curve in panel.curves)
     ]
     if not panels:
-        return absent("metrics.jsonl has nothing of this, so the figure is left out.")
+        return None
 
     def draw(figure: Figure) -> None:
         figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr]
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for own, panel in zip(axes, panels, strict=True):
-            _draw_panel(own, rows, panel)
+        for panel_axes, panel in zip(axes, panels, strict=True):
+            _draw_panel(panel_axes, rows, panel)
             for step in marks or {}:
-                own.axvline(step, color=COLOURS["ink"], linewidth=0.9, linestyle=":")
-        for step, head in (marks or {}).items():
+                panel_axes.axvline(step, color=COLOURS["ink"], linewidth=0.9, linestyle=":")
+        for step, label in (marks or {}).items():
             at = {"xy": (step, 0), "xycoords": axes[-1].get_xaxis_transform(), "textcoords": "offset points"}
-            axes[-1].annotate(head, xytext=(3, 4), color=COLOURS["ink"], **at)
+            axes[-1].annotate(label, xytext=(3, 4), color=COLOURS["ink"], **at)
         axes[-1].set_xlabel("step")
 
     alt = " · ".join(panel.title for panel in panels) + ", over steps"
     height = 46 + 142 * len(panels) if len(panels) > 1 else 226
-    return drawn(draw, dict.fromkeys(WIDTHS, height), name, alt)
+    return draw_svg(draw, dict.fromkeys(WIDTHS, height), name, alt)
 
 
-def drawn(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str, alt: str) -> str:
-    """What `draw` makes of a figure, as inline SVG in each of WIDTHS. name: its own on the page; alt: what it shows."""
+def draw_svg(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str, alt: str) -> Markup:
+    """The figure that `draw` fills, as inline SVG in each of WIDTHS.
+
+    name: unique on the page, which makes the ids so. alt: what the figure shows, for screen readers.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    blocks = []
+    drawings = []
     for kind, width in WIDTHS.items():
         with rc_context({**STYLE, "svg.hashsalt": f"{name}-{kind}"}):
             figure = Figure(figsize=(width / 72, heights[kind] / 72), layout="constrained")
             draw(figure)
-            text = StringIO()
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        blocks.append(f'<div class="{kind}">{_inlined(text.getvalue(), alt)}</div>')
-    return "\n".join(blocks)
+            file = StringIO()
+            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        drawings.append(_inline(file.getvalue(), alt, kind))
+    return Markup("\n".join(drawings))
 
 
 def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
     axes.set_title(panel.title)
-    for curve in (curve for curve in panel.curves if len(series(rows, curve.key, curve.kind)[0])):
-        _draw_curve(axes, rows, curve, ends_named=len(panel.curves) == 1)
+    for curve in panel.curves:
+        if len(series(rows, curve.key, curve.kind)[0]):
+            _draw_curve(axes, rows, curve, label_end=len(panel.curves) == 1)
     if len(panel.curves) > 1:
-        shown = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-        axes.legend(handles=shown, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3 if len(shown) > 2 else 2)
+        lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+        axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3 if len(lines) > 2 else 2)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=4)
     axes.margins(x=0.01, y=0.08)
@@ -173,10 +167,10 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, ends_named: bool) -> None:
+def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, label_end: bool) -> None:
     """Every value thin under its running mean; a short series with a mark at each value."""
     steps, values = series(rows, curve.key, curve.kind)
-    values, colour, window = values * curve.scale, COLOURS[curve.colour], window_of(len(steps))
+    values, colour, window = values * curve.scale, COLOURS[curve.colour], smoothing_window(len(steps))
     low, high = (series(rows, f"{curve.key}_{end}", curve.kind)[1] * curve.scale for end in ("low", "high"))
     if len(low) == len(high) == len(steps):
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
@@ -185,17 +179,28 @@ def _draw_curve(axes: Axes, rows: Sequence[Row], curve: Curve, ends_named: bool)
     mean = np.array([values[max(0, i + 1 - window) : i + 1].mean() for i in range(len(values))])
     marker = "o" if len(steps) <= 40 else None
     axes.plot(steps, mean, curve.dash, color=colour, label=curve.label, marker=marker, markersize=4)
-    if ends_named and np.isfinite(mean[-1]):
-        end, at = number(mean[-1], 1, 1 if curve.scale == 100 else 3), (float(steps[-1]), float(mean[-1]))
-        axes.annotate(end, at, (7, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
+    if label_end and np.isfinite(mean[-1]):
+        text, at = number(mean[-1], 1, 1 if curve.scale == 100 else 3), (float(steps[-1]), float(mean[-1]))
+        axes.annotate(text, at, (7, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False)
 
 
-def _inlined(svg: str, alt: str) -> str:
-    """Matplotlib's file as an element of the page: no prolog, no addresses, no unused ids, colours as variables."""
-    svg = NOT_SHOWN.sub("", svg[svg.index("<svg") :])
-    svg = re.sub(r'<svg[^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{escape(alt)}">', svg, count=1)
+def _inline(svg: str, alt: str, kind: str) -> str:
+    """Matplotlib's file as an element of the page: no namespaces, style, metadata or unused ids; colours as variables.
+
+    The style would reach beyond its own picture.
+    """
+    root = ElementTree.fromstring(svg)
     used = set(re.findall(r"#([\w-]+)", svg))
-    svg = re.sub(r' id="([\w.-]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update((key, value) for key, value in attributes.items() if key != "id" or value in used)
+        for child in list(element):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                element.remove(child)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": alt, "class": kind}
+    text = re.sub(r">\s+<", ">\n<", ElementTree.tostring(root, encoding="unicode"))
     for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return re.sub(r"\s*\n\s*", "\n", svg).strip()
+        text = text.replace(colour, f"var(--{name})")
+    return text

@@ -1,172 +1,166 @@
-"""An evaluation's figures as tables, which the page shows as HTML and the model card as Markdown."""
+"""An evaluation's figures as tables and sentences, which both its page and the model card show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from rewarddance.evaluation.findings import Sentence, SetFindings
+from rewarddance.evaluation.findings import Evaluation, Sentence, SetFindings
 from rewarddance.evaluation.statistics import Interval
-from rewarddance.report.formatting import figure, figure_text, number, table_rows
+from rewarddance.report.formatting import Cell, FigureCell, Table, figure_text, number
 
 Tests = Mapping[str, SetFindings]
 DOMAINS = {"id": "in domain", "ood": "out of domain"}
 """What two names of test sets stand for, wherever this project makes them."""
 
 
-class Shown(NamedTuple):
-    """A figure and how it is written: times `scale`, with so many digits."""
-
-    value: Interval
-    scale: int = 100
-    digits: int = 1
-    sign: str = ""
-
-
-Cell = str | Shown
-
-
-class Table(NamedTuple):
-    """heads: of all columns but the first. A row of two cells holds a sentence in place of figures."""
-
-    heads: tuple[str, ...]
-    rows: list[list[Cell]]
-
-
-def title(name: str) -> str:
+def set_title(name: str) -> str:
     """A test set's name, with what it stands for where that is known."""
     return f"{name} ({DOMAINS[name]})" if name in DOMAINS else name
 
 
-def as_html(table: Table) -> str:
-    width = len(table.heads)
+def evaluation_tables(tests: Tests) -> dict[str, Table]:
+    """All tables by name, a row for each test set or more."""
+    return {
+        "accuracy": _accuracy(tests),
+        "by_source": _accuracy_by(tests, "by_source"),
+        "by_criterion": _accuracy_by(tests, "by_criterion"),
+        "calibration": _calibration(tests),
+        "reliability": _reliability(tests),
+        "order": _order(tests),
+        "transitivity": _transitivity(tests),
+        "image_stats": _image_stats(tests),
+        "length": _length(tests),
+    }
+
+
+def margin_spreads(tests: Tests) -> str:
+    """What the changes of the margin in the table of image statistics are to be compared with."""
+    spreads = (
+        f"{number(test.bias.spread, 1, 2)} on {set_title(name)} ({test.bias.probed:,})" for name, test in tests.items()
+    )
+    return f"Standard deviation of the margins of the probed pairs: {', '.join(spreads)}."
+
+
+def limits_of(evaluation: Evaluation) -> list[str]:
+    """A sentence for each fault that its interval bears out, test set by test set; the last one stands everywhere."""
+    limits = []
+    for name, test in evaluation.tests.items():
+        on, accuracy, fitted = f"On {set_title(name)}", test.accuracy, test.calibration.temperature
+        if test.failed:
+            limits.append(f"{on} some pairs could not be judged and are in no figure: {test.failed}.")
+        if not isinstance(accuracy, str) and accuracy.low <= 0.5:
+            verdict = "it is wrong more often than right" if accuracy.high < 0.5 else "it is not told apart from chance"
+            limits.append(f"{on} {verdict}: {figure_text(accuracy)}.")
+        if not isinstance(test.order, str) and test.order.consistent.high < 0.9:
+            share = number(1 - test.order.consistent.mean, digits=0)
+            advice = 'ask it both ways (`load_reward(..., orders="both")`)'
+            limits.append(f"{on} it contradicts itself on {share} of 100 pairs when they change places: {advice}.")
+        if not isinstance(fitted, str) and fitted.gain.low > 0:
+            fault = "too bold" if fitted.value > 1 else "too timid"
+            limits.append(f"{on} its P(yes) is {fault}: to read it as a share, divide margins by {fitted.value:.2f}.")
+        correlations = {stat: bias.beyond_votes for stat, bias in test.bias.looks.items()}
+        likes = [
+            f"{'more' if beyond.mean > 0 else 'less'} {stat} ({figure_text(beyond, 1, 2, '+')})"
+            for stat, beyond in correlations.items()
+            if not isinstance(beyond, str) and (beyond.low > 0 or beyond.high < 0)
+        ]
+        if likes:
+            limits.append(f"{on} it likes, beyond what the votes do, {', '.join(likes)}.")
+    return [*limits, "What an optimiser would find against it (reward hacking) is not measured here."]
+
+
+def _cell(value: Interval | Sentence, *form: Any) -> Cell:
+    return value if isinstance(value, str) else FigureCell(value, *form)
+
+
+LOGITS = 1, 2, "+"
+
+
+def _accuracy(tests: Tests) -> Table:
     rows = []
-    for name, *cells in table.rows:
-        if len(cells) == 1 < width:
-            said = f'<td class="said" colspan="{width}">{_marked(cells[0])}</td>'
-            rows.append(f'<tr><th scope="row">{_marked(name)}</th>{said}</tr>')
-        else:
-            rows.append(table_rows([[_marked(name), *map(_marked, cells)]]))
-    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in table.heads)
-    body = "\n".join(rows)
-    return f"<table>\n<thead><tr><th></th>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    for name, test in tests.items():
+        ties = test.with_ties if isinstance(test.with_ties, str) else test.with_ties.accuracy
+        counts = [f"{count:,}" for count in (test.pairs, test.ties, test.prompts)]
+        rows.append([set_title(name), _cell(test.accuracy), _cell(ties), *counts])
+    return Table(("Accuracy", "With ties", "Pairs", "Ties", "Prompts"), rows)
 
 
-def as_markdown(table: Table) -> str:
-    lines: list[Sequence[Cell]] = [["", *table.heads], ["---"] * (len(table.heads) + 1), *table.rows]
-    width = len(table.heads) + 1
-    return "\n".join(f"| {' | '.join([*map(_plain, line), *[''] * (width - len(line))])} |" for line in lines)
-
-
-def _marked(cell: Cell) -> str:
-    return escape(cell) if isinstance(cell, str) else figure(*cell)
-
-
-def _plain(cell: Cell) -> str:
-    text = cell if isinstance(cell, str) else figure_text(*cell)
-    return " ".join(text.replace("|", r"\|").split())  # what would end the cell or the row
-
-
-def _shown(value: Interval | Sentence, scale: int = 100, digits: int = 1, sign: str = "") -> Cell:
-    return value if isinstance(value, str) else Shown(value, scale, digits, sign)
-
-
-def _by_test(heads: tuple[str, ...], tests: Tests, cells: Callable[[SetFindings], list[Cell]]) -> Table:
-    return Table(heads, [[title(name), *cells(one)] for name, one in tests.items()])
-
-
-# -- the tables --------------------------------------------------------------------------------------------------------
-
-
-def accuracy(tests: Tests) -> Table:
-    def cells(one: SetFindings) -> list[Cell]:
-        ties: Cell = one.with_ties if isinstance(one.with_ties, str) else Shown(one.with_ties.accuracy)
-        return [_shown(one.accuracy), ties, f"{one.pairs:,}", f"{one.ties:,}", f"{one.prompts:,}"]
-
-    return _by_test(("Accuracy", "With ties", "Pairs", "Ties", "Prompts"), tests, cells)
-
-
-def apart(tests: Tests, key: str, most: int | None = None) -> Table:
+def _accuracy_by(tests: Tests, key: str) -> Table:
     """Accuracy by source (key "by_source") or by criterion: a row for each, those with most pairs first."""
-    found = [getattr(one, key) for one in tests.values()]
-    count = {name: sum(own[name].n for own in found if name in own) for own in found for name in own}
-    names = sorted(count, key=lambda name: -count[name])[:most]
+    figures: list[dict[str, Interval]] = [getattr(test, key) for test in tests.values()]
+    count = {name: sum(of[name].n for of in figures if name in of) for by_name in figures for name in by_name}
     rows = [
-        [name or "none named", *(_shown(own[name]) if name in own else "" for own in found), f"{count[name]:,}"]
-        for name in names
+        [name or "none named", *(_cell(of[name]) if name in of else "" for of in figures), f"{count[name]:,}"]
+        for name in sorted(count, key=lambda name: -count[name])
     ]
-    return Table((*map(title, tests), "Pairs"), rows)
+    return Table((*map(set_title, tests), "Pairs"), rows)
 
 
-def calibration(tests: Tests) -> Table:
-    def cells(one: SetFindings) -> list[Cell]:
-        own = one.calibration
-        known: list[Cell] = [number(own.ece), number(own.nll, 1, 3), number(own.least_nll, 1, 3)]
-        fitted = own.temperature
+def _calibration(tests: Tests) -> Table:
+    rows = []
+    for name, test in tests.items():
+        found, fitted = test.calibration, test.calibration.temperature
+        row = [set_title(name), number(found.ece), number(found.nll, 1, 3), number(found.least_nll, 1, 3)]
         if isinstance(fitted, str):
-            return [*known, fitted, "", "", ""]
-        before_after = (number(fitted.ece_before), number(fitted.ece_after))
-        return [*known, number(fitted.value, 1, 2), Shown(fitted.gain, 1, 3, "+"), *before_after]
+            rows.append([*row, fitted, "", "", ""])
+        else:
+            gain = FigureCell(fitted.gain, 1, 3, "+")
+            rows.append([*row, number(fitted.value, 1, 2), gain, number(fitted.ece_before), number(fitted.ece_after)])
+    return Table(("ECE", "NLL", "Least NLL", "Temperature", "Gain in NLL", "ECE, other half", "ECE after"), rows)
 
-    heads = ("ECE", "NLL", "Least NLL", "Temperature", "Gain in NLL", "ECE, other half", "ECE after")
-    return _by_test(heads, tests, cells)
 
-
-def reliability(tests: Tests) -> Table:
-    rows: list[list[Cell]] = [
-        [title(name), f"{one.low:.1f} to {one.high:.1f}", number(one.said), Shown(one.votes), f"{one.votes.n:,}"]
-        for name, found in tests.items()
-        for one in found.calibration.bins
+def _reliability(tests: Tests) -> Table:
+    rows = [
+        [set_title(name), f"{b.low:.1f} to {b.high:.1f}", number(b.said), FigureCell(b.votes), f"{b.votes.n:,}"]
+        for name, test in tests.items()
+        for b in test.calibration.bins
     ]
     return Table(("P(yes)", "Mean P(yes)", "Votes for yes", "Questions"), rows)
 
 
-def order(tests: Tests) -> Table:
-    def cells(one: SetFindings) -> list[Cell]:
-        own = one.order
-        if isinstance(own, str):
-            return [own]
-        shares = [Shown(own.consistent), Shown(own.yes_twice), Shown(own.no_twice)]
-        return [*shares, Shown(own.pull, 1, 2, "+"), _shown(own.one_order)]
-
-    return _by_test(("Agree", "Yes to both", "No to both", "Pull", "Accuracy of one"), tests, cells)
-
-
-def circles(tests: Tests) -> Table:
-    def cells(one: SetFindings) -> list[Cell]:
-        own = one.transitivity
-        return [own] if isinstance(own, str) else [Shown(own.cyclic), f"{own.triples:,}", f"{own.cyclic.n:,}"]
-
-    return _by_test(("Cyclic", "Triples", "Prompts"), tests, cells)
-
-
-def looks(tests: Tests) -> Table:
-    rows: list[list[Cell]] = []
-    for name, one in tests.items():
-        for place, (look, own) in enumerate(one.bias.looks.items()):
-            amount = f"{own.amount:g}" if look == "brightness" else f"{100 * own.amount:g} %"
-            moved = [Shown(own.more, 1, 2, "+"), Shown(own.less, 1, 2, "+"), Shown(own.turned)]
-            beyond = _shown(own.beyond_votes, 1, 2, "+")
-            rows.append(["" if place else title(name), f"{look} ±{amount}", *moved, beyond])
-    return Table(("Look", "More of it", "Less of it", "Answers turned", "Beyond the votes"), rows)
-
-
-def spreads(tests: Tests) -> str:
-    """What the moves of `looks` are to be held against."""
-    told = (f"{number(one.bias.spread, 1, 2)} on {title(name)} ({one.bias.probed:,})" for name, one in tests.items())
-    return f"Standard deviation of the margins of the probed pairs: {', '.join(told)}."
-
-
-def length(tests: Tests) -> Table:
-    rows: list[list[Cell]] = []
-    for name, one in tests.items():
-        own = one.bias.length
-        level = _shown(own.level, 1, 2, "+")
-        if isinstance(own.thirds, str):
-            rows.append([title(name), own.thirds, "", level])
+def _order(tests: Tests) -> Table:
+    rows = []
+    for name, test in tests.items():
+        order = test.order
+        if isinstance(order, str):
+            rows.append([set_title(name), order])
             continue
-        for place, (low, high, right) in enumerate(own.thirds):
+        shares = [FigureCell(share) for share in (order.consistent, order.yes_twice, order.no_twice)]
+        rows.append([set_title(name), *shares, FigureCell(order.pull, *LOGITS), _cell(order.one_order)])
+    return Table(("Agree", "Yes to both", "No to both", "Pull", "Accuracy of one"), rows)
+
+
+def _transitivity(tests: Tests) -> Table:
+    rows = []
+    for name, test in tests.items():
+        cycles = test.transitivity
+        if isinstance(cycles, str):
+            rows.append([set_title(name), cycles])
+        else:
+            counts = f"{cycles.triples:,}", f"{cycles.cyclic.n:,}"
+            rows.append([set_title(name), FigureCell(cycles.cyclic), *counts])
+    return Table(("Cyclic", "Triples", "Prompts"), rows)
+
+
+def _image_stats(tests: Tests) -> Table:
+    rows = []
+    for name, test in tests.items():
+        for i, (stat, bias) in enumerate(test.bias.looks.items()):
+            amount = f"{bias.amount:g}" if stat == "brightness" else f"{100 * bias.amount:g} %"
+            moves = [FigureCell(bias.more, *LOGITS), FigureCell(bias.less, *LOGITS), FigureCell(bias.turned)]
+            rows.append(["" if i else set_title(name), f"{stat} ±{amount}", *moves, _cell(bias.beyond_votes, *LOGITS)])
+    return Table(("Statistic", "More of it", "Less of it", "Answers flipped", "Beyond the votes"), rows)
+
+
+def _length(tests: Tests) -> Table:
+    rows = []
+    for name, test in tests.items():
+        thirds, level = test.bias.length.thirds, _cell(test.bias.length.level, *LOGITS)
+        if isinstance(thirds, str):
+            rows.append([set_title(name), thirds, "", level])
+            continue
+        for i, (low, high, accuracy) in enumerate(thirds):
             words = f"{low} to {high}" if low < high else f"{low}"
-            rows.append(["" if place else title(name), words, Shown(right), "" if place else level])
+            rows.append(["" if i else set_title(name), words, FigureCell(accuracy), "" if i else level])
     return Table(("Words", "Accuracy", "Level follows length"), rows)

@@ -1,10 +1,9 @@
-"""Figures as text and as markup: what the pages and the terminal's tables are written with."""
+"""Figures as text, and tables of them: what pages, model cards and terminal tables are written with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from string import Template
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from rewarddance.evaluation.statistics import Interval
 
@@ -27,29 +26,31 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def figure(value: Interval, scale: int = 100, digits: int = 1, sign: str = "") -> str:
-    mean, bounds = figure_text(value, scale, digits, sign).split(" ", 1)
-    return f"<b>{mean}</b> <small>{bounds}</small>"
+class FigureCell(NamedTuple):
+    """A figure in a table, with the arguments of `figure_text` that say how it is written."""
+
+    value: Interval
+    scale: int = 100
+    digits: int = 1
+    sign: str = ""
 
 
-def table_rows(rows: Iterable[Sequence[str]]) -> str:
-    """Table rows of markup; the first cell is the row's name."""
-    lines = (f'<th scope="row">{name}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) for name, *cells in rows)
-    return "\n".join(f"<tr>{line}</tr>" for line in lines)
+Cell = str | FigureCell
 
 
-def absent(sentence: str) -> str:
-    return f'<p class="absent">{sentence}</p>'
+class Table(NamedTuple):
+    """heads: of all columns but the first. A row of two cells holds a sentence in place of figures."""
+
+    heads: tuple[str, ...]
+    rows: Sequence[Sequence[Cell]]
 
 
-def footnote(word: str, shown: str) -> str:
-    """A link to the word's line in the template's footnotes."""
-    return f'<a href="#{word}">{shown}</a>'
+def as_markdown(table: Table) -> str:
+    width = len(table.heads) + 1
+    lines = [["", *table.heads], ["---"] * width, *table.rows]
+    return "\n".join(f"| {' | '.join([*map(_markdown_cell, line), *[''] * (width - len(line))])} |" for line in lines)
 
 
-def filled(template: str, slots: dict[str, str]) -> str:
-    """A template of `templates/` with its slots filled, and the pages' one style sheet in it."""
-    text, style = (
-        (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8") for name in (template, "page.css")
-    )
-    return Template(text).substitute(slots, style=style)
+def _markdown_cell(cell: Cell) -> str:
+    text = cell if isinstance(cell, str) else figure_text(*cell)
+    return " ".join(text.replace("|", r"\|").split())  # a bar or a line end would end the cell or the row

@@ -3,65 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rewarddance.data.image_stats import MEASURED
 from rewarddance.errors import InputError
 from rewarddance.report.charts import chart
-from rewarddance.report.formatting import filled
+from rewarddance.report.pages import write_page
 from rewarddance.report.run_folder import Row, read_alarms, read_metrics
-from rewarddance.report.sample_strip import along
-from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.report.sample_strip import sample_strip
 
-FIRST = 16
+BASELINE_STEPS = 16
 """Steps at a run's beginning whose pictures stand for the base's in the figure; the alarms' own default."""
 
 
-def steps_of(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the alignment, whatever its algorithm, with drift_<look>: how far each look went from the first steps,
-    in robust standard deviations of their pictures."""
-    rows = [row for row in rows if row["phase"] != "judge"]
-    first = [row for row in rows if row["kind"] == "step"][:FIRST]
-    found = [dict(row) for row in rows]
-    for look in MEASURED:
-        if not first or not all(look in row and f"{look}_deviation" in row for row in first):
+def alignment_steps(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the alignment, whatever its algorithm, with drift_<name> of each image statistic: how far it went from
+    the first steps, in robust standard deviations of their pictures."""
+    steps = [dict(row) for row in rows if row["phase"] != "judge"]
+    first = [row for row in steps if row["kind"] == "step"][:BASELINE_STEPS]
+    for name in MEASURED:
+        if not first or not all(name in row and f"{name}_deviation" in row for row in first):
             continue
-        at = float(np.mean([row[look] for row in first]))
-        scale = max(float(np.mean([row[f"{look}_deviation"] for row in first])), 1e-3)
-        for row in found:
-            if look in row:
-                row[f"drift_{look}"] = (row[look] - at) / scale
-    return found
+        mean = float(np.mean([row[name] for row in first]))
+        scale = max(float(np.mean([row[f"{name}_deviation"] for row in first])), 1e-3)
+        for row in steps:
+            if name in row:
+                row[f"drift_{name}"] = (row[name] - mean) / scale
+    return steps
 
 
-def hacking_slots(folder: Path) -> dict[str, str]:
-    """The section of a run: its sentence, its list of alarms, its figure with the alarms marked, and its pictures."""
-    rows, alarms = read_metrics(folder), read_alarms(folder)
-    steps = steps_of(rows)
+def hacking_section(folder: Path) -> dict[str, Any]:
+    """What signs_of_hacking.html shows of a run: alarms, the number of steps, the chart and the strip of samples."""
+    steps, alarms = alignment_steps(read_metrics(folder)), read_alarms(folder)
+    training = [row for row in steps if row["kind"] == "step"]
     marks: dict[int, str] = {}
     for number, alarm in enumerate(alarms, start=1):
         marks[alarm["step"]] = f"{marks[alarm['step']]}, {number}" if alarm["step"] in marks else str(number)
-    lines = [
-        f"<li>Step {alarm['step']}, <b>{escape(alarm['name'].replace('_', ' '))}</b>: {escape(alarm['saw'])} "
-        f"{escape(alarm['do'])}{' The run ended here.' if alarm.get('stop') else ''}</li>"
-        for alarm in alarms
-    ]
-    listed = f"<ol>{''.join(lines)}</ol>" if lines else ""
-    drawn = {"hacking_chart": chart(steps, "hacking", marks), "along": along(folder)}
-    return {"alarms_said": said(steps, alarms), "alarms": listed, **drawn}
-
-
-def said(steps: Sequence[Row], alarms: Sequence[Row]) -> str:
-    """How many alarms rang in how many steps, and the first of them."""
-    n = max((row["step"] for row in steps if row["kind"] == "step"), default=0)
-    if not alarms:
-        return f"No alarm rang in {n} steps."
-    first = min(alarms, key=lambda alarm: alarm["step"])
-    word = "alarm" if len(alarms) == 1 else "alarms"
-    return f"{len(alarms)} {word} rang in {n} steps, the first at step {first['step']}."
+    return {
+        "alarms": alarms,
+        "margins": [row["margin"] for row in training],
+        "last_step": max((row["step"] for row in training), default=0),
+        "hacking_chart": chart(steps, "hacking", marks),
+        "strip": sample_strip(folder),
+    }
 
 
 def write_hacking_page(folder: Path) -> Path:
@@ -69,18 +56,10 @@ def write_hacking_page(folder: Path) -> Path:
 
     Raises InputError where the folder has no steps of an alignment.
     """
-    rows, alarms = read_metrics(folder), read_alarms(folder)
-    steps = steps_of(rows)
-    if not any(row["kind"] == "step" for row in steps):
+    section = hacking_section(folder)
+    margins = section["margins"]
+    if not margins:
         raise InputError(f"{folder} holds no summary.json and no alignment's metrics.jsonl.", "Give a run's folder.")
-    slots = hacking_slots(folder)
-    margins = [row["margin"] for row in steps if row["kind"] == "step"]
-    n = max(1, min(FIRST, len(margins) // 2))
-    moved = float(np.mean(margins[-n:]) - np.mean(margins[:n]))
-    sentence = f"{slots['alarms_said']} The margin went {'up' if moved >= 0 else 'down'} by {abs(moved):.2f} logits. "
-    sentence += "Without an oracle no alarm is a proof: look at pictures."
-    found = "!&ensp;Reward hacking: suspected" if alarms else "✓&ensp;Reward hacking: no sign of it"
-    slots |= {"name": escape(folder.resolve().name), "sentence": sentence, "found": found}
-    path = folder / "hacking.html"
-    write_text_atomically(path, filled("hacking.html", slots | {"box": "bad" if alarms else "good"}))
-    return path
+    n = max(1, min(BASELINE_STEPS, len(margins) // 2))
+    change = float(np.mean(margins[-n:]) - np.mean(margins[:n]))
+    return write_page("hacking.html", folder / "hacking.html", name=folder.resolve().name, change=change, **section)

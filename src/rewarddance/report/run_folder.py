@@ -14,7 +14,7 @@ from rewarddance.evaluation.statistics import Interval
 from rewarddance.runtime.config import parse_file
 
 GRIDS = "samples"
-"""The folder in a run's that holds its grids of samples along the way, among other pictures."""
+"""The folder in a run's that holds its grids of samples during training, among other pictures."""
 
 Row = dict[str, Any]
 
@@ -50,11 +50,11 @@ class JudgeAccuracy(BaseModel):
     untrained_early: Interval | None = None
 
     def places(self) -> dict[str, tuple[Interval, Interval]]:
-        """Where it was measured: the figures after training and before."""
-        found = {"in domain": (self.accuracy_id, self.untrained_id)}
+        """By the kind of pairs: accuracy after training and before."""
+        figures = {"in domain": (self.accuracy_id, self.untrained_id)}
         if self.accuracy_early and self.untrained_early:
-            found["early predictions"] = (self.accuracy_early, self.untrained_early)
-        return found | {"out of domain": (self.accuracy_ood, self.untrained_ood)}
+            figures["early predictions"] = (self.accuracy_early, self.untrained_early)
+        return figures | {"out of domain": (self.accuracy_ood, self.untrained_ood)}
 
 
 class Hacking(BaseModel):
@@ -75,19 +75,17 @@ class GsbFigure(BaseModel):
 
 
 class GsbFigures(GsbFigure):
-    """Of all prompts, and of each category."""
-
     by_category: dict[str, GsbFigure]
 
 
 class Summary(BaseModel):
-    """summary.json. `n` is best-of-N's N; all but reward, diversity, seconds and memory are shares shown in points."""
+    """summary.json. All but reward, diversity, seconds and memory are shares, shown in points of 100."""
 
     name: str
     seed: int
     task: str
     machine: str
-    n: int
+    n: int  # best-of-N's N
     judge: JudgeAccuracy
     oracle: Oracle
     by_category: dict[str, Arms]
@@ -150,11 +148,11 @@ def read_samples(folder: Path) -> list[Sample]:
     return parse_file(path, parse, "Let the run write it anew.") if path.is_file() else []
 
 
-def read_picture(folder: Path, name: str, told_by: str = "samples.json") -> str:
-    """A PNG of the run folder as a data URI. Raises InputError where it is missing, which the file `told_by` shows."""
+def read_picture(folder: Path, name: str, listed_in: str = "samples.json") -> str:
+    """A PNG of the run folder, named in the file `listed_in`, as a data URI. Raises InputError where it is missing."""
     path = folder / name
     if not path.is_file():
-        raise InputError(f"{path} is missing, and {told_by} shows it.", f"Bring it back, or remove {told_by}.")
+        raise InputError(f"{path} is missing, and {listed_in} shows it.", f"Bring it back, or remove {listed_in}.")
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
@@ -163,6 +161,6 @@ def grid_name(step: int) -> str:
 
 
 def find_grids(folder: Path) -> dict[int, Path]:
-    """The grids of samples along the way, by their steps in order; none where there are none."""
-    found = {path.stem.removeprefix("step-"): path for path in (folder / GRIDS).glob("step-*.png")}
-    return dict(sorted((int(step), path) for step, path in found.items() if step.isdecimal()))
+    """The grids of samples during training, by their steps in order; none where there are none."""
+    names = {path.stem.removeprefix("step-"): path for path in (folder / GRIDS).glob("step-*.png")}
+    return dict(sorted((int(step), path) for step, path in names.items() if step.isdecimal()))
