@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_refl_training import BANK, RECIPE, logged
 from tiny import BrightnessJudge, TinyGenerator
 
-from rewarddance.alignment.alarms import DO, AlarmRecipe, Alarms, Watch
+from rewarddance.alignment.alarms import DO, AlarmLog, AlarmMonitor, AlarmRecipe
 from rewarddance.alignment.refl_step import refl_step, train_refl
 from rewarddance.alignment.safeguards import disagreeing
 from rewarddance.runtime.tracking import Metrics
@@ -52,9 +52,9 @@ def honest(seed: int, steps: int = STEPS) -> list[dict[str, float]]:
 
 def rung(rows: list[dict[str, float]], **changes: Any) -> dict[str, int]:
     """Alarms by name with the step at which each began."""
-    watch, found = Watch(AlarmRecipe(**changes)), {}
+    monitor, found = AlarmMonitor(AlarmRecipe(**changes)), {}
     for step, row in enumerate(rows, start=1):
-        for alarm in watch.see(step, row):
+        for alarm in monitor.update(step, row):
             found.setdefault(alarm.name, alarm.step)
     return found
 
@@ -112,15 +112,15 @@ def test_an_alarm_rings_once_and_again_only_after_a_window_of_silence():
     for i, row in enumerate(rows):
         if 40 <= i < 70 or i >= 110:
             row["collapsed"] = 1.0
-    watch = Watch(AlarmRecipe())
-    steps = [alarm.step for step, row in enumerate(rows, start=1) for alarm in watch.see(step, row)]
+    monitor = AlarmMonitor(AlarmRecipe())
+    steps = [alarm.step for step, row in enumerate(rows, start=1) for alarm in monitor.update(step, row)]
     assert len(steps) == 2 and 40 < steps[0] < 60 and 110 < steps[1] < 130
 
 
 def test_an_alarm_says_what_it_saw_what_to_do_and_whether_it_stops():
     rows = hacked_at(32, "spread_within", lambda value, _: 0.1 * value)
-    watch = Watch(AlarmRecipe(stop_on=("spread_within",)))
-    (alarm,) = [alarm for step, row in enumerate(rows, start=1) for alarm in watch.see(step, row)]
+    monitor = AlarmMonitor(AlarmRecipe(stop_on=("spread_within",)))
+    (alarm,) = [alarm for step, row in enumerate(rows, start=1) for alarm in monitor.update(step, row)]
     assert alarm.saw.startswith("spread within a prompt is ") and "% of the first 16 steps'" in alarm.saw
     assert alarm.do == DO["spread_within"] and alarm.stop
 
@@ -134,16 +134,16 @@ def test_what_is_switched_off_or_not_logged_does_not_ring():
 def test_alarms_that_are_resumed_at_any_step_ring_alike(tmp_path):
     rows = hacked_at(32, "spread_within", lambda value, _: 0.1 * value)
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    whole = Alarms(AlarmRecipe(), metrics, "refl", 0)
+    whole = AlarmLog(AlarmRecipe(), metrics, "refl", 0)
     for step, row in enumerate(rows, start=1):
         metrics.log("refl", step, **row)
-        whole.see(step, row)
+        whole.check(step, row)
     record = (tmp_path / "alarms.jsonl").read_text()
     assert [json.loads(line)["name"] for line in record.splitlines()] == ["spread_within"]
     for first in (5, 33, 50):
-        again = Alarms(AlarmRecipe(), metrics, "refl", first)
+        again = AlarmLog(AlarmRecipe(), metrics, "refl", first)
         for step, row in enumerate(rows[first:], start=first + 1):
-            again.see(step, row)
+            again.check(step, row)
         assert (tmp_path / "alarms.jsonl").read_text() == record
 
 

@@ -140,8 +140,8 @@ def test_a_run_killed_with_signal_nine_goes_on_to_the_same_weights_metrics_and_b
 def test_a_candidate_never_meets_a_picture_of_its_own_noise_in_a_bank_made_anew(tmp_path, monkeypatch):
     """The banks' noises are made to be the very ones that the steps then draw."""
     drawn: list[int] = []
-    started = TinyGenerator.start
-    monkeypatch.setattr(TinyGenerator, "start", lambda self, seeds: (drawn.extend(seeds), started(self, seeds))[1])
+    started = TinyGenerator.init_noise
+    monkeypatch.setattr(TinyGenerator, "init_noise", lambda self, seeds: (drawn.extend(seeds), started(self, seeds))[1])
     train(tmp_path / "first")
     own = drawn[-2 * 4 :]  # of the samples of the last two steps
 

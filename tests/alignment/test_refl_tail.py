@@ -126,10 +126,10 @@ def test_the_last_steps_are_those_of_a_finished_picture_and_lift_the_judges_marg
     )
 
 
-def test_more_last_steps_than_there_are_and_a_late_range_beside_them_are_refused():
+def test_more_last_steps_than_there_are_and_a_range_beside_them_are_refused():
     with pytest.raises(InputError, match=r"refl\.last_steps is 5, and the generator takes 4 steps"):
         step_of(RECIPE.model_copy(update={"last_steps": 5}))
-    with pytest.raises(InputError, match="late says nothing where last_steps is above 1"):
+    with pytest.raises(InputError, match="grad_step_range says nothing where last_steps is above 1"):
         parse_recipe(ReflRecipe, {"last_steps": 2, "grad_step_range": [0.2, 0.8]}, "recipe.yaml")
     kept = ReflRecipe(last_steps=2).model_dump()
     assert parse_recipe(ReflRecipe, kept, "config.yaml").last_steps == 2  # what a run writes down can be read

@@ -13,7 +13,7 @@ from tiny import BrightnessJudge, TinyGenerator
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import margin_loss, velocity_mse
 from rewarddance.alignment.refl_step import ReflRecipe, refl_step, train_refl
-from rewarddance.alignment.train import _rate
+from rewarddance.alignment.train import lr_factor
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
 from rewarddance.runtime.config import parse_recipe
@@ -409,9 +409,9 @@ def test_an_empty_bank_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("grad_step_range", [[0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1]])
-def test_a_late_range_that_is_none_is_refused(late):
-    with pytest.raises(InputError, match="late must be two rising shares between 0 and 1"):
-        parse_recipe(ReflRecipe, {"grad_step_range": late}, "recipe.yaml")
+def test_a_range_of_steps_that_is_none_is_refused(grad_step_range):
+    with pytest.raises(InputError, match="grad_step_range must be two rising shares between 0 and 1"):
+        parse_recipe(ReflRecipe, {"grad_step_range": grad_step_range}, "recipe.yaml")
 
 
 def test_places_for_a_lora_that_is_not_there_are_refused():
@@ -441,7 +441,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
 
 def test_the_learning_rate_rises_stays_and_falls_towards_zero():
     recipe = ReflRecipe(steps=20, warmup=0.1, cooldown=0.5)
-    rates = [_rate(step, recipe) for step in range(20)]
+    rates = [lr_factor(step, recipe) for step in range(20)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[10:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    assert [_rate(step, ReflRecipe(steps=20, warmup=0, cooldown=0)) for step in (0, 19)] == [1.0, 1.0]
+    assert [lr_factor(step, ReflRecipe(steps=20, warmup=0, cooldown=0)) for step in (0, 19)] == [1.0, 1.0]

@@ -48,14 +48,6 @@ def test_the_average_is_applied_within_the_block_only_also_after_an_error():
     assert weight.item() == 2.0
 
 
-def test_a_loaded_average_is_a_copy_and_goes_on():
-    weight, state = nn.Parameter(torch.tensor([4.0])), [torch.tensor([0.0])]
-    ema = Ema([weight], decay=0.5)
-    ema.load(state)
-    ema.update()
-    assert ema.average[0].item() == 2.0 and state[0].item() == 0.0
-
-
 def test_no_jitter_is_the_identity():
     pixels = torch.rand(2, 1, 3, 5, 6)
     assert torch.equal(jittered(pixels, rng(), shift=0, noise=0.0), pixels)

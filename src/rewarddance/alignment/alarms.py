@@ -1,8 +1,8 @@
-"""Alarms: what a run's figures look like when its reward is being hacked, seen while there is time to stop.
+"""Alarms: what a run's figures look like when its reward is being hacked, raised while there is time to stop.
 
 Each but one compares the mean of the last `window` steps with that of the run's first window, when the generator was
-still the base. They need no oracle, and are functions of what the steps log: a resumed run reads them back and rings
-alike.
+still the base. They need no oracle. They are functions of what the steps log, so a resumed run reads the log back and
+raises the same alarms.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ Row = Mapping[str, Any]
 class AlarmRecipe(Recipe):
     """When alarms ring. All are on; every threshold is ours.
 
-    window: steps whose mean is compared; none but distance rings before two of them. off: alarms that are not wanted.
-    stop_on: those that end the run, which then keeps the newest checkpoint from before the window; the others only
-    warn. least_spread, least_diversity: shares of the first window's spread of the margin (within a prompt, across
-    prompts) and of its distances between pictures (within a group, across prompts) below which they ring. saturated,
-    still, climb: P(yes) is above `saturated` and moved by less than `still` from one window to the next, while the
-    margin rose by `climb` logits or more. disagreement: the held-out judge gained less than this share of the reward's
-    gain, each in its own deviations from step to step. most_collapsed: share of groups that are one picture.
-    most_drift: how far a look of the median picture went, in robust standard deviations of the base's pictures.
+    window: steps whose mean is compared; none but distance rings before two of them.
+    off: alarms that are not wanted.
+    stop_on: alarms that end the run, which keeps the newest checkpoint from before the window; the others only warn.
+    least_spread: share of the first window's spread of the margin, within a prompt and across prompts, below which the
+        two alarms of spread ring.
+    least_diversity: the same share of the distances between pictures, within a group and across prompts.
+    saturated, still, climb: P(yes) is above `saturated` and moved by less than `still` from one window to the next,
+        while the margin rose by `climb` logits or more.
+    disagreement: the held-out judge gained less than this share of the reward's gain, each in its own deviations from
+        step to step.
+    most_collapsed: share of groups that are one picture.
+    most_drift: how far a statistic of the median picture moved, in robust standard deviations of the base's pictures.
     most_distance: mean squared distance of the velocity from the base's, of which a clean latent and its noise each
-    have about 1; it varies so little from step to step that a quarter of a window tells. sure: standard errors by
-    which a change must stand out of the noise between steps.
+        have about 1. It varies so little from step to step that a quarter of a window is enough.
+    sure: standard errors by which a change must stand out of the noise between steps.
     """
 
     window: int = Field(default=16, ge=4)
@@ -60,7 +64,12 @@ class AlarmRecipe(Recipe):
 
 
 class Alarm(NamedTuple):
-    """What an alarm saw at a step, in words, what to do about it, and whether it ends the run."""
+    """What rang at a step.
+
+    saw: the sign, in words.
+    do: what to do about it.
+    stop: does it end the run?
+    """
 
     step: int
     name: str
@@ -89,7 +98,7 @@ DO: dict[str, str] = {
 
 
 class Window(NamedTuple):
-    """Figures of n steps that all of them have: their means, and the variances of their steps."""
+    """n steps: the mean of each figure that all of them have, and its variance from step to step."""
 
     n: int
     mean: Row
@@ -103,63 +112,62 @@ class Window(NamedTuple):
         return Window(len(rows), dict(zip(keys, mean, strict=True)), dict(zip(keys, variance, strict=True)))
 
 
-def error(key: str, *windows: Window) -> float:
-    """The standard error of the difference of two windows' means."""
+def standard_error(key: str, *windows: Window) -> float:
+    """sqrt(sum of variance / n): of the difference of two windows' means, or of one mean."""
     return math.sqrt(sum(window.variance[key] / window.n for window in windows))
 
 
-class Watch:
-    """Is fed each step's figures, and says which alarms begin to ring."""
+class AlarmMonitor:
+    """Takes each step's figures and returns the alarms that begin to ring."""
 
     def __init__(self, recipe: AlarmRecipe) -> None:
         self.recipe = recipe
         self.first: Window | None = None
-        self.last: list[Row] = []
-        self.rang: dict[str, int] = {}
+        self.recent: list[Row] = []
+        self.last_rung: dict[str, int] = {}
 
-    def see(self, step: int, figures: Row) -> list[Alarm]:
+    def update(self, step: int, figures: Row) -> list[Alarm]:
         """Alarms that ring at this step and did not in the window before it."""
         n = self.recipe.window
         row = {name: round(float(value), 6) for name, value in figures.items() if isinstance(value, int | float)}
-        self.last = [*self.last[1 - 2 * n :], row]  # rounded as in metrics.jsonl, from which a resumed run reads it
-        if self.first is None and len(self.last) == n:
-            self.first = Window.of(self.last)
-        sights = []
-        if len(self.last) >= (few := max(2, n // 4)):
-            sights += far(Window.of(self.last[-few:]), self.recipe)
-        if self.first is not None and len(self.last) == 2 * n:
-            sights += changed(self.recipe, self.first, Window.of(self.last[:n]), Window.of(self.last[n:]))
-        found = []
-        for name, saw in sights:
-            if name in self.recipe.off:
+        self.recent = [*self.recent[1 - 2 * n :], row]  # rounded as in metrics.jsonl, which a resumed run reads
+        if self.first is None and len(self.recent) == n:
+            self.first = Window.of(self.recent)
+        signs = []
+        if len(self.recent) >= (few := max(2, n // 4)):
+            signs.append(("distance", moved_far(Window.of(self.recent[-few:]), self.recipe)))
+        if self.first is not None and len(self.recent) == 2 * n:
+            signs += changes(self.first, Window.of(self.recent[:n]), Window.of(self.recent[n:]), self.recipe)
+        alarms = []
+        for name, saw in signs:
+            if not saw or name in self.recipe.off:
                 continue
-            key = saw.split(" ", 1)[0] if name == "drift" else name  # each look by itself
-            if key not in self.rang or step - self.rang[key] > n:
-                found.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
-            self.rang[key] = step
-        return found
+            key = saw.split(" ", 1)[0] if name == "drift" else name  # each statistic of the pictures by itself
+            if key not in self.last_rung or step - self.last_rung[key] > n:
+                alarms.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
+            self.last_rung[key] = step
+        return alarms
 
 
-def changed(recipe: AlarmRecipe, first: Window, before: Window, now: Window) -> list[tuple[str, str]]:
-    """Names and sightings of all alarms that hold of three windows: the run's first, the last but one, the last."""
-    sights = {
-        "spread_within": fallen(first, now, "spread_within", recipe.least_spread),
-        "spread_across": fallen(first, now, "spread_across", recipe.least_spread),
-        "saturation": saturated(before, now, recipe),
-        "held_out": disagreed(first, now, recipe),
-        "diversity_within": fallen(first, now, "diversity_within", recipe.least_diversity),
-        "diversity_across": fallen(first, now, "diversity_across", recipe.least_diversity),
-        "collapse": collapsed(first, now, recipe),
-    }
-    found = [(name, saw) for name, saw in sights.items() if saw]
-    return found + [("drift", saw) for look in MEASURED if (saw := drifted(first, now, look, recipe))]
+def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
+    """Each alarm's name and sign, "" for none, from three windows: the run's first, the last but one, the last."""
+    return [
+        ("spread_within", fell_below(first, now, "spread_within", recipe.least_spread)),
+        ("spread_across", fell_below(first, now, "spread_across", recipe.least_spread)),
+        ("saturation", saturated(before, now, recipe)),
+        ("held_out", disagreed(first, now, recipe)),
+        ("diversity_within", fell_below(first, now, "diversity_within", recipe.least_diversity)),
+        ("diversity_across", fell_below(first, now, "diversity_across", recipe.least_diversity)),
+        ("collapse", collapsed(first, now, recipe)),
+        *(("drift", drifted(first, now, statistic, recipe)) for statistic in MEASURED),
+    ]
 
 
 def _missing(keys: Sequence[str], *windows: Window) -> bool:
     return any(key not in window.mean for key in keys for window in windows)
 
 
-def fallen(first: Window, now: Window, key: str, least: float) -> str:
+def fell_below(first: Window, now: Window, key: str, least: float) -> str:
     """The figure is below the share `least` of the first window's."""
     if _missing([key], first, now) or first.mean[key] <= 0 or now.mean[key] >= least * first.mean[key]:
         return ""
@@ -173,7 +181,7 @@ def saturated(before: Window, now: Window, recipe: AlarmRecipe) -> str:
         return ""
     rise, p = now.mean["margin"] - before.mean["margin"], now.mean["reward"]
     full = p > recipe.saturated and abs(p - before.mean["reward"]) < recipe.still
-    if not full or rise < max(recipe.climb, recipe.sure * error("margin", before, now)):
+    if not full or rise < max(recipe.climb, recipe.sure * standard_error("margin", before, now)):
         return ""
     return f"P(yes) stands at {p:.2f} while the margin rose by {rise:.2f} logits in {now.n} steps."
 
@@ -183,64 +191,65 @@ def disagreed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     keys = ("margin", "held_out_margin")
     if _missing(keys, first, now):
         return ""
-    moved = [now.mean[key] - first.mean[key] for key in keys]
-    scales = [max(math.sqrt(first.variance[key]), 1e-6) for key in keys]
-    lag = recipe.disagreement * moved[0] / scales[0] - moved[1] / scales[1]
-    if moved[0] < recipe.sure * error(keys[0], first, now) or lag < 2 * error(keys[1], first, now) / scales[1]:
+    gain, held_out_gain = (now.mean[key] - first.mean[key] for key in keys)
+    scale, held_out_scale = (max(math.sqrt(first.variance[key]), 1e-6) for key in keys)
+    lag = recipe.disagreement * gain / scale - held_out_gain / held_out_scale
+    sure = gain >= recipe.sure * standard_error(keys[0], first, now)
+    if not sure or lag < 2 * standard_error(keys[1], first, now) / held_out_scale:
         return ""
-    return f"the margin rose by {moved[0]:.2f} logits, the held-out judge's changed by {moved[1]:+.2f}."
+    return f"the margin rose by {gain:.2f} logits, the held-out judge's changed by {held_out_gain:+.2f}."
 
 
 def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     """Many groups are one picture each, and were not at first."""
     if _missing(["collapsed"], first, now):
         return ""
-    was, share = first.mean["collapsed"], now.mean["collapsed"]
-    if share < recipe.most_collapsed or share < 2 * was:
+    before, share = first.mean["collapsed"], now.mean["collapsed"]
+    if share < recipe.most_collapsed or share < 2 * before:
         return ""
-    return f"{100 * share:.0f} % of groups are one picture, {100 * was:.0f} % in the first window."
+    return f"{100 * share:.0f} % of groups are one picture, {100 * before:.0f} % in the first window."
 
 
-def far(lately: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
-    """The velocity left the base's by more than a trained generator needs; it is compared with no window before."""
-    away = lately.mean.get("velocity_mse", 0.0)
-    saw = f"the velocity is {away:.2f} from the base's in mean square."
-    return [("distance", saw)] if away > recipe.most_distance else []
+def moved_far(now: Window, recipe: AlarmRecipe) -> str:
+    """The velocity left the base's by more than a trained generator needs; no earlier window is compared."""
+    distance = now.mean.get("velocity_mse", 0.0)
+    return f"the velocity is {distance:.2f} from the base's in mean square." if distance > recipe.most_distance else ""
 
 
-def drifted(first: Window, now: Window, look: str, recipe: AlarmRecipe) -> str:
-    """A look is surely far from where it was, measured by how far the base's pictures are from one another."""
-    if _missing([look, f"{look}_deviation"], first, now):
+def drifted(first: Window, now: Window, statistic: str, recipe: AlarmRecipe) -> str:
+    """A statistic of the pictures is surely far from where it was, by how far the base's are from one another."""
+    if _missing([statistic, f"{statistic}_deviation"], first, now):
         return ""
-    away, scale = now.mean[look] - first.mean[look], max(first.mean[f"{look}_deviation"], 1e-3)
-    if abs(away) < max(recipe.most_drift * scale, recipe.sure * error(look, first, now)):
+    shift, scale = now.mean[statistic] - first.mean[statistic], max(first.mean[f"{statistic}_deviation"], 1e-3)
+    if abs(shift) < max(recipe.most_drift * scale, recipe.sure * standard_error(statistic, first, now)):
         return ""
-    way = f"went from {first.mean[look]:.3g} to {now.mean[look]:.3g}"
-    return f"{look} {way}, {abs(away) / scale:.1f} deviations of the base's pictures."
+    values = f"went from {first.mean[statistic]:.3g} to {now.mean[statistic]:.3g}"
+    return f"{statistic} {values}, {abs(shift) / scale:.1f} deviations of the base's pictures."
 
 
-class Alarms:
-    """A run's watch with its record: alarms.jsonl beside metrics.jsonl, and a line on the console for each."""
+class AlarmLog:
+    """A run's monitor with its record: alarms.jsonl beside metrics.jsonl, and a line on the console for each alarm.
+
+    first: the step that a resumed run goes on from; what was logged up to it is read back, without a sound.
+    """
 
     def __init__(self, recipe: AlarmRecipe, metrics: Metrics, phase: str, first: int) -> None:
-        """first: the step that a resumed run goes on from; what was logged up to it is seen again, without a sound."""
-        self.phase, self.watch = phase, Watch(recipe)
+        self.phase, self.monitor = phase, AlarmMonitor(recipe)
         self.file = Metrics(metrics.path.with_name(FILE))
         self.file.rewind(phase, first)
-        for row in _logged(metrics.path, phase, first):
-            self.watch.see(row["step"], row)
+        for row in _logged_steps(metrics.path, phase, first):
+            self.monitor.update(row["step"], row)
 
-    def see(self, step: int, figures: Row) -> int | None:
+    def check(self, step: int, figures: Row) -> int | None:
         """Record what rings at `step`. Returns the last step to be trusted where the run must end, else None."""
-        found = self.watch.see(step, figures)
-        for alarm in found:
-            told = {"name": alarm.name, "saw": alarm.saw, "do": alarm.do, "stop": alarm.stop}
-            self.file.log(self.phase, step, "alarm", **told)
+        alarms = self.monitor.update(step, figures)
+        for alarm in alarms:
+            self.file.log(self.phase, step, "alarm", name=alarm.name, saw=alarm.saw, do=alarm.do, stop=alarm.stop)
             console.print(f"ALARM at step {step} ({alarm.name}): {alarm.saw} {alarm.do}", soft_wrap=True, markup=False)
-        return step - self.watch.recipe.window if any(alarm.stop for alarm in found) else None
+        return step - self.monitor.recipe.window if any(alarm.stop for alarm in alarms) else None
 
 
-def _logged(path: Path, phase: str, last: int) -> list[dict]:
+def _logged_steps(path: Path, phase: str, last: int) -> list[dict]:
     """The rows of a phase's steps up to `last`."""
     if not path.exists():
         return []

@@ -96,7 +96,7 @@ def train_grpo(
     def updates(step: int, _: Ema) -> Iterator[Figures]:
         return grpo_updates(generator, rewards, prompts, recipe, seed, step, bank, conditions)
 
-    return train(generator, updates, recipe, folder, metrics, "GRPO", seed, probe)
+    return train(generator, updates, recipe, folder=folder, metrics=metrics, title="GRPO", seed=seed, probe=probe)
 
 
 def grpo_updates(

@@ -55,7 +55,7 @@ def train_nft(
     def updates(step: int, ema: Ema) -> Iterator[Figures]:
         return nft_updates(generator, rewards, prompts, recipe, seed, step, ema, bank, conditions)
 
-    return train(generator, updates, recipe, folder, metrics, "NFT", seed, probe)
+    return train(generator, updates, recipe, folder=folder, metrics=metrics, title="NFT", seed=seed, probe=probe)
 
 
 def nft_updates(

@@ -150,7 +150,7 @@ def train_refl(
                 drawn, now = due, redraw(due, due == step)
         yield refl_step(generator, judge, now, recipe, seed, step, held_out)
 
-    return train(generator, updates, recipe, folder, metrics, "ReFL", seed, probe)
+    return train(generator, updates, recipe, folder=folder, metrics=metrics, title="ReFL", seed=seed, probe=probe)
 
 
 def refl_step(

@@ -16,7 +16,7 @@ from rewarddance.types import PixelBatch
 
 
 class Ema:
-    """An exponential moving average of the trained weights; what is delivered at the end."""
+    """An exponential moving average of the trained weights: a <- decay a + (1 - decay) w. Delivered at the end."""
 
     def __init__(self, weights: Sequence[nn.Parameter], decay: float) -> None:
         self.weights, self.decay = list(weights), decay
@@ -24,18 +24,18 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        now = [to_local(weight.detach()) for weight in self.weights]
-        torch._foreach_lerp_([to_local(value) for value in self.average], now, 1 - self.decay)
+        weights = [to_local(weight.detach()) for weight in self.weights]
+        torch._foreach_lerp_([to_local(value) for value in self.average], weights, 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the generator runs on the average."""
-        kept = [to_local(weight.detach()).clone() for weight in self.weights]
+        """Within the block the weights hold the average."""
+        current = [to_local(weight.detach()).clone() for weight in self.weights]
         self._copy(self.average)
         try:
             yield
         finally:
-            self._copy(kept)
+            self._copy(current)
 
     @torch.no_grad()
     def _copy(self, values: Sequence[Tensor]) -> None:
@@ -45,9 +45,6 @@ class Ema:
     def deliver(self) -> None:
         """Put the average into the weights for good."""
         self._copy(self.average)
-
-    def load(self, state: Sequence[Tensor]) -> None:
-        self.average = [value.clone() for value in state]
 
 
 def disagreeing(margin: Float[Tensor, " B"], held_out: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -70,9 +67,8 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels.flatten(0, 1), (shift,) * 4, mode="replicate").unflatten(0, pixels.shape[:2])
         moves = local_shard(torch.randint(0, 2 * shift + 1, (n, 2), generator=rng)).tolist()
-        pixels = torch.stack(
-            [one[..., y : y + height, x : x + width] for one, (y, x) in zip(padded, moves, strict=True)]
-        )
+        windows = zip(padded, moves, strict=True)
+        pixels = torch.stack([sample[..., y : y + height, x : x + width] for sample, (y, x) in windows])
     if noise:
         pixels = pixels + noise * local_shard(torch.randn((n, *pixels.shape[1:]), generator=rng)).to(pixels.device)
     return pixels.clamp(0, 1)

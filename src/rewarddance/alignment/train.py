@@ -1,10 +1,11 @@
-"""The loop that aligns a generator, whatever the algorithm: its update leaves a gradient, the loop takes the step."""
+"""The loop that aligns a generator, whatever the algorithm: its updates leave gradients, the loop takes the steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from rewarddance.alignment.alarms import AlarmRecipe, Alarms
+from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator
@@ -26,18 +27,23 @@ from rewarddance.runtime.sharding import average_gradients, copy_into, full_tens
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
 
 Figures = dict[str, float]
-"""What an update says of itself, by name; what the loop logs."""
+"""What an update measured, by name; what the loop logs."""
+Updates = Callable[[int, Ema], Iterator[Figures]]
+"""An algorithm: called with a step and the weights' average, it yields figures, and after each a gradient lies on the
+weights."""
 
 
 class TrainRecipe(Recipe):
     """What the loop needs, whatever the algorithm. The paper leaves all of this open; every default is ours.
 
-    prompts_per_step, group_size: P prompts with G samples each make a step. warmup, cooldown: shares of the steps over
-    which the learning rate rises from zero, and falls to it at the end. lora_rank: 0 trains all weights. lora_targets:
-    ends of the names of the layers that get a LoRA; by default the generator's family says. generator_batch: samples
-    that go through the generator together with a graph, by default all of the step's, fewer where memory is short.
-    Several processes share a step's samples equally; sharded: the generator's weights are in pieces over them, too.
-    ema_decay: of the weights that are delivered. probe_every, save_every: steps between probes and between checkpoints.
+    prompts_per_step, group_size: P prompts with G samples each make a step; several processes share them equally.
+    warmup, cooldown: shares of the steps over which the learning rate rises from zero, and falls to it at the end.
+    lora_rank: 0 trains all weights.
+    lora_targets: ends of the names of the layers that get a LoRA; by default the generator's family says.
+    generator_batch: samples that go through the generator together with a graph, by default all of the step's.
+    sharded: the generator's weights are split over the processes, too.
+    ema_decay: of the average of the weights, which is what is delivered.
+    probe_every, save_every: steps between probes and between checkpoints.
     alarms: see `alarms`; one that stops leaves the newest checkpoint from before its window as the result.
     """
 
@@ -94,10 +100,75 @@ class Trainable(Generator, Protocol):
     def save(self, folder: Path) -> None: ...
 
 
+@dataclass(frozen=True, eq=False)
+class TrainState:
+    """What a checkpoint in `folder` holds: the trained weights, the optimiser's moments, and the weights' average."""
+
+    folder: Path
+    weights: list[nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    ema: Ema
+
+    @classmethod
+    def begin(cls, generator: Trainable, recipe: TrainRecipe, folder: Path, seed: int) -> TrainState:
+        """Put a LoRA on the generator, or make all of its weights trainable."""
+        if recipe.lora_rank:
+            weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
+            _reset_lora(weights, seed)
+        else:
+            weights = generator.train_all(recipe.sharded)
+        optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
+        return cls(folder, weights, optimiser, Ema(weights, recipe.ema_decay))
+
+    def apply_gradient(self, learning_rate: float, max_norm: float) -> float:
+        """Take an optimiser step with the mean of the processes' gradients; returns its norm before clipping.
+
+        Raises RewardError where it is not finite.
+        """
+        average_gradients(self.weights)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm))
+        if not torch.isfinite(norm):
+            raise RewardError("the gradient is not finite.", "Lower learning_rate.")
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return float(norm)
+
+    def save(self, step: int) -> None:
+        """Write whole weights and moments, whatever the number of processes; one file at a time is in memory."""
+        place = self.folder / f"checkpoint-{step}"
+        with replacing(place) if is_main_process() else nullcontext(place) as written:
+            for name, values in (("weights", self.weights), ("ema", self.ema.average)):
+                whole = gather_full_tensors({str(i): value for i, value in enumerate(values)})
+                if is_main_process():
+                    save_file({i: value.contiguous() for i, value in whole.items()}, written / f"{name}.safetensors")
+            state = self.optimiser.state_dict()
+            state["state"] = {i: gather_full_tensors(moments) for i, moments in state["state"].items()}
+            if is_main_process():
+                torch.save(state, written / "optimiser.pt")
+
+    def resume(self, at_most: int | None = None) -> int:
+        """Load the newest complete checkpoint, of step `at_most` or before; returns its step, 0 where there is none."""
+        newest = newest_complete(self.folder, at_most=at_most)
+        if newest is None:
+            return 0
+        for name, values in (("weights", self.weights), ("ema", self.ema.average)):
+            copy_into({str(i): value for i, value in enumerate(values)}, load_file(newest / f"{name}.safetensors"))
+        saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
+        for i, moments in saved["state"].items():
+            saved["state"][i] = {
+                name: value if name == "step" else shard_like(value, self.weights[i]) for name, value in moments.items()
+            }
+        self.optimiser.load_state_dict(saved)
+        return int(newest.name.rpartition("-")[2])
+
+
 def train(
     generator: Trainable,
-    updates: Callable[[int, Ema], Iterator[Figures]],
+    updates: Updates,
     recipe: TrainRecipe,
+    *,
     folder: Path,
     metrics: Metrics,
     title: str,
@@ -106,74 +177,79 @@ def train(
 ) -> Path:
     """Train `generator` by an algorithm's updates, named `title`; its metrics are of the phase of that name.
 
-    updates: called with each step and the weights' average; after each of its figures a gradient lies on the weights,
-    and is taken. On return `generator` carries the average of its trained weights. Returns where it is on disk, too:
-    `folder`/lora, or `folder`/generator, a plain diffusers folder, where all weights were trained. Continues from the
-    newest checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on
-    where a run was interrupted. probe: figures of the EMA generator, measured every probe_every steps and logged.
+    On return `generator` carries the average of its trained weights. Returns where it is on disk, too: `folder`/lora,
+    or `folder`/generator, a plain diffusers folder, where all weights were trained. Continues from the newest
+    checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on where a
+    run was interrupted. probe: figures of the averaged generator, measured every probe_every steps and logged.
 
-    In a group of processes all call this alike; each leaves the gradient of its share of the samples, and the step is
-    taken with their mean. The first one writes and speaks, and the generator stays in pieces where it is sharded.
+    In a group of processes all call this alike. Each leaves the gradient of its share of the samples, and the step is
+    taken with their mean. The first one writes and speaks, and a sharded generator stays sharded.
     """
     recipe.check_processes(process_group.world_size())
-    phase = title.lower()
-    if recipe.lora_rank:
-        weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
-        _reset_lora(weights, seed)
-    else:
-        weights = generator.train_all(recipe.sharded)
-    optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
-    ema = Ema(weights, recipe.ema_decay)
-    first = _resume(folder, weights, optimiser, ema)
-    if is_main_process():
+    phase, leads = title.lower(), is_main_process()
+    state = TrainState.begin(generator, recipe, folder, seed)
+    first = state.resume()
+    if leads:
         metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
-    alarms = Alarms(recipe.alarms, metrics, phase, first) if is_main_process() else None
-    with progress_bar(title, recipe.steps, first) if is_main_process() else nullcontext() as bar:
+    alarms = AlarmLog(recipe.alarms, metrics, phase, first) if leads else None
+    with progress_bar(title, recipe.steps, first) if leads else nullcontext() as bar:
         for step in range(first, recipe.steps + 1):
-            new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
-            if new and (step % recipe.probe_every == 0 or step == recipe.steps):
-                found: Figures = {}
-                if is_main_process() or recipe.sharded:  # pieces are of use to all or to nobody
-                    with ema.applied():
-                        found = probe()
-                if is_main_process():
-                    metrics.log(phase, step, "probe", **found)
+            is_new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
+            if is_new and (step % recipe.probe_every == 0 or step == recipe.steps):
+                figures = _probe_average(probe, state.ema, recipe.sharded)
+                if leads:
+                    metrics.log(phase, step, "probe", **figures)
             if step % recipe.save_every == 0 and step > first:
-                _save(folder, step, weights, optimiser, ema)
+                state.save(step)
             if step == recipe.steps:
                 break
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * _rate(step, recipe)
-            told: list[Figures] = []
-            try:
-                for figures in updates(step, ema):
-                    average_gradients(weights)
-                    norm = full_tensor(torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm))
-                    if not torch.isfinite(norm):
-                        raise RewardError(f"the gradient of step {step} is not finite.", "Lower learning_rate.")
-                    optimiser.step()
-                    optimiser.zero_grad()
-                    told.append({"gradient_norm": float(norm), **figures})
-            except RewardError as error:
-                raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
-            ema.update()
-            figures, good = process_group.mean_over_processes(_means(told)), None
+            figures = _take_step(state, updates, recipe, title, step)
+            last_good = None
             if alarms is not None and bar is not None:
                 metrics.log(phase, step + 1, **figures)
                 bar.advance()
                 bar.show(reward=figures["reward"], margin=figures["margin"])
-                good = alarms.see(step + 1, figures)
-            good = process_group.gather_objects(good)[0]
-            if good is not None:
-                back = _resume(folder, weights, optimiser, ema, at_most=good)
+                last_good = alarms.check(step + 1, figures)
+            last_good = process_group.gather_objects(last_good)[0]
+            if last_good is not None:
+                back = state.resume(at_most=last_good)
                 kept = f"checkpoint-{back} is kept" if back else "no checkpoint is from before, so the average is kept"
-                if is_main_process():
+                if leads:
                     console.print(f"{title} ends at step {step + 1}: {kept}.")
                 break
-    ema.deliver()
+    state.ema.deliver()
+    return _save_result(generator, recipe, folder)
+
+
+def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Figures:
+    """The probe's figures of the averaged weights. The first process alone asks, but for sharded weights, which are of
+    use to all processes together only."""
+    if not (is_main_process() or sharded):
+        return {}
+    with ema.applied():
+        return probe()
+
+
+def _take_step(state: TrainState, updates: Updates, recipe: TrainRecipe, title: str, step: int) -> Figures:
+    """All updates of a step, and the average's; returns the mean of their figures over updates and processes."""
+    learning_rate = recipe.learning_rate * lr_factor(step, recipe)
+    rows: list[Figures] = []
+    try:
+        for figures in updates(step, state.ema):
+            norm = state.apply_gradient(learning_rate, recipe.max_grad_norm)
+            rows.append({"gradient_norm": norm, **figures})
+    except RewardError as error:
+        raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
+    state.ema.update()
+    means = rows[0] if len(rows) == 1 else {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return process_group.mean_over_processes(means)
+
+
+def _save_result(generator: Trainable, recipe: TrainRecipe, folder: Path) -> Path:
+    """Write the LoRA, which is whole on each process, or the generator, which sharded ones write together."""
     place = folder / ("lora" if recipe.lora_rank else "generator")
     if recipe.lora_rank:
-        if is_main_process():  # a LoRA is whole on each
+        if is_main_process():
             generator.save_lora(place)
     elif is_main_process() or recipe.sharded:
         with replacing(place) if is_main_process() else nullcontext(place) as written:
@@ -182,21 +258,14 @@ def train(
     return place
 
 
-def _means(told: Sequence[Figures]) -> Figures:
-    """The mean of each figure over a step's updates; one update's figures as they are."""
-    if len(told) == 1:
-        return told[0]
-    return {name: float(np.mean([one[name] for one in told])) for name in told[0]}
-
-
 def prompts_of_step(n: int, k: int, seed: int, step: int) -> list[int]:
-    """Prompts in a random order, every prompt once before any comes again."""
+    """The numbers of k of n prompts: in a random order, every prompt once before any comes again."""
     return [
         int(np.random.default_rng([seed, 3, at // n]).permutation(n)[at % n]) for at in range(step * k, (step + 1) * k)
     ]
 
 
-def _rate(step: int, recipe: TrainRecipe) -> float:
+def lr_factor(step: int, recipe: TrainRecipe) -> float:
     """Linear warm-up, constant, and linearly towards zero over the last `cooldown` of the steps."""
     rise = (step + 1) / max(1, math.ceil(recipe.warmup * recipe.steps))
     fall = (recipe.steps - step) / max(1, math.ceil(recipe.cooldown * recipe.steps))
@@ -211,37 +280,3 @@ def _reset_lora(weights: Sequence[nn.Parameter], seed: int) -> None:
             bound = 1 / math.sqrt(weight.shape[1])
             with torch.no_grad():
                 weight.copy_((torch.rand(weight.shape, generator=rng) * 2 - 1) * bound)
-
-
-def _save(folder: Path, step: int, weights: Sequence[Tensor], optimiser: torch.optim.Optimizer, ema: Ema) -> None:
-    """The whole weights and moments, whatever the number of processes; one file at a time is in memory."""
-    place = folder / f"checkpoint-{step}"
-    with replacing(place) if is_main_process() else nullcontext(place) as written:
-        for name, values in (("weights", weights), ("ema", ema.average)):
-            found = gather_full_tensors({str(i): value for i, value in enumerate(values)})
-            if is_main_process():
-                save_file({i: value.contiguous() for i, value in found.items()}, written / f"{name}.safetensors")
-        state = optimiser.state_dict()
-        state["state"] = {i: gather_full_tensors(moments) for i, moments in state["state"].items()}
-        if is_main_process():
-            torch.save(state, written / "optimiser.pt")
-
-
-def _resume(
-    folder: Path,
-    weights: Sequence[nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    ema: Ema,
-    at_most: int | None = None,
-) -> int:
-    """Load the newest complete checkpoint, of step `at_most` or before; returns its step, 0 where there is none."""
-    newest = newest_complete(folder, at_most=at_most)
-    if newest is None:
-        return 0
-    for name, places in (("weights", weights), ("ema", ema.average)):
-        copy_into({str(i): place for i, place in enumerate(places)}, load_file(newest / f"{name}.safetensors"))
-    saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
-    for i, moments in saved["state"].items():
-        saved["state"][i] = {k: one if k == "step" else shard_like(one, weights[i]) for k, one in moments.items()}
-    optimiser.load_state_dict(saved)
-    return int(newest.name.rpartition("-")[2])
