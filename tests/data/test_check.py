@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sets import animation, as_jsonl, as_parquet, png, put
 from tiny import command
 
-from rewarddance.data import ledger as ledgers
 from rewarddance.data.check import check, faulty
-from rewarddance.data.ledger import Ledger, key_of
 from rewarddance.errors import InputError
 
 
@@ -144,29 +138,3 @@ def test_the_command_ends_with_1_where_there_is_a_leak(folder):
     done = command("data", "check", one, as_jsonl(two, [row("a", 2, 3)]))
     assert done.code == 1 and "1 prompts are in more than one file" in done.err and "Traceback" not in done.err
     assert "Example: rewarddance data check" in command("data", "check", "--help").out
-
-
-# -- ledgers -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("part", [7, 100, 1 << 16])
-def test_a_ledger_finds_what_counting_in_memory_finds(monkeypatch, part):
-    monkeypatch.setattr(ledgers, "_PART", part)
-    rng, found = random.Random(0), Ledger()
-    keys = [key_of("key", str(rng.randrange(400))) for _ in range(900)]
-    for place, key in enumerate(keys):
-        found.add(key, place)
-    counts = Counter(keys)
-    assert len(found) == 900 and found.distinct() == len(counts)
-    seen: dict[int, list[int]] = {}
-    for same in found.parts():
-        begins = same.begins()
-        for begin, end in pairwise(begins):
-            assert len(np.unique(same.keys[begin:end])) == 1
-            seen[int(same.keys[begin])] = same.values[begin:end].tolist()
-    assert seen == {key: [place for place, one in enumerate(keys) if one == key] for key in counts}
-
-
-def test_an_empty_ledger_has_no_keys_and_parts_of_a_key_do_not_run_together():
-    assert Ledger().distinct() == 0 and list(Ledger().parts()) == []
-    assert key_of("ab", "c") != key_of("a", "bc") and key_of("a", b"b") == key_of(b"a", "b")

@@ -17,8 +17,8 @@ import torch
 from gaussian import Bright
 from tiny import TinyGenerator, command, generator_folder, judge_folder
 
+from rewarddance.data.journal import RowFile
 from rewarddance.data.media import read_picture
-from rewarddance.data.tables import RowFile
 from rewarddance.errors import RewardError
 from rewarddance.jobs.search import search_prompts
 from rewarddance.search.budget import Budget

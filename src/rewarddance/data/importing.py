@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewarddance.data.fields import Fault, short
+from rewarddance.data.journal import RowFile, beside
 from rewarddance.data.media import inspect_media
 from rewarddance.data.preferences import SCHEMA
 from rewarddance.data.records import read_records
 from rewarddance.data.sources import find_source
 from rewarddance.data.sources.drafts import Draft, Medium, Source
 from rewarddance.data.splits import part_of
-from rewarddance.data.tables import Row, RowFile, beside
+from rewarddance.data.tables import Row
 from rewarddance.errors import InputError
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe

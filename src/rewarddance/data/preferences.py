@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rewarddance.data.fields import Fault, as_number, optional_rate, optional_text, present, short
-from rewarddance.data.index import RowIndex, open_index
 from rewarddance.data.media import MAX_FRAMES, as_pixels, write_picture
 from rewarddance.data.sources import refusal
+from rewarddance.data.tables import JsonlTable, ParquetTable
 from rewarddance.errors import InputError
 from rewarddance.runtime.tracking import console
 from rewarddance.types import Pixels, Preference
@@ -123,9 +123,9 @@ class PreferenceSet(Sequence[Preference]):
 
     def __init__(self, path: Path, for_training: bool = False) -> None:
         self.path = path
-        self._index = open_preferences(path)
+        self._table = open_preferences(path)
         left, right, keys, scored = array("I"), array("I"), array("Q"), array("I")
-        for place, (line, content) in enumerate(self._index.scan()):
+        for place, (line, content) in enumerate(self._table.rows()):
             row = _checked(content, path, line)
             if for_training and (why := refusal(row.source)):
                 raise InputError(
@@ -138,7 +138,7 @@ class PreferenceSet(Sequence[Preference]):
             else:
                 scored.append(place)
                 keys.append(row.comparable())
-        if not len(self._index):
+        if not len(self._table):
             raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
         first, second, alone = paired(np.array(keys, np.uint64), np.array(scored, np.uint32))
         self._left = np.concatenate([np.array(left, np.uint32), first])
@@ -157,10 +157,10 @@ class PreferenceSet(Sequence[Preference]):
     def row(self, index: int) -> PreferenceRow:
         """A comparison, media not yet read; those of scores come after the pairs."""
         left, right = int(self._left[index]), int(self._right[index])
-        row = _checked(self._index.at(left), self.path, left + 1)
+        row = _checked(self._table.at(left), self.path, left + 1)
         if isinstance(row, PreferenceRow):
             return row
-        other = _checked(self._index.at(right), self.path, right + 1)
+        other = _checked(self._table.at(right), self.path, right + 1)
         if not isinstance(other, ScoredRow):
             raise InputError(f"{self.path} has changed since it was opened.", "Begin again.")
         return row.against(other)
@@ -188,6 +188,7 @@ def paired(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | ScoredRow:
     """A row of a file in `folder`. Raises Fault naming the field that is missing, of the wrong kind, or no file."""
+    content = {name: value for name, value in content.items() if value is not None}
     prompt = present(content, "prompt")[1]
     if not isinstance(prompt, str):
         raise Fault("prompt", f"is {short(prompt)}, which is no text")
@@ -246,12 +247,12 @@ def _file(content: Mapping[str, Any], name: str, folder: Path) -> Path:
     return path
 
 
-def open_preferences(path: Path) -> RowIndex:
+def open_preferences(path: Path) -> JsonlTable | ParquetTable:
     """The rows of a preferences file. Raises InputError naming it where it cannot be opened."""
     if path.suffix.lower() in (".json", ".csv", ".tsv"):
         raise InputError(f"{path} is no preferences file.", "`rewarddance data import` makes one of a public set.")
     try:
-        return open_index(path)
+        return ParquetTable(path) if path.suffix.lower() == ".parquet" else JsonlTable(path)
     except (OSError, pa.ArrowException) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(

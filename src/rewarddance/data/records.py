@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from rewarddance.data.fields import short
-from rewarddance.data.tables import JsonlTable, ParquetTable, Row, parse_line
+from rewarddance.data.tables import JsonlTable, ParquetTable, Row, broken_off, parse_line
 from rewarddance.errors import InputError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 14
+"""Characters of a JSON array that are read at once, at least."""
 _LONGEST = 1 << 26
 """Characters that one record of a JSON array may have."""
-_REST = "Repair or download the file again; what stands before is used."
 
 
 def read_records(path: Path, array: str = "") -> Iterator[Row]:
@@ -29,67 +29,56 @@ def read_records(path: Path, array: str = "") -> Iterator[Row]:
 
     Raises InputError, before the first record, where the file is none of these, is empty or cannot be opened.
     """
-    kinds = {".jsonl": _lines, ".ndjson": _lines, ".parquet": _columns, ".csv": _table, ".tsv": _table}
+    suffix = path.suffix.lower()
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder.", "Give its .json, .jsonl, .csv or .parquet files.")
-        if path.suffix.lower() == ".json":
-            return _json(path, array)
-        if path.suffix.lower() not in kinds:
+        if suffix not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
             raise InputError(f"{path} is no table of records.", "Give a .json, .jsonl, .csv or .parquet file.")
-        if path.stat().st_size == 0:
+        with path.open("rb") as file:
+            head = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        if not head or (suffix == ".json" and head.isspace()):
             raise InputError(f"{path} is empty.", "Download it again.")
-        return kinds[path.suffix.lower()](path)
+        if suffix == ".parquet":
+            return ParquetTable(path).rows()
+        if suffix in (".csv", ".tsv"):
+            return _csv_rows(path, "\t" if suffix == ".tsv" else ",")
+        if suffix == ".json":
+            head = head.lstrip()
+            if head[:1] == b"[":
+                return _elements(path, "")
+            if head[:1] != b"{":
+                raise InputError(f"{path} is no JSON array of records.", "Give the file that the set's page names.")
+            first = parse_line(head.split(b"\n", 1)[0])
+            if not isinstance(first, dict) or isinstance(first.get(array), list):
+                return _elements(path, array)
+        return JsonlTable(path).rows()  # some name JSON Lines .json
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {error}.", "Correct the path, or download it again.") from error
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    return JsonlTable(path).rows()
-
-
-def _columns(path: Path) -> Iterator[Row]:
-    return _whole_parts(ParquetTable(path))
-
-
-def _whole_parts(table: ParquetTable) -> Iterator[Row]:
-    number = 0
-    try:
-        for row in table.rows():
-            number = row.number
-            yield row
-    except (OSError, pa.ArrowException, EOFError) as error:
-        yield Row(number + 1, InputError(f"the file is broken from here on: {error}.", _REST))
-
-
-def _table(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     """A CSV with its columns' names in the first line; every value is text."""
-    path.open("rb").close()
-    return _csv_rows(path)
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        names: list[str] | None = None
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        names: list[str] = []
         number = 0
         while True:
             try:
                 values = next(reader)
+                if not values:  # a blank line
+                    continue
+                if not names:
+                    names = values
+                    continue
+                content = _named(names, values)
             except StopIteration:
                 return
             except csv.Error as error:
-                number += 1
-                yield Row(number, InputError(f"the line is no CSV: {error}.", "Correct or remove it."))
-                continue
-            if names is None:
-                names = values
-                continue
-            if not values:  # a blank line
-                continue
+                content = InputError(f"the line is no CSV: {error}.", "Correct or remove it.")
             number += 1
-            yield Row(number, _named(names, values))
+            yield Row(number, content)
 
 
 def _named(names: list[str], values: list[str]) -> dict[str, Any] | InputError:
@@ -100,31 +89,12 @@ def _named(names: list[str], values: list[str]) -> dict[str, Any] | InputError:
     return dict(zip(names, values, strict=True))
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------------
-
-
-def _json(path: Path, array: str) -> Iterator[Row]:
-    """An array of records, or the one under the key `array` of an object, or, as some name it so, JSON Lines."""
-    with path.open("rb") as file:
-        head = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if not head:
-            raise InputError(f"{path} is empty.", "Download it again.")
-        if head[:1] == b"{":
-            line = head.split(b"\n", 1)[0]
-            found = parse_line(line) if b"\n" in head or len(head) < 1 << 16 else None
-            if isinstance(found, dict) and not (array and isinstance(found.get(array), list)):
-                return _lines(path)
-        elif head[:1] != b"[":
-            raise InputError(f"{path} is no JSON array of records.", "Give the file that the set's page names.")
-    return _elements(path, array if head[:1] == b"{" else "")
-
-
 def _elements(path: Path, key: str) -> Iterator[Row]:
-    """The elements of a JSON array, read in pieces."""
+    """The elements of a JSON array; of an object, those of the array under `key`."""
     number = 0
     try:
         with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
-            text = _Pieces(file)
+            text = _JsonText(file)
             if key:
                 text.enter(key)
             text.expect("[")
@@ -132,63 +102,59 @@ def _elements(path: Path, key: str) -> Iterator[Row]:
                 return
             while True:
                 number += 1
-                found = text.value()
-                if isinstance(found, dict):
-                    yield Row(number, found)
+                value = text.value()
+                if isinstance(value, dict):
+                    yield Row(number, value)
                 else:
-                    yield Row(number, InputError(f"it is {short(found)}, no object.", "Correct or remove it."))
+                    yield Row(number, InputError(f"it is {short(value)}, no object.", "Correct or remove it."))
                 if text.expect(",]") == "]":
                     return
     except (ValueError, RecursionError, OSError) as error:  # ValueError: not JSON, or not UTF-8
-        yield Row(max(number, 1), InputError(f"the file is broken from here on: {error}.", _REST))
+        yield Row(max(number, 1), broken_off(error))
 
 
-class _Pieces:
-    """A JSON text that is read as it is needed: values one by one, never more than a piece and a value in memory."""
+class _JsonText:
+    """A JSON text read value by value, with one value and one chunk of the file in memory.
+
+    ijson would end the file at one NaN or long number, and turn half a surrogate pair into "?" without a word.
+    """
 
     def __init__(self, file: TextIOWrapper) -> None:
-        self.file, self.text, self.at, self.ended = file, "", 0, False
+        self.file, self.text = file, ""
         self.decoder = json.JSONDecoder()
-
-    def _more(self, size: int = _CHUNK) -> None:
-        piece = self.file.read(size)
-        self.text, self.at, self.ended = self.text[self.at :] + piece, 0, not piece
 
     def peek(self) -> str:
         """The next character that is no space. Raises ValueError at the end of the file."""
-        while True:
-            while self.at < len(self.text) and self.text[self.at] in " \t\r\n":
-                self.at += 1
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if self.ended:
+        while not (text := self.text.lstrip(" \t\r\n")):
+            self.text = self.file.read(_CHUNK)
+            if not self.text:
                 raise ValueError("it breaks off")
-            self._more()
+        self.text = text
+        return text[0]
 
     def expect(self, characters: str) -> str:
-        """One of these characters, and go past it."""
-        found = self.peek()
-        if found not in characters:
-            raise ValueError(f"{found!r} stands where {' or '.join(characters)} should")
-        self.at += 1
-        return found
+        """The next character, which must be one of these, and go past it."""
+        character = self.peek()
+        if character not in characters:
+            raise ValueError(f"{character!r} stands where {' or '.join(characters)} should")
+        self.text = self.text[1:]
+        return character
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """The next value, whole, and go past it."""
         self.peek()
-        size = _CHUNK
         while True:
             try:
-                found, end = self.decoder.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended:  # a number at the very end may go on
-                    self.at = end
-                    return found
+                value, end = self.decoder.raw_decode(self.text)
+                more = self.file.read(_CHUNK) if end == len(self.text) else ""  # a number at the end may go on
+                if not more:
+                    self.text = self.text[end:]
+                    return value
             except json.JSONDecodeError as error:
-                wrong = error.pos < len(self.text) - 16 and not error.msg.startswith("Unterminated string")
-                if self.ended or wrong or len(self.text) - self.at > _LONGEST:
-                    raise ValueError("it breaks off" if self.ended and not wrong else error.msg) from None
-            self._more(size)
-            size *= 2
+                more = self.file.read(max(_CHUNK, len(self.text)))
+                if not more or len(self.text) > _LONGEST:
+                    raise ValueError(error.msg) from None
+            self.text += more
 
     def enter(self, key: str) -> None:
         """Go into an object, to the value of `key`. Raises ValueError where there is no such key."""

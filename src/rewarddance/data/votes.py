@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rewarddance.data.ledger import key_of
+from rewarddance.data.fields import digest_of
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet, rows_into
 from rewarddance.errors import InputError
 from rewarddance.runtime.checkpoint import writable_folder
@@ -114,7 +114,7 @@ class _Votes:
     def __init__(self) -> None:
         self.pair, self.person, self.place = array("q"), array("q"), array("q")
         self.vote = array("d")
-        self.pairs: dict[int, int] = {}
+        self.pairs: dict[bytes, int] = {}
         self.people: dict[str, int] = {}
         self.seen: set[tuple[int, int]] = set()
         self.repeated = 0
@@ -136,9 +136,9 @@ class _Votes:
         self.vote.append(1 - row.share if _turned(row) else row.share)
 
 
-def _key(row: PreferenceRow) -> int:
+def _key(row: PreferenceRow) -> bytes:
     files = sorted((str(row.media_a.resolve()), str(row.media_b.resolve())))
-    return key_of(row.prompt, *files, str(row.condition), row.criterion, row.source)
+    return digest_of(row.prompt, *files, str(row.condition), row.criterion, row.source)
 
 
 def _turned(row: PreferenceRow) -> bool:

@@ -133,9 +133,9 @@ def ask_all(recipe: DistilRecipe, rows: list[PreferenceRow], jobs: Iterable[Job]
     """The answers as they come. Raises InputError as `distil` does; what was not asked yet is then not asked."""
     from openai import OpenAI
 
-    key, limits = os.environ.get(recipe.api_key_env, ""), {"max_retries": recipe.retries, "timeout": recipe.timeout}
+    key = os.environ.get(recipe.api_key_env) or "none"  # the client wants one; `_complete` does not send this one
     with (
-        OpenAI(api_key=key, base_url=recipe.endpoint, **limits) as client,
+        OpenAI(api_key=key, base_url=recipe.endpoint, max_retries=recipe.retries, timeout=recipe.timeout) as client,
         ThreadPoolExecutor(recipe.concurrency) as pool,
     ):
         waiting = [pool.submit(_answer, client, recipe, rows[job.row], job) for job in jobs]
@@ -204,13 +204,14 @@ def _complete(client: OpenAI, recipe: DistilRecipe, content: Any) -> str:
     from openai import APIConnectionError, APIStatusError, Omit
 
     messages: Any = [{"role": "user", "content": content}]
-    more: Any = {"extra_body": recipe.body, "extra_headers": {} if client.api_key else {"Authorization": Omit()}}
+    headers: Any = {} if os.environ.get(recipe.api_key_env) else {"Authorization": Omit()}
     ask = client.chat.completions.with_raw_response.create
     url, tries = recipe.endpoint.rstrip("/") + "/chat/completions", recipe.retries + 1
     trouble = ""
     for _ in range(tries):
         try:
-            return _text(ask(model=recipe.model, messages=messages, **more).http_response.json())
+            reply = ask(model=recipe.model, messages=messages, extra_headers=headers, extra_body=recipe.body)
+            return _text(reply.http_response.json())
         except APIStatusError as error:
             status, body = error.status_code, error.response.text[:200]
             if status in _REFUSALS:

@@ -22,8 +22,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from pydantic import Field
 
+from rewarddance.data.journal import RowFile, beside
 from rewarddance.data.media import MAX_FRAMES, as_pixels, read_rate
-from rewarddance.data.tables import FolderTable, Row, RowFile, Table, beside, open_table
+from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.jobs.score_answers import KEYS, REASON, Answer, Explain, Task, answer_of, ask, blank
 from rewarddance.protocols import RewardModel

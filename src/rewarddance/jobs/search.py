@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
 from rewarddance.data.prompts import conditions_of, read_prompts
-from rewarddance.data.tables import RowFile
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator

@@ -1,0 +1,149 @@
+"""Rows written batch by batch into a JSONL or Parquet file, so that a run which was killed ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import date, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rewarddance.errors import InputError
+from rewarddance.runtime.checkpoint import write_text_atomically
+
+_ROW_GROUP = 10_000
+"""Rows in a row group of a Parquet file, at least."""
+
+
+class Progress(NamedTuple):
+    """How far a RowFile is.
+
+    read: rows that the written ones came from.
+    written, failed: rows in the file, and in that of the failures.
+    bytes, failed_bytes: the lengths of the two.
+    finished: whether no rows will follow.
+    """
+
+    read: int = 0
+    written: int = 0
+    failed: int = 0
+    bytes: int = 0
+    failed_bytes: int = 0
+    finished: bool = False
+
+
+class RowFile:
+    """A .jsonl or .parquet file that grows, and beside it the rows that failed, `<name>.failed.jsonl`.
+
+    Each `commit` appends a batch and then notes the lengths of both files in `<name>.progress.json`. The next commit
+    cuts off what a kill left behind these lengths. Parquet cannot grow: until `finish`, its rows stand in
+    `<name>.rows`, an Arrow stream.
+
+    schema: the columns; for .parquet only. Raises InputError naming what is broken beside the output.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema | None = None) -> None:
+        self.path, self.schema = path, schema
+        self.failures = beside(path, "failed.jsonl")
+        self._growing = beside(path, "rows") if schema is not None else path
+        self._journal = beside(path, "progress.json")
+        self.progress = Progress()
+        if self._journal.exists():
+            try:
+                self.progress = Progress(**json.loads(self._journal.read_text(encoding="utf-8")))
+            except (OSError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{self._journal} cannot be read: {error}.", "Choose another output, or remove it to begin anew."
+                ) from error
+
+    def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
+        """The rows as they stand in the growing file. Raises InputError saying what it cannot hold."""
+        try:
+            if self.schema is not None:
+                if unknown := {key for row in rows for key in row} - set(self.schema.names):  # Arrow would drop them
+                    raise TypeError(f"there is no column for {', '.join(sorted(unknown))}")
+                return pa.RecordBatch.from_pylist(list(rows), schema=self.schema).serialize().to_pybytes()
+            return "".join(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n" for row in rows).encode()
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: half a surrogate pair
+            kind = ".jsonl" if self.schema is None else ".parquet"
+            raise InputError(f"the row cannot stand in {kind}: {error}.", "Correct or leave out the value.") from error
+
+    def commit(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]], read: int) -> None:
+        """Append a batch that came from `read` rows: `rows` that went well and the `failures`."""
+        before = self.progress
+        data = self.encode(rows)
+        if self.schema is not None and before.bytes == 0:
+            data = self.schema.serialize().to_pybytes() + data
+        failed = "".join(json.dumps(row) + "\n" for row in failures).encode()
+        _append(self._growing, before.bytes, data)
+        _append(self.failures, before.failed_bytes, failed)
+        self._note(
+            Progress(
+                before.read + read,
+                before.written + len(rows),
+                before.failed + len(failures),
+                before.bytes + len(data),
+                before.failed_bytes + len(failed),
+            )
+        )
+
+    def finish(self) -> None:
+        """Close the file: from now on its rows are complete. Calling it again changes nothing."""
+        if not self.progress.finished:
+            _append(self._growing, self.progress.bytes, b"")
+            _append(self.failures, self.progress.failed_bytes, b"")
+            if self.schema is not None:
+                self._write_parquet(self.schema)
+            self._note(self.progress._replace(finished=True))
+        if self.schema is not None:
+            self._growing.unlink(missing_ok=True)
+
+    def _write_parquet(self, schema: pa.Schema) -> None:
+        scratch = beside(self.path, "partial")
+        with pq.ParquetWriter(scratch, schema) as writer, self._growing.open("rb") as file:
+            pending: list[pa.RecordBatch] = []
+            for batch in pa.ipc.open_stream(file):
+                pending.append(batch)
+                if sum(batch.num_rows for batch in pending) >= _ROW_GROUP:
+                    writer.write_table(pa.Table.from_batches(pending))
+                    pending = []
+            if pending:
+                writer.write_table(pa.Table.from_batches(pending))
+        os.replace(scratch, self.path)
+
+    def _note(self, progress: Progress) -> None:
+        write_text_atomically(self._journal, json.dumps(progress._asdict()) + "\n")
+        self.progress = progress
+
+
+def beside(path: Path, ending: str) -> Path:
+    """`scores.jsonl` -> `scores.jsonl.<ending>`."""
+    return path.with_name(f"{path.name}.{ending}")
+
+
+def _append(path: Path, length: int, data: bytes) -> None:
+    """Cut the file to `length` bytes, append `data`, and wait until it is on the disk."""
+    if not data and not path.exists():
+        return
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        if file.seek(0, os.SEEK_END) < length:
+            raise InputError(f"{path} has become shorter since it was written.", "Choose another output.")
+        file.truncate(length)
+        file.seek(length)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _as_text(value: Any) -> str:
+    """What Parquet holds and JSON does not, as text; bytes have none."""
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"a value of the type {type(value).__name__}; write .parquet")
