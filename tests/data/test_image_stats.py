@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from rewarddance.data.image_stats import distances, looks, step_image_stats
+from rewarddance.data.image_stats import distances, image_statistics, step_image_stats
 
 
 def flat(*levels: float, size: int = 8) -> torch.Tensor:
@@ -18,7 +18,7 @@ def test_a_checkerboard_is_all_high_frequency_and_two_halves_are_none():
     board = (torch.arange(8)[:, None] + torch.arange(8)) % 2
     halves = torch.zeros(8, 8)
     halves[:, 4:] = 1
-    found = looks(torch.stack([board.float(), halves])[:, None, None].expand(2, 1, 3, 8, 8).contiguous())
+    found = image_statistics(torch.stack([board.float(), halves])[:, None, None].expand(2, 1, 3, 8, 8).contiguous())
     assert found["high_frequencies"].tolist() == pytest.approx([1.0, 0.0], abs=1e-6)
     assert found["contrast"].tolist() == pytest.approx([0.5, 0.5])
     assert found["sharpness"][0] > 2 * found["sharpness"][1]
@@ -26,9 +26,9 @@ def test_a_checkerboard_is_all_high_frequency_and_two_halves_are_none():
 
 def test_a_video_that_stands_still_has_no_motion_and_a_picture_none_to_measure():
     video = torch.rand(1, 1, 3, 8, 8).expand(1, 4, 3, 8, 8).contiguous()
-    assert looks(video)["motion"].tolist() == [0.0]
-    assert looks(torch.cat([video, 1 - video], 1)[:, 3:5])["motion"] > 0
-    assert "motion" not in looks(video[:, :1])
+    assert image_statistics(video)["motion"].tolist() == [0.0]
+    assert image_statistics(torch.cat([video, 1 - video], 1)[:, 3:5])["motion"] > 0
+    assert "motion" not in image_statistics(video[:, :1])
 
 
 def test_a_step_logs_medians_robust_deviations_and_distances():

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rewarddance.data.frame_sampling import evenly_spaced, evenly_timed
 from rewarddance.data.media import as_pixels, read_picture, read_rate, read_video
-from rewarddance.data.video_io import evenly_spaced, evenly_timed
 from rewarddance.errors import InputError
 
 T = 12

@@ -1,8 +1,10 @@
-"""Which frames of a video are read."""
+"""Which frames of a video are read or judged."""
 
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +12,9 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.types import Pixels
+
+_UNEVEN = 1.5
+"""How much longer than the shortest a frame is shown, from which on they come unevenly: less is rounding."""
 
 
 def spread(total: int, wanted: int) -> list[int]:
@@ -36,9 +41,28 @@ def frames_read(pixels: Pixels, wanted: int, name: str) -> Float[Tensor, "K C H 
     Raises InputError naming a video that has fewer.
     """
     if len(pixels) < wanted:
-        there = "1 frame" if len(pixels) == 1 else f"{len(pixels)} frames"
+        count = "1 frame" if len(pixels) == 1 else f"{len(pixels)} frames"
         raise InputError(
-            f"{name} has {there}, and this judge reads {wanted} of a video.",
+            f"{name} has {count}, and this judge reads {wanted} of a video.",
             "Give a longer video, or a judge that was trained on fewer frames.",
         )
     return pixels if len(pixels) == wanted else pixels[spread(len(pixels), wanted)]
+
+
+def evenly_spaced(total: int, wanted: int) -> list[int]:
+    """The middles of `wanted` equal stretches of `total` frames, or all frames where there are no more."""
+    return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)] if total > wanted else list(range(total))
+
+
+def evenly_timed(times: Sequence[float | None], wanted: int) -> list[int]:
+    """As `evenly_spaced`, of frames that begin at these times, where known.
+
+    Of frames that come unevenly, those at evenly spaced moments, one that stands long more than once.
+    """
+    begins = [time for time in times if time is not None]
+    gaps = [after - before for before, after in itertools.pairwise(begins)]
+    if len(begins) < len(times) or not gaps or min(gaps) <= 0 or max(gaps) <= _UNEVEN * min(gaps):
+        return evenly_spaced(len(times), wanted)
+    n, long = min(wanted, len(times)), begins[-1] - begins[0] + sorted(gaps)[len(gaps) // 2]
+    moments = [begins[0] + (2 * i + 1) * long / (2 * n) for i in range(n)]
+    return [bisect_right(begins, moment) - 1 for moment in moments]

@@ -1,4 +1,4 @@
-"""How pictures look, whatever they show: what moves when a reward is hacked, and what judges are partial to."""
+"""Statistics of pictures whatever they show: what moves when a reward is hacked, and what judges are partial to."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def blurred(pixels: Float[Tensor, "T C H W"]) -> Float[Tensor, "T C H W"]:
     return F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=pixels.shape[1])
 
 
-def looks(pixels: PixelBatch) -> dict[str, Float[Tensor, " B"]]:
-    """The looks of each sample, of a video the mean over its frames.
+def image_statistics(pixels: PixelBatch) -> dict[str, Float[Tensor, " B"]]:
+    """Statistics of each sample, of a video the mean over its frames.
 
     brightness: mean luma. saturation: mean of the largest minus the smallest channel. sharpness: root mean square of
     luma minus its 3x3 blur. contrast: standard deviation of luma. high_frequencies: the share of luma's variance that
@@ -41,14 +41,14 @@ def looks(pixels: PixelBatch) -> dict[str, Float[Tensor, " B"]]:
     B, T = pixels.shape[:2]
     frames = pixels.flatten(0, 1).float()
     light = luma(frames)
-    found = {
+    of_frames = {
         "brightness": light.mean((1, 2, 3)),
         "saturation": (frames.amax(1) - frames.amin(1)).mean((1, 2)),
         "sharpness": (light - blurred(light)).square().mean((1, 2, 3)).sqrt(),
         "contrast": light.flatten(1).std(1, correction=0),
         "high_frequencies": _lost_by_halving(light),
     }
-    of_samples = {name: values.view(B, T).mean(1) for name, values in found.items()}
+    of_samples = {name: values.view(B, T).mean(1) for name, values in of_frames.items()}
     if T > 1:
         of_samples["motion"] = pixels.float().diff(dim=1).abs().mean((1, 2, 3, 4))
     return of_samples
@@ -63,23 +63,26 @@ def _lost_by_halving(light: Float[Tensor, "n 1 H W"]) -> Float[Tensor, " n"]:
 
 
 def step_image_stats(
-    pixels: PixelBatch, groups: int, everywhere: Callable[[Tensor], Tensor] = lambda rows: rows
+    pixels: PixelBatch, groups: int, all_gather: Callable[[Tensor], Tensor] = lambda rows: rows
 ) -> dict[str, float]:
     """What a training step logs of its pictures [B, T, C, H, W], which are `groups` groups of equal size in order.
 
-    For each of `looks` its median over the pictures and, as <name>_deviation, their robust standard deviation (1.48
-    times the median distance from it). diversity_within, diversity_across: root-mean-square pixel distance between two
-    pictures of a group (mean over pairs) and between the first pictures of two groups. collapsed: the share of groups
-    whose pictures are one picture. What needs two pictures, or two groups, is left out where there is one. everywhere:
-    puts together the rows of all processes, where each has some of the pictures; groups counts all of theirs.
+    Each of `image_statistics` as its median over the pictures and, under <name>_deviation, their robust standard
+    deviation (1.48 times the median distance from the median).
+    diversity_within, diversity_across: root-mean-square pixel distance between two pictures of a group (mean over
+    pairs) and between the first pictures of two groups.
+    collapsed: the share of groups whose pictures are one picture.
+    What needs two pictures, or two groups, is left out where there is one.
+
+    all_gather: joins the rows of all processes, where each has some of the pictures; groups counts all of theirs.
     """
     with torch.no_grad():
         pixels = pixels.detach()
         rows = {}
-        for name, values in ((name, everywhere(values)) for name, values in looks(pixels).items()):
+        for name, values in ((name, all_gather(values)) for name, values in image_statistics(pixels).items()):
             middle = values.median()
             rows |= {name: middle, f"{name}_deviation": 1.4826 * (values - middle).abs().median()}
-        small = everywhere(_small(pixels)).unflatten(0, (groups, -1))
+        small = all_gather(_small(pixels)).unflatten(0, (groups, -1))
         n = small.shape[1]
         if n > 1:
             apart = distances(small).mean(1)

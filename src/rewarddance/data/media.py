@@ -6,6 +6,7 @@ import functools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -14,15 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from rewarddance.data.video_io import (
-    EBML,
-    File,
-    decode_video,
-    evenly_spaced,
-    inspect_video,
-    refuse_bomb,
-    video_frame_rate,
-)
+from rewarddance.data.frame_sampling import evenly_spaced
+from rewarddance.data.video_io import EBML, File, decode_video, inspect_video, refuse_bomb, video_frame_rate
 from rewarddance.errors import InputError
 from rewarddance.types import Pixels
 
@@ -122,43 +116,29 @@ def read_video(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
 
     media: a file, the bytes of one, or a folder of pictures of one size, in the order of the numbers in their names.
     Pillow reads GIF, WebP, APNG and AVIF; PyAV (the extra `video`) reads mp4, webm and the like. What a file holds
-    decides, not its name. A picture that does not move is one frame. The file is decoded to its end, whichever frames
-    are wanted, so that one which was cut off is found. Raises InputError naming the file (bytes: beginning with `name`)
+    decides, not its name. A picture that does not move is one frame. The file is always decoded to its end, so that one
+    which was cut off is found. Raises InputError naming the file (bytes: beginning with `name`)
     where it is missing, broken, too large or neither picture nor video, or PyAV is needed and not there.
     """
-    video = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
-    what = f"the {'video' if video else 'picture'} {media}" if isinstance(media, Path) else name
-    try:
-        if isinstance(media, Path) and media.is_dir():
-            return _read_folder(media, max_frames)
-        with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            video = _is_video(file, video)
-            return decode_video(file, max_frames, what) if video else _read_animation(file, max_frames)
-    except InputError:
-        raise
-    except Exception as error:  # the decoders raise nearly anything on a broken file
-        verb = "read" if isinstance(media, Path) else "decoded"
-        raise InputError(f"{what} cannot be {verb}: {_why(error, media)}.", "Replace or remove it.") from error
+    with _opened(media, name) as (file, what, video):
+        if file is None:
+            return _read_folder(Path(media), max_frames)
+        return decode_video(file, max_frames, what) if video else _read_animation(file, max_frames)
 
 
 def read_rate(media: Path | bytes, name: str = "the video") -> float | None:
-    """Frames a second of a video file, the mean where they come unevenly; None where it does not say, as a picture or a
-    folder of frames does not. Raises InputError as `read_video` does."""
-    video = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
-    what = f"the {'video' if video else 'picture'} {media}" if isinstance(media, Path) else name
-    try:
-        if isinstance(media, Path) and media.is_dir():
+    """Frames a second of a video file, the mean where they come unevenly; None of a picture or a folder of frames.
+
+    Raises InputError as `read_video` does.
+    """
+    with _opened(media, name) as (file, what, video):
+        if file is None:
             return None
-        with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            if _is_video(file, video):
-                return video_frame_rate(file, what)
-            with _open(file) as opened:
-                shown = [frame.info.get("duration") or 0 for frame in _frames(opened, file)]
-            return 1000 * len(shown) / sum(shown) if len(shown) > 1 and all(shown) else None
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{what} cannot be read: {_why(error, media)}.", "Replace or remove it.") from error
+        if video:
+            return video_frame_rate(file, what)
+        with _open(file) as opened:
+            durations = [frame.info.get("duration") or 0 for frame in _frames(opened, file)]
+        return 1000 * len(durations) / sum(durations) if len(durations) > 1 and all(durations) else None
 
 
 def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
@@ -167,24 +147,37 @@ def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
     Returns the suffix of what the file holds, whatever it is called ("" for a folder). Raises InputError as
     `read_video` does.
     """
-    video = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
-    what = f"the {'video' if video else 'picture'} {media}" if isinstance(media, Path) else name
+    with _opened(media, name) as (file, what, video):
+        if file is None:
+            _read_folder(Path(media), MAX_FRAMES)
+            return ""
+        if video:
+            return inspect_video(file, what)
+        with _open(file) as opened:
+            for number, frame in enumerate(_frames(opened, file)):
+                _refuse_mode(frame)
+                if number == 0:
+                    ImageOps.exif_transpose(frame)
+            return _SUFFIXES.get(str(opened.format), f".{str(opened.format).lower()}")
+
+
+@contextmanager
+def _opened(media: Path | bytes, name: str) -> Iterator[tuple[File | None, str, bool]]:
+    """An open file (None: a folder), what an error calls it, and whether PyAV reads it.
+
+    What goes wrong with the file becomes an InputError that names it.
+    """
+    named_so = isinstance(media, Path) and media.suffix.lower() in VIDEO_SUFFIXES
+    what = f"the {'video' if named_so else 'picture'} {media}" if isinstance(media, Path) else name
     try:
         if isinstance(media, Path) and media.is_dir():
-            _read_folder(media, MAX_FRAMES)
-            return ""
+            yield None, what, False
+            return
         with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            if _is_video(file, video):
-                return inspect_video(file, what)
-            with _open(file) as opened:
-                for number, frame in enumerate(_frames(opened, file)):
-                    _refuse_mode(frame)
-                    if number == 0:
-                        ImageOps.exif_transpose(frame)
-                return _SUFFIXES.get(str(opened.format), f".{str(opened.format).lower()}")
+            yield file, what, _is_video(file, named_so)
     except InputError:
         raise
-    except Exception as error:
+    except Exception as error:  # the decoders raise nearly anything on a broken file
         verb = "read" if isinstance(media, Path) else "decoded"
         raise InputError(f"{what} cannot be {verb}: {_why(error, media)}.", "Replace or remove it.") from error
 
@@ -221,8 +214,10 @@ def _read_animation(file: File, max_frames: int) -> Pixels:
 
 
 def _span(opened: Image.Image) -> tuple[int, int]:
-    """Where a file's frames begin and how many there are: one of what does not move. The still picture of an APNG,
-    for those who cannot play it, is none."""
+    """Where a file's frames begin and how many there are: one of what does not move.
+
+    The still picture in an APNG, for programs that cannot play it, is no frame.
+    """
     refuse_bomb(*opened.size)
     if opened.format not in _MOVING or getattr(opened, "n_frames", 1) == 1:
         return 0, 1
@@ -269,8 +264,8 @@ def _is_video(file: File, named_so: bool) -> bool:
     """Is this for PyAV? What Pillow knows is Pillow's, whatever its name: PyAV would read it without alpha and EXIF."""
     head = file.read(12)
     file.seek(0)
-    looks = head[4:8] == b"ftyp" or head[:4] == EBML or (head[:4], head[8:]) == (b"RIFF", b"AVI ")
-    if not (looks or named_so):
+    marked = head[4:8] == b"ftyp" or head[:4] == EBML or (head[:4], head[8:]) == (b"RIFF", b"AVI ")
+    if not (marked or named_so):
         return False
     try:
         with _open(file):

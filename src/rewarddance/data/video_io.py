@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -12,14 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rewarddance.data.frame_sampling import evenly_timed
 from rewarddance.errors import InputError
 from rewarddance.types import Pixels
 
 EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 """How a WebM or Matroska file begins, and how the part that holds everything else does."""
-
-_UNEVEN = 1.5
-"""How much longer than the shortest a frame is shown, from which on they come unevenly: less is rounding."""
 
 File = BytesIO | BufferedReader
 """A file in memory, or an open one."""
@@ -39,8 +35,8 @@ def decode_video(file: File, max_frames: int, name: str) -> Pixels:
             refuse_bomb(frame.width, frame.height, len(chosen))
             turns = round(frame.rotation / 90)  # how the camera was held; counterclockwise, as rot90 turns
             arrays[number] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    shown = np.stack([arrays[number] for number in chosen])
-    return torch.from_numpy(shown).permute(0, 3, 1, 2).float().div(255).contiguous()
+    frames = np.stack([arrays[number] for number in chosen])
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
 def video_frame_rate(file: File, name: str) -> float | None:
@@ -129,31 +125,16 @@ def _declared_length(file: File, length: int) -> int:
 
 
 def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
-    """The number whose length is told by the zero bits it begins with, and the place after it."""
+    """The number at a place, whose first zero bits say its length, and the place after it."""
     length = 9 - data[at].bit_length()
     return int.from_bytes(data[at : at + length], "big") - (1 << 7 * length), at + length
 
 
-def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """The middles of `wanted` equal stretches of `total` frames, or all frames where there are no more."""
-    return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)] if total > wanted else list(range(total))
-
-
-def evenly_timed(times: Sequence[float | None], wanted: int) -> list[int]:
-    """As `evenly_spaced`, of frames that begin at these times; by number where they come evenly or their times are
-    unknown."""
-    begins = [time for time in times if time is not None]
-    gaps = [after - before for before, after in itertools.pairwise(begins)]
-    if len(begins) < len(times) or not gaps or min(gaps) <= 0 or max(gaps) <= _UNEVEN * min(gaps):
-        return evenly_spaced(len(times), wanted)
-    n, long = min(wanted, len(times)), begins[-1] - begins[0] + sorted(gaps)[len(gaps) // 2]
-    moments = [begins[0] + (2 * i + 1) * long / (2 * n) for i in range(n)]
-    return [bisect.bisect_right(begins, moment) - 1 for moment in moments]
-
-
 def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
-    """Raise where a frame has more pixels than Pillow's own limit, or all frames twice as many: decoded, it would fill
-    the memory. Pillow itself only warns below twice its limit."""
+    """Raise where a frame has more pixels than Pillow's limit, or all frames twice as many: they would fill the memory.
+
+    Pillow itself only warns below twice its limit.
+    """
     limit = Image.MAX_IMAGE_PIXELS
     if limit and (width * height > limit or width * height * frames > 2 * limit):
         raise Image.DecompressionBombError(f"{frames} x {width} x {height} pixels are too many to be a safe file")

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from rewarddance.data.image_stats import blurred, luma
-from rewarddance.data.image_stats import looks as looks_of
+from rewarddance.data.image_stats import blurred, image_statistics, luma
 from rewarddance.evaluation.statistics import Interval, interval_of_sums
 from rewarddance.types import Pixels
 
@@ -23,8 +22,8 @@ there (of the colour, of the fine detail, of the distance from the mean)."""
 
 
 def looks(pixels: Pixels) -> list[float]:
-    """The LOOKS of a picture, or the mean over a video's frames; see `data.looks`."""
-    found = looks_of(pixels[None])
+    """The LOOKS of a picture, or the mean over a video's frames; see `image_statistics`."""
+    found = image_statistics(pixels[None])
     return [
         round(float(found[name]), 6) for name in LOOKS
     ]  # beyond that it is rounding, which must not pass for a look

@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from rewarddance.alignment.train import Figures
+from rewarddance.data.frame_sampling import evenly_spaced
 from rewarddance.data.picture_grid import grid, write_grid
-from rewarddance.data.video_io import evenly_spaced
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import Generator
 from rewarddance.report.run_folder import GRIDS, grid_name
