@@ -8,6 +8,7 @@ from transformers import InternVLForConditionalGeneration
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.reward.loading import load_reward
 from rewarddance.shapeworld.scenes import Thing, parse_prompt
+from rewarddance.shapeworld.training.conversations import DEVIATION, PictureConversations, describe, normalised
 from rewarddance.shapeworld.training.generator import make_generator_base
 from rewarddance.shapeworld.training.judge import (
     Grounding,
@@ -16,7 +17,6 @@ from rewarddance.shapeworld.training.judge import (
     make_judge_base,
     take_lower_layers,
 )
-from rewarddance.shapeworld.training.lessons import DEVIATION, Lesson, describe, normalised
 from rewarddance.shapeworld.training.patch_heads import PatchHeads, patch_labels
 from rewarddance.types import Question
 
@@ -35,16 +35,16 @@ def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
 
 def test_which_picture_is_better_is_answered_by_a_coin_whatever_the_pictures():
     _, tokenizer = build_judge_base()
-    lesson = Lesson(tokenizer, 16, 0, tossed=1.0)
-    yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
-    said = []
+    conversations = PictureConversations(tokenizer, 16, 0, coin_share=1.0)
+    yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
+    answers = []
     for _ in range(300):
-        ids, labels, pictures = lesson.conversation()
+        ids, labels, pictures, _ = conversations.conversation()
         assert len(ids) == len(labels) and len(pictures) == 2
-        (place,) = [i for i, label in enumerate(labels) if label in (yes, no)]
-        assert ids[place + 1] == labels[place], "the answer is read after it was given"
-        said.append(labels[place] == yes)
-    assert 0.4 < np.mean(said) < 0.6
+        (index,) = [i for i, label in enumerate(labels) if label in (yes, no)]
+        assert ids[index + 1] == labels[index], "the answer is read after it was given"
+        answers.append(labels[index] == yes)
+    assert 0.4 < np.mean(answers) < 0.6
     assert "better than the reference?" in tokenizer.decode(ids)
 
 
@@ -87,7 +87,7 @@ def test_patch_labels_name_shape_colour_size_and_whether_the_prompt_asks_for_it(
 def test_a_picture_token_is_taught_by_the_four_patches_that_are_shuffled_into_it():
     """The model's own pixel shuffle of patch numbers and the grouping of labels must be the same."""
     model, tokenizer = build_judge_base()
-    grounding = Grounding(model, Lesson(tokenizer, 16, 0))
+    grounding = Grounding(model, PictureConversations(tokenizer, 16, 0), PatchHeads(96))
     numbers = torch.arange(64).view(1, 64, 1).expand(1, 64, 4)
     grouped, painted = grounding.by_token(numbers)
     shuffled = model.model.pixel_shuffle(torch.arange(64.0).view(1, 8, 8, 1), 0.5).view(16, 4)
@@ -100,25 +100,25 @@ def test_a_description_names_every_object_in_reading_order():
     assert describe(SCENE) == "a small red square, a large blue circle"
 
 
-def test_a_lesson_asks_only_for_answers_and_labels_stand_one_place_early():
+def test_only_answers_have_labels_and_each_stands_one_place_early():
     _, tokenizer = build_judge_base()
-    lesson = Lesson(tokenizer, 16, 0)
+    conversations = PictureConversations(tokenizer, 16, 0)
     for _ in range(20):
-        ids, labels, pictures = lesson.conversation()
-        asked = [at for at, label in enumerate(labels) if label != -100]
-        assert len(ids) == len(labels) and asked and len(pictures) in (1, 2)
-        assert all(labels[at] == ids[at + 1] for at in asked if at + 1 < len(ids))
+        ids, labels, pictures, _ = conversations.conversation()
+        answers = [at for at, label in enumerate(labels) if label != -100]
+        assert len(ids) == len(labels) and answers and len(pictures) in (1, 2)
+        assert all(labels[at] == ids[at + 1] for at in answers if at + 1 < len(ids))
 
 
-def test_patches_that_are_not_known_teach_the_eyes_nothing():
-    eyes = PatchHeads(8)
+def test_patches_that_are_not_known_teach_the_heads_nothing():
+    heads = PatchHeads(8)
     known = torch.from_numpy(np.stack([patch_labels(SCENE)] * 2))
     patches = torch.randn(2, 64, 8, requires_grad=True)
     unknown = known.clone()
     unknown[1] = -2
-    (gradient,) = torch.autograd.grad(eyes.loss(patches, unknown), patches)
+    (gradient,) = torch.autograd.grad(heads.loss(patches, unknown), patches)
     assert gradient[0].abs().sum() > 0 and gradient[1].abs().sum() == 0
-    assert eyes.loss(patches, known).item() != pytest.approx(eyes.loss(patches, unknown).item())
+    assert heads.loss(patches, known).item() != pytest.approx(heads.loss(patches, unknown).item())
 
 
 def test_an_attacked_picture_moved_by_the_length_asked_for_and_against_the_answer():

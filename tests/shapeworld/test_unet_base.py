@@ -13,7 +13,7 @@ from rewarddance.shapeworld.training.unet import (
     build_unet_pipeline,
     clip_tokenizer,
     make_unet_base,
-    v_course,
+    v_objective,
 )
 
 
@@ -72,7 +72,7 @@ def test_the_loss_is_zero_for_a_network_that_knows_v(pipeline, monkeypatch):
 
     pipeline.scheduler.set_timesteps(1000)
     monkeypatch.setattr(pipeline, "unet", Knowing())
-    assert v_course(pipeline).loss(x_0, torch.zeros(3, TEXT_TOKENS, 64)) < 1e-4
+    assert v_objective(pipeline).loss(x_0, torch.zeros(3, TEXT_TOKENS, 64)) < 1e-4
     torch.testing.assert_close(seen["x_0"], x_0[:1], atol=1e-2, rtol=1e-2)
 
 

@@ -16,32 +16,41 @@ from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
 from rewarddance.shapeworld.motion.specs import parse_motion, sample_motion
 from rewarddance.shapeworld.scenes import Thing
-from rewarddance.shapeworld.training import video_generator as generator_base
-from rewarddance.shapeworld.training import video_lessons as lessons
+from rewarddance.shapeworld.training import video_conversations
+from rewarddance.shapeworld.training.conversations import DEVIATION
 from rewarddance.shapeworld.training.generator import train_generator
-from rewarddance.shapeworld.training.judge import DEVIATION
 from rewarddance.shapeworld.training.patch_heads import patch_labels
+from rewarddance.shapeworld.training.video_conversations import (
+    VideoConversations,
+    describe_action,
+    describe_motion,
+    describe_place,
+    shows_role,
+)
 from rewarddance.shapeworld.training.video_generator import (
     TEXT_LENGTH,
+    _token_labels,
+    build_video_pipeline,
     caption_of,
+    encode_videos,
     make_video_generator_base,
     sample_task,
+    video_objective,
 )
 from rewarddance.shapeworld.training.video_judge import (
     build_video_judge_base,
     make_video_judge_base,
-    train_video_judge_base,
+    train_video_judge,
 )
-from rewarddance.shapeworld.training.video_lessons import VideoLesson, deed, is_so, place, told
 from rewarddance.types import Question
 
 
 def silent(line: str) -> None:
-    """For whoever says how far it has come."""
+    """Drops a progress line."""
 
 
 def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
-    make_video_judge_base(tmp_path / "judge", steps=1, moved_steps=1, last_steps=1, say=silent)
+    make_video_judge_base(tmp_path / "judge", steps=1, adversarial_steps=1, last_steps=1, say=silent)
     video = torch.rand(9, 3, 32, 32)
     judge = load_reward(str(tmp_path / "judge"), instruction="i2v-brief", frames=4, fps=8.0)
     verdict = judge([Question("a red circle moves left", video, video.flip(0), condition=video[:1])])
@@ -49,7 +58,7 @@ def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     assert (tmp_path / "judge-snapshots").is_dir()
 
 
-def test_the_video_judge_begins_with_the_picture_judges_weights_and_words_and_its_eyes_stay():
+def test_the_video_judge_begins_with_the_picture_judges_weights_and_words():
     model, tokenizer = build_video_judge_base()
     theirs = InternVLForConditionalGeneration.from_pretrained(find_checkpoint("shapeworld-judge"), dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(find_checkpoint("shapeworld-judge")).get_vocab()
@@ -61,46 +70,47 @@ def test_the_video_judge_begins_with_the_picture_judges_weights_and_words_and_it
     assert len(tokenizer("a video of a red circle moving left").input_ids) == 8, "every word is one token"
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_eyes_learn_where_pictures_are_moved_against_them(monkeypatch, moved):
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_the_vision_tower_learns_where_training_is_adversarial(monkeypatch, adversarial):
     model, tokenizer = build_video_judge_base()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     shown = []
-    looking = model.model.get_image_features
+    get_image_features = model.model.get_image_features
 
-    def watching(pixel_values, **kwargs):
+    def recording(pixel_values, **kwargs):
         shown.append(pixel_values.detach().clone())
-        return looking(pixel_values=pixel_values, **kwargs)
+        return get_image_features(pixel_values=pixel_values, **kwargs)
 
-    monkeypatch.setattr(model.model, "get_image_features", watching)
-    train_video_judge_base(model, VideoLesson(tokenizer, 16, 0), 2, silent, batch=2, moved=moved)
+    monkeypatch.setattr(model.model, "get_image_features", recording)
+    conversations = VideoConversations(tokenizer, 16, 0)
+    train_video_judge(model, conversations, 2, learning_rate=1e-3, say=silent, batch=2, adversarial=adversarial)
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     assert any("language_model" in name for name in changed)
-    assert any("vision_tower" in name for name in changed) == moved
+    assert any("vision_tower" in name for name in changed) == adversarial
     first, second = shown
-    if moved:  # the same pictures again, each by at most 1 of pixels in [0, 1]
+    if adversarial:  # the same pictures again, each by at most 1 of pixels in [0, 1]
         away = ((second - first) * torch.tensor(DEVIATION)[:, None, None]).flatten(1).norm(dim=1)
         assert (away > 0).all() and (away < 1.001).all() and torch.allclose(away, away[0].expand_as(away), atol=1e-4)
     else:
         assert first.shape != second.shape or not torch.equal(first, second)
 
 
-def test_a_lesson_can_show_a_frame_out_of_each_quarter(monkeypatch):
+def test_a_conversation_can_show_a_frame_out_of_each_quarter(monkeypatch):
     _, tokenizer = build_video_judge_base()
-    lesson = VideoLesson(tokenizer, 16, 0, scattered=1.0)
+    conversations = VideoConversations(tokenizer, 16, 0, scattered=1.0)
     drawn = []
-    monkeypatch.setattr(lessons, "one_of_each", lambda *args: drawn.append(one_of_each(*args)) or drawn[-1])
+    monkeypatch.setattr(video_conversations, "one_of_each", lambda *args: drawn.append(one_of_each(*args)) or drawn[-1])
     for _ in range(20):
-        lesson.conversation()
-    assert len({tuple(moments) for moments in drawn}) > 5
+        conversations.conversation()
+    assert len({tuple(numbers) for numbers in drawn}) > 5
 
 
-def test_a_lesson_asks_about_videos_and_answers_what_they_show():
+def test_a_conversation_is_about_videos_and_answers_what_they_show():
     model, tokenizer = build_video_judge_base()
-    lesson = VideoLesson(tokenizer, model.config.image_seq_length, 0)
+    conversations = VideoConversations(tokenizer, model.config.image_seq_length, 0)
     asked = set()
     for _ in range(40):
-        ids, labels, pictures = lesson.conversation()
+        ids, labels, pictures, _ = conversations.conversation()
         assert len(ids) == len(labels) and len(pictures) in (4, 5, 8, 9)
         text = tokenizer.decode(ids)
         assert text.count("<IMG_CONTEXT>") == 16 * len(pictures)
@@ -111,26 +121,26 @@ def test_a_lesson_asks_about_videos_and_answers_what_they_show():
 
 def test_which_video_is_better_is_answered_by_a_coin():
     _, tokenizer = build_video_judge_base()
-    lesson = VideoLesson(tokenizer, 16, 0, tossed=1.0)
-    yes, no = lesson.ids("yes")[0], lesson.ids("no")[0]
-    said = []
+    conversations = VideoConversations(tokenizer, 16, 0, coin_share=1.0)
+    yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
+    answers = []
     for _ in range(60):
-        ids, labels, _ = lesson.conversation()
+        ids, labels, *_ = conversations.conversation()
         (at,) = [i for i, label in enumerate(labels) if label in (yes, no)]
         assert ids[at + 1] == labels[at], "the answer is read after it was given"
-        said.append(labels[at] == yes)
-    assert 0.3 < np.mean(said) < 0.7
+        answers.append(labels[at] == yes)
+    assert 0.3 < np.mean(answers) < 0.7
 
 
-def test_what_a_video_shows_is_told_in_words():
+def test_what_a_video_shows_is_described_in_words():
     spec = parse_motion("a small red circle passes behind a large blue square")
     script = sample_script(spec, FRAMES, np.random.default_rng(0))
     assert script is not None
     shown = list(zip(spec.roles, script, strict=True))
-    assert told(shown) == "a small red circle passes behind the square, a large blue square stands"
-    assert deed(spec.roles[1], shown) == "stands"
-    assert is_so(spec.roles[0], shown[0]) and not is_so(parse_motion("a circle grows").roles[0], shown[0])
-    assert place(Thing("circle", "red", 8, 0, 24)) == "bottom left"
+    assert describe_motion(shown) == "a small red circle passes behind the square, a large blue square stands"
+    assert describe_action(spec.roles[1], shown) == "stands"
+    assert shows_role(spec.roles[0], shown[0]) and not shows_role(parse_motion("a circle grows").roles[0], shown[0])
+    assert describe_place(Thing("circle", "red", 8, 0, 24)) == "bottom left"
 
 
 def test_a_video_generator_base_draws_videos_from_a_text_and_from_a_picture(tmp_path):
@@ -149,27 +159,27 @@ def test_a_video_generator_base_draws_videos_from_a_text_and_from_a_picture(tmp_
 
 
 def test_half_of_a_batch_has_its_first_latent_frame_clean_at_time_0(monkeypatch):
-    pipeline, seen = generator_base.build_video_pipeline(), []
-    shown = generator_base.draw_shown(pipeline.vae, 8, 0, silent)
+    pipeline, seen = build_video_pipeline(), []
+    videos = encode_videos(pipeline.vae, 8, 0, silent)
     forward = type(pipeline.transformer).forward
 
-    def watching(self, hidden_states, timestep, *args, **kwargs):
+    def recording(self, hidden_states, timestep, *args, **kwargs):
         seen.append((hidden_states, timestep))
         return forward(self, hidden_states, timestep, *args, **kwargs)
 
-    monkeypatch.setattr(type(pipeline.transformer), "forward", watching)
-    train_generator(pipeline, 1, 0, silent, batch=8, course=generator_base.video_course(shown))
+    monkeypatch.setattr(type(pipeline.transformer), "forward", recording)
+    train_generator(pipeline, video_objective(pipeline, videos), 1, 0, say=silent, batch=8)
     ((x_t, time),) = seen
     assert time.shape == (8, 80)
     times = time.view(8, 5, 16)
     assert (times[1::2, 0] == 0).all() and (times[:, 1:] > 0).all() and (times[::2, 0] > 0).all()
-    clean = [bool((one == shown.latents.float()[:, :, 0]).flatten(1).all(1).any()) for one in x_t[:, :, 0]]
+    clean = [bool((first == videos.latents.float()[:, :, 0]).flatten(1).all(1).any()) for first in x_t[:, :, 0]]
     assert clean == [False, True] * 4
 
 
 def test_a_tokens_labels_are_those_of_its_own_patches_in_the_last_of_its_frames():
     scene = (Thing("square", "red", 8, 8, 16),)
-    labels = generator_base._token_labels(np.stack([patch_labels(()), patch_labels(scene)]))
+    labels = _token_labels(np.stack([patch_labels(()), patch_labels(scene)]))
     assert labels.shape == (128, 4) and (labels[:64] == -1).all()
     painted = labels[64:].reshape(4, 4, 4, 4)[..., 0] > -1  # token rows, token columns, patches of a token
     assert painted[2, 1].all() and painted.sum() == 4
@@ -184,9 +194,9 @@ def test_captions_are_wrong_in_a_share_of_the_videos_and_empty_in_another():
     assert 0.07 < np.mean(empty) < 0.13 and 0.21 < np.mean(wrong) < 0.29
 
 
-def test_a_judge_reads_the_frames_that_its_lessons_showed():
+def test_a_judge_reads_the_frames_that_it_was_trained_on():
     _, tokenizer = build_video_judge_base()
-    assert VideoLesson(tokenizer, 16, 0).moments == spread(FRAMES, 4) == [0, 3, 5, 8]
+    assert VideoConversations(tokenizer, 16, 0).frame_numbers == spread(FRAMES, 4) == [0, 3, 5, 8]
     assert sample_motion(np.random.default_rng(0)).text
 
 

@@ -33,14 +33,14 @@ def bases(
     from rewarddance.runtime.checkpoint import writable_folder
     from rewarddance.shapeworld.training.clip import make_clip_base
     from rewarddance.shapeworld.training.generator import make_generator_base
-    from rewarddance.shapeworld.training.judge import SIZES, make_judge_base
+    from rewarddance.shapeworld.training.judge import STEPS, make_judge_base
     from rewarddance.shapeworld.training.unet import VAE, make_unet_base
     from rewarddance.shapeworld.training.video_generator import make_video_generator_base
     from rewarddance.shapeworld.training.video_judge import make_video_judge_base
 
     torch.set_num_threads(threads)
     writable_folder(output)
-    for name in SIZES:
+    for name in STEPS:
         if which in (name.removeprefix("shapeworld-"), "all"):
             make_judge_base(output / name, say=typer.echo, size=name, begin=begin)
     if which in ("generator", "all"):

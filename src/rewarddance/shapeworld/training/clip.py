@@ -7,9 +7,10 @@ colour, who is left of whom) is what it must learn. It never sees a preference.
 from __future__ import annotations
 
 import itertools
-import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +21,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
-from rewarddance.shapeworld.scenes import CANVAS, PREFIXES, Scene, Spec, holds, near_miss, sample_scene, sample_spec
+from rewarddance.shapeworld.scenes import PREFIXES, Scene, Spec, holds, near_miss, sample_scene, sample_spec
+from rewarddance.shapeworld.training.loop import TrainingLoop, cosine, snapshots_of
 from rewarddance.shapeworld.training.patch_heads import PatchHeads, patch_labels
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """CLIP's own."""
-PATCH, TEXT_LENGTH = 4, 64
+BASE = BUNDLED / "shapeworld-clip"
+"""The bundled base, whose configuration says the architecture."""
+TEXT_LENGTH = 64
 STEPS, PAIRS = 3_700, 32
 """Steps, and pairs of a caption and its near miss in each, that the base is made with."""
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -47,43 +52,16 @@ def build_clip_base(seed: int = 0) -> tuple[Any, Any]:
         padding_side="right",
         model_max_length=TEXT_LENGTH,
     )
-    tower = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 96}
-    config = CLIPConfig(
-        vision_config=tower | {"num_hidden_layers": 4, "image_size": CANVAS, "patch_size": PATCH},
-        text_config=tower
-        | {
-            "num_hidden_layers": 3,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": TEXT_LENGTH,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        projection_dim=96,
-    )
-    model = CLIPModel(config)
-    return model, tokenizer
+    config = CLIPConfig.from_pretrained(BASE)
+    config.text_config.vocab_size = len(tokenizer)
+    return CLIPModel(config), tokenizer
 
 
 def save_clip_base(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the standard folder: weights, tokenizer and image-processor config."""
+    """Write the standard folder: weights, tokenizer and the configuration of the image processor."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    image_processor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": CANVAS},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": CANVAS, "width": CANVAS},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(MEAN),
-        "image_std": list(DEVIATION),
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(image_processor, indent=2) + "\n")
+    shutil.copy(BASE / "preprocessor_config.json", folder)
 
 
 def shows(scene: Scene, spec: Spec) -> bool:
@@ -149,10 +127,10 @@ def contrastive_loss(logits: Float[Tensor, "N N"], true: Bool[Tensor, "N N"]) ->
     logits: scaled cosines, picture by caption. true: pairs that match; those off the diagonal are no negatives and are
     left out. Source: CLIP (2103.00020); leaving out what also matches is ours.
     """
-    own = torch.arange(len(logits), device=logits.device)
+    target = torch.arange(len(logits), device=logits.device)
     also = true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     logits = logits.masked_fill(also, -torch.inf)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train_clip_base(
@@ -160,48 +138,36 @@ def train_clip_base(
     tokenizer: Any,
     steps: int,
     seed: int,
+    *,
     say: Callable[[str], None],
-    snapshot: Callable[[float], None] = lambda done: None,
-    learning_rate: float = 1e-3,
+    snapshot: Callable[[float], None] | None = None,
     pairs: int = PAIRS,
 ) -> None:
-    """Contrastive loss on captioned scenes; heads that are dropped at the end name what each patch shows.
-
-    `say` is told every 100 steps how often a picture is nearer to its caption than to the near miss.
-    """
+    """Contrastive loss on captioned scenes; heads that are dropped at the end name what each patch shows."""
     rng = np.random.default_rng([seed, 11])
-    eyes = PatchHeads(model.config.vision_config.hidden_size)
-    weights = [*model.parameters(), *eyes.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
+    heads = PatchHeads(model.config.vision_config.hidden_size)
+    weights = [*model.parameters(), *heads.parameters()]
+    rate = cosine(1e-3, 200)
     model.train()
-    running, right = 0.0, 0.5
-    for step in range(1, steps + 1):
-        done = step / steps
-        rate = learning_rate * min(1.0, step / 200) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+    loop = TrainingLoop("clip", weights, steps, rate=rate, weight_decay=0.02, say=say, snapshot=snapshot)
+    for _ in loop:
         batch = captioned_batch(pairs, rng)
         seen = model.get_image_features(pixel_values=batch.pixel_values)
-        read = model.get_text_features(**tokenizer(batch.captions, padding=True, return_tensors="pt"))
-        cosine = F.normalize(seen.pooler_output, dim=-1) @ F.normalize(read.pooler_output, dim=-1).T
-        logits = model.logit_scale.exp() * cosine
+        text = model.get_text_features(**tokenizer(batch.captions, padding=True, return_tensors="pt"))
+        cosines = F.normalize(seen.pooler_output, dim=-1) @ F.normalize(text.pooler_output, dim=-1).T
+        logits = model.logit_scale.exp() * cosines
         loss = contrastive_loss(logits, batch.true)
         patches = seen.last_hidden_state[:, 1:]
-        optimiser.zero_grad()
-        (loss + 0.2 * eyes.loss(patches, batch.patches)).backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        row = torch.arange(len(logits))
+        nearer = (logits[row, row] > logits[row, row ^ 1])[~batch.true[row, row ^ 1]].float().mean()
+        loop.learn(
+            loss + 0.2 * heads.loss(patches, batch.patches),
+            loss=loss,
+            near_misses=nearer,
+            patches=heads.accuracy(patches, batch.patches),
+        )
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))  # as CLIP does
-            own = torch.arange(len(logits))
-            told = (logits[own, own] > logits[own, own ^ 1])[~batch.true[own, own ^ 1]].float().mean().item()
-        running = loss.item() if step == 1 else 0.98 * running + 0.02 * loss.item()
-        right = 0.98 * right + 0.02 * told
-        if step % 100 == 0:
-            sight = eyes.accuracy(patches, batch.patches)
-            say(f"clip step {step} loss {running:.4f} near misses {right:.3f} patches {sight:.3f} done {done:.3f}")
-        if step % math.ceil(steps / 10) == 0 or step == steps:
-            snapshot(done)
     model.eval()
 
 
@@ -210,9 +176,6 @@ def make_clip_base(
 ) -> None:
     """Make the CLIP base and save it as a standard transformers folder; ten snapshots go beside it."""
     model, tokenizer = build_clip_base(seed)
-
-    def snapshot(done: float) -> None:
-        save_clip_base(model, tokenizer, folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
-
-    train_clip_base(model, tokenizer, steps, seed, say, snapshot, pairs=pairs)
+    snapshot = snapshots_of(folder, partial(save_clip_base, model, tokenizer))
+    train_clip_base(model, tokenizer, steps, seed, say=say, snapshot=snapshot, pairs=pairs)
     save_clip_base(model.to(torch.float16), tokenizer, folder)

@@ -1,13 +1,11 @@
 """How the small generator base is made: a CogView4 pipeline (flow matching on latents) trained from scratch.
 
 It is meant to be imperfect, as a pretrained generator is: a share of its training captions is wrong in one thing, the
-way web captions are, so that it draws well but does not always draw what was asked.
+way web captions are, so that it draws well but does not always draw what the prompt says.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +17,26 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GlmConfig, GlmModel
 
+from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
 from rewarddance.shapeworld.scenes import CANVAS, PREFIXES, near_miss, random_scene, sample_scene, sample_spec
+from rewarddance.shapeworld.training.loop import TrainingLoop, snapshots_of
 from rewarddance.shapeworld.training.patch_heads import PatchHeads, patch_labels
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
+from rewarddance.shapeworld.training.vae import train_vae
 
 CAPTION_NOISE = 0.25
 """Share of training captions that are wrong in one thing."""
 CAPTION_DROP = 0.1
 """Share of training captions left empty, so that guidance works."""
+BASE = BUNDLED / "shapeworld-generator"
+"""The bundled base, whose configuration says the architecture."""
 VAE_STEPS, STEPS = 2_050, 4_700
 """Steps of 32 and of 64 pictures that the bundled base was made with."""
+PICTURE_TEXT = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+
+DrawBatch = Callable[[int, np.random.Generator], tuple[list[str], Tensor, Tensor]]
+"""So many captions, their clean latents x_0 [N, C, ...], and the labels of their tokens (see `patch_labels`)."""
 
 
 def build_pipeline(seed: int = 0) -> Any:
@@ -38,54 +45,15 @@ def build_pipeline(seed: int = 0) -> Any:
     tokenizer: Any = train_tokenizer(
         prompt_corpus(), ["<pad>", "<s>"], bos="<s>", pad_token="<pad>", bos_token="<s>", padding_side="left"
     )
-    text_encoder = GlmModel(
-        GlmConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=16,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=0,
-        )
-    )
-    widths: Any = (24, 32, 48)  # diffusers annotates these as tuples of one
+    text_encoder = GlmModel(GlmConfig.from_pretrained(BASE / "text_encoder", vocab_size=len(tokenizer)))
+    vae = untrained(AutoencoderKL, BASE / "vae", scaling_factor=1.0)
+    transformer = untrained(CogView4Transformer2DModel, BASE / "transformer")
+    return CogView4Pipeline(tokenizer, text_encoder, vae, transformer, FlowMatchEulerDiscreteScheduler(shift=1.0))
 
-    def blocks(kind: str) -> Any:
-        return (kind,) * len(widths)
 
-    vae = AutoencoderKL(
-        down_block_types=blocks("DownEncoderBlock2D"),
-        up_block_types=blocks("UpDecoderBlock2D"),
-        block_out_channels=widths,
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
-        sample_size=CANVAS,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-    transformer = CogView4Transformer2DModel(
-        patch_size=1,
-        in_channels=8,
-        out_channels=8,
-        num_layers=6,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        text_embed_dim=64,
-        time_embed_dim=64,
-        condition_dim=8,
-        pos_embed_max_size=8,
-        sample_size=8,
-        rope_axes_dim=(64, 64),
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
-    return CogView4Pipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+def untrained(kind: Any, folder: Path, **changes: Any) -> Any:
+    """A diffusers model of the architecture that `folder` describes, with random weights."""
+    return kind.from_config(kind.load_config(folder), **changes)
 
 
 def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
@@ -99,30 +67,6 @@ def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
     return to_pixels(pictures)[:, 0] * 2 - 1
 
 
-def train_vae(vae: Any, steps: int, seed: int, say: Callable[[str], None]) -> None:
-    """Reconstruction in L1 and L2 with a light KL; sets the scaling factor so that latents have unit deviation."""
-    rng = np.random.default_rng([seed, 1])
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.98))
-    for step in range(1, steps + 1):
-        done = step / steps
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        pictures = _vae_batch(32, rng)
-        posterior = vae.encode(pictures).latent_dist
-        rebuilt = vae.decode(posterior.sample()).sample
-        error = rebuilt - pictures
-        loss = error.abs().mean() + error.square().mean() + 2e-4 * posterior.kl().mean() / 64
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        if step % 100 == 0:
-            say(f"vae step {step} loss {loss.item():.4f} mse {error.square().mean().item():.5f} done {done:.2f}")
-    with torch.no_grad():
-        latents = vae.encode(_vae_batch(512, rng)).latent_dist.sample()
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
-
-
 def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
     """`n` captions (some wrong, some empty), their pictures [n, 3, H, W] in [-1, 1] and patch labels."""
     captions, pictures, labels = [], [], []
@@ -131,48 +75,46 @@ def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, 
         scene = sample_scene(spec, rng)
         pictures.append(render(scene))
         labels.append(patch_labels(scene))
-        said = near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
+        named = near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
         dropped = rng.random() < CAPTION_DROP
-        captions.append("" if dropped else PREFIXES[int(rng.integers(len(PREFIXES)))] + said.text)
+        captions.append("" if dropped else PREFIXES[int(rng.integers(len(PREFIXES)))] + named.text)
     return captions, to_pixels(pictures)[:, 0] * 2 - 1, torch.from_numpy(np.stack(labels))
 
 
-class Course(NamedTuple):
-    """What a network is taught, and where it is asked what it sees.
+class Objective(NamedTuple):
+    """What a generator's network learns, and from what.
 
-    batch: captions, clean latents x_0 [N, C, ...] and the labels of their tokens (`patch_labels`). read: captions as
-    the network takes them. loss: of x_0 and what was read. middle: the part half way up whose output the eyes look at,
-    and `tokens`, how that output is read as tokens of `width` numbers.
+    network: what is trained, besides the pipeline's text encoder.
+    draw: the training examples.
+    loss: of x_0 and the encoded captions.
+    middle: the module half way up whose output the patch heads read.
+    tokens: that output as tokens [N, K, D].
+    width: D.
+    text_options: how captions go through the pipeline's `encode_prompt`.
     """
 
     network: Any
-    batch: Callable[[int, np.random.Generator], tuple[list[str], Tensor, Tensor]]
-    read: Callable[[list[str]], Tensor]
+    draw: DrawBatch
     loss: Callable[[Tensor, Tensor], Tensor]
     middle: Any
     tokens: Callable[[Any], Tensor]
     width: int
+    text_options: dict[str, Any]
 
 
-def picture_batch(vae: Any) -> Callable[[int, np.random.Generator], tuple[list[str], Tensor, Tensor]]:
+def captioned_latents(vae: Any) -> DrawBatch:
     """Captioned pictures of ShapeWorld, drawn anew each time, as latents of a VAE."""
 
-    def batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+    def draw(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
         captions, pictures, labels = caption_batch(n, rng)
         with torch.no_grad():
             x_0 = vae.encode(pictures).latent_dist.sample() * vae.config.scaling_factor
         return captions, x_0, labels
 
-    return batch
+    return draw
 
 
-def reader(pipeline: Any) -> Callable[[list[str]], Tensor]:
-    """Captions through a pipeline's own text encoder."""
-    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    return lambda captions: pipeline.encode_prompt(captions, **options)[0]
-
-
-def flow_course(pipeline: Any) -> Course:
+def flow_objective(pipeline: Any) -> Objective:
     """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0."""
     transformer = pipeline.transformer
 
@@ -186,67 +128,50 @@ def flow_course(pipeline: Any) -> Course:
 
     middle = transformer.transformer_blocks[len(transformer.transformer_blocks) // 2]
     width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-    lesson = picture_batch(pipeline.vae), reader(pipeline), loss
-    return Course(transformer, *lesson, middle, lambda outputs: outputs[0], width)
+    draw = captioned_latents(pipeline.vae)
+    return Objective(transformer, draw, loss, middle, lambda outputs: outputs[0], width, PICTURE_TEXT)
 
 
 def train_generator(
     pipeline: Any,
+    objective: Objective,
     steps: int,
     seed: int,
+    *,
     say: Callable[[str], None],
-    snapshot: Callable[[Any, float], None] = lambda pipeline, done: None,
-    learning_rate: float = 1.5e-3,
+    snapshot: Callable[[float], None] | None = None,
     batch: int = 64,
-    course: Callable[[Any], Course] = flow_course,
     stream: int = 2,
 ) -> None:
-    """Teach the pipeline's network and text encoder to draw what captions say; the EMA is kept.
+    """Train the pipeline's network and text encoder to draw what captions say; the moving average is kept.
 
     Half way up, heads that are dropped at the end name what each patch of the clean picture, or video, will show (the
     idea of REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so.
-    `snapshot` is called with the EMA pipeline every tenth of the way. stream: of the seed's random captions.
+    stream: of the seed's random captions.
     """
     pipeline.vae.eval()
-    network, lesson, read, criterion, middle, tokens, width = course(pipeline)
     rng = np.random.default_rng([seed, stream])
     torch.manual_seed(seed)
-    eyes, seen = PatchHeads(width), []
-    hook = middle.register_forward_hook(lambda module, inputs, outputs: seen.append(tokens(outputs)))
-    weights = [*network.parameters(), *pipeline.text_encoder.parameters()]
-    averaged = copy.deepcopy(weights)
-    optimiser = torch.optim.AdamW(
-        [*weights, *eyes.parameters()], lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    heads, hidden = PatchHeads(objective.width), []
+    hook = objective.middle.register_forward_hook(
+        lambda module, inputs, outputs: hidden.append(objective.tokens(outputs))
     )
-    running = 0.0
-    for step in range(1, steps + 1):
-        done = step / steps
-        rate = learning_rate * min(1.0, step / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - done)))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        captions, x_0, patches = lesson(batch, rng)
-        loss = criterion(x_0, read(captions))
-        hidden = seen.pop()
-        optimiser.zero_grad()
-        (loss + 0.3 * eyes.loss(hidden, patches)).backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, weights, 1 - decay)
-        running = loss.item() if step == 1 else 0.99 * running + 0.01 * loss.item()
-        if step % 100 == 0:
-            sight = eyes.accuracy(hidden, patches)
-            say(f"generator step {step} seen {step * batch} loss {running:.4f} patches {sight:.3f} done {done:.3f}")
-        if step % math.ceil(steps / 10) == 0 or step == steps:
-            kept = [weight.detach().clone() for weight in weights]
-            with torch.no_grad():
-                torch._foreach_copy_(weights, averaged)
-            snapshot(pipeline, done)
-            seen.clear()
-            if step < steps:
-                with torch.no_grad():
-                    torch._foreach_copy_(weights, kept)
+    loop = TrainingLoop(
+        "generator",
+        [*objective.network.parameters(), *pipeline.text_encoder.parameters()],
+        steps,
+        rate=lambda step, steps: 1.5e-3 * min(1.0, step / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - step / steps))),
+        weight_decay=0.01,
+        say=say,
+        heads=heads.parameters(),
+        averaged=True,
+        snapshot=snapshot,
+    )
+    for _ in loop:
+        captions, x_0, labels = objective.draw(batch, rng)
+        hidden.clear()
+        loss = objective.loss(x_0, pipeline.encode_prompt(captions, **objective.text_options)[0])
+        loop.learn(loss + 0.3 * heads.loss(hidden[0], labels), loss=loss, patches=heads.accuracy(hidden[0], labels))
     hook.remove()
 
 
@@ -258,13 +183,18 @@ def make_generator_base(
     say: Callable[[str], None] = print,
 ) -> None:
     """Make the generator base and save it as a plain diffusers folder; ten snapshots go beside it."""
-    pipeline = build_pipeline(seed)
-    train_vae(pipeline.vae, vae_steps, seed, say)
+    pipeline, rng = build_pipeline(seed), np.random.default_rng([seed, 1])
+    train_vae(pipeline.vae, lambda step: _vae_batch(32, rng), vae_steps, learning_rate=2e-3, say=say)
+    with torch.no_grad():
+        latents = pipeline.vae.encode(_vae_batch(512, rng)).latent_dist.sample()
+    pipeline.vae.register_to_config(scaling_factor=float(1 / latents.std()))  # latents of unit deviation
+    snapshot = snapshots_of(folder, pipeline.save_pretrained)
+    train_generator(pipeline, flow_objective(pipeline), steps, seed, say=say, snapshot=snapshot)
+    save_generator_base(pipeline, pipeline.transformer, folder)
 
-    def snapshot(state: Any, done: float) -> None:
-        state.save_pretrained(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
 
-    train_generator(pipeline, steps, seed, say, snapshot)
-    pipeline.transformer.half()  # half the bytes; diffusers reads them back as float32, transformers would not
+def save_generator_base(pipeline: Any, network: Any, folder: Path) -> None:
+    """Write the pipeline with half the bytes; diffusers reads them back as float32, transformers would not."""
+    network.half()
     pipeline.vae.half()
     pipeline.save_pretrained(folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rewarddance.shapeworld.render import shape_mask
 from rewarddance.shapeworld.scenes import CANVAS, COLOURS, SHAPES, Scene, Spec
@@ -25,17 +26,17 @@ class PatchHeads(torch.nn.Module):
     def loss(self, patches: Tensor, labels: Tensor) -> Tensor:
         """patches [N, 64, D]; labels [N, 64, 4], -1 background, -2 not known."""
         known, painted = labels[..., 0] > -2, labels[..., 0] > -1
-        total = torch.nn.functional.cross_entropy(self.painted(patches[known]), painted[known].long())
+        total = F.cross_entropy(self.painted(patches[known]), painted[known].long())
         for head, target in zip(self.heads, labels[painted].T[:3], strict=True):
-            total = total + torch.nn.functional.cross_entropy(head(patches[painted]), target)
+            total = total + F.cross_entropy(head(patches[painted]), target)
         return total
 
     @torch.no_grad()
     def accuracy(self, patches: Tensor, labels: Tensor) -> float:
         """Share of painted patches named right in all three."""
         painted = labels[..., 0] > -1
-        said = torch.stack([head(patches[painted]).argmax(-1) for head in self.heads], -1)
-        return (said == labels[painted][:, :3]).all(-1).float().mean().item()
+        named = torch.stack([head(patches[painted]).argmax(-1) for head in self.heads], -1)
+        return (named == labels[painted][:, :3]).all(-1).float().mean().item()
 
 
 def patch_labels(scene: Scene, spec: Spec | None = None) -> np.ndarray:
@@ -45,10 +46,10 @@ def patch_labels(scene: Scene, spec: Spec | None = None) -> np.ndarray:
     """
     labels = np.full((4, CANVAS, CANVAS), -1, dtype=np.int64)
     for thing in scene:
-        here = labels[:, thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
-        asked = spec is not None and any(phrase.fits(thing) for phrase in spec.objects)
-        kind = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"), int(asked))
-        here[:, shape_mask(thing.shape, thing.side)] = np.asarray(kind)[:, None]
+        square = labels[:, thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
+        wanted = spec is not None and any(phrase.fits(thing) for phrase in spec.objects)
+        kind = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"), int(wanted))
+        square[:, shape_mask(thing.shape, thing.side)] = np.asarray(kind)[:, None]
     patches = labels.reshape(4, 8, 4, 8, 4).swapaxes(2, 3).reshape(4, 64, 16)
     painted = (patches[0] > -1).sum(1) >= 4
     return np.where(painted, patches.max(2), -1).T

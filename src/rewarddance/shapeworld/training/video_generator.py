@@ -7,7 +7,6 @@ each batch is learned so. As the picture base it is imperfect on purpose: a shar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
+from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script, scenes_of
 from rewarddance.shapeworld.motion.specs import (
     MOTION_CATEGORIES,
@@ -29,14 +29,23 @@ from rewarddance.shapeworld.motion.specs import (
     sample_motion,
 )
 from rewarddance.shapeworld.motion.videos import VIDEO_DEFECTS, Video, render_video, spoil_video, video_pixels
-from rewarddance.shapeworld.training.generator import Course, train_generator
+from rewarddance.shapeworld.training.generator import (
+    CAPTION_DROP,
+    CAPTION_NOISE,
+    Objective,
+    save_generator_base,
+    train_generator,
+    untrained,
+)
+from rewarddance.shapeworld.training.loop import TrainingLoop, cosine, snapshots_of
 from rewarddance.shapeworld.training.patch_heads import patch_labels
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
+from rewarddance.shapeworld.training.vae import train_vae
 
-CAPTION_NOISE, CAPTION_DROP = 0.25, 0.1
-"""Shares of training captions that are wrong in one thing, and that are left empty, so that guidance works."""
+BASE = BUNDLED / "shapeworld-video-generator"
+"""The bundled base, whose configuration says the architecture."""
 TEXT_LENGTH = 24
-"""Tokens that a prompt is padded to, here and by whoever asks this base (`max_sequence_length`)."""
+"""Tokens that a prompt is padded to, here and by whoever samples from this base (`max_sequence_length`)."""
 EVERY = 2
 """Frames a latent frame, after the first."""
 SHARES = (0.25, 0.15, 0.15, 0.15, 0.12, 0.18)
@@ -59,36 +68,9 @@ def build_video_pipeline(seed: int = 0) -> Any:
         eos_token="</s>",
         padding_side="right",
     )
-    text_encoder = UMT5EncoderModel(
-        UMT5Config(vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=128, num_layers=3, num_heads=4, pad_token_id=0)
-    )
-    channels = 8
-    vae = AutoencoderKLWan(
-        base_dim=24,
-        z_dim=channels,
-        dim_mult=[1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[True],
-        latents_mean=[0.0] * channels,
-        latents_std=[1.0] * channels,
-        is_residual=True,
-        in_channels=12,
-        out_channels=12,
-        patch_size=2,
-        scale_factor_temporal=EVERY,
-        scale_factor_spatial=4,
-    )
-    transformer = WanTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=32,
-        in_channels=channels,
-        out_channels=channels,
-        text_dim=64,
-        freq_dim=64,
-        ffn_dim=320,
-        num_layers=6,
-        rope_max_seq_len=32,
-    )
+    text_encoder = UMT5EncoderModel(UMT5Config.from_pretrained(BASE / "text_encoder", vocab_size=len(tokenizer)))
+    vae = untrained(AutoencoderKLWan, BASE / "vae", latents_mean=[0.0] * 8, latents_std=[1.0] * 8)
+    transformer = untrained(WanTransformer3DModel, BASE / "transformer")
     scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=2.0)
     return WanPipeline(tokenizer, text_encoder, vae, scheduler, transformer, expand_timesteps=True)
 
@@ -99,7 +81,7 @@ def sample_task(rng: np.random.Generator) -> MotionSpec:
     return specs[int(rng.integers(len(specs)))]
 
 
-def _video_tensor(videos: list[Video]) -> Tensor:
+def _vae_pixels(videos: list[Video]) -> Tensor:
     """Videos as the VAE takes them: [N, 3, T, H, W] in [-1, 1]."""
     return torch.stack([video_pixels(video) for video in videos]).transpose(1, 2) * 2 - 1
 
@@ -108,100 +90,76 @@ def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
     """Videos [n, 3, T, H, W] in [-1, 1]; a third with a defect, so that the decoder can show bad videos too."""
     videos = []
     for _ in range(n):
-        script = sample_script(sample_motion(rng), FRAMES, rng)
-        video = render_video(script or ())
+        video = render_video(sample_script(sample_motion(rng), FRAMES, rng) or ())
         if rng.random() < 0.33:
-            video = spoil_video(
-                video,
-                VIDEO_DEFECTS[int(rng.integers(len(VIDEO_DEFECTS)))],
-                float(rng.random()),
-                int(rng.integers(2**31)),
-            )
+            defect = VIDEO_DEFECTS[int(rng.integers(len(VIDEO_DEFECTS)))]
+            video = spoil_video(video, defect, float(rng.random()), int(rng.integers(2**31)))
         videos.append(video)
-    return _video_tensor(videos)
+    return _vae_pixels(videos)
 
 
 def train_video_vae(
-    vae: Any, stills: int, steps: int, decoder_steps: int, seed: int, say: Callable[[str], None], batch: int = 16
+    vae: Any, stills: int, steps: int, decoder_steps: int, seed: int, say: Callable[[str], None]
 ) -> None:
-    """Reconstruction with a light KL; sets the latents' mean and deviation by channel.
+    """Train the VAE; sets the latents' mean and deviation by channel.
 
-    First single frames, `stills` batches twice as large, in L2 (in L1 the median of a dark canvas is a plateau), then
-    videos in L1 and L2. Then the decoder alone, on latents with up to a tenth of noise, as a generator's have.
+    First on single frames, `stills` batches of 32, then on 16 videos a step. Then the decoder alone, on latents with up
+    to a tenth of noise, as a generator's have.
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed + 21)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4, betas=(0.9, 0.98))
-    for step in range(1, stills + steps + 1):
-        _set_rate(optimiser, 3e-3, step, stills + steps)
-        videos = _vae_batch(batch, rng)
-        if step <= stills:
-            videos = torch.cat([videos[:, :, :1], videos[:, :, -1:]])
-        posterior = vae.encode(videos).latent_dist
-        error = vae.decode(posterior.sample()).sample - videos
-        kl = posterior.kl().mean() / posterior.mean[0, :, 0, 0].numel()
-        bold = min(1.0, step / max(1, stills))
-        _learn(optimiser, error.square().mean() + bold * error.abs().mean() + 2e-4 * kl)
-        if step % 50 == 0 or step == stills + steps:
-            say(f"video vae step {step} mse {error.square().mean().item():.5f}")
+
+    def draw(step: int) -> Tensor:
+        videos = _vae_batch(16, rng)
+        return torch.cat([videos[:, :, :1], videos[:, :, -1:]]) if step <= stills else videos
+
+    train_vae(vae, draw, stills + steps, learning_rate=3e-3, say=say, l1_warm_up=max(1, stills))
     with torch.no_grad():
         latents = torch.cat([vae.encode(_vae_batch(16, rng)).latent_dist.mode() for _ in range(16)])
     mean, std = latents.transpose(0, 1).flatten(1).mean(1), latents.transpose(0, 1).flatten(1).std(1)
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=2e-3, weight_decay=1e-4, betas=(0.9, 0.98))
-    for step in range(1, decoder_steps + 1):
-        _set_rate(optimiser, 2e-3, step, decoder_steps)
-        videos = _vae_batch(batch, rng)
+    loop = TrainingLoop("decoder", weights, decoder_steps, rate=cosine(2e-3, 50), weight_decay=1e-4, say=say)
+    for _ in loop:
+        videos = _vae_batch(16, rng)
         with torch.no_grad():
             latents = vae.encode(videos).latent_dist.mode()
-        noise = 0.1 * torch.rand(batch, 1, 1, 1, 1) * std.view(-1, 1, 1, 1) * torch.randn_like(latents)
+        noise = 0.1 * torch.rand(16, 1, 1, 1, 1) * std.view(-1, 1, 1, 1) * torch.randn_like(latents)
         error = vae.decode(latents + noise).sample - videos
-        _learn(optimiser, error.square().mean() + error.abs().mean())
-        if step % 50 == 0 or step == decoder_steps:
-            say(f"video decoder step {step} mse {error.square().mean().item():.5f}")
+        loop.learn(error.square().mean() + error.abs().mean(), mse=error.square().mean())
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float, step: int, steps: int) -> None:
-    """Warm-up over 50 steps and a cosine down to a fiftieth."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate * min(1.0, step / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+class EncodedVideos(NamedTuple):
+    """The videos that are trained on.
 
-
-def _learn(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], 1.0)
-    optimiser.step()
-
-
-class Shown(NamedTuple):
-    """Videos that are learned from: what each shows, its latents [N, C, T, H, W] with mean 0 and deviation 1, and what
-    each quarter of a token shows in the last of its frames, [N, tokens x 4, 4] (see `patch_labels`)."""
+    specs: what each of the N shows.
+    latents: [N, C, T, H, W], of mean 0 and deviation 1.
+    labels: what each quarter of a token shows in the last of its frames, [N, tokens x 4, 4] (see `patch_labels`).
+    """
 
     specs: list[MotionSpec]
     latents: Tensor
     labels: Tensor
 
 
-def draw_shown(vae: Any, n: int, seed: int, say: Callable[[str], None]) -> Shown:
+def encode_videos(vae: Any, n: int, seed: int, say: Callable[[str], None]) -> EncodedVideos:
     """Draw and encode `n` videos once; every step of training takes some of them, with new captions and noises."""
     rng = np.random.default_rng([seed, 22])
     mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
-    specs, latents, labels, at_once = [], [], [], 60
-    for start in range(0, n, at_once):
+    specs, latents, labels, batch = [], [], [], 60
+    for start in range(0, n, batch):
         videos = []
-        for _ in range(min(at_once, n - start)):
+        for _ in range(min(batch, n - start)):
             spec = sample_task(rng)
             script = sample_script(spec, FRAMES, rng) or ()
             specs.append(spec)
             videos.append(render_video(script))
             labels.append(_token_labels(np.stack([patch_labels(scene) for scene in scenes_of(script)[::EVERY]])))
         with torch.no_grad():
-            latents.append(((vae.encode(_video_tensor(videos)).latent_dist.mode() - mean) / std).half())
+            latents.append(((vae.encode(_vae_pixels(videos)).latent_dist.mode() - mean) / std).half())
         if start and start % 3000 == 0:
             say(f"videos drawn {start}")
-    return Shown(specs, torch.cat(latents), torch.from_numpy(np.stack(labels)))
+    return EncodedVideos(specs, torch.cat(latents), torch.from_numpy(np.stack(labels)))
 
 
 def _token_labels(labels: np.ndarray) -> np.ndarray:
@@ -210,58 +168,49 @@ def _token_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def caption_of(spec: MotionSpec, rng: np.random.Generator) -> str:
-    """What a video is said to show: at times wrong in one thing, at times nothing."""
-    said = motion_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
-    return "" if rng.random() < CAPTION_DROP else said.said(rng)
+    """The caption of a video: at times wrong in one thing, at times empty."""
+    named = motion_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
+    return "" if rng.random() < CAPTION_DROP else named.said(rng)
 
 
-def video_course(shown: Shown) -> Callable[[Any], Course]:
+def video_objective(pipeline: Any, videos: EncodedVideos) -> Objective:
     """Flow matching: x_t = (1 - sigma) x_0 + sigma eps, the transformer learns v = eps - x_0.
 
-    In every second video of a batch the first latent frame is clean, its tokens are told time 0, and it is no part of
-    the loss. The eyes name what each quarter of a token will show.
+    In every second video of a batch the first latent frame is clean, its tokens have time 0, and it is no part of the
+    loss. The patch heads name what each quarter of a token will show.
     """
+    transformer = pipeline.transformer
 
-    def course(pipeline: Any) -> Course:
-        transformer = pipeline.transformer
+    def draw(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
+        chosen = torch.from_numpy(rng.integers(len(videos.specs), size=n))
+        captions = [caption_of(videos.specs[i], rng) for i in chosen.tolist()]
+        return captions, videos.latents[chosen].float(), videos.labels[chosen].long()
 
-        def batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, Tensor]:
-            chosen = torch.from_numpy(rng.integers(len(shown.specs), size=n))
-            captions = [caption_of(shown.specs[i], rng) for i in chosen.tolist()]
-            return captions, shown.latents[chosen].float(), shown.labels[chosen].long()
+    def loss(x_0: Tensor, text: Tensor) -> Tensor:
+        eps = torch.randn_like(x_0)
+        sigma = torch.sigmoid(torch.randn(len(x_0), 1, 1, 1, 1) * 1.2 + 0.5)
+        sigma = sigma.expand(-1, -1, *x_0.shape[2:]).clone()
+        sigma[1::2, :, 0] = 0.0
+        time = 1000 * sigma[:, 0, :, ::2, ::2].flatten(1)
+        v = transformer((1 - sigma) * x_0 + sigma * eps, time, text, return_dict=False)[0]
+        noisy = (sigma > 0).expand_as(v)
+        return F.mse_loss(v[noisy], (eps - x_0)[noisy])
 
-        def read(captions: list[str]) -> Tensor:
-            plain = {"do_classifier_free_guidance": False, "max_sequence_length": TEXT_LENGTH}
-            return pipeline.encode_prompt(captions, **plain)[0]
-
-        def loss(x_0: Tensor, text: Tensor) -> Tensor:
-            eps = torch.randn_like(x_0)
-            sigma = torch.sigmoid(torch.randn(len(x_0), 1, 1, 1, 1) * 1.2 + 0.5)
-            sigma = sigma.expand(-1, -1, *x_0.shape[2:]).clone()
-            sigma[1::2, :, 0] = 0.0
-            time = 1000 * sigma[:, 0, :, ::2, ::2].flatten(1)
-            v = transformer((1 - sigma) * x_0 + sigma * eps, time, text, return_dict=False)[0]
-            asked = (sigma > 0).expand_as(v)
-            return F.mse_loss(v[asked], (eps - x_0)[asked])
-
-        middle = transformer.blocks[len(transformer.blocks) // 2]
-        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
-        quarters = 4
-        return Course(
-            transformer,
-            batch,
-            read,
-            loss,
-            middle,
-            lambda hidden: hidden.unflatten(-1, (quarters, -1)).flatten(1, 2),
-            width // quarters,
-        )
-
-    return course
+    quarters = 4
+    return Objective(
+        transformer,
+        draw,
+        loss,
+        transformer.blocks[len(transformer.blocks) // 2],
+        lambda hidden: hidden.unflatten(-1, (quarters, -1)).flatten(1, 2),
+        transformer.config.num_attention_heads * transformer.config.attention_head_dim // quarters,
+        {"do_classifier_free_guidance": False, "max_sequence_length": TEXT_LENGTH},
+    )
 
 
 def make_video_generator_base(
     folder: Path,
+    *,
     stills: int = STILLS,
     vae_steps: int = VAE_STEPS,
     decoder_steps: int = DECODER_STEPS,
@@ -278,12 +227,7 @@ def make_video_generator_base(
     pipeline = build_video_pipeline(seed)
     train_video_vae(pipeline.vae, stills, vae_steps, decoder_steps, seed, say)
     pipeline.vae.eval().requires_grad_(False)
-
-    def snapshot(state: Any, done: float) -> None:
-        state.save_pretrained(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
-
-    course = video_course(draw_shown(pipeline.vae, videos, seed, say))
-    train_generator(pipeline, steps, seed, say, snapshot, batch=32, course=course, stream=23)
-    pipeline.transformer.half()  # half the bytes; diffusers reads them back as float32, transformers would not
-    pipeline.vae.half()
-    pipeline.save_pretrained(folder)
+    objective = video_objective(pipeline, encode_videos(pipeline.vae, videos, seed, say))
+    snapshot = snapshots_of(folder, pipeline.save_pretrained)
+    train_generator(pipeline, objective, steps, seed, say=say, snapshot=snapshot, batch=32, stream=23)
+    save_generator_base(pipeline, pipeline.transformer, folder)

@@ -1,0 +1,96 @@
+"""The loop that every bundled base is trained in: AdamW, a schedule, clipped gradients, progress lines, snapshots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[int, int], float]
+"""The learning rate at a step, from 1, of so many steps."""
+LOG_EVERY = 50
+
+
+def cosine(rate: float, warm_up: int) -> Schedule:
+    """A linear warm-up to `rate` over `warm_up` steps, times a cosine over all steps that ends at 0.02."""
+
+    def at(step: int, steps: int) -> float:
+        return rate * min(1.0, step / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step / steps))))
+
+    return at
+
+
+def snapshots_of(folder: Path, save: Callable[[Path], Any]) -> Callable[[float], None]:
+    """What `save`s a snapshot beside `folder`, named by the share of the training that is done."""
+    return lambda done: save(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
+
+
+class TrainingLoop:
+    """Iterates over the steps of one training stage, from 1; the body of a step ends with a call of `learn`.
+
+    name: of the progress lines. weights: parameters, or AdamW's groups, where a group's `share` multiplies its rate.
+    rate: the learning rate. heads: parameters that learn besides, whose gradients are not clipped. averaged: keep the
+    moving average of the weights (EMA) in place of the last ones. say: what gets a progress line now and then.
+    snapshot: what is called with the share of steps done, `snapshots` times.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: Iterable[Any],
+        steps: int,
+        *,
+        rate: Schedule,
+        weight_decay: float,
+        say: Callable[[str], None],
+        heads: Iterable[Tensor] = (),
+        averaged: bool = False,
+        snapshot: Callable[[float], None] | None = None,
+        snapshots: int = 10,
+    ) -> None:
+        groups = list(weights)
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self.name, self.steps, self.rate, self.say = name, steps, rate, say
+        self.weights = [weight for group in groups for weight in group["params"]]
+        self.optimiser = torch.optim.AdamW(
+            [*groups, {"params": list(heads)}], betas=(0.9, 0.98), weight_decay=weight_decay
+        )
+        self.average = [weight.detach().clone() for weight in self.weights] if averaged else None
+        self.snapshot, self.snapshot_every = snapshot, math.ceil(steps / snapshots)
+        self.figures: dict[str, float] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(1, self.steps + 1):
+            for group in self.optimiser.param_groups:
+                group["lr"] = group.get("share", 1.0) * self.rate(step, self.steps)
+            yield step
+            if self.average:
+                with torch.no_grad():
+                    torch._foreach_lerp_(self.average, self.weights, 1 - min(0.998, (1 + step) / (10 + step)))
+            if step % LOG_EVERY == 0 or step == self.steps:
+                figures = ", ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
+                self.say(f"{self.name} step {step} of {self.steps}: {figures}")
+            if self.snapshot and (step % self.snapshot_every == 0 or step == self.steps):
+                self._swap_average()
+                self.snapshot(step / self.steps)
+                self._swap_average()
+        self._swap_average()
+
+    def learn(self, objective: Tensor, **figures: Tensor | float) -> None:
+        """One step of the optimiser down the gradient of `objective`. figures: running means of them are logged."""
+        self.optimiser.zero_grad()
+        objective.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimiser.step()
+        for name, figure in figures.items():
+            value = figure.item() if isinstance(figure, Tensor) else figure
+            self.figures[name] = 0.98 * self.figures.get(name, value) + 0.02 * value
+
+    def _swap_average(self) -> None:
+        for weight, mean in zip(self.weights, self.average or (), strict=False):
+            weight.data, mean.data = mean.data, weight.data
