@@ -32,6 +32,9 @@ def brightness(questions: Sequence[Question]) -> Verdict:
     return Verdict(torch.stack([question.candidate.mean() for question in questions]))
 
 
+brightness.needs_reference = False  # type: ignore[attr-defined]
+
+
 def plain_iteration(generator: PipelineGenerator) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
     noising = Noising("flow", 0.7, 0, STEPS - 1, False)

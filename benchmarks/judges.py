@@ -83,7 +83,7 @@ def candidates(n: int, seed: int = 0) -> list[Tensor]:
 
 def naive_inputs(judge: PairwiseReward, question: Question) -> dict[str, Any]:
     """What the family's own processor would give `model(**inputs)` for one question."""
-    parts = tuple(load_instruction(judge.config.instruction).question(question.prompt))
+    parts = tuple(load_instruction(judge.config.instruction).question(question.prompt.text))
     assert question.reference is not None
     pictures = (question.reference, question.candidate)
     sequence = judge.vlm._sequence(JudgeInput(parts, pictures), (0, 1))

@@ -26,7 +26,7 @@ from rewarddance.generators.families.cogview4 import CogView4Generator
 from rewarddance.generators.sampling import rollout
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.shapeworld.training.generator import build_pipeline
-from rewarddance.types import Question
+from rewarddance.types import Prompt, Question
 
 SIDE, STEPS = 192, 4
 RECIPE = ReflRecipe(prompts_per_step=1, group_size=2, lora_rank=16, grad_step_range=(0.5, 0.75), judge_batch=2)
@@ -75,7 +75,7 @@ class Setting:
             for weight in self.weights:
                 weight.add_(0.02 * torch.randn_like(weight))
         pictures = tuple(candidates(2))
-        self.bank = [References(PROMPT, pictures, (-1, -2), (1.0, 0.0), generator.init_noise([0, 1]))]
+        self.bank = [References(Prompt(PROMPT), pictures, (-1, -2), (1.0, 0.0), generator.init_noise([0, 1]))]
         self.asked: list[Question] = []
         self.seeds: list[int] = []
         start = generator.start

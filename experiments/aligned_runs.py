@@ -33,7 +33,8 @@ from rewarddance.report.run_folder import read_alarms, read_metrics
 from rewarddance.runtime.checkpoint import newest_complete
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.shapeworld.tasks import PICTURES, ShapePrompt
+from rewarddance.shapeworld.tasks import PICTURES
+from rewarddance.types import Prompt
 
 AlgorithmName = Literal["refl", "grpo", "nft"]
 ClockName = Literal["wall", "cpu"]
@@ -151,7 +152,7 @@ class Baseline(NamedTuple):
 
     seed: int
     look: EvalConfig
-    prompts: list[ShapePrompt]
+    prompts: list[Prompt]
     base: Tensor
     scores: Scores
 

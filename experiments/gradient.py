@@ -21,12 +21,11 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.jobs.quickstart import Run
-from rewarddance.jobs.quickstart_figures import asked_of, noise_seeds, scored
+from rewarddance.jobs.quickstart_figures import noise_seeds, scored
 from rewarddance.protocols import RewardModel
 from rewarddance.report.formatting import Cell, Table, as_markdown, figure_text
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.shapeworld.tasks import ShapePrompt
-from rewarddance.types import PixelBatch, Pixels, Question
+from rewarddance.types import PixelBatch, Pixels, Prompt, Question
 
 STREAM = 21
 """Of the noises and prompts that are looked at, which no other part of a run draws."""
@@ -58,10 +57,9 @@ def probe_gradient(run: Run, prompts: int = 48, samples: int = 4, size: float = 
     asked = run.task.prompts("held_out", prompts, recipe.seed + STREAM)
     rows = [one for one in asked for _ in range(samples)]
     seeds = [seed for row in noise_seeds(recipe.seed, prompts, samples, STREAM) for seed in row]
-    texts, given = asked_of(rows)
     path = [generator.init_noise(seeds)]
     for step in range(generator.num_steps):
-        path.append(_each(generator, texts, given, path[-1], step, _advanced))
+        path.append(_each(generator, rows, path[-1], step, _advanced))
     plain = _decoded(generator, path[-1])
     references = [plain[i - i % samples + (i + 1) % samples] for i in range(len(rows))]
 
@@ -73,11 +71,11 @@ def probe_gradient(run: Run, prompts: int = 48, samples: int = 4, size: float = 
     steps = [step for step in range(generator.num_steps) if generator.scales(step).sigma > 0]
     with progress_bar("steps", len(steps)) as bar:
         for step in steps:
-            x_0 = _each(generator, texts, given, path[step], step, _predicted)
+            x_0 = _each(generator, rows, path[step], step, _predicted)
             moved = x_0 + size * _along(run, generator, judge, rows, x_0, references, step)
             x_t = _stepped(generator, path[step], moved, step)
             for later in range(step + 1, generator.num_steps):
-                x_t = _each(generator, texts, given, x_t, later, _advanced)
+                x_t = _each(generator, rows, x_t, later, _advanced)
             oracle, margin = (now - then for now, then in zip(seen(_decoded(generator, x_t)), before, strict=True))
             noise = float(generator.scales(step).sigma)
             found.append(
@@ -113,19 +111,19 @@ def _along(
     run: Run,
     generator: PipelineGenerator,
     judge: RewardModel,
-    rows: Sequence[ShapePrompt],
+    rows: Sequence[Prompt],
     x_0: Tensor,
     references: Sequence[Pixels],
     step: int,
 ) -> Tensor:
     """Minus ReFL's gradient in x_0 [B, ...], as long as x_0 is; 0 where there is none."""
-    recipe, (texts, given) = run.recipe.refl, asked_of(rows)
+    recipe = run.recipe.refl
     draw = np.random.default_rng([run.recipe.seed, STREAM, step])
     decode, shown = judged_frames(generator, references, recipe.frames, draw)
     noise = torch.Generator().manual_seed(run.recipe.seed)
 
     def ask(pixels: PixelBatch) -> Any:
-        return judge_copies(judge, texts, pixels, shown, recipe, noise, given)
+        return judge_copies(judge, rows, pixels, shown, recipe, noise)
 
     _, gradient = decoder_vjp(decode, x_0, ask, AT_ONCE)
     length = _length(gradient)
@@ -154,8 +152,7 @@ def _stepped(generator: PipelineGenerator, x_t: Tensor, x_0: Tensor, step: int) 
 @torch.no_grad()
 def _each(
     generator: PipelineGenerator,
-    texts: Sequence[str],
-    given: Sequence[Pixels | None],
+    rows: Sequence[Prompt],
     x_t: Tensor,
     step: int,
     what: Any,
@@ -164,7 +161,7 @@ def _each(
     parts = []
     for start in range(0, len(x_t), AT_ONCE):
         here = slice(start, start + AT_ONCE)
-        condition = generator.encode(texts[here], given[here])
+        condition = generator.encode(rows[here])
         parts.append(what(generator, x_t[here], generator.predict(x_t[here], step, condition), step))
     return torch.cat(parts)
 
@@ -176,10 +173,9 @@ def _decoded(generator: PipelineGenerator, x_0: Tensor) -> PixelBatch:
 
 @torch.no_grad()
 def _margins(
-    judge: RewardModel, rows: Sequence[ShapePrompt], pixels: PixelBatch, references: Sequence[Pixels]
+    judge: RewardModel, rows: Sequence[Prompt], pixels: PixelBatch, references: Sequence[Pixels]
 ) -> Float[np.ndarray, " B"]:
     asked = [
-        Question(row.text, picture, reference, condition=row.condition)
-        for row, picture, reference in zip(rows, pixels, references, strict=True)
+        Question(row, picture, reference) for row, picture, reference in zip(rows, pixels, references, strict=True)
     ]
     return judge(asked).margin.float().cpu().numpy()

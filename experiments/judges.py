@@ -209,7 +209,7 @@ def by_prompt(judge: RewardModel, pairs: Sequence[Preference]) -> list[float]:
     """
     found: dict[str, list[float]] = {}
     for pair, right in zip(pairs, agreement(judge, pairs).tolist(), strict=True):
-        found.setdefault(pair.prompt, []).append(right)
+        found.setdefault(pair.prompt.text, []).append(right)
     return [sum(own) / len(own) for own in found.values()]
 
 

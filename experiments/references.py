@@ -35,7 +35,8 @@ from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, wri
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import PICTURES, Seen, ShapePrompt
+from rewarddance.shapeworld.tasks import PICTURES, Seen
+from rewarddance.types import Prompt
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
 
@@ -129,7 +130,7 @@ class Baseline(NamedTuple):
     generator: str
     seed: int
     judge: Judge
-    prompts: list[ShapePrompt]
+    prompts: list[Prompt]
     base: Tensor
     scores: list[list[Seen]]
 
@@ -222,7 +223,7 @@ def measured(recipe: ReferencesRecipe, cell: Cell, ground: Baseline, folder: Pat
     title = f"{cell.arm}, after ReFL"
     pictures, scores = sampled(generator, ground.prompts, recipe.samples, cell.seed, 9, title)
     reward = proxy(ground.judge, ground.prompts, {"base": ground.base, "refl": pictures}, ground.base)
-    shown = [PICTURES.score(torch.stack(one.pictures), ShapePrompt(one.prompt, "")) for one in bank]
+    shown = [PICTURES.score(torch.stack(one.pictures), one.prompt) for one in bank]
     return Row(
         seed=cell.seed,
         arm=cell.arm,

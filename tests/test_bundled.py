@@ -136,13 +136,11 @@ def test_the_video_base_is_able_but_imperfect(task, options, least):
     generator = load_generator("shapeworld-video-generator", num_inference_steps=10, **VIDEOS, **options)
     world = task_of(task, MotionRecipe(task=task))
     prompts = [one for one in world.prompts("held_out", 30, 0) for _ in range(2)]
-    videos = sample(
-        generator, [one.text for one in prompts], list(range(60)), conditions=[one.condition for one in prompts]
-    )
+    videos = sample(generator, prompts, list(range(60)))
     seen = [world.score(video[None], one)[0].alignment for video, one in zip(videos, prompts, strict=True)]
     assert least < np.mean(seen) < 0.7, np.mean(seen)
     if task == "i2v":
-        first = torch.stack([one.condition[0] for one in prompts if one.condition is not None])
+        first = torch.stack([one.image[0] for one in prompts if one.image is not None])
         assert (videos[:, 0] - first).square().mean() < 0.01, "they begin as they were asked to"
 
 

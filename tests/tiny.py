@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -25,13 +25,14 @@ from transformers import (
 
 from rewarddance.cli import main
 from rewarddance.generators.flow import euler_step, predicted_x_0
+from rewarddance.protocols import RewardModel
 from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
 from rewarddance.shapeworld.training.generator import build_pipeline
 from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, build_judge_base, save_judge_base
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
 from rewarddance.shapeworld.training.video_generator import build_video_pipeline
 from rewarddance.shapeworld.training.video_judge import build_video_judge_base
-from rewarddance.types import PixelBatch, Preference, Question, Scales, Verdict
+from rewarddance.types import PixelBatch, Preference, Prompt, Question, Scales, Verdict, as_prompt
 
 
 @functools.cache
@@ -266,8 +267,16 @@ def quickstart_recipe(folder: Path) -> Path:
     return path
 
 
+def comparing(answer: Callable[[Sequence[Question]], Verdict]) -> RewardModel:
+    """A function as a reward that compares with a reference."""
+    answer.needs_reference = True  # type: ignore[attr-defined]
+    return answer  # type: ignore[return-value]
+
+
 class BrightnessJudge:
     """Margin = 8 (mean of the candidate - mean of the reference) + bias. `asked` counts questions."""
+
+    needs_reference = True
 
     def __init__(self, bias: float = 0.0) -> None:
         self.bias, self.asked = bias, 0
@@ -294,8 +303,8 @@ class TinyGenerator:
         self.whole = nn.Parameter(torch.tensor([[0.5]]), requires_grad=False)
         self.trained = True
 
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Tensor:
-        return torch.tensor([0.1 * (len(prompt) % 5) for prompt in prompts])[:, None, None, None]
+    def encode(self, prompts: Sequence[str | Prompt]) -> Tensor:
+        return torch.tensor([0.1 * (len(as_prompt(prompt).text) % 5) for prompt in prompts])[:, None, None, None]
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         self.started += list(seeds)
@@ -365,7 +374,7 @@ class GaussianGenerator:
         away = (x_t - (1 - sigma) * self.mean) / ((1 - sigma) ** 2 * self.variance + sigma**2)
         return self.mean + (1 - sigma) * self.variance * away, sigma * away
 
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> None:
+    def encode(self, prompts: Sequence[str | Prompt]) -> None:
         return None
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:

@@ -72,6 +72,7 @@ from rewarddance.data.media import as_images
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
+from rewarddance.types import Prompt
 
 pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)  # it is called where it is not installed, too; PROMPTS need none
 
@@ -410,24 +411,24 @@ def own_call(pipeline: Any, family: str, guided: bool = False, steps: int = STEP
         asked["guidance_scale"] = 0.0 if family == "z-image" else 1.0
     if "negative_prompt" in asked:
         asked["negative_prompt"] = [asked["negative_prompt"]] * len(PROMPTS)
-    if first_frames(family) is not None:  # such a pipeline takes one picture a call
+    if "i2v" in family:  # such a pipeline takes one picture a call
         return torch.cat([_own_video(pipeline, row, {**asked, "num_inference_steps": steps}) for row in range(2)])
     noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     drawn = pipeline(prompt=list(PROMPTS), generator=noise, num_inference_steps=steps, output_type="pt", **asked)
     return drawn.frames if "num_frames" in asked else drawn.images
 
 
-def first_frames(family: str) -> list[torch.Tensor] | None:
-    """The pictures that the prompts come with, where the family is given one."""
-    return [*FIRST_FRAMES] if "i2v" in family else None
+def prompts_of(family: str, frames: Sequence[int] = (0, 1)) -> list[Prompt]:
+    """PROMPTS, each with one of FIRST_FRAMES where the family is given a picture."""
+    images = [FIRST_FRAMES[number] if "i2v" in family else None for number in frames]
+    return [Prompt(text, image=image) for text, image in zip(PROMPTS, images, strict=True)]
 
 
 def drawn(
     generator: PipelineGenerator, family: str, seeds: Sequence[int] = (3, 1), frames: Sequence[int] = (0, 1)
 ) -> torch.Tensor:
     """Our pictures or videos of PROMPTS, each with its first frame where the family is given one."""
-    given = first_frames(family)
-    return sample(generator, PROMPTS, [*seeds], conditions=given and [given[number] for number in frames])
+    return sample(generator, prompts_of(family, frames), [*seeds])
 
 
 def _own_video(pipeline: Any, row: int, asked: dict[str, Any]) -> torch.Tensor:

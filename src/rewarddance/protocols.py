@@ -7,29 +7,47 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from rewarddance.types import PixelBatch, Question, Scales, Verdict
+from rewarddance.errors import InputError
+from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
 
 
 @runtime_checkable
 class RewardModel(Protocol):
-    """Answers questions. Raises RewardError where a verdict cannot be had; it never returns a stand-in number."""
+    """Answers questions. Raises RewardError where a verdict cannot be had; it never returns a stand-in number.
+
+    needs_reference: does it compare a candidate with a reference? Otherwise it scores each candidate by itself, and the
+    margin of a question with a reference is the difference of two scores.
+    """
+
+    @property
+    def needs_reference(self) -> bool: ...
 
     def __call__(self, questions: Sequence[Question]) -> Verdict: ...
+
+
+def needs_reference(reward: Any) -> bool:
+    """Does a reward model compare a candidate with a reference? Raises InputError for one that does not say."""
+    try:
+        return reward.needs_reference
+    except AttributeError:
+        raise InputError(
+            f"the reward {reward!r} does not say whether it needs a reference.",
+            "Wrap a function with as_reward, or give your class the attribute needs_reference (True or False).",
+        ) from None
 
 
 @runtime_checkable
 class Generator(Protocol):
     """A denoiser, whatever its family. Samplers and algorithms are written once, over these methods.
 
-    `condition` is opaque: what `encode` returned for a batch of B prompts and the pictures they came with. Steps are
-    numbered 0 .. S - 1 from pure noise; `x_t` at step s is the latent before that step.
+    `condition` is opaque: what `encode` returned for a batch of B prompts. Steps are numbered 0 .. S - 1 from pure
+    noise; `x_t` at step s is the latent before that step.
     """
 
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Any:
-        """The conditioning of B prompts.
+    def encode(self, prompts: Sequence[Prompt]) -> Any:
+        """The conditioning of B prompts, each with its picture and its negative text.
 
-        conditions: the pixels [T, C, H, W] in [0, 1] that each comes with (the first frame, in image to video), or
-        None. Raises InputError naming a prompt that has a picture for nothing, or lacks the one that is needed.
+        Raises InputError naming a prompt that has a picture for nothing, or lacks the one that is needed.
         """
         ...
 

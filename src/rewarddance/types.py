@@ -7,6 +7,7 @@ autograd graph. A margin is the logit of yes minus the logit of no, in float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,44 +25,84 @@ OtherPixels = Float[Tensor, "T2 C H2 W2"]
 PixelBatch = Float[Tensor, "B T C H W"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
-    """What the generator is asked for. `metadata` is carried along unread (GenEval's record, an id, a category).
+    """What a generator is asked for, and what a judge is asked about.
 
-    condition: the file of the picture that it is given beside the text (the first frame, in image to video).
+    text: the words.
+    negative: what a generator with guidance is steered away from, before its own `negative_prompt`.
+    metadata: carried along unread (GenEval's record, an id, a category).
+    image: the picture [T, C, H, W] that the prompt comes with: the first frame of a video, the source of an edit.
+    image_path: the picture's file, for records.
+
+    Prompts that share one picture hold the very same tensor, so that it is encoded once; two prompts are equal only
+    where their pictures are the same tensor or the same file. Raises InputError where the text is no encodable text.
     """
 
     text: str
     negative: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
-    condition: Path | None = None
+    image: Pixels | None = field(default=None, repr=False)
+    image_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):  # a template would write it out, and the judge answer as if it were one
+            raise InputError(f"the prompt {self.text!r} is no text.", "Give one text.")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the prompt {self.text!r} is broken: {error.reason}.", "Correct it.") from None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Prompt):
+            return NotImplemented
+        same_image = self.image is other.image if self.image_path is None else self.image_path == other.image_path
+        words = self.text, self.negative, self.metadata
+        return same_image and words == (other.text, other.negative, other.metadata)
+
+    def __hash__(self) -> int:
+        return hash((self.text, self.negative, self.image_path or id(self.image)))
 
 
-@dataclass(frozen=True, eq=False)
+def as_prompt(prompt: str | Prompt) -> Prompt:
+    """A text as a Prompt; a Prompt as it is. Raises InputError where it is neither."""
+    return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+
+
+def as_prompts(prompts: Iterable[str | Prompt]) -> list[Prompt]:
+    """`as_prompt` of each."""
+    return [as_prompt(prompt) for prompt in prompts]
+
+
+@dataclass(frozen=True, eq=False, init=False)
 class Question:
     """One question to a judge: is `candidate` better than `reference` for `prompt`, under `instruction`?
 
-    prompt: the text the picture was made for. candidate, reference: pixels [T, C, H, W] in [0, 1]; a pointwise judge
-    needs no reference. instruction: the name of a task instruction, or None for the judge's own. condition: the picture
-    that the generator was given beside the prompt (image to video, editing). fps: frames a second of the candidate and
-    of the reference, where they are videos and it is known.
+    prompt: what the picture was made for, with the picture that it was made from if there is one; a text is made into
+    a Prompt.
+    candidate, reference: pixels [T, C, H, W] in [0, 1]; a pointwise judge needs no reference.
+    instruction: the name of a task instruction, or None for the judge's own.
+    fps: frames a second of the candidate and of the reference, where they are videos and it is known.
+
     Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text.
     """
 
-    prompt: str
+    prompt: Prompt
     candidate: Pixels
     reference: OtherPixels | None = None
     instruction: str | None = None
-    condition: Float[Tensor, "T3 C H3 W3"] | None = None
     fps: tuple[float | None, float | None] = (None, None)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):  # a template would write it out, and the judge answer as if it were one
-            raise InputError(f"the prompt {self.prompt!r} is no text.", "Give one text.")
-        try:
-            self.prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the prompt {self.prompt!r} is broken: {error.reason}.", "Correct it.") from None
+    def __init__(
+        self,
+        prompt: str | Prompt,
+        candidate: Pixels,
+        reference: OtherPixels | None = None,
+        instruction: str | None = None,
+        fps: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        vars(self).update(prompt=as_prompt(prompt), candidate=candidate, reference=reference)
+        vars(self).update(instruction=instruction, fps=fps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,28 +122,49 @@ class Verdict:
         return torch.sigmoid(self.margin)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Preference:
     """One comparison by people: for `prompt`, the share of votes that found `second` better than `first`.
 
-    share: in [0, 1]; 0.5 is a tie. source: where the pair comes from, for figures by source. condition: the picture
-    that both were made from besides the prompt. reason: why the answer is as it is with `second` as the candidate and
-    `first` as the reference; reason_swapped: with the two changed over. A reason speaks of "the candidate", so each
-    order has its own; "" is none. criterion: by what the votes were cast, "" where by all. annotator: who voted, ""
-    where many did. fps: frames a second of both files, where they are videos and it is known.
+    prompt: with the picture that both were made from, if there is one; a text is made into a Prompt.
+    share: in [0, 1]; 0.5 is a tie.
+    source: where the pair comes from, for figures by source.
+    reason: why the answer is as it is with `second` as the candidate and `first` as the reference; reason_swapped: with
+    the two changed over. A reason speaks of "the candidate", so each order has its own; "" is none.
+    criterion: by what the votes were cast, "" where by all.
+    annotator: who voted, "" where many did.
+    fps: frames a second of both files, where they are videos and it is known.
     """
 
-    prompt: str
+    prompt: Prompt
     first: Pixels
     second: OtherPixels
     share: float
     source: str = ""
-    condition: Float[Tensor, "T3 C H3 W3"] | None = None
     reason: str = ""
     reason_swapped: str = ""
     criterion: str = ""
     annotator: str = ""
     fps: tuple[float | None, float | None] = (None, None)
+
+    def __init__(
+        self,
+        prompt: str | Prompt,
+        first: Pixels,
+        second: OtherPixels,
+        share: float,
+        source: str = "",
+        *,
+        reason: str = "",
+        reason_swapped: str = "",
+        criterion: str = "",
+        annotator: str = "",
+        fps: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        vars(self).update(prompt=as_prompt(prompt), first=first, second=second, share=share, source=source)
+        vars(self).update(
+            reason=reason, reason_swapped=reason_swapped, criterion=criterion, annotator=annotator, fps=fps
+        )
 
 
 class Scales(NamedTuple):
@@ -119,7 +181,7 @@ class Rollout:
     x_t: the latents [B, ...] at `step`; step: how many steps were taken; noise: the latents each began from.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     noise: Tensor
     x_t: Tensor
     step: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import BrightnessJudge
+from tiny import BrightnessJudge, comparing
 
 from rewarddance.alignment.advantages import advantages, combine, win_rates
 from rewarddance.alignment.rewards import Reward, judging_of, preferred, scores
@@ -66,6 +66,7 @@ def test_samples_are_scored_within_the_group_against_references_or_alone():
     assert within.values.argsort(1).tolist() == [[0, 1, 2]] * 2 and within.margins.shape == (2, 3, 3)
     assert within.margins[0, 2, 0].item() == pytest.approx(6.4, rel=1e-5)
 
+    @comparing
     def alone(questions):
         assert all(question.reference is None for question in questions)
         return Verdict(torch.stack([question.candidate.mean() for question in questions]))
@@ -80,6 +81,7 @@ def test_the_better_of_two_is_preferred_however_the_judge_is_asked():
         found = preferred(Reward(BrightnessJudge(), judging), ["a", "b", "c"], pairs).tolist()
         assert found == pytest.approx([found[0], 1 - found[0], 0.5]) and found[0] > 0.9
 
+    @comparing
     def alone(questions):
         return Verdict(torch.stack([question.candidate.mean() for question in questions]))
 
@@ -88,21 +90,19 @@ def test_the_better_of_two_is_preferred_however_the_judge_is_asked():
 
 
 def test_a_score_that_is_not_finite_names_its_prompt():
+    @comparing
     def broken(questions):
-        return Verdict(torch.tensor([float("nan") if question.prompt == "b" else 0.0 for question in questions]))
+        return Verdict(torch.tensor([float("nan") if question.prompt.text == "b" else 0.0 for question in questions]))
 
     with pytest.raises(RewardError, match="the judge gave 'b' a score that is not finite"):
         scores(Reward(broken, "alone"), ["a", "b"], GREYS)
 
 
-class Config:
-    kind = "pairwise"
-
-
 def test_a_judge_that_compares_is_asked_within_the_group_and_never_alone():
     judge = BrightnessJudge()
+    judge.needs_reference = False
     assert judging_of(judge, None) == "alone"
-    judge.config = Config()
+    judge.needs_reference = True
     assert judging_of(judge, None) == "group" and judging_of(judge, "references") == "references"
     with pytest.raises(InputError, match="cannot score one sample by itself"):
         judging_of(judge, "alone")

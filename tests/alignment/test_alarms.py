@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_refl_training import BANK, RECIPE, logged
-from tiny import BrightnessJudge, TinyGenerator
+from tiny import BrightnessJudge, TinyGenerator, comparing
 
 from rewarddance.alignment.alarms import DO, AlarmLog, AlarmMonitor, AlarmRecipe
 from rewarddance.alignment.refl_step import refl_step, train_refl
@@ -189,6 +189,7 @@ def test_samples_the_held_out_judge_disagrees_about_send_no_gradient(gate, moved
     weights = generator.add_lora(2, 2)
     recipe = RECIPE.model_copy(update={"gate": gate, "loss": "linear"})
 
+    @comparing
     def never(questions):
         return Verdict(-torch.ones(len(questions)))
 

@@ -27,7 +27,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import rollout
 from rewarddance.reward.loading import load_reward
 from rewarddance.search.best_of_n import best_of_n
-from rewarddance.types import Question
+from rewarddance.types import Prompt, Question
 
 TEXTS = ["a red circle moves left", "a blue square grows"]
 FIRST = [torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(n)) for n in (7, 8)]
@@ -45,16 +45,17 @@ def judge_of(task: str, kind: str = "pairwise", frames: int = 3):
     return load_reward(str(video_judge_folder()), kind=kind, instruction=f"{task}-brief", frames=frames, fps=8.0)
 
 
-def given(task: str) -> list[Tensor | None]:
-    return [*FIRST] if task == "i2v" else [None, None]
+def prompts_of(task: str) -> list[Prompt]:
+    first = [*FIRST] if task == "i2v" else [None, None]
+    return [Prompt(text, image=image) for text, image in zip(TEXTS, first, strict=True)]
 
 
 def bank_of(generator, task: str) -> list[References]:
-    made = rollout(generator, TEXTS, [91, 92], 3, given(task)).x_t
+    made = rollout(generator, prompts_of(task), [91, 92], 3).x_t
     videos = generator.decode(made).detach()
     return [
-        References(text, (video,), (91 + i,), (1.0,), made[i : i + 1], given(task)[i])
-        for i, (text, video) in enumerate(zip(TEXTS, videos, strict=True))
+        References(prompt, (video,), (91 + i,), (1.0,), made[i : i + 1])
+        for i, (prompt, video) in enumerate(zip(prompts_of(task), videos, strict=True))
     ]
 
 
@@ -118,12 +119,12 @@ def test_a_step_on_some_frames_leaves_the_gradient_of_one_graph(task):
     for one, noise in zip(group, seeds, strict=True):
         one.choose(draw, noise)
     numbers = one_of_each(9, 3, draw)
-    prompts, shown = [one.prompt for one in group], [one.condition for one in group]
-    x_t = rollout(generator, prompts, seeds, stop, shown).x_t
-    v = generator.predict(x_t, stop, generator.encode(prompts, shown))
+    prompts = [one.prompt for one in group]
+    x_t = rollout(generator, prompts, seeds, stop).x_t
+    v = generator.predict(x_t, stop, generator.encode(prompts))
     videos = generator.decode(generator.predict_x0(x_t, v, stop))[:, numbers].clamp(0, 1)
     asked = [
-        Question(prompt, video, one.pictures[0][numbers], condition=one.condition)
+        Question(prompt, video, one.pictures[0][numbers])
         for prompt, video, one in zip(prompts, videos, group, strict=True)
     ]
     LOSSES["margin"](judge(asked).margin, cap=recipe.cap).backward()
@@ -162,13 +163,13 @@ def test_flow_grpo_and_diffusion_nft_take_videos_and_a_video_judge(task):
     for algorithm in ("grpo", "nft"):
         generator = videos_of(task)
         weights = generator.add_lora(2, 2)
-        asked = generator, [Reward(judge_of(task), "group")], TEXTS
+        asked = generator, [Reward(judge_of(task), "group")], prompts_of(task)
         if algorithm == "grpo":
             one_window = GrpoRecipe(prompts_per_step=2, group_size=2, window=1)
-            figures = list(grpo_updates(*asked, one_window, 0, 0, conditions=given(task)))
+            figures = list(grpo_updates(*asked, one_window, 0, 0))
         else:
             recipe, ema = NftRecipe(prompts_per_step=2, group_size=2), Ema(weights, 0.5)
-            figures = list(nft_updates(*asked, recipe, 0, 0, ema, conditions=given(task)))
+            figures = list(nft_updates(*asked, recipe, 0, 0, ema))
         assert figures and all(np.isfinite(list(one.values())).all() for one in figures)
         assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in weights)
 
@@ -176,7 +177,7 @@ def test_flow_grpo_and_diffusion_nft_take_videos_and_a_video_judge(task):
 @both
 def test_a_search_finds_the_video_that_the_video_judge_prefers(task):
     generator = videos_of(task)
-    found = best_of_n(generator, judge_of(task), TEXTS, [[1, 2, 3], [4, 5, 6]], conditions=given(task))
+    found = best_of_n(generator, judge_of(task), prompts_of(task), [[1, 2, 3], [4, 5, 6]])
     assert found.pictures.shape == (2, 3, 9, 3, 32, 32)
     assert (found.wins.argmax(1) == found.chosen).all() or found.wins.max() == found.wins.min()
 

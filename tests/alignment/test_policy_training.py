@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_refl_training import BANK, brightness
-from tiny import BrightnessJudge, TinyGenerator
+from tiny import BrightnessJudge, TinyGenerator, comparing
 from tiny_pipelines import fresh
 
 from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates, train_grpo
@@ -33,6 +33,8 @@ NFT = NftRecipe(**LOOP, learning_rate=0.1, velocity_mse=0.0, advantage_clip=1.0,
 
 class Mean:
     """A person who likes bright pictures: no gradient, no reference. It may be cut off at a call."""
+
+    needs_reference = False
 
     def __init__(self, sign: float = 1.0, calls: int = 10**6) -> None:
         self.sign, self.calls = sign, calls
@@ -333,6 +335,7 @@ def test_no_sample_of_a_group_with_one_noise_meets_a_reference_of_that_noise(tmp
     bank = [replace(one, seeds=(noise, one.seeds[1])) for one in BANK]
     seen = []
 
+    @comparing
     def judge(questions):
         seen.extend(question.reference for question in questions)
         return BrightnessJudge()(questions)
@@ -342,6 +345,7 @@ def test_no_sample_of_a_group_with_one_noise_meets_a_reference_of_that_noise(tmp
 
 
 def test_an_infinite_margin_is_an_error_though_its_win_rate_would_be_a_number(tmp_path):
+    @comparing
     def sure(questions):
         return Verdict(torch.full((len(questions),), float("inf")))
 

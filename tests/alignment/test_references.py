@@ -12,6 +12,7 @@ from tiny import BrightnessJudge, TinyGenerator
 from rewarddance.alignment.references import ReferenceRecipe, References, build_references, candidate_seeds
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
+from rewarddance.types import Prompt
 
 PROMPTS = [f"prompt {'x' * i}" for i in range(10)]
 RECIPE = ReferenceRecipe(candidates=16, keep=3)
@@ -42,7 +43,7 @@ def test_the_bank_keeps_the_tournaments_winners(whole):
         seeds = candidate_seeds(5, i, 16)
         candidates = sample(TinyGenerator(), [PROMPTS[i]] * 16, seeds)
         best = candidates.mean(dim=(1, 2, 3, 4)).argsort(descending=True)[:3].tolist()
-        assert references.prompt == PROMPTS[i]
+        assert references.prompt.text == PROMPTS[i]
         assert references.seeds == tuple(seeds[k] for k in best)
         assert references.wins == (15, 14, 13)
         for picture, latent, k in zip(references.pictures, references.latents, best, strict=True):
@@ -98,7 +99,7 @@ def test_a_bank_whose_last_lines_were_lost_or_cut_off_is_finished_the_same(whole
     generator = TinyGenerator()
     bank = build(tmp_path, generator)
     assert generator.started == [seed for i in range(kept, 10) for seed in candidate_seeds(5, i, 16)]
-    assert [one.prompt for one in bank] == PROMPTS
+    assert [one.prompt.text for one in bank] == PROMPTS
     assert_same_bank(tmp_path, whole)
 
 
@@ -136,7 +137,7 @@ def test_the_bank_names_its_files_relative_to_itself(whole):
 
 def test_a_sample_is_never_judged_against_its_own_noise():
     pictures = tuple(torch.full((1, 3, 1, 1), value) for value in (0.1, 0.2, 0.3))
-    references = References("p", pictures, seeds=(11, 12, 13), wins=(2.0, 1.0, 0.0), latents=torch.zeros(3, 1))
+    references = References(Prompt("p"), pictures, seeds=(11, 12, 13), wins=(2.0, 1.0, 0.0), latents=torch.zeros(3, 1))
     rng = np.random.default_rng(0)
     chosen = [references.choose(rng, own_seed=12) for _ in range(200)]
     assert set(chosen) == {0, 2}
@@ -146,7 +147,7 @@ def test_a_sample_is_never_judged_against_its_own_noise():
 
 def test_a_prompt_whose_only_reference_is_the_samples_own_is_an_error():
     references = References(
-        "a red circle", (torch.zeros(1, 3, 1, 1),), seeds=(11,), wins=(1.0,), latents=torch.zeros(1, 1)
+        Prompt("a red circle"), (torch.zeros(1, 3, 1, 1),), seeds=(11,), wins=(1.0,), latents=torch.zeros(1, 1)
     )
     with pytest.raises(InputError, match="every reference of 'a red circle'"):
         references.choose(np.random.default_rng(0), own_seed=11)

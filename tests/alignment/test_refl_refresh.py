@@ -158,7 +158,7 @@ def test_a_candidate_never_meets_a_picture_of_its_own_noise_in_a_bank_made_anew(
     banks = bank_module._read(tmp_path / "second" / "references" / "step-8" / "references.jsonl")
     met = 0
     for question, seed in zip(samples, own, strict=True):
-        one = banks[question.prompt, ""]
+        one = banks[question.prompt.text, "", ""]
         place = next(i for i, picture in enumerate(one.pictures) if torch.equal(picture, question.reference))
         assert one.seeds[place] != seed
         met += seed in one.seeds

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from tiny import BrightnessJudge, TinyGenerator, generator_folder, judge_folder
+from tiny import BrightnessJudge, TinyGenerator, comparing, generator_folder, judge_folder
 from tiny_pipelines import fresh
 from torch import Tensor, nn
 
@@ -19,7 +19,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import rollout
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.types import Question, Verdict
+from rewarddance.types import Prompt, Question, Verdict
 
 PROMPTS = ["a red circle", "two small blue crosses left of a square", "a green square"]
 RECIPE = ReflRecipe(prompts_per_step=2, group_size=2, lora_rank=2, loss="margin", velocity_mse=0.3)
@@ -72,7 +72,7 @@ def test_the_gradient_through_the_last_steps_is_that_of_one_graph(make, length, 
 def bank_of(generator, size: int = 32) -> list[References]:
     return [
         References(
-            prompt,
+            Prompt(prompt),
             tuple(torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(k)) for k in (i, 9 + i)),
             (-1, -2), (1.0, 0.0), generator.init_noise([i, 9 + i]),
         )
@@ -104,9 +104,10 @@ def test_checkpointing_every_part_leaves_the_same_gradient_and_figures(last_step
 def test_the_last_steps_are_those_of_a_finished_picture_and_lift_the_judges_margin():
     generator = TinyGenerator(num_steps=6)
     weights = generator.add_lora(2, 2)
-    bank = [References("p", (torch.full((1, 3, 4, 4), 0.5),), (-1,), (1.0,), torch.zeros(1, 3, 4, 4))]
+    bank = [References(Prompt("p"), (torch.full((1, 3, 4, 4), 0.5),), (-1,), (1.0,), torch.zeros(1, 3, 4, 4))]
     asked: list[Question] = []
 
+    @comparing
     def judge(questions: list[Question]) -> Verdict:
         asked.extend(questions)
         return BrightnessJudge()(questions)
@@ -188,6 +189,7 @@ def test_a_judge_that_runs_out_of_memory_is_named_whether_or_not_it_says_so_itse
     generator = TinyGenerator()
     generator.add_lora(2, 2)
 
+    @comparing
     def judge(questions: list[Question]) -> Verdict:
         raise RewardError("memory ran out on a single question.", "") from torch.OutOfMemoryError("no room")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import BrightnessJudge, TinyGenerator
+from tiny import BrightnessJudge, TinyGenerator, comparing
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import margin_loss, velocity_mse
@@ -18,7 +18,7 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Question, Verdict
+from rewarddance.types import Prompt, Question, Verdict
 
 RECIPE = ReflRecipe(
     steps=15,
@@ -43,7 +43,8 @@ def bank_of(n: int) -> list[References]:
     """Prompts with a grey and a lighter reference each."""
     greys = tuple(torch.full((1, 3, 4, 4), value) for value in (0.5, 0.6))
     latents = torch.stack([grey[0].logit() for grey in greys])
-    return [References(f"prompt {'x' * i}", greys, seeds=(-1, -2), wins=(1.0, 0.0), latents=latents) for i in range(n)]
+    prompts = [Prompt(f"prompt {'x' * i}") for i in range(n)]
+    return [References(prompt, greys, seeds=(-1, -2), wins=(1.0, 0.0), latents=latents) for prompt in prompts]
 
 
 BANK = bank_of(6)
@@ -88,6 +89,7 @@ def test_refl_raises_what_the_judge_rewards(tmp_path):
 
 
 def test_a_judge_of_the_opposite_taste_lowers_it(tmp_path):
+    @comparing
     def darkness(questions: list[Question]) -> Verdict:
         return Verdict(-BrightnessJudge()(questions).margin)
 
@@ -136,6 +138,7 @@ def test_a_step_leaves_the_gradient_of_the_late_one_step_prediction():
     recipe = RECIPE.model_copy(update={"velocity_mse": 0.3, "jitter_copies": 1, "jitter_shift": 0, "jitter_noise": 0.0})
     generator, asked = TinyGenerator(num_steps=6), []
 
+    @comparing
     def judge(questions: list[Question]) -> Verdict:
         asked.extend(questions)
         return BrightnessJudge()(questions)
@@ -169,7 +172,9 @@ def test_a_step_adds_the_gradient_of_denoising_the_references():
     """By hand: the squared error of the velocity from the reference to its noise, at the step's own noise level."""
     latent = torch.randn(1, 3, 4, 4)
     picture = latent.sigmoid()[0].unsqueeze(0)
-    bank = [References(f"prompt {'x' * i}", (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)]
+    bank = [
+        References(Prompt(f"prompt {'x' * i}"), (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)
+    ]
     read: list[tuple] = []
 
     class Reading(TinyGenerator):
@@ -206,7 +211,7 @@ def test_a_step_adds_the_gradient_of_denoising_the_references():
 
 def test_fewer_references_than_samples_are_denoised_where_the_recipe_says_so():
     picture, latent = torch.rand(1, 3, 4, 4), torch.randn(1, 3, 4, 4)
-    bank = [References(f"prompt {i}", (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)]
+    bank = [References(Prompt(f"prompt {i}"), (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)]
     read: list[torch.Tensor] = []
 
     class Reading(TinyGenerator):
@@ -272,9 +277,10 @@ def test_the_gradient_is_taken_at_every_late_step_and_no_other():
     assert stops == {5, 6, 7, 8}
 
 
-def prompts_asked(bank: list[References], steps: int, per_step: int) -> list[str]:
-    asked: list[str] = []
+def prompts_asked(bank: list[References], steps: int, per_step: int) -> list[Prompt]:
+    asked: list[Prompt] = []
 
+    @comparing
     def judge(questions: list[Question]) -> Verdict:
         asked.extend(question.prompt for question in questions)
         return BrightnessJudge()(questions)
@@ -298,6 +304,7 @@ def test_every_prompt_comes_once_before_any_comes_again(per_step):
 def test_samples_of_a_group_share_the_prompt_and_have_noises_of_their_own():
     generator, asked = TinyGenerator(), []
 
+    @comparing
     def judge(questions: list[Question]) -> Verdict:
         asked.extend(question.prompt for question in questions)
         return BrightnessJudge()(questions)

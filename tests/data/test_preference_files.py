@@ -11,7 +11,7 @@ from tiny import pictures
 
 from rewarddance.data.preferences import PreferenceSet, read_rows, write_preferences
 from rewarddance.errors import InputError
-from rewarddance.types import Preference
+from rewarddance.types import Preference, Prompt
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back(path):
     found, shown = PreferenceSet(path), pictures(6)
     assert len(found) == 3
     for i, pair in enumerate(found):
-        assert (pair.prompt, pair.share, pair.source) == (f"prompt {i}", i / 2, f"source {i}")
+        assert (pair.prompt.text, pair.share, pair.source) == (f"prompt {i}", i / 2, f"source {i}")
         assert torch.equal(pair.first, shown[2 * i]) and torch.equal(pair.second, shown[2 * i + 1])
 
 
@@ -35,7 +35,7 @@ def test_pictures_lie_beside_the_file_under_relative_names(path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["media_a"] for row in rows] == [f"p_media/{i:06d}_a.png" for i in range(3)]
     moved = path.parent.rename(path.parent.with_name("moved"))
-    assert PreferenceSet(moved / "p.jsonl")[2].prompt == "prompt 2"
+    assert PreferenceSet(moved / "p.jsonl")[2].prompt.text == "prompt 2"
 
 
 def test_votes_on_one_pair_share_its_files(tmp_path):
@@ -104,20 +104,20 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path):
 def test_a_picture_that_broke_later_is_an_error_that_names_it(path):
     found = PreferenceSet(path)
     (path.parent / "p_media" / "000001_b.png").write_bytes(b"broken")
-    assert found[0].prompt == "prompt 0"
+    assert found[0].prompt.text == "prompt 0"
     with pytest.raises(InputError, match=r"000001_b.png cannot be read"):
         found[1]
 
 
 def test_reasons_and_conditions_come_back_as_they_were_written(tmp_path):
     a, b, source = pictures(3)
-    told = Preference("p", a, b, 1.0, "s", condition=source, reason="b is “sharp”", reason_swapped="a is not")
+    told = Preference(Prompt("p", image=source), a, b, 1.0, "s", reason="b is “sharp”", reason_swapped="a is not")
     silent = Preference("p", a, b, 1.0)
     write_preferences([told, silent], tmp_path / "told.jsonl")
     found, other = PreferenceSet(tmp_path / "told.jsonl")
     assert (found.reason, found.reason_swapped) == (told.reason, told.reason_swapped)
-    assert found.condition is not None and torch.equal(found.condition, source)
-    assert other.condition is None and other.reason == other.reason_swapped == ""
+    assert found.prompt.image is not None and torch.equal(found.prompt.image, source)
+    assert other.prompt.image is None and other.reason == other.reason_swapped == ""
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_reasons_and_conditions_come_back_as_they_were_written(tmp_path):
     [
         ({"reason": 3.5}, "reason is 3.5, which is no text"),
         ({"reason_swapped": ["no"]}, "reason_swapped is .*, which is no text"),
-        ({"condition": "gone.png"}, "which is not there"),
-        ({"condition": 3}, "condition is 3, which is no path"),
+        ({"image": "gone.png"}, "which is not there"),
+        ({"image": 3}, "image is 3, which is no path"),
         ({"fps": -8}, "fps is -8; frames a second are above 0"),
         ({"fps_a": "fast"}, "fps_a is 'fast', which is no number"),
         ({"criterion": ["style"]}, "criterion is .*, which is no text"),
@@ -147,15 +147,15 @@ def test_every_key_of_the_schema_comes_back_from_both_kinds_of_file(tmp_path, ki
     a, b, source = pictures(3)
     video = pictures(3, seed=1)[:, 0]
     asked = {"criterion": "motion", "annotator": "ann", "fps": (8.0, None), "reason": "b moves"}
-    rows = [Preference("p", a, video, 0.75, "s", condition=source, **asked), Preference("q", b, a, 0.5)]
+    rows = [Preference(Prompt("p", image=source), a, video, 0.75, "s", **asked), Preference("q", b, a, 0.5)]
     assert write_preferences(rows, tmp_path / f"p.{kind}") == 2
     found = PreferenceSet(tmp_path / f"p.{kind}")
     first, second = found
-    assert (first.prompt, first.share, first.source, first.reason) == ("p", 0.75, "s", "b moves")
+    assert (first.prompt.text, first.share, first.source, first.reason) == ("p", 0.75, "s", "b moves")
     assert (first.criterion, first.annotator, first.fps) == ("motion", "ann", (8.0, None))
     assert len(first.second) == 3 and (first.second - video).abs().max() < 0.5 / 255 + 1e-6
-    assert first.condition is not None and (first.condition - source).abs().max() < 0.5 / 255 + 1e-6
-    assert (second.criterion, second.annotator, second.fps, second.condition) == ("", "", (None, None), None)
+    assert first.prompt.image is not None and (first.prompt.image - source).abs().max() < 0.5 / 255 + 1e-6
+    assert (second.criterion, second.annotator, second.fps, second.prompt.image) == ("", "", (None, None), None)
     assert [row.share for row in read_rows(tmp_path / f"p.{kind}")] == [0.75, 0.5]
 
 
@@ -178,7 +178,7 @@ def test_scores_under_one_prompt_are_compared_and_those_alone_are_counted_aloud(
     lines += [scored("p", 2, 9, criterion="style"), scored("p", 2, 9, annotator="ann")]
     path.write_text("\n".join(lines) + "\n")
     found = PreferenceSet(path)
-    assert sorted((pair.prompt, pair.share) for pair in found) == [("p", 0.5), ("p", 1.0), ("p", 1.0), ("p", 1.0)]
+    assert sorted((pair.prompt.text, pair.share) for pair in found) == [("p", 0.5), ("p", 1.0), ("p", 1.0), ("p", 1.0)]
     shown = pictures(6)
     assert torch.equal(found[1].first, shown[0]) and torch.equal(found[1].second, shown[2])
     assert "3 scored pictures have no other under their prompt" in " ".join(capsys.readouterr().err.split())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rewarddance.data.media import write_picture
-from rewarddance.data.prompts import conditions_of, read_prompts
+from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.shapeworld.scenes import prompt_set
 from rewarddance.types import Prompt
@@ -64,18 +64,15 @@ def written(folder, *rows):
     return folder / "p.jsonl"
 
 
-def test_a_prompts_picture_is_named_from_the_files_folder_and_read_when_it_is_asked_for(tmp_path):
+def test_a_prompts_picture_is_named_from_the_files_folder_and_shared(tmp_path):
     first = torch.rand(1, 3, 4, 6).mul(255).round() / 255
     write_picture(first, tmp_path / "media" / "first.png")
-    rows = [{"prompt": "a", "condition": "media/first.png", "id": 7}, {"prompt": "b"}, {"prompt": "c"}]
-    rows[2]["condition"] = str(tmp_path / "media" / "first.png")
+    rows = [{"prompt": "a", "image": "media/first.png", "id": 7}, {"prompt": "b"}, {"prompt": "c"}]
+    rows[2]["image"] = str(tmp_path / "media" / "first.png")
     prompts = read_prompts(written(tmp_path, *rows))
-    assert prompts[0] == Prompt("a", metadata={"id": 7}, condition=tmp_path / "media" / "first.png")
-    found = conditions_of(prompts)
-    assert found is not None and len(found) == 3
-    torch.testing.assert_close(found[0], first)
-    assert found[1] is None and found[2] is found[0] and [*found[1:]][1] is found[0]
-    assert conditions_of(prompts[1:2]) is None
+    assert prompts[0] == Prompt("a", metadata={"id": 7}, image_path=tmp_path / "media" / "first.png")
+    torch.testing.assert_close(prompts[0].image, first)
+    assert prompts[1].image is None and prompts[2].image is prompts[0].image
 
 
 def test_a_picture_that_cannot_be_used_is_refused_with_its_line_and_the_remedy(tmp_path):
@@ -84,10 +81,10 @@ def test_a_picture_that_cannot_be_used_is_refused_with_its_line_and_the_remedy(t
     write_picture(torch.rand(3, 3, 4, 4), tmp_path / "video.png")
     faults = {"gone.png": "gone.png cannot be read", "cut.png": "cut.png cannot be read", "video.png": "is a video"}
     for name, why in faults.items():
-        file = written(tmp_path, {"prompt": "a", "condition": "whole.png"}, {"prompt": "b", "condition": name})
+        file = written(tmp_path, {"prompt": "a", "image": "whole.png"}, {"prompt": "b", "image": name})
         with pytest.raises(InputError, match=rf"line 2 .*{why}") as caught:
             read_prompts(file)
         assert caught.value.remedy
     for value in (3, "", [], "a\0b"):
         with pytest.raises(InputError, match=r"line 1 .*which is no path"):
-            read_prompts(written(tmp_path, {"prompt": "b", "condition": value}))
+            read_prompts(written(tmp_path, {"prompt": "b", "image": value}))

@@ -208,7 +208,7 @@ def test_rapidata_shares_are_those_of_its_voters_in_all_of_its_forms(tmp_path):
         ("preference", 0.6),
     ]
     assert found[2]["media_b"].endswith("Videos/wan/1.mp4")
-    assert level(path.parent / "out", found[2]["condition"]) == 9
+    assert level(path.parent / "out", found[2]["image"]) == 9
 
     pictures = {"prompt": "a hat", "image1": {"bytes": png(1)}, "image2": {"bytes": png(2)}}
     votes = as_parquet(tmp_path / "votes.parquet", [pictures | {"votes_image1": 9, "votes_image2": 3}])
@@ -244,7 +244,7 @@ def test_genai_benchs_votes_are_shares_and_its_edits_have_a_condition(tmp_path):
         "genai-bench", as_parquet(tmp_path / "edit.parquet", [edit]), output=tmp_path / "out" / "e.jsonl"
     )
     assert not broken and (row["prompt"], row["share"]) == ("make it a dog", 1.0)
-    assert [level(tmp_path / "out", row[key]) for key in ("condition", "media_a", "media_b")] == [7, 8, 9]
+    assert [level(tmp_path / "out", row[key]) for key in ("image", "media_a", "media_b")] == [7, 8, 9]
     animation(tmp_path / "videos" / "1.mp4")
     animation(tmp_path / "videos" / "2.mp4")
     video = {"id": 0, "prompt": "a bear", "video_left": "1.mp4", "video_right": "2.mp4", "vote_type": "leftvote"}
@@ -266,7 +266,7 @@ def test_genai_benchs_ratings_are_scores_that_are_compared(tmp_path):
         ("two dogs", 2),
     ]
     (pair,) = PreferenceSet(tmp_path / "out" / "rows.jsonl")
-    assert (pair.prompt, pair.share) == ("two dogs", 0.0)
+    assert (pair.prompt.text, pair.share) == ("two dogs", 0.0)
 
 
 def test_omnirewardbench_keeps_its_criterion_in_words_and_refuses_what_is_no_picture(tmp_path):
@@ -314,7 +314,7 @@ def test_mmrb2_is_imported_and_then_refused_for_training_only(tmp_path):
     path = as_json(tmp_path / "t2i.json", {"about": {"x": [1]}, "pairs": [pair(), edit, spoken, many]})
     found, broken = imported("mmrb2", path)
     assert shares(found) == [1.0, 0.0] and {row["source"] for row in found} == {"mmrb2/oneigbench"}
-    assert found[1]["condition"] == "../input_images/c.jpg"
+    assert found[1]["image"] == "../input_images/c.jpg"
     assert [(row["row"], row["field"]) for row in broken] == [(3, "response_a"), (4, "prompt_content")]
     output = tmp_path / "out" / "rows.jsonl"
     assert len(PreferenceSet(output)) == 2
@@ -370,7 +370,7 @@ def test_rejected_images_and_labels_and_sharegpt_turns_are_taken_too(tmp_path):
         ("a fox", 1.0),
         ("fox", 0.0),
     ]
-    assert found[1]["condition"] == "../2.png" and found[2]["media"] == "../0.png"
+    assert found[1]["image"] == "../2.png" and found[2]["media"] == "../0.png"
     video = turns("<video><video>Which is better?", "Video 2 is better") | {"videos": ["0.gif", "1.gif"], "prompt": "p"}
     for name in video["videos"]:
         animation(tmp_path / name)

@@ -13,7 +13,7 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.evaluation.examine import ExamRecipe, examine
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings, had, read_evaluation, write_evaluation
 from rewarddance.evaluation.readings import groups_of, read
-from rewarddance.types import Preference, Question, Verdict
+from rewarddance.types import Preference, Prompt, Question, Verdict
 
 PAIRWISE, ALONE = (JudgeFacts(name="judge", kind=kind) for kind in ("pairwise", "regressive"))
 RECIPE = ExamRecipe(batch_size=7, probes=20, groups=6, pictures=4)
@@ -22,9 +22,11 @@ RECIPE = ExamRecipe(batch_size=7, probes=20, groups=6, pictures=4)
 class OwnScores:
     """Scores a picture by 8 times its mean; an answer on a pair is the difference. Prompts of more words please it."""
 
+    needs_reference = True
+
     def __call__(self, questions: Sequence[Question]) -> Verdict:
-        own = [8 * q.candidate.mean() + len(q.prompt.split()) for q in questions]
-        other = [0 if q.reference is None else 8 * q.reference.mean() + len(q.prompt.split()) for q in questions]
+        own = [8 * q.candidate.mean() + len(q.prompt.text.split()) for q in questions]
+        other = [0 if q.reference is None else 8 * q.reference.mean() + len(q.prompt.text.split()) for q in questions]
         return Verdict(torch.stack([a - b for a, b in zip(own, other, strict=True)]))
 
 
@@ -220,7 +222,7 @@ def test_the_same_picture_in_two_pairs_meets_the_others_once():
 
 def test_pictures_made_from_different_conditions_do_not_meet():
     pairs = [
-        Preference("p", p.first, p.second, p.share, condition=torch.full((1, 3, 2, 2), (i % 2) / 2))
+        Preference(Prompt("p", image=torch.full((1, 3, 2, 2), (i % 2) / 2)), p.first, p.second, p.share)
         for i, p in enumerate(made(1))
     ]
     groups = grouped(pairs)

@@ -16,6 +16,7 @@ from experiments.references import ReferencesRecipe, cells, compare_references, 
 from experiments.references_table import Row, lines, markdown, read_rows
 from rewarddance.alignment.references import ReferenceRecipe, References, candidate_seeds
 from rewarddance.runtime.config import load_recipe
+from rewarddance.types import Prompt
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "lab_references.yaml"
 ARMS = {
@@ -66,7 +67,7 @@ def bank(folder: Path) -> list[dict]:
 
 def test_the_bottom_of_a_ranking_is_its_last_places_and_the_top_its_first():
     ranking = References(
-        "a",
+        Prompt("a"),
         tuple(torch.full((1, 3, 2, 2), i / 4) for i in range(4)),
         (7, 5, 6, 4),
         (3.0, 2.0, 1.0, 0.0),

@@ -10,17 +10,16 @@ import torch
 from diffusers import DiffusionPipeline
 from tiny_pipelines import (
     FAMILIES,
-    PROMPTS,
     SEEDS,
     STEPS,
     drawn,
-    first_frames,
     fresh,
     frozen,
     options,
     own_call,
     pipeline_folder,
     plain_copy,
+    prompts_of,
 )
 from torch import nn
 
@@ -51,8 +50,8 @@ def with_lora(family: str, dtype: torch.dtype | None = None) -> PipelineGenerato
 
 def reached(generator: PipelineGenerator, family: str) -> dict[str, bool]:
     """Take the gradient of pictures; returns of the weights that train, which it reached. No other part has one."""
-    state = rollout(generator, PROMPTS, SEEDS, 1, first_frames(family))
-    prediction = generator.predict(state.x_t, 1, generator.encode(PROMPTS, first_frames(family)))
+    state = rollout(generator, prompts_of(family), SEEDS, 1)
+    prediction = generator.predict(state.x_t, 1, generator.encode(prompts_of(family)))
     generator.decode(generator.predict_x0(state.x_t, prediction, 1)).square().mean().backward()
     for name, part in generator.pipeline.components.items():
         if isinstance(part, nn.Module) and name != generator.part:
@@ -76,7 +75,7 @@ def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(fam
     assert all("lora" in name for name in found)
     assert {name for name in found if not found[name]} <= idle
     assert len(found) > 3 * len(idle)
-    x_t, condition = untouched.init_noise(SEEDS), untouched.encode(PROMPTS, first_frames(family))
+    x_t, condition = untouched.init_noise(SEEDS), untouched.encode(prompts_of(family))
     with torch.no_grad():
         before, moved_on = untouched.predict(x_t, 0, condition), trained.predict(x_t, 0, condition)
         with trained.as_before_training():
@@ -149,7 +148,7 @@ def test_in_half_precision_the_trained_weights_latents_and_pictures_are_float32(
 @every_family
 def test_all_weights_train_in_float32_and_compute_in_half_precision(family):
     generator = fresh(family, torch.bfloat16)
-    x_t, condition = generator.init_noise(SEEDS), generator.encode(PROMPTS, first_frames(family))
+    x_t, condition = generator.init_noise(SEEDS), generator.encode(prompts_of(family))
     with torch.no_grad():
         before = generator.predict(x_t, 0, condition)
         assert {weight.dtype for weight in generator.train_all()} == {torch.float32}

@@ -8,17 +8,16 @@ import pytest
 import torch
 from tiny_pipelines import (
     FAMILIES,
-    PROMPTS,
     SEEDS,
     STEPS,
     drawn,
-    first_frames,
     fresh,
     frozen,
     options,
     own_call,
     pipeline_folder,
     plain,
+    prompts_of,
 )
 from torch import Tensor
 
@@ -56,7 +55,7 @@ def test_one_seed_is_one_noise_and_one_picture_whatever_the_batch(family):
     generator = frozen(family, True)
     assert torch.equal(generator.init_noise([1, 3, 4]), torch.cat([generator.init_noise([seed]) for seed in (1, 3, 4)]))
     together = drawn(generator, family)
-    alone = sample(generator, PROMPTS[1:], SEEDS[1:], conditions=(first_frames(family) or [None, None])[1:])
+    alone = sample(generator, prompts_of(family)[1:], SEEDS[1:])
     torch.testing.assert_close(alone, together[1:], atol=1e-5, rtol=0)
 
 
@@ -67,7 +66,7 @@ def test_both_branches_of_guidance_are_one_batch(family):
         lambda _, args, given: sizes.append(len((args or [given["hidden_states"]])[0])), with_kwargs=True
     )
     with torch.no_grad():
-        generator.predict(generator.init_noise(SEEDS), 0, generator.encode(PROMPTS, first_frames(family)))
+        generator.predict(generator.init_noise(SEEDS), 0, generator.encode(prompts_of(family)))
     hook.remove()
     assert sizes == [4]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_pipelines import FAMILIES, FIRST_FRAMES, PROMPTS, SEEDS, STEPS, drawn, first_frames, fresh, frozen
+from tiny_pipelines import FAMILIES, FIRST_FRAMES, PROMPTS, SEEDS, STEPS, drawn, fresh, frozen, prompts_of
 
 from rewarddance.errors import InputError
 from rewarddance.generators.families.video import given_first_frame
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import encoded, predictions, rollout, sample
+from rewarddance.types import Prompt
 
 I2V = [family for family in FAMILIES if "i2v" in family]
 KEEPING = ["wan-2.2-i2v", "ltx-i2v", "ltx-i2v-0.9.1"]
@@ -29,11 +30,12 @@ def test_a_picture_that_many_share_is_encoded_once_and_rows_are_taken_as_they_ar
     generator, seen = fresh(family), []
     picture = generator._picture
     generator._picture = lambda image: seen.append(image) or picture(image)
-    shared, other = first_frames(family) or []
-    conditions = [shared, shared.clone(), other, shared]
-    found = encoded(generator, ["a", "b", "c", "d"], torch.tensor([3, 0, 2]), conditions)
+    shared, other = FIRST_FRAMES
+    images = {"a": shared, "b": shared.clone(), "c": other, "d": shared}
+    prompts = [Prompt(text, image=image) for text, image in images.items()]
+    found = encoded(generator, prompts, torch.tensor([3, 0, 2]))
     assert len(seen) == 2
-    alone = generator.encode(["d", "a", "c"], [shared, shared, other])
+    alone = generator.encode([prompts[row] for row in (3, 0, 2)])
     for name, rows in found.picture.items():
         assert len(rows) == 3 and torch.equal(rows, alone.picture[name])
 
@@ -41,12 +43,13 @@ def test_a_picture_that_many_share_is_encoded_once_and_rows_are_taken_as_they_ar
 @every_family
 def test_a_prompt_without_a_picture_or_with_a_video_is_refused_by_name(family):
     generator = frozen(family)
-    for given in (None, [FIRST_FRAMES[0], None]):
+    first = Prompt(PROMPTS[0], image=FIRST_FRAMES[0])
+    for row, prompts in enumerate((PROMPTS, [first, PROMPTS[1]])):
         with pytest.raises(InputError, match=r"begins from a picture, and the prompt .* has none") as caught:
-            generator.encode(PROMPTS, given)
-        assert PROMPTS[0 if given is None else 1] in caught.value.what and "condition" in caught.value.remedy
+            generator.encode(prompts)
+        assert PROMPTS[row] in caught.value.what and "image" in caught.value.remedy
     with pytest.raises(InputError, match="a video of 2 frames"):
-        generator.encode(PROMPTS, [FIRST_FRAMES[0], FIRST_FRAMES[:, 0]])
+        generator.encode([first, Prompt(PROMPTS[1], image=FIRST_FRAMES[:, 0])])
 
 
 @pytest.mark.parametrize("family", ["wan", "sd3", "sdxl-euler", "shapeworld-generator"])
@@ -54,16 +57,16 @@ def test_a_prompt_without_a_picture_or_with_a_video_is_refused_by_name(family):
 def test_a_generator_that_is_given_no_picture_refuses_one(family, guided):
     generator = frozen(family, guided) if family in FAMILIES else load_generator(family, STEPS, 3.0 if guided else None)
     with pytest.raises(InputError, match=r"takes no picture, and the prompt .*two small.* comes with one"):
-        generator.encode(PROMPTS, [None, FIRST_FRAMES[0]])
+        generator.encode([PROMPTS[0], Prompt(PROMPTS[1], image=FIRST_FRAMES[0])])
 
 
 @pytest.mark.parametrize("family", KEEPING)
 @pytest.mark.parametrize("guided", [False, True])
 def test_the_clean_first_frame_is_exact_at_every_step_and_the_steps_lead_to_it(family, guided):
     generator, sizes = frozen(family, guided), []
-    condition = generator.encode(PROMPTS, first_frames(family))
+    condition = generator.encode(prompts_of(family))
     first = (lambda x: x[:, :, :1]) if "wan" in family else (lambda x: x[:, : 2 * x.shape[1] // 4])
-    done = first(rollout(generator, PROMPTS, SEEDS, STEPS, first_frames(family)).x_t)
+    done = first(rollout(generator, prompts_of(family), SEEDS, STEPS).x_t)
     x_t = generator.init_noise(SEEDS)
     for step in range(STEPS):
         with torch.no_grad():
@@ -98,13 +101,13 @@ def test_clips_texts_have_the_one_length_that_the_network_splits_at():
 
 def test_a_videos_pictures_may_come_in_any_number_at_once():
     generator = frozen("wan-2.2-i2v", True)
-    parts = sample(generator, PROMPTS, SEEDS, batch_size=1, conditions=first_frames("wan-2.2-i2v"))
+    parts = sample(generator, prompts_of("wan-2.2-i2v"), SEEDS, batch_size=1)
     torch.testing.assert_close(parts, drawn(generator, "wan-2.2-i2v"), atol=1e-5, rtol=0)
 
 
 def test_early_predictions_are_of_videos_from_the_same_pictures():
-    generator, given = frozen("wan-2.2-i2v"), first_frames("wan-2.2-i2v")
-    early, final = predictions(generator, PROMPTS, SEEDS, [0, STEPS - 1], batch_size=1, conditions=given)
+    generator, prompts = frozen("wan-2.2-i2v"), prompts_of("wan-2.2-i2v")
+    early, final = predictions(generator, prompts, SEEDS, [0, STEPS - 1], batch_size=1)
     torch.testing.assert_close(final, drawn(generator, "wan-2.2-i2v"), atol=1e-5, rtol=0)
     torch.testing.assert_close(early[1], final[1], atol=1e-4, rtol=0)  # the last step lands on its own estimate
     assert (early[0] - final[0]).abs().max() > 5e-3

@@ -12,6 +12,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.planning.counting import counting
 from rewarddance.planning.meta_generator import meta_generator
+from rewarddance.types import Prompt
 
 SIZE = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": 24}
 FROM_A_PICTURE = {"pipeline": "WanImageToVideoPipeline"}
@@ -25,7 +26,7 @@ def test_the_weights_of_text_to_video_draw_from_a_first_picture_too():
     ours, theirs = plain.network.state_dict(), begins.network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     first = torch.rand(1, 3, 32, 32)
-    video = sample(begins, ["a red circle moves left"], [0], conditions=[first])
+    video = sample(begins, [Prompt("a red circle moves left", image=first)], [0])
     assert video.shape == (1, 9, 3, 32, 32)
     again = begins.decode(begins.encode(["a"], [first]).picture["latents"])[:, 0]
     torch.testing.assert_close(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from several import in_processes
-from tiny_pipelines import FAMILIES, PROMPTS, first_frames, fresh
+from tiny_pipelines import FAMILIES, fresh, prompts_of
 
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.runtime.sharding import average_gradients, full_tensor
@@ -21,7 +21,7 @@ def predictions(family: str, lora: bool, sharded: bool, dtype: torch.dtype | Non
     """Of the network before and after its weights are moved, of the one that training began from, and the gradient."""
     generator, weights = trained(family, lora, sharded, dtype)
     assert {weight.dtype for weight in weights} == {torch.float32}
-    x_t, condition = generator.init_noise([1, 2]), generator.encode(PROMPTS, first_frames(family))
+    x_t, condition = generator.init_noise([1, 2]), generator.encode(prompts_of(family))
     with torch.no_grad():
         first = generator.predict(x_t, 1, condition)
         for weight in weights:

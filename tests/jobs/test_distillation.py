@@ -138,10 +138,13 @@ def test_reasons_that_agree_with_the_votes_become_preferences_to_train_on(pairs,
         "kept": 6, "disagreed": 0, "failed": 0, "pairs": 3, "ties": 1, "output": str(run.output),
     }  # fmt: skip
     learned = list(PreferenceSet(run.output))
-    assert [p.prompt for p in learned] == [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
+    assert [p.prompt.text for p in learned] == [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
     assert [p.share for p in learned] == [0.0, 1.0, 0.8]
     for p in learned:
-        assert p.reason == f"Because of {p.prompt}, False." and p.reason_swapped == f"Because of {p.prompt}, True."
+        assert (
+            p.reason == f"Because of {p.prompt.text}, False."
+            and p.reason_swapped == f"Because of {p.prompt.text}, True."
+        )
         assert p.first.mean() < p.second.mean() and p.source == "test"
 
 

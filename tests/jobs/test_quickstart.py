@@ -95,7 +95,7 @@ def test_a_run_that_trains_all_weights_is_evaluated_with_them(whole, tmp_path):
 
 
 def test_the_reference_bank_is_of_distinct_training_prompts(whole):
-    prompts = refl_prompts(whole.recipe)
+    prompts = [prompt.text for prompt in refl_prompts(whole.recipe)]
     rows = [json.loads(line) for line in (whole.folder / "references" / "references.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == prompts and len(set(prompts)) == 4
 

@@ -13,12 +13,13 @@ from tiny import command, video_quickstart_recipe
 from rewarddance.data.media import read_video
 from rewarddance.errors import InputError
 from rewarddance.jobs import quickstart as job
-from rewarddance.jobs.quickstart import QuickstartRecipe, Run, asked_in_refl, quickstart, resume_run, start_run
+from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
 from rewarddance.jobs.quickstart_figures import good_same_bad
 from rewarddance.runtime.config import load_recipe
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import ShapePrompt, task_of
+from rewarddance.shapeworld.tasks import task_of
+from rewarddance.types import Prompt
 
 MAY_DIFFER = ("name", "seconds", "seconds_by_stage", "peak_memory_gib")
 
@@ -59,7 +60,7 @@ def test_a_run_on_videos_says_what_one_on_pictures_says_and_how_many_became_bett
 def test_its_preferences_are_videos_with_their_rate_and_their_first_picture(whole):
     rows = [json.loads(line) for line in (whole.folder / "preferences" / "train.jsonl").read_text().splitlines()]
     assert all(row["fps_a"] == row["fps_b"] == 8 for row in rows)
-    assert all(("condition" in row) == (whole.recipe.task == "i2v") for row in rows)
+    assert all(("image" in row) == (whole.recipe.task == "i2v") for row in rows)
     assert len(read_video(whole.folder / "preferences" / rows[0]["media_a"])) == 9
     config = json.loads((whole.folder / "judge" / "reward" / "reward_config.json").read_text())
     assert (config["frames"], config["fps"], config["instruction"]) == (4, 8.0, f"{whole.recipe.task}-brief")
@@ -74,13 +75,13 @@ def test_its_samples_are_videos_that_move_on_the_page(whole):
 
 
 def test_videos_from_a_picture_begin_with_it(whole):
-    asked = asked_in_refl(whole.recipe)
-    assert all((one.condition is not None) == (whole.recipe.task == "i2v") for one in asked)
+    asked = refl_prompts(whole.recipe)
+    assert all((one.image is not None) == (whole.recipe.task == "i2v") for one in asked)
     if whole.recipe.task == "i2v":
         bank = [
             json.loads(line) for line in (whole.folder / "references" / "references.jsonl").read_text().splitlines()
         ]
-        assert len({row["condition"] for row in bank}) == len(asked)
+        assert len({row["image"] for row in bank}) == len(asked)
 
 
 class Killing:
@@ -135,7 +136,7 @@ def test_good_same_and_bad_are_counted_by_the_oracles_overall_score_over_prompts
         def __init__(self, overall: float) -> None:
             self.overall = overall
 
-    asked = [ShapePrompt("a", "direction"), ShapePrompt("b", "presence")]
+    asked = [Prompt("a", metadata={"category": "direction"}), Prompt("b", metadata={"category": "presence"})]
     better, base = (
         [[Score(0.9), Score(0.5)], [Score(0.2), Score(0.52)]],
         [[Score(0.4), Score(0.5)], [Score(0.9), Score(0.5)]],
@@ -149,5 +150,5 @@ def test_good_same_and_bad_are_counted_by_the_oracles_overall_score_over_prompts
 def test_the_same_prompt_always_comes_with_the_same_picture():
     task = task_of("i2v", MotionRecipe(task="i2v"))
     first, again = (task.prompts("held_out", 6, 3) for _ in range(2))
-    assert all(torch.equal(a.condition, b.condition) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
-    assert len({np.asarray(one.condition).tobytes() for one in first}) == 6
+    assert all(torch.equal(a.image, b.image) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
+    assert len({np.asarray(one.image).tobytes() for one in first}) == 6

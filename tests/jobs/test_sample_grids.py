@@ -20,12 +20,13 @@ from rewarddance.jobs import sample_grids as grids
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.report.run_folder import find_grids
 from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Prompt
 
 PROMPTS = ["a red circle", "a blue cross", "two dots", "a green ring", "a line"]
 LOOP = {"steps": 5, "prompts_per_step": 2, "learning_rate": 0.05, "lora_rank": 2, "ema_decay": 0.2}
 LOOP |= {"probe_every": 2, "save_every": 4}
 BANK = [
-    References(prompt, tuple(pictures(2, seed=i, size=4)), (91, 92), (1.0, 0.0), torch.zeros(2, 3, 4, 4))
+    References(Prompt(prompt), tuple(pictures(2, seed=i, size=4)), (91, 92), (1.0, 0.0), torch.zeros(2, 3, 4, 4))
     for i, prompt in enumerate(PROMPTS)
 ]
 

@@ -30,6 +30,7 @@ class Eye:
 
     def __init__(self, kind: str = "pairwise", bias: float = 0.0, stop: int = -1) -> None:
         self.config, self.bias, self.stop = SimpleNamespace(kind=kind), bias, stop
+        self.needs_reference = kind == "pairwise"
         self.batches: list[list[Question]] = []
 
     def __call__(self, questions: list[Question]) -> Verdict:
@@ -37,9 +38,9 @@ class Eye:
             raise KeyboardInterrupt
         self.batches.append(list(questions))
         for question in questions:
-            if "<img>" in question.prompt:
-                raise InputError(f"the text {question.prompt!r} contains the token '<img>'.", "Remove it.")
-            if "nan" in question.prompt:
+            if "<img>" in question.prompt.text:
+                raise InputError(f"the text {question.prompt.text!r} contains the token '<img>'.", "Remove it.")
+            if "nan" in question.prompt.text:
                 raise RewardError("the judge gave no finite margin.", "Look at its picture.")
         means = [(q.candidate.mean(), 0.5 if q.reference is None else q.reference.mean()) for q in questions]
         return Verdict(torch.stack([8 * (c - r) + self.bias for c, r in means]))
@@ -119,7 +120,7 @@ def test_what_a_row_holds_says_what_is_asked(media, monkeypatch, kind):
     group = ["1.png", "4.png", "0.png"]
     rows = [
         {"prompt": "p", "candidate": "3.png", "reference": "0.png", "instruction": "t2i-brief"},
-        {"prompt": "p", "candidate": "3.png", "condition": "5.png"},
+        {"prompt": "p", "candidate": "3.png", "image": "5.png"},
         {"prompt": "p", "candidates": group, "reference": "5.png"},
         {"prompt": "p", "candidates": group},
         {"prompt": "p", "candidates": group[:1]},
@@ -130,7 +131,7 @@ def test_what_a_row_holds_says_what_is_asked(media, monkeypatch, kind):
     found = {row.get("reference", "") + str(len(row.get("candidates", ""))): row for row in read(run.output)}
     asked = [question for batch in judge.batches for question in batch]
     assert found["0.png0"]["margin"] == pytest.approx(8 * (mean["3.png"] - mean["0.png"]) + 3, abs=1e-5)
-    assert found["0.png0"]["instruction"] == asked[0].instruction == "t2i-brief" and asked[0].condition is None
+    assert found["0.png0"]["instruction"] == asked[0].instruction == "t2i-brief" and asked[0].prompt.image is None
     assert found["5.png3"]["margin"] == pytest.approx([8 * (mean[c] - mean["5.png"]) + 3 for c in group], abs=1e-5)
     assert found["5.png3"]["order"] == found["3"]["order"] == [1, 0, 2]
     if kind == "pairwise":
@@ -141,7 +142,7 @@ def test_what_a_row_holds_says_what_is_asked(media, monkeypatch, kind):
     else:
         assert found["3"]["margin"] == pytest.approx([8 * (mean[c] - 0.5) + 3 for c in group], abs=1e-5)
         assert found["1"]["order"] == [0] and found["1"]["margin"] == found["3"]["margin"][:1]
-        assert found["0"]["condition"] == "5.png" and asked[1].condition is not None
+        assert found["0"]["image"] == "5.png" and asked[1].prompt.image is not None
         assert failed(run) == {}
 
 
@@ -167,7 +168,7 @@ def test_a_folder_takes_its_prompts_from_the_texts_beside_the_pictures(media, mo
     assert score(run)["scored"] == 7
     assert [row["candidate"] for row in read(run.output)] == [*(f"{i}.png" for i in range(6)), "reference.png"]
     assert [row["prompt"] for row in read(run.output)].count("the others") == 6
-    assert [q.prompt for q in judge.batches[0]][3] == "drei 🎲" == read(run.output)[3]["prompt"]
+    assert [q.prompt.text for q in judge.batches[0]][3] == "drei 🎲" == read(run.output)[3]["prompt"]
 
 
 def test_videos_are_scored_frame_stack_by_frame_stack(media, monkeypatch):
@@ -179,11 +180,11 @@ def test_videos_are_scored_frame_stack_by_frame_stack(media, monkeypatch):
 
 def test_other_keys_are_carried_along_unread(media, monkeypatch):
     use(monkeypatch, Eye("pointwise"))
-    rows = [{"id": "ä/1", "meta": {"a": [1, None]}, "image": "no/such.png", "prompt": "p", "candidate": "0.png"}]
+    rows = [{"id": "ä/1", "meta": {"a": [1, None]}, "video": "no/such.mp4", "prompt": "p", "candidate": "0.png"}]
     run = plain(jsonl(media / "in.jsonl", rows))
     score(run)
     (found,) = read(run.output)
-    assert list(found) == ["id", "meta", "image", "prompt", "candidate", "probability", "margin"]
+    assert list(found) == ["id", "meta", "video", "prompt", "candidate", "probability", "margin"]
     assert {key: found[key] for key in rows[0]} == rows[0]
     assert "ä/1" in run.output.read_text(encoding="utf-8")
 

@@ -40,7 +40,7 @@ class Noting(Bright):
 
     def __call__(self, questions):
         with self.log.open("a") as file:
-            file.write(f"{len({question.prompt for question in questions})}\n")
+            file.write(f"{len({question.prompt.text for question in questions})}\n")
         return super().__call__(questions)
 
 
@@ -117,7 +117,7 @@ def test_a_row_says_what_was_found_and_what_it_took(tmp_path):
 def test_a_prompt_that_cannot_be_judged_goes_beside_with_its_reason(tmp_path):
     class Refusing(Bright):
         def __call__(self, questions):
-            if any(question.prompt == "no" for question in questions):
+            if any(question.prompt.text == "no" for question in questions):
                 raise RewardError("the judge gave no finite margin.", "Look at it.")
             return super().__call__(questions)
 

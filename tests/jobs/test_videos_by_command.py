@@ -26,7 +26,7 @@ def reward() -> Path:
 def prompts(tmp_path) -> Path:
     for number, picture in enumerate(FIRST_FRAMES):
         write_picture(picture, tmp_path / f"first{number}.png")
-    rows = [{"prompt": "a red circle", "condition": f"first{number}.png"} for number in range(2)]
+    rows = [{"prompt": "a red circle", "image": f"first{number}.png"} for number in range(2)]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path / "prompts.jsonl"
 
@@ -51,7 +51,7 @@ def test_a_generator_of_image_to_video_is_aligned_on_prompts_with_pictures(famil
     assert done.code == 0 and json.loads(done.out)["prompts"] == 2, done.err
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     rows = [json.loads(row) for row in (tmp_path / "run/references/references.jsonl").read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == ["a red circle"] * 2 and rows[0]["condition"] != rows[1]["condition"]
+    assert [row["prompt"] for row in rows] == ["a red circle"] * 2 and rows[0]["image"] != rows[1]["image"]
     assert read_video(tmp_path / "run/references" / rows[0]["files"][0]).shape == (5, 3, 32, 48)
 
 
@@ -65,7 +65,7 @@ def test_a_search_writes_a_video_for_each_picture_and_goes_on_only_with_the_same
     assert done.code == 0, done.err
     rows = [json.loads(row) for row in (tmp_path / "found/results.jsonl").read_text().splitlines()]
     videos = [read_video(tmp_path / "found" / row["winner"]["picture"]) for row in rows]
-    assert [row["condition"] for row in rows] == [str(tmp_path / f"first{number}.png") for number in range(2)]
+    assert [row["image"] for row in rows] == [str(tmp_path / f"first{number}.png") for number in range(2)]
     assert [video.shape for video in videos] == [(5, 3, 32, 48)] * 2
     write_picture(1 - read_picture(tmp_path / "first0.png"), tmp_path / "first0.png")
     changed = command(*asked)
@@ -74,4 +74,4 @@ def test_a_search_writes_a_video_for_each_picture_and_goes_on_only_with_the_same
 
 def test_a_judge_that_does_not_show_the_picture_says_which_instruction_would(prompts, tmp_path):
     done = command("align", recipe(tmp_path, prompts, "wan-2.2-i2v"), f"judge={judge_folder()}")
-    assert done.code == 2 and "has a condition" in done.err and "i2v" in done.err
+    assert done.code == 2 and "has an image" in done.err and "i2v" in done.err

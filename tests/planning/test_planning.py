@@ -29,7 +29,7 @@ from rewarddance.reward.judge import RewardConfig, RewardOptions
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
-from rewarddance.types import Preference
+from rewarddance.types import Preference, Prompt
 
 JUDGES = recipe_file("quickstart.yaml").parent / "judges"
 
@@ -135,10 +135,10 @@ def test_the_pairs_of_the_recipe_are_looked_at_where_they_are(tmp_path: Path):
     found, total, told = looked_at(tmp_path / "p.jsonl", PlanOptions(), reasons=False)
     assert total == 20 and len(found) == 16 and told.startswith("16 of the 20 pairs")
     assert all(one.first.is_meta and one.first.shape == (1, 3, 32, 32) for one in found)
-    assert found[0].prompt == words(3) and found[-1].prompt == words(3 + 18)
+    assert found[0].prompt.text == words(3) and found[-1].prompt.text == words(3 + 18)
     made, total, told = looked_at(tmp_path / "no.jsonl", PlanOptions(picture=(64, 96), prompt_words=5), reasons=True)
     assert total is None and "is not here" in told and made[0].first.shape[-2:] == (64, 96)
-    assert len(made[0].prompt.split()) == len(made[0].reason.split()) == 5
+    assert len(made[0].prompt.text.split()) == len(made[0].reason.split()) == 5
 
 
 def test_a_recipe_for_a_public_judge_fits_the_hardware_in_its_head():
@@ -246,7 +246,7 @@ def test_refl_needs_what_a_real_step_needs_to_five_percent():
     for i in range(2):
         seeds = (90 + 2 * i, 91 + 2 * i)
         shown = tuple(pictures(2, seed=i))
-        bank.append(References(words(6), shown, seeds, (1.0, 0.0), generator.init_noise(seeds)))
+        bank.append(References(Prompt(words(6)), shown, seeds, (1.0, 0.0), generator.init_noise(seeds)))
     refl: ReflRecipe = run.refl.model_copy(update={"grad_step_range": (0.0, 1e-9)})
     real = measured_peak(lambda: refl_step(generator, judge, bank, refl, 0, 0))
     found = max(plan.moments[name] for name in ("generator", "decoder", "judge", "backward"))

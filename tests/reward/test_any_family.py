@@ -54,7 +54,7 @@ def plainly(folder: Path, question: Question) -> torch.Tensor:
     """One question through AutoProcessor and the whole model: no code of ours but the template's text."""
     model, processor = transformers_own(folder)
     content, images = [], []
-    for part in load_instruction("t2i-brief").question(question.prompt):
+    for part in load_instruction("t2i-brief").question(question.prompt.text):
         frames = as_images(getattr(question, part)) if isinstance(part, Picture) else []
         content += [{"type": "image", "image": frame} for frame in frames] or [{"type": "text", "text": str(part)}]
         images += frames

@@ -58,8 +58,8 @@ def naive(prompts: list[str], shown: list[Tensor]) -> Tensor:
 
 def test_the_margin_is_the_models_own_logit(judge):
     asked = questions(5)
-    own = naive([q.prompt for q in asked], [q.candidate for q in asked]).diagonal()
-    other = naive([q.prompt for q in asked], [q.reference for q in asked]).diagonal()
+    own = naive([q.prompt.text for q in asked], [q.candidate for q in asked]).diagonal()
+    other = naive([q.prompt.text for q in asked], [q.reference for q in asked]).diagonal()
     assert own.std() > 0.05
     alone = judge([replace(q, reference=None) for q in asked]).margin
     assert alone.dtype == torch.float32
@@ -83,7 +83,7 @@ def test_a_siglip_is_read_as_it_was_trained_with_prompts_filled_up_and_its_bias(
     content = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     asked = [replace(q, reference=None) for q in questions(3)]
-    inputs = tokenizer([q.prompt for q in asked], padding="max_length", max_length=16, return_tensors="pt")
+    inputs = tokenizer([q.prompt.text for q in asked], padding="max_length", max_length=16, return_tensors="pt")
     with torch.no_grad():
         values = torch.cat([q.candidate for q in asked]) * 2 - 1
         expected = model(input_ids=inputs.input_ids, pixel_values=values).logits_per_image.diagonal()

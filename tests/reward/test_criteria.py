@@ -28,6 +28,8 @@ TREE = {
 class LeafJudge:
     """Margin = the number that stands for the leaf, times the candidate's mean. Keeps what it was asked."""
 
+    needs_reference = True
+
     def __init__(self) -> None:
         self.asked: list[Question] = []
 

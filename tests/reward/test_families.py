@@ -47,7 +47,7 @@ def naive_margin(vlm: VisionLanguageModel, question: Question) -> torch.Tensor:
     """One question through the family's own processor, tokenizer and whole forward: no code of ours."""
     config = RewardConfig(instruction="t2i-brief")
     text = (
-        f"<|im_start|>user\nPrompt: {question.prompt}\nCriteria: alignment with the prompt, visual quality.\n"
+        f"<|im_start|>user\nPrompt: {question.prompt.text}\nCriteria: alignment with the prompt, visual quality.\n"
         "Reference:@@\nCandidate:@@\nIs the candidate better than the reference? Answer yes or no.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import BrightnessJudge, judge_folder, pictures
+from tiny import BrightnessJudge, comparing, judge_folder, pictures
 
 from rewarddance.errors import InputError
 from rewarddance.reward.loading import load_reward
@@ -50,6 +50,7 @@ def test_groups_of_different_sizes_are_asked_together_as_they_are_alone():
     groups = [candidates(0.3, 0.9, 0.2), candidates(0.5), candidates(0.5, 0.1, 0.8, 0.7, 0.6)]
     calls = []
 
+    @comparing
     def judge(questions):
         calls.append(len(questions))
         return BrightnessJudge(1.0)(questions)

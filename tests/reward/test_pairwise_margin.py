@@ -91,7 +91,8 @@ def normalised(pixels: Pixels) -> Tensor:
 def test_the_margin_is_that_of_one_plain_forward_a_question(judge, naive_margin):
     asked = questions(6)
     naive = [
-        naive_margin(written_out(q.prompt), torch.cat([processed(q.reference), processed(q.candidate)])) for q in asked
+        naive_margin(written_out(q.prompt.text), torch.cat([processed(q.reference), processed(q.candidate)]))
+        for q in asked
     ]
     found = judge(asked).margin
     assert found.dtype == torch.float32
@@ -102,7 +103,7 @@ def test_the_margin_is_that_of_one_plain_forward_a_question(judge, naive_margin)
 def test_a_trained_reward_reads_its_pictures_in_the_order_reference_then_candidate(judge, naive_margin):
     question = questions(1)[0]
     turned = naive_margin(
-        written_out(question.prompt), torch.cat([processed(question.candidate), processed(question.reference)])
+        written_out(question.prompt.text), torch.cat([processed(question.candidate), processed(question.reference)])
     )
     found = judge([question, swapped(question)]).margin
     assert abs(found[0] - turned) > 1e-3
@@ -113,7 +114,9 @@ def test_the_pixel_gradient_is_that_of_the_plain_forward(judge, naive_margin):
     question = questions(1)[0]
     ours, theirs = ([p.clone().requires_grad_() for p in (question.candidate, question.reference)] for _ in range(2))
     judge([Question(question.prompt, *ours)]).margin.sum().backward()
-    naive_margin(written_out(question.prompt), torch.cat([normalised(theirs[1]), normalised(theirs[0])])).backward()
+    naive_margin(
+        written_out(question.prompt.text), torch.cat([normalised(theirs[1]), normalised(theirs[0])])
+    ).backward()
     for own, naive in zip(ours, theirs, strict=True):
         assert naive.grad.norm() > 1e-2
         assert (own.grad - naive.grad).norm() / naive.grad.norm() < 1e-4
@@ -296,7 +299,7 @@ def test_a_prompt_with_one_of_the_models_own_tokens_is_refused(judge, token):
 def test_a_pixel_that_is_not_finite_is_an_error_that_names_the_question(judge, value):
     asked = questions(3)
     asked[2].candidate[0, 1, 5, 5] = value
-    with pytest.raises(RewardError, match=f"question 2 .*{asked[2].prompt}"):
+    with pytest.raises(RewardError, match=f"question 2 .*{asked[2].prompt.text}"):
         judge(asked)
 
 

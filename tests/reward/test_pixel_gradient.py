@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from judges import saved
-from tiny import judge_folder, pictures
+from tiny import comparing, judge_folder, pictures
 from torch import Tensor
 
 from rewarddance.alignment.refl import LOSSES
@@ -65,6 +65,7 @@ def test_checkpointing_keeps_a_sixth_and_changes_nothing():
 
 
 def test_a_gradient_that_is_not_finite_is_named():
+    @comparing
     def judge(questions: list[Question]) -> Verdict:
         return Verdict(torch.stack([(q.candidate.sum() - q.candidate.sum().detach()).abs().sqrt() for q in questions]))
 

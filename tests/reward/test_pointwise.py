@@ -70,7 +70,7 @@ def naive_margin() -> Callable[[str, Tensor], Tensor]:
 
 def test_without_a_reference_the_margin_is_that_of_one_plain_forward(judge, naive_margin):
     asked = questions(4, references=False)
-    naive = torch.stack([naive_margin(q.prompt, q.candidate) for q in asked])
+    naive = torch.stack([naive_margin(q.prompt.text, q.candidate) for q in asked])
     found = judge(asked).margin
     assert found.std() > 0.05
     torch.testing.assert_close(found, naive, atol=1e-5, rtol=0)
@@ -78,7 +78,7 @@ def test_without_a_reference_the_margin_is_that_of_one_plain_forward(judge, naiv
 
 def test_with_a_reference_it_is_the_difference_of_two_plain_forwards(judge, naive_margin):
     asked = questions(4)
-    naive = [naive_margin(q.prompt, q.candidate) - naive_margin(q.prompt, q.reference) for q in asked]
+    naive = [naive_margin(q.prompt.text, q.candidate) - naive_margin(q.prompt.text, q.reference) for q in asked]
     torch.testing.assert_close(judge(asked).margin, torch.stack(naive), atol=1e-5, rtol=0)
 
 
@@ -181,7 +181,7 @@ def test_the_pixel_gradient_is_that_of_the_plain_forward_for_both_pictures(judge
     question = questions(1)[0]
     ours, theirs = ([p.clone().requires_grad_() for p in (question.candidate, question.reference)] for _ in range(2))
     judge([Question(question.prompt, *ours)]).margin.sum().backward()
-    (naive_margin(question.prompt, theirs[0]) - naive_margin(question.prompt, theirs[1])).backward()
+    (naive_margin(question.prompt.text, theirs[0]) - naive_margin(question.prompt.text, theirs[1])).backward()
     for own, naive in zip(ours, theirs, strict=True):
         assert naive.grad.norm() > 1e-2
         assert (own.grad - naive.grad).norm() / naive.grad.norm() < 1e-4

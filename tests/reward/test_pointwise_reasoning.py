@@ -49,7 +49,7 @@ def test_the_loss_is_that_of_the_plain_model_on_the_whole_text(form):
     yes, no = judge.vlm.answer_tokens(judge.config.yes), judge.vlm.answer_tokens(judge.config.no)
     one, margins, costs = pair(), [], []
     for word, reason, shown in (("yes", GOOD, one.second), ("no", BAD, one.first)):
-        parts = load_instruction("t2i-brief").pointwise_question(one.prompt, form)
+        parts = load_instruction("t2i-brief").pointwise_question(one.prompt.text, form)
         written = "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n"
         turn = "".join(written if isinstance(part, Picture) else part for part in parts)
         said = f"{word}. {reason}" if form == "after" else f"{reason}\nAnswer: {word}"

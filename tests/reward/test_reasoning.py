@@ -22,7 +22,7 @@ from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_e
 from rewarddance.reward.train import JudgeRecipe, train_judge
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Preference, Question
+from rewarddance.types import Preference, Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a large green square")
 WHY = "The candidate is better: visual quality."
@@ -122,7 +122,7 @@ def test_the_loss_is_that_of_the_plain_model_on_the_whole_text(form):
     margins, costs = [], []
     for word, reason, shown in (("yes", WHY, (pair.first, pair.second)), ("no", WHY_NOT, (pair.second, pair.first))):
         reference, candidate = "reference", "candidate"
-        parts = load_instruction("t2i-brief").question(pair.prompt, form)
+        parts = load_instruction("t2i-brief").question(pair.prompt.text, form)
         turn = "".join(picture if part in (reference, candidate) else part for part in parts)
         said = f"{word}. {reason}" if form == "after" else f"{reason}\nAnswer: {word}"
         start = tokenizer(f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n").input_ids
@@ -349,10 +349,11 @@ def test_options_that_would_do_nothing_are_refused(changes, said):
 def test_a_condition_is_shown_before_the_two_pictures_in_both_orders():
     judge = load(instruction="edit", orders="both")
     a, b, source = pictures(3)
-    found = judge([Question("make it red", a, b, condition=source)]).margin
-    close(found, -judge([Question("make it red", b, a, condition=source)]).margin)
-    other = judge([Question("make it red", a, b, condition=pictures(1, seed=9)[0])]).margin
+    edit = Prompt("make it red", image=source)
+    found = judge([Question(edit, a, b)]).margin
+    close(found, -judge([Question(edit, b, a)]).margin)
+    other = judge([Question(Prompt("make it red", image=pictures(1, seed=9)[0]), a, b)]).margin
     assert abs(found - other) > 1e-4
-    close(found, judge.compare("make it red", [a], b, condition=source).margin)
-    with pytest.raises(InputError, match="has no condition"):
+    close(found, judge.compare(edit, [a], b).margin)
+    with pytest.raises(InputError, match="has no image"):
         judge([Question("make it red", a, b)])

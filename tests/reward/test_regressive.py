@@ -93,11 +93,11 @@ def test_the_margin_is_the_head_on_the_last_hidden_state_of_one_plain_forward():
         return states[-1][0, -1] @ head
 
     asked = questions(3)
-    expected = torch.stack([naive(q.prompt, q.candidate) - naive(q.prompt, q.reference) for q in asked])
+    expected = torch.stack([naive(q.prompt.text, q.candidate) - naive(q.prompt.text, q.reference) for q in asked])
     assert expected.std() > 0.05
     torch.testing.assert_close(judge(asked).margin, expected.detach(), atol=1e-5, rtol=1e-5)
     alone = judge([Question(q.prompt, q.candidate) for q in asked]).margin
-    own = torch.stack([naive(q.prompt, q.candidate) for q in asked])
+    own = torch.stack([naive(q.prompt.text, q.candidate) for q in asked])
     torch.testing.assert_close(alone, own.detach(), atol=1e-5, rtol=1e-5)
 
 

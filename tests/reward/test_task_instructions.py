@@ -17,7 +17,7 @@ from rewarddance.reward.instructions import (
     load_tree,
     pictures_of,
 )
-from rewarddance.types import Question
+from rewarddance.types import Prompt, Question
 
 OWN = """
 name: mine
@@ -51,7 +51,7 @@ def test_the_question_is_the_template_with_its_places_filled(own):
 
 BUNDLED = sorted(file.stem for file in TEMPLATES.glob("*.yaml"))
 FULL = [name for name in BUNDLED if not name.endswith("-bare")]
-CONDITION = {"i2v": ["condition"], "edit": ["condition"]}
+IMAGE = {"i2v": ["image"], "edit": ["image"]}
 
 
 def test_the_question_that_the_small_judge_was_trained_on_has_not_changed_by_a_byte():
@@ -69,7 +69,7 @@ def test_the_question_that_the_small_judge_was_trained_on_has_not_changed_by_a_b
 def test_every_bundled_instruction_is_named_as_its_file_and_shows_its_pictures_in_order(name):
     instruction = load_instruction(name)
     assert instruction.name == name and instruction.version >= 1
-    given = CONDITION.get(name.partition("-")[0], [])
+    given = IMAGE.get(name.partition("-")[0], [])
     for parts, shown in (
         (list(instruction.question("a red circle")), [*given, "reference", "candidate"]),
         (list(instruction.pointwise_question("a red circle")), [*given, "candidate"]),
@@ -198,7 +198,7 @@ def test_an_unknown_instruction_is_an_error_that_lists_the_known_ones():
     [
         ("{criteria}", "{criterias}", r"\{criterias\} is no place; known are \{prompt\}, \{criteria\}"),
         ("{reference}", "{candidate} {reference}", "exactly once"),
-        ("{reference}", "{reference} {condition}", "the condition comes before"),
+        ("{reference}", "{reference} {image}", "the image comes before"),
         ("pairwise: |-", "pointwise: |-", r"a pointwise question holds no \{reference\}"),
         ("  {criteria}\n", "", r"criteria are listed where a question holds \{criteria\}"),
         ("criteria: {colour: the paint is right, form: the outline is right}\n", "", "criteria are listed where"),
@@ -224,8 +224,8 @@ def test_braces_that_are_no_place_are_text(own):
 
 
 def test_pictures_come_in_the_order_of_their_places():
-    candidate, reference, condition = (torch.full((1, 3, 2, 2), value) for value in (0.1, 0.2, 0.3))
-    question = Question("x", candidate, reference, condition=condition)
+    candidate, reference, image = (torch.full((1, 3, 2, 2), value) for value in (0.1, 0.2, 0.3))
+    question = Question(Prompt("x", image=image), candidate, reference)
     shown = pictures_of(list(load_instruction("i2v").question("x")), question)
     assert [float(one[0, 0, 0, 0]) for one in shown] == pytest.approx([0.3, 0.2, 0.1])
     alone = pictures_of(list(load_instruction("edit").pointwise_question("x")), question)
@@ -234,12 +234,12 @@ def test_pictures_come_in_the_order_of_their_places():
 
 def test_a_picture_that_is_missing_or_not_shown_is_named():
     candidate = torch.zeros(1, 3, 2, 2)
-    with pytest.raises(InputError, match=r"question 3 \('x'\) has no condition"):
+    with pytest.raises(InputError, match=r"question 3 \('x'\) has no image"):
         pictures_of(list(load_instruction("edit").question("x")), Question("x", candidate, candidate), 3)
     with pytest.raises(InputError, match=r"question 0 \('x'\) has no reference"):
         pictures_of(list(load_instruction("t2i").question("x")), Question("x", candidate))
-    with pytest.raises(InputError, match=r"has a condition, but its instruction has no place for one.*i2v or edit"):
-        given = Question("x", candidate, candidate, condition=candidate)
+    with pytest.raises(InputError, match=r"has an image, but its instruction has no place for one.*i2v or edit"):
+        given = Question(Prompt("x", image=candidate), candidate, candidate)
         pictures_of(list(load_instruction("t2i").question("x")), given)
 
 

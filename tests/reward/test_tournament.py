@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import BrightnessJudge
+from tiny import BrightnessJudge, comparing
 
 from rewarddance.reward.ranking import tournament
 
@@ -33,6 +33,7 @@ def test_ties_share_the_win_and_are_broken_by_the_lower_index():
 
 
 def test_equal_wins_are_broken_by_the_summed_margin():
+    @comparing
     def circular(questions):
         """1 beats 0, 2 beats 1, 0 beats 2; the last most clearly."""
         from rewarddance.types import Verdict

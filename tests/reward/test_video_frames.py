@@ -14,7 +14,7 @@ from rewarddance.evaluation.agreement import both_orders
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.video_frames import as_read, check_rate
-from rewarddance.types import Preference, Question
+from rewarddance.types import Preference, Prompt, Question
 
 KINDS = ("pairwise", "pointwise", "regressive", "clip")
 PROMPT = "a red circle moves left"
@@ -63,8 +63,8 @@ def test_a_video_that_many_questions_share_is_one_tensor_still():
 
 def test_a_condition_is_shown_whole():
     picture = torch.rand(1, 3, 32, 32)
-    (read,) = as_read([Question(PROMPT, VIDEOS[0], VIDEOS[1], condition=picture)], RewardConfig(frames=4))
-    assert read.condition is picture
+    (read,) = as_read([Question(Prompt(PROMPT, image=picture), VIDEOS[0], VIDEOS[1])], RewardConfig(frames=4))
+    assert read.prompt.image is picture
 
 
 @pytest.mark.parametrize("kind", KINDS)

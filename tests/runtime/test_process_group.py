@@ -137,6 +137,8 @@ def test_a_launcher_that_would_shard_by_itself_is_refused(monkeypatch, name):
 class Brightness:
     """A judge with a known answer: the mean of the candidate."""
 
+    needs_reference = False
+
     def __init__(self) -> None:
         self.asked: list[int] = []
 

@@ -9,7 +9,7 @@ import torch
 from tiny import GaussianGenerator
 from torch import Tensor
 
-from rewarddance.types import PixelBatch, Question, Scales, Verdict
+from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
 
 
 class GaussianDiffusion:
@@ -22,7 +22,7 @@ class GaussianDiffusion:
     def scales(self, step: int) -> Scales:
         return self._scales[step]
 
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> None:
+    def encode(self, prompts: Sequence[Prompt]) -> None:
         return None
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
@@ -67,6 +67,8 @@ def generators(steps: int) -> dict[str, GaussianGenerator | GaussianDiffusion]:
 
 class Bright:
     """Likes bright pictures, by themselves or better than a reference; keeps every question, and gives a reason."""
+
+    needs_reference = False
 
     def __init__(self, bias: float = 0.0) -> None:
         self.bias, self.asked = bias, []

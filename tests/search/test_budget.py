@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gaussian import Bright
-from tiny import TinyGenerator
+from tiny import TinyGenerator, comparing
 
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
@@ -19,7 +19,7 @@ from rewarddance.search.budget import (
     read_budget,
     totals,
 )
-from rewarddance.types import Question
+from rewarddance.types import Prompt, Question
 
 
 class Clock:
@@ -61,7 +61,7 @@ class SlowJudge(Bright):
 def worked(generator: CountingGenerator, judge: CountingJudge, pictures: int) -> None:
     """Make and judge pictures the plain way."""
     x = generator.init_noise(range(pictures))
-    condition = generator.encode(["a"] * pictures)
+    condition = generator.encode([Prompt("a")] * pictures)
     for step in range(generator.num_steps):
         x = generator.advance(x, generator.predict(x, step, condition), step)
     judge([Question("a", one) for one in generator.decode(x)])
@@ -150,4 +150,4 @@ def test_a_budget_below_one_picture_is_refused():
 
 def test_a_reward_without_reasons_says_so():
     with pytest.raises(InputError, match="gives no reasons"):
-        CountingJudge(lambda questions: Bright()(questions)).explain([])
+        CountingJudge(comparing(lambda questions: Bright()(questions))).explain([])

@@ -23,16 +23,16 @@ class Listening(TinyGenerator):
         super().__init__()
         self.gain, self.heard = gain, []
 
-    def encode(self, prompts, conditions=None):
-        self.heard.append(sorted(set(prompts)))
-        return torch.tensor([-self.gain if len(prompt) > 3 else 0.0 for prompt in prompts])[:, None, None, None]
+    def encode(self, prompts):
+        self.heard.append(sorted({prompt.text for prompt in prompts}))
+        return torch.tensor([-self.gain if len(prompt.text) > 3 else 0.0 for prompt in prompts])[:, None, None, None]
 
 
 def test_the_reason_is_said_to_the_generator_and_not_to_the_judge():
     made, judge = Listening(gain=1.0), Bright()
     (found,) = search(made, judge, ["cat"], Refine(samples=2), "samples=4")
     assert made.heard == [["cat"], ["cat. too dark 0"]]
-    assert {question.prompt for question in judge.asked} == {"cat"}
+    assert {question.prompt.text for question in judge.asked} == {"cat"}
     assert found.winner.origin["prompt"] == "cat. too dark 0"
     assert found.first.origin["prompt"] == "cat"
 
@@ -71,9 +71,14 @@ def test_a_writer_is_for_refining_only():
         search(TinyGenerator(), Bright(), ["cat"], "best_of_n", rewrite=lambda prompt, reason: prompt)
 
 
+class Silent:
+    needs_reference = False
+    __call__ = Bright.__call__
+
+
 def test_a_reward_without_reasons_is_refused():
     with pytest.raises(InputError, match="gives no reasons"):
-        search(TinyGenerator(), lambda questions: Bright()(questions), ["cat"], "refine", "samples=4")
+        search(TinyGenerator(), Silent(), ["cat"], "refine", "samples=4")
     with pytest.raises(InputError, match="a clip reward gives no reasons"):
         search(TinyGenerator(), load_reward(str(clip_folder()), kind="clip"), ["cat"], "refine", "samples=4")
 

@@ -41,7 +41,7 @@ def test_no_method_passes_its_budget_or_its_batch_and_every_one_gives_a_winner(m
         made = TinyGenerator(8)
         seen = widths(made)
         found = search(made, Bright(), PROMPTS, method, budget, judging=judging, prompts_at_once=2, batch_size=10)
-        assert [one.prompt for one in found] == PROMPTS
+        assert [one.prompt.text for one in found] == PROMPTS
         assert max(seen) <= 10
         for one in found:
             spent = one.spent
@@ -158,7 +158,7 @@ class Strange(Bright):
 
     def __call__(self, questions):
         margin = super().__call__(questions).margin
-        return Verdict(torch.where(torch.tensor([q.prompt == "bb" for q in questions]), self.said, margin))
+        return Verdict(torch.where(torch.tensor([q.prompt.text == "bb" for q in questions]), self.said, margin))
 
 
 @pytest.mark.parametrize("said", [float("nan"), float("inf")])
@@ -167,9 +167,16 @@ def test_a_reward_that_is_no_number_is_never_ranked(said):
         search(TinyGenerator(), Strange(said), PROMPTS, budget="samples=3")
 
 
+class Short(Bright):
+    """Leaves the last question unanswered."""
+
+    def __call__(self, questions):
+        return Verdict(torch.zeros(len(questions) - 1))
+
+
 def test_a_reward_that_answers_something_else_than_was_asked_is_told_so():
     with pytest.raises(RewardError, match=r"answered 15 questions with margins of the shape \[14\]"):
-        search(TinyGenerator(), lambda asked: Verdict(torch.zeros(len(asked) - 1)), PROMPTS, budget="samples=3")
+        search(TinyGenerator(), Short(), PROMPTS, budget="samples=3")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -193,9 +200,10 @@ def test_a_held_out_reward_chooses_nothing_costs_nothing_and_says_what_it_thinks
 
 @pytest.mark.parametrize("judging", JUDGING)
 def test_a_reward_is_never_asked_about_nothing(judging):
-    def reward(questions):
-        assert questions
-        return Bright()(questions)
+    class Reward(Bright):
+        def __call__(self, questions):
+            assert questions
+            return super().__call__(questions)
 
-    (one,) = search(TinyGenerator(), reward, ["a"], budget="samples=1", judging=judging)
+    (one,) = search(TinyGenerator(), Reward(), ["a"], budget="samples=1", judging=judging)
     assert len(one.pictures) == 1

@@ -25,6 +25,7 @@ from rewarddance.shapeworld.motion.tracks import look
 from rewarddance.shapeworld.motion.videos import VIDEO_DEFECTS, render_video, spoil_video, video_pixels
 from rewarddance.shapeworld.render import render, spoil
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, ObjectSpec, Thing
+from rewarddance.types import Prompt
 
 DARK = np.float32(BACKGROUND)
 RNG = np.random.default_rng(0)
@@ -278,11 +279,11 @@ def test_a_batch_is_judged_as_its_videos_are():
     prompts = [text for text, _ in motion_prompts("held_out", 6, 1, "i2v")]
     videos = [render_video(drawn(parse_motion(text), 9, RNG)) for text in prompts]
     pixels = torch.stack([video_pixels(video) for video in videos])
-    conditions = [pixels[0, :1], *[video[:1] for video in pixels[1:]]]
+    begun = [Prompt(text, image=video[:1]) for text, video in zip(prompts, pixels, strict=True)]
     apart = [
         score_video(video.frames, parse_motion(text), video.first) for video, text in zip(videos, prompts, strict=True)
     ]
-    assert judge_videos(pixels.requires_grad_(), prompts, conditions) == apart
+    assert judge_videos(pixels.requires_grad_(), begun) == apart
     assert [found.fidelity for found in judge_videos(list(pixels), prompts)] == [None] * 6
 
 
@@ -291,9 +292,9 @@ def test_videos_of_another_shape_or_length_are_refused():
         with pytest.raises(InputError, match=r"video 0 \('a circle grows'\) of shape"):
             judge_videos([torch.zeros(shape)], ["a circle grows"])
     video = torch.zeros(8, 3, CANVAS, CANVAS)
-    with pytest.raises(InputError, match="condition of shape"):
-        judge_videos([video], ["a circle grows"], [video])
-    with pytest.raises(InputError, match="1 videos, 2 prompts"):
+    with pytest.raises(InputError, match="image of shape"):
+        judge_videos([video], [Prompt("a circle grows", image=video)])
+    with pytest.raises(InputError, match="1 videos and 2 prompts"):
         judge_videos([video], ["a circle grows"] * 2)
 
 

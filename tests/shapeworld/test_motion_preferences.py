@@ -27,10 +27,10 @@ def test_every_pair_has_its_rates_and_a_made_from_picture_where_there_is_one():
         assert len(pairs) == 12 * 4
         for pair in pairs:
             assert pair.fps == (6.0, 6.0) and pair.first.shape == pair.second.shape == (9, 3, 32, 32)
-            assert (pair.condition is None) == (recipe is SMALL)
+            assert (pair.prompt.image is None) == (recipe is SMALL)
             assert not torch.equal(pair.first, pair.second)
-            if pair.condition is not None:
-                assert pair.condition.shape == (1, 3, 32, 32)
+            if pair.prompt.image is not None:
+                assert pair.prompt.image.shape == (1, 3, 32, 32)
 
 
 def test_most_videos_made_from_a_picture_begin_with_it():
@@ -47,9 +47,9 @@ def test_a_test_set_has_the_oracle_s_own_order_on_prompts_of_its_split(recipe: M
     assert len(pairs) >= 40 and {pair.share for pair in pairs} == {0.0, 1.0}
     assert {pair.source for pair in pairs} == {"sketch/sketch" if split == "unseen" else "flat/flat"}
     for pair in pairs[::4]:
-        spec = parse_motion(pair.prompt)
+        spec = parse_motion(pair.prompt.text)
         assert motion_split_of(spec) == split
-        begin = None if pair.condition is None else video_of(pair.condition).first
+        begin = None if pair.prompt.image is None else video_of(pair.prompt.image).first
         first, second = (
             score_video(video_of(video).frames, spec, begin).overall for video in (pair.first, pair.second)
         )
@@ -69,7 +69,8 @@ def test_the_training_votes_follow_the_oracle_through_noise():
         agreed = []
         for pair in voted:
             first, second = (
-                videos[pair.prompt, video_of(video).frames.tobytes(order="C")] for video in (pair.first, pair.second)
+                videos[pair.prompt.text, video_of(video).frames.tobytes(order="C")]
+                for video in (pair.first, pair.second)
             )
             if abs(second - first) > 0.02:
                 agreed.append((pair.share - 0.5) * (second - first) > 0)
@@ -95,8 +96,13 @@ def test_videos_are_written_and_read_as_any_preferences(tmp_path: Path):
     for name in ("videos.jsonl", "videos.parquet"):
         write_preferences(pairs, tmp_path / name)
         for pair, back in zip(pairs, PreferenceSet(tmp_path / name), strict=True):
-            assert (back.prompt, back.share, back.fps, back.source) == (pair.prompt, pair.share, pair.fps, pair.source)
-            for mine, read in ((pair.first, back.first), (pair.second, back.second), (pair.condition, back.condition)):
+            assert (back.prompt.text, back.share, back.fps) == (pair.prompt.text, pair.share, pair.fps)
+            assert back.source == pair.source
+            for mine, read in (
+                (pair.first, back.first),
+                (pair.second, back.second),
+                (pair.prompt.image, back.prompt.image),
+            ):
                 assert mine is not None and read is not None
                 assert read.shape == mine.shape and (read - mine).abs().max() <= 0.5 / 255 + 1e-6
 

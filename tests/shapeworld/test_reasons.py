@@ -129,7 +129,7 @@ def test_pairs_carry_reasons_of_both_orders_where_the_votes_agree_with_the_oracl
     recipe = PreferenceRecipe(drawn=2, reasons=True)
     told = pair_up(pools, "train", 10, recipe, 0, exact=False)
     for p in told:
-        spec = parse_prompt(p.prompt)
+        spec = parse_prompt(p.prompt.text)
         first, second = (score_picture(x[0].permute(1, 2, 0).numpy(), spec) for x in (p.first, p.second))
         agrees = (p.share - 0.5) * (second.overall - first.overall) > 0
         assert p.reason == (reason(second, first) if agrees else "")

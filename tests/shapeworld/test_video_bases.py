@@ -42,7 +42,7 @@ from rewarddance.shapeworld.training.video_judge import (
     make_video_judge_base,
     train_video_judge,
 )
-from rewarddance.types import Question
+from rewarddance.types import Prompt, Question
 
 
 def silent(line: str) -> None:
@@ -53,7 +53,7 @@ def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     make_video_judge_base(tmp_path / "judge", steps=1, adversarial_steps=1, last_steps=1, say=silent)
     video = torch.rand(9, 3, 32, 32)
     judge = load_reward(str(tmp_path / "judge"), instruction="i2v-brief", frames=4, fps=8.0)
-    verdict = judge([Question("a red circle moves left", video, video.flip(0), condition=video[:1])])
+    verdict = judge([Question(Prompt("a red circle moves left", image=video[:1]), video, video.flip(0))])
     assert torch.isfinite(verdict.margin).all()
     assert (tmp_path / "judge-snapshots").is_dir()
 
@@ -151,8 +151,8 @@ def test_a_video_generator_base_draws_videos_from_a_text_and_from_a_picture(tmp_
     plain = load_generator(str(tmp_path / "video"), 2, **size)
     begins = load_generator(str(tmp_path / "video"), 2, **size, pipeline="WanImageToVideoPipeline")
     assert plain.dtype == torch.float32, "half precision is on disk only"
-    for generator, given in ((plain, None), (begins, [torch.rand(1, 3, 32, 32)])):
-        video = sample(generator, ["a red circle moves left"], [0], conditions=given)
+    for generator, image in ((plain, None), (begins, torch.rand(1, 3, 32, 32))):
+        video = sample(generator, [Prompt("a red circle moves left", image=image)], [0])
         assert video.shape == (1, FRAMES, 3, 32, 32) and torch.isfinite(video).all()
     assert {path.name for path in (tmp_path / "video-snapshots").iterdir()} >= {"0.10", "1.00"}
     assert sum(file.stat().st_size for file in (tmp_path / "video").rglob("*") if file.is_file()) < 8e6

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from rewarddance.alignment.grpo import kl_to_base, log_prob, surrogate
 from rewarddance.alignment.policy import PolicyRecipe, judged, sample_step, summary
@@ -23,6 +22,7 @@ from rewarddance.protocols import Generator
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import local_shard
 from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Prompt, as_prompts
 
 GRAPH = "the generator, whose window's graph is kept", "Set grpo.keep_graph to false."
 """What is said where a rollout runs out of memory because of it."""
@@ -77,24 +77,23 @@ class GrpoRecipe(PolicyRecipe):
 def train_grpo(
     generator: Trainable,
     rewards: Sequence[Reward],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     recipe: GrpoRecipe,
     folder: Path,
     metrics: Metrics,
     seed: int = 0,
     probe: Callable[[], Figures] = dict,
     bank: Sequence[References] | None = None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Path:
-    """Flow-GRPO on `prompts`. bank: their references, where a reward is judged against them. conditions: the pictures
-    that they come with. See `train` for the rest.
+    """Flow-GRPO on `prompts`. bank: their references, where a reward is judged against them. See `train` for the
+    rest.
 
     Raises InputError as `GrpoRecipe.check` does.
     """
     recipe.check(generator)
 
     def updates(step: int, _: Ema) -> Iterator[Figures]:
-        return grpo_updates(generator, rewards, prompts, recipe, seed, step, bank, conditions)
+        return grpo_updates(generator, rewards, prompts, recipe, seed, step, bank)
 
     return train(generator, updates, recipe, folder=folder, metrics=metrics, title="GRPO", seed=seed, probe=probe)
 
@@ -102,17 +101,17 @@ def train_grpo(
 def grpo_updates(
     generator: Trainable,
     rewards: Sequence[Reward],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     recipe: GrpoRecipe,
     seed: int,
     step: int,
     bank: Sequence[References] | None = None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Iterator[Figures]:
     """One iteration: sample, ask, and for each of its updates leave the gradient on the weights and say how it went.
 
     Of several processes each takes its share of every update's prompts.
     """
+    prompts = as_prompts(prompts)
     draws = sample_step(step, len(prompts), recipe, seed)
     if recipe.shared_prefix:  # then a group has one noise, which none of its references may have
         draws = draws._replace(seeds=[own[:1] * recipe.group_size for own in draws.seeds])
@@ -124,13 +123,12 @@ def grpo_updates(
     batches = recipe.batches(len(mine))
     parts = [rows for batch in batches for rows in batch]
     asked, seeds = [prompts[i] for i in mine], local_shard(draws.seeds, recipe.updates)
-    shown = None if conditions is None else [conditions[i] for i in mine]
     graph = memory_for(*GRAPH) if recipe.keep_graph else nullcontext()
     with graph:
         drawn = sde_rollouts(
-            generator, asked, seeds, noising, draws.noise_rng, parts, shown, recipe.updates, recipe.keep_graph
+            generator, asked, seeds, noising, draws.noise_rng, parts, recipe.updates, recipe.keep_graph
         )
-    found = judged(rewards, prompts, drawn.pixels, draws, recipe, bank, conditions)
+    found = judged(rewards, prompts, drawn.pixels, draws, recipe, bank)
     place = 0  # of the part among all
     advantage = local_shard(found.advantages.values.flatten(), recipe.updates).to(drawn.x.device)
     for batch in batches:

@@ -20,6 +20,7 @@ from rewarddance.alignment.train import Figures, Trainable, train
 from rewarddance.generators.sampling import encoded, sample_with_latents
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Prompt, as_prompts
 
 
 class NftRecipe(PolicyRecipe):
@@ -40,20 +41,18 @@ class NftRecipe(PolicyRecipe):
 def train_nft(
     generator: Trainable,
     rewards: Sequence[Reward],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     recipe: NftRecipe,
     folder: Path,
     metrics: Metrics,
     seed: int = 0,
     probe: Callable[[], Figures] = dict,
     bank: Sequence[References] | None = None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Path:
-    """DiffusionNFT on `prompts`. bank: their references, where a reward is judged against them. conditions: the
-    pictures that they come with. See `train`."""
+    """DiffusionNFT on `prompts`. bank: their references, where a reward is judged against them. See `train`."""
 
     def updates(step: int, ema: Ema) -> Iterator[Figures]:
-        return nft_updates(generator, rewards, prompts, recipe, seed, step, ema, bank, conditions)
+        return nft_updates(generator, rewards, prompts, recipe, seed, step, ema, bank)
 
     return train(generator, updates, recipe, folder=folder, metrics=metrics, title="NFT", seed=seed, probe=probe)
 
@@ -61,27 +60,26 @@ def train_nft(
 def nft_updates(
     generator: Trainable,
     rewards: Sequence[Reward],
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     recipe: NftRecipe,
     seed: int,
     step: int,
     ema: Ema,
     bank: Sequence[References] | None = None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Iterator[Figures]:
     """One iteration: sample from the average, ask, and for each of its updates leave the gradient on the weights.
 
     Of several processes each takes its share of every update's prompts.
     """
+    prompts = as_prompts(prompts)
     draws = sample_step(step, len(prompts), recipe, seed)
     mine = local_shard(draws.chosen, recipe.updates)
     flat = [prompts[i] for i in mine for _ in range(recipe.group_size)]
-    each = None if conditions is None else [conditions[i] for i in mine for _ in range(recipe.group_size)]
     with ema.applied():
         seeds = [one for group in local_shard(draws.seeds, recipe.updates) for one in group]
         at_once = recipe.generator_batch or len(flat)
-        pixels, x_0 = sample_with_latents(generator, flat, seeds, at_once, conditions=each)
-    found = judged(rewards, prompts, pixels, draws, recipe, bank, conditions)
+        pixels, x_0 = sample_with_latents(generator, flat, seeds, at_once)
+    found = judged(rewards, prompts, pixels, draws, recipe, bank)
     r = local_shard(optimality(found.advantages.values.flatten(), recipe.advantage_clip), recipe.updates).to(x_0.device)
     for batch in recipe.batches(len(mine)):
         n = sum(len(rows) for rows in batch) * recipe.levels
@@ -92,7 +90,7 @@ def nft_updates(
         ]  # whole, so that parts draw the same noises
         with recipe.learning(generator):
             for rows in batch:
-                condition = encoded(generator, flat, rows, each)
+                condition = encoded(generator, flat, rows)
                 share = len(rows) / n
                 with torch.no_grad(), ema.applied():
                     olds = [

@@ -21,7 +21,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, local_shard
-from rewarddance.types import PixelBatch
+from rewarddance.types import PixelBatch, Prompt, as_prompts
 
 
 class PolicyRecipe(TrainRecipe):
@@ -107,17 +107,15 @@ class ScoredRollouts(NamedTuple):
 
 def judged(
     rewards: Sequence[Reward],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     pixels: PixelBatch,
     draws: Draws,
     recipe: PolicyRecipe,
     bank: Sequence[References] | None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> ScoredRollouts:
     """Ask every reward about a step's samples [P * G, T, C, H, W], and weigh what they say.
 
     pixels: of this process's share of the prompts; what is returned is of all of them, the same in all processes.
-    conditions: the pictures that all prompts come with, in the order of `prompts`.
     """
     rng, _, chosen, seeds = draws
     mine = local_shard(chosen, recipe.updates)
@@ -129,9 +127,8 @@ def judged(
         places = [[one.choose(rng, s) for s in each] for one, each in zip(of, seeds, strict=True)]
         drawn = [[one.pictures[place] for place in each] for one, each in zip(of, places, strict=True)]
         references = local_shard(drawn, recipe.updates)
-    shown = None if conditions is None else [conditions[i] for i in mine]
     together = partial(all_gather, parts=recipe.updates)
-    said = [scores(reward, asked, groups, references, shown) for reward in rewards]
+    said = [scores(reward, asked, groups, references) for reward in rewards]
     found = tuple(Scores(together(one.values), together(one.margins)) for one in said)
     each = [advantages(one.values, recipe.spread) for one in found]
     both = combine(each, [reward.weight for reward in rewards])
@@ -160,19 +157,13 @@ def summary(found: ScoredRollouts) -> Figures:
 
 
 def against_base(
-    generator: Trainable,
-    reward: Reward,
-    prompts: Sequence[str],
-    recipe: PolicyRecipe,
-    seed: int,
-    conditions: Sequence[Tensor | None] | None = None,
+    generator: Trainable, reward: Reward, prompts: Sequence[str | Prompt], recipe: PolicyRecipe, seed: int
 ) -> Callable[[], Figures]:
     """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
 
     The one figure that can rise where samples are only compared with each other. A half at the start.
     """
-    asked = list(prompts[: recipe.probe_prompts])
-    shown = None if conditions is None else conditions[: len(asked)]
+    asked = as_prompts(prompts[: recipe.probe_prompts])
     seeds = np.random.SeedSequence([seed, 4]).generate_state(len(asked)).tolist()
     before: list[PixelBatch] = []
 
@@ -182,9 +173,9 @@ def against_base(
         at_once = recipe.generator_batch or len(asked)
         if not before:
             with generator.as_before_training():
-                before.append(sample(generator, asked, seeds, at_once, conditions=shown))
-        drawn = sample(generator, asked, seeds, at_once, conditions=shown)
+                before.append(sample(generator, asked, seeds, at_once))
+        drawn = sample(generator, asked, seeds, at_once)
         pairs = [[now, was] for now, was in zip(drawn, before[0], strict=True)]
-        return {"preferred_to_base": preferred(reward, asked, pairs, shown).mean().item()}
+        return {"preferred_to_base": preferred(reward, asked, pairs).mean().item()}
 
     return probe

@@ -29,7 +29,7 @@ from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import OtherPixels, Pixels
+from rewarddance.types import Pixels, Prompt, as_prompts
 
 
 class ReferenceRecipe(Recipe):
@@ -67,15 +67,14 @@ class References:
     """One prompt's K references, best first.
 
     seeds: the noises they were made from; wins: of the N - 1 possible; latents [K, ...]: what they were decoded from.
-    condition: the picture that the prompt comes with, for the generator and the judge. choice: see `ReferenceRecipe`.
+    choice: see `ReferenceRecipe`.
     """
 
-    prompt: str
+    prompt: Prompt
     pictures: tuple[Pixels, ...]
     seeds: tuple[int, ...]
     wins: tuple[float, ...]
     latents: Tensor
-    condition: OtherPixels | None = None
     choice: str = "random"
 
     def choose(self, rng: np.random.Generator, own_seed: int) -> int:
@@ -83,7 +82,7 @@ class References:
         free = [place for place, seed in enumerate(self.seeds) if seed != own_seed]
         if not free:
             raise InputError(
-                f"every reference of {self.prompt!r} has the candidate's own noise.", "Keep more references."
+                f"every reference of {self.prompt.text!r} has the candidate's own noise.", "Keep more references."
             )
         return free[int(rng.integers(len(free)))] if self.choice == "random" else free[0]
 
@@ -99,22 +98,21 @@ def candidate_seeds(seed: int, prompt_index: int, n: int, step: int = 0) -> list
 def build_references(
     generator: Generator,
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     recipe: ReferenceRecipe,
     folder: Path,
     seed: int,
     step: int = 0,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> list[References]:
     """Make (or finish, or just read) the bank of `prompts` in `folder`: `references.jsonl`, PNG files and latents.
 
-    Prompts that are already there are not made again, so an interrupted run goes on where it stopped. conditions: the
-    pictures that prompts come with; the same text with another picture is another prompt. Several processes, which all
-    call this alike, make as many parts at a time; the folder must be one that all of them see. Raises InputError where
-    the folder's bank was made under another seed, or from other candidates.
+    Prompts that are already there are not made again, so an interrupted run goes on where it stopped. The
+    same text with another picture is another prompt. Several processes, which all call this alike, make as many parts
+    at a time; the folder must be one that all of them see. Raises InputError where the folder's bank was made under
+    another seed, or from other candidates.
     """
-    given = [None] * len(prompts) if conditions is None else [*conditions]
-    keys = [(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)]
+    prompts = as_prompts(prompts)
+    keys = [_key(prompt) for prompt in prompts]
     index = folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with main_process_first():
@@ -129,13 +127,12 @@ def build_references(
             part = parts[min(turn + rank(), len(parts) - 1)]
             idle = turn + rank() >= len(parts)  # who has none left draws along: weights may be in pieces
             seeds = [candidate_seeds(seed, i, n, step) for i, _ in part]
-            texts, shown = [prompt for _, prompt in part for _ in range(n)], [given[i] for i, _ in part]
-            each = [one for one in shown for _ in range(n)]
+            flat = [prompt for _, prompt in part for _ in range(n)]
             all_seeds = [s for own in seeds for s in own]
-            pictures, latents = sample_with_latents(generator, texts, all_seeds, recipe.batch_size, conditions=each)
+            pictures, latents = sample_with_latents(generator, flat, all_seeds, recipe.batch_size)
             lines = []
             groups = [] if idle else [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
-            rankings = [] if idle else tournament(judge, [prompt for _, prompt in part], groups, conditions=shown)
+            rankings = [] if idle else tournament(judge, [prompt for _, prompt in part], groups)
             made = zip(part, groups, latents.split(n), rankings, seeds, strict=not idle)
             for (i, prompt), group, x_0, ranking, own in made:
                 best = ranking.order[recipe.kept()].tolist()
@@ -143,8 +140,10 @@ def build_references(
                 for name, k in zip(files, best, strict=True):
                     write_picture(group[k], folder / name)
                 save_file({"x_0": x_0[best].cpu()}, _latents_of(folder, files))
-                row: dict[str, Any] = {"prompt": prompt, "files": files, "seeds": [own[k] for k in best]}
-                row |= {"condition": keys[i][1]} if keys[i][1] else {}
+                row: dict[str, Any] = {"prompt": prompt.text, "files": files, "seeds": [own[k] for k in best]}
+                row |= {
+                    name: value for name, value in zip(("negative_prompt", "image"), keys[i][1:], strict=True) if value
+                }
                 lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
             lines = [line for own in gather_objects(lines) for line in own]
             if bar is not None:
@@ -153,17 +152,16 @@ def build_references(
                 bar.advance(len(lines))
     with main_process_first():
         bank = _read(index)
-    return [replace(bank[key], condition=one, choice=recipe.choice) for key, one in zip(keys, given, strict=True)]
+    return [replace(bank[key], prompt=prompt, choice=recipe.choice) for key, prompt in zip(keys, prompts, strict=True)]
 
 
 def bank_refresher(
     generator: Generator,
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     recipe: ReferenceRecipe,
     folder: Path,
     seed: int,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Callable[[int, bool], list[References]]:
     """The bank of a step of training, made by the generator as it then is, in `folder`/step-<step>: bank(step, now).
 
@@ -173,8 +171,7 @@ def bank_refresher(
 
     def bank(step: int, now: bool) -> list[References]:
         place = folder / f"step-{step}"
-        given = [None] * len(prompts) if conditions is None else conditions
-        wanted = {(prompt, _digest(one)) for prompt, one in zip(prompts, given, strict=True)}
+        wanted = {_key(prompt) for prompt in as_prompts(prompts)}
         with main_process_first():
             there = set(_read(place / "references.jsonl"))
         if not now and not wanted <= there:
@@ -182,7 +179,7 @@ def bank_refresher(
                 f"the references of step {step} in {place} are not all there, and the generator of then is gone.",
                 "Bring the folder back, or remove the checkpoints after that step.",
             )
-        return build_references(generator, judge, prompts, recipe, place, seed, step, conditions)
+        return build_references(generator, judge, prompts, recipe, place, seed, step)
 
     return bank
 
@@ -201,15 +198,16 @@ def _claim(folder: Path, key: dict[str, Any]) -> None:
         write_text_atomically(path, json.dumps(key) + "\n")
 
 
-def _digest(condition: Tensor | None) -> str:
-    """Which picture it is; "" for none."""
-    if condition is None:
-        return ""
-    values = condition.detach().float().cpu().contiguous().numpy()
-    return hashlib.blake2b(values.tobytes() + str(values.shape).encode(), digest_size=8).hexdigest()
+def _key(prompt: Prompt) -> tuple[str, str, str]:
+    """A prompt's text, its negative text, and which picture it comes with; "" for none."""
+    if prompt.image is None:
+        return prompt.text, prompt.negative, ""
+    values = prompt.image.detach().float().cpu().contiguous().numpy()
+    digest = hashlib.blake2b(values.tobytes() + str(values.shape).encode(), digest_size=8)
+    return prompt.text, prompt.negative, digest.hexdigest()
 
 
-def _read(index: Path) -> dict[tuple[str, str], References]:
+def _read(index: Path) -> dict[tuple[str, str, str], References]:
     """The bank on disk, by prompt and picture; a last line that a kill cut off is removed by the first process."""
     if not index.exists():
         return {}
@@ -221,8 +219,8 @@ def _read(index: Path) -> dict[tuple[str, str], References]:
             break
         pictures = tuple(read_video(index.parent / name, sys.maxsize) for name in row["files"])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
-        found = References(row["prompt"], pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
-        bank[row["prompt"], row.get("condition", "")] = found
+        found = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
+        bank[row["prompt"], row.get("negative_prompt", ""), row.get("image", "")] = found
         good.append(line + "\n")
     if is_main_process():
         scratch = index.with_suffix(".partial")

@@ -28,7 +28,7 @@ from rewarddance.reward.pixel_gradient import PixelGradient, checkpointing, pixe
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, local_shard, rank, world_size
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import OtherPixels, PixelBatch, Pixels, Question
+from rewarddance.types import OtherPixels, PixelBatch, Pixels, Prompt, Question
 
 LEVELS = 4
 """Noise levels a step to which references are noised, so that one step is not all of one level."""
@@ -198,12 +198,12 @@ def _step(
         again = sorted(draw.permutation(len(group))[: recipe.reference_batch].tolist())
     denoised = local_shard([(group[i], places[i]) for i in again])
     group, seeds, places = local_shard(group), local_shard(seeds), local_shard(places)  # all is drawn by all alike
-    prompts, shown = [one.prompt for one in group], [one.condition for one in group]
+    prompts = [references.prompt for references in group]
 
     with memory_for(*SAMPLING):
-        x_t = rollout(generator, prompts, seeds, stop, shown).x_t
+        x_t = rollout(generator, prompts, seeds, stop).x_t
     parts = torch.arange(len(group)).split(recipe.generator_batch or len(group))
-    conditions = [encoded(generator, prompts, rows, shown) for rows in parts]
+    conditions = [encoded(generator, prompts, rows) for rows in parts]
     tail = LastSteps(generator, conditions, parts, stop, recipe.last_steps)
     with memory_for(*GENERATOR):
         x_0 = tail.forward(x_t)
@@ -215,10 +215,10 @@ def _step(
     def ask(pixels: PixelBatch) -> PixelGradient:
         figures.update(step_image_stats(pixels, len(chosen), all_gather))
         with memory_for(*JUDGE):
-            said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng, shown)
+            said = judge_copies(judge, prompts, pixels, references, recipe, noise_rng)
             if held_out is not None:
                 margin = said.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).mean(0)
-                figures.update(gate_gradients(held_out, prompts, pixels, references, margin, recipe.gate, shown))
+                figures.update(gate_gradients(held_out, prompts, pixels, references, margin, recipe.gate))
         return said
 
     judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(group))
@@ -226,10 +226,10 @@ def _step(
         away = tail.backward(gradient, recipe.velocity_mse)
     if recipe.reference_mse:  # a graph of its own, after the reward's is gone
         latents = torch.stack([one.latents[place] for one, place in denoised]).to(x_t)
-        texts, pictures = [one.prompt for one, _ in denoised], [one.condition for one, _ in denoised]
+        of_latents = [references.prompt for references, _ in denoised]
         at_most = recipe.generator_batch or len(group)
         with memory_for(*GENERATOR), generator.without_guidance():
-            told = partial(encoded, generator, texts, conditions=pictures)
+            told = partial(encoded, generator, of_latents)
             figures["reference_mse"] = denoise(generator, told, latents, recipe.reference_mse, draw, noise_rng, at_most)
 
     by_sample = all_gather(judged.verdict.margin.unflatten(0, (recipe.jitter_copies, len(group))).T)
@@ -277,21 +277,20 @@ def only(videos: Sequence[Pixels], numbers: Sequence[int]) -> list[OtherPixels]:
 
 def judge_copies(
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     pixels: PixelBatch,
     references: Sequence[OtherPixels],
     recipe: ReflRecipe,
     noise_rng: torch.Generator,
-    conditions: Sequence[Tensor | None],
 ) -> PixelGradient:
     """The loss of jittered copies of pictures [B, T, C, H, W] against their references, sent back to the pictures."""
     copies = [
         jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
     ]
     questions = [
-        Question(prompt, picture, reference, condition=condition)
+        Question(prompt, picture, reference)
         for copy in copies
-        for prompt, picture, reference, condition in zip(prompts, copy, references, conditions, strict=True)
+        for prompt, picture, reference in zip(prompts, copy, references, strict=True)
     ]
     judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
     torch.autograd.backward([question.candidate for question in questions], judged.gradients)
@@ -301,19 +300,18 @@ def judge_copies(
 @torch.no_grad()
 def gate_gradients(
     held_out: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     pixels: PixelBatch,
     references: Sequence[OtherPixels],
     margin: Tensor,
     gate: bool,
-    conditions: Sequence[Tensor | None],
 ) -> Figures:
     """Ask a held-out judge about the pictures too; with `gate`, the gradient of those it disagrees about becomes zero.
 
     margin [B]: what the judge in training said. Returns what to log.
     """
-    asked = zip(prompts, pixels.detach(), references, conditions, strict=True)
-    other = held_out([Question(p, picture, r, condition=c) for p, picture, r, c in asked]).margin
+    asked = zip(prompts, pixels.detach(), references, strict=True)
+    other = held_out([Question(prompt, picture, reference) for prompt, picture, reference in asked]).margin
     against = disagreeing(margin, other.to(margin.device))
     if gate and pixels.grad is not None:
         pixels.grad[against.to(pixels.device)] = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rewarddance.alignment.advantages import win_rates
 from rewarddance.errors import InputError, RewardError
-from rewarddance.protocols import RewardModel
-from rewarddance.types import Pixels, Question
+from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.types import Pixels, Prompt, Question, as_prompts
 
 Judging = Literal["alone", "references", "group"]
 
@@ -35,52 +35,49 @@ class Scores(NamedTuple):
 
 
 def judging_of(judge: RewardModel, wanted: Judging | None) -> Judging:
-    """How a judge is asked: as wanted, or in the group where it compares and alone where it does not.
+    """How a judge is asked: as wanted, or in the group where it needs a reference and alone where it does not.
 
-    Raises InputError where a judge that compares shall judge a sample alone.
+    Raises InputError where a judge that needs a reference shall judge a sample alone.
     """
-    config: Any = getattr(judge, "config", None)
-    pairwise = getattr(config, "kind", None) == "pairwise"
-    if pairwise and wanted == "alone":
+    compares = needs_reference(judge)
+    if compares and wanted == "alone":
         raise InputError("a pairwise judge cannot score one sample by itself.", "Set judging to group or references.")
-    return wanted or ("group" if pairwise else "alone")
+    return wanted or ("group" if compares else "alone")
 
 
 @torch.no_grad()
 def scores(
     reward: Reward,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     groups: Sequence[Sequence[Pixels]],
     references: Sequence[Sequence[Pixels]] | None = None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Scores:
     """What the judge says of G samples for each of P prompts.
 
     alone and references: the margin. group: the win rate over the G - 1 others, all ordered pairs asked. references
-    [P][G]: one for each sample. conditions: the pictures that prompts come with. Raises RewardError naming the prompt
-    whose score is not finite.
+    [P][G]: one for each sample. Raises RewardError naming the prompt whose score is not finite.
     """
-    shown = [None] * len(prompts) if conditions is None else conditions
+    prompts = as_prompts(prompts)
     if reward.judging == "group":
         pairs = [list(itertools.permutations(range(len(group)), 2)) for group in groups]
         asked = [
-            Question(prompt, group[c], group[r], condition=condition)
-            for prompt, group, own, condition in zip(prompts, groups, pairs, shown, strict=True)
+            Question(prompt, group[c], group[r])
+            for prompt, group, own in zip(prompts, groups, pairs, strict=True)
             for c, r in own
         ]
     else:
         given = references if reward.judging == "references" else [[None] * len(group) for group in groups]
         assert given is not None, "references are asked for, and there are none"
         asked = [
-            Question(prompt, candidate, reference, condition=condition)
-            for prompt, group, own, condition in zip(prompts, groups, given, shown, strict=True)
+            Question(prompt, candidate, reference)
+            for prompt, group, own in zip(prompts, groups, given, strict=True)
             for candidate, reference in zip(group, own, strict=True)
         ]
     margin = reward.judge(asked).margin.float().cpu()
     for question, one in zip(asked, margin.tolist(), strict=True):
         if not math.isfinite(one):  # a win rate would hide it
             raise RewardError(
-                f"the judge gave {question.prompt!r} a score that is not finite.", "Look at its pictures."
+                f"the judge gave {question.prompt.text!r} a score that is not finite.", "Look at its pictures."
             )
     p, g = len(groups), len(groups[0])
     if reward.judging == "group":
@@ -93,16 +90,13 @@ def scores(
 
 
 def preferred(
-    reward: Reward,
-    prompts: Sequence[str],
-    pairs: Sequence[Sequence[Pixels]],
-    conditions: Sequence[Tensor | None] | None = None,
+    reward: Reward, prompts: Sequence[str | Prompt], pairs: Sequence[Sequence[Pixels]]
 ) -> Float[Tensor, " P"]:
     """The probability [P] that the first of each prompt's two pictures is the better one.
 
     Of both orders where the judge compares; by Bradley-Terry where it scores each alone.
     """
     if reward.judging == "alone":
-        margin = scores(reward, prompts, pairs, conditions=conditions).values
+        margin = scores(reward, prompts, pairs).values
         return (margin[:, 0] - margin[:, 1]).sigmoid()
-    return scores(reward._replace(judging="group"), prompts, pairs, conditions=conditions).values[:, 0]
+    return scores(reward._replace(judging="group"), prompts, pairs).values[:, 0]

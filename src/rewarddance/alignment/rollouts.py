@@ -14,7 +14,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator
 from rewarddance.runtime.process_group import local_shard, world_size
-from rewarddance.types import PixelBatch, Scales
+from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rollouts:
     conditioning of each part; steps: each random step's distribution of each part [W][parts], if its graph was kept.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     x: Tensor
     log_prob: Tensor
     pixels: PixelBatch
@@ -63,12 +63,11 @@ def refuse_kind(generator: Generator, kind: str) -> None:
 @torch.no_grad()
 def sde_rollouts(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     seeds: Sequence[Sequence[int]],
     noising: Noising,
     noise_rng: torch.Generator,
     parts: Sequence[Tensor],
-    conditions: Sequence[Tensor | None] | None = None,
     updates: int = 1,
     keep_graph: bool = False,
 ) -> Rollouts:
@@ -76,22 +75,21 @@ def sde_rollouts(
 
     seeds [P][G]: of the first noises; with a shared prefix each prompt's first one is used. parts: rows of the B
     samples, in order, that go through the generator together, in the rollout as in the update, so that both compute
-    the same. conditions [P]: the pictures that prompts come with. All this is a process's share of the step;
+    the same. All this is a process's share of the step;
     updates: of how many equal parts of it (see `process_group.local_shard`). keep_graph: of the random steps.
     """
     group, at_once = len(seeds[0]), max(map(len, parts))
+    prompts = as_prompts(prompts)
     flat = [prompt for prompt in prompts for _ in range(group)]
-    shown = None if conditions is None else [one for one in conditions for _ in range(group)]
     if noising.shared_prefix:
         x_t = generator.init_noise([own[0] for own in seeds])
         few = torch.arange(len(prompts)).split(at_once)
-        x_t = _sampled(
-            generator, x_t, few, [encoded(generator, prompts, rows, conditions) for rows in few], range(noising.start)
-        )
+        conditions = [encoded(generator, prompts, rows) for rows in few]
+        x_t = _sampled(generator, x_t, few, conditions, range(noising.start))
         x_t = x_t.repeat_interleave(group, 0)
-        told = [encoded(generator, flat, rows, shown) for rows in parts]
+        told = [encoded(generator, flat, rows) for rows in parts]
     else:
-        told = [encoded(generator, flat, rows, shown) for rows in parts]
+        told = [encoded(generator, flat, rows) for rows in parts]
         x_t = generator.init_noise([seed for own in seeds for seed in own])
         x_t = _sampled(generator, x_t, parts, told, range(noising.start))
     kept, log_probs, steps = [x_t], [], []

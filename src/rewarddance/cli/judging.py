@@ -36,7 +36,7 @@ def score(
 ) -> None:
     """Score pictures and videos of any number; run again to continue an interrupted run.
 
-    A row is {"prompt", "candidate"} with "reference", "instruction" and "condition" if wanted; other keys are carried
+    A row is {"prompt", "candidate"} with "reference", "instruction" and "image" if wanted; other keys are carried
     along. Paths are relative to the file. In a folder the prompt of a.png is in a.txt, or --prompt.
 
     A candidate with a reference: is it better? Without one: how good is it by itself? (A pairwise judge cannot say.)

@@ -138,7 +138,7 @@ def _read(path: Path, number: int, places: Places, wanted: dict[bytes, str], dec
                 raise content
             row = parse_row(content, path.parent)
             media = [row.media] if isinstance(row, ScoredRow) else [row.media_a, row.media_b]
-            media += [row.condition] if row.condition else []
+            media += [row.image] if row.image else []
             digests = [places.media_digest(file, decode) for file in media]
         except InputError as error:
             tally.refuse(line, error)

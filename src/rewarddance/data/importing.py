@@ -284,8 +284,8 @@ class MediaStore:
         row |= {key: self._path(path, medium) for key, medium in zip(keys, media, strict=True)}
         row["share" if len(media) == 2 else "score"] = value
         row["source"] = f"{self.source.name}/{draft.part}" if draft.part else self.source.name
-        if draft.condition is not None:
-            row["condition"] = self._path(path, draft.condition)
+        if draft.image is not None:
+            row["image"] = self._path(path, draft.image)
         row |= {key: text for key in ("criterion", "annotator") if (text := getattr(draft, key))}
         rates = zip(("fps_a", "fps_b") if len(media) == 2 else ("fps",), fps, strict=True)
         row |= {key: rate for key, rate in rates if rate is not None}
@@ -331,7 +331,7 @@ class MediaStore:
 def _media_of(each: Found) -> list[Medium]:
     if each.left_out or not isinstance(each.found, Draft):
         return []
-    return [*each.found.media, each.found.condition] if each.found.condition else [*each.found.media]
+    return [*each.found.media, each.found.image] if each.found.image else [*each.found.media]
 
 
 def _sides_change(draft: Draft) -> bool:

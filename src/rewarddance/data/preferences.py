@@ -4,7 +4,7 @@ A pair: `{"prompt": ..., "media_a": "a.png", "media_b": "b.png", "share": 0.8}`:
 found b better than a; instead of it `label` may say "a", "b" or "tie". Or one picture or video with a score:
 `{"prompt": ..., "media": "a.png", "score": 3.5}`; those of one prompt are compared with one another.
 
-May be left out: `criterion`, by what was voted; `condition`, the picture that both were made from; `fps` of both
+May be left out: `criterion`, by what was voted; `image`, the picture that both were made from; `fps` of both
 videos, or `fps_a` and `fps_b`; `source`; `annotator`; `reason`, why the answer is as it is where b is the candidate and
 a the reference; `reason_swapped`, where a is the candidate and b the reference. Other keys are not read. Paths are
 relative to the file; a folder is a video's frames. docs/guides/data.md says more.
@@ -32,10 +32,10 @@ from rewarddance.data.sources import refusal
 from rewarddance.data.tables import JsonlTable, ParquetTable
 from rewarddance.errors import InputError
 from rewarddance.runtime.tracking import console
-from rewarddance.types import Pixels, Preference
+from rewarddance.types import Pixels, Preference, Prompt
 
 SHARES = {"a": 0.0, "tie": 0.5, "b": 1.0}
-_TEXTS = ("prompt", "media_a", "media_b", "media", "criterion", "condition", "source", "annotator")
+_TEXTS = ("prompt", "media_a", "media_b", "media", "criterion", "image", "source", "annotator")
 _TEXTS += ("reason", "reason_swapped")
 _NUMBERS = ("share", "score", "fps_a", "fps_b", "fps")
 SCHEMA = pa.schema({name: pa.string() for name in _TEXTS} | {name: pa.float64() for name in _NUMBERS})
@@ -54,7 +54,7 @@ class PreferenceRow:
     media_b: Path
     share: float
     source: str = ""
-    condition: Path | None = None
+    image: Path | None = None
     reason: str = ""
     reason_swapped: str = ""
     criterion: str = ""
@@ -64,13 +64,13 @@ class PreferenceRow:
 
     def load(self, max_frames: int = MAX_FRAMES) -> Preference:
         """Read the pictures or videos, of longer ones evenly spaced frames. Raises InputError naming the file."""
+        image = None if self.image is None else as_pixels(self.image, max_frames=max_frames)
         return Preference(
-            self.prompt,
+            Prompt(self.prompt, image=image, image_path=self.image),
             as_pixels(self.media_a, max_frames=max_frames),
             as_pixels(self.media_b, max_frames=max_frames),
             self.share,
             self.source,
-            condition=None if self.condition is None else as_pixels(self.condition, max_frames=max_frames),
             reason=self.reason,
             reason_swapped=self.reason_swapped,
             criterion=self.criterion,
@@ -80,7 +80,7 @@ class PreferenceRow:
 
     def written(self, folder: Path) -> dict[str, Any]:
         """The row as it stands in a file in `folder`, but for its reasons."""
-        media = {"media_a": self.media_a, "media_b": self.media_b, "condition": self.condition}
+        media = {"media_a": self.media_a, "media_b": self.media_b, "image": self.image}
         row: dict[str, Any] = {"prompt": self.prompt}
         row |= {key: os.path.relpath(path.resolve(), folder.resolve()) for key, path in media.items() if path}
         row |= {"share": self.share, "source": self.source}
@@ -96,7 +96,7 @@ class ScoredRow:
     media: Path
     score: float
     source: str = ""
-    condition: Path | None = None
+    image: Path | None = None
     criterion: str = ""
     annotator: str = ""
     fps: float | None = None
@@ -104,13 +104,13 @@ class ScoredRow:
     def against(self, other: ScoredRow) -> PreferenceRow:
         """This as a and the other as b. Of unknown units, the scores say which is better and not by how much."""
         share = 0.5 if self.score == other.score else float(other.score > self.score)
-        both = (self.prompt, self.media, other.media, share, self.source, self.condition)
+        both = (self.prompt, self.media, other.media, share, self.source, self.image)
         seen_by = {"criterion": self.criterion, "annotator": self.annotator}
         return PreferenceRow(*both, **seen_by, fps_a=self.fps, fps_b=other.fps)
 
     def comparable(self) -> int:
         """A number that rows share, and no others but by a chance of 2^-64, if they may be compared."""
-        told = (self.prompt, self.criterion, self.source, self.annotator, str(self.condition))
+        told = (self.prompt, self.criterion, self.source, self.annotator, str(self.image))
         return int.from_bytes(blake2b(json.dumps(told).encode(), digest_size=8).digest(), "little")
 
 
@@ -193,13 +193,13 @@ def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | Score
     if not isinstance(prompt, str):
         raise Fault("prompt", f"is {short(prompt)}, which is no text")
     source, criterion, annotator = (optional_text(content, name) for name in ("source", "criterion", "annotator"))
-    condition = None if content.get("condition") is None else _file(content, "condition", folder)
+    image = None if content.get("image") is None else _file(content, "image", folder)
     fps = optional_rate(content, "fps")
     if content.get("media") is not None:
         if "media_a" in content or "media_b" in content:
             raise Fault("media", "stands beside media_a or media_b; a row has one picture with a score, or two")
         media, score = _file(content, "media", folder), as_number(present(content, "score")[1], "score")
-        return ScoredRow(prompt, media, score, source, condition, criterion, annotator, fps)
+        return ScoredRow(prompt, media, score, source, image, criterion, annotator, fps)
     media_a, media_b = _file(content, "media_a", folder), _file(content, "media_b", folder)
     return PreferenceRow(
         prompt,
@@ -207,7 +207,7 @@ def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | Score
         media_b,
         _share(content),
         source,
-        condition,
+        image,
         reason=optional_text(content, "reason"),
         reason_swapped=optional_text(content, "reason_swapped"),
         criterion=criterion,
@@ -285,9 +285,10 @@ def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     with rows_into(path) as write:
         for n, preference in enumerate(preferences, start=1):
-            shown = {"media_a": preference.first, "media_b": preference.second, "condition": preference.condition}
-            ends = {"media_a": "a", "media_b": "b", "condition": "condition"}
-            row: dict[str, Any] = {"prompt": preference.prompt, "share": preference.share, "source": preference.source}
+            prompt = preference.prompt
+            shown = {"media_a": preference.first, "media_b": preference.second, "image": prompt.image}
+            ends = {"media_a": "a", "media_b": "b", "image": "image"}
+            row: dict[str, Any] = {"prompt": prompt.text, "share": preference.share, "source": preference.source}
             for key, pixels in shown.items():
                 known, name = before.get(key, (None, ""))
                 if pixels is not None and pixels is not known:

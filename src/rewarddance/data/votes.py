@@ -60,7 +60,7 @@ def weigh(pair: np.ndarray, person: np.ndarray, vote: np.ndarray) -> Weighed:
 def weigh_votes(source: Path, output: Path) -> dict[str, Any]:
     """Write each pair of a preferences file once, with its weighed share; returns what was found of the annotators.
 
-    Rows are votes on one pair if they have the same prompt, files, condition, criterion and source, whichever of the
+    Rows are votes on one pair if they have the same prompt, files, image, criterion and source, whichever of the
     files is a. A second vote of the same person on the same pair does not count, and is counted aloud. Of reasons, a
     pair gets those of a vote for the side that is ahead. Raises InputError for a row without an annotator, for a file
     with no pair that several have voted on, and for an output that is there.
@@ -138,7 +138,7 @@ class _Votes:
 
 def _key(row: PreferenceRow) -> bytes:
     files = sorted((str(row.media_a.resolve()), str(row.media_b.resolve())))
-    return digest_of(row.prompt, *files, str(row.condition), row.criterion, row.source)
+    return digest_of(row.prompt, *files, str(row.image), row.criterion, row.source)
 
 
 def _turned(row: PreferenceRow) -> bool:

@@ -15,8 +15,8 @@ from rewarddance.types import Preference, Question
 
 def both_orders(judge: RewardModel, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
     """The margins [n] with the second picture of each pair as the candidate, and with the first."""
-    asked = [Question(p.prompt, p.second, p.first, condition=p.condition, fps=(p.fps[1], p.fps[0])) for p in pairs]
-    asked += [Question(p.prompt, p.first, p.second, condition=p.condition, fps=p.fps) for p in pairs]
+    asked = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
+    asked += [Question(p.prompt, p.first, p.second, fps=p.fps) for p in pairs]
     forward, backward = judge(asked).margin.double().cpu().numpy().reshape(2, len(pairs))
     return forward, backward
 
@@ -45,7 +45,7 @@ def accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> Interval:
     found = agreement(judge, pairs)
     if not len(found):
         raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
-    return interval(found, units=numbered([pair.prompt for pair in pairs if pair.share != 0.5]))
+    return interval(found, units=numbered([pair.prompt.text for pair in pairs if pair.share != 0.5]))
 
 
 class WithTies(NamedTuple):

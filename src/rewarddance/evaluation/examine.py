@@ -183,8 +183,8 @@ def _transitivity(
     circles, triples = [], []
     with progress_bar(f"triples of {name}", len(groups)) as bar:
         for group in groups:
-            pictures, condition = group_pictures(pairs, found, group)
-            (ranking,) = tournament(judge, [found.prompts[group[0][0]]], [pictures], [condition])
+            pictures, prompt = group_pictures(pairs, found, group)
+            (ranking,) = tournament(judge, [prompt], [pictures])
             cyclic, all_ = cyclic_triples(ranking.margins)
             circles.append(cyclic)
             triples.append(all_)

@@ -17,7 +17,7 @@ from rewarddance.evaluation.agreement import both_orders
 from rewarddance.evaluation.bias import AMOUNTS, LOOKS, changed, looks
 from rewarddance.evaluation.statistics import numbered
 from rewarddance.protocols import RewardModel
-from rewarddance.types import Preference, Question
+from rewarddance.types import Preference, Prompt, Question
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class Readings:
 
     number [n]: of each pair in the test set. forward, backward [n]: margins with the second picture as the candidate,
     and with the first. looks [n, 2, 4]: LOOKS of the first and the second. pictures [n, 3]: digests of both and of the
-    condition. probed [k]: places among the n of pairs that were asked again with the candidate changed; moved
+    prompt's. probed [k]: places among the n of pairs that were asked again with the candidate changed; moved
     [k, 4, 2]: their forward margins with more and with less of each look; scores [k, 2]: both pictures' own scores,
     from a judge that gives them, else [k, 0].
     """
@@ -145,23 +145,25 @@ def _reading(
     places = [place for place, number in enumerate(numbers) if number in probed]
     again = [pairs[place] for place in places]
     turned = [
-        Question(p.prompt, changed(p.second, look, sign * AMOUNTS[look]), p.first, condition=p.condition)
+        Question(p.prompt, changed(p.second, look, sign * AMOUNTS[look]), p.first)
         for p in again
         for look in LOOKS
         for sign in (1, -1)
     ]
-    single = [Question(p.prompt, shown, condition=p.condition) for p in again for shown in (p.first, p.second)]
+    single = [Question(p.prompt, shown) for p in again for shown in (p.first, p.second)]
     margins = judge([*turned, *single] if alone else turned).margin.double().cpu().numpy()
     return Readings(
         number=np.array(numbers),
-        prompts=tuple(sys.intern(p.prompt) for p in pairs),
+        prompts=tuple(sys.intern(p.prompt.text) for p in pairs),
         sources=tuple(sys.intern(p.source) for p in pairs),
         criteria=tuple(sys.intern(p.criterion) for p in pairs),
         share=np.array([p.share for p in pairs]),
         forward=forward,
         backward=backward,
         looks=np.array([[looks(p.first), looks(p.second)] for p in pairs]),
-        pictures=np.array([[_digest(shown) for shown in (p.first, p.second, p.condition)] for p in pairs], np.uint64),
+        pictures=np.array(
+            [[_digest(shown) for shown in (p.first, p.second, p.prompt.image)] for p in pairs], np.uint64
+        ),
         probed=np.array(places, int),
         moved=margins[: len(turned)].reshape(len(again), len(LOOKS), 2),
         scores=margins[len(turned) :].reshape(len(again), 2 if alone else 0),
@@ -193,11 +195,11 @@ Place = tuple[int, int]
 def groups_of(found: Readings, groups: int, size: int, rng: np.random.Generator) -> list[list[Place]]:
     """Up to `groups` prompts with three or more distinct pictures, and up to `size` of each.
 
-    Pictures that were made from different conditions are not of one group.
+    Pictures of prompts that come with different pictures are not of one group.
     """
     shown: dict[tuple[str, int], dict[int, Place]] = {}
-    for at, (prompt, (first, second, condition)) in enumerate(zip(found.prompts, found.pictures.tolist(), strict=True)):
-        own = shown.setdefault((prompt, condition), {})
+    for at, (prompt, (first, second, image)) in enumerate(zip(found.prompts, found.pictures.tolist(), strict=True)):
+        own = shown.setdefault((prompt, image), {})
         own.setdefault(first, (at, 0))
         own.setdefault(second, (at, 1))
     whole = [list(own.values()) for own in shown.values() if len(own) >= 3]
@@ -205,7 +207,7 @@ def groups_of(found: Readings, groups: int, size: int, rng: np.random.Generator)
     return [[whole[i][k] for k in sorted(rng.permutation(len(whole[i]))[:size])] for i in chosen]
 
 
-def group_pictures(pairs: Pairs, found: Readings, group: Iterable[Place]) -> tuple[list[Tensor], Tensor | None]:
-    """The pictures of a group, read again, and the condition that they were made from."""
+def group_pictures(pairs: Pairs, found: Readings, group: Iterable[Place]) -> tuple[list[Tensor], Prompt]:
+    """The pictures of a group, read again, and their prompt."""
     chosen = [(pairs[int(found.number[at])], place) for at, place in group]
-    return [pair.second if place else pair.first for pair, place in chosen], chosen[0][0].condition
+    return [pair.second if place else pair.first for pair, place in chosen], chosen[0][0].prompt

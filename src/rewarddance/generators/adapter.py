@@ -26,7 +26,7 @@ from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.runtime.process_group import one_process_at_a_time
 from rewarddance.runtime.sharding import gather_full_tensors, shard
-from rewarddance.types import PixelBatch, Scales
+from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
 """Options that every family uses. The others a family names in `uses`; elsewhere they are refused."""
@@ -87,8 +87,9 @@ class PipelineGenerator(ABC):
                 raise InputError(f"a {self.kind} does not use the option {name!r}.", "Leave it out.")
         self.branch_scale = self._branch_scale()
         if options.negative_prompt is not None and self.branch_scale is None:
-            scale = "true_cfg_scale" if "true_cfg_scale" in self.uses else "guidance_scale"
-            raise InputError("negative_prompt says nothing without guidance.", f"Set {scale}, or leave it out.")
+            raise InputError(
+                "negative_prompt says nothing without guidance.", f"Set {self._scale_option}, or leave it out."
+            )
         self.height, self.width = self._size()
         self._latent_shape = self._noise_shape()
         self._scheduler = copy.deepcopy(pipeline.scheduler)  # whoever calls the pipeline itself does not move ours
@@ -129,6 +130,10 @@ class PipelineGenerator(ABC):
         scale = self.options.guidance_scale
         return scale if scale is not None and scale > 1 else None
 
+    @property
+    def _scale_option(self) -> str:
+        return "true_cfg_scale" if "true_cfg_scale" in self.uses else "guidance_scale"
+
     def _guided(self, toward: Tensor, away: Tensor, scale: float) -> Tensor:
         return away + scale * (toward - away)
 
@@ -155,26 +160,36 @@ class PipelineGenerator(ABC):
         return len(self.timesteps)
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Any:
-        self.check_pictures(prompts, conditions)
-        texts = list(prompts)
+    def encode(self, prompts: Sequence[str | Prompt]) -> Any:
+        prompts = as_prompts(prompts)
+        self.check_prompts(prompts)
+        texts = [prompt.text for prompt in prompts]
         if self.branch_scale is not None:
-            texts += [self.options.negative_prompt or ""] * len(prompts)
+            texts += self._negatives(prompts)
         return self._text(texts)
 
-    def check_pictures(self, prompts: Sequence[str], given: Sequence[Any] | None) -> None:
-        """given: each prompt's picture, or its file, or None. Raises InputError naming the first prompt that has one
-        for nothing, or lacks the one that the family needs."""
-        for prompt, picture in zip(prompts, given or [None] * len(prompts), strict=True):
-            if picture is None and self.needs_picture:
+    def _negatives(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The texts of the second branch: a prompt's own, or else the option's."""
+        return [prompt.negative or self.options.negative_prompt or "" for prompt in prompts]
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Raises InputError naming the first prompt that has a picture for nothing, lacks the one that the family
+        needs, or has a negative text without guidance."""
+        for prompt in prompts:
+            if prompt.image is None and self.needs_picture:
                 raise InputError(
-                    f"a {self.kind} begins from a picture, and the prompt {prompt!r} has none.",
-                    'Give each prompt one: in a JSONL file, {"prompt": ..., "condition": "first.png"}.',
+                    f"a {self.kind} begins from a picture, and the prompt {prompt.text!r} has none.",
+                    'Give each prompt one: in a JSONL file, {"prompt": ..., "image": "first.png"}.',
                 )
-            if picture is not None and not self.needs_picture:
+            if prompt.image is not None and not self.needs_picture:
                 raise InputError(
-                    f"a {self.kind} takes no picture, and the prompt {prompt!r} comes with one.",
-                    "Take out the condition, or choose a generator of image to video.",
+                    f"a {self.kind} takes no picture, and the prompt {prompt.text!r} comes with one.",
+                    "Take out the image, or choose a generator of image to video.",
+                )
+            if prompt.negative and self._branch_scale() is None:
+                raise InputError(
+                    f"the prompt {prompt.text!r} has a negative text, which says nothing without guidance.",
+                    f"Set {self._scale_option}, or take it out.",
                 )
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:

@@ -9,34 +9,19 @@ import torch
 from torch import Tensor
 
 from rewarddance.protocols import Generator
-from rewarddance.types import PixelBatch, Rollout
+from rewarddance.types import PixelBatch, Prompt, Rollout, as_prompts
 
 
-def encoded(
-    generator: Generator,
-    prompts: Sequence[str],
-    rows: Iterable[int] | Tensor,
-    conditions: Sequence[Tensor | None] | None = None,
-) -> Any:
+def encoded(generator: Generator, prompts: Sequence[Prompt], rows: Iterable[int] | Tensor) -> Any:
     """The conditioning of some rows of a batch."""
-    numbers = [int(row) for row in rows]
-    given = None if conditions is None else [conditions[row] for row in numbers]
-    return generator.encode([prompts[row] for row in numbers], given)
+    return generator.encode([prompts[int(row)] for row in rows])
 
 
 @torch.no_grad()
-def rollout(
-    generator: Generator,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    stop: int,
-    conditions: Sequence[Tensor | None] | None = None,
-) -> Rollout:
-    """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent).
-
-    conditions: the pictures that prompts come with, as in `Generator.encode`; so in all that follows.
-    """
-    condition = generator.encode(prompts, conditions)
+def rollout(generator: Generator, prompts: Sequence[str | Prompt], seeds: Sequence[int], stop: int) -> Rollout:
+    """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent)."""
+    prompts = as_prompts(prompts)
+    condition = generator.encode(prompts)
     noise = x_t = generator.init_noise(seeds)
     for step in range(stop):
         x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
@@ -46,30 +31,27 @@ def rollout(
 @torch.no_grad()
 def sample(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     seeds: Sequence[int],
     batch_size: int = 64,
     tick: Callable[[int], None] = lambda n: None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> PixelBatch:
     """Pictures [B, T, C, H, W] in [0, 1] of B prompts from B seeds; `tick` hears how many each batch finished."""
-    return sample_with_latents(generator, prompts, seeds, batch_size, tick, conditions)[0]
+    return sample_with_latents(generator, prompts, seeds, batch_size, tick)[0]
 
 
 @torch.no_grad()
 def sample_with_latents(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     seeds: Sequence[int],
     batch_size: int = 64,
     tick: Callable[[int], None] = lambda n: None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> tuple[PixelBatch, Tensor]:
     """As `sample`, with the latents [B, ...] that the pictures were decoded from."""
     pictures, latents = [], []
     for part in _chunks(len(prompts), batch_size):
-        given = None if conditions is None else conditions[part]
-        latents.append(rollout(generator, prompts[part], seeds[part], generator.num_steps, given).x_t)
+        latents.append(rollout(generator, prompts[part], seeds[part], generator.num_steps).x_t)
         pictures.append(generator.decode(latents[-1]))
         tick(len(pictures[-1]))
     return torch.cat(pictures), torch.cat(latents)
@@ -78,11 +60,10 @@ def sample_with_latents(
 @torch.no_grad()
 def predictions(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     seeds: Sequence[int],
     stops: Sequence[int],
     batch_size: int = 64,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> tuple[PixelBatch, Tensor]:
     """One-step predictions of the clean picture, each taken at its own step of `stops` [B].
 
@@ -90,7 +71,7 @@ def predictions(
     """
     early, final = [], []
     for part in _chunks(len(prompts), batch_size):
-        condition = generator.encode(prompts[part], None if conditions is None else conditions[part])
+        condition = generator.encode(as_prompts(prompts[part]))
         x_t, stop = generator.init_noise(seeds[part]), torch.tensor(stops[part])
         kept = torch.zeros_like(x_t)
         for step in range(generator.num_steps):

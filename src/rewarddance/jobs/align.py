@@ -11,7 +11,7 @@ from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import bank_refresher, build_references
 from rewarddance.alignment.refl_step import train_refl
 from rewarddance.alignment.rewards import Reward, judging_of
-from rewarddance.data.prompts import conditions_of, keep_prompts, read_prompts
+from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.report.run_folder import read_alarms
@@ -40,12 +40,12 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
     policy = recipe.policy
     recipe.check_processes(process_group.world_size(), process_group.device().type)
     device, judge_device = recipe.devices()
-    asked = list({(one.text, one.condition): one for one in read_prompts(recipe.prompts)}.values())
-    prompts, conditions = [one.text for one in asked], conditions_of(asked)
+    distinct = {(prompt.text, prompt.negative, prompt.image_path): prompt for prompt in read_prompts(recipe.prompts)}
+    prompts = list(distinct.values())
     drawing = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
     drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
     generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
-    generator.check_pictures(prompts, [one.condition for one in asked])
+    generator.check_prompts(prompts)
     generator.check_lora((policy or recipe.refl).lora_targets)
     judge, *others = (
         load_reward(name, judge_device, find_dtype(recipe.judge_dtype)) for name in (recipe.judge, *recipe.more_judges)
@@ -62,30 +62,30 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
         folder = writable_folder(recipe.output)
         keep_recipe(recipe, folder / "config.yaml")
         if is_main_process():
-            keep_prompts(asked, folder / "prompts.jsonl")
+            keep_prompts(prompts, folder / "prompts.jsonl")
     bank = None
     if policy is None or rewards[0].judging == "references":
         place = folder / "references"
-        bank = build_references(generator, judge, prompts, recipe.references, place, recipe.seed, conditions=conditions)
+        bank = build_references(generator, judge, prompts, recipe.references, place, recipe.seed)
     with reporting(recipe.report_to, folder, recipe) as trackers:
         metrics = Metrics(folder / "metrics.jsonl", trackers)
         loop = policy or recipe.refl
         at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
         shown = generator, prompts, recipe.grid_prompts, folder, metrics, recipe.algorithm, recipe.seed, at_once
         if policy is not None:
-            probe = against_base(generator, rewards[0], prompts, policy, recipe.seed, conditions)
-            probe = with_grids(probe, *shown, conditions)
+            probe = against_base(generator, rewards[0], prompts, policy, recipe.seed)
+            probe = with_grids(probe, *shown)
             common = generator, rewards, prompts
             if isinstance(policy, GrpoRecipe):
-                aligned = train_grpo(*common, policy, folder, metrics, recipe.seed, probe, bank, conditions)
+                aligned = train_grpo(*common, policy, folder, metrics, recipe.seed, probe, bank)
             else:
-                aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank, conditions)
+                aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank)
         else:
             place = folder / "references"
-            redraw = bank_refresher(generator, judge, prompts, recipe.references, place, recipe.seed, conditions)
+            redraw = bank_refresher(generator, judge, prompts, recipe.references, place, recipe.seed)
             aligned = train_refl(
                 generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed,
-                with_grids(dict, *shown, conditions), held_out, redraw,
+                with_grids(dict, *shown), held_out, redraw,
             )  # fmt: skip
     if not is_main_process():
         return {}

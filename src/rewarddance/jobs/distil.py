@@ -164,8 +164,8 @@ def question(row: PreferenceRow, swapped: bool, instruction: str) -> list[dict[s
     try:
         pair = row.load()
         candidate, reference = (pair.first, pair.second) if swapped else (pair.second, pair.first)
-        parts = list(load_instruction(instruction).question(pair.prompt, "after"))
-        pictures = iter(pictures_of(parts, Question(pair.prompt, candidate, reference, condition=pair.condition)))
+        parts = list(load_instruction(instruction).question(pair.prompt.text, "after"))
+        pictures = iter(pictures_of(parts, Question(pair.prompt, candidate, reference)))
     except InputError as error:
         raise Unanswered(str(error)) from error
     content: list[dict[str, Any]] = []

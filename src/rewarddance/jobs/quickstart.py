@@ -30,7 +30,6 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.evaluate import document, training_facts
 from rewarddance.jobs.quickstart_figures import (
-    asked_of,
     gallery,
     good_same_bad,
     noise_seeds,
@@ -53,7 +52,8 @@ from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import Seen, ShapePrompt, parse_preferences, task_of
+from rewarddance.shapeworld.tasks import Seen, parse_preferences, task_of
+from rewarddance.types import Prompt
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
 EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
@@ -229,18 +229,12 @@ def gather_references(run: Run) -> dict[str, Any]:
 
 
 def _bank(run: Run, generator: PipelineGenerator, judge: Judge) -> list[References]:
-    texts, given = asked_of(asked_in_refl(run.recipe))
-    place = run.folder / "references"
-    return build_references(generator, judge, texts, run.recipe.references, place, run.recipe.seed, conditions=given)
+    prompts, folder = refl_prompts(run.recipe), run.folder / "references"
+    return build_references(generator, judge, prompts, run.recipe.references, folder, run.recipe.seed)
 
 
-def refl_prompts(recipe: QuickstartRecipe) -> list[str]:
+def refl_prompts(recipe: QuickstartRecipe) -> list[Prompt]:
     """Distinct training prompts of ReFL, the categories in turn."""
-    return [one.text for one in asked_in_refl(recipe)]
-
-
-def asked_in_refl(recipe: QuickstartRecipe) -> list[ShapePrompt]:
-    """The same with the pictures that they come with."""
     drawn = task_of(recipe.task, recipe.preferences).prompts("train", 4 * recipe.refl_prompts, recipe.seed)
     first = {one.text: one for one in reversed(drawn)}
     return [first[text] for text in dict.fromkeys(one.text for one in drawn)][: recipe.refl_prompts]
@@ -259,13 +253,12 @@ def align(run: Run) -> dict[str, Any]:
         figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
         return figures | {"diversity": float(diversity(pictures).mean())}
 
-    texts, given = asked_of(asked_in_refl(recipe))
-    redraw = bank_refresher(generator, judge, texts, recipe.references, run.folder / "references", seed, given)
-    texts, given = asked_of(probes)
+    prompts = refl_prompts(recipe)
+    redraw = bank_refresher(generator, judge, prompts, recipe.references, run.folder / "references", seed)
     shown = recipe.evaluation.grid_prompts, run.folder
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers)
-        watched = with_grids(probe, generator, texts, *shown, metrics, "refl", seed, batch_size=96, conditions=given)
+        watched = with_grids(probe, generator, probes, *shown, metrics, "refl", seed, batch_size=96)
         train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", metrics, seed, watched, redraw=redraw)
     return {"steps": recipe.refl.steps}
 
@@ -274,10 +267,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     """The final table on held-out prompts: base, best of N, and the aligned generator from the same noises."""
     recipe, task, generator, judge = run.recipe, run.task, run.generator(), run.judge()
     prompts = task.prompts("held_out", recipe.evaluation.prompts, recipe.seed)
-    texts, given = asked_of(prompts)
     seeds = noise_seeds(recipe.seed, len(prompts), recipe.evaluation.n, stream=9)
     with progress_bar(f"best of {recipe.evaluation.n}", len(prompts)) as bar:
-        search = best_of_n(generator, judge, texts, seeds, tick=bar.advance, conditions=given)
+        search = best_of_n(generator, judge, prompts, seeds, tick=bar.advance)
     del generator
     count = recipe.evaluation.refl_samples
     refl_pictures, refl_scores = sampled(
@@ -289,7 +281,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "best_of_n": [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)],
         "refl": refl_scores,
     }
-    result = tables(scores, [one.category for one in prompts], count)
+    result = tables(scores, [prompt.metadata["category"] for prompt in prompts], count)
     paired = [row[:count] for row in base_scores]
     result["gsb"] = good_same_bad(refl_scores, paired, prompts, recipe.preferences.least_difference)
     spreads = {"sft": diversity(search.pictures[:, :count]), "refl": diversity(refl_pictures)}

@@ -19,16 +19,11 @@ from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.shapeworld.tasks import PICTURES, Seen, ShapePrompt, WorldTask
-from rewarddance.types import Pixels, Question
+from rewarddance.shapeworld.tasks import PICTURES, Seen, WorldTask
+from rewarddance.types import Prompt, Question
 
 Scores = Sequence[Sequence[Seen]]
 """The oracle's verdicts [P][N] on N pictures of each of P prompts."""
-
-
-def asked_of(prompts: Sequence[ShapePrompt]) -> tuple[list[str], list[Pixels | None]]:
-    """The texts, and the pictures that they come with."""
-    return [one.text for one in prompts], [one.condition for one in prompts]
 
 
 def noise_seeds(seed: int, n_prompts: int, n: int, stream: int) -> list[list[int]]:
@@ -38,7 +33,7 @@ def noise_seeds(seed: int, n_prompts: int, n: int, stream: int) -> list[list[int
 
 def sampled(
     generator: PipelineGenerator,
-    prompts: Sequence[ShapePrompt],
+    prompts: Sequence[Prompt],
     n: int,
     seed: int,
     stream: int,
@@ -47,18 +42,18 @@ def sampled(
 ) -> tuple[Tensor, list[list[Seen]]]:
     """`n` pictures a prompt [P, N, T, C, H, W] and the oracle's scores of them [P][N]; with a title, under a bar."""
     seeds = noise_seeds(seed, len(prompts), n, stream)
-    texts, given = asked_of([one for one in prompts for _ in range(n)])
+    repeated = [prompt for prompt in prompts for _ in range(n)]
     flat = [s for row in seeds for s in row]
     if title is None:
-        pictures = sample(generator, texts, flat, batch_size=96, conditions=given)
+        pictures = sample(generator, repeated, flat, batch_size=96)
     else:
-        with progress_bar(title, len(texts)) as bar:
-            pictures = sample(generator, texts, flat, batch_size=96, tick=bar.advance, conditions=given)
+        with progress_bar(title, len(repeated)) as bar:
+            pictures = sample(generator, repeated, flat, batch_size=96, tick=bar.advance)
     groups = pictures.unflatten(0, (len(prompts), n))
     return groups, scored(groups, prompts, task)
 
 
-def scored(groups: Tensor, prompts: Sequence[ShapePrompt], task: WorldTask = PICTURES) -> list[list[Seen]]:
+def scored(groups: Tensor, prompts: Sequence[Prompt], task: WorldTask = PICTURES) -> list[list[Seen]]:
     """The oracle on pictures [P, N, T, C, H, W]."""
     return [list(task.score(group, one)) for group, one in zip(groups, prompts, strict=True)]
 
@@ -93,7 +88,7 @@ def tabulate(scores: Scores, categories: Sequence[str]) -> dict[str, Any]:
     return {name: interval(values)._asdict() for name, values in figures.items()} | {"by_category": by}
 
 
-def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[ShapePrompt], same: float) -> dict[str, Any]:
+def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[Prompt], same: float) -> dict[str, Any]:
     """GSB of samples against the base's of the same noises by the oracle's overall score, of all and by category.
 
     same: a difference from which on one is better. Each figure has its interval over prompts.
@@ -102,7 +97,7 @@ def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[ShapePrompt], 
     away = ours - theirs
     share = np.where(np.abs(away) < same, 0.5, (away > 0).astype(float))
     units = np.repeat(np.arange(len(prompts)), away.shape[1]).reshape(away.shape)
-    kinds = np.array([one.category for one in prompts])
+    kinds = np.array([prompt.metadata["category"] for prompt in prompts])
 
     def of(rows: np.ndarray) -> dict[str, Any]:
         found = gsb(share[rows].ravel(), [str(unit) for unit in units[rows].ravel()])
@@ -112,15 +107,15 @@ def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[ShapePrompt], 
 
 
 def proxy(
-    judge: RewardModel, prompts: Sequence[ShapePrompt], arms: dict[str, Tensor], base: Tensor
+    judge: RewardModel, prompts: Sequence[Prompt], arms: dict[str, Tensor], base: Tensor
 ) -> dict[str, np.ndarray]:
     """Mean P(yes) a prompt [P] of each arm's pictures [P, N, ...] against the base's picture of the next noise."""
     found = {}
     for arm, pictures in arms.items():
         n = pictures.shape[1]
         questions = [
-            Question(one.text, pictures[i, k], base[i, (k + 1) % base.shape[1]], condition=one.condition)
-            for i, one in enumerate(prompts)
+            Question(prompt, pictures[i, k], base[i, (k + 1) % base.shape[1]])
+            for i, prompt in enumerate(prompts)
             for k in range(n)
         ]
         found[arm] = judge(questions).probability.cpu().numpy().reshape(len(prompts), n).mean(1)
@@ -129,18 +124,18 @@ def proxy(
 
 def gallery(
     folder: Path,
-    prompts: Sequence[ShapePrompt],
+    prompts: Sequence[Prompt],
     seeds: Sequence[Sequence[int]],
     shown: dict[str, Tensor],
     scores: dict[str, list[Seen]],
 ) -> None:
     """The first prompts' pictures [P, T, C, H, W] of each arm as files, videos as animated ones, and samples.json."""
     rows = []
-    for i, one in enumerate(prompts):
+    for i, prompt in enumerate(prompts):
         files = {arm: f"samples/{i:03d}_{arm}.png" for arm in shown}
         for arm, name in files.items():
             write_picture(shown[arm][i], folder / name)
         oracle = {arm: scores[arm][i].alignment for arm in shown}
-        row = {"prompt": one.text, "category": one.category, "seed": seeds[i][0], "pictures": files, "oracle": oracle}
-        rows.append(row)
+        row = {"prompt": prompt.text, "category": prompt.metadata["category"], "seed": seeds[i][0]}
+        rows.append(row | {"pictures": files, "oracle": oracle})
     write_text_atomically(folder / "samples.json", json.dumps(rows, indent=2))

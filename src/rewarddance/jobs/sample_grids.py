@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from rewarddance.alignment.train import Figures
 from rewarddance.data.frame_sampling import evenly_spaced
@@ -16,6 +15,7 @@ from rewarddance.protocols import Generator
 from rewarddance.report.run_folder import GRIDS, grid_name
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Prompt, as_prompts
 
 NOISES = 2
 """Pictures a prompt: one shows what became of it, the second whether they become one."""
@@ -24,14 +24,13 @@ NOISES = 2
 def with_grids(
     probe: Callable[[], Figures],
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     shown: int,
     folder: Path,
     metrics: Metrics,
     phase: str,
     seed: int,
     batch_size: int,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> Callable[[], Figures]:
     """The probe, which also writes a grid of `shown` of the prompts, a prompt a row, to `folder`/samples/step-N.png.
 
@@ -41,14 +40,14 @@ def with_grids(
     places = evenly_spaced(len(prompts), shown) if shown else []
     rows = [place for place in places for _ in range(NOISES)]
     seeds = np.random.SeedSequence([seed, 6]).generate_state(NOISES).tolist() * len(places)
-    given = None if conditions is None else [conditions[row] for row in rows]
+    prompts = as_prompts(prompts)
 
     def drawn() -> Figures:
         if rows:
-            pictures = sample(generator, [prompts[row] for row in rows], seeds, batch_size, conditions=given)
+            pictures = sample(generator, [prompts[row] for row in rows], seeds, batch_size)
             if is_main_process():
                 groups = [list(group) for group in pictures.split(NOISES)]
-                whole = grid([prompts[place] for place in places], groups)
+                whole = grid([prompts[place].text for place in places], groups)
                 write_grid(whole, folder / GRIDS / grid_name(metrics.step))
                 metrics.show(phase, "samples", whole)
         return probe()

@@ -34,12 +34,12 @@ from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import OtherPixels, Pixels, Question
+from rewarddance.types import OtherPixels, Pixels, Prompt, Question
 
 T = TypeVar("T")
 PIXEL_VALUES = 2**28
 """A batch is closed when its pictures hold so many numbers (1 GiB), however few its rows are."""
-_READ = frozenset({"prompt", "candidate", "candidates", "image", "video", "reference", "condition", "instruction"})
+_READ = frozenset({"prompt", "candidate", "candidates", "image", "video", "reference", "instruction"})
 
 
 class ScoreRun(Recipe):
@@ -170,7 +170,7 @@ class RowReader:
 
     def task(self, content: dict[str, Any]) -> Task:
         """What is asked for a row. Raises InputError saying what it lacks, or naming a file that cannot be read."""
-        named = "candidate" in content or "candidates" in content  # then `image` and `video` are the user's own
+        named = "candidate" in content or "candidates" in content  # then `image` is the prompt's
         places = ("candidate", "candidates") if named else ("image", "video")
         given = [key for key in places if content.get(key) is not None]
         if len(given) != 1:
@@ -186,17 +186,17 @@ class RowReader:
             raise InputError("the row's candidates are no list of pictures.", "Give a list of at least one path.")
         names, candidates = zip(*(self._media(each, "candidate") for each in group), strict=True)
         row |= {"candidates": list(names)} if given[0] == "candidates" else {"candidate": names[0]}
-        reference, condition = self.reference, None
+        reference, image = self.reference, None
         if self.run.reference is not None:
             row["reference"] = str(self.run.reference)
         if content.get("reference") is not None:
             row["reference"], reference = self._media(content["reference"], "reference")
-        if content.get("condition") is not None:
-            row["condition"], condition = self._media(content["condition"], "condition")
+        if named and content.get("image") is not None:
+            row["image"], image = self._media(content["image"], "image")
         instruction = None
         if content.get("instruction") is not None:
             instruction = row["instruction"] = self._text(content, "instruction", None)
-        n, prompt = len(candidates), row["prompt"]
+        n, prompt = len(candidates), Prompt(row["prompt"], image=image)
         if reference is None and self.kind == "pairwise":
             if n < 2:
                 raise InputError(
@@ -204,12 +204,9 @@ class RowReader:
                     "Give the row a reference or further candidates, or give --reference or --kind pointwise.",
                 )
             pairs = itertools.permutations(candidates, 2)
-            asked = [Question(prompt, c, r, instruction, condition, self._rates(c, r)) for c, r in pairs]
+            asked = [Question(prompt, c, r, instruction, self._rates(c, r)) for c, r in pairs]
             return Task(row, asked, "pairs", n)
-        asked = [
-            Question(prompt, each, reference, instruction, condition, self._rates(each, reference))
-            for each in candidates
-        ]
+        asked = [Question(prompt, each, reference, instruction, self._rates(each, reference)) for each in candidates]
         return Task(row, asked, "each" if given[0] == "candidates" else "one", n)
 
     def _text(self, content: dict[str, Any], key: str, default: str | None) -> str:
@@ -271,7 +268,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 def carried(content: dict[str, T]) -> dict[str, T]:
     """The keys of a row that are passed on unread."""
-    own = {"image", "video"} if "candidate" in content or "candidates" in content else set()
+    own = {"video"} if "candidate" in content or "candidates" in content else set()
     return {key: value for key, value in content.items() if key not in _READ - own}
 
 
@@ -290,7 +287,7 @@ def _schema(table: Table, run: ScoreRun) -> pa.Schema:
     names = pa.list_(pa.string()) if grouped else pa.string()
     number = pa.list_(pa.float32()) if grouped else pa.float32()
     kept |= {"prompt": pa.string(), "candidates" if grouped else "candidate": names}
-    kept |= dict.fromkeys(("reference", "condition", "instruction"), pa.string())
+    kept |= dict.fromkeys(("reference", "image", "instruction"), pa.string())
     kept |= {"probability": number, "margin": number} | ({"order": pa.list_(pa.int32())} if grouped else {})
     kept |= {REASON: names} if run.explain else {}
     return pa.schema(kept)

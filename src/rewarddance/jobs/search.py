@@ -17,7 +17,7 @@ from pydantic import Field
 
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
-from rewarddance.data.prompts import conditions_of, read_prompts
+from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -83,12 +83,6 @@ def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
     another run.
     """
     prompts = read_prompts(run.prompts)
-    for number, prompt in enumerate(prompts, start=1):
-        if prompt.negative:
-            raise InputError(
-                f"prompt {number} of {run.prompts} has a negative prompt, and a search has one for all.",
-                "Give the generator's option negative_prompt, and take it out of the file.",
-            )
     options = read_method(run.method, run.options)
     run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
     recorded = _recorded(run, prompts)
@@ -101,7 +95,7 @@ def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
     results = RowFile(folder / RESULTS)
     if not results.progress.finished:
         generator, judge, held_out = _loaded(run)
-        generator.check_pictures([prompt.text for prompt in prompts], [prompt.condition for prompt in prompts])
+        generator.check_prompts(prompts)
         at_once = min(run.prompts_at_once, len(prompts))
         work = Search(
             generator, judge, options, run.budget, run.judging, run.seed, run.runners_up, run.batch_size, at_once,
@@ -138,9 +132,7 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
 def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Found | RewardDanceError]:
     """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
     try:
-        asked = [prompts[place] for place in places]
-        given = conditions_of(asked)
-        return [*work([one.text for one in asked], places, None if given is None else [*given])]
+        return [*work([prompts[place] for place in places], places)]
     except RewardDanceError as error:
         if len(places) == 1:
             return [error]
@@ -161,7 +153,7 @@ def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, An
         "number": place + 1,
         "prompt": prompt.text,
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
-        **({"condition": str(prompt.condition)} if prompt.condition else {}),
+        **({"image": str(prompt.image_path)} if prompt.image_path else {}),
         "winner": written(found.winner, "winner.png"),
         "runners_up": runners_up,
         "first": written(found.first, "first.png"),
@@ -208,7 +200,7 @@ def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel
 
 
 def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:
-    pictures = {prompt.condition for prompt in prompts if prompt.condition is not None}
+    pictures = {prompt.image_path for prompt in prompts if prompt.image_path is not None}
     told = run.prompts.read_bytes() + (digest_of(pictures).encode() if pictures else b"")
     seen = {
         "prompts": run.prompts.resolve(),

@@ -24,6 +24,7 @@ from rewarddance.planning.plan import Change, Part, Plan, PlanOptions, Tries, tr
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.devices import find_dtype
+from rewarddance.types import Prompt
 
 OPTIMISER = 8
 """Bytes of AdamW's two averages for each trained weight."""
@@ -193,8 +194,8 @@ def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Count
     with counting() as counted:
         counted.known(models.tensors())
         counted.begin("sampling")
-        shown = [_first_frame(models.generator)] * n
-        rollout(models.generator, [prompts[i % len(prompts)] for i in range(n)], list(range(n)), 1, shown)
+        drawn = _with_picture(models.generator, [prompts[i % len(prompts)] for i in range(n)])
+        rollout(models.generator, drawn, list(range(n)), 1)
     return counted
 
 
@@ -211,12 +212,11 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
     """
     n = run.references.candidates
     texts = _first_of_bank(run, prompts)
-    drawn = texts[: run.references.batch_size]
-    shown = [_first_frame(models.generator)] * len(drawn)
+    drawn = _with_picture(models.generator, texts[: run.references.batch_size])
     with counting() as counted, torch.no_grad():
         counted.known(models.tensors())
         counted.begin("references: sampling")
-        latents = rollout(models.generator, drawn, candidate_seeds(0, 0, len(drawn)), 1, shown).x_t
+        latents = rollout(models.generator, drawn, candidate_seeds(0, 0, len(drawn)), 1).x_t
         counted.begin("references: decoding")
         pictures = models.generator.decode(latents)
         if len(drawn) < len(texts):
@@ -224,7 +224,7 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
         counted.begin("references: encoding")
         kept = models.judge.vlm.encode(list(pictures))  # type: ignore[attr-defined]
         counted.begin("references: tournament")
-        tournament(models.judge, texts[:1], [list(pictures[:n])], conditions=shown[:1])
+        tournament(models.judge, drawn[:1], [list(pictures[:n])])
         del kept
     return counted
 
@@ -270,12 +270,14 @@ def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> Referenc
     frames = generator._own("num_frames") if "num_frames" in generator.uses else 1
     pictures = tuple(torch.empty(frames, 3, generator.height, generator.width, device="meta") for _ in range(2))
     latents = torch.empty(2, *shape, device="meta")
-    return References(prompt, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents, _first_frame(generator))
+    (asked,) = _with_picture(generator, [prompt])
+    return References(asked, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
 
 
-def _first_frame(generator: PipelineGenerator) -> Tensor | None:
-    """What a prompt comes with, of the video's size, where the generator needs it."""
-    return torch.zeros(1, 3, generator.height, generator.width) if generator.needs_picture else None
+def _with_picture(generator: PipelineGenerator, texts: Sequence[str]) -> list[Prompt]:
+    """Prompts, with one picture of the video's size where the generator needs it."""
+    image = torch.zeros(1, 3, generator.height, generator.width) if generator.needs_picture else None
+    return [Prompt(text, image=image) for text in texts]
 
 
 def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple[tuple[Part, ...], dict[str, int], int]:

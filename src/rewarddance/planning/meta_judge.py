@@ -161,7 +161,7 @@ def tokens_of(reward: Judge, pair: Preference) -> tuple[int, int]:
             reward.loss([pair])
     finally:
         vlm.listening = False
-    shown = [pixels for pixels in (pair.first, pair.second, pair.condition) if pixels is not None]
+    shown = [pixels for pixels in (pair.first, pair.second, pair.prompt.image) if pixels is not None]
     return sum(vlm.lengths), sum(len(one) * vlm.family.tokens(*one.shape[-2:]) for one in shown)
 
 

@@ -204,7 +204,8 @@ def shapes_of(pair: Preference) -> Preference:
     def empty(pixels: torch.Tensor | None) -> Any:
         return None if pixels is None else torch.empty(pixels.shape, device="meta")
 
-    return replace(pair, first=empty(pair.first), second=empty(pair.second), condition=empty(pair.condition))
+    prompt = replace(pair.prompt, image=empty(pair.prompt.image))
+    return replace(pair, prompt=prompt, first=empty(pair.first), second=empty(pair.second))
 
 
 def looked_at(path: Path, options: PlanOptions, reasons: bool) -> tuple[list[Preference], int | None, str]:

@@ -247,8 +247,9 @@ def _phases(counted: Counting, vlm: Any) -> Callable[[], None]:
 
 def _again(pair: Preference) -> Preference:
     """Other pictures of the same sizes: equal tensors would be read once."""
-    shown = {name: getattr(pair, name) for name in ("first", "second", "condition")}
-    return replace(pair, **{name: one if one is None else torch.empty_like(one) for name, one in shown.items()})
+    image = pair.prompt.image
+    prompt = replace(pair.prompt, image=None if image is None else torch.empty_like(image))
+    return replace(pair, prompt=prompt, first=torch.empty_like(pair.first), second=torch.empty_like(pair.second))
 
 
 def _gathered(student: Trainable, recipe: JudgeRecipe) -> int:

@@ -66,17 +66,17 @@ class ClipReward(PointwiseJudge):
         pictures: dict[int, tuple[int, Pixels]] = {}
         shown = as_read(shown, self.config)
         for number, question in enumerate(shown):
-            if question.instruction is not None or question.condition is not None:
-                what = "an instruction" if question.condition is None else "a condition"
+            if question.instruction is not None or question.prompt.image is not None:
+                what = "an instruction" if question.prompt.image is None else "an image in its prompt"
                 raise InputError(
-                    f"question {number} ({question.prompt!r}) has {what}, but a CLIP judge reads none.",
+                    f"question {number} ({question.prompt.text!r}) has {what}, but a CLIP judge reads none.",
                     "Leave it out, or choose a kind that reads one.",
                 )
-            prompts.setdefault(question.prompt, len(prompts))
+            prompts.setdefault(question.prompt.text, len(prompts))
             pictures.setdefault(id(question.candidate), (len(pictures), question.candidate))
         texts = self.text_features(list(prompts))
         frames = self.image_features([pixels for _, pixels in pictures.values()])
-        which = [(pictures[id(question.candidate)][0], prompts[question.prompt]) for question in shown]
+        which = [(pictures[id(question.candidate)][0], prompts[question.prompt.text]) for question in shown]
         cosine = torch.stack([(frames[picture] @ texts[prompt]).mean() for picture, prompt in which])
         bias = getattr(self.model, "logit_bias", None)
         margin = self.model.logit_scale.float().exp() * cosine

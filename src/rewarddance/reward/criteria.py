@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.averages import mean_margin, mean_probability
 from rewarddance.reward.instructions import Criterion, load_tree
 from rewarddance.types import Question, Verdict
@@ -37,6 +37,10 @@ class CriteriaReward:
             raise InputError(f"there is no average named {average!r}.", f"Say {' or '.join(AVERAGES)}.")
         self.average = average
 
+    @property
+    def needs_reference(self) -> bool:
+        return needs_reference(self.judge)
+
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """The verdict of the whole tree on each question [B], with a graph where the judge's has one.
 
@@ -57,8 +61,8 @@ class CriteriaReward:
         for number, question in enumerate(questions):
             if question.instruction is not None:
                 raise InputError(
-                    f"question {number} ({question.prompt!r}) names the instruction {question.instruction!r}, but a "
-                    "tree of criteria asks its own.",
+                    f"question {number} ({question.prompt.text!r}) names the instruction {question.instruction!r}, but "
+                    "a tree of criteria asks its own.",
                     "Leave it out, or ask the judge itself.",
                 )
         leaves = [*self.tree.leaves]

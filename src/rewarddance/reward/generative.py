@@ -14,19 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.data.media import Media
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
 from rewarddance.reward.reasoning import Answers, reason_targets
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
-from rewarddance.types import Preference, Question, Verdict
+from rewarddance.types import Preference, Prompt, Question, Verdict, as_prompt
 
 
 class PairwiseReward(Judge):
     """A vision-language model asked whether the candidate is better than the reference. A RewardModel."""
+
+    needs_reference = True
 
     def __init__(self, vlm: VisionLanguageModel, config: RewardConfig) -> None:
         self.vlm, self.config, self.model = vlm, config, vlm.model
@@ -49,9 +50,7 @@ class PairwiseReward(Judge):
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
         or before the answer that most votes are for; a pair without reasons trains on the answers alone.
         """
-        questions = [
-            Question(p.prompt, p.second, p.first, condition=p.condition, fps=(p.fps[1], p.fps[0])) for p in pairs
-        ]
+        questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
         asked = self._asked([*questions, *map(swapped, questions)])
         share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
         weight = self.config.difference_weight
@@ -71,32 +70,31 @@ class PairwiseReward(Judge):
 
     def score(
         self,
-        prompt: str,
+        prompt: str | Prompt,
         candidates: Candidates,
         instruction: str | None = None,
-        condition: Media | None = None,
         explain: bool = False,
     ) -> Verdict:
         """How good is each of N >= 2 candidates among the others: its mean margin against each of them, both orders.
 
-        condition, explain: as in `rank`. Raises InputError for a single candidate: a pairwise judge has nothing to
+        explain: as in `rank`. Raises InputError for a single candidate: a pairwise judge has nothing to
         compare it with.
         """
-        pixels, given = all_pixels(candidates), given_pixels(condition)
+        prompt, pixels = as_prompt(prompt), all_pixels(candidates)
         n = len(pixels)
         if n < 2:
             raise InputError(
                 "a pairwise judge cannot score one candidate by itself.", "Give a reference to compare, or two or more."
             )
         pairs = [(c, r) for c in range(n) for r in range(n) if c != r]
-        found = self([Question(prompt, pixels[c], pixels[r], instruction, given) for c, r in pairs]).margin
+        found = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
         margins = found.new_zeros(n, n)
         margins[tuple(torch.tensor(pairs).T)] = found
         margin = (margins - margins.T).sum(1) / (2 * (n - 1))
         if not explain:
             return Verdict(margin)
         order = margin.argsort(descending=True, stable=True).tolist()
-        return Verdict(margin, self.reasons_against_best(prompt, pixels, order, instruction, given))
+        return Verdict(margin, self.reasons_against_best(prompt, pixels, order, instruction))
 
     @torch.no_grad()
     def explain(self, questions: Sequence[Question]) -> Verdict:
@@ -122,7 +120,7 @@ class PairwiseReward(Judge):
         asked = []
         for number, question in enumerate(as_read(questions, self.config)):
             instruction = load_instruction(question.instruction) if question.instruction else self.instruction
-            parts = tuple(instruction.question(question.prompt, reasoning or self.config.reasoning))
+            parts = tuple(instruction.question(question.prompt.text, reasoning or self.config.reasoning))
             asked.append(JudgeInput(parts, pictures_of(parts, question, number)))
         return asked
 
@@ -134,5 +132,5 @@ class PairwiseReward(Judge):
 def swapped(question: Question) -> Question:
     """The same question with reference and candidate changed over."""
     if question.reference is None:
-        raise InputError(f"the question on {question.prompt!r} has no reference to swap.", "Give it one.")
+        raise InputError(f"the question on {question.prompt.text!r} has no reference to swap.", "Give it one.")
     return replace(question, candidate=question.reference, reference=question.candidate, fps=question.fps[::-1])

@@ -20,7 +20,7 @@ from rewarddance.types import Pixels, Question
 
 TEMPLATES = Path(__file__).parent / "templates"
 TREES = Path(__file__).parent / "trees"
-_TEXTS, _PICTURES = ("prompt", "criteria", "answer"), ("condition", "reference", "candidate")
+_TEXTS, _PICTURES = ("prompt", "criteria", "answer"), ("image", "reference", "candidate")
 _TEXT_PLACE = re.compile(rf"\{{({'|'.join(_TEXTS)})\}}")
 _PICTURE_PLACE = re.compile(rf"\{{({'|'.join(_PICTURES)})\}}\n?")
 Reasoning = Literal["none", "after", "before"]
@@ -28,7 +28,7 @@ Reasoning = Literal["none", "after", "before"]
 
 
 class Picture(str):
-    """A place in a question where a picture goes, by its field in `Question`: condition, reference or candidate."""
+    """A place in a question where a picture goes, of a `Question`: its prompt's image, its reference or candidate."""
 
 
 class AnswerForms(Recipe):
@@ -44,9 +44,9 @@ class Questions(Recipe):
 
     list: `described` writes one criterion a line with its meaning, `names` writes the names alone, which is what a
     small model reads fast. pairwise: the question with {prompt}, {reference} and {candidate}; pointwise: the one
-    without {reference}. Either may hold {criteria}, {condition} where the task starts from a picture, and {answer},
+    without {reference}. Either may hold {criteria}, {image} where the prompt comes with a picture, and {answer},
     which says how to answer (`answer`); a question without it can only be answered without reasons. Pictures stand in
-    the order condition, reference, candidate.
+    the order image, reference, candidate.
     """
 
     name: str
@@ -213,30 +213,34 @@ def _check_places(text: str, needed: Sequence[str]) -> str:
     pictures = [match[1] for match in _PICTURE_PLACE.finditer(text)]
     if pictures[-1] != "candidate":
         raise ValueError("the candidate comes last, so that all before it can be shared")
-    if "condition" in pictures[1:]:
-        raise ValueError("the condition comes before the reference and the candidate")
+    if "image" in pictures[1:]:
+        raise ValueError("the image comes before the reference and the candidate")
     return text
 
 
 def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tuple[Pixels, ...]:
     """The question's pictures in the order of its parts' places.
 
-    Raises InputError naming the question (by `number`) where it lacks a picture that its instruction shows, or has a
-    condition that its instruction would not show. A reference without a place is left out: that is the ablation.
+    Raises InputError naming the question (by `number`) where it lacks a picture that its instruction shows, or its
+    prompt has one that its instruction would not show. A reference without a place is left out: that is the ablation.
     """
     places = [str(part) for part in parts if isinstance(part, Picture)]
+    pictures = {"image": question.prompt.image, "reference": question.reference, "candidate": question.candidate}
+    found = []
     for place in places:
-        if getattr(question, place) is None:
+        if (pixels := pictures[place]) is None:
             raise InputError(
-                f"question {number} ({question.prompt!r}) has no {place}.",
+                f"question {number} ({question.prompt.text!r}) has no {place}.",
                 "A pairwise judge needs one." if place == "reference" else "Its instruction shows one: give it.",
             )
-    if question.condition is not None and "condition" not in places:
+        found.append(pixels)
+    if question.prompt.image is not None and "image" not in places:
         raise InputError(
-            f"question {number} ({question.prompt!r}) has a condition, but its instruction has no place for one.",
+            f"the prompt of question {number} ({question.prompt.text!r}) has an image, but its instruction has no "
+            "place for one.",
             "Choose an instruction that does, such as i2v or edit.",
         )
-    return tuple(getattr(question, place) for place in places)
+    return tuple(found)
 
 
 def load_instruction(name: str) -> Instruction:

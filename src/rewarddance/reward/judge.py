@@ -24,7 +24,7 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.runtime.config import Recipe
-from rewarddance.types import OtherPixels, Pixels, Preference, Question, Verdict
+from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
@@ -140,9 +140,10 @@ class LossNormalizer(NamedTuple):
 class Judge(ABC):
     """A reward model. A kind says what its margin is and how it is trained; the rest is written once, here.
 
-    model: the module whose weights are trained. config: see `RewardConfig`.
+    model: the module whose weights are trained. config: see `RewardConfig`. needs_reference: see `RewardModel`.
     """
 
+    needs_reference: bool
     model: Any
     config: RewardConfig
 
@@ -176,13 +177,12 @@ class Judge(ABC):
     @abstractmethod
     def score(
         self,
-        prompt: str,
+        prompt: str | Prompt,
         candidates: Candidates,
         instruction: str | None = None,
-        condition: Media | None = None,
         explain: bool = False,
     ) -> Verdict:
-        """How good is each of N candidates, by itself or among the others? [N]. condition, explain: as in `compare`."""
+        """How good is each of N candidates, by itself or among the others? [N]. explain: as in `compare`."""
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """Margins [B], with a graph where a question's pixels require one.
@@ -194,7 +194,7 @@ class Judge(ABC):
         wants_graph = torch.is_grad_enabled() and any(
             pixels.requires_grad
             for q in questions
-            for pixels in (q.condition, q.candidate, q.reference)
+            for pixels in (q.prompt.image, q.candidate, q.reference)
             if pixels is not None
         )
         if wants_graph:
@@ -219,62 +219,60 @@ class Judge(ABC):
 
     def compare(
         self,
-        prompt: str,
+        prompt: str | Prompt,
         candidates: Candidates,
         reference: Media,
         instruction: str | None = None,
-        condition: Media | None = None,
         explain: bool = False,
     ) -> Verdict:
         """Is each of N candidates better than the reference? Pictures in any form that `as_pixels` takes; [N].
 
-        condition: what all were made from besides the prompt. explain: with reasons (and without a graph). Raises
+        explain: with reasons (and without a graph). Raises
         InputError naming the candidate that is no picture, or where this kind gives no reasons.
         """
-        shown, given = as_pixels(reference, "the reference"), given_pixels(condition)
-        asked = [Question(prompt, each, shown, instruction, given) for each in all_pixels(candidates)]
+        prompt, shown = as_prompt(prompt), as_pixels(reference, "the reference")
+        asked = [Question(prompt, each, shown, instruction) for each in all_pixels(candidates)]
         return self.explain(asked) if explain else self(asked)
 
     def rank(
         self,
-        prompt: str,
+        prompt: str | Prompt,
         candidates: Candidates,
         instruction: str | None = None,
-        condition: Media | None = None,
         explain: bool = False,
         method: str = "all",
     ) -> Ranking:
         """Order N candidates, best first, by wins over each other, every comparison in both orders (paper, section 3).
 
         method: "all" pairs, or a "knockout" in N - 1 of the N (N - 1) / 2 comparisons, which finds the best but orders
-        the others only by when they left; its margins are NaN where two did not meet. condition: as in `compare`.
+        the others only by when they left; its margins are NaN where two did not meet.
         explain: with the reasons of each against the best of the others. Raises InputError naming a candidate that is
         no picture, an unknown method, or where this kind gives no reasons.
         """
-        pixels, given = all_pixels(candidates), given_pixels(condition)
+        pixels = all_pixels(candidates)
         if method == "all":
-            (ranking,) = tournament(self, [prompt], [pixels], [given], instruction)
+            (ranking,) = tournament(self, [prompt], [pixels], instruction)
         elif method == "knockout":
-            (cup,) = knockout(self, [prompt], [pixels], [given], instruction)
+            (cup,) = knockout(self, [prompt], [pixels], instruction)
             ranking = Ranking(cup.order, cup.won.float(), cup.margins)
         else:
             raise InputError(f"there is no way of ranking named {method!r}.", "Say all or knockout.")
         if not explain or len(pixels) < 2:
             return ranking
         order = ranking.order.tolist()
-        return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, order, instruction, given))
+        return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, order, instruction))
 
     def reasons_against_best(
         self,
-        prompt: str,
+        prompt: str | Prompt,
         pixels: Sequence[Pixels],
         order: Sequence[int],
         instruction: str | None = None,
-        condition: OtherPixels | None = None,
     ) -> tuple[str, ...]:
         """Why each of N >= 2 candidates is better than the best of the others or not; order: best first."""
+        prompt = as_prompt(prompt)
         asked = [
-            Question(prompt, each, pixels[rival], instruction, condition)
+            Question(prompt, each, pixels[rival], instruction)
             for each, rival in zip(pixels, rivals(order), strict=True)
         ]
         return self.explain(asked).reasons or ()
@@ -324,7 +322,7 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
     bad = (~torch.isfinite(margin)).nonzero().flatten().tolist()
     if bad:
         raise RewardError(
-            f"the judge gave no finite margin for question {bad[0]} (prompt {questions[bad[0]].prompt!r}).",
+            f"the judge gave no finite margin for question {bad[0]} (prompt {questions[bad[0]].prompt.text!r}).",
             "Look at its picture for values that are not finite, and at the judge's weights and precision.",
         )
     return Verdict(margin)
@@ -344,8 +342,3 @@ def _are_several(candidates: Any) -> bool:
     if isinstance(candidates, Tensor | np.ndarray):
         return candidates.ndim > 3
     return isinstance(candidates, Iterable) and not isinstance(candidates, str | bytes | Image.Image)
-
-
-def given_pixels(condition: Media | None) -> Pixels | None:
-    """`as_pixels` of the picture that the candidates were made from, if there is one."""
-    return None if condition is None else as_pixels(condition, "the condition")

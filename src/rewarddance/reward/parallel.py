@@ -113,6 +113,10 @@ class Spread:
     def __init__(self, judge: RewardModel) -> None:
         self.judge = judge
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.judge.needs_reference
+
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         order = together(questions)
         low, high = (

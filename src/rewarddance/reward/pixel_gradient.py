@@ -69,7 +69,7 @@ def pixel_gradient(
     for number, gradient in enumerate(gradients):
         if not torch.isfinite(gradient).all():
             raise RewardError(
-                f"the gradient of question {number} (prompt {questions[number].prompt!r}) is not finite.",
+                f"the gradient of question {number} (prompt {questions[number].prompt.text!r}) is not finite.",
                 "Look at its picture for values that are not finite, and at the judge's weights and precision.",
             )
     return PixelGradient(total, Verdict(torch.cat(margins)), tuple(gradients))

@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.data.media import Media
 from rewarddance.reward.instructions import Instruction, Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked, given_pixels
+from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked
 from rewarddance.reward.objectives import (
     both_orders_cross_entropy,
     bradley_terry,
@@ -27,7 +26,7 @@ from rewarddance.reward.objectives import (
 from rewarddance.reward.reasoning import Answers, reason_targets
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
-from rewarddance.types import Preference, Question, Verdict
+from rewarddance.types import Preference, Prompt, Question, Verdict, as_prompt
 
 Places = list[tuple[int, int | None]]
 """For each question: which picture is its candidate, and which its reference, or None."""
@@ -35,6 +34,8 @@ Places = list[tuple[int, int | None]]
 
 class PointwiseJudge(Judge):
     """A judge that scores each picture by itself. A kind says what a score is; the rest is written here."""
+
+    needs_reference = False
 
     @abstractmethod
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
@@ -58,8 +59,8 @@ class PointwiseJudge(Judge):
         The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
         votes (paper, section 3: Bradley-Terry "plus a small weighted cross-entropy").
         """
-        asked = [Question(p.prompt, p.second, condition=p.condition, fps=(p.fps[1], None)) for p in pairs]
-        asked += [Question(p.prompt, p.first, condition=p.condition, fps=(p.fps[0], None)) for p in pairs]
+        asked = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
+        asked += [Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs]
         loss = self._of_scores(self.margin(asked), pairs)
         return loss * (len(pairs) / of.pairs) if of else loss
 
@@ -74,18 +75,17 @@ class PointwiseJudge(Judge):
 
     def score(
         self,
-        prompt: str,
+        prompt: str | Prompt,
         candidates: Candidates,
         instruction: str | None = None,
-        condition: Media | None = None,
         explain: bool = False,
     ) -> Verdict:
         """How good is each of N candidates by itself? Its own margin, [N]; the others do not matter.
 
-        condition, explain: as in `compare`.
+        explain: as in `compare`.
         """
-        given = given_pixels(condition)
-        asked = [Question(prompt, pixels, None, instruction, given) for pixels in all_pixels(candidates)]
+        prompt = as_prompt(prompt)
+        asked = [Question(prompt, pixels, None, instruction) for pixels in all_pixels(candidates)]
         return self.explain(asked) if explain else self(asked)
 
 
@@ -110,8 +110,8 @@ class PointwiseReward(PointwiseJudge):
         """
         if self.config.reasoning == "none":
             return super().loss(pairs, of)
-        asked = [Question(p.prompt, p.second, condition=p.condition, fps=(p.fps[1], None)) for p in pairs]
-        asked += [Question(p.prompt, p.first, condition=p.condition, fps=(p.fps[0], None)) for p in pairs]
+        asked = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
+        asked += [Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs]
         scores, logits, tokens = self.answers.learn(self._asked(asked), *reason_targets(pairs))
         part = len(pairs) / of.pairs if of else 1
         of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
@@ -153,7 +153,7 @@ def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: 
     asked = []
     for number, question in enumerate(shown):
         template = load_instruction(question.instruction) if question.instruction else instruction
-        parts = tuple(template.pointwise_question(question.prompt, reasoning))
+        parts = tuple(template.pointwise_question(question.prompt.text, reasoning))
         asked.append(JudgeInput(parts, pictures_of(parts, question, number)))
     return asked
 
@@ -161,14 +161,14 @@ def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: 
 def distinct(questions: Sequence[Question]) -> tuple[list[Question], Places]:
     """The distinct pictures under their prompts, as questions without references, and where each question's are.
 
-    Tensors are compared by identity, as everywhere: the very same tensor under the same prompt, instruction and
-    condition.
+    Tensors are compared by identity, as everywhere: the very same tensor under the same prompt, with the same
+    picture, and instruction.
     """
     at: dict[tuple, int] = {}
     shown: list[Question] = []
 
     def place(question: Question, pixels: Tensor, rate: float | None) -> int:
-        key = (question.prompt, question.instruction, id(question.condition), id(pixels))
+        key = (question.prompt.text, question.instruction, id(question.prompt.image), id(pixels))
         if key not in at:
             at[key] = len(shown)
             alone = replace(question, candidate=pixels, reference=None, fps=(rate, None))

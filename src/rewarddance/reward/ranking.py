@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rewarddance.protocols import RewardModel
-from rewarddance.types import Pixels, Question
+from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.types import Pixels, Prompt, Question, as_prompts
 
 
 class Ranking(NamedTuple):
@@ -28,29 +28,27 @@ class Ranking(NamedTuple):
 
 def tournament(
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     groups: Sequence[Sequence[Pixels]],
-    conditions: Sequence[Tensor | None] | None = None,
     instruction: str | None = None,
 ) -> list[Ranking]:
     """Ask every ordered pair of every group; a pair is won by the sign of its two margins' difference.
 
     Asking both orders cancels a judge's bias to either place. A judge that scores each by itself is asked
     once about each, and a margin is the difference of two scores. Ties in wins are broken by the summed margin, then by
-    the lower index. Groups are asked together, so that batches stay full. conditions: what each group was made from.
-    instruction: where it is not the judge's own.
+    the lower index. Groups are asked together, so that batches stay full. instruction: where it is not the judge's own.
     """
-    given = conditions or [None] * len(groups)
-    if not compares(judge):
+    prompts = as_prompts(prompts)
+    if not needs_reference(judge):
         alone = [
-            Question(prompt, one, None, instruction, shown)
-            for prompt, group, shown in zip(prompts, groups, given, strict=True)
-            for one in group
+            Question(prompt, candidate, None, instruction)
+            for prompt, group in zip(prompts, groups, strict=True)
+            for candidate in group
         ]
         scores = judge(alone).margin.float().cpu().split([len(group) for group in groups])
         return [ranked(len(own), (own[:, None] - own)[~torch.eye(len(own), dtype=torch.bool)]) for own in scores]
     pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
-    asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction, given[g]) for g, c, r in pairs]
+    asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in pairs]
     margin = judge(asked).margin.float().cpu()
     rankings, start = [], 0
     for group in groups:
@@ -58,11 +56,6 @@ def tournament(
         rankings.append(ranked(len(group), margin[start : start + count]))
         start += count
     return rankings
-
-
-def compares(judge: RewardModel) -> bool:
-    """Does a judge see both at once? Otherwise its margin is a difference of two scores. One of no kind is taken to."""
-    return getattr(getattr(judge, "config", None), "kind", "pairwise") == "pairwise"
 
 
 class Knockout(NamedTuple):
@@ -78,18 +71,17 @@ class Knockout(NamedTuple):
 
 def knockout(
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     groups: Sequence[Sequence[Pixels]],
-    conditions: Sequence[Tensor | None] | None = None,
     instruction: str | None = None,
 ) -> list[Knockout]:
     """Let neighbours meet, then the winners, until one is left: N - 1 comparisons, each asked in both orders.
 
     An odd one out stays in without a comparison and comes first in the next round. A draw goes to the lower index. Of
-    those who left in the same round, the one who lost by less stands higher. Groups are asked together. conditions,
-    instruction: as in `tournament`.
+    those who left in the same round, the one who lost by less stands higher. Groups are asked together. instruction: as
+    in `tournament`.
     """
-    given = conditions or [None] * len(groups)
+    prompts = as_prompts(prompts)
     left = [list(range(len(group))) for group in groups]
     won = [[0] * len(group) for group in groups]
     margins = [torch.full((len(group), len(group)), torch.nan) for group in groups]
@@ -97,7 +89,7 @@ def knockout(
     while any(len(own) > 1 for own in left):
         meetings = [(g, *sorted(own[i : i + 2])) for g, own in enumerate(left) for i in range(0, len(own) - 1, 2)]
         orders = [(g, c, r) for g, a, b in meetings for c, r in ((a, b), (b, a))]
-        asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction, given[g]) for g, c, r in orders]
+        asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in orders]
         margin = judge(asked).margin.float().cpu().view(-1, 2)
         lead = (margin[:, 0] - margin[:, 1]).tolist()
         for (g, c, r), one in zip(orders, margin.flatten(), strict=True):

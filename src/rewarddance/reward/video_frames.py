@@ -19,8 +19,8 @@ RATE_SLACK = 0.02
 def as_read(questions: Sequence[Question], options: RewardOptions) -> list[Question]:
     """The questions with the frames of their videos that the judge reads (`options.frames`), in the graph.
 
-    A condition is shown whole. One tensor in several questions is one tensor still, so that it is encoded once. Raises
-    InputError naming the question whose video has too few frames, or another rate than `options.fps`.
+    A prompt's picture is shown whole. One tensor in several questions is one tensor still, so that it is encoded once.
+    Raises InputError naming the question whose video has too few frames, or another rate than `options.fps`.
     """
     if options.frames is None and options.fps is None:
         return list(questions)
@@ -35,7 +35,7 @@ def as_read(questions: Sequence[Question], options: RewardOptions) -> list[Quest
 
     found = []
     for number, question in enumerate(questions):
-        where = f"of question {number} ({question.prompt!r})"
+        where = f"of question {number} ({question.prompt.text!r})"
         for what, rate in zip(("candidate", "reference"), question.fps, strict=True):
             check_rate(rate, options.fps, f"the {what} {where}")
         candidate = read(question.candidate, f"the candidate {where}")

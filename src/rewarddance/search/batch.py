@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rewarddance.search.budget import Cost, CountingGenerator, CountingJudge, Meter
 from rewarddance.search.judging import Candidate, Groups, Judging
+from rewarddance.types import Prompt
 
 
 def noise_seed(seed: int, prompt: int, number: int) -> int:
@@ -23,13 +24,13 @@ class Batch:
 
     prompts: what the judge is asked about. places: the prompts' numbers in the whole search, which their noises depend
     on. width: how many pictures of each prompt are made together, at most. keep: how many of each are kept in `found`,
-    best first. conditions: the pictures that prompts come with. rounds: how often the method has done what it is for,
+    best first. rounds: how often the method has done what it is for,
     rather than drawn plain samples with what is left.
     """
 
     def __init__(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         places: Sequence[int],
         generator: CountingGenerator,
         judge: CountingJudge,
@@ -38,15 +39,14 @@ class Batch:
         seed: int,
         width: int,
         keep: int,
-        conditions: Sequence[Tensor | None] | None = None,
     ) -> None:
         self.prompts, self.places, self.generator, self.judge = list(prompts), list(places), generator, judge
         self.judging, self.meter, self.seed, self.width, self.keep = judging, meter, seed, width, keep
-        self.steps, self.conditions = generator.num_steps, conditions
+        self.steps = generator.num_steps
         self.drawn = self.rounds = 0
         self.found: list[list[Candidate]] = [[] for _ in prompts]
         self.first: list[Candidate] = []
-        self._encoded: tuple[tuple[str, ...], Any] = ((), None)
+        self._encoded: tuple[tuple[Prompt, ...], Any] = ((), None)
 
     # -- what it costs ------------------------------------------------------------------------------------------
 
@@ -72,25 +72,22 @@ class Batch:
         """The latents [P * N, ...] of pure noise from seeds [P][N]."""
         return self.generator.init_noise([seed for own in seeds for seed in own])
 
-    def condition(self, texts: Sequence[Sequence[str]]) -> Any:
-        """The conditioning of texts [P][N]; what was encoded last is not encoded again."""
-        flat = tuple(text for own in texts for text in own)
+    def condition(self, prompts: Sequence[Sequence[Prompt]]) -> Any:
+        """The conditioning of prompts [P][N]; what was encoded last is not encoded again."""
+        flat = tuple(prompt for of_prompt in prompts for prompt in of_prompt)
         if self._encoded[0] != flat:
             self._encoded = ((), None)  # the old one goes before the new one comes
-            given = self.conditions
-            if given is not None:
-                given = [one for one, own in zip(given, texts, strict=True) for _ in own]
-            self._encoded = (flat, self.generator.encode(flat, given))
+            self._encoded = (flat, self.generator.encode(flat))
         return self._encoded[1]
 
-    def denoised(self, x_t: Tensor, start: int, stop: int, texts: Sequence[Sequence[str]] | None = None) -> Tensor:
-        """The latents after steps `start` .. `stop` - 1; texts: what each row is drawn from, if not its prompt."""
-        condition = self.condition(texts or self.repeated(len(x_t) // len(self.prompts)))
+    def denoised(self, x_t: Tensor, start: int, stop: int, prompts: Sequence[Sequence[Prompt]] | None = None) -> Tensor:
+        """The latents after steps `start` .. `stop` - 1; prompts: what each row is drawn from, if not its prompt."""
+        condition = self.condition(prompts or self.repeated(len(x_t) // len(self.prompts)))
         for step in range(start, stop):
             x_t = self.generator.advance(x_t, self.generator.predict(x_t, step, condition), step)
         return x_t
 
-    def repeated(self, count: int) -> list[list[str]]:
+    def repeated(self, count: int) -> list[list[Prompt]]:
         return [[prompt] * count for prompt in self.prompts]
 
     def candidates(self, x_0: Tensor, origins: Sequence[Sequence[dict[str, Any]]]) -> Groups:
@@ -101,14 +98,14 @@ class Batch:
         pixels = iter(self.generator.decode(x_0))
         return [[Candidate(next(pixels).clone(), origin) for origin in own] for own in origins]
 
-    def sample(self, count: int, texts: Sequence[str] | None = None) -> Groups:
-        """`count` plain samples a prompt [P][count]; texts: what they are drawn from, if not the prompts."""
-        is_main_process = self.drawn == 0 and texts is None
+    def sample(self, count: int, prompts: Sequence[Prompt] | None = None) -> Groups:
+        """`count` plain samples a prompt [P][count]; prompts: what they are drawn from, if not the search's."""
+        is_first = self.drawn == 0 and prompts is None
         seeds = self.seeds(count)
         origins = [[{"noise": seed} for seed in own] for own in seeds]
-        rows = None if texts is None else [[text] * count for text in texts]
+        rows = None if prompts is None else [[prompt] * count for prompt in prompts]
         found = self.candidates(self.denoised(self.init_noise(seeds), 0, self.steps, rows), origins)
-        if is_main_process:
+        if is_first:
             self.first = [own[0] for own in found]
         return found
 

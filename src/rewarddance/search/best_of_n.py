@@ -19,6 +19,7 @@ from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.config import Recipe
 from rewarddance.search.batch import Batch
+from rewarddance.types import Prompt, as_prompts
 
 
 class BestOfN(NamedTuple):
@@ -32,26 +33,20 @@ class BestOfN(NamedTuple):
 def best_of_n(
     generator: Generator,
     judge: RewardModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     seeds: Sequence[Sequence[int]],
     prompts_at_once: int = 8,
     tick: Callable[[int], None] = lambda n: None,
-    conditions: Sequence[Tensor | None] | None = None,
 ) -> BestOfN:
-    """Sample each prompt from each of its seeds [P][N], hold a tournament each. `tick` hears finished prompts.
-
-    conditions: the pictures that prompts come with, for the generator and the judge.
-    """
+    """Sample each prompt from each of its seeds [P][N], hold a tournament each. `tick` hears finished prompts."""
+    prompts = as_prompts(prompts)
     pictures, chosen, wins = [], [], []
     for start in range(0, len(prompts), prompts_at_once):
         part, own = prompts[start : start + prompts_at_once], seeds[start : start + prompts_at_once]
         n = len(own[0])
-        given = None if conditions is None else [*conditions[start : start + prompts_at_once]]
-        each = None if given is None else [one for one in given for _ in range(n)]
-        texts, noises = [prompt for prompt in part for _ in range(n)], [seed for row in own for seed in row]
-        made = sample(generator, texts, noises, 128, conditions=each)
-        groups = made.unflatten(0, (len(part), n))
-        rankings = tournament(judge, part, [list(group) for group in groups], conditions=given)
+        repeated, noises = [prompt for prompt in part for _ in range(n)], [seed for row in own for seed in row]
+        groups = sample(generator, repeated, noises, 128).unflatten(0, (len(part), n))
+        rankings = tournament(judge, part, [list(group) for group in groups])
         pictures.append(groups)
         chosen += [int(ranking.order[0]) for ranking in rankings]
         wins += [ranking.wins for ranking in rankings]

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.errors import InputError, RewardError
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import Generator, RewardModel, needs_reference
 from rewarddance.runtime.config import Recipe, parse_recipe
-from rewarddance.types import PixelBatch, Question, Scales, Verdict
+from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
 
 Clock = Callable[[], float]
 
@@ -97,9 +97,9 @@ class CountingGenerator(_Timed):
     def num_steps(self) -> int:
         return self.generator.num_steps
 
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Any:
+    def encode(self, prompts: Sequence[Prompt]) -> Any:
         with self._timing():
-            return self.generator.encode(prompts, conditions)
+            return self.generator.encode(prompts)
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         with self._timing():
@@ -137,6 +137,10 @@ class CountingJudge(_Timed):
         super().__init__(clock)
         self.judge, self.questions = judge, 0
 
+    @property
+    def needs_reference(self) -> bool:
+        return needs_reference(self.judge)
+
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         if not questions:  # a budget of one picture asks nothing, and not every reward takes an empty list
             return Verdict(torch.zeros(0))
@@ -168,7 +172,7 @@ def _usable(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
     bad = (~torch.isfinite(verdict.margin)).nonzero().flatten().tolist()
     if bad:
         raise RewardError(
-            f"the reward of {questions[bad[0]].prompt!r} is {verdict.margin[bad[0]].item()}.",
+            f"the reward of {questions[bad[0]].prompt.text!r} is {verdict.margin[bad[0]].item()}.",
             "Look at its pictures, and at the reward's weights and precision.",
         )
     return verdict

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.ranking import knockout, ranked
-from rewarddance.types import Pixels, Question
+from rewarddance.types import Pixels, Prompt, Question
 
 
 @dataclass(eq=False)
@@ -37,15 +37,9 @@ class Judging(ABC):
     """Ranks the pictures of P prompts that are searched in step, and remembers what it needs of those it has seen."""
 
     judge: RewardModel
-    prompts: Sequence[str]
-    conditions: Sequence[Tensor | None] | None = None
-    """What each prompt's pictures were made from besides the text."""
+    prompts: Sequence[Prompt]
     seen: int = 0
     """How many pictures of each prompt were ranked so far."""
-
-    @property
-    def given(self) -> Sequence[Tensor | None]:
-        return [None] * len(self.prompts) if self.conditions is None else self.conditions
 
     @abstractmethod
     def _merged(self, kept: Groups, new: Groups) -> list[list[Candidate]]: ...
@@ -62,15 +56,14 @@ class Judging(ABC):
 
     def afresh(self) -> Judging:
         """The same way to judge, without memory: for pictures that are not compared with those before."""
-        return type(self)(self.judge, self.prompts, self.conditions)
+        return type(self)(self.judge, self.prompts)
 
 
 class Alone(Judging):
     """Each picture by itself; the score is the judge's margin. Not for pairwise judges."""
 
     def _merged(self, kept: Groups, new: Groups) -> list[list[Candidate]]:
-        groups = zip(self.prompts, self.given, new, strict=True)
-        asked = [Question(prompt, one.pixels, condition=given) for prompt, given, own in groups for one in own]
+        asked = [Question(prompt, one.pixels) for prompt, own in zip(self.prompts, new, strict=True) for one in own]
         margins = iter(self.judge(asked).margin.float().tolist())
         for one in (one for own in new for one in own):
             one.score = next(margins)
@@ -90,18 +83,16 @@ class AgainstFirst(Judging):
         if not self.first:
             self.first = [own[0] for own in new]
         asked = [
-            (prompt, given, one, first)
-            for prompt, given, own, first in zip(self.prompts, self.given, new, self.first, strict=True)
+            (prompt, one, first)
+            for prompt, own, first in zip(self.prompts, new, self.first, strict=True)
             for one in own
             if one is not first
         ]
-        questions = [
-            Question(p, a.pixels, b.pixels, condition=given) for p, given, c, r in asked for a, b in ((c, r), (r, c))
-        ]
+        questions = [Question(p, a.pixels, b.pixels) for p, c, r in asked for a, b in ((c, r), (r, c))]
         margins = self.judge(questions).margin.float().view(-1, 2)
         for first in self.first:
             first.score = 0.0
-        for (_, _, one, _), score in zip(asked, ((margins[:, 0] - margins[:, 1]) / 2).tolist(), strict=True):
+        for (_, one, _), score in zip(asked, ((margins[:, 0] - margins[:, 1]) / 2).tolist(), strict=True):
             one.score = score
         return [_by_score([*old, *own]) for old, own in zip(kept, new, strict=True)]
 
@@ -118,7 +109,7 @@ class ByKnockout(Judging):
     def _merged(self, kept: Groups, new: Groups) -> list[list[Candidate]]:
         groups = [[*old[:1], *own] for old, own in zip(kept, new, strict=True)]
         pictures = [[one.pixels for one in group] for group in groups]
-        results = knockout(self.judge, self.prompts, pictures, conditions=self.given)
+        results = knockout(self.judge, self.prompts, pictures)
         found = []
         for group, old, result in zip(groups, kept, results, strict=True):
             for one, won in zip(group, result.won.tolist(), strict=True):
@@ -148,10 +139,7 @@ class ByTournament(Judging):
             for r in range(len(own))
             if c != r and max(c, r) >= self.seen
         ]
-        asked = [
-            Question(self.prompts[p], self.members[p][c].pixels, self.members[p][r].pixels, condition=self.given[p])
-            for p, c, r in pairs
-        ]
+        asked = [Question(self.prompts[p], self.members[p][c].pixels, self.members[p][r].pixels) for p, c, r in pairs]
         self.margins |= dict(zip(pairs, self.judge(asked).margin.float().tolist(), strict=True))
         return [self._order(p, own) for p, own in enumerate(self.members)]
 
@@ -174,11 +162,6 @@ JUDGING: dict[JudgingName, type[Judging]] = {
     "knockout": ByKnockout,
     "tournament": ByTournament,
 }
-
-
-def judging_for(reward: RewardModel) -> JudgingName:
-    """A knockout for a reward that calls itself pairwise, which cannot judge a picture by itself; else alone."""
-    return "knockout" if getattr(getattr(reward, "config", None), "kind", "") == "pairwise" else "alone"
 
 
 def _by_score(found: list[Candidate]) -> list[Candidate]:

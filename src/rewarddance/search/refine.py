@@ -6,6 +6,7 @@ After RationalRewards (2604.11626). The judge is always asked about the prompt a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pydantic import Field, field_validator
 
@@ -45,32 +46,23 @@ def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) 
     rewrite: what makes the new wording in place of the recipe's own, a language model for example.
     """
     write = rewrite or (lambda prompt, reason: recipe.wording.format(prompt=prompt, reason=reason))
-    words = list(batch.prompts)
+    refined = list(batch.prompts)
 
     def cost(count: int) -> Cost:
         plain = batch.plain(count)
         return Cost(plain.evaluations, plain.questions + 1)
 
     while count := batch.max_affordable(cost, recipe.samples):
-        batch.rounds += words != batch.prompts
-        new = batch.sample(count, None if words == batch.prompts else words)
-        for own, text in zip(new, words, strict=True):
-            for one in own:
-                one.origin["prompt"] = text
+        batch.rounds += refined != batch.prompts
+        new = batch.sample(count, None if refined == batch.prompts else refined)
+        for own, prompt in zip(new, refined, strict=True):
+            for candidate in own:
+                candidate.origin["prompt"] = prompt.text
         batch.offer(new)
         asked = [p for p, own in enumerate(batch.found) if len(own) > 1]
-        reasons = batch.judge.explain(
-            [
-                Question(
-                    batch.prompts[p],
-                    batch.found[p][1].pixels,
-                    batch.found[p][0].pixels,
-                    condition=batch.judging.given[p],
-                )
-                for p in asked
-            ]
-        ).reasons
-        refined = dict(zip(asked, reasons or (), strict=True))
+        questions = [Question(batch.prompts[p], batch.found[p][1].pixels, batch.found[p][0].pixels) for p in asked]
+        reasons = dict(zip(asked, batch.judge.explain(questions).reasons or (), strict=True))
         for p, prompt in enumerate(batch.prompts):
-            failed = words[p] != prompt and batch.found[p][0] not in new[p]
-            words[p] = prompt if failed or not refined.get(p) else write(prompt, refined[p])
+            failed = refined[p] != prompt and batch.found[p][0] not in new[p]
+            again = failed or not reasons.get(p)
+            refined[p] = prompt if again else replace(prompt, text=write(prompt.text, reasons[p]))

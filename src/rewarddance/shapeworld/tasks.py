@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,17 +25,9 @@ from rewarddance.shapeworld.motion.preferences import (
 from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_up
 from rewarddance.shapeworld.scenes import prompt_set
-from rewarddance.types import Pixels, Preference
+from rewarddance.types import Preference, Prompt
 
 TASKS = ("t2i", "t2v", "i2v")
-
-
-class ShapePrompt(NamedTuple):
-    """A prompt, its category, and the picture that it comes with, or None."""
-
-    text: str
-    category: str
-    condition: Pixels | None = None
 
 
 @runtime_checkable
@@ -54,13 +46,17 @@ class Seen(Protocol):
 
 @dataclass(frozen=True)
 class WorldTask:
-    """prompts: `n` of a split from a seed. preferences: training pairs ("train", votes) and test sets in the oracle's
-    own order ("id", "early", "ood"), a generator's pictures among them. score: the oracle on pictures of one prompt."""
+    """What a run is about.
+
+    prompts: `n` of a split from a seed, each with its category in its metadata and the picture that it comes with.
+    preferences: training pairs ("train", votes) and test sets in the oracle's own order ("id", "early", "ood"), a
+    generator's pictures among them. score: the oracle on pictures of one prompt.
+    """
 
     name: str
-    prompts: Callable[[str, int, int], list[ShapePrompt]]
+    prompts: Callable[[str, int, int], list[Prompt]]
     preferences: Callable[[Generator, int], dict[str, list[Preference]]]
-    score: Callable[[Tensor, ShapePrompt], Sequence[Seen]]
+    score: Callable[[Tensor, Prompt], Sequence[Seen]]
 
 
 def task_of(name: str, recipe: PreferenceRecipe | MotionRecipe) -> WorldTask:
@@ -79,12 +75,15 @@ def parse_preferences(name: str, content: Any) -> PreferenceRecipe | MotionRecip
     return MotionRecipe.model_validate({"task": name, **content} if isinstance(content, dict) else content)
 
 
-def _picture_prompts(split: str, n: int, seed: int) -> list[ShapePrompt]:
-    return [ShapePrompt(text, spec.category) for text, spec in prompt_set(split, n, seed)]
+def _picture_prompts(split: str, n: int, seed: int) -> list[Prompt]:
+    return [Prompt(text, metadata={"category": spec.category}) for text, spec in prompt_set(split, n, seed)]
 
 
-def _video_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[ShapePrompt]:
-    return [ShapePrompt(text, spec.category, first) for text, spec, first in motion_tasks(split, n, recipe, seed)]
+def _video_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[Prompt]:
+    return [
+        Prompt(text, metadata={"category": spec.category}, image=first)
+        for text, spec, first in motion_tasks(split, n, recipe, seed)
+    ]
 
 
 def _of_pictures(recipe: PreferenceRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
@@ -111,12 +110,12 @@ def _of_videos(recipe: MotionRecipe, generator: Generator, seed: int) -> dict[st
     }
 
 
-def _pictures_seen(pictures: Tensor, asked: ShapePrompt) -> Sequence[Seen]:
-    return judge_pixels(pictures, [asked.text] * len(pictures))
+def _pictures_seen(pictures: Tensor, prompt: Prompt) -> Sequence[Seen]:
+    return judge_pixels(pictures, [prompt.text] * len(pictures))
 
 
-def _videos_seen(videos: Tensor, asked: ShapePrompt) -> Sequence[Seen]:
-    return judge_videos(videos, [asked.text] * len(videos), [asked.condition] * len(videos))
+def _videos_seen(videos: Tensor, prompt: Prompt) -> Sequence[Seen]:
+    return judge_videos(videos, [prompt] * len(videos))
 
 
 PICTURES = task_of("t2i", PreferenceRecipe())

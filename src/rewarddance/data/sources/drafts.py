@@ -33,7 +33,7 @@ class Draft:
     media: tuple[Medium, ...]
     value: float
     criterion: str = ""
-    condition: Medium | None = None
+    image: Medium | None = None
     fps: tuple[float | None, ...] = (None, None)
     annotator: str = ""
     part: str = ""

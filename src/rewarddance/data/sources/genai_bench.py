@@ -26,7 +26,7 @@ def votes_or_ratings(record: Mapping[str, Any]) -> Iterator[Draft]:
     left = medium(record, "left_image", "left_output_image", "left_video", "video_left")
     right = medium(record, "right_image", "right_output_image", "right_video", "video_right")
     share = vote("vote_type", record.get("vote_type"), _SHARES)
-    yield Draft(prompt, (left, right), share, condition=medium(record, "source_image") if edit else None)
+    yield Draft(prompt, (left, right), share, image=medium(record, "source_image") if edit else None)
 
 
 def _rated(record: Mapping[str, Any]) -> Iterator[Draft]:

@@ -22,7 +22,7 @@ def pair_or_score(record: Mapping[str, Any]) -> Iterator[Draft]:
     """Three forms, by what stands beside `messages` (or `conversations`) and `images` (or `videos`):
 
     `rejected_images`: the last picture of `images` is preferred to the last of these; a picture that both begin with
-    is the condition. `label`: a number, the score of the one picture. Neither: the answer says which of the two
+    is the prompt's image. `label`: a number, the score of the one picture. Neither: the answer says which of the two
     pictures is better ("Image 1 is better", "B", "second", "tie"). The prompt is the record's `prompt`, or what stands
     in "Caption: [...]", or else what the user says without its tags.
     """
@@ -36,7 +36,7 @@ def pair_or_score(record: Mapping[str, Any]) -> Iterator[Draft]:
         shared = media[:-1]
         if len(shared) > 1 or [one.given for one in shared] != [one.given for one in against[:-1]]:
             raise Fault(rejected, f"and {kind} must be one picture each, behind at most one that both begin with")
-        yield Draft(prompt, (media[-1], against[-1]), 0.0, condition=shared[0] if shared else None)
+        yield Draft(prompt, (media[-1], against[-1]), 0.0, image=shared[0] if shared else None)
     elif record.get("label") is not None:
         if len(media) != 1:
             raise Fault(kind, f"has {len(media)} entries; a label scores one")

@@ -12,11 +12,11 @@ from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, ea
 def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
     """`prompt_content, response_a, response_b, chosen` of the tasks t2i and edit: each response is one picture.
 
-    Contents are lists of ["text", ...] and ["image", ...]. A picture in the prompt is the condition.
+    Contents are lists of ["text", ...] and ["image", ...]. A picture in the prompt is its image.
     """
     texts, pictures = _contents(record, "prompt_content")
     if len(pictures) > 1:
-        raise Fault("prompt_content", f"has {len(pictures)} pictures; a row holds one condition")
+        raise Fault("prompt_content", f"has {len(pictures)} pictures; a row holds one image")
     prompt = "\n".join(texts).strip()
     if not prompt:
         raise Fault("prompt_content", "holds no text", "Build the benchmark first: the download lacks its prompts.")
@@ -30,8 +30,8 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
             raise Fault(side, f"has {len(shown)} pictures and {len(said)} texts; a row compares one picture with one")
         media.append(shown[0])
     share = vote("chosen", record.get("chosen"), {"a": 0.0, "b": 1.0})
-    condition = pictures[0] if pictures else None
-    yield Draft(prompt, tuple(media), share, condition=condition, part=optional_text(record, "prompt_source"))
+    image = pictures[0] if pictures else None
+    yield Draft(prompt, tuple(media), share, image=image, part=optional_text(record, "prompt_source"))
 
 
 def _contents(record: Mapping[str, Any], name: str, shown_as: str = "") -> tuple[list[str], list[Medium]]:

@@ -21,7 +21,7 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
     prompt = text(record, "prompt")
     media = (_one(record, 1), _one(record, 2))
     asset = record.get("prompt_asset")
-    condition = None if asset is None else as_medium("prompt_asset", asset)
+    image = None if asset is None else as_medium("prompt_asset", asset)
     fields = {found[1].lower(): name for name in record if (found := _WEIGHTED.fullmatch(name))}
     asked = {criterion: name for criterion, name in fields.items() if record[name] is not None}
     if not asked and record.get("votes_image1") is None:
@@ -33,7 +33,7 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
         if record.get(second) is None:
             raise Fault(second, "is missing")
         share = share_of(as_number(record[first], first), as_number(record[second], second), first)
-        yield Draft(prompt, media, share, criterion, condition)
+        yield Draft(prompt, media, share, criterion, image)
 
 
 def _one(record: Mapping[str, Any], side: int) -> Medium:

@@ -11,6 +11,7 @@ from diffusers.pipelines.cogview4.pipeline_cogview4 import calculate_shift
 from torch import Tensor
 
 from rewarddance.generators.steps import FlowGenerator
+from rewarddance.types import Prompt, as_prompts
 
 
 class Condition(NamedTuple):
@@ -42,12 +43,11 @@ class CogView4Generator(FlowGenerator):
         return {"timesteps": timesteps, "sigmas": timesteps / config.num_train_timesteps, "mu": shift}
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Condition:
-        self.check_pictures(prompts, conditions)
-        text = self._text(list(prompts))
-        if self.branch_scale is None:
-            return Condition(text, None)
-        return Condition(text, self._text([self.options.negative_prompt or ""] * len(prompts)))
+    def encode(self, prompts: Sequence[str | Prompt]) -> Condition:
+        prompts = as_prompts(prompts)
+        self.check_prompts(prompts)
+        text = self._text([prompt.text for prompt in prompts])
+        return Condition(text, None if self.branch_scale is None else self._text(self._negatives(prompts)))
 
     def _text(self, texts: list[str]) -> Tensor:
         length = self._own("max_sequence_length")

@@ -12,6 +12,7 @@ from torch import Tensor
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
 from rewarddance.generators.steps import DiffusionGenerator
+from rewarddance.types import Prompt, as_prompts
 
 
 class StableDiffusionGenerator(DiffusionGenerator):
@@ -52,18 +53,24 @@ class SDXLGenerator(StableDiffusionGenerator):
             pipeline.vae.float()  # it overflows in half precision; the pipeline does so too
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> dict[str, Any]:
+    def encode(self, prompts: Sequence[str | Prompt]) -> dict[str, Any]:
         zeros = self.options.negative_prompt is None and self.pipeline.config.force_zeros_for_empty_prompt
         if self.branch_scale is None or not zeros:
-            return super().encode(prompts, conditions)
-        self.check_pictures(prompts, conditions)
-        given = self._text(list(prompts))
-        text, added = given["encoder_hidden_states"], given["added_cond_kwargs"]
+            return super().encode(prompts)
+        prompts = as_prompts(prompts)
+        self.check_prompts(prompts)
+        encoded = self._text([prompt.text for prompt in prompts])
+        text, added = encoded["encoder_hidden_states"], encoded["added_cond_kwargs"]
         pooled, sizes = added["text_embeds"], added["time_ids"]
+        away_text, away_pooled = torch.zeros_like(text), torch.zeros_like(pooled)
+        if rows := [row for row, prompt in enumerate(prompts) if prompt.negative]:
+            away = self._text([prompts[row].negative for row in rows])
+            away_text[rows] = away["encoder_hidden_states"]
+            away_pooled[rows] = away["added_cond_kwargs"]["text_embeds"]
         return {
-            "encoder_hidden_states": torch.cat([text, torch.zeros_like(text)]),
+            "encoder_hidden_states": torch.cat([text, away_text]),
             "added_cond_kwargs": {
-                "text_embeds": torch.cat([pooled, torch.zeros_like(pooled)]),
+                "text_embeds": torch.cat([pooled, away_pooled]),
                 "time_ids": torch.cat([sizes, sizes]),
             },
         }

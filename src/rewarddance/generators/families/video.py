@@ -13,7 +13,7 @@ from torch import Tensor
 from rewarddance.data.media import as_images
 from rewarddance.errors import InputError
 from rewarddance.generators.steps import FlowGenerator
-from rewarddance.types import PixelBatch
+from rewarddance.types import PixelBatch, Prompt, as_prompts
 
 
 class VideoGenerator(FlowGenerator):
@@ -66,19 +66,21 @@ class ImageToVideoGenerator(VideoGenerator):
         """What the network is told of a picture: tensors [1, ...] by name."""
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None) -> Conditioned:
+    def encode(self, prompts: Sequence[str | Prompt]) -> Conditioned:
         """Each distinct picture is encoded once; both branches of guidance are given it, as in the pipelines."""
-        given = None if conditions is None else list(conditions)  # held, so that no two have one id
-        text = super().encode(prompts, given)
-        seen: dict[int, dict[str, Tensor]] = {}
-        for prompt, one in zip(prompts, given or (), strict=True):
-            if one is not None and id(one) not in seen:
-                if len(one) != 1:
+        prompts = as_prompts(prompts)
+        text = super().encode(prompts)
+        encoded: dict[int, dict[str, Tensor]] = {}
+        for prompt in prompts:
+            image = prompt.image
+            if image is not None and id(image) not in encoded:
+                if len(image) != 1:
                     raise InputError(
-                        f"the prompt {prompt!r} comes with a video of {len(one)} frames.", "Give the first frame alone."
+                        f"the prompt {prompt.text!r} comes with a video of {len(image)} frames.",
+                        "Give the first frame alone.",
                     )
-                seen[id(one)] = self._picture(as_images(one)[0])
-        rows = [seen[id(one)] for one in given or ()] * (1 if self.branch_scale is None else 2)
+                encoded[id(image)] = self._picture(as_images(image)[0])
+        rows = [encoded[id(prompt.image)] for prompt in prompts] * (1 if self.branch_scale is None else 2)
         return Conditioned(text, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
     def _pixels(self, image: Image.Image) -> Tensor:

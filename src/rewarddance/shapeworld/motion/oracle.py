@@ -33,6 +33,7 @@ from rewarddance.shapeworld.motion.specs import CROSSINGS, MotionSpec, parse_mot
 from rewarddance.shapeworld.motion.tracks import Sight, look
 from rewarddance.shapeworld.motion.videos import video_of
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS
+from rewarddance.types import Prompt, as_prompts
 
 ALIGNMENT_WEIGHT = 0.8
 STANDING = 0.2
@@ -71,8 +72,8 @@ class VideoScore:
         return ALIGNMENT_WEIGHT * self.alignment + rest * (self.consistency + self.quality)
 
 
-def score_video(frames: np.ndarray, spec: MotionSpec, condition: np.ndarray | None = None) -> VideoScore:
-    """Score one video [T, H, W, 3] under what a prompt asks for. condition: the picture [H, W, 3] it was made from."""
+def score_video(frames: np.ndarray, spec: MotionSpec, image: np.ndarray | None = None) -> VideoScore:
+    """Score one video [T, H, W, 3] under what a prompt asks for. image: the picture [H, W, 3] it was made from."""
     sight = look(frames)
     best: tuple[float, tuple[int, ...], list[Part]] = (-1.0, (), [])
     numbers = [*range(min(len(sight.tracks), _FOLLOWED)), *[-1] * len(spec.roles)]
@@ -90,7 +91,7 @@ def score_video(frames: np.ndarray, spec: MotionSpec, condition: np.ndarray | No
     _, chosen, found = best
     surplus = _surplus(sight, chosen)
     objects = _objects(found, surplus)
-    fidelity = None if condition is None else _fidelity(frames[0], condition)
+    fidelity = None if image is None else _fidelity(frames[0], image)
     alignment = objects * (STANDING + (1 - STANDING) * _done(found))
     reasons = [reason for part in found for reason in part.reasons]
     if surplus > 0.05:
@@ -160,10 +161,10 @@ def _consistency(frames: np.ndarray, sight: Sight, chosen: Sequence[int], found:
     return max(0.0, 1.0 - float(np.sqrt(change))) / (1 + breaks / n)
 
 
-def _fidelity(first: np.ndarray, condition: np.ndarray) -> float:
-    """1 - |first - condition| / |condition - background|, never below 0."""
-    paint = np.square(condition - _BACKGROUND).sum()
-    return max(0.0, 1.0 - float(np.sqrt(np.square(first - condition).sum() / max(paint, 1e-6))))
+def _fidelity(first: np.ndarray, image: np.ndarray) -> float:
+    """1 - |first - image| / |image - background|, never below 0."""
+    paint = np.square(image - _BACKGROUND).sum()
+    return max(0.0, 1.0 - float(np.sqrt(np.square(first - image).sum() / max(paint, 1e-6))))
 
 
 # -- the seam ----------------------------------------------------------------------------------------------------------
@@ -174,38 +175,34 @@ def _spec_of(prompt: str) -> MotionSpec:
     return parse_motion(prompt)
 
 
-def judge_videos(
-    videos: Tensor | Sequence[Tensor], prompts: Sequence[str], conditions: Sequence[Tensor | None] | None = None
-) -> list[VideoScore]:
-    """Score videos [T, 3, H, W] in [0, 1] under their prompts.
+def judge_videos(videos: Tensor | Sequence[Tensor], prompts: Sequence[str | Prompt]) -> list[VideoScore]:
+    """Score videos [T, 3, H, W] in [0, 1] under their prompts, and the pictures [1, 3, H, W] that those come with.
 
-    conditions: the pictures [1, 3, H, W] that they were made from, None where from none. Raises InputError where a
-    prompt is not ShapeWorld English, or a video has not ShapeWorld's size and length or is not finite.
+    Raises InputError where a prompt is not ShapeWorld English, or a video has not ShapeWorld's size and length or is
+    not finite.
     """
-    given = conditions or [None] * len(prompts)
-    if not len(videos) == len(prompts) == len(given):
+    if len(videos) != len(prompts):
         raise InputError(
-            f"the oracle was given {len(videos)} videos, {len(prompts)} prompts and {len(given)} conditions.",
-            "Give one of each for every video.",
+            f"the oracle was given {len(videos)} videos and {len(prompts)} prompts.", "Give one prompt for every video."
         )
     scores = []
-    for number, (video, prompt, condition) in enumerate(zip(videos, prompts, given, strict=True)):
-        where = f"video {number} ({prompt!r})"
+    for number, (video, prompt) in enumerate(zip(videos, as_prompts(prompts), strict=True)):
+        where, image = f"video {number} ({prompt.text!r})", prompt.image
         if video.ndim != 4 or video.shape[1:] != (3, CANVAS, CANVAS) or not MIN_FRAMES <= len(video) <= MAX_FRAMES:
             raise InputError(
                 f"the oracle was given {where} of shape {tuple(video.shape)}.",
                 f"It reads videos as [T, 3, {CANVAS}, {CANVAS}], T from {MIN_FRAMES} to {MAX_FRAMES}.",
             )
-        if condition is not None and condition.shape != (1, 3, CANVAS, CANVAS):
+        if image is not None and image.shape != (1, 3, CANVAS, CANVAS):
             raise InputError(
-                f"the oracle was given {where} with a condition of shape {tuple(condition.shape)}.",
+                f"the oracle was given {where} with an image of shape {tuple(image.shape)}.",
                 f"It is one picture [1, 3, {CANVAS}, {CANVAS}].",
             )
-        if not all(bool(torch.isfinite(pixels).all()) for pixels in (video, condition) if pixels is not None):
+        if not all(bool(torch.isfinite(pixels).all()) for pixels in (video, image) if pixels is not None):
             raise InputError(
                 f"the oracle was given pixels that are not finite, in {where}.",
                 "Look for the step that made them: a loss that overflowed, or a learning rate too high.",
             )
-        begin = None if condition is None else video_of(condition, FPS).first
-        scores.append(score_video(video_of(video).frames, _spec_of(prompt), begin))
+        first = None if image is None else video_of(image, FPS).first
+        scores.append(score_video(video_of(video).frames, _spec_of(prompt.text), first))
     return scores

@@ -32,7 +32,7 @@ from rewarddance.shapeworld.motion.videos import VIDEO_DEFECTS, Video, render_vi
 from rewarddance.shapeworld.preferences import Early
 from rewarddance.shapeworld.render import to_pixels
 from rewarddance.shapeworld.scenes import SPLITS
-from rewarddance.types import Pixels, Preference
+from rewarddance.types import Pixels, Preference, Prompt
 
 _MOVING = ("flicker", "freeze", "reverse")
 """The defects that only a video can have; half of the spoiled videos have one of them."""
@@ -41,7 +41,7 @@ _MOVING = ("flicker", "freeze", "reverse")
 class MotionRecipe(Recipe):
     """How many preferences about videos are gather_full_tensors.
 
-    task: "t2v", or "i2v", where both videos of a pair were made from one picture, the pair's condition. frames, fps: of
+    task: "t2v", or "i2v", where both videos of a pair were made from one picture, the prompts' image. frames, fps: of
     every video. train_prompts, id_prompts, ood_prompts: prompts of a split. drawn: drawn videos a prompt. samples: a
     generator's videos a prompt, where there is one (each also gives one early prediction). overlaid: training videos a
     prompt that show what two of these show, and as both were foreseen. pairs: training pairs a prompt; test_pairs: of
@@ -81,7 +81,7 @@ class VideoPool(NamedTuple):
 
     prompt: str
     spec: MotionSpec
-    condition: np.ndarray | None
+    image: np.ndarray | None
     shown: list[ShownVideo]
     final: tuple[ShownVideo, ...] = ()
     early: tuple[ShownVideo, ...] = ()
@@ -101,12 +101,12 @@ def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[VideoPool]:
     for prompt, spec in prompts:
         hand = int(rng.integers(2**31))
         right = _certain(spec, recipe.frames, rng)
-        condition = render_video(right, recipe.fps, style, hand).first if recipe.task == "i2v" else None
+        image = render_video(right, recipe.fps, style, hand).first if recipe.task == "i2v" else None
         shown = []
         for _ in range(recipe.drawn):
             video = draw_video(spec, right, recipe, style, hand, rng)
-            shown.append(ShownVideo(video, style, score_video(video.frames, spec, condition)))
-        pools.append(VideoPool(prompt, spec, condition, shown))
+            shown.append(ShownVideo(video, style, score_video(video.frames, spec, image)))
+        pools.append(VideoPool(prompt, spec, image, shown))
     return pools
 
 
@@ -170,16 +170,14 @@ def video_samples(
     with progress_bar(f"videos ({split.replace('_', ' ')})", len(pools)) as bar:
         for start in range(0, len(pools), at_once):
             part = pools[start : start + at_once]
-            texts = [pool.prompt for pool in part for _ in range(n)]
-            stops = rng.integers(0, generator.num_steps, size=len(texts)).tolist()
-            seeds = rng.integers(2**31, size=len(texts)).tolist()
-            given = [condition_pixels(pool.condition) for pool in part]
-            each = [one for one in given for _ in range(n)]
-            early, final = predictions(generator, texts, seeds, stops, batch_size=48, conditions=each)
+            prompts = [prompt for prompt in map(prompt_of, part) for _ in range(n)]
+            stops = rng.integers(0, generator.num_steps, size=len(prompts)).tolist()
+            seeds = rng.integers(2**31, size=len(prompts)).tolist()
+            early, final = predictions(generator, prompts, seeds, stops, batch_size=48)
             for k, pool in enumerate(part):
                 own = range(k * n, (k + 1) * n)
                 finished, foreseen = ([video_of(videos[i], recipe.fps) for i in own] for videos in (final, early))
-                seen = [score_video(video.frames, pool.spec, pool.condition) for video in finished]
+                seen = [score_video(video.frames, pool.spec, pool.image) for video in finished]
                 whole, half = (
                     [ShownVideo(video, source, score) for video, score in zip(videos, seen, strict=True)]
                     for videos, source in ((finished, "sample"), (foreseen, "prediction"))
@@ -189,9 +187,9 @@ def video_samples(
     return found
 
 
-def condition_pixels(condition: np.ndarray | None) -> Pixels | None:
-    """A picture [H, W, 3] as pixels [1, 3, H, W]."""
-    return None if condition is None else to_pixels([condition])[0]
+def prompt_of(pool: VideoPool) -> Prompt:
+    """What the pool's videos were made for."""
+    return Prompt(pool.prompt, image=None if pool.image is None else to_pixels([pool.image])[0])
 
 
 def pair_videos(
@@ -203,7 +201,7 @@ def pair_videos(
     exact: bool,
     early: Early = "none",
 ) -> list[Preference]:
-    """`pairs` pairs of different videos for each pool, with their rates, and with the condition where there is one.
+    """`pairs` pairs of different videos for each pool, with their rates, and with the picture that they were made from.
 
     exact: shares are the oracle's own order (0 or 1) and pairs without one are left out; else the annotators' votes;
     where those are a crowd each vote is a preference of its own, a pair's one after the other.
@@ -233,7 +231,7 @@ def overlaid_videos(own: VideoPool, other: VideoPool, rng: np.random.Generator) 
         Video(np.maximum(a[i].video.frames, b[j].video.frames), rate)
         for a, b in ((own.final, source.final), (own.early, source.early))
     )
-    seen = score_video(both.frames, own.spec, own.condition)
+    seen = score_video(both.frames, own.spec, own.image)
     return [ShownVideo(both, "overlaid", seen), ShownVideo(foreseen, "overlaid prediction", seen)]
 
 
@@ -242,7 +240,7 @@ def _pair(
 ) -> list[Preference]:
     """Two different videos of a prompt with their share, or with each vote of a crowd; none where there are no two, or
     none with an order."""
-    condition = condition_pixels(pool.condition)
+    prompt = prompt_of(pool)
     for _ in range(50):
         first, second = (shown[i] for i in rng.choice(len(shown), size=2, replace=False))
         if np.array_equal(
@@ -259,9 +257,7 @@ def _pair(
         videos = video_pixels(a), video_pixels(b)
         source = f"{first.source}/{second.source}"
         return [
-            Preference(
-                pool.prompt, *videos, share, source, condition=condition, annotator=annotator, fps=(a.fps, b.fps)
-            )
+            Preference(prompt, *videos, share, source, annotator=annotator, fps=(a.fps, b.fps))
             for share, annotator in votes
         ]
     return []
@@ -283,6 +279,6 @@ def motion_tasks(split: str, n: int, recipe: MotionRecipe, seed: int) -> list[tu
         first = None
         if recipe.task == "i2v":
             script, hand = _certain(spec, recipe.frames, rng), int(rng.integers(2**31))
-            first = condition_pixels(render_video(script, recipe.fps, "flat", hand).first)
+            first = to_pixels([render_video(script, recipe.fps, "flat", hand).first])[0]
         found.append((text, spec, first))
     return found

@@ -13,9 +13,10 @@ from rewarddance.data.media import write_picture
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.search.judging import JUDGING
 from rewarddance.search.run import METHODS, read_method, search
+from rewarddance.types import Prompt
 
-PROMPTS = ["a", "bb", "a"]
 PICTURES = [torch.full((1, 3, 4, 4), value) for value in (0.1, 0.2, 0.3)]
+PROMPTS = [Prompt(text, image=picture) for text, picture in zip(("a", "bb", "a"), PICTURES, strict=True)]
 
 
 class Given(TinyGenerator):
@@ -25,12 +26,12 @@ class Given(TinyGenerator):
         super().__init__(6)
         self.given = []
 
-    def encode(self, prompts, conditions=None):
-        self.given += [(text.split(".")[0], id(one)) for text, one in zip(prompts, conditions, strict=True)]
-        return torch.stack([one.mean() for one in conditions])[:, None, None, None]
+    def encode(self, prompts):
+        self.given += [(prompt.text.split(".")[0], id(prompt.image)) for prompt in prompts]
+        return torch.stack([prompt.image.mean() for prompt in prompts])[:, None, None, None]
 
 
-OWN = {(text, id(picture)) for text, picture in zip(PROMPTS, PICTURES, strict=True)}
+OWN = {(prompt.text, id(prompt.image)) for prompt in PROMPTS}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -38,20 +39,20 @@ OWN = {(text, id(picture)) for text, picture in zip(PROMPTS, PICTURES, strict=Tr
 def test_every_row_and_every_question_has_its_prompts_picture(method, judging):
     made, judge = Given(), Bright()
     options = {"paths": {"paths": 1, "copies": 2}}.get(method, {})
-    search(made, judge, PROMPTS, read_method(method, options), "samples=30", judging=judging, conditions=PICTURES)
+    search(made, judge, PROMPTS, read_method(method, options), "samples=30", judging=judging)
     assert set(made.given) == OWN
-    assert {(question.prompt, id(question.condition)) for question in judge.asked} == OWN
+    assert {(question.prompt.text, id(question.prompt.image)) for question in judge.asked} == OWN
 
 
 def test_a_full_tournament_over_given_seeds_knows_the_pictures_too():
     made, judge = Given(), Bright()
-    best_of_n(made, judge, PROMPTS, [[1, 2]] * 3, prompts_at_once=2, conditions=PICTURES)
-    assert set(made.given) == {(question.prompt, id(question.condition)) for question in judge.asked} == OWN
+    best_of_n(made, judge, PROMPTS, [[1, 2]] * 3, prompts_at_once=2)
+    assert set(made.given) == {(question.prompt.text, id(question.prompt.image)) for question in judge.asked} == OWN
 
 
 def test_a_file_with_pictures_is_refused_before_anything_is_drawn_where_the_generator_takes_none(tmp_path):
     write_picture(PICTURES[0], tmp_path / "first.png")
-    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "a red circle", "condition": "first.png"}))
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "a red circle", "image": "first.png"}))
     done = command(
         "search", str(tmp_path / "prompts.jsonl"), "--generator", str(generator_folder()), "--judge",
         str(judge_folder()), "--method", "best_of_n", "--budget", "samples=2", "--output", str(tmp_path / "out"),
