@@ -25,7 +25,7 @@ _WORDS |= {"a valid dictionary": "a mapping, such as {name: value}", "value erro
 class Recipe(BaseModel):
     """A frozen piece of configuration, of finite numbers. Subclasses stand beside the code that uses them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
