@@ -31,9 +31,8 @@ def recipe_command(
         nested = tuple(name for name, field in fields.items() if _is_recipe(field.annotation) and name != extra)
         parameters = [_parameter(name, fields[name], argument=True) for name in arguments]
         if extra or nested:
-            parameters.append(
-                _words(fields[extra].description if extra else "Keys of the recipe, such as exam.seed=1.")
-            )
+            words = fields[extra].description if extra else f"Keys of {' and '.join(nested)}, as in a recipe."
+            parameters.append(_words(words))
         named = (name for name in fields if name not in (*arguments, extra, *nested))
         parameters += [_parameter(name, fields[name], argument=False) for name in named]
 
@@ -106,9 +105,8 @@ def _value(field: FieldInfo, value: Any) -> Any:
 def _help(field: FieldInfo, argument: bool) -> str:
     """The field's own docstring, the words it may be, and its default."""
     text = (field.description or "").replace("\n", " ")
-    kinds = (
-        get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else [field.annotation]
-    )
+    optional = get_origin(field.annotation) in (Union, types.UnionType)
+    kinds = get_args(field.annotation) if optional else (field.annotation,)
     words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     if words:
         text += f" One of: {', '.join(words)}."

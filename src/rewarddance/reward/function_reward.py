@@ -114,7 +114,10 @@ class FunctionReward:
 
 
 def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"]:
-    """What a function returned as float32 scores [B]. Raises RewardError naming the sample whose score cannot be had."""
+    """What a function returned as float32 scores [B].
+
+    Raises RewardError naming the sample whose score cannot be had.
+    """
     if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], Mapping):
         answer = answer[0]  # (scores, info), as flow_grpo's rewards return
     if isinstance(answer, Mapping):
@@ -187,12 +190,12 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
         raise InputError(f"there is no factory {match['name']!r} in {match['module']}.", "Correct the name.")
     parameters = inspect.signature(factory).parameters
     takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    if unknown := sorted(set(options) - set(parameters)):
-        if not takes_all:
-            raise InputError(
-                f"the factory {name} takes no option {unknown[0]!r}.", f"It takes: {', '.join(parameters) or 'none'}."
-            )
     images, batch_size = options.pop("images", "tensor"), options.pop("batch_size", 64)
+    unknown = sorted(set(options) - set(parameters))
+    if unknown and not takes_all:
+        raise InputError(
+            f"the factory {name} takes no option {unknown[0]!r}.", f"It takes: {', '.join(parameters) or 'none'}."
+        )
     device_option = {"device": device} if "device" in parameters or takes_all else {}
     try:
         made = factory(**device_option, **options)
