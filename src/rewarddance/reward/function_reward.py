@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,19 @@ from torch import Tensor
 from rewarddance.data.media import as_images
 from rewarddance.errors import InputError, RewardDanceError, RewardError
 from rewarddance.protocols import RewardModel
-from rewarddance.types import Pixels, Question, Verdict
+from rewarddance.types import Pixels, Prompt, Question, Verdict
 
 ImageForm = Literal["tensor", "pil"]
 ScoreFunction = Callable[[Any, list[str], list[dict[str, Any]]], Any]
 """images, prompts and metadata of B samples -> B scores, or (scores, info)."""
 _FACTORY = re.compile(r"(?P<module>[\w./\\-]+):(?P<name>[A-Za-z_]\w*)")
+
+
+class Sample(NamedTuple):
+    """One picture or video and the prompt that it was made for."""
+
+    prompt: Prompt
+    pixels: Pixels
 
 
 class FunctionReward:
@@ -58,21 +65,22 @@ class FunctionReward:
         """
         if not questions:
             return Verdict(torch.zeros(0))
-        samples: dict[tuple[int, int], tuple[Question, Pixels]] = {}
-        for question in questions:
-            for pixels in (question.candidate, question.reference):
-                if pixels is not None:
-                    samples.setdefault((id(question.prompt), id(pixels)), (question, pixels))
+        samples = {
+            (question.prompt, id(pixels)): Sample(question.prompt, pixels)
+            for question in questions
+            for pixels in (question.candidate, question.reference)
+            if pixels is not None
+        }
         scores = dict(zip(samples, self._scores(list(samples.values())), strict=True))
-        margins = [scores[id(q.prompt), id(q.candidate)] for q in questions]
-        references = [0.0 if q.reference is None else scores[id(q.prompt), id(q.reference)] for q in questions]
+        margins = [scores[q.prompt, id(q.candidate)] for q in questions]
+        references = [0.0 if q.reference is None else scores[q.prompt, id(q.reference)] for q in questions]
         return Verdict(torch.stack([score - other for score, other in zip(margins, references, strict=True)]))
 
-    def _scores(self, samples: Sequence[tuple[Question, Pixels]]) -> list[Float[Tensor, ""]]:
+    def _scores(self, samples: Sequence[Sample]) -> list[Float[Tensor, ""]]:
         """The function's score of each sample; pictures of one shape go to it together."""
         shapes: dict[tuple[int, ...], list[int]] = {}
-        for number, (_, pixels) in enumerate(samples):
-            shapes.setdefault(tuple(pixels.shape), []).append(number)
+        for number, sample in enumerate(samples):
+            shapes.setdefault(tuple(sample.pixels.shape), []).append(number)
         scores: dict[int, Tensor] = {}
         for numbers in shapes.values():
             for start in range(0, len(numbers), self.batch_size):
@@ -80,13 +88,13 @@ class FunctionReward:
                 scores |= zip(batch, self._batch([samples[number] for number in batch]), strict=True)
         return [scores[number] for number in range(len(samples))]
 
-    def _batch(self, samples: Sequence[tuple[Question, Pixels]]) -> list[Float[Tensor, ""]]:
-        prompts = [question.prompt for question, _ in samples]
-        pixels = torch.stack([picture for _, picture in samples])
+    def _batch(self, samples: Sequence[Sample]) -> list[Float[Tensor, ""]]:
+        texts = [sample.prompt.text for sample in samples]
+        pixels = torch.stack([sample.pixels for sample in samples])
         wants_graph = torch.is_grad_enabled() and pixels.requires_grad
         with torch.set_grad_enabled(wants_graph):
-            answer = self._call(pixels, [prompt.text for prompt in prompts], [dict(p.metadata) for p in prompts])
-        scores = _as_scores(answer, [prompt.text for prompt in prompts], repr(self))
+            answer = self._call(pixels, texts, [dict(sample.prompt.metadata) for sample in samples])
+        scores = _as_scores(answer, texts, repr(self))
         if wants_graph and not scores.requires_grad:
             raise RewardError(
                 f"{self!r} gives no gradient: its scores do not depend on the pixels in the autograd graph.",

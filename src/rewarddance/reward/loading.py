@@ -10,6 +10,7 @@ import torch
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.clip import ClipReward
+from rewarddance.reward.function_reward import is_factory, load_function
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import check_version, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
@@ -37,16 +38,20 @@ def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: to
     return KINDS[config.kind](name, config, device, dtype)
 
 
-def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Judge:
+def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Any:
     """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
 
-    name: a folder, an id of the model hub, or a bundled checkpoint's name. dtype: of the weights; the margin is always
-    taken in float32. changes: fields of `RewardConfig` to set differently, such as kind or orders="both". Raises
+    name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a reward of your
+    own (`load_function`; it has no more of a judge than that it can be called). dtype: of the weights; the margin is
+    always taken in float32. changes: fields of `RewardConfig` to set differently, such as kind or orders="both", or the
+    factory's options. Raises
     InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that cannot
     answer as the kind asked, or an instruction that is another version than the one trained with; one named in
     `changes` is taken as it is here.
     """
     name = str(name)
+    if is_factory(name):
+        return load_function(name, device, **changes)
     folder = find_checkpoint(name)
     try:
         torch.empty(0, device=device)

@@ -1,0 +1,160 @@
+"""Any callable is a reward: what it is given, what it may return, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rewarddance.errors import InputError, RewardError
+from rewarddance.reward.function_reward import FunctionReward, as_reward, is_factory, load_function
+from rewarddance.reward.loading import load_reward
+from rewarddance.reward.pixel_gradient import pixel_gradient
+from rewarddance.reward.ranking import tournament
+from rewarddance.types import Prompt, Question
+
+CALLS: list[tuple] = []
+
+
+def brightness(images, prompts, metadata):
+    CALLS.append((images, prompts, metadata))
+    return images.mean((1, 2, 3))
+
+
+def factory(weight: float = 1.0, device: str = "nowhere"):
+    assert device == "cpu"
+    return lambda images, prompts, metadata: (weight * images.mean((1, 2, 3)), {"weight": weight})
+
+
+def picture(value: float, size: int = 8) -> torch.Tensor:
+    return torch.full((1, 3, size, size), value)
+
+
+@pytest.fixture(autouse=True)
+def _no_calls() -> None:
+    CALLS.clear()
+
+
+def test_a_function_sees_images_prompts_and_metadata():
+    prompt = Prompt("a dog", metadata={"tag": "counting"})
+    verdict = as_reward(brightness)([Question(prompt, picture(0.25)), Question("a cat", picture(0.5))])
+    torch.testing.assert_close(verdict.margin, torch.tensor([0.25, 0.5]))
+    ((images, prompts, metadata),) = CALLS
+    assert images.shape == (2, 3, 8, 8) and prompts == ["a dog", "a cat"] and metadata == [{"tag": "counting"}, {}]
+
+
+def test_a_reference_is_answered_by_the_difference_of_scores():
+    verdict = as_reward(brightness)([Question("a dog", picture(0.75), picture(0.5))])
+    torch.testing.assert_close(verdict.margin, torch.tensor([0.25]))
+
+
+def test_each_distinct_picture_is_scored_once():
+    pictures = [picture(value) for value in (0.1, 0.9, 0.5)]
+    (ranking,) = tournament(as_reward(brightness), ["a dog"], [pictures])
+    assert ranking.order.tolist() == [1, 2, 0] and sum(len(images) for images, *_ in CALLS) == 3
+
+
+def test_pictures_of_two_sizes_and_videos_are_scored_apart():
+    questions = [Question("a dog", picture(0.1, 4)), Question("a dog", picture(0.2, 8))]
+    torch.testing.assert_close(as_reward(brightness)(questions).margin, torch.tensor([0.1, 0.2]))
+    reward = as_reward(lambda images, *_: images.mean((1, 2, 3, 4)) + images.shape[1])
+    assert reward([Question("a dog", torch.zeros(5, 3, 4, 4))]).margin.item() == 5
+
+
+def test_pil_pictures_are_given_where_they_are_wanted():
+    def red(images, prompts, metadata):
+        assert all(isinstance(image, Image.Image) for image in images)
+        return [np.asarray(image)[..., 0].mean() / 255 for image in images]
+
+    assert as_reward(red, images="pil")([Question("a dog", picture(1.0))]).margin.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda values: torch.tensor(values)[:, None]])
+def test_scores_may_be_a_list_an_array_or_a_tensor(kind):
+    reward = as_reward(lambda images, prompts, metadata: kind([1.0, 2.0]))
+    questions = [Question("a dog", picture(value)) for value in (0.0, 1.0)]
+    assert reward(questions).margin.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ([1.0, None], "no score for sample 1 ('a cat')"),
+        ([1.0, float("nan")], "sample 1 ('a cat') the score nan"),
+        ([1.0], "shape [1] for 2 images"),
+        (None, "no score for sample 0"),
+        (["good", "bad"], "no numbers"),
+        ({"scores": [1, 2]}, "returned a dict"),
+        (torch.zeros(2, 2), "shape [2, 2]"),
+    ],
+)
+def test_a_score_that_cannot_be_had_is_an_error(answer, named):
+    reward = as_reward(lambda images, prompts, metadata: answer)
+    with pytest.raises(RewardError) as caught:
+        reward([Question("a dog", picture(0.0)), Question("a cat", picture(1.0))])
+    assert named in caught.value.what and caught.value.remedy
+
+
+def test_what_the_function_raises_is_told_with_the_prompt():
+    def broken(images, prompts, metadata):
+        raise KeyError("tag")
+
+    with pytest.raises(RewardError, match="failed on 1 samples, the first for 'a dog': KeyError"):
+        as_reward(broken)([Question("a dog", picture(0.0))])
+
+
+def test_a_gradient_comes_back_through_a_function_of_torch():
+    questions = [Question("a dog", picture(0.5), picture(0.1))]
+    found = pixel_gradient(as_reward(brightness), questions, lambda margin: margin.mean())
+    torch.testing.assert_close(found.gradients[0], torch.full((1, 3, 8, 8), 1 / 192))
+
+
+def test_a_function_without_gradient_is_refused_where_one_is_wanted():
+    reward = as_reward(lambda images, prompts, metadata: images.mean((1, 2, 3)).tolist())
+    with pytest.raises(RewardError, match="gives no gradient"):
+        pixel_gradient(reward, [Question("a dog", picture(0.5))], lambda margin: margin.mean())
+    assert reward.differentiable is None and as_reward(brightness, images="pil").differentiable is False
+
+
+def test_a_judge_is_returned_as_it_is_and_what_is_no_reward_refused():
+    reward = FunctionReward(brightness)
+    assert as_reward(reward) is reward and not reward.needs_reference
+    for wrong in (3, "a name", FunctionReward):
+        with pytest.raises(InputError):
+            as_reward(wrong)
+    with pytest.raises(InputError, match="no form of images named 'jpeg'"):
+        as_reward(brightness, images="jpeg")
+
+
+def test_a_factory_is_loaded_by_name_with_its_options(tmp_path, monkeypatch):
+    reward = load_reward("test_function_reward:factory", weight=4.0)
+    assert reward([Question("a dog", picture(0.5))]).margin.tolist() == [2.0]
+    (tmp_path / "mine.py").write_text(
+        "def make():\n    return lambda images, prompts, metadata: [7.0] * len(prompts)\n"
+    )
+    assert load_function(f"{tmp_path}/mine.py:make")([Question("a dog", picture(0.5))]).margin.tolist() == [7.0]
+    monkeypatch.chdir(tmp_path)
+    assert load_reward("mine:make")([Question("a dog", picture(0.5))]).margin.tolist() == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "named"),
+    [
+        ("nowhere.at_all:make", {}, "cannot be imported"),
+        ("nowhere.py:make", {}, "cannot be imported"),
+        ("test_function_reward:nothing", {}, "no factory 'nothing'"),
+        ("test_function_reward:factory", {"wait": 1}, "takes no option 'wait'"),
+        ("test_function_reward:picture", {}, "cannot be called"),
+        ("test_function_reward:picture", {"value": 0.0}, "is no reward"),
+    ],
+)
+def test_a_factory_that_gives_no_reward_is_refused_by_name(name, options, named):
+    with pytest.raises(InputError) as caught:
+        load_reward(name, **options)
+    assert named in caught.value.what
+
+
+def test_folders_and_ids_are_no_factories(tmp_path):
+    assert is_factory("package.module:factory") and is_factory("rewards/mine.py:make")
+    assert not any(map(is_factory, ("OpenGVLab/InternVL3-1B-hf", str(tmp_path), "shapeworld-judge", "C:\\judges\\x")))
