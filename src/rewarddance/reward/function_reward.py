@@ -157,7 +157,7 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
     return scores
 
 
-def as_reward(reward: RewardModel | ScoreFunction, images: ImageForm = "tensor", batch_size: int = 64) -> RewardModel:
+def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64) -> RewardModel:
     """A reward from any callable `(images, prompts, metadata) -> scores`; a judge is returned as it is.
 
     images: what the callable is given: "tensor", float [B, 3, H, W] in [0, 1] (videos [B, T, 3, H, W]), or "pil", a
@@ -170,12 +170,12 @@ def as_reward(reward: RewardModel | ScoreFunction, images: ImageForm = "tensor",
     >>> reward = as_reward(brightness)
     """
     if hasattr(reward, "needs_reference"):
-        return reward  # type: ignore[return-value]
+        return reward
     if not callable(reward) or inspect.isclass(reward):
         raise InputError(f"{reward!r} is no reward.", "Give a judge, or a function (images, prompts, metadata).")
     if images not in ("tensor", "pil"):
         raise InputError(f"there is no form of images named {images!r}.", "Say tensor or pil.")
-    return FunctionReward(reward, images, batch_size)
+    return FunctionReward(reward, images, batch_size)  # type: ignore[arg-type]
 
 
 def is_factory(name: str) -> bool:
