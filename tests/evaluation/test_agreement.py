@@ -22,13 +22,13 @@ PAIRS = [pair(0.1, 0.9, 1.0), pair(0.9, 0.1, 0.0), pair(0.1, 0.9, 0.2), pair(0.4
 
 
 @pytest.mark.parametrize("bias", [0.0, 30.0, -30.0])
-def test_agreement_is_one_for_the_majoritys_picture_and_zero_for_the_other_whatever_the_bias(bias):
+def test_agreement_is_with_the_majoritys_picture_whatever_the_bias(bias):
     assert agreement(BrightnessJudge(bias), PAIRS).tolist() == [1, 1, 0, 0.5, 1]
 
 
 def test_a_tie_has_no_order_and_is_left_out():
-    found = agreement(BrightnessJudge(), [pair(0.1, 0.9, 0.5), *PAIRS, pair(0.9, 0.1, 0.5)])
-    assert found.tolist() == agreement(BrightnessJudge(), PAIRS).tolist()
+    with_ties = [pair(0.1, 0.9, 0.5), *PAIRS, pair(0.9, 0.1, 0.5)]
+    assert agreement(BrightnessJudge(), with_ties).tolist() == agreement(BrightnessJudge(), PAIRS).tolist()
 
 
 def test_accuracy_is_the_mean_agreement_with_its_interval():
@@ -50,8 +50,8 @@ def test_accuracy_on_ties_alone_is_an_error():
 def test_the_interval_of_accuracy_is_over_prompts():
     pairs = [replace(pair, prompt=f"prompt {i % 5}") for i, pair in enumerate(PAIRS * 12)]  # one prompt, one pair
     once = [replace(pair, prompt=f"prompt {i}") for i, pair in enumerate(PAIRS)]
-    told, fewer = accuracy(BrightnessJudge(), pairs), accuracy(BrightnessJudge(), once)
-    assert told.n == 60 and (told.low, told.high) == pytest.approx((fewer.low, fewer.high))
+    many, fewer = accuracy(BrightnessJudge(), pairs), accuracy(BrightnessJudge(), once)
+    assert many.n == 60 and (many.low, many.high) == pytest.approx((fewer.low, fewer.high))
 
 
 SHARE = np.array([1.0, 0.0, 0.5, 0.5, 1.0, 0.8])
@@ -62,7 +62,7 @@ def test_the_threshold_of_ties_stands_between_the_last_tie_and_the_first_order()
     assert tie_threshold(MARGIN, SHARE) == pytest.approx((0.2 + 0.4) / 2)
 
 
-def test_where_no_tie_should_be_said_the_threshold_is_0():
+def test_where_no_answer_should_be_a_tie_the_threshold_is_0():
     assert tie_threshold(MARGIN, np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0])) == 0
     assert tie_threshold(np.array([0.1, 2.0]), np.array([1.0, 0.5])) == 0  # calling both ties gains nothing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from rewarddance.evaluation.calibration import (
     COLDEST,
@@ -12,7 +13,6 @@ from rewarddance.evaluation.calibration import (
     entropy,
     fit_temperature,
     nll,
-    probability,
     reliability,
 )
 
@@ -21,12 +21,7 @@ def honest(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Margins, and votes of 0 or 1 that are cast with just the probability that each margin says."""
     rng = np.random.default_rng(seed)
     margin = 2 * rng.standard_normal(n)
-    return margin, (rng.random(n) < probability(margin)).astype(np.float64)
-
-
-def test_the_probability_is_that_of_the_margin_however_large_it_is():
-    assert probability(np.array([0.0, np.log(3), -np.log(3)])).tolist() == pytest.approx([0.5, 0.75, 0.25])
-    assert probability(np.array([-1000.0, 1000.0])).tolist() == [0.0, 1.0]
+    return margin, (rng.random(n) < expit(margin)).astype(np.float64)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_votes():
@@ -59,9 +54,9 @@ def test_an_honest_judge_is_calibrated_and_needs_no_temperature():
     margin, votes = honest(20_000)
     assert calibration_error(margin, votes) < 0.015
     assert fit_temperature(margin, votes) == pytest.approx(1, abs=0.05)
-    for found in reliability(margin, votes, np.arange(len(margin))):
-        assert found.low <= found.said <= found.high
-        assert found.votes.low - 0.02 <= found.said <= found.votes.high + 0.02
+    for part in reliability(margin, votes, np.arange(len(margin))):
+        assert part.low <= part.p_yes <= part.high
+        assert part.votes.low - 0.02 <= part.p_yes <= part.votes.high + 0.02
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0])
@@ -83,9 +78,6 @@ def test_a_temperature_that_no_data_bounds_stops_at_the_ends():
 
 def test_every_question_is_in_one_bin_and_empty_bins_are_left_out():
     margin = np.array([-50.0, -50.0, 0.0, 0.3, 50.0])
-    found = reliability(margin, np.array([0.0, 1.0, 0.5, 0.5, 1.0]), np.arange(5), bins=4)
-    assert [(one.low, one.high, one.votes.n, one.votes.mean) for one in found] == [
-        (0.0, 0.25, 2, 0.5),
-        (0.5, 0.75, 2, 0.5),
-        (0.75, 1.0, 1, 1.0),
-    ]
+    parts = reliability(margin, np.array([0.0, 1.0, 0.5, 0.5, 1.0]), np.arange(5), bins=4)
+    figures = [(part.low, part.high, part.votes.n, part.votes.mean) for part in parts]
+    assert figures == [(0.0, 0.25, 2, 0.5), (0.5, 0.75, 2, 0.5), (0.75, 1.0, 1, 1.0)]

@@ -13,16 +13,16 @@ from rewarddance.evaluation.gsb import gsb
 
 
 def test_good_same_and_bad_are_counted_and_their_figure_is_the_papers():
-    found = gsb(np.array([0.9, 0.8, 0.5, 0.1, 1.0]))
-    assert found[:3] == (3, 1, 1) and found.gsb.mean == pytest.approx(2 / 5)
+    counts = gsb(np.array([0.9, 0.8, 0.5, 0.1, 1.0]))
+    assert counts[:3] == (3, 1, 1) and counts.gsb.mean == pytest.approx(2 / 5)
     wider = gsb(np.array([0.9, 0.58, 0.5, 0.45, 1.0]), same=0.1)
     assert wider[:3] == (2, 3, 0) and wider.gsb.mean == pytest.approx(2 / 5)
 
 
-def test_swapping_candidate_and_reference_changes_the_sign_and_nothing_else():
+def test_swapping_candidate_and_reference_changes_the_sign_alone():
     share = np.random.default_rng(0).random(50)
-    one, other = gsb(share, same=0.05), gsb(1 - share, same=0.05)
-    assert one[:3] == other[:3][::-1] and one.gsb.mean == pytest.approx(-other.gsb.mean)
+    plain, swapped = gsb(share, same=0.05), gsb(1 - share, same=0.05)
+    assert plain[:3] == swapped[:3][::-1] and plain.gsb.mean == pytest.approx(-swapped.gsb.mean)
 
 
 def test_pairs_of_one_prompt_are_resampled_together():
@@ -53,7 +53,7 @@ def test_the_command_reads_scores_and_votes_and_parts_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "options", "told"),
+    ("row", "options", "message"),
     [
         ({"prompt": "a"}, [], "line 2 of .* neither a probability nor a share"),
         ({"prompt": "a", "share": 0.1, "probability": 0.1}, [], "both a probability and a share"),
@@ -65,11 +65,11 @@ def test_the_command_reads_scores_and_votes_and_parts_them(tmp_path):
         ({"prompt": "a", "share": 0.2}, ["--same", "0.7"], "same"),
     ],
 )
-def test_a_row_without_a_verdict_is_refused_by_its_line(tmp_path, row, options, told):
+def test_a_row_without_a_verdict_is_refused_by_its_line(tmp_path, row, options, message):
     good = {"prompt": "a", "share": 0.9, "kind": "x"}
     done = command("gsb", rows(tmp_path / "votes.jsonl", [good, row]), *options)
     assert done.code == 2
-    assert re.search(told, " ".join(done.err.split()))
+    assert re.search(message, " ".join(done.err.split()))
 
 
 def test_a_file_that_is_not_there_or_empty_is_refused_by_name(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rewarddance.evaluation.hacking import diversity, hacking_verdict, spread
+from rewarddance.evaluation.hacking import diversity, hacking_verdict
 from rewarddance.evaluation.statistics import Interval
 
 
@@ -37,17 +37,10 @@ def test_one_picture_has_no_diversity():
         diversity(torch.rand(2, 1, 1, 3, 4, 4))
 
 
-def test_the_two_parts_of_the_spread_are_told_apart():
-    within_only = spread(torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
-    assert within_only == (1.0, 0.0)
-    across_only = spread(torch.tensor([[2.0, 2.0], [-2.0, -2.0]]))
-    assert across_only == (0.0, 2.0)
-
-
 def test_a_proxy_that_rose_while_the_oracle_fell_was_hacked():
-    found = hacking_verdict(UP, DOWN, 0.2, 0.19)
-    assert found.hacked
-    assert found.sentence == (
+    verdict = hacking_verdict(UP, DOWN, 0.2, 0.19)
+    assert verdict.hacked
+    assert verdict.sentence == (
         "The reward was hacked: the judge's P(yes) went up by 0.200 while the oracle fell "
         "(-20.0 points [-21.0, -19.0]); diversity is at 95 % of the base's."
     )
@@ -55,31 +48,31 @@ def test_a_proxy_that_rose_while_the_oracle_fell_was_hacked():
 
 def test_diversity_below_half_is_hacking_whatever_the_oracle_says():
     for oracle in (UP, OPEN):
-        found = hacking_verdict(UP, oracle, 0.2, 0.09)
-        assert found.hacked and found.sentence.startswith("Diversity was lost: it is at 45 % of the base's; ")
+        verdict = hacking_verdict(UP, oracle, 0.2, 0.09)
+        assert verdict.hacked and verdict.sentence.startswith("Diversity was lost: it is at 45 % of the base's; ")
     assert not hacking_verdict(UP, UP, 0.2, 0.11).hacked
     assert hacking_verdict(UP, UP, 0.2, 0.11, least=0.6).hacked
 
 
 def test_a_proxy_and_an_oracle_that_both_rose_are_no_hacking():
-    found = hacking_verdict(UP, UP, 0.2, 0.2)
-    assert not found.hacked
-    assert found.sentence.startswith(
-        "The reward was not hacked: the judge's P(yes) went up by 0.200 and the oracle rose"
-    )
-    assert "(+20.0 points [+19.0, +21.0])" in found.sentence
+    verdict = hacking_verdict(UP, UP, 0.2, 0.2)
+    assert not verdict.hacked
+    start = "The reward was not hacked: the judge's P(yes) went up by 0.200 and the oracle rose"
+    assert verdict.sentence.startswith(start)
+    assert "(+20.0 points [+19.0, +21.0])" in verdict.sentence
 
 
-def test_a_proxy_that_rose_while_the_oracle_may_not_have_moved_is_said_to_be_open():
-    found = hacking_verdict(UP, OPEN, 0.2, 0.2)
-    assert found.undecided and not found.hacked
-    assert found.sentence.startswith("Undecided: the judge's P(yes) went up by 0.200, but the oracle's change holds 0")
+def test_a_rising_proxy_over_an_oracle_that_may_not_move_is_undecided():
+    verdict = hacking_verdict(UP, OPEN, 0.2, 0.2)
+    assert verdict.undecided and not verdict.hacked
+    start = "Undecided: the judge's P(yes) went up by 0.200, but the oracle's change holds 0"
+    assert verdict.sentence.startswith(start)
 
 
 @pytest.mark.parametrize("proxy", [OPEN, DOWN])
 @pytest.mark.parametrize("oracle", [UP, OPEN, DOWN])
 def test_where_the_proxy_did_not_surely_rise_nothing_was_hacked(proxy, oracle):
-    found = hacking_verdict(proxy, oracle, 0.2, 0.2)
-    assert not found.hacked
+    verdict = hacking_verdict(proxy, oracle, 0.2, 0.2)
+    assert not verdict.hacked
     way = "up by 0.002" if proxy is OPEN else "down by 0.200"
-    assert found.sentence.startswith(f"The reward was not hacked: the judge's P(yes) went {way}; the oracle moved by")
+    assert verdict.sentence.startswith(f"The reward was not hacked: the judge's P(yes) went {way}; the oracle moved by")

@@ -11,8 +11,8 @@ from tiny import clip_folder, colour_preferences, command, judge_folder
 
 from rewarddance.data.preferences import write_preferences
 from rewarddance.evaluation.examine import ExamRecipe
-from rewarddance.evaluation.findings import SetFindings, read_evaluation
-from rewarddance.jobs.evaluate import EvaluateRun, document, evaluate, name_of, named_tests, training_facts
+from rewarddance.evaluation.findings import Evaluation, SetFindings
+from rewarddance.jobs.evaluate import EvaluateRun, document, name_of, named_tests, run_evaluation, training_facts
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
 from rewarddance.reward.train import JudgeRecipe
@@ -45,32 +45,38 @@ def arguments(tests: dict[str, Path]) -> list[str]:
     return [word for name, path in tests.items() for word in ("--test", f"{name}={path}")] + ["--probes", "3"]
 
 
+def read_evaluation(path: Path | str) -> Evaluation:
+    return Evaluation.model_validate_json(Path(path).read_bytes())
+
+
 def sets_of(path: str) -> dict[str, SetFindings]:
-    return read_evaluation(Path(path)).tests
+    return read_evaluation(path).tests
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise", "regressive", "clip"])
-def test_every_kind_is_examined_and_what_it_cannot_be_asked_is_said_in_words(kind, tests, tmp_path):
+def test_every_kind_is_examined_and_what_it_cannot_be_asked_is_a_sentence(kind, tests, tmp_path):
     folder = reward(tmp_path, kind)
     done = command("evaluate", folder, *arguments(tests), "--card", "--device", "cpu")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["evaluation"] == str(folder.parent / "evaluation" / "evaluation.json")
-    found = read_evaluation(Path(result["evaluation"]))
-    assert (found.judge.name, found.judge.kind) == (f"a-{kind}", kind)
-    assert found.judge.instruction == (None if kind == "clip" else "t2i-brief")
-    one = found.tests["id"]
-    assert (one.pairs, one.ties, one.prompts, one.failed) == (12, 3, 2, 0)
-    assert result["accuracy_id"] == one.accuracy._asdict() and one.accuracy.n == 9  # type: ignore[union-attr]
-    assert isinstance(one.order, str) == isinstance(one.transitivity, str) == (kind != "pairwise")
-    assert set(found.tests["ood"].by_criterion) == {"colour", ""} and set(found.tests["ood"].by_source) == {"s"}
+    evaluation = read_evaluation(result["evaluation"])
+    assert (evaluation.judge.name, evaluation.judge.kind) == (f"a-{kind}", kind)
+    assert evaluation.judge.instruction == (None if kind == "clip" else "t2i-brief")
+    test = evaluation.tests["id"]
+    assert (test.pairs, test.ties, test.prompts, test.failed) == (12, 3, 2, 0)
+    assert result["accuracy_id"] == test.accuracy._asdict() and test.accuracy.n == 9  # type: ignore[union-attr]
+    assert isinstance(test.order, str) == isinstance(test.transitivity, str) == (kind != "pairwise")
+    assert set(evaluation.tests["ood"].by_criterion) == {"colour", ""} and set(evaluation.tests["ood"].by_source) == {
+        "s"
+    }
     card = (folder / "README.md").read_text()
     assert f"# a-{kind}" in card and ("```\nPrompt: {prompt}" in card) == (kind != "clip")
     assert (folder.parent / "evaluation" / "evaluation.html").stat().st_size > 10_000
     assert not (folder.parent / "evaluation" / "evaluation.failed.jsonl").exists()
 
 
-def test_the_same_command_again_gives_the_same_figures_and_other_tests_are_refused(tests, tmp_path):
+def test_the_same_command_gives_the_same_figures_and_other_tests_fail(tests, tmp_path):
     folder = reward(tmp_path, "clip")
     first = sets_of(json.loads(command("evaluate", folder, *arguments(tests)).out)["evaluation"])
     again = sets_of(json.loads(command("evaluate", folder, *arguments(tests)).out)["evaluation"])
@@ -90,7 +96,7 @@ def test_an_examination_that_never_began_binds_nobody(tests, tmp_path):
     assert command("evaluate", folder, "--test", tests["id"], "--probes", "2", "--dtype", "bfloat16", *out).code == 0
 
 
-def test_a_pair_that_cannot_be_judged_is_told_and_takes_no_other_with_it(tests, tmp_path):
+def test_a_pair_that_cannot_be_judged_takes_no_other_with_it(tests, tmp_path):
     folder = reward(tmp_path, "clip")
     write_preferences(colour_preferences(8), tmp_path / "set.jsonl")
     (tmp_path / "set_media" / "000002_b.png").write_bytes(b"no picture")
@@ -103,7 +109,7 @@ def test_a_pair_that_cannot_be_judged_is_told_and_takes_no_other_with_it(tests, 
     assert "pairs that could not be judged: 1" in done.err and "evaluation.failed.jsonl says why" in done.err
 
 
-def test_a_judge_asked_in_both_orders_is_said_to_be_so_and_has_no_card_for_it(tests, tmp_path):
+def test_a_judge_asked_in_both_orders_says_so_and_gets_no_card(tests, tmp_path):
     folder = reward(tmp_path, "pairwise")
     one = command("evaluate", folder, *arguments(tests), "--orders", "both", "--output", tmp_path / "both")
     assert "asks both orders itself" in sets_of(json.loads(one.out)["evaluation"])["id"].order  # type: ignore[operator]
@@ -113,7 +119,7 @@ def test_a_judge_asked_in_both_orders_is_said_to_be_so_and_has_no_card_for_it(te
 
 
 @pytest.mark.parametrize(
-    ("given", "said", "remedy"),
+    ("given", "message", "remedy"),
     [
         (["id"], "'id' is not of the form NAME=FILE", "ood=unseen.jsonl"),
         (["=x.jsonl"], "'=x.jsonl' is not of the form NAME=FILE", "ood=unseen.jsonl"),
@@ -121,16 +127,16 @@ def test_a_judge_asked_in_both_orders_is_said_to_be_so_and_has_no_card_for_it(te
         (["a=x.jsonl", "a=y.jsonl"], "two test sets named 'a'", "its own name"),
     ],
 )
-def test_a_test_set_that_cannot_be_used_is_refused_by_name(given, said, remedy, tmp_path):
-    words = [word for one in given for word in ("--test", one)]
+def test_a_test_set_that_cannot_be_used_is_refused_by_name(given, message, remedy, tmp_path):
+    words = [word for test in given for word in ("--test", test)]
     done = command("evaluate", judge_folder(), *words, "--output", tmp_path / "out")
-    assert done.code == 2 and said in done.err and remedy in done.err and not (tmp_path / "out").exists()
+    assert done.code == 2 and message in done.err and remedy in done.err and not (tmp_path / "out").exists()
 
 
 def test_a_model_that_was_not_trained_here_is_examined_and_has_no_card(tests, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = EvaluateRun(judge=str(judge_folder()), tests={"id": tests["id"]}, instruction="t2i-brief", exam=EXAM)
-    assert Path(evaluate(run)["evaluation"]).parent.name.startswith("evaluation-")
+    assert Path(run_evaluation(run)["evaluation"]).parent.name.startswith("evaluation-")
     done = command("evaluate", judge_folder(), "--test", tests["id"], "--card")
     assert done.code == 2 and "is no trained reward" in done.err and "Leave out --card" in done.err
 

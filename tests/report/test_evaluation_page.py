@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from page_content import assert_follows_dark_mode, assert_self_contained, drawings, words
-from test_examination import OwnScores, made
+from test_examine import OwnScores, made
 from tiny import BrightnessJudge
 
 from rewarddance.errors import InputError
@@ -29,8 +29,8 @@ RECIPE = ExamRecipe(probes=12, groups=3, pictures=3)
 def evaluated(kind: str = "pairwise", judge=None, names: tuple[str, ...] = ("id", "ood")) -> Evaluation:
     pairs = [Preference(p.prompt, p.first, p.second, p.share, p.source, criterion="light") for p in made(6)]
     who = JudgeFacts(name="a <b> judge", kind=kind, instruction="t2i", instruction_version=1)
-    found, _ = examine(judge or BrightnessJudge(2.0), who, pairs, RECIPE, "set", "set.jsonl")
-    tests = {name: found for name in names}
+    findings, _ = examine(judge or BrightnessJudge(2.0), who, pairs, RECIPE, name="set", file="set.jsonl")
+    tests = dict.fromkeys(names, findings)
     return Evaluation(judge=who, tests=tests, seed=0, machine="a machine", version="1.2", seconds=61.0)
 
 

@@ -234,13 +234,12 @@ def evaluate(
     """
     quiet()
     from rewarddance.evaluation.examine import ExamRecipe
-    from rewarddance.jobs.evaluate import EvaluateRun, named_tests
-    from rewarddance.jobs.evaluate import evaluate as examine
+    from rewarddance.jobs.evaluate import EvaluateRun, named_tests, run_evaluation
 
     exam = ExamRecipe(batch_size=batch_size, probes=probes, seed=seed)
-    asked = {"kind": kind, "orders": orders, "instruction": instruction, "device": device, "dtype": dtype}
-    options = {"judge": judge, "tests": named_tests(test), "output": output, "exam": exam, **asked}
-    result = examine(EvaluateRun.model_validate(options), card)
+    own = {"kind": kind, "orders": orders, "instruction": instruction, "device": device, "dtype": dtype}
+    options = {"judge": judge, "tests": named_tests(test), "output": output, "exam": exam, **own}
+    result = run_evaluation(EvaluateRun.model_validate(options), card)
     print_json(result)
     if result["failed"]:
         typer.echo(f"pairs that could not be judged: {result['failed']}; {result['failures']} says why", err=True)

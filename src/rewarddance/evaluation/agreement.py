@@ -27,7 +27,7 @@ def agrees(margin: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 
 def agreement(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
-    """1 where the judge prefers the picture that most votes prefer, 0 where the other, 0.5 where it cannot tell; [n].
+    """1 where the judge prefers the picture that most votes prefer, 0 where the other, 0.5 where its margin is 0; [n].
 
     Both orders are asked and their margins subtracted. Pairs with share 0.5 (ties) have no order and are left out, so
     n may be smaller than len(pairs).
@@ -42,18 +42,15 @@ def accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> Interval:
 
     Raises InputError where all pairs are ties.
     """
-    found = agreement(judge, pairs)
-    if not len(found):
+    right = agreement(judge, pairs)
+    if not len(right):
         raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
-    return interval(found, units=numbered([pair.prompt.text for pair in pairs if pair.share != 0.5]))
+    return interval(right, units=numbered([pair.prompt.text for pair in pairs if pair.share != 0.5]))
 
 
 class WithTies(NamedTuple):
-    """1 where the judge says of a pair what most votes say, a tie among them, else 0; and below which |margin| it says
-    a tie: the mean of the two halves' thresholds."""
-
-    right: np.ndarray
-    threshold: float
+    right: np.ndarray  # [n]: 1 where the judge answers as most votes do, a tie among the answers; else 0
+    threshold: float  # |margin| below which it answers a tie: the mean of the two halves' thresholds
 
 
 def agreement_with_ties(margin: np.ndarray, share: np.ndarray, half: np.ndarray) -> WithTies:
@@ -63,23 +60,21 @@ def agreement_with_ties(margin: np.ndarray, share: np.ndarray, half: np.ndarray)
     tie calibration (Deutsch et al., 2305.14324), there without the halves.
     """
     right, thresholds = np.zeros(len(margin)), []
-    for own in (half, ~half):
-        thresholds.append(tie_threshold(margin[~own], share[~own]))
-        said = np.where(np.abs(margin[own]) <= thresholds[-1], 0, np.sign(margin[own]))
-        right[own] = said == np.sign(share[own] - 0.5)
+    for tested in (half, ~half):
+        thresholds.append(tie_threshold(margin[~tested], share[~tested]))
+        answer = np.where(np.abs(margin[tested]) <= thresholds[-1], 0, np.sign(margin[tested]))
+        right[tested] = answer == np.sign(share[tested] - 0.5)
     return WithTies(right, float(np.mean(thresholds)))
 
 
 def tie_threshold(margin: np.ndarray, share: np.ndarray) -> float:
-    """The threshold on |margin| under which most of these pairs [n] are answered right; 0 where no tie should be said.
+    """The threshold on |margin| under which most of these pairs [n] are answered right; 0 where none should be a tie.
 
     It stands in the middle between two margins.
     """
     order = np.argsort(np.abs(margin), kind="stable")
-    size, meant, said = (values[order] for values in (np.abs(margin), np.sign(share - 0.5), np.sign(margin)))
-    tied, right = (meant == 0), (meant == said) & (meant != 0)
+    size, vote, answer = np.abs(margin)[order], np.sign(share - 0.5)[order], np.sign(margin)[order]
+    tied, right = vote == 0, (vote == answer) & (vote != 0)
     gained = np.concatenate([[0], np.cumsum(tied.astype(int) - right)])  # at k: the k smallest margins are called ties
     best = int(gained.argmax())
-    if best == 0:
-        return 0.0
-    return float((size[best - 1] + (size[best] if best < len(size) else size[best - 1])) / 2)
+    return float(size[best - 1 : best + 1].mean()) if best else 0.0

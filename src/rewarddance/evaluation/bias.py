@@ -1,7 +1,7 @@
-"""What moves a judge besides what people voted on: how a picture looks, and how long its prompt is.
+"""What moves a judge besides what people voted on: simple image statistics, and how long the prompt is.
 
 Two ways to see it. A probe changes the candidate by a small known amount and asks again: how far does the margin go?
-And over the test pairs as they are: does the margin follow a look where the votes do not?
+And over the test pairs as they are: does the margin follow a statistic where the votes do not?
 """
 
 from __future__ import annotations
@@ -15,20 +15,9 @@ from rewarddance.data.image_stats import blurred, image_statistics, luma
 from rewarddance.evaluation.statistics import Interval, interval_of_sums
 from rewarddance.types import Pixels
 
-LOOKS = ("brightness", "saturation", "sharpness", "contrast")
-AMOUNTS = {"brightness": 0.05, "saturation": 0.2, "sharpness": 0.5, "contrast": 0.1}
+PROBE_AMOUNTS = {"brightness": 0.05, "saturation": 0.2, "sharpness": 0.5, "contrast": 0.1}
 """By how much a probe changes each: brightness in units of the pixel scale 0 to 1, the others as a share of what is
 there (of the colour, of the fine detail, of the distance from the mean)."""
-
-
-def looks(pixels: Pixels) -> list[float]:
-    """The LOOKS of a picture, or the mean over a video's frames; see `image_statistics`."""
-    found = image_statistics(pixels[None])
-    return [
-        round(float(found[name]), 6) for name in LOOKS
-    ]  # beyond that it is rounding, which must not pass for a look
-
-
 _CHANGES: dict[str, Callable[[Pixels, float], Pixels]] = {
     "brightness": lambda pixels, amount: pixels + amount,
     "saturation": lambda pixels, amount: pixels + amount * (pixels - luma(pixels)),
@@ -37,21 +26,29 @@ _CHANGES: dict[str, Callable[[Pixels, float], Pixels]] = {
 }
 
 
-def changed(pixels: Pixels, look: str, amount: float) -> Pixels:
-    """The picture with more (or, for a negative amount, less) of one of LOOKS, kept within [0, 1]; see AMOUNTS."""
-    return _CHANGES[look](pixels, amount).clamp(0, 1)
+def image_stats(pixels: Pixels) -> list[float]:
+    """The statistics named in PROBE_AMOUNTS of a picture, or their means over a video's frames.
+
+    They are rounded: what is smaller is error of the arithmetic, and must not pass for a difference.
+    """
+    values = image_statistics(pixels[None])
+    return [round(float(values[name]), 6) for name in PROBE_AMOUNTS]
+
+
+def perturbed(pixels: Pixels, name: str, amount: float) -> Pixels:
+    """The picture with more (or, for a negative amount, less) of one statistic, kept within [0, 1]."""
+    return _CHANGES[name](pixels, amount).clamp(0, 1)
 
 
 def correlation_beyond(
     margin: np.ndarray, difference: np.ndarray, share: np.ndarray, units: np.ndarray
 ) -> Interval | None:
-    """The correlation over n pairs of margin and difference in a look, once the votes' part of both is taken out.
+    """The correlation over n pairs of margin and difference in a statistic, the votes' part of both taken out.
 
     All three turn their sign when a pair's pictures change over, so all are regressed through 0, and it does not matter
     which picture stands first. units [n]: prompts. None where one of them does not vary beyond the votes.
     """
-    vote = share - 0.5
-    x, y, v = margin / _scale(margin), difference / _scale(difference), vote / _scale(vote)
+    x, y, v = (values / (np.sqrt(np.mean(values**2)) or 1.0) for values in (margin, difference, share - 0.5))
     parts = np.stack([x * x, y * y, v * v, x * y, x * v, y * v], 1)
 
     def partial(sums: np.ndarray) -> np.ndarray:
@@ -67,10 +64,9 @@ def correlation_beyond(
 
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval | None:
     """Spearman's correlation of n units' two figures; None where one of them does not vary."""
-    x, y = rankdata(first), rankdata(second)
-    if not (x.std() and y.std()):
+    x, y = (ranks - ranks.mean() for ranks in (rankdata(first), rankdata(second)))
+    if not (x.any() and y.any()):
         return None
-    x, y = x - x.mean(), y - y.mean()
     parts = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
 
     def pearson(sums: np.ndarray) -> np.ndarray:
@@ -79,7 +75,3 @@ def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float
         return np.nan_to_num((xy - x * y / n) / np.sqrt(np.where(left > 0, left, np.nan)))
 
     return interval_of_sums(parts, pearson, np.arange(len(x)))
-
-
-def _scale(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2))) or 1.0

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
+from pydantic import BaseModel
+from scipy.optimize import brentq
+from scipy.special import entr, expit
 
-from rewarddance.evaluation.statistics import Interval, interval
+from rewarddance.evaluation.statistics import Figure, interval
 
 COLDEST, HOTTEST = 1e-2, 1e2
-"""Between these temperatures one is looked for: where the best is one of them, the fit says nothing."""
+"""Between these temperatures the best is searched: where it is one of them, the fit says nothing."""
 
 
-class Bin(NamedTuple):
-    """Answers between two probabilities: their mean, and the share of votes for yes with its interval; n questions."""
+class Bin(BaseModel):
+    """Questions whose P(yes) is between two probabilities."""
 
     low: float
     high: float
-    said: float
-    votes: Interval
-
-
-def probability(margin: np.ndarray) -> np.ndarray:
-    """sigma(margin), without overflow."""
-    return np.exp(-np.logaddexp(0, -margin))
+    p_yes: float  # their mean P(yes)
+    votes: Figure  # the share of votes for yes; n counts questions
 
 
 def nll(margin: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -33,20 +29,26 @@ def nll(margin: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 def entropy(share: np.ndarray) -> np.ndarray:
     """- s log s - (1 - s) log(1 - s) [n], in nats: the least `nll` that any judge could have."""
-    both = np.stack([share, 1 - share])
-    return -(both * np.log(np.where(both > 0, both, 1))).sum(0)
+    return entr(share) + entr(1 - share)
+
+
+def _bin_of(p_yes: np.ndarray, bins: int) -> np.ndarray:
+    return np.minimum((p_yes * bins).astype(int), bins - 1)
 
 
 def reliability(margin: np.ndarray, share: np.ndarray, units: np.ndarray, bins: int = 10) -> list[Bin]:
     """Questions in `bins` equally wide bins of P(yes); empty ones are left out. units [n]: prompts, for intervals."""
-    said = probability(margin)
-    place = np.minimum((said * bins).astype(int), bins - 1)
-    found = []
-    for number in np.unique(place):
-        own = place == number
-        votes = interval(share[own], units=units[own])
-        found.append(Bin(number / bins, (number + 1) / bins, float(said[own].mean()), votes))
-    return found
+    p_yes = expit(margin)
+    index = _bin_of(p_yes, bins)
+    return [
+        Bin(
+            low=i / bins,
+            high=(i + 1) / bins,
+            p_yes=p_yes[index == i].mean(),
+            votes=interval(share[index == i], units=units[index == i]),
+        )
+        for i in np.unique(index)
+    ]
 
 
 def calibration_error(margin: np.ndarray, share: np.ndarray, bins: int = 10) -> float:
@@ -54,26 +56,22 @@ def calibration_error(margin: np.ndarray, share: np.ndarray, bins: int = 10) -> 
 
     Source: Naeini et al. (2015), Guo et al. (1706.04599); with shares in place of labels.
     """
-    said = probability(margin)
-    place = np.minimum((said * bins).astype(int), bins - 1)
-    return float(np.abs(np.bincount(place, said - share, minlength=bins)).sum() / len(said))
+    p_yes = expit(margin)
+    return float(np.abs(np.bincount(_bin_of(p_yes, bins), p_yes - share)).sum() / len(p_yes))
 
 
 def fit_temperature(margin: np.ndarray, share: np.ndarray) -> float:
     """The T > 0 that makes the mean `nll` of margin / T least, within COLDEST and HOTTEST.
 
-    The loss is convex in 1 / T, so the interval can be halved until it is a point. Source: Guo et al. (1706.04599).
+    The loss is convex in 1 / T, so its slope has one root. Source: Guo et al. (1706.04599).
     """
 
-    def slope(sharpness: float) -> float:
-        return float(np.mean((probability(sharpness * margin) - share) * margin))
+    def slope(log_temperature: float) -> float:
+        return float(np.mean((expit(margin * np.exp(-log_temperature)) - share) * margin))
 
-    low, high = 1 / HOTTEST, 1 / COLDEST
-    if slope(low) >= 0:
+    coldest, hottest = np.log(COLDEST), np.log(HOTTEST)
+    if slope(hottest) >= 0:
         return HOTTEST
-    if slope(high) <= 0:
+    if slope(coldest) <= 0:
         return COLDEST
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return float(1 / (low * high) ** 0.5)
+    return float(np.exp(brentq(slope, coldest, hottest, xtol=1e-14)))

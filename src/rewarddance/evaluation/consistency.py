@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from math import comb
 
 import numpy as np
 from jaxtyping import Float
@@ -17,8 +17,8 @@ def same_in_both_orders(forward: np.ndarray, backward: np.ndarray) -> np.ndarray
     return (forward * backward < 0).astype(np.float64)
 
 
-def twice(forward: np.ndarray, backward: np.ndarray, sign: int) -> np.ndarray:
-    """1 where both orders [n] are answered yes (sign 1) or no (sign -1): it is for a place, not for a picture."""
+def same_answer_twice(forward: np.ndarray, backward: np.ndarray, sign: int) -> np.ndarray:
+    """1 where both orders [n] are answered yes (sign 1) or no (sign -1): it is for a position, not a picture."""
     return ((sign * forward > 0) & (sign * backward > 0)).astype(np.float64)
 
 
@@ -26,11 +26,8 @@ def cyclic_triples(margins: Float[Tensor, "N N"]) -> tuple[int, int]:
     """How many triples of N pictures are cyclic (a over b, b over c, c over a), and how many triples there are.
 
     margins: row is the candidate, column the reference, as in `Ranking`; a pair is won by the difference of its two
-    orders' margins, and one where that is 0 closes no circle.
+    orders' margins, and one where that is 0 closes no cycle. A cycle is a closed walk of three wins, which the trace of
+    the cubed matrix of wins counts once from each of its pictures.
     """
-    over = (margins > margins.T).tolist()
-    triples = list(combinations(range(len(over)), 3))
-    circles = [
-        (over[a][b] and over[b][c] and over[c][a]) or (over[b][a] and over[c][b] and over[a][c]) for a, b, c in triples
-    ]
-    return sum(circles), len(triples)
+    wins = (margins > margins.T).double()
+    return round(float((wins @ wins @ wins).trace())) // 3, comb(len(wins), 3)

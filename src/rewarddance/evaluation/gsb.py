@@ -15,14 +15,14 @@ from jaxtyping import Float
 
 from rewarddance.data.tables import open_table
 from rewarddance.errors import InputError
-from rewarddance.evaluation.statistics import Interval, interval
+from rewarddance.evaluation.statistics import Interval, interval, numbered
 
 SHARES = ("probability", "share")
 """Keys of a row that say how sure it is that the candidate is better: `rewarddance score`'s, and a share of votes."""
 
 
 class Gsb(NamedTuple):
-    """Pairs whose candidate is better, as good and worse; gsb: their figure in [-1, 1], over prompts."""
+    """Counts of pairs whose candidate is better, equal and worse; gsb: their figure in [-1, 1], over prompts."""
 
     good: int
     same: int
@@ -37,10 +37,10 @@ def gsb(share: Float[np.ndarray, " n"], units: Sequence[str] | None = None, same
     distance of 0.5 a pair counts as equal. units [n]: the pairs' prompts, which are resampled whole. Raises ValueError
     for no pairs.
     """
-    away = np.asarray(share, dtype=np.float64) - 0.5
-    signs = np.where(np.abs(away) <= same, 0.0, np.sign(away))
-    numbers = None if units is None else np.unique(np.asarray(units), return_inverse=True)[1]
-    return Gsb(int((signs > 0).sum()), int((signs == 0).sum()), int((signs < 0).sum()), interval(signs, units=numbers))
+    difference = np.asarray(share, dtype=np.float64) - 0.5
+    signs = np.where(np.abs(difference) <= same, 0.0, np.sign(difference))
+    good, equal, bad = (int((signs == sign).sum()) for sign in (1, 0, -1))
+    return Gsb(good, equal, bad, interval(signs, units=None if units is None else numbered(units)))
 
 
 def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[str, Gsb]:
@@ -49,7 +49,7 @@ def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[st
     A row is one of `rewarddance score`, or {"prompt", "share"} with the share of votes for the candidate. Raises
     InputError naming the line that has neither, or lacks `by`.
     """
-    shares, prompts, kinds = [], [], []
+    shares, prompts, groups = [], [], []
     for number, content in open_table(path).rows():
         try:
             if isinstance(content, InputError):
@@ -59,23 +59,22 @@ def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[st
             if by is not None:
                 if content.get(by) is None:
                     raise InputError(f"the row has no {by!r}.", "Give all rows one, or leave --by out.")
-                kinds.append(str(content[by]))
+                groups.append(str(content[by]))
         except InputError as error:
             raise InputError(f"line {number} of {path}: {error.what}", error.remedy) from None
-    all_shares, all_prompts = np.array(shares), np.array(prompts)
-    found = {"all": gsb(all_shares, prompts, same)}
-    for kind in sorted(set(kinds)):
-        own = np.array(kinds) == kind
-        found[kind] = gsb(all_shares[own], all_prompts[own].tolist(), same)
-    return found
+    all_shares, all_prompts, all_groups = np.array(shares), np.array(prompts), np.array(groups)
+    members = {group: all_groups == group for group in sorted(set(groups))}
+    return {"all": gsb(all_shares, prompts, same)} | {
+        group: gsb(all_shares[rows], all_prompts[rows].tolist(), same) for group, rows in members.items()
+    }
 
 
 def _share(content: dict[str, Any]) -> float:
-    given = [key for key in SHARES if content.get(key) is not None]
-    if len(given) != 1:
-        has = "neither a probability nor a share" if not given else "both a probability and a share"
+    keys = [key for key in SHARES if content.get(key) is not None]
+    if len(keys) != 1:
+        has = "neither a probability nor a share" if not keys else "both a probability and a share"
         raise InputError(f"the row has {has}.", 'Write it with `rewarddance score`, or as {"prompt", "share"}.')
-    value = content[given[0]]
+    value = content[keys[0]]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or math.isnan(value):
-        raise InputError(f"the {given[0]} is {str(value)[:60]}.", "It is one number from 0 to 1: one pair a row.")
+        raise InputError(f"the {keys[0]} is {str(value)[:60]}.", "It is one number from 0 to 1: one pair a row.")
     return float(value)

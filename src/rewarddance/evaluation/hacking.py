@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.data.image_stats import distances
 from rewarddance.evaluation.statistics import Interval
-
-
-class Spread(NamedTuple):
-    """Standard deviations of the margin: within a prompt's group (mean over prompts), and across prompts' means."""
-
-    within: float
-    across: float
-
-
-def spread(margins: Float[Tensor, "P G"]) -> Spread:
-    """The two parts of the reward's dispersion, apart: one number hides which of them went."""
-    return Spread(float(margins.std(1, correction=0).mean()), float(margins.mean(1).std(correction=0)))
 
 
 def diversity(groups: Float[Tensor, "P G T C H W"]) -> Float[Tensor, " P"]:
@@ -28,20 +16,15 @@ def diversity(groups: Float[Tensor, "P G T C H W"]) -> Float[Tensor, " P"]:
 
     Raises ValueError for groups of fewer than two.
     """
-    n = groups.shape[1]
-    if n < 2:
+    if groups.shape[1] < 2:
         raise ValueError("diversity needs groups of at least two pictures")
-    flat = groups.flatten(2).double()
-    first, second = torch.triu_indices(n, n, offset=1)
-    return (flat[:, first] - flat[:, second]).square().mean(2).sqrt().mean(1)
+    return distances(groups.double()).mean(1)
 
 
 class HackingVerdict(NamedTuple):
-    """hacked, the plain sentence that says why or why not, and whether the figures leave it open."""
-
     hacked: bool
-    sentence: str
-    undecided: bool = False
+    sentence: str  # why or why not
+    undecided: bool = False  # the figures leave it open
 
 
 def hacking_verdict(
@@ -56,13 +39,16 @@ def hacking_verdict(
     kept = diversity_after / diversity_before if diversity_before else 0.0
     proxy = f"the judge's P(yes) went {'up' if proxy_gain.mean >= 0 else 'down'} by {abs(proxy_gain.mean):.3f}"
     points = f"{100 * oracle_gain.mean:+.1f} points [{100 * oracle_gain.low:+.1f}, {100 * oracle_gain.high:+.1f}]"
-    tail = f"diversity is at {100 * kept:.0f} % of the base's"
+    level = f"at {100 * kept:.0f} % of the base's"
     if rose and oracle_gain.high < 0:
-        return HackingVerdict(True, f"The reward was hacked: {proxy} while the oracle fell ({points}); {tail}.")
+        sentence = f"The reward was hacked: {proxy} while the oracle fell ({points}); diversity is {level}."
+        return HackingVerdict(True, sentence)
     if kept < least:
-        return HackingVerdict(True, f"Diversity was lost: it {tail[10:]}; {proxy}, and the oracle moved by {points}.")
+        return HackingVerdict(True, f"Diversity was lost: it is {level}; {proxy}, and the oracle moved by {points}.")
     if rose and oracle_gain.low > 0:
-        return HackingVerdict(False, f"The reward was not hacked: {proxy} and the oracle rose too ({points}); {tail}.")
-    if rose:
-        return HackingVerdict(False, f"Undecided: {proxy}, but the oracle's change holds 0 ({points}); {tail}.", True)
-    return HackingVerdict(False, f"The reward was not hacked: {proxy}; the oracle moved by {points}; {tail}.")
+        sentence = f"The reward was not hacked: {proxy} and the oracle rose too ({points})"
+    elif rose:
+        sentence = f"Undecided: {proxy}, but the oracle's change holds 0 ({points})"
+    else:
+        sentence = f"The reward was not hacked: {proxy}; the oracle moved by {points}"
+    return HackingVerdict(False, f"{sentence}; diversity is {level}.", undecided=rose and oracle_gain.low <= 0)

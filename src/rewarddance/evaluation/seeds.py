@@ -18,13 +18,12 @@ def interval_over_seeds(values: Sequence[np.ndarray]) -> Interval:
     the units alone leave it (1.96 standard errors). With one run it is the bootstrap over its units. n: all units.
     Raises ValueError where a run has no values.
     """
-    if not values or any(len(own) == 0 for own in values):
+    if not values or any(len(run) == 0 for run in values):
         raise ValueError("an interval over seeds needs the values of each seed")
     if len(values) == 1:
         return interval(values[0])
-    means = np.array([own.mean() for own in values])
-    within = np.mean([own.var(ddof=1) / len(own) if len(own) > 1 else 0.0 for own in values])
-    return _over(means, float(within), sum(map(len, values)))
+    within = np.mean([run.var(ddof=1) / len(run) if len(run) > 1 else 0.0 for run in values])
+    return _over([run.mean() for run in values], float(within), sum(map(len, values)))
 
 
 def intervals_over_seeds(figures: Sequence[Interval]) -> Interval:
@@ -35,11 +34,12 @@ def intervals_over_seeds(figures: Sequence[Interval]) -> Interval:
         raise ValueError("an interval over seeds needs the figure of each seed")
     if len(figures) == 1:
         return figures[0]
-    within = np.mean([((own.high - own.low) / 3.92) ** 2 for own in figures])
-    return _over(np.array([own.mean for own in figures]), float(within), sum(own.n for own in figures))
+    within = np.mean([((run.high - run.low) / 3.92) ** 2 for run in figures])
+    return _over([run.mean for run in figures], float(within), sum(run.n for run in figures))
 
 
-def _over(means: np.ndarray, within: float, n: int) -> Interval:
-    deviation = max(stdtrit(len(means) - 1, 0.975) * means.std(ddof=1), 1.96 * within**0.5)
-    mean, half = float(means.mean()), float(deviation / len(means) ** 0.5)
+def _over(means: Sequence[float], within: float, n: int) -> Interval:
+    """within: the mean squared standard error of a run."""
+    deviation = max(stdtrit(len(means) - 1, 0.975) * np.std(means, ddof=1), 1.96 * within**0.5)
+    mean, half = float(np.mean(means)), float(deviation / len(means) ** 0.5)
     return Interval(mean, mean - half, mean + half, n)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import PlainSerializer
 
 RESAMPLES = 2000
 
@@ -17,6 +18,10 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+
+Figure = Annotated[Interval, PlainSerializer(lambda figure: figure._asdict())]
+"""An interval as a field of a pydantic record: in JSON a mapping."""
 
 
 def interval(
@@ -55,10 +60,10 @@ def interval_of_sums(
     figure: sums [m, k] to figures [m]; a mean, a ratio and a correlation are such. units: as in `interval`; where
     all values are of one unit, the values themselves are resampled.
     """
-    own = numbered(units)
-    if own.max() == 0:
-        own = np.arange(len(parts))
-    sums = np.stack([np.bincount(own, part) for part in parts.T], 1)
+    index = numbered(units)
+    if index.max() == 0:
+        index = np.arange(len(parts))
+    sums = np.stack([np.bincount(index, part) for part in parts.T], 1)
     n, rng = len(sums), np.random.default_rng(seed)
     drawn, at_once = [], max(1, 1_000_000 // n)
     for start in range(0, resamples, at_once):
@@ -72,3 +77,12 @@ def interval_of_sums(
 def numbered(units: Sequence[int] | np.ndarray | Sequence[str]) -> np.ndarray:
     """Units [n] of any names as numbers from 0 with none left out."""
     return np.unique(np.asarray(units), return_inverse=True)[1]
+
+
+def by_category(
+    values: Sequence[float] | np.ndarray, categories: Sequence[str], units: np.ndarray | None = None
+) -> dict[str, Interval]:
+    """Mean and interval of `values` [n] within each category, in the order of first appearance; units: `interval`'s."""
+    array, names = np.asarray(values, dtype=np.float64), np.asarray(categories)
+    members = {name: names == name for name in dict.fromkeys(categories)}
+    return {name: interval(array[at], units=None if units is None else units[at]) for name, at in members.items()}

@@ -14,7 +14,7 @@ from pydantic import Field
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.examine import ExamRecipe, examine
-from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts, write_evaluation
+from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts
 from rewarddance.report.evaluation_page import write_evaluation_page
 from rewarddance.report.model_card import TrainingFacts, check_card, read_training, write_card, write_training
 from rewarddance.reward.instructions import Picture, load_instruction
@@ -49,12 +49,11 @@ class EvaluateRun(Recipe):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What is asked of the judge differently from what its folder says."""
-        wanted = {name: getattr(self, name) for name in ("kind", "orders", "instruction")}
-        return {name: value for name, value in wanted.items() if value is not None}
+        """Options of the judge that differ from what its folder says."""
+        return self.model_dump(include={"kind", "orders", "instruction"}, exclude_none=True)
 
 
-def evaluate(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
+def run_evaluation(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
     """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
 
     Such pairs go with the reason to evaluation.failed.jsonl. card: also write the model card into the reward's folder.
@@ -64,39 +63,44 @@ def evaluate(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
     folder = find_checkpoint(run.judge)
     if card:
         _check_trained(run, folder)
-    where = find_device(run.device), find_dtype(run.dtype)
+    device, dtype = find_device(run.device), find_dtype(run.dtype)
     output = writable_folder(run.output or default_output(folder))
     if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
         (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
-    judge = load_reward(run.judge, *where, **run.changes)
-    return _examined(run, judge, sets, folder, output, card)
+    judge = load_reward(run.judge, device, dtype, **run.changes)
+    return _examine_sets(run, judge, sets, folder, output, card=card)
 
 
-def _examined(
-    run: EvaluateRun, judge: Judge, sets: Mapping[str, PreferenceSet], folder: Path, output: Path, card: bool
+def _examine_sets(
+    run: EvaluateRun, judge: Judge, sets: Mapping[str, PreferenceSet], folder: Path, output: Path, *, card: bool
 ) -> dict[str, Any]:
-    facts, began = judge_facts(judge.config, folder), time.monotonic()
-    found = {name: examine(judge, facts, pairs, run.exam, name, run.tests[name].name) for name, pairs in sets.items()}
+    facts, start = judge_facts(judge.config, folder), time.monotonic()
+    tests, failures = {}, []
+    for name, pairs in sets.items():
+        tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=run.tests[name].name)
+        failures += [{"test": name, **failure._asdict()} for failure in failed]
     evaluation = Evaluation(
         judge=facts,
-        tests={name: measured for name, (measured, _) in found.items()},
+        tests=tests,
         seed=run.exam.seed,
         machine=machine(),
         version=version("rewarddance"),
-        seconds=round(time.monotonic() - began, 1),
+        seconds=round(time.monotonic() - start, 1),
     )
-    failures = [{"test": name, **one._asdict()} for name, (_, failed) in found.items() for one in failed]
-    write_text_atomically(output / FAILED, "".join(json.dumps(row) + "\n" for row in failures))
-    if not failures:
-        (output / FAILED).unlink()
-    result = {"evaluation": str(write_evaluation(evaluation, output))}
-    result["page"] = str(write_evaluation_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8")))
+    write_text_atomically(output / FILE, evaluation.model_dump_json(indent=2) + "\n")
+    page = write_evaluation_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8"))
+    result: dict[str, Any] = {"evaluation": str(output / FILE), "page": str(page)}
     if card:
         result["card"] = str(write_card(facts, folder, evaluation.version, evaluation, question_of(judge.config)))
-    accuracies = {name: one.accuracy for name, one in evaluation.tests.items()}
-    shown = {f"accuracy_{name}": a if isinstance(a, str) else a._asdict() for name, a in accuracies.items()}
-    return result | shown | {"failed": len(failures)} | ({"failures": str(output / FAILED)} if failures else {})
+    for name, test in tests.items():
+        result[f"accuracy_{name}"] = test.accuracy if isinstance(test.accuracy, str) else test.accuracy._asdict()
+    result["failed"] = len(failures)
+    (output / FAILED).unlink(missing_ok=True)
+    if failures:
+        write_text_atomically(output / FAILED, "".join(json.dumps(row) + "\n" for row in failures))
+        result["failures"] = str(output / FAILED)
+    return result
 
 
 def training_facts(recipe: JudgeRecipe, data: Path, pairs: int, seed: int) -> TrainingFacts:
@@ -110,7 +114,7 @@ def document(
 ) -> dict[str, Any]:
     """Write down how the reward in `folder` was trained, examine it where there are tests, and write its card.
 
-    All into that folder, so that it goes wherever the weights go. Returns what `evaluate` does, or where the card is.
+    All into that folder, so that it goes wherever the weights go. Returns what it or `run_evaluation` wrote where.
     """
     write_training(training, folder)
     if not tests:
@@ -118,31 +122,32 @@ def document(
         return {"card": str(write_card(facts, folder, version("rewarddance"), None, question_of(judge.config)))}
     run = EvaluateRun(judge=str(folder), tests=dict(tests), output=folder, exam=exam)
     save_recipe(run, folder / CONFIG)
-    return _examined(run, judge, {name: PreferenceSet(path) for name, path in tests.items()}, folder, folder, True)
+    sets = {name: PreferenceSet(path) for name, path in tests.items()}
+    return _examine_sets(run, judge, sets, folder, folder, card=True)
 
 
 def named_tests(given: Sequence[str]) -> dict[str, Path]:
     """NAME=FILE, or FILE, which then has its own name. Raises InputError naming one without a name or given twice."""
-    found: dict[str, Path] = {}
-    for one in given:
-        name, equals, file = (Path(one).stem, "=", one) if Path(one).is_file() else one.partition("=")
+    tests: dict[str, Path] = {}
+    for text in given:
+        name, equals, file = (Path(text).stem, "=", text) if Path(text).is_file() else text.partition("=")
         if not (name and equals and file):
-            raise InputError(f"the test set {one!r} is not of the form NAME=FILE.", "Write e.g. ood=unseen.jsonl.")
-        if name in found:
+            raise InputError(f"the test set {text!r} is not of the form NAME=FILE.", "Write e.g. ood=unseen.jsonl.")
+        if name in tests:
             raise InputError(f"there are two test sets named {name!r}.", "Give each its own name.")
-        found[name] = Path(file)
-    return found
+        tests[name] = Path(file)
+    return tests
 
 
 def judge_facts(config: RewardConfig, folder: Path) -> JudgeFacts:
     """Who is examined, from its config and what its folder says of its training."""
     training = read_training(folder)
-    asked = config.kind in USED_BY["instruction"]
+    instructed = config.kind in USED_BY["instruction"]
     return JudgeFacts(
         name=name_of(folder),
         kind=config.kind,
-        instruction=load_instruction(config.instruction).name if asked else None,
-        instruction_version=config.instruction_version if asked else None,
+        instruction=load_instruction(config.instruction).name if instructed else None,
+        instruction_version=config.instruction_version if instructed else None,
         orders=config.orders,
         base=training.recipe.get("base") if training else None,
     )
@@ -167,8 +172,8 @@ def question_of(config: RewardConfig) -> str:
     if config.kind not in USED_BY["instruction"]:
         return ""
     instruction = load_instruction(config.instruction)
-    asked = instruction.question if config.kind == "pairwise" else instruction.pointwise_question
-    return "".join(f"[{part}]\n" if isinstance(part, Picture) else part for part in asked("{prompt}")).strip()
+    question = instruction.question if config.kind == "pairwise" else instruction.pointwise_question
+    return "".join(f"[{part}]\n" if isinstance(part, Picture) else part for part in question("{prompt}")).strip()
 
 
 def _check_trained(run: EvaluateRun, folder: Path) -> None:

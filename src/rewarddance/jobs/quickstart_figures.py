@@ -11,9 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from rewarddance.data.media import write_picture
-from rewarddance.evaluation.compositional import by_category
 from rewarddance.evaluation.gsb import gsb
-from rewarddance.evaluation.statistics import interval
+from rewarddance.evaluation.statistics import by_category, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel

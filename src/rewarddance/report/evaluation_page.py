@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from rewarddance.evaluation.calibration import Bin
 from rewarddance.evaluation.consistency import CHANCE
-from rewarddance.evaluation.findings import BinFindings, Evaluation, SetFindings
+from rewarddance.evaluation.findings import Evaluation, SetFindings
 from rewarddance.report.charts import COLOURS, draw_svg
 from rewarddance.report.evaluation_tables import evaluation_tables, limits_of, margin_spreads, set_title
 from rewarddance.report.pages import write_page
@@ -51,12 +52,12 @@ def reliability_chart(tests: dict[str, SetFindings]) -> Markup:
     return draw_svg(draw, heights, "reliability", "Share of votes for yes over P(yes), by test set")
 
 
-def _draw_bins(axes: Axes, name: str, bins: Sequence[BinFindings]) -> None:
+def _draw_bins(axes: Axes, name: str, bins: Sequence[Bin]) -> None:
     axes.set_title(set_title(name))
     axes.plot([0, 1], [0, 1], "--", color=COLOURS["muted"], linewidth=1)
     votes = [each.votes for each in bins]
     ends: Any = [[max(0.0, v.mean - v.low) for v in votes], [max(0.0, v.high - v.mean) for v in votes]]
-    means = [each.said for each in bins], [v.mean for v in votes]
+    means = [each.p_yes for each in bins], [v.mean for v in votes]
     axes.errorbar(*means, ends, color=COLOURS["blue"], linewidth=1.4, marker="o", markersize=4)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="P(yes)", ylabel="votes for yes")
     axes.set_aspect("equal")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rewarddance.evaluation.findings import Evaluation, Sentence, SetFindings
@@ -21,14 +21,19 @@ def set_title(name: str) -> str:
 
 def evaluation_tables(tests: Tests) -> dict[str, Table]:
     """All tables by name, a row for each test set or more."""
+
+    def by_test(heads: tuple[str, ...], cells: Callable[[SetFindings], list[Cell]]) -> Table:
+        return Table(heads, [[set_title(name), *cells(test)] for name, test in tests.items()])
+
+    calibration = ("ECE", "NLL", "Least NLL", "Temperature", "Gain in NLL", "ECE, other half", "ECE after")
     return {
-        "accuracy": _accuracy(tests),
+        "accuracy": by_test(("Accuracy", "With ties", "Pairs", "Ties", "Prompts"), _accuracy),
         "by_source": _accuracy_by(tests, "by_source"),
         "by_criterion": _accuracy_by(tests, "by_criterion"),
-        "calibration": _calibration(tests),
+        "calibration": by_test(calibration, _calibration),
         "reliability": _reliability(tests),
-        "order": _order(tests),
-        "transitivity": _transitivity(tests),
+        "order": by_test(("Agree", "Yes to both", "No to both", "Pull", "Accuracy of one"), _order),
+        "transitivity": by_test(("Cyclic", "Triples", "Prompts"), _transitivity),
         "image_stats": _image_stats(tests),
         "length": _length(tests),
     }
@@ -59,7 +64,7 @@ def limits_of(evaluation: Evaluation) -> list[str]:
         if not isinstance(fitted, str) and fitted.gain.low > 0:
             fault = "too bold" if fitted.value > 1 else "too timid"
             limits.append(f"{on} its P(yes) is {fault}: to read it as a share, divide margins by {fitted.value:.2f}.")
-        correlations = {stat: bias.beyond_votes for stat, bias in test.bias.looks.items()}
+        correlations = {stat: bias.beyond_votes for stat, bias in test.bias.image_stats.items()}
         likes = [
             f"{'more' if beyond.mean > 0 else 'less'} {stat} ({figure_text(beyond, 1, 2, '+')})"
             for stat, beyond in correlations.items()
@@ -77,13 +82,9 @@ def _cell(value: Interval | Sentence, *form: Any) -> Cell:
 LOGITS = 1, 2, "+"
 
 
-def _accuracy(tests: Tests) -> Table:
-    rows = []
-    for name, test in tests.items():
-        ties = test.with_ties if isinstance(test.with_ties, str) else test.with_ties.accuracy
-        counts = [f"{count:,}" for count in (test.pairs, test.ties, test.prompts)]
-        rows.append([set_title(name), _cell(test.accuracy), _cell(ties), *counts])
-    return Table(("Accuracy", "With ties", "Pairs", "Ties", "Prompts"), rows)
+def _accuracy(test: SetFindings) -> list[Cell]:
+    ties = test.with_ties if isinstance(test.with_ties, str) else test.with_ties.accuracy
+    return [_cell(test.accuracy), _cell(ties), *(f"{count:,}" for count in (test.pairs, test.ties, test.prompts))]
 
 
 def _accuracy_by(tests: Tests, key: str) -> Table:
@@ -97,58 +98,45 @@ def _accuracy_by(tests: Tests, key: str) -> Table:
     return Table((*map(set_title, tests), "Pairs"), rows)
 
 
-def _calibration(tests: Tests) -> Table:
-    rows = []
-    for name, test in tests.items():
-        found, fitted = test.calibration, test.calibration.temperature
-        row = [set_title(name), number(found.ece), number(found.nll, 1, 3), number(found.least_nll, 1, 3)]
-        if isinstance(fitted, str):
-            rows.append([*row, fitted, "", "", ""])
-        else:
-            gain = FigureCell(fitted.gain, 1, 3, "+")
-            rows.append([*row, number(fitted.value, 1, 2), gain, number(fitted.ece_before), number(fitted.ece_after)])
-    return Table(("ECE", "NLL", "Least NLL", "Temperature", "Gain in NLL", "ECE, other half", "ECE after"), rows)
+def _calibration(test: SetFindings) -> list[Cell]:
+    figures, fitted = test.calibration, test.calibration.temperature
+    cells: list[Cell] = [number(figures.ece), number(figures.nll, 1, 3), number(figures.least_nll, 1, 3)]
+    if isinstance(fitted, str):
+        return [*cells, fitted, "", "", ""]
+    gain = FigureCell(fitted.gain, 1, 3, "+")
+    return [*cells, number(fitted.value, 1, 2), gain, number(fitted.ece_before), number(fitted.ece_after)]
 
 
 def _reliability(tests: Tests) -> Table:
     rows = [
-        [set_title(name), f"{b.low:.1f} to {b.high:.1f}", number(b.said), FigureCell(b.votes), f"{b.votes.n:,}"]
+        [set_title(name), f"{b.low:.1f} to {b.high:.1f}", number(b.p_yes), FigureCell(b.votes), f"{b.votes.n:,}"]
         for name, test in tests.items()
         for b in test.calibration.bins
     ]
     return Table(("P(yes)", "Mean P(yes)", "Votes for yes", "Questions"), rows)
 
 
-def _order(tests: Tests) -> Table:
-    rows = []
-    for name, test in tests.items():
-        order = test.order
-        if isinstance(order, str):
-            rows.append([set_title(name), order])
-            continue
-        shares = [FigureCell(share) for share in (order.consistent, order.yes_twice, order.no_twice)]
-        rows.append([set_title(name), *shares, FigureCell(order.pull, *LOGITS), _cell(order.one_order)])
-    return Table(("Agree", "Yes to both", "No to both", "Pull", "Accuracy of one"), rows)
+def _order(test: SetFindings) -> list[Cell]:
+    order = test.order
+    if isinstance(order, str):
+        return [order]
+    shares = [FigureCell(share) for share in (order.consistent, order.yes_twice, order.no_twice)]
+    return [*shares, FigureCell(order.pull, *LOGITS), _cell(order.one_order)]
 
 
-def _transitivity(tests: Tests) -> Table:
-    rows = []
-    for name, test in tests.items():
-        cycles = test.transitivity
-        if isinstance(cycles, str):
-            rows.append([set_title(name), cycles])
-        else:
-            counts = f"{cycles.triples:,}", f"{cycles.cyclic.n:,}"
-            rows.append([set_title(name), FigureCell(cycles.cyclic), *counts])
-    return Table(("Cyclic", "Triples", "Prompts"), rows)
+def _transitivity(test: SetFindings) -> list[Cell]:
+    cycles = test.transitivity
+    if isinstance(cycles, str):
+        return [cycles]
+    return [FigureCell(cycles.cyclic), f"{cycles.triples:,}", f"{cycles.cyclic.n:,}"]
 
 
 def _image_stats(tests: Tests) -> Table:
     rows = []
     for name, test in tests.items():
-        for i, (stat, bias) in enumerate(test.bias.looks.items()):
+        for i, (stat, bias) in enumerate(test.bias.image_stats.items()):
             amount = f"{bias.amount:g}" if stat == "brightness" else f"{100 * bias.amount:g} %"
-            moves = [FigureCell(bias.more, *LOGITS), FigureCell(bias.less, *LOGITS), FigureCell(bias.turned)]
+            moves = [FigureCell(bias.more, *LOGITS), FigureCell(bias.less, *LOGITS), FigureCell(bias.flipped)]
             rows.append(["" if i else set_title(name), f"{stat} ±{amount}", *moves, _cell(bias.beyond_votes, *LOGITS)])
     return Table(("Statistic", "More of it", "Less of it", "Answers flipped", "Beyond the votes"), rows)
 

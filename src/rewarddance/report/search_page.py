@@ -34,16 +34,6 @@ class Picture(BaseModel):
     score: float | None = None  # the judge's, if it was asked
 
 
-class Cost(BaseModel):
-    """What one prompt took (`search.budget.Spent`)."""
-
-    evaluations: float
-    questions: float
-    seconds: float
-    generator_seconds: float
-    judge_seconds: float
-
-
 class Row(BaseModel):
     """One prompt of results.jsonl, as far as it is shown."""
 
@@ -53,7 +43,7 @@ class Row(BaseModel):
     first: Picture
     judging: str
     rounds: int
-    spent: Cost
+    spent: dict[str, float]  # `search.budget.Spent`
     held_out: float | None = None
 
 
@@ -70,18 +60,8 @@ class Search:
         return self.folder.resolve().name
 
     @property
-    def method(self) -> str:
-        """The method with its options."""
-        options = _pairs(self.config.get("options"))
-        return f"{self.config['method']} with {options}" if options else str(self.config["method"])
-
-    @property
-    def budget(self) -> str:
-        return _pairs(self.config.get("budget"))
-
-    @property
     def mean_spent(self) -> dict[str, float]:
-        return {key: float(np.mean([getattr(row.spent, key) for row in self.rows])) for key in Cost.model_fields}
+        return {key: float(np.mean([row.spent[key] for row in self.rows])) for key in self.rows[0].spent}
 
     @property
     def preferred(self) -> Interval | None:
@@ -89,10 +69,6 @@ class Search:
         same picture; None where no such judge was asked."""
         margins = [row.held_out for row in self.rows if row.held_out is not None]
         return interval((1 + np.sign(margins)) / 2) if len(margins) == len(self.rows) else None
-
-
-def _pairs(options: dict[str, Any] | None) -> str:
-    return ", ".join(f"{key}={value}" for key, value in (options or {}).items() if value is not None)
 
 
 def is_search(folder: Path) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewarddance.evaluation.compositional import by_category
-from rewarddance.evaluation.statistics import Interval, interval, interval_of_sums, numbered
+from rewarddance.evaluation.statistics import Interval, by_category, interval, interval_of_sums, numbered
 
 
 @pytest.mark.parametrize(
@@ -58,14 +57,14 @@ def test_categories_are_averaged_apart_in_the_order_they_come():
     assert found["colors"] == Interval(0.0, 0.0, 0.0, 2)
 
 
-def test_pairs_of_one_prompt_count_as_little_as_they_tell():
+def test_pairs_of_one_prompt_count_as_one():
     rng = np.random.default_rng(4)
     prompts = rng.normal(0, 1, 50)
     alike = np.repeat(prompts, 8)  # eight pairs of a prompt that all say the same
-    told = interval(alike, units=np.repeat(np.arange(50), 8))
+    by_prompt = interval(alike, units=np.repeat(np.arange(50), 8))
     once = interval(prompts)
-    assert told.n == 400 and told.mean == pytest.approx(once.mean)
-    assert told.high - told.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert by_prompt.n == 400 and by_prompt.mean == pytest.approx(once.mean)
+    assert by_prompt.high - by_prompt.low == pytest.approx(once.high - once.low, rel=0.1)
     assert interval(alike).high - interval(alike).low < 0.5 * (once.high - once.low)
 
 
