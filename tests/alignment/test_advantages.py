@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny import BrightnessJudge, comparing
 
-from rewarddance.alignment.advantages import advantages, combine, win_rates
+from rewarddance.alignment.advantages import advantages, combine
 from rewarddance.alignment.rewards import Reward, judging_of, preferred, scores
 from rewarddance.errors import InputError, RewardError
+from rewarddance.reward.ranking import win_rates
 from rewarddance.types import Verdict
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_alignment_conditions import Hearing
+from test_alignment_images import Hearing
 from tiny import TinyGenerator, video_generator_folder, video_judge_folder
 from torch import Tensor
 

@@ -25,6 +25,13 @@ TREE = {
 }
 
 
+OWN_TREE = """name: mine
+version: 1
+criteria: {form: {meaning: the outline is right}}
+pairwise: "{prompt}{reference}{candidate}{criteria} Is the candidate better? {answer}"
+"""
+
+
 class LeafJudge:
     """Margin = the number that stands for the leaf, times the candidate's mean. Keeps what it was asked."""
 
@@ -118,10 +125,7 @@ def test_a_pointwise_judge_is_asked_the_trees_pointwise_questions():
 
 def test_a_users_own_tree_is_read_from_its_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text(
-        "name: mine\nversion: 1\ncriteria: {form: {meaning: the outline is right}}\n"
-        'pairwise: "{prompt}{reference}{candidate}{criteria} Is the candidate better? {answer}"\n'
-    )
+    path.write_text(OWN_TREE)
     judge = load_reward(str(judge_folder()))
     a, b = pictures(2)
     found = CriteriaReward(judge, str(path))([Question("a red circle", a, b)])
@@ -137,3 +141,43 @@ def test_what_a_tree_cannot_be_asked_is_refused_by_name():
     a, b = pictures(2)
     with pytest.raises(InputError, match=r"question 1 \('x'\) names the instruction 't2i'"):
         CriteriaReward(LeafJudge(), "t2i")([Question("x", a, b), Question("x", a, b, "t2i")])
+
+
+def test_load_reward_gives_a_tree_by_one_key_and_its_folder_keeps_it(tmp_path):
+    asked = [Question("a red circle", *pictures(2))]
+    reward = load_reward(str(judge_folder()), criteria="t2i", criteria_average="probability")
+    own = CriteriaReward(load_reward(str(judge_folder())), "t2i", "probability")
+    assert isinstance(reward, CriteriaReward) and reward.needs_reference
+    torch.testing.assert_close(reward(asked).margin, own(asked).margin)
+    assert "criteria='t2i'" in repr(reward) and repr(reward).startswith("CriteriaReward(kind='pairwise'")
+    reward.save(tmp_path)
+    again = load_reward(tmp_path)
+    torch.testing.assert_close(again(asked).margin, own(asked).margin)
+    assert not load_reward(str(judge_folder()), kind="pointwise", criteria="t2i").needs_reference
+
+
+def test_a_users_own_tree_is_saved_with_its_reward(tmp_path):
+    path, asked = tmp_path / "mine.yaml", [Question("a red circle", *pictures(2))]
+    path.write_text(OWN_TREE)
+    reward = load_reward(str(judge_folder()), criteria=str(path))
+    expected = reward(asked).margin
+    reward.save(tmp_path / "reward")
+    path.unlink()
+    torch.testing.assert_close(load_reward(tmp_path / "reward")(asked).margin, expected)
+
+
+def test_a_tree_scores_ranks_and_serves_other_loops_but_is_not_trained():
+    reward, shown = load_reward(str(judge_folder()), criteria="t2i"), list(pictures(3))
+    assert reward.score("a red circle", shown).margin.shape == reward.rank("a red circle", shown).order.shape == (3,)
+    scores, _ = reward.reward_fn()(shown, ["a red circle"] * 3, None)
+    assert scores.shape == (3,)
+    with pytest.raises(InputError, match="not trained"):
+        reward.loss([])
+    with pytest.raises(InputError, match="no reasons"):
+        reward.explain([])
+
+
+@pytest.mark.parametrize("changes", [{"criteria": "t3i"}, {"criteria": "t2i", "kind": "clip"}])
+def test_a_tree_that_there_is_not_or_that_a_kind_cannot_answer_is_refused(changes):
+    with pytest.raises(InputError, match="criteria"):
+        load_reward(str(judge_folder()), **changes)

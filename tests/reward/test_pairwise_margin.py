@@ -17,7 +17,6 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.generative import PairwiseReward, swapped
-from rewarddance.reward.judge import all_pixels
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Pixels, Question, Verdict
@@ -317,15 +316,15 @@ def test_compare_asks_of_each_candidate_in_any_form_what_a_question_asks(judge, 
         judge.compare("a red circle", [first, np.zeros((4, 4)), second], reference)
 
 
-def test_candidates_are_a_list_even_of_one_picture(judge, tmp_path):
+def test_a_single_picture_is_a_list_of_one(judge, tmp_path):
     first, second, third = pictures(3)
     path = tmp_path / "a.png"
     write_picture(first, path)
-    with pytest.raises(InputError, match="the candidates are a str, no list of pictures"):
-        judge.compare("a red circle", str(path), third)
-    for alone in (path, path.read_bytes(), Image.open(path), first[0], first[0].permute(1, 2, 0).numpy(), None):
-        with pytest.raises(InputError, match=f"the candidates are a {type(alone).__name__}, no list of pictures"):
-            all_pixels(alone)
+    expected = judge.compare("a red circle", [first], third).margin
+    for single in (path, str(path), path.read_bytes(), Image.open(path), first[0], first[0].permute(1, 2, 0).numpy()):
+        torch.testing.assert_close(judge.compare("a red circle", single, third).margin, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="the candidate is an array"):
+        judge.compare("a red circle", np.zeros((4, 4)), third)
     stacked = judge.compare("a red circle", torch.stack([first[0], second[0]]), third).margin
     assert torch.equal(stacked, judge.compare("a red circle", [first, second], third).margin)
 

@@ -44,15 +44,3 @@ def combine(of_rewards: Sequence[Advantages], weights: Sequence[float]) -> Advan
     assert isinstance(values, Tensor)
     flat = torch.stack([(one.values == 0).all(1) for one in of_rewards]).all(0)
     return Advantages(values, int(flat.sum()))
-
-
-def win_rates(margins: Float[Tensor, "P G G"]) -> Float[Tensor, "P G"]:
-    """The mean probability that a sample beats another of its group, over the G - 1 others and both orders.
-
-    margins: row is the candidate, column the reference; the diagonal is not read. A judge's leaning to either place
-    falls out.
-    """
-    beats = (margins.sigmoid() + 1 - margins.transpose(1, 2).sigmoid()) / 2
-    n = margins.shape[1]
-    others = ~torch.eye(n, dtype=torch.bool, device=margins.device)
-    return (beats * others).sum(2) / (n - 1)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.alignment.advantages import win_rates
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.reward.ranking import win_rates
 from rewarddance.types import Pixels, Prompt, Question, as_prompts
 
 Judging = Literal["alone", "references", "group"]

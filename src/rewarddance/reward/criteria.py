@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -17,38 +18,52 @@ from rewarddance.errors import InputError
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.averages import mean_margin, mean_probability
 from rewarddance.reward.instructions import Criterion, load_tree
-from rewarddance.types import Question, Verdict
+from rewarddance.reward.judge import Judge, LossNormalizer
+from rewarddance.types import Preference, Question, Verdict
 
 AVERAGES = {"margin": mean_margin, "probability": mean_probability}
 
 
-class CriteriaReward:
-    """A judge asked about each criterion of a tree. A RewardModel: its verdict is the weighted mean over the tree.
+class CriteriaReward(Judge):
+    """A judge asked about each criterion of a tree: its verdict is the weighted mean over the tree.
 
-    judge: answers the leaves' questions; pairwise or pointwise, if the tree has that question. tree: by name, or a YAML
-    file's path. average: what is averaged at each node, with the weights of the nodes below it: "margin", so that one
-    clear fault can outweigh much, or "probability", so that each criterion counts for its share at most. Raises
-    InputError for a tree or an average that there is not.
+    `load_reward(name, criteria="t2i")` gives one.
+
+    judge: answers the leaves' questions; pairwise or pointwise, if the tree has that question.
+    tree: by name, or a YAML file's path.
+    average: what is averaged at each node, with the weights of the nodes below it: "margin", so that one clear fault
+    can outweigh much, or "probability", so that each criterion counts for its share at most.
+
+    It is asked and differentiated, not trained. Raises InputError for a tree or an average that there is not.
     """
 
     def __init__(self, judge: RewardModel, tree: str, average: str = "margin") -> None:
         self.judge, self.name, self.tree = judge, tree, load_tree(tree)
         if average not in AVERAGES:
             raise InputError(f"there is no average named {average!r}.", f"Say {' or '.join(AVERAGES)}.")
-        self.average = average
-
-    @property
-    def needs_reference(self) -> bool:
-        return needs_reference(self.judge)
+        self.average, self.needs_reference = average, needs_reference(judge)
+        for name in ("model", "config", "vlm", "name_or_path"):
+            if hasattr(judge, name):
+                setattr(self, name, getattr(judge, name))
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """The verdict of the whole tree on each question [B], with a graph where the judge's has one.
 
         Raises InputError for a question that names an instruction: the tree asks its own.
         """
-        if not questions:
-            return Verdict(torch.zeros(0))
-        return Verdict(averaged(self.tree.criteria, self._leaf_margins(questions), self.average)[""])
+        return Verdict(self.margin(questions) if questions else torch.zeros(0))
+
+    def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+        return averaged(self.tree.criteria, self._leaf_margins(questions), self.average)[""]
+
+    def explain(self, questions: Sequence[Question]) -> Verdict:
+        raise InputError("a tree of criteria gives no reasons.", "Ask without criteria, or leave out explain.")
+
+    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
+        raise InputError("a tree of criteria is asked, not trained.", "Train the judge itself, without criteria.")
+
+    def save(self, folder: Path) -> None:
+        self.judge.save(folder)  # type: ignore[attr-defined]
 
     def by_criterion(self, questions: Sequence[Question]) -> dict[str, Verdict]:
         """The verdicts [B] of every node below the root, by its path: 'alignment', 'alignment/count', ..."""

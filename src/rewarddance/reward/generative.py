@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked
+from rewarddance.reward.judge import Judge, LossNormalizer, RewardConfig, checked
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
 from rewarddance.reward.reasoning import Answers, reason_targets
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
-from rewarddance.types import Preference, Prompt, Question, Verdict, as_prompt
+from rewarddance.types import Preference, Question, Verdict
 
 
 class PairwiseReward(Judge):
@@ -67,34 +67,6 @@ class PairwiseReward(Judge):
         return LossNormalizer(
             len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*reason_targets(pairs))
         )
-
-    def score(
-        self,
-        prompt: str | Prompt,
-        candidates: Candidates,
-        instruction: str | None = None,
-        explain: bool = False,
-    ) -> Verdict:
-        """How good is each of N >= 2 candidates among the others: its mean margin against each of them, both orders.
-
-        explain: as in `rank`. Raises InputError for a single candidate: a pairwise judge has nothing to
-        compare it with.
-        """
-        prompt, pixels = as_prompt(prompt), all_pixels(candidates)
-        n = len(pixels)
-        if n < 2:
-            raise InputError(
-                "a pairwise judge cannot score one candidate by itself.", "Give a reference to compare, or two or more."
-            )
-        pairs = [(c, r) for c in range(n) for r in range(n) if c != r]
-        found = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
-        margins = found.new_zeros(n, n)
-        margins[tuple(torch.tensor(pairs).T)] = found
-        margin = (margins - margins.T).sum(1) / (2 * (n - 1))
-        if not explain:
-            return Verdict(margin)
-        order = margin.argsort(descending=True, stable=True).tolist()
-        return Verdict(margin, self.reasons_against_best(prompt, pixels, order, instruction))
 
     @torch.no_grad()
     def explain(self, questions: Sequence[Question]) -> Verdict:

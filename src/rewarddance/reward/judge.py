@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -21,13 +22,16 @@ from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
-from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction
+from rewarddance.reward.foreign import rewards_of
+from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.runtime.config import Recipe
 from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
+CRITERIA_FILE = "criteria.yaml"
+"""A user's own tree of criteria, beside the reward that is asked with it."""
 CONFIG_FILE = "reward_config.json"
 HEAD_FILE = "reward_head.safetensors"
 INSTRUCTION_FILE = "instruction.yaml"
@@ -35,6 +39,8 @@ INSTRUCTION_FILE = "instruction.yaml"
 Kind = Literal["pairwise", "pointwise", "regressive", "clip"]
 USED_BY: dict[str, tuple[Kind, ...]] = {
     "instruction": ("pairwise", "pointwise", "regressive"),
+    "criteria": ("pairwise", "pointwise"),
+    "criteria_average": ("pairwise", "pointwise"),
     "instruction_version": ("pairwise", "pointwise", "regressive"),
     "answer_weight": ("pointwise",),
     "difference_weight": ("pairwise",),
@@ -54,8 +60,8 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
 """The kinds that an option says something to; what is not listed is every kind's. Elsewhere it is refused."""
 ANSWER_WEIGHT = 0.1
 """Default of `answer_weight`, ours: the paper does not publish its own."""
-Candidates = Sequence[Media] | Tensor | np.ndarray
-"""N pictures or videos of one prompt: a list, or as many along the first axis of one tensor or array."""
+Candidates = Media | Sequence[Media]
+"""N pictures or videos of one prompt: a list, as many along the first axis of one tensor or array, or a single one."""
 SomeJudge = TypeVar("SomeJudge", bound="Judge")
 
 
@@ -102,6 +108,8 @@ class RewardOptions(Recipe):
 class RewardConfig(RewardOptions):
     """What makes a checkpoint a reward; saved beside its weights as reward_config.json.
 
+    criteria: a tree of criteria, by name or a YAML file's path, whose questions are asked in place of the instruction's
+    (see `CriteriaReward`). criteria_average: what is averaged over the tree, the "margin" or the "probability".
     instruction_version: the instruction's version at training time. orders: "forward" asks once; "both" also asks with
     the pictures swapped and averages, which cancels a bias to either place (pairwise only). yes, no: spellings of the
     two answers. among: P("yes") is its share among the "answers", or in the whole "vocabulary", where one that would
@@ -110,6 +118,8 @@ class RewardConfig(RewardOptions):
     probabilities are averaged. max_reason_tokens: longest reason, also of `explain`.
     """
 
+    criteria: str | None = None
+    criteria_average: Literal["margin", "probability"] = "margin"
     instruction_version: int = 1
     orders: Literal["forward", "both"] = "forward"
     yes: tuple[str, ...] = Field(default=YES, min_length=1)
@@ -140,12 +150,26 @@ class LossNormalizer(NamedTuple):
 class Judge(ABC):
     """A reward model. A kind says what its margin is and how it is trained; the rest is written once, here.
 
-    model: the module whose weights are trained. config: see `RewardConfig`. needs_reference: see `RewardModel`.
+    model: the module whose weights are trained.
+    config: see `RewardConfig`.
+    needs_reference: see `RewardModel`.
+    name_or_path: what it was loaded from, as the caller named it.
     """
 
     needs_reference: bool
     model: Any
     config: RewardConfig
+    name_or_path: str | None = None
+
+    def __repr__(self) -> str:
+        """Its kind, base, instruction (or tree of criteria) and where it is."""
+        said = {"kind": self.config.kind, "base": self.model.config.model_type}
+        if self.config.criteria:
+            said["criteria"] = self.config.criteria
+        elif self.config.kind in USED_BY["instruction"]:
+            said["instruction"] = self.config.instruction
+        said["name_or_path"] = self.name_or_path
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in said.items())})"
 
     @functools.cached_property
     def instruction(self) -> Instruction:
@@ -173,16 +197,6 @@ class Judge(ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write a plain save_pretrained folder plus reward_config.json."""
-
-    @abstractmethod
-    def score(
-        self,
-        prompt: str | Prompt,
-        candidates: Candidates,
-        instruction: str | None = None,
-        explain: bool = False,
-    ) -> Verdict:
-        """How good is each of N candidates, by itself or among the others? [N]. explain: as in `compare`."""
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """Margins [B], with a graph where a question's pixels require one.
@@ -216,6 +230,38 @@ class Judge(ABC):
     def _in_batches(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         size = self.config.batch_size
         return torch.cat([self.margin(questions[start : start + size]) for start in range(0, len(questions), size)])
+
+    def score(
+        self,
+        prompt: str | Prompt,
+        candidates: Candidates,
+        instruction: str | None = None,
+        explain: bool = False,
+    ) -> Verdict:
+        """How good is each of N candidates? [N].
+
+        A judge that needs a reference says it among the others: the mean margin against each of them, both orders. Any
+        other scores each by itself. explain: as in `rank`, or `compare`. Raises InputError for a single candidate where
+        the judge needs a reference.
+        """
+        prompt, pixels = as_prompt(prompt), all_pixels(candidates)
+        if not self.needs_reference:
+            asked = [Question(prompt, each, None, instruction) for each in pixels]
+            return self.explain(asked) if explain else self(asked)
+        n = len(pixels)
+        if n < 2:
+            raise InputError(
+                "a pairwise judge cannot score one candidate by itself.", "Give a reference to compare, or two or more."
+            )
+        pairs = list(itertools.permutations(range(n), 2))
+        found = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
+        margins = found.new_zeros(n, n)
+        margins[tuple(torch.tensor(pairs).T)] = found
+        margin = (margins - margins.T).sum(1) / (2 * (n - 1))
+        if not explain:
+            return Verdict(margin)
+        order = margin.argsort(descending=True, stable=True).tolist()
+        return Verdict(margin, self.reasons_against_best(prompt, pixels, order, instruction))
 
     def compare(
         self,
@@ -277,6 +323,13 @@ class Judge(ABC):
         ]
         return self.explain(asked).reasons or ()
 
+    def reward_fn(self) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """This judge as a reward function of other people's loops: (images, prompts, metadata) -> (scores, info).
+
+        See `reward.foreign.rewards_of`.
+        """
+        return functools.partial(rewards_of, self)
+
     def freeze(self: SomeJudge) -> SomeJudge:
         """Weights take no gradient any more: it is asked, and differentiated in pixels, but not trained."""
         self.model.requires_grad_(False).eval()
@@ -314,6 +367,11 @@ class Judge(ABC):
             text = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
             (folder / INSTRUCTION_FILE).write_text(text, encoding="utf-8")
             content["instruction"] = INSTRUCTION_FILE
+        if content.get("criteria") and not is_ours(content["criteria"]):
+            tree = load_tree(content["criteria"]).model_dump(exclude_defaults=True)
+            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+            (folder / CRITERIA_FILE).write_text(text, encoding="utf-8")
+            content["criteria"] = CRITERIA_FILE
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -329,16 +387,11 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
 
 
 def all_pixels(candidates: Any) -> list[Pixels]:
-    """`as_pixels` of each candidate, named by its number. Raises InputError where they are no list: a picture alone."""
-    if not _are_several(candidates):
-        raise InputError(
-            f"the candidates are a {type(candidates).__name__}, no list of pictures.",
-            "Give a list, of one picture too.",
-        )
-    return [as_pixels(each, f"candidate {number}") for number, each in enumerate(candidates)]
-
-
-def _are_several(candidates: Any) -> bool:
+    """`as_pixels` of each candidate, named by its number; a single picture is a list of one."""
     if isinstance(candidates, Tensor | np.ndarray):
-        return candidates.ndim > 3
-    return isinstance(candidates, Iterable) and not isinstance(candidates, str | bytes | Image.Image)
+        several = candidates.ndim > 3
+    else:
+        several = isinstance(candidates, Iterable) and not isinstance(candidates, str | bytes | Image.Image)
+    if not several:
+        return [as_pixels(candidates, "the candidate")]
+    return [as_pixels(each, f"candidate {number}") for number, each in enumerate(candidates)]

@@ -11,10 +11,11 @@ import torch
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.clip import ClipReward
+from rewarddance.reward.criteria import CriteriaReward
 from rewarddance.reward.function_reward import is_factory, load_function
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import check_version, load_instruction
-from rewarddance.reward.judge import CONFIG_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
+from rewarddance.reward.judge import CONFIG_FILE, CRITERIA_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.regressive import RegressiveReward, has_head
 from rewarddance.reward.vlm_judge import VisionLanguageModel
@@ -36,18 +37,22 @@ KINDS: dict[str, Callable[[str, RewardConfig, str, torch.dtype], Judge]] = {
 
 def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Judge:
     """A checkpoint as the kind of reward that `config` says, its weights trainable."""
-    return KINDS[config.kind](name, config, device, dtype)
+    judge = KINDS[config.kind](name, config, device, dtype)
+    judge.name_or_path = name
+    return judge if config.criteria is None else CriteriaReward(judge, config.criteria, config.criteria_average)
 
 
 def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Any:
     """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
 
     name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a reward of your
-    own (`load_function`; it has no more of a judge than that it can be called). dtype: of the weights; the margin is
-    always taken in float32. changes: fields of `RewardConfig` to set differently, such as kind or orders="both", or the
-    factory's options. Raises
-    InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that cannot
-    answer as the kind asked, or an instruction that is another version than the one trained with; one named in
+    own (`load_function`; it has no more of a judge than that it can be called).
+    dtype: of the weights; the margin is always taken in float32.
+    changes: fields of `RewardConfig` to set differently, such as kind, orders="both", or criteria="t2i" for a tree of
+    criteria in place of the one question (`CriteriaReward`); or the factory's options.
+
+    Raises InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that
+    cannot answer as the kind asked, or an instruction that is another version than the one trained with; one named in
     `changes` is taken as it is here.
     """
     name = str(name)
@@ -68,8 +73,9 @@ def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torc
             saved = dict(json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
-    if saved.get("instruction") == INSTRUCTION_FILE:
-        saved["instruction"] = str(folder / INSTRUCTION_FILE)
+    for key, file in (("instruction", INSTRUCTION_FILE), ("criteria", CRITERIA_FILE)):
+        if saved.get(key) == file:
+            saved[key] = str(folder / file)
     kind = changes.get("kind")
     if kind in KINDS:
         saved = as_kind(saved, str(kind), name)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.reward.instructions import Instruction, Reasoning, load_instruction, pictures_of
-from rewarddance.reward.judge import Candidates, Judge, LossNormalizer, RewardConfig, all_pixels, checked
+from rewarddance.reward.judge import Judge, LossNormalizer, RewardConfig, checked
 from rewarddance.reward.objectives import (
     both_orders_cross_entropy,
     bradley_terry,
@@ -26,7 +26,7 @@ from rewarddance.reward.objectives import (
 from rewarddance.reward.reasoning import Answers, reason_targets
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
-from rewarddance.types import Preference, Prompt, Question, Verdict, as_prompt
+from rewarddance.types import Preference, Question, Verdict
 
 Places = list[tuple[int, int | None]]
 """For each question: which picture is its candidate, and which its reference, or None."""
@@ -72,21 +72,6 @@ class PointwiseJudge(Judge):
         margin = second - first
         loss = bradley_terry(margin, share) if threshold is None else win_tie_bradley_terry(margin, share, threshold)
         return loss + weight * both_orders_cross_entropy(second, first, share) if weight else loss
-
-    def score(
-        self,
-        prompt: str | Prompt,
-        candidates: Candidates,
-        instruction: str | None = None,
-        explain: bool = False,
-    ) -> Verdict:
-        """How good is each of N candidates by itself? Its own margin, [N]; the others do not matter.
-
-        explain: as in `compare`.
-        """
-        prompt = as_prompt(prompt)
-        asked = [Question(prompt, pixels, None, instruction) for pixels in all_pixels(candidates)]
-        return self.explain(asked) if explain else self(asked)
 
 
 class PointwiseReward(PointwiseJudge):

@@ -109,6 +109,18 @@ def knockout(
     ]
 
 
+def win_rates(margins: Float[Tensor, "P G G"]) -> Float[Tensor, "P G"]:
+    """The mean probability that a sample beats another of its group, over the G - 1 others and both orders.
+
+    margins: row is the candidate, column the reference; the diagonal is not read. A judge's leaning to either place
+    falls out.
+    """
+    beats = (margins.sigmoid() + 1 - margins.transpose(1, 2).sigmoid()) / 2
+    n = margins.shape[1]
+    others = ~torch.eye(n, dtype=torch.bool, device=margins.device)
+    return (beats * others).sum(2) / (n - 1)
+
+
 def rivals(order: Sequence[int]) -> list[int]:
     """For each of N >= 2 candidates the best of the others. order: best first."""
     return [order[1] if i == order[0] else order[0] for i in range(len(order))]
