@@ -148,7 +148,7 @@ def test_reasons_that_agree_with_the_votes_become_preferences_to_train_on(pairs,
         assert p.first.mean() < p.second.mean() and p.source == "test"
 
 
-def test_the_teacher_is_asked_what_the_judge_is_asked_with_pictures_as_data_urls(pairs, start):
+def test_the_teacher_is_asked_the_judges_question_with_data_urls(pairs, start):
     teacher = start(right)
     distil(recipe(pairs, teacher, orders="forward", body={"temperature": 0, "max_tokens": 99}))
     assert len(teacher.requests) == 3

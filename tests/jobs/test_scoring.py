@@ -16,7 +16,7 @@ from tiny import clip_folder, judge_folder, pictures
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.jobs import score as scoring
-from rewarddance.jobs.score import ScoreRun, ahead, score
+from rewarddance.jobs.score import ScoreRun, ahead, run_scoring
 from rewarddance.reward.instructions import TEMPLATES
 from rewarddance.reward.loading import load_reward
 from rewarddance.types import Question, Verdict
@@ -89,7 +89,7 @@ def failed(run: ScoreRun) -> dict[int, str]:
 def test_the_answers_are_those_of_compare(media):
     rows = [{"id": i, "prompt": f"a red circle {i % 2}", "candidate": f"{i}.png"} for i in range(6)]
     run = plain(jsonl(media / "in.jsonl", rows), reference=media / "reference.png", batch_size=4)
-    assert score(run) == {"scores": str(run.output), "rows": 6, "scored": 6, "failed": 0}
+    assert run_scoring(run) == {"scores": str(run.output), "rows": 6, "scored": 6, "failed": 0}
     judge = load_reward(str(judge_folder()))
     for row, found in zip(rows, read(run.output), strict=True):
         verdict = judge.compare(row["prompt"], [media / row["candidate"]], media / "reference.png")
@@ -98,7 +98,7 @@ def test_the_answers_are_those_of_compare(media):
         assert {key: found[key] for key in row} == row and found["reference"] == str(media / "reference.png")
     group = {"prompt": "a red circle", "candidates": ["0.png", "1.png", "2.png"]}
     run = plain(jsonl(media / "group.jsonl", [group]), output=media / "group.parquet")
-    score(run)
+    run_scoring(run)
     paths = [media / name for name in group["candidates"]]
     (found,) = read(run.output)
     assert found["margin"] == pytest.approx(judge.score(group["prompt"], paths).margin.tolist(), abs=1e-5)
@@ -108,7 +108,7 @@ def test_the_answers_are_those_of_compare(media):
 def test_margins_are_written_to_the_last_bit(media, monkeypatch):
     judge = use(monkeypatch, Eye("pointwise"))
     run = plain(jsonl(media / "in.jsonl", [{"prompt": "p", "image": f"{i}.png"} for i in range(6)]))
-    score(run)
+    run_scoring(run)
     expected = judge([Question("p", read_picture(media / f"{i}.png")) for i in range(6)])
     assert torch.equal(torch.tensor([row["margin"] for row in read(run.output)]), expected.margin)
     assert torch.equal(torch.tensor([row["probability"] for row in read(run.output)]), expected.probability)
@@ -126,7 +126,7 @@ def test_what_a_row_holds_says_what_is_asked(media, monkeypatch, kind):
         {"prompt": "p", "candidates": group[:1]},
     ]
     run = plain(jsonl(media / "in.jsonl", rows))
-    score(run)
+    run_scoring(run)
     mean = {f"{i}.png": read_picture(media / f"{i}.png").mean().item() for i in range(6)}
     found = {row.get("reference", "") + str(len(row.get("candidates", ""))): row for row in read(run.output)}
     asked = [question for batch in judge.batches for question in batch]
@@ -149,7 +149,7 @@ def test_what_a_row_holds_says_what_is_asked(media, monkeypatch, kind):
 def test_pictures_of_one_file_are_one_tensor_within_a_batch(media, monkeypatch):
     judge = use(monkeypatch, Eye())
     rows = [{"prompt": "p", "candidate": f"{i % 2}.png", "reference": "2.png"} for i in range(4)]
-    score(plain(jsonl(media / "in.jsonl", rows), batch_size=4))
+    run_scoring(plain(jsonl(media / "in.jsonl", rows), batch_size=4))
     (batch,) = judge.batches
     assert len({id(q.reference) for q in batch}) == 1 and len({id(q.candidate) for q in batch}) == 2
 
@@ -157,7 +157,7 @@ def test_pictures_of_one_file_are_one_tensor_within_a_batch(media, monkeypatch):
 def test_a_batch_ends_where_its_pictures_are_too_many(media, monkeypatch):
     judge = use(monkeypatch, Eye("pointwise"))
     monkeypatch.setattr(scoring, "PIXEL_VALUES", 2 * 3 * 32 * 32)
-    score(plain(jsonl(media / "in.jsonl", [{"prompt": "p", "image": f"{i % 5}.png"} for i in range(8)])))
+    run_scoring(plain(jsonl(media / "in.jsonl", [{"prompt": "p", "image": f"{i % 5}.png"} for i in range(8)])))
     assert list(map(len, judge.batches)) == [3, 3, 2]
 
 
@@ -165,7 +165,7 @@ def test_a_folder_takes_its_prompts_from_the_texts_beside_the_pictures(media, mo
     judge = use(monkeypatch, Eye("pointwise"))
     (media / "3.txt").write_text("drei 🎲", encoding="utf-8")
     run = plain(media, output=media.parent / "s.jsonl", prompt="the others")
-    assert score(run)["scored"] == 7
+    assert run_scoring(run)["scored"] == 7
     assert [row["candidate"] for row in read(run.output)] == [*(f"{i}.png" for i in range(6)), "reference.png"]
     assert [row["prompt"] for row in read(run.output)].count("the others") == 6
     assert [q.prompt.text for q in judge.batches[0]][3] == "drei 🎲" == read(run.output)[3]["prompt"]
@@ -174,7 +174,7 @@ def test_a_folder_takes_its_prompts_from_the_texts_beside_the_pictures(media, mo
 def test_videos_are_scored_frame_stack_by_frame_stack(media, monkeypatch):
     judge = use(monkeypatch, Eye("pointwise"))
     rows = [{"prompt": "p", "video": "."}, {"prompt": "p", "image": "1.png"}]
-    score(plain(jsonl(media / "in.jsonl", rows), max_frames=3))
+    run_scoring(plain(jsonl(media / "in.jsonl", rows), max_frames=3))
     assert [len(q.candidate) for q in judge.batches[0]] == [3, 1]
 
 
@@ -182,7 +182,7 @@ def test_other_keys_are_carried_along_unread(media, monkeypatch):
     use(monkeypatch, Eye("pointwise"))
     rows = [{"id": "ä/1", "meta": {"a": [1, None]}, "video": "no/such.mp4", "prompt": "p", "candidate": "0.png"}]
     run = plain(jsonl(media / "in.jsonl", rows))
-    score(run)
+    run_scoring(run)
     (found,) = read(run.output)
     assert list(found) == ["id", "meta", "video", "prompt", "candidate", "probability", "margin"]
     assert {key: found[key] for key in rows[0]} == rows[0]
@@ -206,18 +206,18 @@ def test_parquet_goes_in_with_bytes_and_comes_out_with_its_types(media, monkeypa
     )
     pq.write_table(table, media / "in.parquet", row_group_size=3)
     run = plain(media / "in.parquet", output=media / "out.parquet", batch_size=3)
-    assert score(run)["scored"] == 4
+    assert run_scoring(run)["scored"] == 4
     found = pq.read_table(run.output)
     assert found.schema.field("id").type == pa.int16() and found.schema.field("margin").type == pa.float32()
     assert "image" not in found.schema.names and found["id"].to_pylist() == [1, 2, None, 4]
     assert found["candidate"].to_pylist() == ["was/0.png", "was/1.png", "was/2.png", "3.png"]
     lines = plain(media / "in.parquet", output=media / "out.jsonl", batch_size=3)
-    score(lines)
+    run_scoring(lines)
     margins = torch.tensor([row["margin"] for row in read(lines.output)])
     assert torch.equal(margins, torch.tensor(found["margin"].to_pylist())) and len(set(margins.tolist())) == 4
 
 
-def test_a_parquet_output_that_could_not_hold_all_rows_is_refused_before_the_judge_is_asked(media, monkeypatch):
+def test_parquet_that_could_not_hold_all_rows_is_refused_before_asking(media, monkeypatch):
     judge = use(monkeypatch, Eye("pointwise"))
     one, group = {"prompt": "p", "candidate": "0.png"}, {"prompt": "p", "candidates": ["0.png"]}
     for rows, said in (
@@ -226,7 +226,7 @@ def test_a_parquet_output_that_could_not_hold_all_rows_is_refused_before_the_jud
         ([one | {"margin": 1}], "has a column 'margin'"),
     ):
         with pytest.raises(InputError, match=said):
-            score(plain(jsonl(media / "in.jsonl", rows), output=media / "out.parquet"))
+            run_scoring(plain(jsonl(media / "in.jsonl", rows), output=media / "out.parquet"))
     assert not judge.batches and not (media / "out.parquet").exists()
 
 
@@ -255,19 +255,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_what_cannot_be_scored_is_named_with_its_line_and_takes_no_other_row_with_it(media, monkeypatch, batch_size):
+def test_what_cannot_be_scored_is_named_and_takes_no_other_row_with_it(media, monkeypatch, batch_size):
     use(monkeypatch, Eye("pointwise"))
     good = [{"id": i, "prompt": "p", "candidate": f"{i % 6}.png"} for i in range(len(BROKEN))]
     rows = [row for pair in zip(good, BROKEN, strict=True) for row in pair]
     run = plain(jsonl(media / "in.jsonl", rows), batch_size=batch_size)
-    result = score(run)
+    result = run_scoring(run)
     assert (result["scored"], result["failed"]) == (len(good), len(BROKEN))
     assert [row["id"] for row in read(run.output)] == list(range(len(good)))
     reasons = failed(run)
     assert list(reasons) == list(range(2, 2 * len(BROKEN) + 1, 2))
     for (line, reason), said in zip(reasons.items(), BROKEN.values(), strict=True):
         assert said in reason, (line, reason)
-    assert score(run) == result, "again, it says the same and asks nothing"
+    assert run_scoring(run) == result, "again, it says the same and asks nothing"
 
 
 def test_strict_stops_at_the_first_and_names_it(media, monkeypatch):
@@ -275,7 +275,7 @@ def test_strict_stops_at_the_first_and_names_it(media, monkeypatch):
     rows = [{"prompt": prompt, "candidate": "0.png"} for prompt in ("p", "q", "nan", "")]
     run = plain(jsonl(media / "in.jsonl", rows), batch_size=2)
     with pytest.raises(InputError, match=r"line 3 of .*in.jsonl: the judge gave no finite margin"):
-        score(run, strict=True)
+        run_scoring(run, strict=True)
     assert [row["prompt"] for row in read(run.output)] == ["p", "q"] and failed(run) == {}
 
 
@@ -294,7 +294,7 @@ def test_what_no_row_could_be_scored_by_is_refused_at_once(media, monkeypatch):
         (plain(jsonl(media / "none.jsonl", [])), "is empty", "at least one row"),
     ):
         with pytest.raises(InputError) as refused:
-            score(run)
+            run_scoring(run)
         assert said in refused.value.what and remedy in refused.value.remedy
     assert not judge.batches and rows.read_text() and not list(media.glob("s.*"))
 
@@ -304,7 +304,7 @@ def test_an_output_that_is_somebodys_own_is_not_overwritten(media, monkeypatch):
     run = plain(jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "0.png"}]))
     run.output.write_text("mine\n")
     with pytest.raises(InputError, match="exists and is not of a run"):
-        score(run)
+        run_scoring(run)
     assert run.output.read_text() == "mine\n"
 
 
@@ -333,13 +333,13 @@ def test_explained_rows_have_the_reasons_of_the_judge_and_the_same_margins(media
     for kind in ("pairwise", "pointwise"):
         source, output = jsonl(media / "in.jsonl", rows), media / f"{kind}.jsonl"
         run = plain(source, **given, kind=kind, reference=reference, output=output)
-        assert score(run)["failed"] == 0
+        assert run_scoring(run)["failed"] == 0
         judge = load_reward(str(folder), kind=kind)
         expected = judge.compare("a red circle", [media / f"{i}.png" for i in range(3)], reference, explain=True)
         assert [row["reason"] for row in read(run.output)] == [*(expected.reasons or ())]
         assert [row["margin"] for row in read(run.output)] == pytest.approx(expected.margin.tolist(), abs=1e-5)
     run = plain(jsonl(media / "group.jsonl", [group]), **given, output=media / "group.parquet")
-    score(run)
+    run_scoring(run)
     ranking = load_reward(str(folder)).rank("a red circle", [media / f"{i}.png" for i in range(3)], explain=True)
     (found,) = read(run.output)
     assert found["order"] == ranking.order.tolist() and found["reason"] == [*(ranking.reasons or ())]
@@ -354,7 +354,7 @@ def test_reasons_go_to_their_own_rows_whatever_else_is_in_the_batch(media, monke
     ]
     use(monkeypatch, Talker())
     run = plain(jsonl(media / "in.jsonl", rows), explain=True)
-    score(run)
+    run_scoring(run)
     shown = [mean(read_picture(media / f"{i}.png")) for i in range(6)]
     cup, one, each = (row["reason"] for row in read(run.output))
     assert cup == [f"{shown[0]} against {shown[4]}", f"{shown[4]} against {shown[2]}", f"{shown[2]} against {shown[4]}"]
@@ -362,17 +362,17 @@ def test_reasons_go_to_their_own_rows_whatever_else_is_in_the_batch(media, monke
     assert each == [f"{shown[5]} against {shown[0]}", f"{shown[3]} against {shown[0]}"]
     assert "no finite margin" in failed(run)[3]
     silent = plain(run.input, output=media / "silent.jsonl")
-    score(silent)
+    run_scoring(silent)
     assert [row["margin"] for row in read(silent.output)] == [row["margin"] for row in read(run.output)]
 
 
 def test_a_users_own_reason_is_carried_along_unless_reasons_are_asked_for(media, monkeypatch):
     use(monkeypatch, Talker())
     source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "1.png", "reference": "0.png", "reason": "mine"}])
-    score(plain(source))
+    run_scoring(plain(source))
     assert read(media / "scores.jsonl")[0]["reason"] == "mine"
     run = plain(source, explain=True, output=media / "explained.jsonl")
-    score(run)
+    run_scoring(run)
     assert "has a key 'reason'" in failed(run)[1]
 
 
@@ -380,7 +380,7 @@ def test_a_judge_that_gives_no_reasons_is_refused_before_anything_is_written(med
     source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "1.png", "reference": "0.png"}])
     run = plain(source, judge=str(clip_folder()), kind="clip", explain=True)
     with pytest.raises(InputError, match="a clip reward gives no reasons"):
-        score(run)
+        run_scoring(run)
     assert not run.output.exists()
 
 
@@ -393,14 +393,14 @@ def test_interrupted_at_any_batch_and_run_again_it_leaves_the_same_bytes(media, 
     source = jsonl(media / "in.jsonl", rows)
     whole = plain(source, output=media / "whole" / f"s.{kind}", batch_size=3)
     asked = use(monkeypatch, Eye("pointwise", bias=0.1))
-    score(whole)
+    run_scoring(whole)
     for stop in range(len(asked.batches)):
         run = plain(source, output=media / f"stop{stop}" / f"s.{kind}", batch_size=3)
         use(monkeypatch, Eye("pointwise", bias=0.1, stop=stop))
         with pytest.raises(KeyboardInterrupt):
-            score(run)
+            run_scoring(run)
         rest = use(monkeypatch, Eye("pointwise", bias=0.1))
-        score(run)
+        run_scoring(run)
         assert len(rest.batches) <= len(asked.batches) - stop + 4  # no batch that was written is asked again
         for name in (f"s.{kind}", f"s.{kind}.failed.jsonl", f"s.{kind}.progress.json"):
             assert (run.output.parent / name).read_bytes() == (whole.output.parent / name).read_bytes(), (stop, name)
@@ -419,14 +419,14 @@ def test_killed_between_or_inside_two_writes_it_leaves_the_same_bytes(media, mon
         real(file)
 
     monkeypatch.setattr(os, "fsync", kill)
-    score(whole)
+    run_scoring(whole)
     monkeypatch.setattr(os, "fsync", real)
     for number, state in enumerate(left):
         run = plain(source, output=media / str(number) / "s.jsonl", batch_size=2)
         run.output.parent.mkdir()
         for name, data in state.items():
             (run.output.parent / name).write_bytes(data)
-        score(run)
+        run_scoring(run)
         assert run.output.read_bytes() == whole.output.read_bytes()
         assert failed(run) == failed(whole)
 
@@ -436,7 +436,7 @@ def test_it_is_not_gone_on_with_under_other_arguments(media, monkeypatch):
     run = plain(source, batch_size=2, reference=media / "0.png")
     use(monkeypatch, Eye(stop=1))
     with pytest.raises(KeyboardInterrupt):
-        score(run)
+        run_scoring(run)
     use(monkeypatch, Eye())
     other = jsonl(media / "other.jsonl", [{"prompt": "p", "candidate": "0.png"}])
     for changes, key in (
@@ -448,13 +448,13 @@ def test_it_is_not_gone_on_with_under_other_arguments(media, monkeypatch):
         ({"max_frames": 2}, "max_frames"),
     ):
         with pytest.raises(InputError, match=rf"holds a run with {key} = "):
-            score(run.model_copy(update=changes))
+            run_scoring(run.model_copy(update=changes))
     before = source.read_text()
     source.write_text(before.replace("3.png", "2.png"))
     with pytest.raises(InputError, match="holds a run with input_digest = "):
-        score(run)
+        run_scoring(run)
     source.write_text(before)
-    assert score(run)["scored"] == 4
+    assert run_scoring(run)["scored"] == 4
 
 
 def test_a_run_does_not_go_on_with_a_template_that_was_edited(media, monkeypatch):
@@ -465,20 +465,20 @@ def test_a_run_does_not_go_on_with_a_template_that_was_edited(media, monkeypatch
     run = plain(jsonl(media / "in.jsonl", rows), instruction=str(template), batch_size=1)
     use(monkeypatch, Eye(stop=2))
     with pytest.raises(KeyboardInterrupt):
-        score(run)
+        run_scoring(run)
     use(monkeypatch, Eye())
     template.write_text(text + "# edited\n")
     with pytest.raises(InputError, match="holds a run with instruction_digest = "):
-        score(run)
+        run_scoring(run)
 
 
 def test_arguments_bind_nobody_before_the_first_row_is_written(media, monkeypatch):
     run = plain(jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "0.png"}]), reference=media / "1.png")
     use(monkeypatch, Eye(stop=0))
     with pytest.raises(KeyboardInterrupt):
-        score(run)
+        run_scoring(run)
     use(monkeypatch, Eye())
-    assert score(run.model_copy(update={"batch_size": 7}))["scored"] == 1
+    assert run_scoring(run.model_copy(update={"batch_size": 7}))["scored"] == 1
 
 
 def test_what_is_made_ahead_is_the_same_and_its_errors_come_through():

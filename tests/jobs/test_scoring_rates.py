@@ -25,7 +25,7 @@ def video(path: Path, rate: int, frames: int = 9) -> Path:
     return path
 
 
-def test_videos_of_another_rate_or_of_too_few_frames_fail_by_name_and_the_others_are_scored(tmp_path):
+def test_videos_of_another_rate_or_too_few_frames_fail_by_name(tmp_path):
     load_reward(str(judge_folder()), instruction="t2v-brief", frames=4, fps=8.0).save(tmp_path / "reward")
     video(tmp_path / "right.mp4", 8)
     video(tmp_path / "fast.mp4", 24)

@@ -47,8 +47,7 @@ def score(
     Rows that cannot be scored go with the reason to OUTPUT.failed.jsonl, and the exit code is 1.
     """
     quiet()
-    from rewarddance.jobs.score import ScoreRun
-    from rewarddance.jobs.score import score as score_all
+    from rewarddance.jobs.score import ScoreRun, run_scoring
 
     run = ScoreRun(
         input=source,
@@ -64,7 +63,7 @@ def score(
         device=device,
         explain=explain,
     )
-    result = score_all(run, strict)
+    result = run_scoring(run, strict)
     print_json(result)
     if result["failed"]:
         typer.echo(f"{result['failed']} of {result['rows']} rows failed; {result['failures']} says why", err=True)

@@ -1,8 +1,8 @@
-"""`rewarddance score`: a judge's verdicts on pictures and videos of any number, from a table of rows into another.
+"""`rewarddance score`: a reward model's verdicts on pictures and videos of any number, one table of rows to another.
 
 A row holds a prompt and one candidate, or several in `candidates`. What is asked of it:
 
-| row | pairwise judge | any other judge |
+| row | judge that needs a reference | any other judge |
 |---|---|---|
 | candidate, reference | is it better than the reference? | how much better is it than the reference? |
 | candidate | cannot be answered | how good is it by itself? |
@@ -14,29 +14,35 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import pyarrow as pa
+import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
+from rewarddance.data.fields import short
 from rewarddance.data.journal import RowFile, beside
 from rewarddance.data.media import MAX_FRAMES, as_pixels, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
-from rewarddance.jobs.score_answers import KEYS, REASON, Answer, Explain, Task, answer_of, ask, blank
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.loading import load_reward
+from rewarddance.reward.ranking import ranked, rivals
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.types import OtherPixels, Pixels, Prompt, Question
+from rewarddance.types import Pixels, Prompt, Question, Verdict
 
 T = TypeVar("T")
+Explain = Callable[[Sequence[Question]], Verdict]
+"""Verdicts with their reasons."""
 PIXEL_VALUES = 2**28
 """A batch is closed when its pictures hold so many numbers (1 GiB), however few its rows are."""
 _READ = frozenset({"prompt", "candidate", "candidates", "image", "video", "reference", "instruction"})
@@ -45,10 +51,14 @@ _READ = frozenset({"prompt", "candidate", "candidates", "image", "video", "refer
 class ScoreRun(Recipe):
     """`rewarddance score`: which judge answers what is asked in `input`, and where the answers go.
 
-    input: a folder of pictures and videos, or a .jsonl or .parquet file; output: .jsonl or .parquet. kind, orders,
-    instruction: of the judge, where they are not its own. prompt, reference: of the rows that have none. batch_size:
-    rows that are read, asked and written together. max_frames: of a longer video. device: cpu, cuda, or None for cuda
-    where there is one. explain: with the judge's reasons.
+    input: a folder of pictures and videos, or a .jsonl or .parquet file.
+    output: a .jsonl or .parquet file.
+    kind, orders, instruction: of the judge, where they are not its own.
+    prompt, reference: of the rows that have none.
+    batch_size: rows that are read, asked and written together.
+    max_frames: frames read of a longer video.
+    device: cpu, cuda, or None for cuda where there is one.
+    explain: with the judge's reasons.
     """
 
     input: Path
@@ -65,13 +75,12 @@ class ScoreRun(Recipe):
     explain: bool = False
 
     @property
-    def answers(self) -> frozenset[str]:
-        """The keys of an answer."""
-        return KEYS | {REASON} if self.explain else KEYS
+    def answer_keys(self) -> set[str]:
+        return {"probability", "margin", "order"} | ({"reason"} if self.explain else set())
 
 
 class RecordedRun(ScoreRun):
-    """A ScoreRun with what its files held when it began, so that it is not gone on with when they have changed."""
+    """A ScoreRun with what its files held when it began: it does not go on when they have changed."""
 
     input_digest: str
     judge_digest: str
@@ -79,16 +88,15 @@ class RecordedRun(ScoreRun):
     instruction_digest: str = ""
 
 
-def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
+def run_scoring(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
     """Score every row; returns where the scores are, and how many rows were scored and failed.
 
     An interrupted run goes on where it stopped. A row that cannot be scored goes with its reason to
     `<output>.failed.jsonl`; with `strict` it ends the run. Raises InputError for what is wrong with all rows: the
     files, the judge, an output that holds another run.
     """
-    kinds = (".jsonl", ".parquet")
-    if run.output.suffix not in kinds:
-        raise InputError(f"the output {run.output} is no table.", f"Let its name end in {' or '.join(kinds)}.")
+    if run.output.suffix not in (".jsonl", ".parquet"):
+        raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
     if run.output.resolve() == run.input.resolve():
         raise InputError(f"the output {run.output} is the input.", "Choose another output.")
     table = open_table(run.input)
@@ -104,134 +112,183 @@ def score(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
     if not results.progress.finished:
         if run.instruction is not None:
             load_instruction(run.instruction)
-        judge, kind, explain = _judge(run)
-        knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
-        reader = RowReader(run, kind, table, knows_rate)
+        judge, explain = _judge(run)
+        reader = RowReader(run, judge, table)
         if not begun:  # nothing was written under it yet, so it binds nobody
             record.unlink(missing_ok=True)
         keep_recipe(recorded, record)
-        _fill(results, table, reader, judge, explain, strict)
+        _fill(results, table, reader, judge, explain, strict=strict)
         results.finish()
     done = results.progress
-    found = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
-    return found | ({"failures": str(results.failures)} if done.failed else {})
+    result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
+    return result | ({"failures": str(results.failures)} if done.failed else {})
+
+
+def _judge(run: ScoreRun) -> tuple[Any, Explain | None]:
+    """The judge, and how it gives reasons. Raises InputError where they are wanted and it gives none."""
+    changes = {name: getattr(run, name) for name in ("kind", "orders", "instruction")}
+    judge = load_reward(run.judge, run.device or "cpu", **{k: v for k, v in changes.items() if v is not None})
+    if not run.explain:
+        return judge, None
+    if not hasattr(judge, "explain"):
+        raise InputError(f"the reward {run.judge!r} gives no reasons.", "Leave --explain out.")
+    judge.explain([])
+    return judge, judge.explain
+
+
+def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
+    folder = None if ":" in run.judge else find_checkpoint(run.judge).resolve()  # a function's code has no digest
+    reference = run.reference
+    template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
+    fields = run.model_dump() | {
+        "input": run.input.resolve(),
+        "output": run.output.name,
+        "judge": str(folder or run.judge),
+        "reference": reference and reference.resolve(),
+        "input_digest": table.digest,
+        "judge_digest": digest_of(folder.rglob("*")) if folder else "",
+        "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
+        "instruction_digest": digest_of([template]) if template.is_file() else "",
+    }
+    return RecordedRun.model_validate(fields)
 
 
 def _fill(
-    results: RowFile, table: Table, reader: RowReader, judge: RewardModel, explain: Explain | None, strict: bool
+    results: RowFile, table: Table, reader: RowReader, judge: RewardModel, explain: Explain | None, *, strict: bool
 ) -> None:
     """Read, ask and write the rows that are left, batch by batch.
 
     A batch ends at the same rows whether the run was interrupted or not, so that the answers are the same to the bit.
     """
-    read = results.progress.read
-    started = time.monotonic()
-    with progress_bar("scoring", len(table), read) as bar:
-        for batch in ahead(batches(reader, table.rows(read), results)):
-            asked = [(number, task) for number, task in batch if isinstance(task, Task)]
-            found = ask(judge, [task for _, task in asked], explain)
-            answers = dict(zip([number for number, _ in asked], found, strict=True))
+    begin, started = results.progress.read, time.monotonic()
+    with progress_bar("scoring", len(table), begin) as bar:
+        for batch in ahead(batches(reader, table.rows(begin), results)):
+            answers = iter(ask(judge, [task for _, task in batch if isinstance(task, Task)], explain))
             rows, failures = [], []
             for number, task in batch:
-                answer = task if isinstance(task, RewardDanceError) else answers[number]
-                if isinstance(task, Task) and isinstance(answer, Answer):
-                    rows.append(task.row | answer_of(task, answer))
+                if isinstance(task, RewardDanceError):
+                    answer = task
+                elif isinstance(answer := next(answers), dict):
+                    rows.append(task.row | answer)
                     continue
-                assert isinstance(answer, RewardDanceError)
                 if strict:
                     raise InputError(f"line {number} of {table.path}: {answer.what}", answer.remedy)
                 failures.append({"line": number, "reason": answer.what, "remedy": answer.remedy})
             results.commit(rows, failures, len(batch))
             bar.advance(len(batch))
-            bar.show(**{"rows/s": (results.progress.read - read) / (time.monotonic() - started)})
+            bar.show(**{"rows/s": (results.progress.read - begin) / (time.monotonic() - started)})
+
+
+# -- rows in -----------------------------------------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """What is asked for one row.
+
+    row: what its output row holds besides the answer.
+    questions: what the judge is asked.
+    form: of `one` candidate, of `each` candidate by itself, or of all ordered `pairs` of them.
+    n: how many candidates there are.
+    """
+
+    row: dict[str, Any]
+    questions: list[Question]
+    form: Literal["one", "each", "pairs"]
+    n: int
+
+
+class Medium(NamedTuple):
+    """A picture or video of a row. name: its path, None of bytes without one. rate: frames a second, where known."""
+
+    name: str | None
+    pixels: Pixels
+    rate: float | None = None
 
 
 class RowReader:
-    """Rows to tasks. Within a batch, pictures of one source are one tensor, so that a judge encodes them once.
+    """Rows to tasks. Within a batch, pictures of one source are one tensor, so that a judge encodes them once."""
 
-    timed: the rates of videos are read too, for a judge that knows one.
-    """
-
-    def __init__(self, run: ScoreRun, kind: str, table: Table, timed: bool = False) -> None:
+    def __init__(self, run: ScoreRun, judge: RewardModel, table: Table) -> None:
         """Raises InputError where no row of the table could be answered, and for a reference that cannot be read."""
-        self.run, self.kind, self.folder = run, kind, table.folder
-        self.seen: dict[Path | bytes, Pixels] = {}
-        self.timed, self.rates = timed, dict[int, float | None]()
+        self.run, self.folder, self.compares = run, table.folder, needs_reference(judge)
+        self.knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
+        self.seen: dict[Path | bytes, tuple[Pixels, float | None]] = {}
         if isinstance(table, FolderTable):
             if run.prompt is None and not table.has_prompts:
                 raise InputError(
                     f"the pictures in {table.path} have no prompts.", "Give --prompt, or a .txt beside each picture."
                 )
-            if kind == "pairwise" and run.reference is None:
+            if self.compares and run.reference is None:
                 raise InputError(
                     "a pairwise judge cannot score one picture by itself.", "Give --reference, or --kind pointwise."
                 )
-        self.reference = None if run.reference is None else as_pixels(run.reference, max_frames=run.max_frames)
+        self.reference = None
+        if run.reference is not None:
+            self.reference = Medium(str(run.reference), as_pixels(run.reference, max_frames=run.max_frames))
 
     def task(self, content: dict[str, Any]) -> Task:
         """What is asked for a row. Raises InputError saying what it lacks, or naming a file that cannot be read."""
         named = "candidate" in content or "candidates" in content  # then `image` is the prompt's
-        places = ("candidate", "candidates") if named else ("image", "video")
-        given = [key for key in places if content.get(key) is not None]
-        if len(given) != 1:
-            has = "no candidate" if not given else f"both {' and '.join(given)}"
+        possible = ("candidate", "candidates") if named else ("image", "video")
+        keys = [key for key in possible if content.get(key) is not None]
+        if len(keys) != 1:
+            has = "no candidate" if not keys else f"both {' and '.join(keys)}"
             raise InputError(f"the row has {has}.", "Give it one of candidate, candidates, image and video.")
-        row = carried(content)
-        if taken := sorted(self.run.answers & set(row)):
+        others = carried(content)
+        if taken := sorted(self.run.answer_keys & set(others)):
             raise InputError(f"the row has a key {taken[0]!r}, where its score goes.", "Give the key another name.")
-        row |= {"prompt": self._text(content, "prompt", self.run.prompt)}
-        value = content[given[0]]
-        group = value if given[0] == "candidates" else [value]
-        if not isinstance(group, list) or not group:
+        text = self._text(content, "prompt", self.run.prompt)
+        grouped = keys[0] == "candidates"
+        values = content[keys[0]] if grouped else [content[keys[0]]]
+        if not isinstance(values, list) or not values:
             raise InputError("the row's candidates are no list of pictures.", "Give a list of at least one path.")
-        names, candidates = zip(*(self._media(each, "candidate") for each in group), strict=True)
-        row |= {"candidates": list(names)} if given[0] == "candidates" else {"candidate": names[0]}
-        reference, image = self.reference, None
-        if self.run.reference is not None:
-            row["reference"] = str(self.run.reference)
+        candidates = [self._medium(value, "candidate") for value in values]
+        names = [medium.name for medium in candidates]
+        row = others | {"prompt": text} | ({"candidates": names} if grouped else {"candidate": names[0]})
+        reference, image, instruction = self.reference, None, None
         if content.get("reference") is not None:
-            row["reference"], reference = self._media(content["reference"], "reference")
+            reference = self._medium(content["reference"], "reference")
+        if reference is not None:
+            row["reference"] = reference.name
         if named and content.get("image") is not None:
-            row["image"], image = self._media(content["image"], "image")
-        instruction = None
+            row["image"], image, _ = self._medium(content["image"], "image")
         if content.get("instruction") is not None:
             instruction = row["instruction"] = self._text(content, "instruction", None)
-        n, prompt = len(candidates), Prompt(row["prompt"], image=image)
-        if reference is None and self.kind == "pairwise":
-            if n < 2:
-                raise InputError(
-                    "a pairwise judge cannot score one candidate by itself.",
-                    "Give the row a reference or further candidates, or give --reference or --kind pointwise.",
-                )
-            pairs = itertools.permutations(candidates, 2)
-            asked = [Question(prompt, c, r, instruction, self._rates(c, r)) for c, r in pairs]
-            return Task(row, asked, "pairs", n)
-        asked = [Question(prompt, each, reference, instruction, self._rates(each, reference)) for each in candidates]
-        return Task(row, asked, "each" if given[0] == "candidates" else "one", n)
+        prompt = Prompt(text, metadata=others, image=image)
+
+        def question(candidate: Medium, other: Medium | None) -> Question:
+            pixels, rate = (None, None) if other is None else (other.pixels, other.rate)
+            return Question(prompt, candidate.pixels, pixels, instruction, fps=(candidate.rate, rate))
+
+        n = len(candidates)
+        if reference is not None or not self.compares:
+            return Task(row, [question(medium, reference) for medium in candidates], "each" if grouped else "one", n)
+        if n < 2:
+            raise InputError(
+                "a pairwise judge cannot score one candidate by itself.",
+                "Give the row a reference or further candidates, or give --reference or --kind pointwise.",
+            )
+        return Task(row, list(itertools.starmap(question, itertools.permutations(candidates, 2))), "pairs", n)
 
     def _text(self, content: dict[str, Any], key: str, default: str | None) -> str:
         text = default if content.get(key) is None else content[key]
         if not isinstance(text, str) or not text.strip():
-            said = f"no {key}" if text is None else f"the {key} {_short(text)}"
-            raise InputError(f"the row has {said}.", "Give it a text, or --prompt for rows that have none.")
+            has = f"no {key}" if text is None else f"the {key} {short(text)}"
+            raise InputError(f"the row has {has}.", "Give it a text, or --prompt for rows that have none.")
         return text
 
-    def _rates(self, candidate: Pixels, reference: OtherPixels | None) -> tuple[float | None, float | None]:
-        return self.rates.get(id(candidate)), self.rates.get(id(reference))
-
-    def _media(self, value: Any, key: str) -> tuple[str | None, Pixels]:
-        """A path or bytes, or datasets' {"bytes", "path"}, as its name and its pixels."""
-        name, held = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, value)
+    def _medium(self, value: Any, key: str) -> Medium:
+        """A path or bytes, or datasets' {"bytes", "path"}."""
+        name, data = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, value)
         if not isinstance(name, str) or not name:
             name = None
-        source = held if isinstance(held, bytes) and held else None if name is None else self.folder / name
+        source = data if isinstance(data, bytes) and data else None if name is None else self.folder / name
         if source is None:
-            raise InputError(f"the row's {key} is {_short(value)}, which is no picture.", "Give a path, or bytes.")
+            raise InputError(f"the row's {key} is {short(value)}, which is no picture.", "Give a path, or bytes.")
         if source not in self.seen:
-            self.seen[source] = as_pixels(source, f"the row's {key}", self.run.max_frames)
-            if self.timed:
-                self.rates[id(self.seen[source])] = read_rate(source, f"the row's {key}")
-        return name, self.seen[source]
+            pixels = as_pixels(source, f"the row's {key}", self.run.max_frames)
+            self.seen[source] = pixels, read_rate(source, f"the row's {key}") if self.knows_rate else None
+        return Medium(name, *self.seen[source])
 
 
 def batches(
@@ -246,11 +303,12 @@ def batches(
                 raise content
             task = reader.task(content)
             # Before the judge has worked for it: can the file hold the row?
-            results.encode([task.row | answer_of(task, blank(task, run.explain))])
+            blank = torch.zeros(len(task.questions))
+            results.encode([task.row | answer_of(task, blank, ("",) * task.n if run.explain else None)])
             batch.append((number, task))
         except InputError as error:
             batch.append((number, error))
-        if len(batch) == run.batch_size or sum(pixels.numel() for pixels in reader.seen.values()) > PIXEL_VALUES:
+        if len(batch) == run.batch_size or sum(pixels.numel() for pixels, _ in reader.seen.values()) > PIXEL_VALUES:
             yield batch
             batch, reader.seen = [], {}
     if batch:
@@ -268,15 +326,86 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 def carried(content: dict[str, T]) -> dict[str, T]:
     """The keys of a row that are passed on unread."""
-    own = {"video"} if "candidate" in content or "candidates" in content else set()
-    return {key: value for key, value in content.items() if key not in _READ - own}
+    unread = {"video"} if "candidate" in content or "candidates" in content else set()
+    return {key: value for key, value in content.items() if key not in _READ - unread}
+
+
+# -- answers out -------------------------------------------------------------------------------------------------------
+
+
+def ask(
+    judge: RewardModel, tasks: Sequence[Task], explain: Explain | None = None
+) -> list[dict[str, Any] | RewardDanceError]:
+    """Each task's answer as keys of its row, all asked together; or, for a task that cannot be answered, the error.
+
+    explain: the judge's reasons, if they are wanted. Tasks are asked again by halves until one is alone: it must not
+    take the others with it.
+    """
+    if not tasks:
+        return []
+    try:
+        if explain is not None:
+            return [*_explained(judge, tasks, explain)]
+        return [answer_of(task, margin) for task, margin in zip(tasks, _margins(judge, tasks), strict=True)]
+    except RewardDanceError as error:
+        if len(tasks) == 1:
+            return [error]
+        half = len(tasks) // 2
+        return ask(judge, tasks[:half], explain) + ask(judge, tasks[half:], explain)
+
+
+def _margins(judge: RewardModel, tasks: Sequence[Task]) -> tuple[Float[Tensor, " Q"], ...]:
+    """The margins of each task's questions."""
+    if not tasks:
+        return ()
+    margin = judge([question for task in tasks for question in task.questions]).margin.float().cpu()
+    return margin.split([len(task.questions) for task in tasks])
+
+
+def _explained(judge: RewardModel, tasks: Sequence[Task], explain: Explain) -> Iterator[dict[str, Any]]:
+    """Answers with reasons; in a tournament each candidate's is for its verdict against the best of the others."""
+    tournaments = iter(_margins(judge, [task for task in tasks if task.form == "pairs"]))
+    margins = [next(tournaments) if task.form == "pairs" else None for task in tasks]
+    questions = [
+        task.questions if margin is None else _against_best(task, margin)
+        for task, margin in zip(tasks, margins, strict=True)
+    ]
+    verdict = explain(list(itertools.chain(*questions)))
+    parts = verdict.margin.float().cpu().split([len(part) for part in questions])
+    reasons = iter(verdict.reasons or ())
+    for task, margin, part in zip(tasks, margins, parts, strict=True):
+        yield answer_of(task, part if margin is None else margin, tuple(itertools.islice(reasons, len(part))))
+
+
+def _against_best(task: Task, margin: Float[Tensor, " Q"]) -> list[Question]:
+    """Of a tournament's questions, those of each candidate against the best of the others."""
+    best = rivals(ranked(task.n, margin).order.tolist())
+    return [task.questions[c * (task.n - 1) + r - (r > c)] for c, r in enumerate(best)]
+
+
+def answer_of(task: Task, margin: Float[Tensor, " Q"], reasons: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The answer as keys of the output row, from the margins of the task's questions.
+
+    Of pairs, a candidate's margin is its mean margin against each of the others in both orders; the order is by wins.
+    Otherwise the order is by margin. In both, ties are broken by the lower index.
+    """
+    if task.form == "one":
+        answer = {"probability": Verdict(margin).probability.item(), "margin": margin.item()}
+        return answer | ({"reason": reasons[0]} if reasons else {})
+    order = margin.argsort(descending=True, stable=True)
+    if task.form == "pairs":
+        ranking = ranked(task.n, margin)
+        order, margin = ranking.order, (ranking.margins - ranking.margins.T).sum(1) / (2 * (task.n - 1))
+    probability = Verdict(margin).probability
+    answer = {"probability": probability.tolist(), "margin": margin.tolist(), "order": order.tolist()}
+    return answer | ({"reason": [*reasons]} if reasons else {})
 
 
 def _schema(table: Table, run: ScoreRun) -> pa.Schema:
     """The columns of a Parquet output. Raises InputError where the rows' answers do not go into the same columns."""
     columns = table.columns(_READ)
     kept = carried(columns)
-    if taken := sorted(run.answers & set(kept)):
+    if taken := sorted(run.answer_keys & set(kept)):
         raise InputError(f"{table.path} has a column {taken[0]!r}, where the scores go.", "Give it another name.")
     grouped = "candidates" in columns
     if grouped and "candidate" in columns:
@@ -287,35 +416,7 @@ def _schema(table: Table, run: ScoreRun) -> pa.Schema:
     names = pa.list_(pa.string()) if grouped else pa.string()
     number = pa.list_(pa.float32()) if grouped else pa.float32()
     kept |= {"prompt": pa.string(), "candidates" if grouped else "candidate": names}
-    kept |= dict.fromkeys(("reference", "image", "instruction"), pa.string())
+    named = grouped or "candidate" in columns  # otherwise `image` is the candidate
+    kept |= dict.fromkeys(("reference", *(["image"] if named else []), "instruction"), pa.string())
     kept |= {"probability": number, "margin": number} | ({"order": pa.list_(pa.int32())} if grouped else {})
-    kept |= {REASON: names} if run.explain else {}
-    return pa.schema(kept)
-
-
-def _judge(run: ScoreRun) -> tuple[RewardModel, str, Explain | None]:
-    """The judge, its kind, and how it gives reasons; raises InputError where they are wanted and it gives none."""
-    changes = {name: getattr(run, name) for name in ("kind", "orders", "instruction")}
-    judge = load_reward(run.judge, run.device or "cpu", **{k: v for k, v in changes.items() if v is not None})
-    if run.explain:
-        judge.explain([])
-    return judge, judge.config.kind, judge.explain if run.explain else None
-
-
-def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
-    folder, reference = find_checkpoint(run.judge), run.reference
-    template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
-    paths: dict[str, Any] = {"input": run.input.resolve(), "output": run.output.name, "judge": str(folder.resolve())}
-    paths["reference"] = reference and reference.resolve()
-    seen = {
-        "input_digest": table.digest,
-        "judge_digest": digest_of(folder.rglob("*")),
-        "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
-        "instruction_digest": digest_of([template]) if template.is_file() else "",
-    }
-    return RecordedRun.model_validate(run.model_dump() | paths | seen)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return pa.schema(kept | ({"reason": names} if run.explain else {}))
