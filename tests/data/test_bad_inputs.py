@@ -16,9 +16,10 @@ from bad_media import bad_media, picture
 from sets import as_json, as_parquet, imported, png, put
 
 from rewarddance.data.check import check
+from rewarddance.data.fields import short
 from rewarddance.data.importing import ImportRecipe, import_preferences
 from rewarddance.data.media import as_pixels, inspect_media
-from rewarddance.data.preferences import PreferenceSet
+from rewarddance.data.preferences import KEYS, PreferenceSet
 from rewarddance.errors import InputError
 
 # -- rows of preferences files -----------------------------------------------------------------------------------------
@@ -48,61 +49,45 @@ LINES: dict[str, Any] = {
     "a null byte": b'{"prompt": "p\0"}',
     "empty object": {},
     "digits without end": b'{"share": ' + b"9" * 5000 + b"}",
-    "no prompt": without(GOOD, "prompt"),
-    "null prompt": GOOD | {"prompt": None},
-    "prompt is a number": GOOD | {"prompt": 3},
-    "prompt is a list": GOOD | {"prompt": ["p"]},
-    "prompt is an object": GOOD | {"prompt": {"en": "p"}},
-    "no a": without(GOOD, "media_a"),
-    "no b": without(GOOD, "media_b"),
     "no media": without(GOOD, "media_a", "media_b"),
-    "a is null": GOOD | {"media_a": None},
-    "a is a number": GOOD | {"media_a": 3},
-    "a is a list": GOOD | {"media_a": ["0.png"]},
-    "a is blank": GOOD | {"media_a": " "},
-    "a holds a null byte": GOOD | {"media_a": "0\0.png"},
-    "a is too long a name": GOOD | {"media_a": "x" * 5000},
-    "a is not there": GOOD | {"media_a": "lost.png"},
-    "a is in a folder that is none": GOOD | {"media_a": "0.png/1.png"},
-    "a is a web address": GOOD | {"media_a": "https://example.org/0.png"},
-    "b is not there": GOOD | {"media_b": "../lost.png"},
-    "b is a struct": GOOD | {"media_b": {"path": "1.png"}},
-    "image is not there": GOOD | {"image": "lost.png"},
-    "image is a number": GOOD | {"image": 0},
-    "no share and no label": without(GOOD, "share"),
-    "share is null": GOOD | {"share": None},
-    "share is a word": GOOD | {"share": "most"},
-    "share is true": GOOD | {"share": True},
-    "share is a list": GOOD | {"share": [0.5]},
-    "share is in per cent": GOOD | {"share": 80},
-    "share is below 0": GOOD | {"share": -0.1},
-    "share is nan": b'{"prompt": "p", "media_a": "0.png", "media_b": "1.png", "share": NaN}',
-    "share is infinite": b'{"prompt": "p", "media_a": "0.png", "media_b": "1.png", "share": 1e999}',
-    "share is nan in words": GOOD | {"share": "nan"},
-    "label is c": without(GOOD, "share") | {"label": "c"},
-    "label is A": without(GOOD, "share") | {"label": "A"},
-    "label is a number": without(GOOD, "share") | {"label": 1},
-    "label is a list": without(GOOD, "share") | {"label": ["a"]},
-    "label is blank": without(GOOD, "share") | {"label": ""},
+    "share is nan": json.dumps(GOOD | {"share": float("nan")}).encode(),
+    "share is infinite": json.dumps(GOOD).replace("1.0}", "1e999}").encode(),
+    "reason is half a character": json.dumps(GOOD | {"reason": "\ud800"}).encode(),
     "label against share": GOOD | {"label": "tie"},
-    "criterion is a list": GOOD | {"criterion": ["style"]},
-    "source is an object": GOOD | {"source": {}},
-    "annotator is a fraction": GOOD | {"annotator": 0.5},
-    "reason is a list": GOOD | {"reason": []},
-    "reason is half a character": b'{"prompt": "p", "media_a": "0.png", "media_b": "1.png", "share": 1, '
-    b'"reason": "\\ud800"}',
-    "fps is 0": GOOD | {"fps": 0},
-    "fps is a word": GOOD | {"fps": "fast"},
-    "fps of a is negative": GOOD | {"fps_a": -24},
-    "fps of b is a list": GOOD | {"fps_b": [24]},
     "a score without a picture": {"prompt": "p", "score": 1},
-    "a picture without a score": without(SCORED, "score"),
-    "score is a word": SCORED | {"score": "good"},
-    "score is null": SCORED | {"score": None},
-    "score is nan": SCORED | {"score": "nan"},
     "a scored picture that is not there": SCORED | {"media": "lost.png"},
     "a score and a pair": GOOD | SCORED,
 }
+LINES |= {f"no {key}": without(GOOD, key) for key in GOOD} | {"a picture without a score": without(SCORED, "score")}
+WRONG: dict[str, list[Any]] = {
+    "prompt": [None, 3, ["p"], {"en": "p"}],
+    "media_a": [
+        None,
+        3,
+        ["0.png"],
+        "",
+        " ",
+        "0\0.png",
+        "lost.png",
+        "0.png/1.png",
+        "https://example.org/0.png",
+        "x" * 5000,
+    ],
+    "media_b": ["../lost.png", {"path": "1.png"}],
+    "image": ["lost.png", 0],
+    "share": [None, "most", True, [0.5], 80, -0.1, "nan"],
+    "criterion": [["style"]],
+    "source": [{}],
+    "annotator": [0.5],
+    "reason": [[], 3.5],
+    "reason_swapped": [["no"]],
+    "fps": [0, -8, "fast"],
+    "fps_a": [-24, "fast"],
+    "fps_b": [[24]],
+}
+LINES |= {f"{key} is {short(value)}": GOOD | {key: value} for key, values in WRONG.items() for value in values}
+LINES |= {f"label is {label}": without(GOOD, "share") | {"label": label} for label in ("c", "A", 1, ["a"], "")}
+LINES |= {f"score is {score}": SCORED | {"score": score} for score in ("good", None, "nan")}
 
 
 def encoded(line: Any) -> bytes:
@@ -124,6 +109,8 @@ def test_a_bad_row_of_a_preferences_file_is_named_and_counted(root, case):
         PreferenceSet(path)
     assert f"line 2 of the preferences file {path} cannot be used: " in error.value.what
     assert error.value.remedy and len(error.value.what) < 6000
+    field = case.split(" is ")[0]
+    assert field not in KEYS or f"cannot be used: {field} " in error.value.what
     found = check([path])["files"][str(path)]
     assert (found["pairs"], found["broken"], found["faults"][0]["line"]) == (2, 1, 2)
 
@@ -132,18 +119,13 @@ def test_a_bad_row_of_a_preferences_file_is_named_and_counted(root, case):
 
 PIC = {"bytes": png(1), "path": None}
 TURN = [{"role": "user", "content": "<image><image>a fox"}, {"role": "assistant", "content": "A"}]
+TWO_PICTURES = [["text", "p"], ["image", "0.png"], ["image", "1.png"]]
 RECORDS: dict[str, dict] = {
     "hpdv3": {"prompt": "p", "path1": "0.png", "path2": "1.png", "choice_dist": [3, 1], "confidence": 0.9},
     "hpdv2": {"prompt": "p", "image_path": ["0.png", "1.png", "2.png"], "rank": [1, 2, 3]},
     "imagerewarddb": {"prompt": "p", "generations": ["0.png", "1.png"], "ranking": [1, 2]},
-    "pickapic-v2": {
-        "caption": "p",
-        "jpg_0": png(1),
-        "jpg_1": png(2),
-        "label_0": 1.0,
-        "label_1": 0.0,
-        "has_label": True,
-    },
+    "pickapic-v2": {"caption": "p", "jpg_0": png(1), "jpg_1": png(2), "label_0": 1.0, "label_1": 0.0}
+    | {"has_label": True},
     "videogen-rewardbench": {"prompt": "p", "path_A": "0.png", "path_B": "1.png", "Overall": "A", "fps_A": 8},
     "rapidata": {"prompt": "p", "file_name1": "0.png", "file_name2": "1.png"}
     | {"weighted_results1_Preference": 0.5, "weighted_results2_Preference": 0.5},
@@ -154,169 +136,94 @@ RECORDS: dict[str, dict] = {
     | {f"response_{s}": {"response_content": [["image", f"{n}.png"]]} for n, s in enumerate("ab")},
     "messages": {"messages": TURN, "images": ["0.png", "1.png"]},
 }
-BAD: dict[str, list[dict]] = {
-    "hpdv3": [
-        {"prompt": None},
-        {"prompt": " "},
-        {"prompt": 5},
-        {"prompt": "half \ud83d"},
-        {"prompt": "null \0"},
-        {"path1": None},
-        {"path1": ""},
-        {"path1": 17},
-        {"path1": "lost.png"},
-        {"path1": "https://example.org/1.png"},
-        {"path1": "x" * 5000},
-        {"path1": "0\0.png"},
-        {"path1": "\ud800.png"},
-        {"path2": ["1.png"]},
-        {"path2": {}},
-        {"choice_dist": [0, 0]},
-        {"choice_dist": [1]},
-        {"choice_dist": [1, 2, 3]},
-        {"choice_dist": [-1, 3]},
-        {"choice_dist": ["many", "few"]},
-        {"choice_dist": "[3, 1"},
-        {"choice_dist": {"a": 3}},
-        {"choice_dist": [True, False]},
-        {"choice_dist": 3},
-    ],
-    "hpdv2": [
-        {"image_path": None},
-        {"image_path": []},
-        {"image_path": ["0.png"], "rank": [1]},
-        {"image_path": "0.png"},
-        {"image_path": ["0.png", None, "2.png"]},
-        {"image_path": ["0.png"] * 65, "rank": list(range(65))},
-        {"rank": None},
-        {"rank": [1, 2]},
-        {"rank": "123"},
-        {"rank": [1, 2, "last"]},
-        {"raw_annotations": [{"rank": [1, 2]}]},
-        {"raw_annotations": [{"rank": "1 2 3"}]},
-        {"raw_annotations": 3},
-        {"human_preference": [1, 1, 0]},
-        {"human_preference": [1, 1], "image_path": ["0.png", "1.png"]},
-        {"human_preference": 1},
-    ],
-    "imagerewarddb": [
-        {"generations": None},
-        {"generations": ["0.png"], "ranking": [1]},
-        {"ranking": None},
-        {"ranking": [1]},
-        {"ranking": ["best", "worst"]},
-        {"ranking": [1, None]},
-        {"generations": ["0.png", 5]},
-    ],
-    "pickapic-v2": [
-        {"caption": None},
-        {"caption": ""},
-        {"jpg_0": None},
-        {"jpg_0": b""},
-        {"jpg_1": b"no picture"},
-        {"jpg_1": picture()[:100]},
-        {"has_label": False},
-        {"label_0": None},
-        {"label_0": 0.0},
-        {"label_1": -1.0},
-        {"label_0": float("nan")},
-        {"label_0": float("inf")},
-    ],
-    "videogen-rewardbench": [
-        {"path_A": None},
-        {"path_B": "lost.mp4"},
-        {"Overall": None},
-        {"Overall": "C"},
-        {"Overall": 1},
-        {"VQ": "better"},
-        {"fps_A": -1},
-        {"fps_A": "fast"},
-        {"fps_A": True},
-        {"prompt": ["p"]},
-    ],
-    "rapidata": [
-        {"file_name1": None},
-        {"file_name2": "https://assets.rapidata.ai/x/lost.mp4"},
-        {"weighted_results1_Preference": None},
-        {"weighted_results2_Preference": None},
-        {"weighted_results1_Preference": 0.0, "weighted_results2_Preference": 0.0},
-        {"weighted_results1_Preference": "half"},
-        {"weighted_results2_Preference": -0.5},
-        {"prompt_asset": {"bytes": b"", "path": ""}},
-        {"prompt_asset": {"bytes": b"no picture", "path": ""}},
-    ],
-    "genai-bench": [
-        {"vote_type": None},
-        {"vote_type": "upvote"},
-        {"vote_type": 1},
-        {"left_image": None},
-        {"right_image": {"bytes": b"GIF89a"}},
-        {"prompt": None},
-        {"HumanRatings": "5"},
-        {"HumanRatings": {"m": [5]}},
-        {"HumanRatings": {"m": []}, "Prompt": "p", "m": PIC},
-        {"HumanRatings": {"m": ["good"]}, "Prompt": "p", "m": PIC},
-        {"HumanRatings": {"m": [5]}, "Prompt": "p"},
-        {"HumanRatings": {}, "Prompt": "p"},
-    ],
-    "omnirewardbench": [
-        {"response1": "A poem about a fox."},
-        {"response2": "song.wav"},
-        {"response1": None},
-        {"criteria": None},
-        {"criteria_preference": None},
-        {"criteria_preference": "response3"},
-        {"image": {"bytes": b"no picture", "path": "x.png"}},
-    ],
-    "mmrb2": [
-        {"prompt_content": None},
-        {"prompt_content": []},
-        {"prompt_content": [["image", "0.png"]]},
-        {"prompt_content": [["sound", "a.wav"], ["text", "p"]]},
-        {"prompt_content": ["p"]},
-        {"prompt_content": [["text", "p"], ["image", "0.png"], ["image", "1.png"]]},
-        {"response_a": None},
-        {"response_a": []},
-        {"response_b": {"response_content": []}},
-        {"response_b": {"response_content": [["text", "Here it is."], ["image", "1.png"]]}},
-        {"response_b": {"response_content": [["image", "lost.png"]]}},
-        {"chosen": None},
-        {"chosen": "C"},
-    ],
-    "messages": [
-        {"messages": None},
-        {"messages": "a fox"},
-        {"messages": ["a fox"]},
-        {"messages": [{"role": "user", "content": 5}]},
-        {"messages": [{"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "A"}]},
-        {"messages": [TURN[0], {"role": "assistant", "content": "I cannot say."}]},
-        {"messages": [TURN[0], {"role": "assistant", "content": "Image 1 is not better"}]},
-        {
-            "messages": [
-                TURN[0],
-                {"role": "assistant", "content": "Image 1 is better in colour, image 2 is better in form."},
-            ]
-        },
-        {"messages": TURN[:1]},
-        {"images": None},
-        {"images": []},
-        {"images": ["0.png"]},
-        {"images": ["0.png", "1.png", "2.png"]},
-        {"images": ["0.png", "lost.png"]},
-        {"rejected_images": ["0.png"]},
-        {"label": 3},
-        {"label": "good", "images": ["0.png"]},
-    ],
+WRONG_FIELDS: dict[str, dict[str, list[Any]]] = {
+    "hpdv3": {
+        "prompt": [None, " ", 5, "half \ud83d", "null \0"],
+        "path1": [None, "", 17, "lost.png", "https://example.org/1.png", "x" * 5000, "0\0.png", "\ud800.png"],
+        "path2": [["1.png"], {}],
+        "choice_dist": [[0, 0], [1], [1, 2, 3], [-1, 3], ["many", "few"], "[3, 1", {"a": 3}, [True, False], 3],
+    },
+    "hpdv2": {
+        "image_path": [None, [], "0.png", ["0.png", None, "2.png"]],
+        "rank": [None, [1, 2], "123", [1, 2, "last"]],
+        "raw_annotations": [[{"rank": [1, 2]}], [{"rank": "1 2 3"}], 3],
+        "human_preference": [[1, 1, 0], 1],
+    },
+    "imagerewarddb": {
+        "generations": [None, ["0.png", 5]],
+        "ranking": [None, [1], ["best", "worst"], [1, None]],
+    },
+    "pickapic-v2": {
+        "caption": [None, ""],
+        "jpg_0": [None, b""],
+        "jpg_1": [b"no picture", picture()[:100]],
+        "has_label": [False],
+        "label_0": [None, 0.0, float("nan"), float("inf")],
+        "label_1": [-1.0],
+    },
+    "videogen-rewardbench": {
+        "path_A": [None],
+        "path_B": ["lost.mp4"],
+        "Overall": [None, "C", 1],
+        "VQ": ["better"],
+        "fps_A": [-1, "fast", True],
+        "prompt": [["p"]],
+    },
+    "rapidata": {
+        "file_name1": [None],
+        "file_name2": ["https://assets.rapidata.ai/x/lost.mp4"],
+        "weighted_results1_Preference": [None, "half"],
+        "weighted_results2_Preference": [None, -0.5],
+        "prompt_asset": [{"bytes": b"", "path": ""}, {"bytes": b"no picture", "path": ""}],
+    },
+    "genai-bench": {
+        "vote_type": [None, "upvote", 1],
+        "left_image": [None],
+        "right_image": [{"bytes": b"GIF89a"}],
+        "prompt": [None],
+        "HumanRatings": ["5", {"m": [5]}],
+    },
+    "omnirewardbench": {
+        "response1": ["A poem about a fox.", None],
+        "response2": ["song.wav"],
+        "criteria": [None],
+        "criteria_preference": [None, "response3"],
+        "image": [{"bytes": b"no picture", "path": "x.png"}],
+    },
+    "mmrb2": {
+        "prompt_content": [None, [], ["p"], [["image", "0.png"]], [["sound", "a.wav"], ["text", "p"]], TWO_PICTURES],
+        "response_a": [None, []],
+        "response_b": [
+            {"response_content": content}
+            for content in ([], [["text", "Here it is."], ["image", "1.png"]], [["image", "lost.png"]])
+        ],
+        "chosen": [None, "C"],
+    },
+    "messages": {
+        "messages": [None, "a fox", ["a fox"], [{"role": "user", "content": 5}], TURN[:1]]
+        + [[TURN[0] | {"content": "<image><image>"}, TURN[1]]]
+        + [[TURN[0], TURN[1] | {"content": text}] for text in ("I cannot say.", "Image 1 is not better")]
+        + [[TURN[0], TURN[1] | {"content": "Image 1 is better in colour, image 2 is better in form."}]],
+        "images": [None, [], ["0.png"], ["0.png", "1.png", "2.png"], ["0.png", "lost.png"]],
+        "rejected_images": [["0.png"]],
+        "label": [3],
+    },
 }
+BAD = {name: [{f: v} for f, values in fields.items() for v in values] for name, fields in WRONG_FIELDS.items()}
+BAD["hpdv2"] += [{"image_path": ["0.png"] * n, "rank": list(range(n))} for n in (1, 65)]
+BAD["hpdv2"] += [{"human_preference": [1, 1], "image_path": ["0.png", "1.png"]}]
+BAD["imagerewarddb"] += [{"generations": ["0.png"], "ranking": [1]}]
+BAD["rapidata"] += [{"weighted_results1_Preference": 0.0, "weighted_results2_Preference": 0.0}]
+BAD["genai-bench"] += [{"HumanRatings": {"m": rating}, "Prompt": "p", "m": PIC} for rating in ([], ["good"])]
+BAD["genai-bench"] += [{"HumanRatings": ratings, "Prompt": "p"} for ratings in ({"m": [5]}, {})]
+BAD["messages"] += [{"label": "good", "images": ["0.png"]}]
 CASES = [(name, number) for name, changes in BAD.items() for number in range(len(changes))]
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
 def test_a_bad_record_of_a_public_set_goes_to_quarantine_and_the_others_do_not(root, tmp_path, name, number):
     good, bad = RECORDS[name], RECORDS[name] | BAD[name][number]
-    if name == "pickapic-v2" or b"bytes" in pickle.dumps(
-        bad
-    ):  # files of their own: one would have to give all rows the same columns
+    if name == "pickapic-v2" or b"bytes" in pickle.dumps(bad):  # one file would give all rows the same columns
         files = [as_parquet(tmp_path / f"{n}.parquet", [row]) for n, row in enumerate((good, bad, good))]
     else:
         records = [good, bad, good]

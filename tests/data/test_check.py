@@ -56,7 +56,7 @@ def test_parquet_is_checked_like_jsonl(folder):
     assert text[0] == text[1]
 
 
-def test_a_pair_is_double_in_either_order_and_not_by_another_annotator_or_criterion(folder):
+def test_a_pair_is_double_in_either_order_but_not_by_another_annotator(folder):
     rows = [
         row("a cat", 0, 1),
         row("a cat", 1, 0),
@@ -106,12 +106,8 @@ def test_broken_rows_and_media_are_named_and_the_rest_is_counted(folder):
         file.write("{\n")
     report = check([path])["files"][str(path)]
     assert (report["rows"], report["pairs"], report["broken"]) == (5, 1, 4)
-    assert [(fault["line"], fault["field"]) for fault in report["faults"]] == [
-        (2, "media_b"),
-        (3, ""),
-        (4, "share"),
-        (5, ""),
-    ]
+    faults = [(fault["line"], fault["field"]) for fault in report["faults"]]
+    assert faults == [(2, "media_b"), (3, ""), (4, "share"), (5, "")]
     assert "6.png cannot be read" in report["faults"][1]["reason"]
     assert check([path], decode=False)["files"][str(path)]["broken"] == 3
 

@@ -38,7 +38,7 @@ def test_a_step_logs_medians_robust_deviations_and_distances():
     assert figures["diversity_within"] == pytest.approx(0.1) and figures["diversity_across"] == pytest.approx(0.2)
 
 
-def test_a_group_of_one_picture_four_times_has_collapsed_and_one_of_four_has_not():
+def test_a_group_of_one_picture_has_collapsed_and_one_of_four_has_not():
     rng = torch.Generator().manual_seed(0)
     same = torch.rand(1, 1, 3, 16, 16, generator=rng).expand(4, 1, 3, 16, 16)
     others = torch.rand(4, 1, 3, 16, 16, generator=rng)

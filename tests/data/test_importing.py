@@ -32,7 +32,7 @@ def hpdv3(root: Path, n: int, prompts: int = 10) -> Path:
 # -- quarantine --------------------------------------------------------------------------------------------------------
 
 
-def test_a_broken_row_goes_to_quarantine_with_its_reason_and_the_others_are_written(tmp_path):
+def test_a_broken_row_goes_to_quarantine_and_the_others_are_written(tmp_path):
     path = hpdv3(tmp_path, 6)
     records = json.loads(path.read_text())
     del records[1]["prompt"]
@@ -42,12 +42,8 @@ def test_a_broken_row_goes_to_quarantine_with_its_reason_and_the_others_are_writ
     as_json(path, records)
     found, broken = imported("hpdv3", path)
     assert [row["prompt"] for row in found] == ["Prompt 0", "Prompt 5"]
-    assert [(row["row"], row["field"]) for row in broken] == [
-        (2, "prompt"),
-        (3, "path2"),
-        (4, "choice_dist"),
-        (5, "path1"),
-    ]
+    fields = [(row["row"], row["field"]) for row in broken]
+    assert fields == [(2, "prompt"), (3, "path2"), (4, "choice_dist"), (5, "path1")]
     assert broken[0]["reason"] == "prompt is missing."
     assert "images/lost.png is not in" in broken[1]["reason"] and "--media-root" in broken[1]["remedy"]
     assert "it is a web page" in broken[3]["reason"] and {row["file"] for row in broken} == {str(path)}
@@ -88,16 +84,15 @@ def test_what_pyav_would_be_needed_for_is_no_fault_of_a_row(tmp_path, monkeypatc
 # -- splits ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_split_is_by_prompt_whatever_its_case_and_spacing_and_the_same_every_time(tmp_path):
+def test_a_split_is_by_prompt_whatever_its_case_and_spacing(tmp_path):
     path = hpdv3(tmp_path, 120, prompts=40)
     records = json.loads(path.read_text())
     for record in records[::3]:
         record["prompt"] = f"  {record['prompt'].upper()}. "
     as_json(path, records)
     split = parse_split("train=0.7, test=0.2,val=0.1")
-    result = import_preferences(
-        ImportRecipe(name="hpdv3", files=(path,), output=tmp_path / "out" / "p.jsonl", split=split)
-    )
+    recipe = ImportRecipe(name="hpdv3", files=(path,), output=tmp_path / "out" / "p.jsonl", split=split)
+    result = import_preferences(recipe)
     parts = {part: lines(tmp_path / "out" / f"p.{part}.jsonl") for part in split}
     assert sum(map(len, parts.values())) == 120 == sum(result["rows"].values())
     prompts = {part: {row["prompt"].strip(" .").lower() for row in rows} for part, rows in parts.items()}
@@ -136,12 +131,8 @@ def test_parquet_holds_the_same_rows_and_several_files_are_one_set(tmp_path):
     expected, _ = imported("hpdv3", first, second, output=tmp_path / "out" / "p.jsonl")
     found = PreferenceSet(output)
     assert [found.row(i).written(tmp_path / "out") for i in range(75)] == expected
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "p.jsonl",
-        "p.jsonl.import.json",
-        "p.parquet",
-        "p.parquet.import.json",
-    ]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["p.jsonl", "p.jsonl.import.json", "p.parquet", "p.parquet.import.json"]
 
 
 def test_one_criterion_is_kept_and_the_rest_counted(tmp_path):
@@ -255,9 +246,7 @@ def test_the_two_commands_of_the_readme_make_a_judge_from_a_public_set(tmp_path,
 
 def test_train_refuses_what_is_for_evaluation_only(tmp_path):
     put(tmp_path, "images/a.png", "images/b.png")
-    response = {
-        side: {"response_content": [["image", f"images/{side[-1]}.png"]]} for side in ("response_a", "response_b")
-    }
+    response = {f"response_{side}": {"response_content": [["image", f"images/{side}.png"]]} for side in "ab"}
     pair = {"prompt_content": [["text", "a lamp"]], "chosen": "A"} | response
     imported("mmrb2", as_json(tmp_path / "t2i.json", {"pairs": [pair] * 4}), output=tmp_path / "bench.jsonl")
     recipe = {"preferences": str(tmp_path / "bench.jsonl"), "output": str(tmp_path / "run")}

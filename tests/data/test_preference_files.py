@@ -60,36 +60,6 @@ def test_a_label_is_a_share(path, label, share):
 GOOD = {"prompt": "p", "media_a": "p_media/000000_a.png", "media_b": "p_media/000000_b.png", "share": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"prompt": "p", ', "the line is no JSON object"),
-        ("[1, 2]", "the line is no JSON object: it is list"),
-        ("7", "the line is no JSON object: it is int"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "prompt"}), "prompt is missing"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "media_b"}), "media_b is missing"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "share"}), "share is missing, and label too"),
-        (json.dumps(GOOD | {"share": "many"}), "share is 'many', which is no number"),
-        (json.dumps(GOOD | {"share": None}), "share is missing"),
-        (json.dumps(GOOD | {"share": 1.5}), "share is 1.5; it lies in 0 to 1"),
-        (json.dumps(GOOD | {"share": float("nan")}), "share is nan"),
-        (json.dumps(GOOD | {"prompt": 3}), "prompt is 3, which is no text"),
-        (json.dumps(GOOD | {"media_a": 3}), "media_a is 3, which is no path"),
-        (json.dumps(GOOD | {"media_a": "lost.png"}), "lost.png, which is not there"),
-        (json.dumps(GOOD | {"media_a": ""}), "media_a is '', which is no path"),
-        (json.dumps({k: v for k, v in GOOD.items() if k != "share"} | {"label": "c"}), "label is 'c'"),
-        (json.dumps(GOOD | {"label": "a"}), "label is 'a', but share is 1"),
-        ("\xff\xfe", "the line is no JSON object"),
-    ],
-)
-def test_a_broken_line_is_an_error_that_names_file_line_and_fault(path, line, said):
-    path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line.encode("latin-1") + b"\n")
-    with pytest.raises(InputError) as caught:
-        PreferenceSet(path)
-    assert f"line 2 of the preferences file {path}" in caught.value.what
-    assert said in caught.value.what and caught.value.remedy
-
-
 def test_an_empty_file_is_an_error(path):
     path.write_text("")
     with pytest.raises(InputError, match=f"{path} is empty"):
@@ -118,25 +88,6 @@ def test_reasons_and_conditions_come_back_as_they_were_written(tmp_path):
     assert (found.reason, found.reason_swapped) == (told.reason, told.reason_swapped)
     assert found.prompt.image is not None and torch.equal(found.prompt.image, source)
     assert other.prompt.image is None and other.reason == other.reason_swapped == ""
-
-
-@pytest.mark.parametrize(
-    ("extra", "said"),
-    [
-        ({"reason": 3.5}, "reason is 3.5, which is no text"),
-        ({"reason_swapped": ["no"]}, "reason_swapped is .*, which is no text"),
-        ({"image": "gone.png"}, "which is not there"),
-        ({"image": 3}, "image is 3, which is no path"),
-        ({"fps": -8}, "fps is -8; frames a second are above 0"),
-        ({"fps_a": "fast"}, "fps_a is 'fast', which is no number"),
-        ({"criterion": ["style"]}, "criterion is .*, which is no text"),
-        ({"media": "p_media/000000_a.png", "score": 1}, "media stands beside media_a or media_b"),
-    ],
-)
-def test_a_reason_or_condition_that_cannot_be_used_is_an_error(path, extra, said):
-    path.write_text(json.dumps(GOOD | extra) + "\n")
-    with pytest.raises(InputError, match=said):
-        PreferenceSet(path)
 
 
 # -- what else a row can hold ------------------------------------------------------------------------------------------

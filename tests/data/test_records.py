@@ -43,7 +43,7 @@ def test_other_kinds_of_files_give_the_same_records(tmp_path):
     assert [row.content for row in read_records(tmp_path / "a.tsv")] == [{"n": "1", "text": "a, b"}]
 
 
-def test_wherever_an_array_breaks_off_what_stands_before_is_read_and_the_end_is_said(tmp_path):
+def test_of_an_array_that_breaks_off_what_stands_before_is_read(tmp_path):
     path, text = tmp_path / "a.json", json.dumps(ROWS[:6])
     for cut in range(1, len(text) - 1, 7):
         path.write_text(text[:cut])
@@ -51,6 +51,13 @@ def test_wherever_an_array_breaks_off_what_stands_before_is_read_and_the_end_is_
         assert [row.content for row in before] == ROWS[: len(before)]
         assert isinstance(last.content, InputError) and "broken from here on" in last.content.what
         assert last.number in (len(before), len(before) + 1) or last.number == 1
+
+
+def test_odd_values_in_an_array_break_no_other_record(tmp_path):
+    rows = [{"n": float("inf")}, {"n": 10**30}, {"n": "half \ud83d"}, {"n": 1.0}]
+    (tmp_path / "a.json").write_text(json.dumps(rows).replace("1.0", '1e400, "m": NaN'))
+    *before, last = [row.content for row in read_records(tmp_path / "a.json")]
+    assert before == rows[:3] and last["n"] == float("inf") and last["m"] != last["m"]
 
 
 @pytest.mark.parametrize("text", ["", " \n", "17", '"text"', "null", "<html>"])
@@ -79,6 +86,5 @@ def test_lines_of_a_csv_that_cannot_be_read_are_named_and_the_others_come(tmp_pa
         {"a": "5", "b": "6"},
     ]
     said = [row.content.what for row in found if isinstance(row.content, InputError)]
-    assert [word in text for word, text in zip(("1 values", "3 values", "not UTF-8", "no CSV"), said, strict=True)] == [
-        True
-    ] * 4
+    for word, text in zip(("1 values", "3 values", "not UTF-8", "no CSV"), said, strict=True):
+        assert word in text

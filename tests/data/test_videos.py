@@ -97,7 +97,7 @@ def uneven(path: Path, times: list[int]) -> Path:
     return path
 
 
-def test_of_a_video_whose_frames_come_unevenly_those_of_evenly_spaced_moments_are_read(tmp_path):
+def test_of_uneven_frames_those_of_evenly_spaced_moments_are_read(tmp_path):
     file = uneven(tmp_path / "uneven.mkv", [0, 1, 2, 3, 4, 5, 6, 14])  # the last but one stands a second
     assert levels(read_video(file, max_frames=3)) == [2, 6, 6]
 
@@ -254,8 +254,3 @@ def test_a_folder_without_frames_or_with_frames_of_two_sizes_is_refused(tmp_path
     grey(0, (8, 8)).save(tmp_path / "1.png")
     with pytest.raises(InputError, match="frames of different sizes"):
         read_video(tmp_path)
-
-
-def test_bytes_that_are_no_picture_are_refused_under_the_name_they_were_given():
-    with pytest.raises(InputError, match=r"candidate 3 cannot be decoded"):
-        as_pixels(b"nothing", "candidate 3")

@@ -38,7 +38,7 @@ def import_data(
     the reason to OUTPUT.quarantine.jsonl, and the exit code is 1.
     """
     quiet()
-    from rewarddance.data.importing import ImportRecipe, import_preferences, quarantined
+    from rewarddance.data.importing import ImportRecipe, import_preferences, quarantine_lines
     from rewarddance.data.splits import parse_split
 
     recipe = ImportRecipe(
@@ -53,7 +53,7 @@ def import_data(
     result = import_preferences(recipe)
     print_json(result)
     if result["quarantined"]:
-        for sentence in quarantined(result):
+        for sentence in quarantine_lines(result):
             typer.echo(sentence, err=True)
         raise typer.Exit(1)
 

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from rewarddance.data.fields import Fault, digest_of, normal
+from rewarddance.data.fields import Fault, fingerprint, normal
 from rewarddance.data.media import inspect_media
 from rewarddance.data.preferences import KEYS, PreferenceRow, ScoredRow, open_preferences, parse_row
 from rewarddance.data.prompts import read_prompts
@@ -37,7 +37,7 @@ def check(files: Sequence[Path], benchmark: Path | None = None, decode: bool = T
     if len(set(names)) < len(names):
         raise InputError("a file is named twice.", "Name each file once.")
     prompts = [] if benchmark is None else read_prompts(benchmark)
-    wanted = {digest_of(normal(prompt.text)): prompt.text for prompt in prompts}
+    wanted = {fingerprint(normal(prompt.text)): prompt.text for prompt in prompts}
     places = Places(names)
     reports = {name: _read(Path(name), number, places, wanted, decode) for number, name in enumerate(names)}
     media = places.distinct("media")
@@ -143,18 +143,18 @@ def _read(path: Path, number: int, places: Places, wanted: dict[bytes, str], dec
         except InputError as error:
             tally.refuse(line, error)
             continue
-        prompt = digest_of(normal(row.prompt))
+        prompt = fingerprint(normal(row.prompt))
         places.add("prompt", prompt, number, line)
         if prompt in wanted:
             places.seen[prompt] += 1
         for file, digest in zip(media, digests, strict=True):
-            places.add("media", digest, number, line, digest_of(os.path.abspath(file)))
+            places.add("media", digest, number, line, fingerprint(os.path.abspath(file)))
         if row.annotator:
-            places.add(f"annotator {number}", digest_of(row.annotator), number, line)
+            places.add(f"annotator {number}", fingerprint(row.annotator), number, line)
         tally.add(row, content, alike=isinstance(row, PreferenceRow) and digests[0] == digests[1])
         if isinstance(row, PreferenceRow):  # whichever of the two stands first
             digests[:2] = sorted(digests[:2])
-        places.add("row", digest_of(row.prompt, b"".join(digests), row.criterion, row.annotator), number, line)
+        places.add("row", fingerprint(row.prompt, b"".join(digests), row.criterion, row.annotator), number, line)
     return tally.report(places.distinct(f"annotator {number}"))
 
 

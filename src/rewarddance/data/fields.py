@@ -46,12 +46,12 @@ def as_number(value: Any, name: str) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise TypeError
-        found = float(value)
+        converted = float(value)
     except (TypeError, ValueError, OverflowError):
         raise Fault(name, f"is {short(value)}, which is no number") from None
-    if not math.isfinite(found):
-        raise Fault(name, f"is {found}, which is no finite number")
-    return found
+    if not math.isfinite(converted):
+        raise Fault(name, f"is {converted}, which is no finite number")
+    return converted
 
 
 def optional_text(record: Mapping[str, Any], name: str) -> str:
@@ -96,11 +96,11 @@ def normal(prompt: str) -> str:
 
 def short(value: Any) -> str:
     """A value as it may stand in a sentence."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
-def digest_of(*parts: str | bytes) -> bytes:
+def fingerprint(*parts: str | bytes) -> bytes:
     """A digest of 16 bytes of the parts. Equal parts have equal digests, and others do not in practice."""
     digest = blake2b(digest_size=16)
     for part in parts:

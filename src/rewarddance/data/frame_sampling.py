@@ -14,7 +14,7 @@ from rewarddance.errors import InputError
 from rewarddance.types import Pixels
 
 _UNEVEN = 1.5
-"""How much longer than the shortest a frame is shown, from which on they come unevenly: less is rounding."""
+"""Frames come unevenly where one lasts so many times as long as another; less is rounding."""
 
 
 def spread(total: int, wanted: int) -> list[int]:

@@ -190,8 +190,8 @@ def natural_order(path: Path) -> tuple[list[str | int], str]:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures right in a folder, by their suffix, in natural order; hidden files are left out."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
-    return sorted(found, key=natural_order)
+    files = (path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".")
+    return sorted(files, key=natural_order)
 
 
 def _read_folder(folder: Path, max_frames: int) -> Pixels:
@@ -261,7 +261,7 @@ def _why(error: Exception, media: Path | bytes) -> str:
 
 
 def _is_video(file: File, named_so: bool) -> bool:
-    """Is this for PyAV? What Pillow knows is Pillow's, whatever its name: PyAV would read it without alpha and EXIF."""
+    """Does PyAV read it? What Pillow can read is left to Pillow, since PyAV ignores alpha and EXIF."""
     head = file.read(12)
     file.seek(0)
     marked = head[4:8] == b"ftyp" or head[:4] == EBML or (head[:4], head[8:]) == (b"RIFF", b"AVI ")
@@ -277,7 +277,7 @@ def _is_video(file: File, named_so: bool) -> bool:
 
 
 def _refuse_mode(picture: Image.Image) -> None:
-    """Raise where nobody says which value is white: floats, and whole numbers of more than 16 bits."""
+    """Raise where it is not known which value is white: floats, and whole numbers of more than 16 bits."""
     if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):
         raise ValueError("its values are 32-bit numbers without a scale; give 8 or 16 bits a channel")
     if picture.mode in ("HSV", "LAB"):

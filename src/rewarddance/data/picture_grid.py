@@ -1,7 +1,8 @@
-"""Labelled grids of pictures, a prompt a row: what a person looks at while a generator is trained."""
+"""Labelled grids of pictures, a prompt a row, for people who follow the training of a generator."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,19 +26,19 @@ def grid(labels: Sequence[str], rows: Sequence[Sequence[Tensor]]) -> Pixels:
     Videos play beside one another: T is the longest one's, and the others rest on their last frame.
     """
     cells = [[[_fitted(frame) for frame in as_images(pixels)] for pixels in row] for row in rows]
-    every = [frames for row in cells for frames in row]
-    wide, high = max(frames[0].width for frames in every), max(frames[0].height for frames in every)
+    videos = [frames for row in cells for frames in row]
+    wide, high = max(frames[0].width for frames in videos), max(frames[0].height for frames in videos)
     size = LABEL + max(map(len, cells)) * (wide + _GAP), len(cells) * (high + _GAP) + _GAP
-    made = []
-    for t in range(max(map(len, every))):
+    sheets = []
+    for t in range(max(map(len, videos))):
         sheet = Image.new("RGB", size, "white")
         for y, (label, row) in enumerate(zip(labels, cells, strict=True)):
             top = _GAP + y * (high + _GAP)
             ImageDraw.Draw(sheet).text((6, top), _wrapped(label, high), "black", _font(), spacing=_LINE - _TEXT)
             for x, frames in enumerate(row):
                 sheet.paste(frames[min(t, len(frames) - 1)], (LABEL + x * (wide + _GAP), top))
-        made.append(as_pixels(sheet))
-    return torch.cat(made)
+        sheets.append(as_pixels(sheet))
+    return torch.cat(sheets)
 
 
 def write_grid(pixels: Pixels, path: Path) -> None:
@@ -63,19 +64,7 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 def _wrapped(label: str, high: int) -> str:
     """The label in lines that fit beside a picture of this height; what does not fit ends in three dots."""
-    font, lines, words = _font(), [""], label.split()
-    while words:
-        word = words.pop(0)
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= LABEL - 16:
-            lines[-1] = longer
-        elif lines[-1]:
-            lines.append("")
-            words.insert(0, word)
-        else:  # a word wider than the column, or a language without spaces
-            fits = next(n for n in range(len(word), 0, -1) if n == 1 or font.getlength(word[:n]) <= LABEL - 16)
-            lines[-1:] = [word[:fits], ""]
-            words[:0] = [word[fits:]] if word[fits:] else []
-    lines = [line for line in lines if line]
-    most = max(1, high // _LINE)
-    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][:-3].rstrip() + "..."])
+    font = _font()
+    widths = range(LABEL // 5, 3, -1)  # characters a line: as many as the widest line allows
+    wrapped = (textwrap.wrap(label, width, max_lines=max(1, high // _LINE), placeholder="...") for width in widths)
+    return "\n".join(next(lines for lines in wrapped if all(font.getlength(line) <= LABEL - 16 for line in lines)))

@@ -47,7 +47,7 @@ _NEIGHBOURS = 8
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """One comparison of a preferences file, media not yet read."""
+    """One comparison of a preferences file, media not yet read. Fields are those of the file, and of `Preference`."""
 
     prompt: str
     media_a: Path
@@ -90,7 +90,7 @@ class PreferenceRow:
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One picture or video with a score, not yet read. Scores are compared within one prompt, criterion and source."""
+    """One picture or video with a score, not yet read. Scores are compared where `comparable` is the same."""
 
     prompt: str
     media: Path
@@ -104,14 +104,23 @@ class ScoredRow:
     def against(self, other: ScoredRow) -> PreferenceRow:
         """This as a and the other as b. Of unknown units, the scores say which is better and not by how much."""
         share = 0.5 if self.score == other.score else float(other.score > self.score)
-        both = (self.prompt, self.media, other.media, share, self.source, self.image)
-        seen_by = {"criterion": self.criterion, "annotator": self.annotator}
-        return PreferenceRow(*both, **seen_by, fps_a=self.fps, fps_b=other.fps)
+        return PreferenceRow(
+            self.prompt,
+            self.media,
+            other.media,
+            share,
+            self.source,
+            self.image,
+            criterion=self.criterion,
+            annotator=self.annotator,
+            fps_a=self.fps,
+            fps_b=other.fps,
+        )
 
     def comparable(self) -> int:
-        """A number that rows share, and no others but by a chance of 2^-64, if they may be compared."""
-        told = (self.prompt, self.criterion, self.source, self.annotator, str(self.image))
-        return int.from_bytes(blake2b(json.dumps(told).encode(), digest_size=8).digest(), "little")
+        """64 bits of a digest of what rows that may be compared have in common."""
+        shared = (self.prompt, self.criterion, self.source, self.annotator, str(self.image))
+        return int.from_bytes(blake2b(json.dumps(shared).encode(), digest_size=8).digest(), "little")
 
 
 class PreferenceSet(Sequence[Preference]):
@@ -124,7 +133,7 @@ class PreferenceSet(Sequence[Preference]):
     def __init__(self, path: Path, for_training: bool = False) -> None:
         self.path = path
         self._table = open_preferences(path)
-        left, right, keys, scored = array("I"), array("I"), array("Q"), array("I")
+        pairs, keys, scored = array("I"), array("Q"), array("I")
         for place, (line, content) in enumerate(self._table.rows()):
             row = _checked(content, path, line)
             if for_training and (why := refusal(row.source)):
@@ -133,16 +142,15 @@ class PreferenceSet(Sequence[Preference]):
                     "Train on another set; this one may be among the tests.",
                 )
             if isinstance(row, PreferenceRow):
-                left.append(place)
-                right.append(place)
+                pairs.append(place)
             else:
                 scored.append(place)
                 keys.append(row.comparable())
         if not len(self._table):
             raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
         first, second, alone = paired(np.array(keys, np.uint64), np.array(scored, np.uint32))
-        self._left = np.concatenate([np.array(left, np.uint32), first])
-        self._right = np.concatenate([np.array(right, np.uint32), second])
+        self._left = np.concatenate([np.array(pairs, np.uint32), first])
+        self._right = np.concatenate([np.array(pairs, np.uint32), second])
         if alone:
             console.print(f"{path}: {alone} scored pictures have no other under their prompt, and are not compared")
         if not len(self):
@@ -168,9 +176,9 @@ class PreferenceSet(Sequence[Preference]):
 
 def read_rows(path: Path) -> Iterator[PreferenceRow]:
     """The comparisons of a preferences file. Raises InputError naming file, line and what is wrong with it."""
-    found = PreferenceSet(path)
-    for index in range(len(found)):
-        yield found.row(index)
+    preferences = PreferenceSet(path)
+    for index in range(len(preferences)):
+        yield preferences.row(index)
 
 
 def paired(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -239,10 +247,10 @@ def _file(content: Mapping[str, Any], name: str, folder: Path) -> Path:
         raise Fault(name, f"is {short(value)}, which is no path")
     path = folder / value
     try:
-        there = path.exists()
+        exists = path.exists()
     except OSError as error:  # too long a name
         raise Fault(name, f"is {short(value)}, which is no path ({error.strerror})") from None
-    if not there:
+    if not exists:
         raise Fault(name, f"names {path}, which is not there", "Restore the file or remove the row.")
     return path
 
@@ -280,29 +288,28 @@ def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
     Pictures are PNG, videos folders of them. Rows one after the other that hold the very same tensor (votes on one
     pair) name the same file.
     """
-    media, n = path.parent / f"{path.stem}_media", 0
-    before: dict[str, tuple[Pixels | None, str]] = {}
+    media, count = path.parent / f"{path.stem}_media", 0
+    previous: dict[str, tuple[Pixels | None, str]] = {}
     path.parent.mkdir(parents=True, exist_ok=True)
     with rows_into(path) as write:
-        for n, preference in enumerate(preferences, start=1):
+        for count, preference in enumerate(preferences, start=1):
             prompt = preference.prompt
-            shown = {"media_a": preference.first, "media_b": preference.second, "image": prompt.image}
-            ends = {"media_a": "a", "media_b": "b", "image": "image"}
             row: dict[str, Any] = {"prompt": prompt.text, "share": preference.share, "source": preference.source}
-            for key, pixels in shown.items():
-                known, name = before.get(key, (None, ""))
-                if pixels is not None and pixels is not known:
-                    written = _write_media(pixels, media / f"{n - 1:06d}_{ends[key]}")
-                    name = written.relative_to(path.parent).as_posix()
+            pictures = {"media_a": preference.first, "media_b": preference.second, "image": prompt.image}
+            for key, pixels in pictures.items():
+                known, name = previous.get(key, (None, ""))
                 if pixels is not None:
+                    if pixels is not known:
+                        written = _write_media(pixels, media / f"{count - 1:06d}_{key.removeprefix('media_')}")
+                        name = written.relative_to(path.parent).as_posix()
                     row[key] = name
-                before[key] = pixels, name
+                previous[key] = pixels, name
             for key in ("reason", "reason_swapped", "criterion", "annotator"):
                 if text := getattr(preference, key):
                     row[key] = text
             row |= {key: fps for key, fps in zip(("fps_a", "fps_b"), preference.fps, strict=True) if fps is not None}
             write(row)
-    return n
+    return count
 
 
 @contextmanager
@@ -315,15 +322,14 @@ def rows_into(path: Path) -> Iterator[Any]:
     pending: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, SCHEMA) as writer:
 
-        def write(row: dict[str, Any]) -> None:
-            pending.append(row)
-            if len(pending) == 1000:
+        def write(row: dict[str, Any] | None) -> None:
+            pending.extend([] if row is None else [row])
+            if pending and (row is None or len(pending) == 1000):
                 writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
                 pending.clear()
 
         yield write
-        if pending:
-            writer.write_batch(pa.RecordBatch.from_pylist(pending, schema=SCHEMA))
+        write(None)
 
 
 def _write_media(pixels: Pixels, stem: Path) -> Path:

@@ -35,5 +35,5 @@ def find_source(name: str) -> Source:
 
 def refusal(source: str) -> str:
     """Why no reward may be trained on rows of this source (`mmrb2/dreambench`), or ""."""
-    found = SOURCES.get(source.partition("/")[0].strip().casefold())
-    return found.evaluation_only if found else ""
+    public = SOURCES.get(source.partition("/")[0].strip().casefold())
+    return public.evaluation_only if public else ""

@@ -1,4 +1,4 @@
-"""What a source makes of a public set's records: rows in our words, media still as the set gives them."""
+"""What a source makes of a public set's records: rows in our terms, media still as the set gives them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ class Medium(NamedTuple):
 
 @dataclass(frozen=True)
 class Draft:
-    """One row to be. media: a and b, or the one that has a score. value: the share of votes for b, or the score.
+    """One row to be; fields that are not explained here are those of a preferences row.
 
-    fps: of each of the media. part: of the source, where it tells its rows apart. The rest as in a preferences row.
+    media: a and b, or the one that has a score.
+    value: the share of votes for b, or the score.
+    fps: of each of the media.
+    part: of the source, where it distinguishes some.
     """
 
     prompt: str
@@ -43,17 +46,19 @@ class Converted(NamedTuple):
     """What became of a record, or of a part of it. number: the record's place in its file, from 1."""
 
     number: int
-    found: Draft | Fault
+    draft: Draft | Fault
 
 
 @dataclass(frozen=True)
 class Source:
     """A public set by name.
 
-    about: where it is found and which of its files to give. convert: its records to rows. folders: where media lie
-    below the media root, tried in this order. array: the key of the list of records in a JSON object. first_wins: the
-    first picture is always the preferred one, so the import changes sides. evaluation_only: why no reward may be
-    trained on it, "" if one may.
+    about: where it is published and which of its files to give.
+    convert: its records to rows.
+    folders: where media lie below the media root, tried in this order.
+    array: the key of the list of records in a JSON object.
+    first_wins: the first picture is always the preferred one, so the import swaps half of the pairs.
+    evaluation_only: why no reward may be trained on it, "" if one may.
     """
 
     name: str
@@ -65,17 +70,19 @@ class Source:
     evaluation_only: str = ""
 
 
-def each(convert: Callable[[Mapping[str, Any]], Iterable[Draft]]) -> Callable[[Iterable[Row]], Iterator[Converted]]:
+def by_record(
+    convert: Callable[[Mapping[str, Any]], Iterable[Draft]],
+) -> Callable[[Iterable[Row]], Iterator[Converted]]:
     """`convert` of one record as that of a stream; what it raises becomes the fault of its record alone."""
 
     def stream(rows: Iterable[Row]) -> Iterator[Converted]:
         for number, content in rows:
-            yield from converted(number, content, convert)
+            yield from convert_record(number, content, convert)
 
     return stream
 
 
-def converted(
+def convert_record(
     number: int, content: Mapping[str, Any] | InputError, convert: Callable[[Mapping[str, Any]], Iterable[Draft]]
 ) -> list[Converted]:
     """The drafts of a record, or its one fault."""
@@ -87,10 +94,9 @@ def converted(
             raise Fault("", "it holds nothing to compare")
     except Fault as fault:
         return [Converted(number, fault)]
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # nested where nobody looked
-        return [
-            Converted(number, Fault("", f"it has another form than this source's ({type(error).__name__}: {error})"))
-        ]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # in what is nested
+        why = f"it has another form than this source's ({type(error).__name__}: {error})"
+        return [Converted(number, Fault("", why))]
     return [Converted(number, draft) for draft in drafts]
 
 
@@ -105,13 +111,13 @@ def as_medium(name: str, value: Any) -> Medium:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes | str) and value and (isinstance(value, bytes) or value.strip()):
-        if isinstance(value, str) and ("\0" in value or any("\ud800" <= one <= "\udfff" for one in value)):
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
             raise Fault(name, f"is {short(value)}, which no path can be")
         if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
             raise Fault(name, f"is the address {short(value)}, no file", "Download the media, and give --media-root.")
         return Medium(name, value)
-    said = "is empty" if value in ("", b"", None) else f"is {short(value)}, which is no picture"
-    raise Fault(name, said, "Give a path, or the bytes of a file.")
+    why = "is empty" if value in ("", b"", None) else f"is {short(value)}, which is no picture"
+    raise Fault(name, why, "Give a path, or the bytes of a file.")
 
 
 def vote(field: str, value: Any, shares: Mapping[str, float]) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, as_number, present, short, text
-from rewarddance.data.sources.drafts import Draft, Source, as_medium, each, medium, vote
+from rewarddance.data.sources.drafts import Draft, Source, as_medium, by_record, medium, vote
 
 _SHARES = {"leftvote": 0.0, "rightvote": 1.0, "tievote": 0.5, "bothbad_vote": 0.5}
 
@@ -39,7 +39,7 @@ def _rated(record: Mapping[str, Any]) -> Iterator[Draft]:
             continue
         if not isinstance(given, list) or not given:
             raise Fault(f"HumanRatings.{model}", f"is {short(given)}, which is no list of ratings")
-        rating = [as_number(one, f"HumanRatings.{model}") for one in given]
+        rating = [as_number(value, f"HumanRatings.{model}") for value in given]
         name, picture = present(record, model)
         yield Draft(prompt, (as_medium(name, picture),), sum(rating) / len(rating), fps=(None,))
 
@@ -47,6 +47,6 @@ def _rated(record: Mapping[str, Any]) -> Iterator[Draft]:
 GENAI_BENCH = Source(
     "genai-bench",
     "TIGER-Lab/GenAI-Bench and BaiqiL/GenAI-Bench: *.parquet",
-    each(votes_or_ratings),
+    by_record(votes_or_ratings),
     ("", "videos", "genaibench", "genaibench/videos"),
 )

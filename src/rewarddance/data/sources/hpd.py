@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, as_number, listed, text
-from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, each, medium, ranked, share_of
+from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, by_record, medium, ranked, share_of
 
 
 def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
@@ -47,14 +47,15 @@ def choice_or_ranks(record: Mapping[str, Any]) -> Iterator[Draft]:
 
 
 def _ranks(record: Mapping[str, Any], media: list[Medium]) -> list[list[float]]:
-    each_one = [one["rank"] for one in record.get("raw_annotations") or [] if isinstance(one, dict) and one.get("rank")]
-    lists = each_one or [listed(record, "rank")[1]]
-    field = "raw_annotations" if each_one else "rank"
+    annotations = [entry for entry in record.get("raw_annotations") or [] if isinstance(entry, dict)]
+    rankings = [entry["rank"] for entry in annotations if entry.get("rank")]
+    lists = rankings or [listed(record, "rank")[1]]
+    field = "raw_annotations" if rankings else "rank"
     for ranks in lists:
         if not isinstance(ranks, list) or len(ranks) != len(media):
             raise Fault(field, f"is {ranks!r}, which is no rank for each of {len(media)} pictures")
     return [[as_number(rank, field) for rank in ranks] for ranks in lists]
 
 
-HPDV3 = Source("hpdv3", "MizzenAI/HPDv3: train.json or test.json", each(pair), ("", "images"), first_wins=True)
-HPDV2 = Source("hpdv2", "ymhao/HPDv2: train.json or test.json", each(choice_or_ranks), ("", "train", "test"))
+HPDV3 = Source("hpdv3", "MizzenAI/HPDv3: train.json or test.json", by_record(pair), ("", "images"), first_wins=True)
+HPDV2 = Source("hpdv2", "ymhao/HPDv2: train.json or test.json", by_record(choice_or_ranks), ("", "train", "test"))

@@ -7,7 +7,7 @@ from itertools import combinations, groupby
 from typing import Any
 
 from rewarddance.data.fields import Fault, as_number, listed, number, text
-from rewarddance.data.sources.drafts import LONGEST, Converted, Draft, Source, as_medium, converted, medium, ranked
+from rewarddance.data.sources.drafts import LONGEST, Converted, Draft, Source, as_medium, convert_record, medium, ranked
 from rewarddance.data.tables import Row
 
 
@@ -20,17 +20,17 @@ def pairs(rows: Iterable[Row]) -> Iterator[Converted]:
     for key, together in groupby(rows, _prompt_id):
         if key is None:
             for place, content in together:
-                yield from converted(place, content, _generations)
+                yield from convert_record(place, content, _generations)
             continue
         group: list[tuple[int, Draft]] = []
         for place, content in together:
-            (one,) = converted(place, content, _picture)
-            if isinstance(one.found, Draft) and len(group) == LONGEST:
-                one = Converted(place, Fault("prompt_id", f"{key!r} has more than {LONGEST} pictures"))
-            if isinstance(one.found, Draft):
-                group.append((place, one.found))
+            (picture,) = convert_record(place, content, _picture)
+            if isinstance(picture.draft, Fault):
+                yield picture
+            elif len(group) == LONGEST:
+                yield Converted(place, Fault("prompt_id", f"{key!r} has more than {LONGEST} pictures"))
             else:
-                yield one
+                group.append((place, picture.draft))
         if hash(key) in finished and group:
             yield Converted(group[0][0], Fault("prompt_id", f"{key!r} stood further up; pairs with those are not made"))
         finished.add(hash(key))
@@ -41,8 +41,8 @@ def pairs(rows: Iterable[Row]) -> Iterator[Converted]:
 
 
 def _prompt_id(row: Row) -> str | None:
-    found = row.content.get("prompt_id") if isinstance(row.content, dict) else None
-    return str(found) if isinstance(found, str | int) and found != "" else None
+    value = row.content.get("prompt_id") if isinstance(row.content, dict) else None
+    return str(value) if isinstance(value, str | int) and value != "" else None
 
 
 def _picture(record: Mapping[str, Any]) -> Iterator[Draft]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, as_number, listed, optional_text, short
-from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, each
+from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, by_record
 
 _TAG = re.compile(r"<(?:image|video)>")
 _CAPTION = re.compile(r"\bcaption: *\[(.*)\]", re.IGNORECASE | re.DOTALL)
@@ -26,15 +26,15 @@ def pair_or_score(record: Mapping[str, Any]) -> Iterator[Draft]:
     pictures is better ("Image 1 is better", "B", "second", "tie"). The prompt is the record's `prompt`, or what stands
     in "Caption: [...]", or else what the user says without its tags.
     """
-    asked, answer = _turns(record)
+    question, answer = _turns(record)
     kind = "videos" if record.get("videos") else "images"
     media = _media(record, kind)
-    prompt = optional_text(record, "prompt") or _prompt(asked)
+    prompt = optional_text(record, "prompt") or _prompt(question)
     rejected = f"rejected_{kind}"
     if record.get(rejected):
         against = _media(record, rejected)
         shared = media[:-1]
-        if len(shared) > 1 or [one.given for one in shared] != [one.given for one in against[:-1]]:
+        if len(shared) > 1 or [medium.given for medium in shared] != [medium.given for medium in against[:-1]]:
             raise Fault(rejected, f"and {kind} must be one picture each, behind at most one that both begin with")
         yield Draft(prompt, (media[-1], against[-1]), 0.0, image=shared[0] if shared else None)
     elif record.get("label") is not None:
@@ -52,7 +52,7 @@ def pair_or_score(record: Mapping[str, Any]) -> Iterator[Draft]:
 def _turns(record: Mapping[str, Any]) -> tuple[str, str]:
     """What the user says, all turns, and the assistant's last turn."""
     field, turns = listed(record, "messages", "conversations")
-    said: dict[str, list[str]] = {"user": [], "assistant": []}
+    texts: dict[str, list[str]] = {"user": [], "assistant": []}
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise Fault(field, f"holds {short(turn)}, which is no turn")
@@ -62,35 +62,35 @@ def _turns(record: Mapping[str, Any]) -> tuple[str, str]:
             content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
         if not isinstance(content, str):
             raise Fault(field, f"has a turn whose content is {short(content)}")
-        said.setdefault(str(role), []).append(content)
-    return "\n".join(said["user"]), said["assistant"][-1] if said["assistant"] else ""
+        texts.setdefault(str(role), []).append(content)
+    return "\n".join(texts["user"]), texts["assistant"][-1] if texts["assistant"] else ""
 
 
 def _media(record: Mapping[str, Any], name: str) -> list[Medium]:
     _, given = listed(record, name)
     if not given:
         raise Fault(name, "is empty")
-    return [as_medium(name, one) for one in given]
+    return [as_medium(name, value) for value in given]
 
 
-def _prompt(asked: str) -> str:
-    caption = _CAPTION.search(asked)
-    prompt = (caption[1] if caption else _TAG.sub("", asked)).strip()
+def _prompt(question: str) -> str:
+    caption = _CAPTION.search(question)
+    prompt = (caption[1] if caption else _TAG.sub("", question)).strip()
     if not prompt:
         raise Fault("messages", "have no text from the user, which is the prompt")
     return prompt
 
 
 def _share(answer: str) -> float:
-    found = _ANSWER.search(answer)
-    said = (found[1] if found else answer).strip().casefold()
-    word = _WORD.fullmatch(said.rstrip(".! "))
-    better = {name in _SECOND for name in ([word[1]] if word else _BETTER.findall(said))}
+    tagged = _ANSWER.search(answer)
+    text = (tagged[1] if tagged else answer).strip().casefold()
+    word = _WORD.fullmatch(text.rstrip(".! "))
+    better = {name in _SECOND for name in ([word[1]] if word else _BETTER.findall(text))}
     if len(better) == 1:
         return float(better.pop())
-    if not better and _TIE.search(said):
+    if not better and _TIE.search(text):
         return 0.5
     raise Fault("messages", f"end with {short(answer)}, which does not say which one is better")
 
 
-MESSAGES = Source("messages", "messages and images, as in LLaMA-Factory and ms-swift", each(pair_or_score))
+MESSAGES = Source("messages", "messages and images, as in LLaMA-Factory and ms-swift", by_record(pair_or_score))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, listed, optional_text, short
-from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, each, vote
+from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, by_record, vote
 
 
 def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
@@ -14,9 +14,9 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
 
     Contents are lists of ["text", ...] and ["image", ...]. A picture in the prompt is its image.
     """
-    texts, pictures = _contents(record, "prompt_content")
-    if len(pictures) > 1:
-        raise Fault("prompt_content", f"has {len(pictures)} pictures; a row holds one image")
+    texts, images = _contents(record, "prompt_content")
+    if len(images) > 1:
+        raise Fault("prompt_content", f"has {len(images)} pictures; a row holds one image")
     prompt = "\n".join(texts).strip()
     if not prompt:
         raise Fault("prompt_content", "holds no text", "Build the benchmark first: the download lacks its prompts.")
@@ -25,17 +25,19 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
         response = record.get(side)
         if not isinstance(response, Mapping):
             raise Fault(side, f"is {short(response)}, which is no response")
-        said, shown = _contents(response, "response_content", f"{side}.response_content")
-        if len(shown) != 1 or "".join(said).strip():
-            raise Fault(side, f"has {len(shown)} pictures and {len(said)} texts; a row compares one picture with one")
-        media.append(shown[0])
+        words, pictures = _contents(response, "response_content", f"{side}.response_content")
+        if len(pictures) != 1 or "".join(words).strip():
+            raise Fault(
+                side, f"has {len(pictures)} pictures and {len(words)} texts; a row compares one picture with one"
+            )
+        media.append(pictures[0])
     share = vote("chosen", record.get("chosen"), {"a": 0.0, "b": 1.0})
-    image = pictures[0] if pictures else None
+    image = images[0] if images else None
     yield Draft(prompt, tuple(media), share, image=image, part=optional_text(record, "prompt_source"))
 
 
-def _contents(record: Mapping[str, Any], name: str, shown_as: str = "") -> tuple[list[str], list[Medium]]:
-    field = shown_as or name
+def _contents(record: Mapping[str, Any], name: str, field: str = "") -> tuple[list[str], list[Medium]]:
+    field = field or name
     texts: list[str] = []
     pictures: list[Medium] = []
     for part in listed(record, name)[1]:
@@ -53,7 +55,7 @@ def _contents(record: Mapping[str, Any], name: str, shown_as: str = "") -> tuple
 MMRB2 = Source(
     "mmrb2",
     "facebookresearch/MMRB2: t2i.json and edit.json",
-    each(pair),
+    by_record(pair),
     ("", "images", "input_images"),
     array="pairs",
     evaluation_only="its authors made it to evaluate rewards, and what was trained on it cannot be",

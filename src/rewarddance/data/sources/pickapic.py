@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, number, optional_text, text
-from rewarddance.data.sources.drafts import Draft, Source, each, medium, share_of
+from rewarddance.data.sources.drafts import Draft, Source, by_record, medium, share_of
 
 
 def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
@@ -20,5 +20,5 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
     yield Draft(text(record, "caption"), media, share, annotator=optional_text(record, "user_id"))
 
 
-PICKAPIC_V1 = Source("pickapic-v1", "yuvalkirstain/pickapic_v1: data/*.parquet", each(pair))
-PICKAPIC_V2 = Source("pickapic-v2", "yuvalkirstain/pickapic_v2: data/*.parquet", each(pair))
+PICKAPIC_V1 = Source("pickapic-v1", "yuvalkirstain/pickapic_v1: data/*.parquet", by_record(pair))
+PICKAPIC_V2 = Source("pickapic-v2", "yuvalkirstain/pickapic_v2: data/*.parquet", by_record(pair))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, as_number, text
-from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, each, medium, share_of
+from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, by_record, medium, share_of
 
 _WEIGHTED = re.compile(r"weighted_results(?:_image)?1_(\w+)")
 
@@ -19,16 +19,14 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
     `votes_image1`, `votes_image2`. Image to video: the picture is in `prompt_asset`.
     """
     prompt = text(record, "prompt")
-    media = (_one(record, 1), _one(record, 2))
+    media = (_picture(record, 1), _picture(record, 2))
     asset = record.get("prompt_asset")
     image = None if asset is None else as_medium("prompt_asset", asset)
-    fields = {found[1].lower(): name for name in record if (found := _WEIGHTED.fullmatch(name))}
-    asked = {criterion: name for criterion, name in fields.items() if record[name] is not None}
-    if not asked and record.get("votes_image1") is None:
+    matches = [match for name in record if (match := _WEIGHTED.fullmatch(name)) and record[name] is not None]
+    fields = {match[1].lower(): match[0] for match in matches} or {"": "votes_image1"}
+    if not matches and record.get("votes_image1") is None:
         raise Fault("weighted_results1_*", "is missing (votes_image1 too)")
-    if not asked:
-        asked = {"": "votes_image1"}
-    for criterion, first in asked.items():
+    for criterion, first in fields.items():
         second = first.replace("results1_", "results2_").replace("image1", "image2")
         if record.get(second) is None:
             raise Fault(second, "is missing")
@@ -36,7 +34,7 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
         yield Draft(prompt, media, share, criterion, image)
 
 
-def _one(record: Mapping[str, Any], side: int) -> Medium:
+def _picture(record: Mapping[str, Any], side: int) -> Medium:
     """The picture in the row, or the file's name; of an address the folder and the name, as in the set's own folder."""
     if record.get(f"image{side}") is not None:
         return medium(record, f"image{side}")
@@ -50,6 +48,6 @@ def _one(record: Mapping[str, Any], side: int) -> Medium:
 RAPIDATA = Source(
     "rapidata",
     "Rapidata/*-human-preferences*: data/*.parquet",
-    each(by_criterion),
+    by_record(by_criterion),
     ("", "videos", "Videos", "data/videos", "../videos", "../Videos"),
 )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewarddance.data.fields import Fault, optional_rate, text
-from rewarddance.data.sources.drafts import Draft, Source, each, medium, vote
+from rewarddance.data.sources.drafts import Draft, Source, by_record, medium, vote
 
 _SHARES = {"a": 0.0, "b": 1.0, "same": 0.5}
 
@@ -18,11 +18,13 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
     """
     prompt, media = text(record, "prompt"), (medium(record, "path_A"), medium(record, "path_B"))
     fps = (optional_rate(record, "fps_A"), optional_rate(record, "fps_B"))
-    asked = [name for name in ("VQ", "MQ", "TA", "Overall") if record.get(name) not in (None, "")]
-    if not asked:
+    criteria = [name for name in ("VQ", "MQ", "TA", "Overall") if record.get(name) not in (None, "")]
+    if not criteria:
         raise Fault("Overall", "is missing (VQ, MQ, TA too)")
-    for name in asked:
+    for name in criteria:
         yield Draft(prompt, media, vote(name, record[name], _SHARES), criterion=name, fps=fps)
 
 
-VIDEOGEN = Source("videogen-rewardbench", "KwaiVGI/VideoGen-RewardBench: videogen-rewardbench.csv", each(by_criterion))
+VIDEOGEN = Source(
+    "videogen-rewardbench", "KwaiVGI/VideoGen-RewardBench: videogen-rewardbench.csv", by_record(by_criterion)
+)
