@@ -179,13 +179,14 @@ def test_videos_are_scored_frame_stack_by_frame_stack(media, monkeypatch):
 
 
 def test_other_keys_are_carried_along_unread(media, monkeypatch):
-    use(monkeypatch, Eye("pointwise"))
+    judge = use(monkeypatch, Eye("pointwise"))
     rows = [{"id": "ä/1", "meta": {"a": [1, None]}, "video": "no/such.mp4", "prompt": "p", "candidate": "0.png"}]
     run = plain(jsonl(media / "in.jsonl", rows))
     run_scoring(run)
     (found,) = read(run.output)
     assert list(found) == ["id", "meta", "video", "prompt", "candidate", "probability", "margin"]
     assert {key: found[key] for key in rows[0]} == rows[0]
+    assert judge.batches[0][0].prompt.metadata == {key: rows[0][key] for key in ("id", "meta", "video")}
     assert "ä/1" in run.output.read_text(encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,19 @@ def check(files: Sequence[Path], benchmark: Path | None = None, decode: bool = T
         raise InputError("a file is named twice.", "Name each file once.")
     prompts = [] if benchmark is None else read_prompts(benchmark)
     wanted = {fingerprint(normal(prompt.text)): prompt.text for prompt in prompts}
-    places = Places(names)
-    reports = {name: _read(Path(name), number, places, wanted, decode) for number, name in enumerate(names)}
-    media = places.distinct("media")
-    result: dict[str, Any] = {
-        "files": reports,
-        "broken": sum(report["broken"] for report in reports.values()),
-        "prompts": places.distinct("prompt"),
-        "media": media,
-        "duplicate_rows": places.duplicates("row"),
-        "duplicate_media": {"count": places.distinct("media", "digest, path") - media},
-        "leaks": {"prompts": places.leaks("prompt"), "media": places.leaks("media")},
-    }
+    with closing(sqlite3.connect("")) as database:  # a temporary file on disk
+        places = Places(names, database)
+        reports = {name: _read(Path(name), number, places, wanted, decode) for number, name in enumerate(names)}
+        media = places.distinct("media")
+        result: dict[str, Any] = {
+            "files": reports,
+            "broken": sum(report["broken"] for report in reports.values()),
+            "prompts": places.distinct("prompt"),
+            "media": media,
+            "duplicate_rows": places.duplicates("row"),
+            "duplicate_media": {"count": places.distinct("media", "digest, path") - media},
+            "leaks": {"prompts": places.leaks("prompt"), "media": places.leaks("media")},
+        }
     if benchmark is not None:
         result["benchmark"] = {
             "prompts": len(wanted),
@@ -72,13 +74,12 @@ def faulty(report: dict[str, Any]) -> list[str]:
 
 
 class Places:
-    """Where prompts, media, rows and annotators stand in all files, by digest, in a temporary database on disk."""
+    """Where prompts, media, rows and annotators stand in all files, by digest."""
 
-    def __init__(self, files: list[str]) -> None:
-        self.files = files
+    def __init__(self, files: list[str], database: sqlite3.Connection) -> None:
+        self.files, self._database = files, database
         self.seen: Counter[bytes] = Counter()
         self._media: OrderedDict[Path, bytes | InputError] = OrderedDict()
-        self._database = sqlite3.connect("")
         self._database.execute("PRAGMA journal_mode = OFF")
         self._database.execute("CREATE TABLE places (kind TEXT, digest BLOB, path BLOB, file INTEGER, line INTEGER)")
 

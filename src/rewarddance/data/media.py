@@ -121,8 +121,8 @@ def read_video(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
     where it is missing, broken, too large or neither picture nor video, or PyAV is needed and not there.
     """
     with _opened(media, name) as (file, what, video):
-        if file is None:
-            return _read_folder(Path(media), max_frames)
+        if isinstance(file, Path):
+            return _read_folder(file, max_frames)
         return decode_video(file, max_frames, what) if video else _read_animation(file, max_frames)
 
 
@@ -132,7 +132,7 @@ def read_rate(media: Path | bytes, name: str = "the video") -> float | None:
     Raises InputError as `read_video` does.
     """
     with _opened(media, name) as (file, what, video):
-        if file is None:
+        if isinstance(file, Path):
             return None
         if video:
             return video_frame_rate(file, what)
@@ -148,8 +148,8 @@ def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
     `read_video` does.
     """
     with _opened(media, name) as (file, what, video):
-        if file is None:
-            _read_folder(Path(media), MAX_FRAMES)
+        if isinstance(file, Path):
+            _read_folder(file, MAX_FRAMES)
             return ""
         if video:
             return inspect_video(file, what)
@@ -162,8 +162,8 @@ def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
 
 
 @contextmanager
-def _opened(media: Path | bytes, name: str) -> Iterator[tuple[File | None, str, bool]]:
-    """An open file (None: a folder), what an error calls it, and whether PyAV reads it.
+def _opened(media: Path | bytes, name: str) -> Iterator[tuple[File | Path, str, bool]]:
+    """An open file or the path of a folder, what an error calls it, and whether PyAV reads it.
 
     What goes wrong with the file becomes an InputError that names it.
     """
@@ -171,7 +171,7 @@ def _opened(media: Path | bytes, name: str) -> Iterator[tuple[File | None, str, 
     what = f"the {'video' if named_so else 'picture'} {media}" if isinstance(media, Path) else name
     try:
         if isinstance(media, Path) and media.is_dir():
-            yield None, what, False
+            yield media, what, False
             return
         with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
             yield file, what, _is_video(file, named_so)

@@ -137,8 +137,8 @@ def _judge(run: ScoreRun) -> tuple[Any, Explain | None]:
 
 
 def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
-    folder = None if ":" in run.judge else find_checkpoint(run.judge).resolve()  # a function's code has no digest
-    reference = run.reference
+    function = ":" in run.judge and not Path(run.judge).exists()  # package.module:factory, which has no digest
+    folder, reference = None if function else find_checkpoint(run.judge).resolve(), run.reference
     template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
     fields = run.model_dump() | {
         "input": run.input.resolve(),
