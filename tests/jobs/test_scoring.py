@@ -190,6 +190,17 @@ def test_other_keys_are_carried_along_unread(media, monkeypatch):
     assert "ä/1" in run.output.read_text(encoding="utf-8")
 
 
+def test_a_reward_of_ones_own_scores_rows_and_sees_their_other_keys(media):
+    code = "def weighted():\n    return lambda _, prompts, rows: [row['w'] * len(p) for p, row in zip(prompts, rows)]\n"
+    (media / "mine.py").write_text(code)
+    rows = [{"prompt": "p" * n, "candidate": "0.png", "w": n} for n in (1, 2)]
+    run = plain(jsonl(media / "in.jsonl", rows), judge=f"{media / 'mine.py'}:weighted")
+    run_scoring(run)
+    assert [row["margin"] for row in read(run.output)] == [1, 4]
+    with pytest.raises(InputError, match="gives no reasons"):
+        run_scoring(plain(run.input, judge=run.judge, explain=True, output=media / "explained.jsonl"))
+
+
 # -- Parquet -----------------------------------------------------------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ from rewarddance.data.media import MAX_FRAMES, as_pixels, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
@@ -137,16 +138,16 @@ def _judge(run: ScoreRun) -> tuple[Any, Explain | None]:
 
 
 def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
-    function = ":" in run.judge and not Path(run.judge).exists()  # package.module:factory, which has no digest
-    folder, reference = None if function else find_checkpoint(run.judge).resolve(), run.reference
+    from_code, reference = is_factory(run.judge), run.reference
+    judge = Path(run.judge.rpartition(":")[0]) if from_code else find_checkpoint(run.judge).resolve()
     template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
     fields = run.model_dump() | {
         "input": run.input.resolve(),
         "output": run.output.name,
-        "judge": str(folder or run.judge),
+        "judge": run.judge if from_code else str(judge),
         "reference": reference and reference.resolve(),
         "input_digest": table.digest,
-        "judge_digest": digest_of(folder.rglob("*")) if folder else "",
+        "judge_digest": digest_of([judge, *judge.rglob("*")]),
         "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
         "instruction_digest": digest_of([template]) if template.is_file() else "",
     }
