@@ -20,7 +20,7 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.reward.judge import Judge
-from rewarddance.reward.train import JudgeRecipe
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.tracking import console

@@ -28,7 +28,7 @@ from rewarddance.data.votes import weigh
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.report.formatting import figure_text, number
-from rewarddance.reward.train import JudgeRecipe
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe
 from rewarddance.runtime.tracking import console

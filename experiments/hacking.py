@@ -26,7 +26,7 @@ from rewarddance.report.run_folder import Row as Logged
 from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.judge import USED_BY, Judge
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.train import JudgeRecipe
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import COMPLETE, find_checkpoint, replacing, writable_folder
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import console

@@ -25,8 +25,9 @@ from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import USED_BY, Judge, RewardConfig, RewardOptions
 from rewarddance.reward.loading import build_reward, load_reward
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.regressive import has_head
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics, console

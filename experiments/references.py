@@ -30,7 +30,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe, refl_prompts
 from rewarddance.jobs.quickstart_figures import proxy, sampled
 from rewarddance.reward.judge import Judge
-from rewarddance.reward.train import JudgeRecipe
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics, console

@@ -32,7 +32,8 @@ from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import knockout, tournament
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics, console, progress_bar

@@ -24,7 +24,7 @@ from rewarddance.cli.common import app, recipe_file
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
 from rewarddance.jobs.quickstart import QuickstartRecipe
-from rewarddance.jobs.runs import TrainRun
+from rewarddance.jobs.train import TrainRun
 from rewarddance.runtime.config import load_recipe
 
 COMMANDS = sorted(one.callback.__name__ for one in app.registered_commands if one.callback)

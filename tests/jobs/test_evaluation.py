@@ -15,7 +15,7 @@ from rewarddance.evaluation.findings import Evaluation, SetFindings
 from rewarddance.jobs.evaluate import EvaluateRun, document, name_of, named_tests, run_evaluation, training_facts
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
-from rewarddance.reward.train import JudgeRecipe
+from rewarddance.reward.recipe import JudgeRecipe
 
 EXAM = ExamRecipe(probes=3, groups=2, pictures=3)
 

@@ -6,7 +6,7 @@ import pytest
 
 from rewarddance.cli.common import recipe_file
 from rewarddance.errors import InputError
-from rewarddance.jobs.runs import TrainRun
+from rewarddance.jobs.train import TrainRun
 from rewarddance.runtime.config import load_recipe
 
 RECIPES = sorted((recipe_file("quickstart.yaml").parent / "judges").glob("*.yaml"))

@@ -25,7 +25,6 @@ from rewarddance.planning.alignment import AlignmentPlanner
 from rewarddance.planning.hardware import GIB, find_gpu
 from rewarddance.planning.plan import Plan, PlanOptions, looked_at, plan_recipe, shapes_of, words
 from rewarddance.planning.training import flops_of, memory_of, sketch
-from rewarddance.reward.judge import RewardConfig, RewardOptions
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
@@ -41,14 +40,7 @@ def pairs(n: int, size: int = 32) -> list[Preference]:
 
 def trained(recipe: JudgeRecipe) -> Trainable:
     """What `train_judge` trains."""
-    config = RewardConfig(**recipe.model_dump(include=set(RewardOptions.model_fields)))
-    alpha = recipe.lora_alpha or recipe.lora_rank
-    tower, half = recipe.freeze_vision_tower, recipe.dtype == "bf16"
-    student = Trainable(
-        lambda dtype: build_reward(recipe.base, config, dtype=dtype), recipe.base, recipe.lora_rank, alpha, tower, half
-    )
-    student.lesson.train()
-    return student
+    return Trainable(lambda dtype: build_reward(recipe.base, recipe.reward_config(), dtype=dtype), recipe)
 
 
 def sizes(recipe: JudgeRecipe, gpus: int, longest: Preference) -> dict[str, int]:

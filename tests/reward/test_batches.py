@@ -27,12 +27,12 @@ def pairs() -> list[Preference]:
 def read(pairs: list[Preference], parts: int, count: int, steps: int = 5) -> list[list[int]]:
     """The numbers of the pairs that each step's batch holds in the end, in order."""
     number = {id(pair): i for i, pair in enumerate(pairs)}
-    processes = [MicroBatches(pairs, 3, steps, 1, parts, rank, count) for rank in range(count)]
+    processes = [MicroBatches(pairs, 3, steps, 1, parts=parts, rank=rank, count=count) for rank in range(count)]
     found = []
     for step in range(steps):
-        portions = [own[step * parts + part] for part in range(parts) for own in processes]
-        assert all(portion.step == step for portion in portions)
-        found.append([number[id(pair)] for portion in portions if portion.counts for pair in portion.pairs])
+        micro_batches = [process[step][part] for part in range(parts) for process in processes]
+        assert all(micro_batch.step == step for micro_batch in micro_batches)
+        found.append([number[id(pair)] for micro in micro_batches if micro.counts for pair in micro.pairs])
     return found
 
 
@@ -49,7 +49,7 @@ def test_a_batch_is_the_same_however_many_parts_and_processes_share_it(pairs, pa
 
 
 def test_where_no_pair_is_left_one_is_read_that_does_not_count(pairs):
-    shares = [MicroBatches(pairs, 3, 5, 1, 1, rank, 2)[2] for rank in range(2)]
+    shares = [MicroBatches(pairs, 3, 5, 1, rank=rank, count=2)[2][0] for rank in range(2)]
     assert sorted(len(share.pairs) for share in shares) == [1, 1]
     assert sorted(share.counts for share in shares) == [False, True]
 
@@ -64,16 +64,16 @@ def test_a_pair_that_cannot_be_read_comes_as_the_error_that_says_so(pairs):
             return super().__getitem__(at)
 
     files = Files(pairs)
-    portions = MicroBatches(files, 3, 1, 1)
+    micro_batches = MicroBatches(files, 3, 1, 1)
     files.broken = True
-    found = portions[0]
+    found = micro_batches[0]
     assert isinstance(found, InputError) and (found.what, found.remedy) == ("a.png cannot be read.", "Replace it.")
 
 
 def test_in_parts_a_pairs_noise_depends_on_its_place_in_the_batch_alone(pairs):
     def noisy(low: int, high: int, seed: int = 1) -> list[torch.Tensor]:
-        found = jittered(MicroBatch(tuple(pairs[low:high]), 3, low), 0.1, seed, whole=False)
-        return [pixels for pair in found for pixels in (pair.first, pair.second)]
+        found = jittered(MicroBatch(tuple(pairs[low:high]), 3, low, is_whole_batch=False), 0.1, seed)
+        return [pixels for pair in found.pairs for pixels in (pair.first, pair.second)]
 
     together, apart = noisy(0, 4), [*noisy(0, 1), *noisy(1, 4)]
     assert all(torch.equal(*both) for both in zip(together, apart, strict=True))
@@ -93,10 +93,10 @@ def test_the_losses_of_a_batchs_parts_add_up_to_its_own(pairs, config):
     reward = build_reward(str(judge_folder()), config)
     if config.kind == "regressive":
         torch.nn.init.normal_(reward.model.reward_head.weight)
-    amount = reward.amount(pairs)
-    assert amount.pairs == 7 and (amount.tokens > 0) == (config.reasoning == "after")
+    whole = reward.loss_normalizer(pairs)
+    assert whole.pairs == 7 and (whole.tokens > 0) == (config.reasoning == "after")
     with torch.no_grad():
-        parts = [reward.loss(pairs[low:high], amount) for low, high in ((0, 1), (1, 3), (3, 7))]
+        parts = [reward.loss(pairs[low:high], whole) for low, high in ((0, 1), (1, 3), (3, 7))]
         assert torch.stack(parts).sum().item() == pytest.approx(reward.loss(pairs).item(), rel=1e-5)
-    own = [reward.amount(pairs[low:high]) for low, high in ((0, 1), (1, 3), (3, 7))]
-    assert LossNormalizer(*map(sum, zip(*own, strict=True))) == amount
+    of_parts = [reward.loss_normalizer(pairs[low:high]) for low, high in ((0, 1), (1, 3), (3, 7))]
+    assert LossNormalizer(*map(sum, zip(*of_parts, strict=True))) == whole

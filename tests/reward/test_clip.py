@@ -22,7 +22,8 @@ from rewarddance.reward.clip import ClipReward, Preprocessing
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import bradley_terry
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Question
 

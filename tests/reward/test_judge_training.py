@@ -17,7 +17,8 @@ from rewarddance.reward.batches import MicroBatch, jittered
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
@@ -142,7 +143,7 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, preferences, whole)
 
 def test_pixel_noise_is_that_of_seed_and_step_alone(preferences):
     def noisy(seed: int, step: int, deviation: float = 0.05) -> torch.Tensor:
-        pairs = jittered(MicroBatch(tuple(preferences), step, 0), deviation, seed, whole=True)
+        pairs = jittered(MicroBatch(tuple(preferences), step), deviation, seed).pairs
         assert [(pair.prompt, pair.share) for pair in pairs] == [(pair.prompt, pair.share) for pair in preferences]
         return torch.stack([pixels for pair in pairs for pixels in (pair.first, pair.second)])
 
@@ -213,7 +214,7 @@ def test_a_figure_that_is_not_measured_cannot_choose_the_best(tmp_path, preferen
 
 
 def test_a_tracker_that_is_unknown_or_missing_is_refused_by_name(tmp_path, preferences, monkeypatch):
-    monkeypatch.setattr("rewarddance.reward.train.get_available_reporting_integrations", lambda: [])
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
     for name, told in (("wandbb", "no tracker 'wandbb'"), ("wandb", "'wandb' is not installed")):
         with pytest.raises(InputError, match=told):
             train(tmp_path, preferences, None, RECIPE.model_copy(update={"report_to": (name,)}))

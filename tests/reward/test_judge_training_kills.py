@@ -16,7 +16,8 @@ from several import ended_before, forked
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Question
 
@@ -58,13 +59,13 @@ def logged(folder: Path) -> list[dict]:
 def assert_readable(folder: Path) -> int:
     """Every checkpoint that there is can be read; returns the step of the newest, or 0."""
     steps = [0]
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in folder.glob("checkpoint-*[0-9]"):
         if not (checkpoint / "complete").exists():  # an old one, on its way out
             continue
         assert load_file(checkpoint / "model.safetensors")
         assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
-        steps.append(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
-    newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), default=None)
+        steps.append(json.loads((checkpoint / "progress.json").read_text())["step"])
+    newest = max(folder.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]), default=None)
     assert newest is None or (newest / "complete").exists()
     return max(steps)
 
@@ -101,4 +102,4 @@ def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_on
     assert logged(folder) == logged(whole)
     ours, theirs = (load_file(run / "reward" / "model.safetensors") for run in (folder, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert not (folder / "unfinished").exists()
+    assert not list(folder.glob("*.partial"))

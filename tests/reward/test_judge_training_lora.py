@@ -16,7 +16,8 @@ from transformers import AutoModelForImageTextToText
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Question
 

@@ -20,7 +20,8 @@ from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Question
 

@@ -22,7 +22,8 @@ from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry, win_tie_bradley_terry
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.ranking import tournament
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Pixels, Preference, Question

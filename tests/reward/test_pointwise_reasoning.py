@@ -14,7 +14,8 @@ from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry
 from rewarddance.reward.pointwise import PointwiseReward
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
@@ -89,7 +90,7 @@ def test_pairs_without_reasons_train_on_the_answers_alone():
 def test_the_losses_of_a_batchs_parts_add_up_to_its_own():
     judge = load(reasoning="after")
     pairs = [pair(), pair(0.0, "visual quality.", ""), pair(0.5, "", "")]
-    whole = judge.amount(pairs)
+    whole = judge.loss_normalizer(pairs)
     assert whole.pairs == 3 and whole.tokens > 0
     parts = judge.loss(pairs[:1], whole) + judge.loss(pairs[1:], whole)
     close(parts, judge.loss(pairs))

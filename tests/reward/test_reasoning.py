@@ -19,7 +19,8 @@ from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Prompt, Question

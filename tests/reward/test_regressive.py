@@ -20,8 +20,10 @@ from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import bradley_terry, win_tie_bradley_terry
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.regressive import RegressiveReward
-from rewarddance.reward.train import JudgeRecipe, train_judge, vision_tower
+from rewarddance.reward.train import train_judge
+from rewarddance.reward.trainable import vision_tower
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 

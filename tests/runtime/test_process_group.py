@@ -10,7 +10,7 @@ import torch
 from several import in_processes
 
 from rewarddance.errors import InputError, RewardDanceError
-from rewarddance.reward.parallel import Spread, together
+from rewarddance.reward.parallel import SharedJudge, by_picture
 from rewarddance.runtime.process_group import (
     all_gather,
     barrier,
@@ -155,7 +155,7 @@ def test_processes_share_questions_and_all_have_all_answers(n):
 
     def work() -> tuple[list[float], list[int]]:
         judge = Brightness()
-        return Spread(judge)(questions).margin.tolist(), judge.asked
+        return SharedJudge(judge)(questions).margin.tolist(), judge.asked
 
     found = in_processes(2, work)
     right = [float(q.candidate.mean()) for q in questions]
@@ -166,4 +166,4 @@ def test_processes_share_questions_and_all_have_all_answers(n):
 def test_questions_on_the_same_pictures_stay_together():
     a, b, c, d = (torch.zeros(1, 3, 2, 2) for _ in range(4))
     questions = [Question("p", a, b), Question("p", c, d), Question("p", b, a), Question("p", d, c), Question("p", c)]
-    assert together(questions) == [0, 2, 1, 3, 4]
+    assert by_picture(questions) == [0, 2, 1, 3, 4]

@@ -62,7 +62,7 @@ def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     On several GPUs: torchrun --nproc-per-node N -m rewarddance train RECIPE.
     """
     quiet()
-    from rewarddance.jobs.runs import TrainRun, run_training
+    from rewarddance.jobs.train import TrainRun, run_training
     from rewarddance.runtime.config import load_recipe
 
     result = run_training(load_recipe(TrainRun, recipe, overrides or []))

@@ -20,7 +20,7 @@ from rewarddance.report.model_card import TrainingFacts, check_card, read_traini
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.train import JudgeRecipe
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, save_recipe
 from rewarddance.runtime.devices import find_device, find_dtype

@@ -44,7 +44,8 @@ from rewarddance.report.run_folder import read_alarms
 from rewarddance.report.run_page import write_report
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
-from rewarddance.reward.train import JudgeRecipe, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting

@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError, RewardDanceError
-from rewarddance.jobs.runs import TrainRun
+from rewarddance.jobs.train import TrainRun
 from rewarddance.planning.hardware import CONTEXT, GIB, LOST, Gpu, find_gpu
 from rewarddance.runtime.config import Recipe, load_recipe, parse_recipe
 from rewarddance.types import Preference

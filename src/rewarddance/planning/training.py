@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rewarddance.errors import InputError
-from rewarddance.jobs.runs import TrainRun
+from rewarddance.jobs.train import TrainRun
 from rewarddance.planning.counting import Counting, counting
 from rewarddance.planning.hardware import GIB
 from rewarddance.planning.meta_judge import meta_reward, tokens_of
@@ -29,7 +29,6 @@ from rewarddance.planning.plan import (
     with_losses,
     written,
 )
-from rewarddance.reward.judge import RewardConfig, RewardOptions
 from rewarddance.reward.parallel import layers_of
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
@@ -128,18 +127,9 @@ def check(recipe: JudgeRecipe, gpus: int) -> None:
 
 def sketch(recipe: JudgeRecipe) -> Trainable:
     """The judge as it would be trained, in one piece and on the meta device."""
-    config = RewardConfig(**recipe.model_dump(include=set(RewardOptions.model_fields)))
+    config, whole = recipe.reward_config(), recipe.model_copy(update={"sharded": False})
     with torch.device("meta"):
-        student = Trainable(
-            lambda dtype: meta_reward(recipe.base, config, dtype),
-            recipe.base,
-            recipe.lora_rank,
-            recipe.lora_alpha or recipe.lora_rank,
-            recipe.freeze_vision_tower,
-            recipe.dtype == "bf16",
-        )
-    student.lesson.train()
-    return student
+        return Trainable(lambda dtype: meta_reward(recipe.base, config, dtype), whole)
 
 
 def parameters_of(student: Trainable) -> dict[str, int]:
@@ -258,9 +248,9 @@ def _gathered(student: Trainable, recipe: JudgeRecipe) -> int:
     The layer that computes and the one fetched meanwhile; what stands outside of layers throughout a step; and of both
     the gradients, as computed and in the float32 in which they are summed.
     """
-    layers = layers_of(student.lesson)
+    layers = layers_of(student.module)
     inside = {id(weight) for layer in layers for weight in layer.parameters()}
-    outside = [weight for weight in student.lesson.parameters() if id(weight) not in inside]
+    outside = [weight for weight in student.module.parameters() if id(weight) not in inside]
 
     def whole(weights: Sequence[nn.Parameter], copies: int) -> int:
         size = 2 if recipe.dtype == "bf16" else 4

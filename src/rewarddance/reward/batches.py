@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from rewarddance.errors import RewardDanceError
 from rewarddance.types import Preference
@@ -23,21 +23,24 @@ from rewarddance.types import Preference
 class MicroBatch:
     """What one process reads at once of a step's batch.
 
-    place: number of its first pair within the batch. counts: False where the batch had no pair left for it; it then
-    holds one that is read, because all processes must do the same, but teaches nothing.
+    start: number of its first pair within the batch.
+    is_whole_batch: no other process or part reads any of this batch.
+    counts: False where the batch had no pair left for it. It then holds one that is read, because all processes must
+        do the same, but its loss does not count.
     """
 
     pairs: tuple[Preference, ...]
     step: int
-    place: int
+    start: int = 0
+    is_whole_batch: bool = True
     counts: bool = True
 
 
 class MicroBatches(Dataset):
-    """The portions of one process in order, `parts` for each of the run's `steps`.
+    """The micro-batches of one process: `parts` for each of the run's `steps`, numbered from 0.
 
     Each epoch goes through all preferences in a new order; its last batch may be a smaller one. rank, count: number of
-    this process, and how many there are.
+    this process, and how many there are. pixel_noise: see `jittered`.
     """
 
     def __init__(
@@ -46,55 +49,64 @@ class MicroBatches(Dataset):
         batch_size: int,
         steps: int,
         seed: int,
+        *,
         parts: int = 1,
         rank: int = 0,
         count: int = 1,
+        pixel_noise: float = 0.0,
     ) -> None:
         self.preferences, self.batch_size, self.steps, self.seed = preferences, batch_size, steps, seed
-        self.parts, self.rank, self.count = parts, rank, count
-        self.steps_an_epoch = math.ceil(len(preferences) / batch_size)
+        self.parts, self.rank, self.count, self.pixel_noise = parts, rank, count, pixel_noise
         self._epoch, self._order = -1, torch.empty(0)
 
     def __len__(self) -> int:
-        return self.steps * self.parts
+        return self.steps
 
-    def __getitem__(self, number: int) -> MicroBatch | RewardDanceError:
+    def __getitem__(self, step: int) -> list[MicroBatch] | RewardDanceError:
         """An error comes as a value: raised in a worker process, it would come back as a traceback."""
-        step, part = divmod(number, self.parts)
-        batch, share = self.batch(step), part * self.count + self.rank
-        low, high = (at * len(batch) // (self.parts * self.count) for at in (share, share + 1))
-        counts = high > low
+        batch = self.batch(step)
         try:
-            pairs = tuple(self.preferences[i] for i in (batch[low:high] if counts else batch[:1]))
+            return [self._read(batch, step, part * self.count + self.rank) for part in range(self.parts)]
         except RewardDanceError as error:
             return error
-        return MicroBatch(pairs, step, low, counts)
+
+    def starting_at(self, step: int, workers: int) -> DataLoader:
+        """The steps from this one on, in order. workers: processes that read ahead."""
+        return DataLoader(Subset(self, range(step, self.steps)), batch_size=None, num_workers=workers)
 
     def batch(self, step: int) -> list[int]:
         """Numbers of the preferences of a step's whole batch."""
-        epoch, at = divmod(step, self.steps_an_epoch)
+        epoch, place = divmod(step, math.ceil(len(self.preferences) / self.batch_size))
         if epoch != self._epoch:
             rng = torch.Generator().manual_seed(self.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.preferences), generator=rng)
-        return self._order[at * self.batch_size : (at + 1) * self.batch_size].tolist()
+        return self._order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+    def _read(self, batch: list[int], step: int, share: int) -> MicroBatch:
+        """One share of a batch; all parts of all processes have nearly equal ones."""
+        shares = self.parts * self.count
+        start, end = share * len(batch) // shares, (share + 1) * len(batch) // shares
+        pairs = tuple(self.preferences[i] for i in (batch[start:end] or batch[:1]))
+        micro_batch = MicroBatch(pairs, step, start, is_whole_batch=shares == 1, counts=end > start)
+        return jittered(micro_batch, self.pixel_noise, self.seed)
 
 
-def jittered(portion: MicroBatch, deviation: float, seed: int, whole: bool) -> tuple[Preference, ...]:
-    """The portion's pairs with Gaussian noise of this deviation on their pixels.
+def jittered(micro_batch: MicroBatch, deviation: float, seed: int) -> MicroBatch:
+    """Its pairs with Gaussian noise of this standard deviation on their pixels.
 
-    It depends on seed and step and, within the step, on the pair's place in the batch. whole: the portion is all of the
-    batch, whose noise is then drawn in one go.
+    The noise depends on seed and step and, where the batch is split, on each pair's place in the batch.
     """
     if not deviation:
-        return portion.pairs
-    of_step = seed * 1_000_003 + portion.step
-    together = torch.Generator().manual_seed(of_step)
+        return micro_batch
+    step_seed = seed * 1_000_003 + micro_batch.step
+    whole_rng = torch.Generator().manual_seed(step_seed)
 
     def noisy(pixels: Float[Tensor, "T C H W"], rng: torch.Generator) -> Float[Tensor, "T C H W"]:
         return (pixels + deviation * torch.randn(pixels.shape, generator=rng)).clamp(0, 1)
 
     pairs = []
-    for place, pair in enumerate(portion.pairs, start=portion.place):
-        own = together if whole else torch.Generator().manual_seed((of_step * 1_000_003 + place) % 2**63)
-        pairs.append(replace(pair, first=noisy(pair.first, own), second=noisy(pair.second, own)))
-    return tuple(pairs)
+    for place, pair in enumerate(micro_batch.pairs, start=micro_batch.start):
+        pair_rng = torch.Generator().manual_seed((step_seed * 1_000_003 + place) % 2**63)
+        rng = whole_rng if micro_batch.is_whole_batch else pair_rng
+        pairs.append(replace(pair, first=noisy(pair.first, rng), second=noisy(pair.second, rng)))
+    return replace(micro_batch, pairs=tuple(pairs))

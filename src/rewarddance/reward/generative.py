@@ -44,7 +44,7 @@ class PairwiseReward(Judge):
         both = self.answers.margin(self._asked([*questions, *map(swapped, questions)]))
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
-    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """The answers' cross-entropy in both orders of each pair and that of their difference, and that of its reasons.
 
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
@@ -54,16 +54,16 @@ class PairwiseReward(Judge):
         asked = self._asked([*questions, *map(swapped, questions)])
         share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
         weight = self.config.difference_weight
-        part = len(pairs) / of.pairs if of else 1
+        part = len(pairs) / normalizer.pairs if normalizer else 1
         if self.config.reasoning == "none":
             margin = self.answers.margin(asked)
             return part * pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
         margin, logits, tokens = self.answers.learn(asked, *reason_targets(pairs))
         answers = pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
-        of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
+        of_reasons = len(tokens) / max(normalizer.tokens, 1) if normalizer else 1
         return part * answers + self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
 
-    def amount(self, pairs: Sequence[Preference]) -> LossNormalizer:
+    def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         return LossNormalizer(
             len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*reason_targets(pairs))
         )

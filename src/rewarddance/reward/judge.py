@@ -184,13 +184,13 @@ class Judge(ABC):
         """Margins [B], float32, always in the graph; each distinct tensor is encoded once."""
 
     @abstractmethod
-    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """The training loss on pairs, in the graph.
 
-        of: the amount of a whole batch that these pairs are a part of. The losses of its parts then add up to its own.
+        normalizer: of the whole batch that these pairs are a part of. The losses of its parts then add up to its own.
         """
 
-    def amount(self, pairs: Sequence[Preference]) -> LossNormalizer:
+    def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         """What the loss on these pairs is a mean over."""
         return LossNormalizer(len(pairs))
 

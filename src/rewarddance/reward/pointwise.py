@@ -53,7 +53,7 @@ class PointwiseJudge(Judge):
         parts = [self.scores(shown[start : start + size]) for start in range(0, len(shown), size)]
         return differences(torch.cat(parts), places)
 
-    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """Bradley-Terry on the pair's margin, win-tie under a `tie_threshold`, and `answer_weight` times the answers'.
 
         The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
@@ -62,7 +62,7 @@ class PointwiseJudge(Judge):
         asked = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
         asked += [Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs]
         loss = self._of_scores(self.margin(asked), pairs)
-        return loss * (len(pairs) / of.pairs) if of else loss
+        return loss * (len(pairs) / normalizer.pairs) if normalizer else loss
 
     def _of_scores(self, scores: Float[Tensor, " K"], pairs: Sequence[Preference]) -> Float[Tensor, ""]:
         """The loss on N pairs from the scores [2 N] of their second pictures and then of their first."""
@@ -87,23 +87,23 @@ class PointwiseReward(PointwiseJudge):
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
         return self.answers.margin(self._asked(shown))
 
-    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """As for every pointwise kind, and the cross-entropy of each picture's own reason.
 
         `reason` is the second picture's and `reason_swapped` the first's. A reason is learned behind or before yes for
         the better and no for the worse picture; pictures without one train on their answers alone.
         """
         if self.config.reasoning == "none":
-            return super().loss(pairs, of)
+            return super().loss(pairs, normalizer)
         asked = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
         asked += [Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs]
         scores, logits, tokens = self.answers.learn(self._asked(asked), *reason_targets(pairs))
-        part = len(pairs) / of.pairs if of else 1
-        of_reasons = len(tokens) / max(of.tokens, 1) if of else 1
+        part = len(pairs) / normalizer.pairs if normalizer else 1
+        of_reasons = len(tokens) / max(normalizer.tokens, 1) if normalizer else 1
         reasons = self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
         return part * self._of_scores(scores, pairs) + reasons
 
-    def amount(self, pairs: Sequence[Preference]) -> LossNormalizer:
+    def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         return LossNormalizer(
             len(pairs), 0 if self.config.reasoning == "none" else self.answers.tokens_of(*reason_targets(pairs))
         )

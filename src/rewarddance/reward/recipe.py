@@ -6,21 +6,28 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from rewarddance.reward.judge import RewardOptions
+from rewarddance.reward.instructions import load_instruction
+from rewarddance.reward.judge import USED_BY, RewardConfig, RewardOptions
 
 
 class JudgeRecipe(RewardOptions):
     """How a judge is trained.
 
-    base: a checkpoint folder, or a bundled one's name. epochs may be a fraction. warmup: share of the steps.
+    base: a checkpoint folder, or a bundled one's name.
     batch_size: pairs of a step, all processes together; each reads its share in gradient_accumulation_steps parts.
-    pixel_noise: deviation of Gaussian noise added to the pictures at each step, against hair-splitting.
-    freeze_vision_tower: train the rest only. lora_rank: 0 trains all weights; lora_alpha: by default the rank. dtype:
-    bf16 computes in bfloat16, while trained weights and optimiser stay in float32; the reward is then stored in
-    bfloat16. sharded: the weights in pieces over the processes (FSDP2), not on each of them. workers: processes that
-    read pictures ahead. save_every: steps between checkpoints and evaluations. keep_best: the figure, such as
-    accuracy_ood, by which the best checkpoint becomes the reward; else the last does. report_to: trackers, by their
-    names in transformers.
+    epochs: may be a fraction.
+    warmup: share of the steps over which the learning rate rises; it then falls to zero as a cosine.
+    weight_decay: of all weights but biases and those of norms.
+    freeze_vision_tower: train the rest only.
+    lora_rank: 0 trains all weights. lora_alpha: by default the rank.
+    dtype: bf16 computes in bfloat16, while trained weights and optimiser stay in float32; the reward is then stored in
+        bfloat16.
+    sharded: the weights are split over the processes (FSDP2); else each process has all of them.
+    pixel_noise: standard deviation of Gaussian noise added to the pictures at each step, against overfitting to pixels.
+    workers: processes that read pictures ahead.
+    save_every: steps between checkpoints and evaluations.
+    keep_best: the figure, such as accuracy_ood, by which the best checkpoint becomes the reward; else the last does.
+    report_to: trackers, by their names in accelerate.
     """
 
     base: str = "shapeworld-judge"
@@ -49,3 +56,10 @@ class JudgeRecipe(RewardOptions):
         if self.sharded and self.kind == "clip":
             raise ValueError("a clip reward is too small to be sharded")
         return self
+
+    def reward_config(self) -> RewardConfig:
+        """Of the reward that is trained, with the instruction's version of today."""
+        options = self.model_dump(include=set(RewardOptions.model_fields))
+        if self.kind in USED_BY["instruction"]:
+            options["instruction_version"] = load_instruction(self.instruction).version
+        return RewardConfig(**options)

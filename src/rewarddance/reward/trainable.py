@@ -1,4 +1,4 @@
-"""A judge made ready to be trained: which weights learn, in which precision, whole or in pieces, and their files.
+"""A judge made ready to be trained: which weights learn, in which precision, whole or sharded, and their files.
 
 All weights, or LoRA (2106.09685) on every linear layer of what is trained but the output heads. What is trained is kept
 in float32 and so is the optimiser; with bf16 the layers compute in bfloat16, and what is frozen is kept so, too.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rewarddance.errors import InputError
 from rewarddance.reward.judge import HEAD_FILE, Judge
 from rewarddance.reward.parallel import ForwardDispatch, shard
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import replacing
 from rewarddance.runtime.process_group import barrier, device, is_main_process, one_process_at_a_time
 from rewarddance.runtime.sharding import copy_into, device_mesh, gather_full_tensors
@@ -32,53 +33,41 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Trainable:
-    """build: loads the judge in the precision that it is given, on the CPU. base: its checkpoint's name.
+    """A judge with the weights that its recipe trains.
 
-    lora_rank: 0 trains all weights. half: compute in bfloat16. in_pieces: over all processes.
+    reward: the judge, in training mode. adapter: the LoRA on it, or None. module: by which it is called in training.
     """
 
-    def __init__(
-        self,
-        build: Callable[[torch.dtype], Judge],
-        base: str,
-        lora_rank: int = 0,
-        lora_alpha: int = 0,
-        freeze_vision_tower: bool = False,
-        half: bool = False,
-        in_pieces: bool = False,
-    ) -> None:
-        def plain() -> Trainable:
-            return Trainable(build, base, lora_rank, lora_alpha, freeze_vision_tower, half)
-
-        self._plain, self._half = plain, half
-        mesh = device_mesh() if in_pieces else None
-        with one_process_at_a_time() if in_pieces else nullcontext():
-            self.reward = build(torch.bfloat16 if half and lora_rank else torch.float32)
-            model = self.reward.model
-            if in_pieces and not self.reward.vlm.family.shares:  # type: ignore[attr-defined]
+    def __init__(self, build: Callable[[torch.dtype], Judge], recipe: JudgeRecipe) -> None:
+        """build: loads the judge with weights of the given precision, on the CPU."""
+        self._build, self.recipe = build, recipe
+        half = recipe.dtype == "bf16"
+        mesh = device_mesh() if recipe.sharded else None
+        with one_process_at_a_time() if recipe.sharded else nullcontext():
+            self.reward = build(torch.bfloat16 if half and recipe.lora_rank else torch.float32)
+            if recipe.sharded and not self.reward.vlm.family.shares:  # type: ignore[attr-defined]
                 raise InputError(
-                    f"the judge {base!r} is read question by question, which processes cannot do in step.",
+                    f"the judge {recipe.base!r} is read question by question, which processes cannot do in step.",
                     "Set sharded to false, or choose another base.",
                 )
-            tower = vision_tower(model) if freeze_vision_tower else None
-            if tower is not None:
-                tower.requires_grad_(False)
-            self.adapter = _with_lora(self.reward, lora_rank, lora_alpha, tower, base) if lora_rank else None
+            frozen = vision_tower(self.reward.model) if recipe.freeze_vision_tower else None
+            if frozen is not None:
+                frozen.requires_grad_(False)
+            self.adapter = _with_lora(self.reward, recipe, frozen) if recipe.lora_rank else None
             if half:
                 _compute_in_half(self.reward)
-            self.lesson = ForwardDispatch(self.reward)
-            if in_pieces:
-                shard(self.lesson, mesh, half)
+            self.module = ForwardDispatch(self.reward).train()
+            if recipe.sharded:
+                shard(self.module, mesh, half)
 
     # -- files, together with the other processes ------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         """Write the trained weights in full precision: a plain save_pretrained folder, or of LoRA PEFT's own files."""
         own = gather_full_tensors(self.reward.own_weights())
-        weights = gather_full_tensors(self._places()) if self.lesson.sharded or self.adapter else None
+        weights = gather_full_tensors(self._saved_weights()) if self.module.sharded or self.adapter else None
         if not is_main_process():
             return
-        folder.mkdir(parents=True, exist_ok=True)
         if self.adapter is not None:
             _write_adapter(self.adapter, weights or {}, folder)
         else:
@@ -90,12 +79,12 @@ class Trainable:
         """Read what `save` wrote. Raises InputError naming a checkpoint that cannot be read."""
         own = self.reward.own_weights()
         try:
-            with one_process_at_a_time() if self.lesson.sharded else nullcontext():
+            with one_process_at_a_time() if self.module.sharded else nullcontext():
                 if self.adapter is not None:
                     saved = load_file(folder / ADAPTER_FILE)
                 else:
                     saved = type(self.reward.model).from_pretrained(folder, dtype=torch.float32).state_dict()
-                copy_into(self._places(), saved)
+                copy_into(self._saved_weights(), saved)
                 copy_into(own, load_file(folder / HEAD_FILE) if own else {})
         except (OSError, KeyError, SafetensorError) as error:
             raise InputError(
@@ -105,14 +94,14 @@ class Trainable:
     def deliver(self, folder: Path, checkpoint: Path) -> Judge:
         """Write a checkpoint's weights as a reward: a plain folder, LoRA merged into it and beside it. Frozen.
 
-        Where the weights are in pieces, only the first process returns a judge that is whole.
+        Where the weights are sharded, only the first process returns a judge that is whole.
         """
         reward = self.reward
-        if not self.lesson.sharded:
+        if not self.module.sharded:
             self.load(checkpoint)
             self._finish(folder)
         elif is_main_process():
-            whole = self._plain()
+            whole = Trainable(self._build, self.recipe.model_copy(update={"sharded": False}))
             whole.load(checkpoint)
             whole._finish(folder)
             reward = whole.reward
@@ -120,23 +109,23 @@ class Trainable:
         return reward
 
     def _finish(self, folder: Path) -> None:
-        with replacing(folder) if is_main_process() else nullcontext() as place:
+        with replacing(folder) if is_main_process() else nullcontext() as written:
             if self.adapter is not None:
-                if place:
-                    _write_adapter(self.adapter, self._places(), place / ADAPTER)
+                if written:
+                    _write_adapter(self.adapter, self._saved_weights(), written / ADAPTER)
                 self.adapter.merge_and_unload()
-            if self._half:
+            if self.recipe.dtype == "bf16":
                 _store_in_half(self.reward)
             self.reward.freeze()
-            if place:
-                self.reward.save(place)
+            if written:
+                self.reward.save(written)
 
-    def _places(self) -> dict[str, Tensor]:
-        """What `save` writes by its names there, but for the reward's own weights: the tensors themselves."""
+    def _saved_weights(self) -> dict[str, Tensor]:
+        """The tensors that `save` writes, by their names there, without the reward's own weights."""
         if self.adapter is not None:
             return get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
         own = self.reward.own_weights()
-        return {name: one for name, one in self.reward.model.state_dict(keep_vars=True).items() if name not in own}
+        return {name: w for name, w in self.reward.model.state_dict(keep_vars=True).items() if name not in own}
 
 
 def vision_tower(model: Any) -> nn.Module:
@@ -150,7 +139,7 @@ def vision_tower(model: Any) -> nn.Module:
     return tower
 
 
-def _with_lora(reward: Judge, rank: int, alpha: int, frozen: nn.Module | None, base: str) -> PeftModel:
+def _with_lora(reward: Judge, recipe: JudgeRecipe, frozen: nn.Module | None) -> PeftModel:
     """LoRA on every linear layer outside of what is frozen and of the output heads; own weights are trained whole."""
     own = reward.own_weights()
     left_out = {reward.model.get_output_embeddings(), *(frozen.modules() if frozen is not None else ())}
@@ -159,8 +148,9 @@ def _with_lora(reward: Judge, rank: int, alpha: int, frozen: nn.Module | None, b
         for name, module in reward.model.named_modules()
         if isinstance(module, nn.Linear) and module not in left_out and f"{name}.weight" not in own
     ]
-    adapter = get_peft_model(reward.model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets))
-    adapter.peft_config["default"].base_model_name_or_path = base
+    alpha = recipe.lora_alpha or recipe.lora_rank
+    adapter = get_peft_model(reward.model, LoraConfig(r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets))
+    adapter.peft_config["default"].base_model_name_or_path = recipe.base
     for weight in own.values():
         weight.requires_grad_(True)
     return adapter  # type: ignore[return-value]
@@ -170,24 +160,26 @@ def _write_adapter(adapter: PeftModel, weights: dict[str, Tensor], folder: Path)
     """PEFT's own two files: its PeftModel.from_pretrained reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     replace(adapter.peft_config["default"], inference_mode=True).save_pretrained(str(folder))
-    save_file({name: one.detach().cpu().contiguous() for name, one in weights.items()}, folder / ADAPTER_FILE)
+    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, folder / ADAPTER_FILE)
 
 
 def _compute_in_half(reward: Judge) -> None:
     """bfloat16 within the towers, by autocast; heads and margins stay outside of it. Frozen weights are stored so."""
-    own = {id(weight) for weight in reward.own_weights().values()}
-    for weight in reward.model.parameters():
-        if id(weight) not in own:
-            weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
+    for weight in _base_weights(reward):
+        weight.data = weight.data.to(torch.float32 if weight.requires_grad else torch.bfloat16)
     for tower in reward.model.base_model.children():
         tower.forward = torch.autocast(device().type, torch.bfloat16)(tower.forward)
 
 
 def _store_in_half(reward: Judge) -> None:
     """All weights but the reward's own in bfloat16, and computed with as they are."""
-    own = {id(weight) for weight in reward.own_weights().values()}
-    for weight in reward.model.parameters():
-        if id(weight) not in own:
-            weight.data = weight.data.to(torch.bfloat16)
+    for weight in _base_weights(reward):
+        weight.data = weight.data.to(torch.bfloat16)
     for tower in reward.model.base_model.children():
         del tower.forward
+
+
+def _base_weights(reward: Judge) -> list[nn.Parameter]:
+    """The model's weights without the reward's own."""
+    own = {id(weight) for weight in reward.own_weights().values()}
+    return [weight for weight in reward.model.parameters() if id(weight) not in own]

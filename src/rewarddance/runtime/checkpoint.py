@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rewarddance.errors import InputError
+from rewarddance.runtime import process_group
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
 _OF_A_CHECKPOINT = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -65,7 +66,7 @@ def writable_folder(path: Path) -> Path:
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """Write a folder anew: yields a scratch folder that takes its place, marked complete, when the block ends."""
-    scratch = folder.with_name(folder.name + ".partial")
+    scratch = _scratch(folder)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     yield scratch
@@ -78,6 +79,25 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _scratch(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def replacing_together(folder: Path) -> Iterator[Path]:
+    """`replacing` for all processes of a run: the first makes the folder and moves it, and all may write into it."""
+    if process_group.is_main_process():
+        with replacing(folder) as scratch:
+            process_group.barrier()  # the scratch folder is there
+            yield scratch
+            process_group.barrier()  # all have written
+    else:
+        process_group.barrier()
+        yield _scratch(folder)
+        process_group.barrier()
+    process_group.barrier()  # the folder is in its place
+
+
 def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | None = None) -> Path | None:
     """The complete `<name>-<step>` folder of the highest step (of those up to `at_most`) under `parent`, or None."""
     found = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
@@ -88,6 +108,6 @@ def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | 
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader or a kill never sees half of it."""
-    scratch = path.with_name(path.name + ".partial")
+    scratch = _scratch(path)
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)

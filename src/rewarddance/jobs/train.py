@@ -18,7 +18,8 @@ from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.jobs.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
-from rewarddance.reward.train import JudgeRecipe, check_training, train_judge
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, Seed, keep_recipe
@@ -97,7 +98,7 @@ def _at_hand(judge: Judge) -> bool:
     """Puts a judge that was trained in pieces on the GPU, if one is enough for it."""
     if judge.model.device.type == process_group.device().type:
         return True
-    gc.collect()  # the trainer, whose parts hold one another
+    gc.collect()  # what was trained, and holds the GPU
     torch.cuda.empty_cache()
     needed, (free, _) = sum(w.nbytes for w in judge.model.parameters()), torch.cuda.mem_get_info()
     if free < 1.3 * needed:
