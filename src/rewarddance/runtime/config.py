@@ -29,15 +29,15 @@ class Recipe(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_truth(cls, value: Any, info: Any) -> Any:
+    def _refuse_booleans_as_numbers(cls, value: Any, info: Any) -> Any:
         """pydantic takes `batch_size: true` for 1."""
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in _NUMBERS:
             raise ValueError("input should be a number, and not true or false")
         return value
 
 
-class _OneOfEach(yaml.SafeLoader):
-    """YAML in which no key stands twice: the plain loader keeps the last of them without a word."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice; yaml's own loader silently keeps the last of them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -68,7 +68,7 @@ def _content(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
     try:
-        content = yaml.load(text, _OneOfEach) or {}
+        content = yaml.load(text, _UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
     if not isinstance(content, dict):
@@ -137,11 +137,11 @@ def keep_recipe(recipe: Recipe, path: Path, binding: bool = True) -> None:
     that is no recipe any more (a default has changed since, a key is gone) is compared as it is written.
     """
     if binding and path.exists():
-        now = flat(recipe.model_dump(mode="json"))
+        now = flatten(recipe.model_dump(mode="json"))
         try:
-            before = flat(load_recipe(type(recipe), path).model_dump(mode="json"))
+            before = flatten(load_recipe(type(recipe), path).model_dump(mode="json"))
         except InputError:
-            before = now | flat(_content(path))
+            before = now | flatten(_content(path))
             if before == now:
                 raise
         changed = [key for key in now | before if before.get(key) != now.get(key)]
@@ -154,12 +154,12 @@ def keep_recipe(recipe: Recipe, path: Path, binding: bool = True) -> None:
     save_recipe(recipe, path)
 
 
-def flat(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     """A mapping of mappings as one level, with dotted keys."""
-    found = {}
+    level = {}
     for name, value in content.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+        level |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return level
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

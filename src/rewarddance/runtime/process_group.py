@@ -1,7 +1,8 @@
-"""Several processes on one run: which one this is, what all do alike, and how they wait for one another.
+"""Several processes on one run: which one this is, what they exchange, and how they wait for one another.
 
 torchrun and accelerate launch start them and say so in the environment (RANK, WORLD_SIZE); without it there is one
-process, and everything here does nothing.
+process, and everything here does nothing. accelerate.PartialState would join the processes as soon as it is asked
+anything; here they are joined when a run begins, with a store of our own in which the first to fail is known.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Num
@@ -21,7 +22,7 @@ from torch import distributed as dist
 from rewarddance.errors import InputError, RewardDanceError
 
 LONGEST_WAIT = timedelta(hours=1)
-"""For the slowest of all: while the first process writes a large checkpoint, the others wait."""
+"""While the first process writes a large checkpoint, the others wait."""
 
 T = TypeVar("T")
 
@@ -35,9 +36,9 @@ class ProcessStopped(RewardDanceError):
 
 @contextmanager
 def init_process_group() -> Iterator[None]:
-    """Within the block this process belongs to those that were started together, if there are several.
+    """Joins the processes that were started together, if there are several, for the length of the block.
 
-    Where the block fails, the first process that fails raises its error, and the others leave without a word. Raises
+    Where the block fails, the first process that fails raises its error, and the others exit silently. Raises
     InputError where the launcher was told to shard the model itself, or started more processes than there are GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
@@ -51,23 +52,22 @@ def init_process_group() -> Iterator[None]:
                 "judge.sharded=true to train, refl.sharded=true (grpo, nft) to align.",
             )
     if device().type == "cuda":
-        if (own := int(os.environ.get("LOCAL_RANK", "0"))) >= torch.cuda.device_count():
+        if (local_rank := int(os.environ.get("LOCAL_RANK", "0"))) >= torch.cuda.device_count():
             raise InputError(
-                f"process {own + 1} of this machine has no GPU: {torch.cuda.device_count()} are here.",
+                f"process {local_rank + 1} of this machine has no GPU: {torch.cuda.device_count()} are here.",
                 "Start one process a GPU.",
             )
         torch.cuda.set_device(device())
     backend = "cuda:nccl,cpu:gloo" if device().type == "cuda" else "gloo"
-    store, number, n = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
-    dist.init_process_group(backend, store=store, rank=number, world_size=n, timeout=LONGEST_WAIT)
+    store, index, count = next(dist.rendezvous("env://", timeout=LONGEST_WAIT))
+    dist.init_process_group(backend, store=store, rank=index, world_size=count, timeout=LONGEST_WAIT)
     try:
         yield
     except (RewardDanceError, RuntimeError) as error:
-        broken = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-        ours = isinstance(error, RewardDanceError) or broken
-        if not _is_first_to_fail(store) and ours:
+        lost_another = isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        if not _is_first_to_fail(store) and (lost_another or isinstance(error, RewardDanceError)):
             sys.exit(2)
-        if broken:
+        if lost_another:
             raise ProcessStopped from error
         raise
     dist.destroy_process_group()  # not after an error: it would wait for processes that wait for this one
@@ -76,8 +76,17 @@ def init_process_group() -> Iterator[None]:
 def _is_first_to_fail(store: Any) -> bool:
     try:
         return store.add("failed", 1) == 1
-    except RuntimeError:  # the process that kept it is gone, and so was not the last to speak
+    except RuntimeError:  # the process that held the store is gone, so it failed before
         return False
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Around communication with the other processes. Raises ProcessStopped where one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessStopped from error
 
 
 def device() -> torch.device:
@@ -106,10 +115,8 @@ def sum_over_processes(values: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
     """Elementwise sum over all processes, on the CPU."""
     total = values.detach().cpu().clone()
     if world_size() > 1:
-        try:
+        with waiting():
             dist.all_reduce(total)
-        except RuntimeError as error:
-            raise ProcessStopped from error
     return total
 
 
@@ -122,52 +129,50 @@ def mean_over_processes(figures: Mapping[str, float]) -> dict[str, float]:
     return {**figures, **dict(zip(names, (total / world_size()).tolist(), strict=True))}
 
 
-@overload
-def local_shard(rows: Tensor, parts: int = 1) -> Tensor: ...
-@overload
-def local_shard(rows: list[T], parts: int = 1) -> list[T]: ...
-def local_shard(rows: Any, parts: int = 1) -> Any:
-    """This process's share of rows that all processes have alike: of each of `parts` equal parts its equal share."""
+def local_shard(rows: T, parts: int = 1) -> T:
+    """This process's share of rows (a list or a tensor) that all processes have alike.
+
+    The rows are `parts` equal parts, and each process has an equal share of each part.
+    """
     if world_size() == 1:
         return rows
-    each = len(rows) // (parts * world_size())
-    mine = [(part * world_size() + rank()) * each + k for part in range(parts) for k in range(each)]
-    return rows[mine] if isinstance(rows, Tensor) else [rows[k] for k in mine]
+    sequence: Any = rows
+    share = len(sequence) // (parts * world_size())
+    starts = [(part * world_size() + rank()) * share for part in range(parts)]
+    mine = [i for start in starts for i in range(start, start + share)]
+    return sequence[mine] if isinstance(rows, Tensor) else [sequence[i] for i in mine]  # type: ignore[return-value]
 
 
 def all_gather(rows: Num[Tensor, "b ..."], parts: int = 1) -> Num[Tensor, "B ..."]:
-    """The rows of all processes, each of which has its share (`own`), in the order of the whole. Without graph."""
+    """All rows, of which each process has its `local_shard`, in their order. Without graph."""
     if world_size() == 1:
         return rows
     mine = rows.detach().contiguous()
-    found = [torch.empty_like(mine) for _ in range(world_size())]
-    try:
-        dist.all_gather(found, mine)
-    except RuntimeError as error:
-        raise ProcessStopped from error
-    return torch.stack(found).unflatten(1, (parts, -1)).transpose(0, 1).flatten(0, 2)
+    shards = [torch.empty_like(mine) for _ in range(world_size())]
+    with waiting():
+        dist.all_gather(shards, mine)
+    by_part = [shard.unflatten(0, (parts, -1)) for shard in shards]  # of each process [parts, share, ...]
+    return torch.stack(by_part, dim=1).flatten(0, 2)
 
 
-def gather_objects(said: Any) -> list[Any]:
-    """What each process says, in their order; anything that can be pickled."""
+def gather_objects(value: T) -> list[T]:
+    """The value of each process, in their order; anything that can be pickled."""
     if world_size() == 1:
-        return [said]
-    heard: list[Any] = [None] * world_size()
-    try:
-        dist.all_gather_object(heard, said)
-    except RuntimeError as error:
-        raise ProcessStopped from error
-    return heard
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with waiting():
+        dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have come here."""
     sum_over_processes(torch.zeros(1))
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The block by the first process, then by the others: what is wrong is said once, what it makes is there."""
+    """The block runs in the first process, then in the others: an error is reported once, and its files are there."""
     if not is_main_process():
         barrier()
     yield
@@ -177,7 +182,7 @@ def main_process_first() -> Iterator[None]:
 
 @contextmanager
 def one_process_at_a_time() -> Iterator[None]:
-    """The block by one process of a machine after the other, where each needs much of its memory for a while."""
+    """The block runs in one process of a machine after the other, where it needs much of the machine's memory."""
     turn, turns = (int(os.environ.get(name, "0")) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     several = world_size() > 1
     for _ in range(turn if several else 0):

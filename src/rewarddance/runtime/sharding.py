@@ -1,4 +1,4 @@
-"""Weights in pieces over all processes (FSDP2), and gradients as of one process.
+"""Weights that are sharded over all processes (FSDP2), and gradients averaged over them.
 
 torch's own fully_shard, which does on a CPU with gloo what it does on GPUs with NCCL.
 """
@@ -17,20 +17,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rewarddance.runtime import process_group
 
-TOGETHER = 2**24
-"""Values whose gradients are sent to the other processes in one message."""
+BUCKET = 2**24
+"""How many values of gradients are exchanged with the other processes at a time."""
 
 
 def device_mesh(device: str | None = None) -> Any:
-    """All processes in a row. device: the kind that they compute on, by default this process's own."""
+    """All processes in one dimension. device: the type that they compute on, by default this process's own."""
     return init_device_mesh(device or process_group.device().type, (process_group.world_size(),))
 
 
 def shard(network: nn.Module, device: str, whole: Iterable[nn.Parameter] = ()) -> None:
     """Split a network's weights over all processes, in place, block by block; those of `whole` stay whole on each.
 
-    What a forward gathers it lets go at once, so that weights which were written to in between are
-    gather_full_tensors anew.
+    What a forward gathers is freed at once, so that the next one sees weights that were written to in between.
     """
     mesh, ignored = device_mesh(device), set(whole)
     for module in (*outer_blocks(network), network):
@@ -38,7 +37,7 @@ def shard(network: nn.Module, device: str, whole: Iterable[nn.Parameter] = ()) -
 
 
 def outer_blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost module lists: what is gather_full_tensors one at a time."""
+    """Members of the outermost module lists, whose weights are gathered one block at a time."""
     for child in network.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -47,57 +46,49 @@ def outer_blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def average_gradients(weights: Sequence[nn.Parameter]) -> None:
-    """The mean over all processes of each gradient; those of weights in pieces are it already."""
-    if process_group.world_size() == 1:
-        return
-    gradients = [one.grad for one in weights if one.grad is not None and not isinstance(one.grad, DTensor)]
-    while gradients:
-        part, size = [gradients.pop()], 0
-        while gradients and (size := size + part[-1].numel()) + gradients[-1].numel() <= TOGETHER:
-            part.append(gradients.pop())
-        flat = torch.cat([one.flatten() for one in part])
-        try:
+    """Replace each gradient by its mean over all processes; FSDP has done so for sharded weights."""
+    n = process_group.world_size()
+    gradients = [w.grad for w in weights if w.grad is not None and not isinstance(w.grad, DTensor)]
+    while n > 1 and gradients:
+        bucket, size = [gradients.pop()], 0
+        while gradients and (size := size + bucket[-1].numel()) + gradients[-1].numel() <= BUCKET:
+            bucket.append(gradients.pop())
+        flat = torch.cat([grad.flatten() for grad in bucket])
+        with process_group.waiting():
             dist.all_reduce(flat)
-        except RuntimeError as error:
-            raise process_group.ProcessStopped from error
-        for one, values in zip(
-            part, (flat / process_group.world_size()).split([one.numel() for one in part]), strict=True
-        ):
-            one.copy_(values.view_as(one))
+        for grad, mean in zip(bucket, (flat / n).split([grad.numel() for grad in bucket]), strict=True):
+            grad.copy_(mean.view_as(grad))
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """A tensor of which each process has a piece, put together on all; another as it is."""
+    """A sharded tensor gathered on every process; any other tensor as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def gather_full_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The whole weights on the CPU of the first process; nothing on the others. One at a time, tied ones once."""
-    found: dict[str, Tensor] = {}
-    seen: dict[int, Tensor] = {}
-    for name, weight in weights.items():
-        if id(weight) not in seen:
-            one = full_tensor(weight.detach())
-            seen[id(weight)] = one.cpu() if process_group.is_main_process() else one.new_empty(0)
-        if process_group.is_main_process():
-            found[name] = seen[id(weight)]
-    return found
+    gathered: dict[int, Tensor] = {}
+    for weight in weights.values():
+        if id(weight) not in gathered:
+            full = full_tensor(weight.detach())
+            gathered[id(weight)] = full.cpu() if process_group.is_main_process() else full.new_empty(0)
+    return {name: gathered[id(w)] for name, w in weights.items()} if process_group.is_main_process() else {}
 
 
 @torch.no_grad()
-def copy_into(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy whole values into weights by name; where a weight is in pieces, each process takes its own."""
-    for name, place in places.items():
-        place.copy_(shard_like(values[name].to(place.device, place.dtype), place))
+def copy_into(weights: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy full values into weights by name; of a sharded weight each process takes its shard."""
+    for name, weight in weights.items():
+        weight.copy_(shard_like(values[name].to(weight.device, weight.dtype), weight))
 
 
 def to_local(value: Tensor) -> Tensor:
-    """What this process has of a tensor, to be read or written in place; all of one that is whole."""
+    """This process's shard of a tensor, to be read or written in place; all of one that is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Tensor, like: Tensor) -> Tensor:
-    """This process's piece of a whole value, cut as `like` is; the value itself where `like` is whole."""
+    """This process's shard of a full value, split as `like` is; the value itself where `like` is not sharded."""
     if not isinstance(like, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

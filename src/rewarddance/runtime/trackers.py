@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.runtime.config import Recipe, flat
+from rewarddance.runtime.config import Recipe, flatten
 from rewarddance.runtime.process_group import is_main_process
 
 _TAKE_PICTURES = ("tensorboard", "wandb", "swanlab")
@@ -45,11 +45,11 @@ def check_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def reporting(names: Sequence[str], folder: Path, recipe: Recipe) -> Iterator[list[Tracker]]:
-    """The trackers of a run, told its recipe when it begins and closed at the end; of several processes only the first
-    has any.
+    """The trackers of a run: they get its recipe when it begins, and are closed at the end of the block.
 
-    What they write themselves is under `folder`/trackers. A run that goes on is the same one to TensorBoard and
-    Weights & Biases; others open a second one. Raises InputError as `check_trackers` does.
+    Of several processes only the first has any. Files that they write are under `folder`/trackers. A resumed
+    run goes on as the same one in TensorBoard and Weights & Biases; others begin a second one. Raises InputError
+    as `check_trackers` does.
     """
     check_trackers(names)
     if not names or not is_main_process():
@@ -59,19 +59,19 @@ def reporting(names: Sequence[str], folder: Path, recipe: Recipe) -> Iterator[li
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState()  # accelerate's loggers ask for it
-    place, title = folder / "trackers", folder.resolve().name
-    place.mkdir(parents=True, exist_ok=True)
-    own = place / "id"
-    begins = not own.exists()
-    key = secrets.token_hex(8) if begins else own.read_text()
+    files, title = folder / "trackers", folder.resolve().name
+    files.mkdir(parents=True, exist_ok=True)
+    id_file = files / "id"
+    is_new = not id_file.exists()
+    run_id = secrets.token_hex(8) if is_new else id_file.read_text()
     project = os.environ.get("WANDB_PROJECT", "rewarddance")
-    options: dict[str, Any] = {"wandb": {"name": title, "id": key, "resume": "allow"}}
+    options: dict[str, Any] = {"wandb": {"name": title, "id": run_id, "resume": "allow"}}
     trackers: list[Any] = []
     try:
         for name in dict.fromkeys(names):
             kind = LOGGER_TYPE_TO_CLASS[name]
-            where = (title, str(place)) if kind.requires_logging_directory else (project,)
-            tracker = kind(*where, **options.get(name, {}))
+            names_of_run = (title, str(files)) if kind.requires_logging_directory else (project,)
+            tracker = kind(*names_of_run, **options.get(name, {}))
             try:
                 tracker.start()
             except Exception as error:  # each library has its own: no login, no network, no right to write
@@ -79,9 +79,9 @@ def reporting(names: Sequence[str], folder: Path, recipe: Recipe) -> Iterator[li
                     f"the tracker {name!r} does not open: {error}.", "Set it up, or leave it out."
                 ) from error
             trackers.append(tracker)
-            if begins:
+            if is_new:
                 tracker.store_init_configuration(_plain(recipe))
-        own.write_text(key)
+        id_file.write_text(run_id)
         yield trackers
     finally:
         for tracker in trackers:
@@ -89,18 +89,16 @@ def reporting(names: Sequence[str], folder: Path, recipe: Recipe) -> Iterator[li
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in the one level of plain values that trackers take."""
-    values = flat(recipe.model_dump(mode="json"))
-    return {
-        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
-    }
+    """The recipe as one level of plain values, as trackers take it."""
+    values = flatten(recipe.model_dump(mode="json"))
+    return {name: v if isinstance(v, bool | int | float | str) else str(v) for name, v in values.items()}
 
 
 def show_pictures(tracker: Tracker, name: str, step: int, pixels: Float[Tensor, "T C H W"]) -> None:
-    """Give a tracker a picture, or the frames of a video, if it takes any."""
+    """Send a picture, or the frames of a video, to a tracker that takes pictures."""
     log_images = getattr(tracker, "log_images", None)
-    ours = type(tracker).__module__.startswith("accelerate.")
-    if log_images is None or (ours and tracker.name not in _TAKE_PICTURES):
+    is_accelerates = type(tracker).__module__.startswith("accelerate.")
+    if log_images is None or (is_accelerates and tracker.name not in _TAKE_PICTURES):
         return
     frames = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     log_images({name: frames}, step=step, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it goes: metrics.jsonl, and bars that show rates and the time left."""
+"""A run's metrics.jsonl, and progress bars that show rates and the time left."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ console = Console(stderr=True)
 
 
 class Metrics:
-    """Appends one JSON object a line to `metrics.jsonl`, flushed at once, and tells the trackers.
+    """Appends one JSON object a line to `metrics.jsonl`, flushed at once, and sends the same figures to the trackers.
 
     Every row has its phase ("judge", "refl", ...), its step, and its kind: "step" (of one training step), "probe" (of
     the averaged generator), "evaluation" (of the judge in training), "alarm". Readers select rows by their kind.
-    step: the last one that was logged, 0 before any. What a resumed run logs again, the trackers are not told again.
+    step: the last one that was logged, 0 before any. What a resumed run logs again is not sent to the trackers again.
     """
 
     def __init__(self, path: Path, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.trackers, self.step = path, trackers, 0
-        self._known: dict[str, int] = {}  # rows of a phase that come again
+        self._logged_before: dict[str, int] = {}  # rows of a phase that a resumed run will log again
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def log(self, phase: str, step: int, kind: str = "step", **figures: Any) -> None:
         row = {"phase": phase, "step": step, "kind": kind}
         row |= {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
-        if self._known.get(phase):
-            self._known[phase] -= 1
-        elif figures:  # first the trackers: a kill between the two tells them twice, rather than never
+        if self._logged_before.get(phase):
+            self._logged_before[phase] -= 1
+        elif figures:  # trackers first: after a kill between the two they get a row twice, rather than never
             for tracker in self.trackers:
                 tracker.log({f"{phase}/{name}": row[name] for name in figures}, step=step)
         with self.path.open("a", encoding="utf-8") as file:
@@ -57,8 +57,8 @@ class Metrics:
         self.step = step
 
     def show(self, phase: str, name: str, pixels: Tensor) -> None:
-        """Give the trackers a picture [T, C, H, W] of the last step that was logged."""
-        if not self.trackers or self._known.get(phase):
+        """Send the trackers a picture [T, C, H, W] of the last step that was logged."""
+        if not self.trackers or self._logged_before.get(phase):
             return
         from rewarddance.runtime.trackers import show_pictures  # heavy, and seldom needed
 
@@ -66,11 +66,11 @@ class Metrics:
             show_pictures(tracker, f"{phase}/{name}", self.step, pixels)
 
     def rewind(self, phase: str, step: int) -> None:
-        """Drop what `phase` logged after `step`, and a line that a kill cut off: a resumed run logs it again."""
+        """Drop what `phase` logged after `step`, and a line that a kill cut off; a resumed run logs both again."""
         if not self.path.exists():
             return
         kept = []
-        self._known[phase] = 0
+        self._logged_before[phase] = 0
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
@@ -79,7 +79,7 @@ class Metrics:
             if row["phase"] != phase or row["step"] <= step:
                 kept.append(line + "\n")
             else:
-                self._known[phase] += 1
+                self._logged_before[phase] += 1
         scratch = self.path.with_name(self.path.name + ".partial")
         scratch.write_text("".join(kept), encoding="utf-8")
         scratch.replace(self.path)
