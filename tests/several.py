@@ -101,13 +101,18 @@ def in_processes(
 
 
 class Interrupting:
-    """`measure` as an evaluation that is cut off at its second call."""
+    """`measure` as an evaluation that is cut off at its second call, before its checkpoint is marked complete."""
 
-    def __init__(self, measure: Callable[[RewardModel], dict[str, float]]) -> None:
-        self.measure, self.calls = measure, 0
+    def __init__(
+        self,
+        measure: Callable[[RewardModel], dict[str, float]],
+        at: int = 2,
+        error: type[BaseException] = KeyboardInterrupt,
+    ) -> None:
+        self.measure, self.at, self.error, self.calls = measure, at, error, 0
 
     def __call__(self, judge: RewardModel) -> dict[str, float]:
         self.calls += 1
-        if self.calls == 2:
-            raise KeyboardInterrupt
+        if self.calls == self.at:
+            raise self.error
         return self.measure(judge)

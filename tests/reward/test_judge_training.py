@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from several import Interrupting
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel
+from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.batches import MicroBatch, jittered
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.loading import load_reward
@@ -43,10 +44,6 @@ def train(folder: Path, preferences: list[Preference], evaluate=None, recipe: Ju
     return train_judge(recipe, preferences, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
 
 
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "reward" / "model.safetensors")
 
@@ -55,7 +52,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     ours, theirs = weights(folder), weights(other)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert logged(folder) == logged(other)
+    assert read_metrics(folder) == read_metrics(other)
 
 
 def accuracy(judge: RewardModel) -> dict[str, float]:
@@ -82,12 +79,12 @@ def test_training_lowers_the_loss(whole, preferences):
 
     before, after = loss(load_reward(RECIPE.base, instruction="t2i-brief")), loss(load_reward(str(whole / "reward")))
     assert after < 0.5 * before
-    losses = [row["loss"] for row in logged(whole) if row["kind"] == "step"]
+    losses = [row["loss"] for row in read_metrics(whole) if row["kind"] == "step"]
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_a_run_logs_its_loss_and_its_figures_at_every_checkpoint(whole):
-    rows = logged(whole)
+    rows = read_metrics(whole)
     assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 10, 15]
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [5, 10, 15, 18]
     assert {row["phase"] for row in rows} == {"judge"}
@@ -101,23 +98,10 @@ def test_the_reward_keeps_the_instruction_that_it_was_trained_with(whole):
     assert (config.instruction, config.instruction_version) == ("t2i-brief", 1)
 
 
-class Interrupting:
-    """An evaluation that is cut off the second time, before its checkpoint is marked complete."""
-
-    def __init__(self, error: type[BaseException], at: int) -> None:
-        self.error, self.at, self.calls = error, at, 0
-
-    def __call__(self, judge: PairwiseReward) -> dict[str, float]:
-        self.calls += 1
-        if self.calls == self.at:
-            raise self.error
-        return accuracy(judge)
-
-
 @pytest.mark.parametrize(("error", "at"), [(KeyboardInterrupt, 2), (RuntimeError, 4)])
 def test_an_interrupted_run_goes_on_to_the_very_same_weights_and_metrics(tmp_path, preferences, whole, error, at):
     with pytest.raises(error):
-        train(tmp_path, preferences, Interrupting(error, at))
+        train(tmp_path, preferences, Interrupting(accuracy, at, error))
     assert not (tmp_path / "reward").exists()
     train(tmp_path, preferences, accuracy)
     assert_same_run(tmp_path, whole)
@@ -183,10 +167,10 @@ class Rising:
         return {"accuracy_ood": next(self.figures)}
 
 
-def test_the_best_checkpoint_becomes_the_reward_and_its_step_is_logged(tmp_path, preferences, whole):
+def test_the_best_checkpoint_becomes_the_reward_and_its_step_is_read_metrics(tmp_path, preferences, whole):
     recipe = RECIPE.model_copy(update={"keep_best": "accuracy_ood"})
     train(tmp_path, preferences, Rising(0.6, 0.9, 0.9, 0.7), recipe)
-    assert [row["best_step"] for row in logged(tmp_path) if row["kind"] == "evaluation"] == [5, 10, 10, 10]
+    assert [row["best_step"] for row in read_metrics(tmp_path) if row["kind"] == "evaluation"] == [5, 10, 10, 10]
     kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert kept == ["checkpoint-10", "checkpoint-15", "checkpoint-18"]
     best, delivered = load_file(tmp_path / "checkpoint-10" / "model.safetensors"), weights(tmp_path)
@@ -199,7 +183,7 @@ def test_the_best_is_remembered_by_a_run_that_is_taken_up(tmp_path, preferences)
     with pytest.raises(StopIteration):
         train(tmp_path, preferences, Rising(0.9, 0.5), recipe)
     train(tmp_path, preferences, Rising(0.6, 0.7), recipe)
-    assert [row["best_step"] for row in logged(tmp_path) if row["kind"] == "evaluation"] == [5, 5, 5, 5]
+    assert [row["best_step"] for row in read_metrics(tmp_path) if row["kind"] == "evaluation"] == [5, 5, 5, 5]
     best = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
     assert all(torch.equal(best[name], weights(tmp_path)[name]) for name in best)
 

@@ -16,6 +16,7 @@ from several import ended_before, forked
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.protocols import RewardModel
+from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
@@ -45,17 +46,6 @@ def train(folder: Path) -> None:
     train_judge(RECIPE, PAIRS, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=accuracy)
 
 
-def logged(folder: Path) -> list[dict]:
-    """The lines of the metrics but for a last one that was cut off."""
-    found = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
-
-
 def assert_readable(folder: Path) -> int:
     """Every checkpoint that there is can be read; returns the step of the newest, or 0."""
     steps = [0]
@@ -70,11 +60,11 @@ def assert_readable(folder: Path) -> int:
     return max(steps)
 
 
-def steps_logged(folder: Path) -> int:
-    return max((row["step"] for row in logged(folder)), default=-1) if (folder / "metrics.jsonl").exists() else -1
+def last_step(folder: Path) -> int:
+    return max((row["step"] for row in read_metrics(folder)), default=-1)
 
 
-def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_one(tmp_path):
+def test_a_run_killed_at_ten_random_moments_repeats_the_uninterrupted_one(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     begun = time.monotonic()
     os.waitpid(forked(lambda: train(whole), tmp_path / "answer"), 0)
@@ -84,9 +74,9 @@ def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_on
     while kills < 10:
         child = forked(lambda: train(folder), tmp_path / "answer")
         # beyond what a killed run told of, which stands there until one goes on
-        begin = max(reached[-1], steps_logged(folder)) + rng.randint(0, 4)
-        if ended_before(child, lambda: steps_logged(folder), begin, rng.uniform(0, 0.1) * took):
-            assert logged(folder) == logged(whole)
+        begin = max(reached[-1], last_step(folder)) + rng.randint(0, 4)
+        if ended_before(child, lambda: last_step(folder), begin, rng.uniform(0, 0.1) * took):
+            assert read_metrics(folder) == read_metrics(whole)
             shutil.rmtree(folder)
             reached.append(0)
             continue
@@ -95,11 +85,11 @@ def test_a_run_that_is_killed_at_ten_random_moments_repeats_the_uninterrupted_on
         kills += 1
         if (folder / "metrics.jsonl").exists():
             reached.append(assert_readable(folder))
-            rows = [row for row in logged(folder) if row["step"] <= reached[-1]]
-            assert rows == [row for row in logged(whole) if row["step"] <= reached[-1]]
+            rows = [row for row in read_metrics(folder) if row["step"] <= reached[-1]]
+            assert rows == [row for row in read_metrics(whole) if row["step"] <= reached[-1]]
     assert len(set(reached)) > 2  # they were spread over the run
     train(folder)
-    assert logged(folder) == logged(whole)
+    assert read_metrics(folder) == read_metrics(whole)
     ours, theirs = (load_file(run / "reward" / "model.safetensors") for run in (folder, whole))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not list(folder.glob("*.partial"))

@@ -14,6 +14,7 @@ from tiny import colour_preferences, family_folder, judge_folder
 from transformers import AutoModelForImageTextToText
 
 from rewarddance.protocols import RewardModel
+from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
@@ -38,12 +39,8 @@ def train(folder: Path, recipe: JudgeRecipe, evaluate=margins) -> Judge:
     return train_judge(recipe, PAIRS, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
 
 
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def last_margins(folder: Path) -> torch.Tensor:
-    return torch.tensor([one for name, one in logged(folder)[-1].items() if name.startswith("margin_")])
+    return torch.tensor([one for name, one in read_metrics(folder)[-1].items() if name.startswith("margin_")])
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +50,8 @@ def lora(tmp_path_factory) -> Path:
     return folder
 
 
-def test_lora_learns_and_its_reward_is_a_plain_folder_that_answers_as_it_did_in_training(lora):
-    losses = [row["loss"] for row in logged(lora) if row["kind"] == "step"]
+def test_lora_learns_and_its_reward_is_a_plain_folder_that_answers_alike(lora):
+    losses = [row["loss"] for row in read_metrics(lora) if row["kind"] == "step"]
     assert losses[-1] < 0.8 * losses[0]
     assert (
         load_file(lora / "reward" / "model.safetensors").keys()
@@ -65,7 +62,7 @@ def test_lora_learns_and_its_reward_is_a_plain_folder_that_answers_as_it_did_in_
     assert torch.allclose(found, last_margins(lora), atol=1e-3)
 
 
-def test_the_adapter_beside_the_reward_is_pefts_own_and_gives_the_same_weights_on_the_base(lora):
+def test_the_adapter_beside_the_reward_is_pefts_and_gives_the_same_weights(lora):
     base = AutoModelForImageTextToText.from_pretrained(judge_folder(), dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, str(lora / "reward" / "adapter")).merge_and_unload()
     delivered = AutoModelForImageTextToText.from_pretrained(lora / "reward", dtype=torch.float32).state_dict()
@@ -131,12 +128,12 @@ def test_a_step_that_is_smaller_than_half_precision_can_hold_is_not_lost(tmp_pat
     [HALF, RECIPE.model_copy(update={"dtype": "bf16"}), LORA],
     ids=["half lora with checkpointing", "half", "lora"],
 )
-def test_an_interrupted_run_in_parts_goes_on_to_the_very_same_losses_and_weights(tmp_path, recipe):
+def test_an_interrupted_run_in_parts_goes_on_to_the_very_same_result(tmp_path, recipe):
     recipe = recipe.model_copy(update={"gradient_accumulation_steps": 3, "pixel_noise": 0.05})
     train(tmp_path / "whole", recipe)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "again", recipe, Interrupting(margins))
     train(tmp_path / "again", recipe)
-    assert logged(tmp_path / "again") == logged(tmp_path / "whole")
+    assert read_metrics(tmp_path / "again") == read_metrics(tmp_path / "whole")
     ours, theirs = (load_file(tmp_path / run / "reward" / "model.safetensors") for run in ("again", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -19,6 +19,7 @@ from tiny import colour_preferences, judge_folder
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
 from rewarddance.protocols import RewardModel
+from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
@@ -47,8 +48,7 @@ def train(folder: Path, recipe: JudgeRecipe, evaluate=margins) -> bool:
 
 
 def logged(folder: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: figure for name, figure in row.items() if name not in ("phase", "kind")} for row in rows]
+    return [{name: row[name] for name in row if name not in ("phase", "kind")} for row in read_metrics(folder)]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,7 +96,7 @@ def test_lora_in_float32_on_a_base_in_bfloat16_trains_in_pieces(tmp_path):
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "in pieces"])
-def test_an_interrupted_run_of_two_processes_goes_on_to_the_very_same_losses_and_weights(tmp_path, sharded):
+def test_an_interrupted_run_of_two_processes_goes_on_to_the_same_result(tmp_path, sharded):
     recipe = RECIPE.model_copy(update={"sharded": sharded, "pixel_noise": 0.05, "dtype": "bf16"})
 
     def both() -> None:

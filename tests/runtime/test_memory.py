@@ -36,7 +36,7 @@ def video(layers: list[Remembering], frames: Tensor) -> Tensor:
     return torch.stack(shown)
 
 
-def test_layers_that_remember_the_frame_before_are_computed_again_as_they_were_the_first_time():
+def test_layers_that_remember_a_frame_are_computed_again_as_at_first():
     torch.manual_seed(0)
     layers, frames = [Remembering() for _ in range(3)], torch.randn(4, 2, 3, requires_grad=True)
     plain = torch.autograd.grad(video(layers, frames).square().sum(), [frames, *layers[0].parameters()])

@@ -14,7 +14,7 @@ from rewarddance.runtime.config import Recipe, keep_recipe, load_recipe, save_re
 class Inner(Recipe):
     steps: int = Field(10, ge=1)
     rate: float = 0.1
-    late: tuple[float, float] = (0.5, 1.0)
+    window: tuple[float, float] = (0.5, 1.0)
 
 
 class Outer(Recipe):
@@ -44,9 +44,9 @@ def test_what_the_file_leaves_out_has_its_default(file):
 
 def test_overrides_reach_nested_keys_and_go_before_the_file(file):
     found = load_recipe(
-        Outer, file, ["inner.steps=7", "inner.grad_step_range=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"]
+        Outer, file, ["inner.steps=7", "inner.window=[0.2, 0.9]", "name=null hypothesis", "inner.rate=1e-4"]
     )
-    assert found == Outer(seed=3, name="null hypothesis", inner=Inner(steps=7, rate=1e-4, grad_step_range=(0.2, 0.9)))
+    assert found == Outer(seed=3, name="null hypothesis", inner=Inner(steps=7, rate=1e-4, window=(0.2, 0.9)))
 
 
 def test_an_override_may_open_a_section_that_the_file_does_not_have(tmp_path):
@@ -73,7 +73,7 @@ def test_a_saved_recipe_is_whole_and_reads_back(file, tmp_path):
     recipe = load_recipe(Outer, file, ["folder=/some/where"])
     save_recipe(recipe, tmp_path / "saved.yaml")
     assert load_recipe(Outer, tmp_path / "saved.yaml") == recipe
-    assert "late:" in (tmp_path / "saved.yaml").read_text()
+    assert "window:" in (tmp_path / "saved.yaml").read_text()
 
 
 def test_a_recipe_cannot_be_changed(file):
@@ -101,8 +101,8 @@ def test_an_unknown_key_in_the_file_is_refused_too(file):
     assert refused(file).what == f"unknown key 'nmae' in {file}."
 
 
-def test_an_unknown_key_that_is_near_to_none_is_refused_with_the_keys_of_its_level(file):
-    assert refused(file, "inner.xyzzy=1").remedy == "Known keys here: inner.steps, inner.rate, inner.late."
+def test_an_unknown_key_near_to_none_is_refused_with_the_keys_of_its_level(file):
+    assert refused(file, "inner.xyzzy=1").remedy == "Known keys here: inner.steps, inner.rate, inner.window."
     assert refused(file, "xyzzy=1").remedy == "Known keys here: seed, name, folder, inner."
 
 
@@ -112,8 +112,8 @@ def test_an_unknown_key_that_is_near_to_none_is_refused_with_the_keys_of_its_lev
         ("seed=many", "seed"),
         ("seed=1.5", "seed"),
         ("inner.steps=0", "inner.steps"),
-        ("inner.grad_step_range=[1]", "inner.late.1"),
-        ("inner.grad_step_range=[a, 1]", "inner.late.0"),
+        ("inner.window=[1]", "inner.window.1"),
+        ("inner.window=[a, 1]", "inner.window.0"),
         ("inner=3", "inner"),
         ("name=[1]", "name"),
     ],
@@ -209,7 +209,7 @@ def test_a_runs_recipe_that_cannot_be_read_is_refused_by_its_fault(tmp_path):
         keep_recipe(Either(), path)
 
 
-def test_keys_of_a_section_that_do_not_go_together_are_told_by_its_name_and_not_by_its_values(tmp_path):
+def test_keys_of_a_section_that_do_not_go_together_are_named_by_it(tmp_path):
     class Pair(Recipe):
         low: int = 0
         high: int = 1

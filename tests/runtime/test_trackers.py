@@ -40,7 +40,7 @@ def events(folder: Path) -> list[tuple[int, str]]:
     return [(step, name) for step, name in found if name.startswith("refl/")]
 
 
-def test_figures_and_pictures_reach_tensorboard_and_a_resumed_run_tells_them_once(tmp_path):
+def test_figures_and_pictures_reach_tensorboard_once_though_resumed(tmp_path):
     for turn in range(2):
         with reporting(["tensorboard"], tmp_path, Outer()) as found:
             metrics = Metrics(tmp_path / "metrics.jsonl", found)
