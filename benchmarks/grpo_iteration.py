@@ -15,11 +15,9 @@ from collections.abc import Sequence
 import torch
 from judges import flops, interleaved, keep_freed_memory
 
-from rewarddance.alignment.advantages import advantages
-from rewarddance.alignment.grpo import log_prob, surrogate
-from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates
-from rewarddance.alignment.rewards import Reward, scores
-from rewarddance.alignment.rollouts import Noising
+from rewarddance.alignment.flow_grpo import GrpoRecipe, RandomWindow, grpo_updates, log_prob, surrogate
+from rewarddance.alignment.group_rewards import Reward, advantages, scores
+from rewarddance.alignment.train import Alignment
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.types import Question, Verdict
@@ -37,23 +35,20 @@ brightness.needs_reference = False  # type: ignore[attr-defined]
 
 def plain_iteration(generator: PipelineGenerator) -> None:
     prompts = [prompt for prompt in PROMPTS for _ in range(GROUP)]
-    noising = Noising("flow", 0.7, 0, STEPS - 1, False)
+    window = RandomWindow("flow", 0.7, 0, STEPS - 1)
     with torch.no_grad():
         condition, x_t = generator.encode(prompts), generator.init_noise(range(len(prompts)))
         kept = [x_t]
         for step in range(STEPS - 1):
-            found = noising.step(generator, x_t, step, generator.predict(x_t, step, condition))
-            x_t = found.mean + found.deviation * torch.randn(x_t.shape)
+            following = window.distribution(generator, x_t, step, condition)
+            x_t = following.mean + following.deviation * torch.randn(x_t.shape)
             kept.append(x_t)
         x_t = generator.advance(x_t, generator.predict(x_t, STEPS - 1, condition), STEPS - 1)
         groups = [list(group) for group in generator.decode(x_t).unflatten(0, (len(PROMPTS), GROUP))]
         advantage = advantages(scores(Reward(brightness, "alone"), PROMPTS, groups).values).values.flatten()
-        old = [
-            log_prob(kept[k + 1], noising.step(generator, kept[k], k, generator.predict(kept[k], k, condition)))
-            for k in range(STEPS - 1)
-        ]
+        old = [log_prob(kept[k + 1], window.distribution(generator, kept[k], k, condition)) for k in range(STEPS - 1)]
     for k in range(STEPS - 1):
-        now = noising.step(generator, kept[k], k, generator.predict(kept[k], k, condition))
+        now = window.distribution(generator, kept[k], k, condition)
         (surrogate(log_prob(kept[k + 1], now), old[k], advantage, 1e-4) / (STEPS - 1)).backward()
 
 
@@ -64,7 +59,7 @@ def our_iteration(
         prompts_per_step=len(PROMPTS), group_size=GROUP, window=window, window_range=(0.3, 0.3), kl=0.0,
         shared_prefix=shared_prefix, keep_graph=keep_graph,
     )  # fmt: skip
-    list(grpo_updates(generator, [Reward(brightness, "alone")], PROMPTS, recipe, seed=0, step=0))
+    list(grpo_updates(Alignment(generator, [Reward(brightness, "alone")], PROMPTS, recipe), step=0))
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from judges import PROMPT, build_judge, candidates, interleaved, naive, peak_rss
 from torch import Tensor, nn
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import hinge_loss, velocity_mse
-from rewarddance.alignment.refl_step import ReflRecipe, refl_step
+from rewarddance.alignment.refl import ReflRecipe, hinge_loss, refl_step
+from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.families.cogview4 import CogView4Generator
 from rewarddance.generators.sampling import rollout
@@ -78,10 +78,10 @@ class Setting:
         self.bank = [References(Prompt(PROMPT), pictures, (-1, -2), (1.0, 0.0), generator.init_noise([0, 1]))]
         self.asked: list[Question] = []
         self.seeds: list[int] = []
-        start = generator.start
-        generator.start = lambda seeds: (self.seeds.extend(seeds), start(seeds))[1]  # type: ignore[method-assign]
-        self.stop = int(refl_step(generator, self._listening, self.bank, RECIPE, 0, 0)["stop"])  # type: ignore[arg-type]
-        generator.start = start  # type: ignore[method-assign]
+        init_noise = generator.init_noise
+        generator.init_noise = lambda seeds: (self.seeds.extend(seeds), init_noise(seeds))[1]  # type: ignore[method-assign]
+        self.stop = int(refl_step(generator, self._listening, self.bank, RECIPE, seed=0, step=0)["stop"])  # type: ignore[arg-type]
+        generator.init_noise = init_noise  # type: ignore[method-assign]
 
     def _listening(self, questions: Sequence[Question]) -> Any:
         self.asked += questions
@@ -108,7 +108,7 @@ class Setting:
             self.one_graph()
         else:
             recipe = RECIPE.model_copy(update=SPARING if variant == "checkpointed" else {})
-            refl_step(self.generator, self.judge, self.bank, recipe, 0, 0)
+            refl_step(self.generator, self.judge, self.bank, recipe, seed=0, step=0)
         self.judge.model.zero_grad(set_to_none=True)
         return [weight.grad for weight in self.weights if weight.grad is not None]
 

@@ -18,12 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from experiments.rows import Row
-from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
-from rewarddance.alignment.nft_step import NftRecipe, train_nft
-from rewarddance.alignment.references import ReferenceRecipe, build_references
-from rewarddance.alignment.refl_step import ReflRecipe, train_refl
-from rewarddance.alignment.rewards import Reward, judging_of
-from rewarddance.alignment.train import Figures
+from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
+from rewarddance.alignment.train import Figures, TrainRecipe
 from rewarddance.evaluation.hacking import diversity
 from rewarddance.evaluation.statistics import interval
 from rewarddance.generators.adapter import PipelineGenerator
@@ -43,28 +39,14 @@ STREAM = 9
 """Of the noises that pictures are looked at from, as in the quickstart's final table."""
 
 
-class AlignConfig(Recipe):
-    """How a generator is aligned. prompts: distinct ones of the training split. refl, grpo, nft: of the algorithm.
-    references: of the bank, for ReFL, and for policy gradients that judge against references.
-    """
+class AlignConfig(AlgorithmConfig):
+    """How a generator is aligned (see `AlgorithmConfig`). prompts: distinct ones of the training split."""
 
-    algorithm: AlgorithmName = "refl"
     prompts: int = Field(default=48, ge=1)
-    references: ReferenceRecipe = ReferenceRecipe()
-    refl: ReflRecipe = ReflRecipe()
-    grpo: GrpoRecipe = GrpoRecipe()
-    nft: NftRecipe = NftRecipe()
-
-    @model_validator(mode="after")
-    def _only_what_is_used(self) -> AlignConfig:
-        for name, default in (("refl", ReflRecipe()), ("grpo", GrpoRecipe()), ("nft", NftRecipe())):
-            if name != self.algorithm and getattr(self, name) != default:
-                raise ValueError(f"algorithm is {self.algorithm}, so {name} says nothing: leave it out")
-        return self
 
     @property
-    def loop(self) -> ReflRecipe | GrpoRecipe | NftRecipe:
-        return getattr(self, self.algorithm)
+    def loop(self) -> TrainRecipe:
+        return self.chosen
 
     def with_loop(self, **changes: object) -> AlignConfig:
         """The same with other values in the algorithm's recipe."""
@@ -282,19 +264,17 @@ def _train(
     held_out: RewardModel | None,
     references: Path | None = None,
 ) -> None:
-    prompts, loop, bank = training_prompts(way.prompts, seed), way.loop, []
-    judging = None if isinstance(loop, ReflRecipe) else judging_of(judge, loop.judging)
     torch.manual_seed(seed)
-    if judging in (None, "references"):
-        bank = build_references(generator, judge, prompts, way.references, references or folder / "references", seed)
-    if isinstance(loop, ReflRecipe):
-        train_refl(generator, judge, bank, loop, folder, metrics, seed, probe, held_out)
-        return
-    rewards = [Reward(judge, judging_of(judge, loop.judging))]
-    if isinstance(loop, GrpoRecipe):
-        train_grpo(generator, rewards, prompts, loop, folder, metrics, seed, probe, bank or None)
-    else:
-        train_nft(generator, rewards, prompts, loop, folder, metrics, seed, probe, bank or None)
+    run = prepare_alignment(
+        way,
+        generator,
+        judge,
+        training_prompts(way.prompts, seed),
+        references_folder=references or folder / "references",
+        seed=seed,
+        held_out=held_out,
+    )
+    align_generator(run, folder=folder, metrics=metrics, probe=probe)
 
 
 def _seconds_before(folder: Path, phase: str) -> float:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.alignment.refl_step import judge_copies, judged_frames
+from rewarddance.alignment.refl import judge_copies, judged_frames
 from rewarddance.alignment.relay import decoder_vjp
 from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval
@@ -123,7 +123,7 @@ def _along(
     noise = torch.Generator().manual_seed(run.recipe.seed)
 
     def ask(pixels: PixelBatch) -> Any:
-        return judge_copies(judge, rows, pixels, shown, recipe, noise)
+        return judge_copies(judge, rows, pixels, shown, recipe=recipe, noise_rng=noise)
 
     _, gradient = decoder_vjp(decode, x_0, ask, AT_ONCE)
     length = _length(gradient)

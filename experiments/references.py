@@ -22,8 +22,11 @@ from torch import Tensor
 
 from experiments.judges import judge_of_seed
 from experiments.references_table import Row, as_line, read_rows, write_table
-from rewarddance.alignment.references import ReferenceRecipe, References, build_references
-from rewarddance.alignment.refl_step import ReflRecipe, train_refl
+from rewarddance.alignment.algorithms import align_generator
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, References, build_references
+from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.train import Alignment
 from rewarddance.evaluation.hacking import diversity
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -197,7 +200,7 @@ def bank_of(recipe: ReferencesRecipe, arm: Arm, ground: Baseline, folder: Path) 
     prompts = refl_prompts(recipe.quickstart(ground.seed))
     generator = recipe.generators[ground.generator].load()
     return [kept(one, arm.references) for one in
-            build_references(generator, ground.judge, prompts, whole, place, ground.seed)]  # fmt: skip
+            build_references(generator, ground.judge, prompts, whole, folder=place, seed=ground.seed)]  # fmt: skip
 
 
 def kept(ranking: References, recipe: ReferenceRecipe) -> References:
@@ -219,7 +222,10 @@ def measured(recipe: ReferencesRecipe, cell: Cell, ground: Baseline, folder: Pat
     arm, place = recipe.arms[cell.arm], folder / cell.arm
     bank = bank_of(recipe, arm, ground, folder)
     generator, refl = recipe.generators[arm.generator].load(), recipe.refl_of(arm.generator)
-    train_refl(generator, ground.judge, bank, refl, place, Metrics(place / "metrics.jsonl"), cell.seed)
+    rewards = [Reward(ground.judge, "references")]
+    prompts = [references.prompt for references in bank]
+    run = Alignment(generator, rewards, prompts, refl, cell.seed, ReferenceBank(bank))
+    align_generator(run, folder=place, metrics=Metrics(place / "metrics.jsonl"))
     title = f"{cell.arm}, after ReFL"
     pictures, scores = sampled(generator, ground.prompts, recipe.samples, cell.seed, 9, title)
     reward = proxy(ground.judge, ground.prompts, {"base": ground.base, "refl": pictures}, ground.base)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny import BrightnessJudge, comparing
 
-from rewarddance.alignment.advantages import advantages, combine
-from rewarddance.alignment.rewards import Reward, judging_of, preferred, scores
+from rewarddance.alignment.group_rewards import Reward, advantages, combine, judging_of, preferred, scores
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.ranking import win_rates
 from rewarddance.types import Verdict

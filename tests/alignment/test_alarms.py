@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_refl_training import BANK, RECIPE, logged
+from test_refl_training import BANK, RECIPE
 from tiny import BrightnessJudge, TinyGenerator, comparing
+from tiny_alignment import WatchedJudge, align_by_refl, logged, with_lora
 
 from rewarddance.alignment.alarms import DO, AlarmLog, AlarmMonitor, AlarmRecipe
-from rewarddance.alignment.refl_step import refl_step, train_refl
+from rewarddance.alignment.refl import refl_step
 from rewarddance.alignment.safeguards import disagreeing
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Verdict
@@ -147,11 +148,11 @@ def test_alarms_that_are_resumed_at_any_step_ring_alike(tmp_path):
         assert (tmp_path / "alarms.jsonl").read_text() == record
 
 
-def test_an_alarm_that_stops_ends_the_run_with_the_checkpoint_from_before_its_window(tmp_path):
+def test_an_alarm_that_stops_leaves_the_checkpoint_from_before_its_window(tmp_path):
     alarms = AlarmRecipe(window=4, stop_on=("drift",), most_drift=0.2, sure=0.1)
     recipe = RECIPE.model_copy(update={"alarms": alarms, "steps": 30, "save_every": 2})
     generator = TinyGenerator()
-    train_refl(generator, BrightnessJudge(), BANK, recipe, tmp_path, Metrics(tmp_path / "metrics.jsonl"), 3)
+    align_by_refl(generator, BrightnessJudge(), BANK, recipe, tmp_path)
     stopped = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()][-1]
     last = max(row["step"] for row in logged(tmp_path) if row["kind"] == "step")
     assert stopped["stop"] and stopped["step"] == last < 30
@@ -159,17 +160,9 @@ def test_an_alarm_that_stops_ends_the_run_with_the_checkpoint_from_before_its_wi
     short = TinyGenerator()
     other = recipe.model_copy(update={"alarms": AlarmRecipe(off=("drift",), stop_on=()), "steps": 30})
     folder = tmp_path / "other"
-    metrics = Metrics(folder / "metrics.jsonl")
-
-    def cut(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    class Until(BrightnessJudge):
-        def __call__(self, questions):
-            return cut() if self.asked >= 24 * good else super().__call__(questions)
 
     with pytest.raises(KeyboardInterrupt):
-        train_refl(short, Until(), BANK, other, folder, metrics, 3)
+        align_by_refl(short, WatchedJudge(2 * good), BANK, other, folder)
     kept = load_file(folder / f"checkpoint-{good}" / "ema.safetensors")
     assert all(torch.equal(kept[str(i)], weight) for i, weight in enumerate(generator.lora))
 
@@ -177,23 +170,21 @@ def test_an_alarm_that_stops_ends_the_run_with_the_checkpoint_from_before_its_wi
 # -- the held-out judge ------------------------------------------------------------------------------------------------
 
 
-def test_only_what_the_judge_prefers_and_the_held_out_judge_does_not_is_disagreement():
+def test_what_the_judge_prefers_and_the_held_out_one_does_not_is_disagreement():
     margin, held_out = torch.tensor([1.0, 1.0, -1.0, -1.0]), torch.tensor([1.0, -1.0, 1.0, -1.0])
     assert disagreeing(margin, held_out).tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("gate", "moved"), [(True, False), (False, True)])
 def test_samples_the_held_out_judge_disagrees_about_send_no_gradient(gate, moved):
-    torch.manual_seed(0)
-    generator = TinyGenerator()
-    weights = generator.add_lora(2, 2)
+    generator, weights = with_lora()
     recipe = RECIPE.model_copy(update={"gate": gate, "loss": "linear"})
 
     @comparing
     def never(questions):
         return Verdict(-torch.ones(len(questions)))
 
-    figures = refl_step(generator, BrightnessJudge(bias=9.0), BANK, recipe, 0, 0, never)
+    figures = refl_step(generator, BrightnessJudge(bias=9.0), BANK, recipe, seed=0, step=0, held_out=never)
     assert figures["disagreeing"] == 1.0 and figures["held_out_margin"] == -1.0
     assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in weights) == moved
 
@@ -201,9 +192,7 @@ def test_samples_the_held_out_judge_disagrees_about_send_no_gradient(gate, moved
 def test_a_held_out_judge_that_agrees_changes_nothing():
     gradients = []
     for held_out in (None, BrightnessJudge(bias=9.0)):
-        torch.manual_seed(0)
-        generator = TinyGenerator()
-        weights = generator.add_lora(2, 2)
-        refl_step(generator, BrightnessJudge(), BANK, RECIPE, 0, 0, held_out)
+        generator, weights = with_lora()
+        refl_step(generator, BrightnessJudge(), BANK, RECIPE, seed=0, step=0, held_out=held_out)
         gradients.append([one.grad.clone() for one in weights])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))

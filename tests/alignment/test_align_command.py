@@ -96,7 +96,7 @@ def test_there_is_no_plan_of_a_policy_gradient(recipe):
 @pytest.mark.parametrize("name", ["grpo", "nft"])
 def test_the_recipes_of_the_policy_gradients_are_ones(name):
     run = load_recipe(AlignRun, RECIPES / f"shapeworld_{name}.yaml", [])
-    assert run.algorithm == name and run.policy is not None and run.policy.steps == 24
+    assert run.algorithm == name and run.chosen.steps == 24
     prompts = (RECIPES.parent / run.prompts).read_text().split("\n")[:-1]
     assert len(set(prompts)) == len(prompts) > 200
 

@@ -87,7 +87,7 @@ def assert_same_run(folder: Path, other: Path) -> None:
     assert all(torch.equal(ours[i][name], theirs[i][name]) for i in theirs for name in theirs[i])
 
 
-def test_an_alignment_killed_at_ten_random_moments_repeats_the_uninterrupted_one(tmp_path):
+def test_an_alignment_killed_at_ten_random_moments_ends_as_the_whole_one(tmp_path):
     places = [tmp_path / "whole", tmp_path / "killed"]
     for place in places:
         place.mkdir()

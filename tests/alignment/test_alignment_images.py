@@ -7,14 +7,15 @@ import json
 import pytest
 import torch
 from tiny import BrightnessJudge, TinyGenerator
+from tiny_alignment import updates_of
 
-from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates
-from rewarddance.alignment.nft_step import NftRecipe, nft_updates
+from rewarddance.alignment.flow_grpo import GrpoRecipe
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.policy import against_base
 from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references
-from rewarddance.alignment.refl_step import ReflRecipe, refl_step
-from rewarddance.alignment.rewards import Reward
-from rewarddance.alignment.safeguards import Ema
+from rewarddance.alignment.refl import ReflRecipe, refl_step
+from rewarddance.alignment.train import Alignment
 from rewarddance.types import Prompt
 
 PICTURES = [torch.full((1, 3, 4, 4), value) for value in (0.1, 0.2, 0.3)]
@@ -50,31 +51,31 @@ class Hearing(BrightnessJudge):
 
 def test_the_same_text_with_another_picture_has_references_of_its_own(tmp_path):
     made, judge = Given(), Hearing()
-    bank = build_references(made, judge, PROMPTS, BANK, tmp_path, 0)
+    bank = build_references(made, judge, PROMPTS, BANK, folder=tmp_path, seed=0)
     assert set(made.given) == judge.heard == OWN
     assert [one.prompt is prompt for one, prompt in zip(bank, PROMPTS, strict=True)] == [True] * 3
     rows = [json.loads(line) for line in (tmp_path / "references.jsonl").read_text().splitlines()]
     assert len({(row["prompt"], row["image"]) for row in rows}) == 3
     made.given.clear()
-    again = build_references(made, judge, PROMPTS[::-1], BANK, tmp_path, 0)
+    again = build_references(made, judge, PROMPTS[::-1], BANK, folder=tmp_path, seed=0)
     assert not made.given and [one.seeds for one in again] == [one.seeds for one in bank[::-1]]
-    bank_refresher(made, judge, PROMPTS, BANK, tmp_path / "later", 0)(4, True)
-    bank_refresher(made, judge, PROMPTS, BANK, tmp_path / "later", 0)(4, False)
+    bank_refresher(made, judge, PROMPTS, BANK, folder=tmp_path / "later", seed=0)(4, True)
+    bank_refresher(made, judge, PROMPTS, BANK, folder=tmp_path / "later", seed=0)(4, False)
     assert set(made.given) == OWN
 
 
 def test_a_bank_without_pictures_says_nothing_of_them(tmp_path):
-    (one, _) = build_references(TinyGenerator(), BrightnessJudge(), ["a", "bb"], BANK, tmp_path, 0)
+    (one, _) = build_references(TinyGenerator(), BrightnessJudge(), ["a", "bb"], BANK, folder=tmp_path, seed=0)
     assert one.prompt.image is None and "image" not in (tmp_path / "references.jsonl").read_text()
 
 
-def test_refl_gives_every_picture_to_the_generator_the_judge_and_the_one_held_out(tmp_path):
+def test_refl_gives_every_picture_to_the_generator_and_both_judges(tmp_path):
     made, judge, held_out = Given(), Hearing(), Hearing()
-    bank = build_references(made, judge, PROMPTS, BANK, tmp_path, 0)
+    bank = build_references(made, judge, PROMPTS, BANK, folder=tmp_path, seed=0)
     made.given.clear()
     judge.heard.clear()
     recipe = ReflRecipe(prompts_per_step=3, group_size=2, reference_mse=0.1, generator_batch=4)
-    refl_step(made, judge, bank, recipe, 0, 0, held_out)
+    refl_step(made, judge, bank, recipe, seed=0, step=0, held_out=held_out)
     assert set(made.given) == judge.heard == held_out.heard == OWN
     assert all(weight.grad is not None for weight in made.weights)
 
@@ -83,17 +84,17 @@ def test_refl_gives_every_picture_to_the_generator_the_judge_and_the_one_held_ou
 def test_flow_grpo_gives_every_picture_to_the_generator_and_the_judge(prefix):
     made, judge = Given(), Hearing()
     recipe = GrpoRecipe(prompts_per_step=3, group_size=2, window=1, shared_prefix=prefix, generator_batch=4)
-    list(grpo_updates(made, [Reward(judge, "group")], PROMPTS, recipe, 0, 0))
+    updates_of(made, [Reward(judge, "group")], PROMPTS, recipe, seed=0)
     assert set(made.given) == judge.heard == OWN
 
 
-def test_diffusion_nft_and_the_probe_give_every_picture_to_the_generator_and_the_judge():
+def test_nft_and_the_probe_give_every_picture_to_the_generator_and_the_judge():
     made, judge = Given(), Hearing()
     recipe = NftRecipe(prompts_per_step=3, group_size=2, generator_batch=4)
-    reward, ema = Reward(judge, "group"), Ema(made.weights, 0.5)
-    list(nft_updates(made, [reward], PROMPTS, recipe, 0, 0, ema))
+    reward = Reward(judge, "group")
+    updates_of(made, [reward], PROMPTS, recipe, seed=0, weights=made.weights)
     assert set(made.given) == judge.heard == OWN
     made.given.clear()
     judge.heard.clear()
-    assert against_base(made, reward, PROMPTS, recipe, 0)()["preferred_to_base"] == 0.5
+    assert against_base(Alignment(made, [reward], PROMPTS, recipe))()["preferred_to_base"] == 0.5
     assert set(made.given) == judge.heard == OWN

@@ -15,18 +15,20 @@ import yaml
 from safetensors.torch import load_file
 from several import in_processes
 from tiny import BrightnessJudge, TinyGenerator, command, generator_folder, judge_folder
+from tiny_alignment import WatchedJudge
 from tiny_pipelines import fresh
 
-from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
-from rewarddance.alignment.nft_step import NftRecipe, train_nft
-from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references
-from rewarddance.alignment.refl_step import ReflRecipe, train_refl
-from rewarddance.alignment.rewards import Reward
+from rewarddance.alignment.algorithms import align_generator
+from rewarddance.alignment.flow_grpo import GrpoRecipe
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.nft import NftRecipe
+from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bank_refresher, build_references
+from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.train import Alignment
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Question, Verdict
 
 PROMPTS = ["a red circle", "two crosses", "a star", "a blue square left of a circle", "a cross"]
 BANK = ReferenceRecipe(candidates=3, keep=2, batch_size=6)
@@ -54,37 +56,19 @@ RECIPES = {
 }
 
 
-class Cut(BrightnessJudge):
-    """A judge that is interrupted at a call."""
-
-    def __init__(self, calls: int) -> None:
-        super().__init__()
-        self.calls = calls
-
-    def __call__(self, questions: list[Question]) -> Verdict:
-        self.calls -= 1
-        if self.calls < 0:
-            raise KeyboardInterrupt
-        return super().__call__(questions)
-
-
 def align(algorithm: str, folder: Path, family: str = "", judge: RewardModel | None = None, **changes) -> None:
     """On the tiny generator, or a family's random checkpoint. judge: in training; the bank has one of its own."""
     generator = fresh(family) if family else TinyGenerator(num_steps=5)
-    metrics, place, seed = Metrics(folder / "metrics.jsonl"), folder / "references", 3
-    recipe = RECIPES[algorithm].model_copy(update=changes)
-    first = build_references(generator, BrightnessJudge(), PROMPTS, BANK, place, seed)
-    judge = judge or BrightnessJudge()
+    making, place = (generator, BrightnessJudge(), PROMPTS, BANK), {"folder": folder / "references", "seed": 3}
+    bank = ReferenceBank(build_references(*making, **place), bank_refresher(*making, **place))
+    recipe, judge = RECIPES[algorithm].model_copy(update=changes), judge or BrightnessJudge()
 
     def probe() -> dict[str, float]:
         return {"brightness": sample(generator, PROMPTS[:3], [1, 2, 3]).mean().item()}
 
-    if algorithm == "refl":
-        redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, BANK, place, seed)
-        train_refl(generator, judge, first, recipe, folder, metrics, seed, probe, held_out=judge, redraw=redraw)
-    else:
-        run = train_grpo if algorithm == "grpo" else train_nft
-        run(generator, [Reward(judge, "references")], PROMPTS, recipe, folder, metrics, seed, probe, first)
+    held_out = judge if algorithm == "refl" else None
+    run = Alignment(generator, [Reward(judge, "references")], PROMPTS, recipe, 3, bank, held_out)
+    align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"), probe=probe)
 
 
 def logged(folder: Path) -> list[dict]:
@@ -146,13 +130,13 @@ def test_two_processes_with_the_weights_in_pieces_align_as_one_does(tmp_path, al
     [{}, {"sharded": True, "lora_rank": 0, **SMALL, "steps": 3, "refresh_every": None}],
     ids=["whole", "pieces"],
 )
-def test_an_interrupted_run_of_two_processes_goes_on_to_the_very_same_figures_and_weights(tmp_path, changes):
+def test_an_interrupted_run_of_two_processes_ends_with_the_very_same_weights(tmp_path, changes):
     family = "sd3" if changes else ""
 
     def both() -> None:
         align("refl", tmp_path / "whole", family, **changes)
         with pytest.raises(KeyboardInterrupt):
-            align("refl", tmp_path / "again", family, Cut(5), **changes)  # two calls a step: within the third
+            align("refl", tmp_path / "again", family, WatchedJudge(5), **changes)  # two calls a step: within the third
         assert (tmp_path / "again" / "checkpoint-2" / "complete").exists()
         align("refl", tmp_path / "again", family, **changes)
 
@@ -163,7 +147,7 @@ def test_an_interrupted_run_of_two_processes_goes_on_to_the_very_same_figures_an
 def test_a_run_of_one_process_goes_on_in_two(tmp_path):
     align("nft", tmp_path / "one")
     with pytest.raises(KeyboardInterrupt):
-        align("nft", tmp_path / "two", judge=Cut(2))
+        align("nft", tmp_path / "two", judge=WatchedJudge(2))
     assert (tmp_path / "two" / "checkpoint-2").exists()
     in_processes(2, align, "nft", tmp_path / "two")
     assert_alike(tmp_path / "two", tmp_path / "one")
@@ -222,9 +206,7 @@ def test_torchrun_aligns_from_a_recipe_and_one_process_speaks(tmp_path, recipe):
         ("refl.cap=2", "refl.cap"),
     ],
 )
-def test_what_is_wrong_with_a_recipe_is_said_by_one_process_before_the_folder_is_claimed(
-    tmp_path, recipe, key, message
-):
+def test_one_process_says_what_is_wrong_before_the_folder_is_claimed(tmp_path, recipe, key, message):
     def work() -> str:
         done = command("align", recipe, "refl.prompts_per_step=1", key)
         wait_for(tmp_path / f"done-{os.environ['RANK']}")

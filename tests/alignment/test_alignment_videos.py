@@ -10,16 +10,15 @@ import pytest
 import torch
 from test_alignment_images import Hearing
 from tiny import TinyGenerator, video_generator_folder, video_judge_folder
+from tiny_alignment import updates_of
 from torch import Tensor
 
-from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates
-from rewarddance.alignment.nft_step import NftRecipe, nft_updates
+from rewarddance.alignment.flow_grpo import GrpoRecipe
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import LOSSES
-from rewarddance.alignment.refl_step import ReflRecipe, refl_step, some_frames
+from rewarddance.alignment.refl import LOSSES, ReflRecipe, decode_frames, refl_step
 from rewarddance.alignment.relay import decoder_vjp
-from rewarddance.alignment.rewards import Reward
-from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import prompts_of_step
 from rewarddance.data.frame_sampling import one_of_each
 from rewarddance.errors import InputError
@@ -61,7 +60,7 @@ def bank_of(generator, task: str) -> list[References]:
 
 @both
 @pytest.mark.parametrize("numbers", [[0], [1, 2], [0, 3, 5, 8], [4]])
-def test_some_frames_are_decoded_to_what_all_are_and_have_the_gradient_of_one_graph(task, numbers):
+def test_some_frames_are_decoded_as_all_are_with_the_gradient_of_one_graph(task, numbers):
     generator = videos_of(task)
     x_0 = torch.randn(2, 8, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     aim = torch.rand(2, len(numbers), 3, 32, 32)
@@ -70,9 +69,9 @@ def test_some_frames_are_decoded_to_what_all_are_and_have_the_gradient_of_one_gr
         (pixels - aim).square().mean().backward()
 
     torch.testing.assert_close(
-        some_frames(generator, numbers, x_0), generator.decode(x_0)[:, numbers], atol=1e-6, rtol=0
+        decode_frames(generator, numbers, x_0), generator.decode(x_0)[:, numbers], atol=1e-6, rtol=0
     )
-    _, gradient = decoder_vjp(functools.partial(some_frames, generator, numbers), x_0, ask, 1)
+    _, gradient = decoder_vjp(functools.partial(decode_frames, generator, numbers), x_0, ask, 1)
     leaf = x_0.clone().requires_grad_()
     (generator.decode(leaf)[:, numbers] - aim).square().mean().backward()
     assert leaf.grad is not None and leaf.grad.abs().max() > 0
@@ -84,7 +83,7 @@ def test_what_comes_after_the_last_of_the_frames_is_not_decoded(monkeypatch):
     decode = generator.pipeline.vae.decode
     monkeypatch.setattr(generator.pipeline.vae, "decode", lambda z, **k: lengths.append(z.shape[2]) or decode(z, **k))
     for numbers in ([0], [1], [2], [0, 3], [7, 8]):
-        some_frames(generator, numbers, torch.zeros(1, 8, 5, 8, 8))
+        decode_frames(generator, numbers, torch.zeros(1, 8, 5, 8, 8))
     assert lengths == [1, 2, 2, 3, 5]
 
 
@@ -105,7 +104,7 @@ def test_a_step_on_some_frames_leaves_the_gradient_of_one_graph(task):
         grad_step_range=(0.5, 1.0),
         decode_batch=1,
     )
-    refl_step(generator, judge, bank, recipe, 4, 1)
+    refl_step(generator, judge, bank, recipe, seed=4, step=1)
     ours = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None
@@ -149,27 +148,24 @@ def test_more_frames_than_the_videos_have_are_an_error_that_names_the_key():
     generator.add_lora(2, 2)
     recipe = ReflRecipe(prompts_per_step=2, group_size=1, frames=10)
     with pytest.raises(InputError, match=r"refl.frames is 10, and the videos have 9 frames"):
-        refl_step(generator, judge_of("t2v"), bank_of(generator, "t2v"), recipe, 4, 1)
+        refl_step(generator, judge_of("t2v"), bank_of(generator, "t2v"), recipe, seed=4, step=1)
 
 
 def test_a_generator_that_decodes_only_whole_gives_the_frames_all_the_same():
     tiny = TinyGenerator()
     x_0 = tiny.init_noise([1, 2])
-    torch.testing.assert_close(some_frames(tiny, [0], x_0), tiny.decode(x_0))
+    torch.testing.assert_close(decode_frames(tiny, [0], x_0), tiny.decode(x_0))
 
 
 @both
 def test_flow_grpo_and_diffusion_nft_take_videos_and_a_video_judge(task):
-    for algorithm in ("grpo", "nft"):
+    size = {"prompts_per_step": 2, "group_size": 2}
+    for recipe in (GrpoRecipe(**size, window=1), NftRecipe(**size)):
         generator = videos_of(task)
         weights = generator.add_lora(2, 2)
-        asked = generator, [Reward(judge_of(task), "group")], prompts_of(task)
-        if algorithm == "grpo":
-            one_window = GrpoRecipe(prompts_per_step=2, group_size=2, window=1)
-            figures = list(grpo_updates(*asked, one_window, 0, 0))
-        else:
-            recipe, ema = NftRecipe(prompts_per_step=2, group_size=2), Ema(weights, 0.5)
-            figures = list(nft_updates(*asked, recipe, 0, 0, ema))
+        figures = updates_of(
+            generator, [Reward(judge_of(task), "group")], prompts_of(task), recipe, seed=0, weights=weights
+        )
         assert figures and all(np.isfinite(list(one.values())).all() for one in figures)
         assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in weights)
 
@@ -187,7 +183,7 @@ def test_every_question_about_a_video_has_its_first_picture():
     bank = bank_of(videos_of("i2v"), "i2v")
     generator = videos_of("i2v")
     generator.add_lora(2, 2)
-    refl_step(generator, judge, bank, ReflRecipe(prompts_per_step=2, group_size=2, frames=2), 0, 0)
+    refl_step(generator, judge, bank, ReflRecipe(prompts_per_step=2, group_size=2, frames=2), seed=0, step=0)
     assert judge.heard == {(text, id(first)) for text, first in zip(TEXTS, FIRST, strict=True)}
 
 
@@ -205,7 +201,7 @@ def test_references_are_denoised_without_guidance(task):
         with torch.no_grad():
             guided = generator.predict(x_t, 1, generator.encode(TEXTS, shown))
         generator.add_lora(2, 2)
-        said.append((plain, guided, refl_step(generator, judge_of(task), bank, recipe, 4, 1)))
+        said.append((plain, guided, refl_step(generator, judge_of(task), bank, recipe, seed=4, step=1)))
     (plain, unguided, at_1), (same, guided, at_4) = said
     torch.testing.assert_close(plain, same)
     torch.testing.assert_close(plain, unguided)

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from rewarddance.alignment.grpo import STEPS, Step, ddim_step, flow_step, kl_to_base, log_prob, surrogate
+from rewarddance.alignment.flow_grpo import STEPS, Step, ddim_step, flow_step, kl_to_base, log_prob, surrogate
 from rewarddance.alignment.nft import nft_loss, optimality
 from rewarddance.types import Scales
 

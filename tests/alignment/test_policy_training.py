@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_refl_training import BANK, brightness
 from tiny import BrightnessJudge, TinyGenerator, comparing
+from tiny_alignment import assert_same_run, logged, moved, updates_of, with_lora
 from tiny_pipelines import fresh
 
-from rewarddance.alignment.grpo_step import GrpoRecipe, grpo_updates, train_grpo
-from rewarddance.alignment.nft_step import NftRecipe, nft_updates, train_nft
+from rewarddance.alignment.algorithms import align_generator
+from rewarddance.alignment.flow_grpo import GrpoRecipe
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.policy import against_base
-from rewarddance.alignment.rewards import Reward
-from rewarddance.alignment.safeguards import Ema
+from rewarddance.alignment.references import ReferenceBank
+from rewarddance.alignment.train import Alignment
 from rewarddance.errors import InputError, RewardError
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.tracking import Metrics
@@ -29,6 +30,10 @@ LOOP = {"steps": 12, "prompts_per_step": 3, "group_size": 6, "lora_rank": 2, "lo
 LOOP |= {"probe_every": 5, "save_every": 4}
 GRPO = GrpoRecipe(**LOOP, learning_rate=0.1, clip_range=0.1, kl=0.0, window_range=(0.0, 1.0))
 NFT = NftRecipe(**LOOP, learning_rate=0.1, velocity_mse=0.0, advantage_clip=1.0, beta=0.3, levels=4)
+RECIPES = {"grpo": GRPO, "nft": NFT}
+REGULARISED = {
+    "grpo": GRPO.model_copy(update={"kl": 0.3, "window": 1}), "nft": NFT.model_copy(update={"velocity_mse": 0.3})
+}  # fmt: skip
 
 
 class Mean:
@@ -48,20 +53,15 @@ class Mean:
 
 
 def train(algorithm: str, folder: Path, judge=None, judging="alone", **changes) -> TinyGenerator:
-    generator, metrics = TinyGenerator(num_steps=5), Metrics(folder / "metrics.jsonl")
-    reward = Reward(judge or Mean(), judging)
-    recipe = (GRPO if algorithm == "grpo" else NFT).model_copy(update=changes)
-    run = train_grpo if algorithm == "grpo" else train_nft
-    run(generator, [reward], PROMPTS, recipe, folder, metrics, 3, bank=BANK if judging == "references" else None)
+    generator, bank = TinyGenerator(num_steps=5), ReferenceBank(BANK) if judging == "references" else None
+    recipe = RECIPES[algorithm].model_copy(update=changes)
+    run = Alignment(generator, [Reward(judge or Mean(), judging)], PROMPTS, recipe, 3, bank)
+    align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"))
     return generator
 
 
 def gain(generator: TinyGenerator) -> float:
     return brightness(generator) - brightness(TinyGenerator(num_steps=5))
-
-
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 both = pytest.mark.parametrize("algorithm", ["grpo", "nft"])
@@ -98,14 +98,12 @@ def test_a_huge_weight_on_the_distance_keeps_it_near_the_base(tmp_path, algorith
 
 @both
 @pytest.mark.parametrize("step", [0, 4, 9])
-def test_a_run_interrupted_within_a_step_goes_on_to_the_same_weights_and_metrics(tmp_path, algorithm, step):
+def test_a_run_interrupted_within_a_step_ends_with_the_same_weights_and_metrics(tmp_path, algorithm, step):
     train(algorithm, tmp_path / "whole", updates=2)
     with pytest.raises(KeyboardInterrupt):
         train(algorithm, tmp_path / "cut", Mean(calls=step), updates=2)
     train(algorithm, tmp_path / "cut", updates=2)
-    ours, theirs = (load_file(tmp_path / name / "lora" / "lora.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
 @both
@@ -118,12 +116,10 @@ def test_all_weights_are_trained_where_there_is_no_lora(tmp_path, algorithm):
 @pytest.mark.parametrize(("family", "kind"), [("sd3", "flow"), ("sd15-ddim", "ddim")])
 def test_at_the_first_update_every_ratio_is_exactly_one(family, kind, dtype):
     generator = fresh(family, dtype)
-    rng = torch.Generator().manual_seed(0)
-    for weight in generator.add_lora(2, 2):
-        weight.data += 0.1 * torch.randn(weight.shape, generator=rng)
+    moved(generator.add_lora(2, 2))
     recipe = GrpoRecipe(kind=kind, prompts_per_step=2, group_size=3, window=1, generator_batch=4, kl=0.1)
     reward = Reward(Mean(), "alone")
-    (figures,) = grpo_updates(generator, [reward], ["a red circle", "two blue squares"], recipe, seed=0, step=0)
+    (figures,) = updates_of(generator, [reward], ["a red circle", "two blue squares"], recipe, seed=0)
     assert figures["ratio_away"] == 0.0 and figures["clipped"] == 0.0 and figures["kl"] > 0
     assert sum(float(w.grad.abs().sum()) for w in generator.network.parameters() if w.grad is not None) > 0
 
@@ -133,60 +129,41 @@ def test_at_the_second_update_they_are_not(tmp_path):
     assert logged(tmp_path)[-2]["ratio_away"] > 0
 
 
+def step_of(recipe) -> tuple[list[dict[str, float]], list[torch.Tensor], int]:
+    """A step of a small Stable Diffusion 3: its figures, its gradient, and how often a block went forward."""
+    generator, calls = fresh("sd3"), []
+    torch.manual_seed(0)  # LoRA's first factor
+    weights = moved(generator.add_lora(2, 2))
+    generator.network.transformer_blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    prompts, recipe = ["a red circle", "two crosses"], recipe.model_copy(update={"prompts_per_step": 2})
+    figures = updates_of(generator, [Reward(Mean(), "alone")], prompts, recipe, step=2, weights=weights)
+    return figures, [weight.grad for weight in weights], len(calls)
+
+
 @both
 def test_layers_that_are_computed_again_leave_the_same_gradient_and_figures(algorithm):
-    found, forwards = {}, {}
-    for parts in ((), ("generator",)):
-        generator = fresh("sd3")
-        torch.manual_seed(0)  # LoRA's first factor
-        weights = generator.add_lora(2, 2)
-        with torch.no_grad():
-            for weight in weights:
-                weight += 0.1 * torch.randn(weight.shape)
-        seen = []
-        generator.network.transformer_blocks[0].register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
-        asked, rewards, changes = ["a red circle", "two crosses"], [Reward(Mean(), "alone")], {"checkpointing": parts}
-        changes |= {"prompts_per_step": 2, "group_size": 2}
-        if algorithm == "grpo":
-            recipe = GRPO.model_copy(update=changes | {"kl": 0.3, "window": 1})
-            figures = list(grpo_updates(generator, rewards, asked, recipe, seed=1, step=2))
-        else:
-            recipe = NFT.model_copy(update=changes | {"velocity_mse": 0.3})
-            figures = list(nft_updates(generator, rewards, asked, recipe, seed=1, step=2, ema=Ema(weights, 0.5)))
-        found[parts], forwards[parts] = (figures, [weight.grad for weight in weights]), len(seen)
-    (figures, plain), (told, again) = found.values()
-    assert told == [pytest.approx(one, rel=1e-5, abs=1e-6) for one in figures]
+    recipe = REGULARISED[algorithm].model_copy(update={"group_size": 2})
+    figures, plain, forwards = step_of(recipe)
+    same, again, more = step_of(recipe.model_copy(update={"checkpointing": ("generator",)}))
+    assert same == [pytest.approx(one, rel=1e-5, abs=1e-6) for one in figures]
     scale = max(float(one.abs().max()) for one in plain)
     assert scale > 0 and max(float((a - b).abs().max()) for a, b in zip(plain, again, strict=True)) <= 2e-6 * scale
-    assert forwards[("generator",)] > forwards[()]
+    assert more > forwards
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_graph_that_is_kept_leaves_the_same_gradient_and_figures_in_fewer_forwards(shared):
-    found, forwards = [], []
-    for keep in (False, True):
-        generator = fresh("sd3")
-        torch.manual_seed(0)
-        weights = generator.add_lora(2, 2)
-        with torch.no_grad():
-            for weight in weights:
-                weight += 0.1 * torch.randn(weight.shape)
-        seen = []
-        generator.network.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
-        changes = {"prompts_per_step": 2, "group_size": 3, "kl": 0.3, "window": 1, "shared_prefix": shared}
-        recipe = GRPO.model_copy(update=changes | {"keep_graph": keep})
-        (figures,) = grpo_updates(generator, [Reward(Mean(), "alone")], ["a circle", "a cross"], recipe, seed=1, step=2)
-        found.append((figures, [weight.grad for weight in weights]))
-        forwards.append(len(seen))
-    (figures, plain), (told, kept) = found
-    assert told == figures and figures["ratio_away"] == 0.0
+def test_a_kept_graph_leaves_the_same_gradient_and_figures_in_fewer_forwards(shared):
+    recipe = REGULARISED["grpo"].model_copy(update={"group_size": 3, "shared_prefix": shared})
+    (figures,), plain, forwards = step_of(recipe)
+    (same,), kept, fewer = step_of(recipe.model_copy(update={"keep_graph": True}))
+    assert same == figures and figures["ratio_away"] == 0.0
     assert sum(float(one.abs().sum()) for one in plain) > 0
     assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
-    assert forwards[0] - forwards[1] == 1  # the window's
+    assert forwards - fewer == 1  # the window's
 
 
 @pytest.mark.parametrize("key", ["generator_batch", "updates", "sharded"])
-def test_a_graph_cannot_be_kept_where_it_is_another_updates_or_would_cost_what_was_saved(key):
+def test_a_graph_is_not_kept_for_other_updates_or_beside_what_saves_memory(key):
     with pytest.raises(InputError, match=rf"keep_graph .*{key}"):
         parse_recipe(GrpoRecipe, {"keep_graph": True, key: True if key == "sharded" else 2}, "recipe.yaml")
     with pytest.raises(InputError, match=r"keep_graph .*checkpointing"):
@@ -194,9 +171,7 @@ def test_a_graph_cannot_be_kept_where_it_is_another_updates_or_would_cost_what_w
 
 
 @both
-def test_memory_that_runs_out_names_the_generator_and_a_part_without_a_gradient_is_refused(
-    tmp_path, algorithm, monkeypatch
-):
+def test_memory_that_runs_out_names_the_generator(tmp_path, algorithm, monkeypatch):
     def short(self, x_t, step, condition):
         if torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
@@ -206,27 +181,22 @@ def test_memory_that_runs_out_names_the_generator_and_a_part_without_a_gradient_
     with pytest.raises(InputError, match="memory ran out in the generator: CUDA out of memory") as caught:
         train(algorithm, tmp_path, steps=1)
     assert "checkpointing" in caught.value.remedy
+
+
+@both
+def test_a_part_that_no_gradient_goes_through_is_not_checkpointed(algorithm):
     with pytest.raises(InputError, match=r"'checkpointing.0' .* has the value 'decoder'"):
-        parse_recipe(type(GRPO if algorithm == "grpo" else NFT), {"checkpointing": ["decoder"]}, "recipe.yaml")
+        parse_recipe(type(RECIPES[algorithm]), {"checkpointing": ["decoder"]}, "recipe.yaml")
 
 
 @both
 def test_a_gradient_in_parts_is_that_of_the_whole(algorithm):
     gradients = []
     for at_once in (None, 4):
-        generator = TinyGenerator(num_steps=5)
-        weights = generator.add_lora(2, 2)
-        rng = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for weight in weights:
-                weight.copy_(torch.randn(weight.shape, generator=rng) * 0.1)
-        rewards, changes = [Reward(Mean(), "alone")], {"generator_batch": at_once}
-        if algorithm == "grpo":
-            recipe = GRPO.model_copy(update=changes | {"kl": 0.3})
-            list(grpo_updates(generator, rewards, PROMPTS, recipe, seed=1, step=2))
-        else:
-            recipe = NFT.model_copy(update=changes | {"velocity_mse": 0.3})
-            list(nft_updates(generator, rewards, PROMPTS, recipe, seed=1, step=2, ema=Ema(weights, 0.5)))
+        generator, weights = with_lora(num_steps=5)
+        changes = {"generator_batch": at_once, "window": 2} if algorithm == "grpo" else {"generator_batch": at_once}
+        recipe = REGULARISED[algorithm].model_copy(update=changes)
+        updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, step=2, weights=weights)
         gradients.append([weight.grad for weight in weights])
     for whole, parted in zip(*gradients, strict=True):
         torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
@@ -240,7 +210,7 @@ def test_every_update_gets_its_share_of_the_prompts():
         assert {len(row) // 6 for row in rows} <= {5 // updates, 5 // updates + 1} and len(rows) == updates
 
 
-def test_samples_that_are_only_compared_with_each_other_have_no_spread_across_prompts(tmp_path):
+def test_samples_only_compared_with_each_other_have_no_spread_across_prompts(tmp_path):
     for judging in ("alone", "group"):
         train("grpo", tmp_path / judging, BrightnessJudge() if judging == "group" else Mean(), judging, steps=1)
     alone, group = (logged(tmp_path / name)[1] for name in ("alone", "group"))
@@ -250,35 +220,28 @@ def test_samples_that_are_only_compared_with_each_other_have_no_spread_across_pr
 
 @pytest.mark.parametrize("judging", ["alone", "group"])
 def test_the_probe_says_how_the_trained_generator_compares_with_the_one_before(tmp_path, judging):
-    generator, metrics = TinyGenerator(num_steps=5), Metrics(tmp_path / "metrics.jsonl")
     reward = Reward(Mean() if judging == "alone" else BrightnessJudge(), judging)
-    probe = against_base(generator, reward, PROMPTS, GRPO, seed=3)
-    train_grpo(generator, [reward], PROMPTS, GRPO, tmp_path, metrics, 3, probe)
+    run = Alignment(TinyGenerator(num_steps=5), [reward], PROMPTS, GRPO, 3)
+    align_generator(run, folder=tmp_path, metrics=Metrics(tmp_path / "metrics.jsonl"), probe=against_base(run))
     seen = [row["preferred_to_base"] for row in logged(tmp_path) if row["kind"] == "probe"]
     assert len(seen) == 4 and seen[0] == 0.5 and seen[-1] > 0.505
     silent = GRPO.model_copy(update={"probe_prompts": 0})
-    assert against_base(generator, reward, PROMPTS, silent, seed=3)() == {}
+    assert against_base(replace(run, recipe=silent))() == {}
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_group_with_a_shared_prefix_begins_from_one_noise(shared):
-    generator = TinyGenerator(num_steps=5)
-    generator.add_lora(2, 2)
+    generator, _ = with_lora(num_steps=5)
     recipe = GRPO.model_copy(update={"shared_prefix": shared})
-    list(grpo_updates(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, seed=1, step=0))
+    updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, recipe)
     assert len(set(generator.started)) == (3 if shared else 18)
 
 
 def test_the_window_begins_where_it_may_and_leaves_the_last_step_alone():
-    generator = TinyGenerator(num_steps=11)
-    generator.add_lora(2, 2)
+    generator, _ = with_lora(num_steps=11)
     recipe = GRPO.model_copy(update={"window_range": (0.3, 1.0), "prompts_per_step": 1, "group_size": 2})
-    starts = [
-        next(iter(grpo_updates(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, seed=0, step=step)))[
-            "window_start"
-        ]
-        for step in range(60)
-    ]
+    reward = Reward(Mean(), "alone")
+    starts = [updates_of(generator, [reward], PROMPTS, recipe, seed=0, step=n)[0]["window_start"] for n in range(60)]
     assert set(starts) == {3, 4, 5, 6, 7, 8}
 
 
@@ -287,19 +250,17 @@ def test_several_rewards_pull_together():
         def __call__(self, questions):
             return Verdict(torch.tensor([float(question.candidate[:, 0].mean()) for question in questions]))
 
-    generator = TinyGenerator(num_steps=5)
-    generator.add_lora(2, 2)
+    generator, _ = with_lora(num_steps=5)
     rewards = [Reward(Mean(), "alone"), Reward(Red(), "alone", 2.0)]
-    (figures,) = grpo_updates(generator, rewards, PROMPTS, GRPO, seed=1, step=0)
+    (figures,) = updates_of(generator, rewards, PROMPTS, GRPO)
     assert "margin_2" in figures and np.isfinite(figures["margin_2"])
 
 
-def test_a_window_longer_than_the_schedule_and_another_kind_of_generator_are_refused(tmp_path):
+def test_a_window_longer_than_the_schedule_and_other_generators_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"window is 5, and 5 steps have 4 that can be random"):
         train("grpo", tmp_path, window=5)
-    metrics, reward = Metrics(tmp_path / "m.jsonl"), Reward(Mean(), "alone")
     with pytest.raises(InputError, match=r"no flow.* Set kind to ddim"):
-        train_grpo(fresh("sd15-ddim"), [reward], PROMPTS, GRPO.model_copy(update={"window": 1}), tmp_path, metrics)
+        GRPO.model_copy(update={"window": 1}).check(fresh("sd15-ddim"), Mean())
 
 
 @pytest.mark.parametrize(
@@ -330,7 +291,7 @@ def test_no_sample_of_a_group_with_one_noise_meets_a_reference_of_that_noise(tmp
     recipe = GRPO.model_copy(update={"prompts_per_step": 1, "group_size": 8})
     once = TinyGenerator(num_steps=5)
     once.add_lora(2, 2)
-    list(grpo_updates(once, [Reward(BrightnessJudge(), "references")], PROMPTS, recipe, seed=1, step=0, bank=BANK))
+    updates_of(once, [Reward(BrightnessJudge(), "references")], PROMPTS, recipe, bank=BANK)
     (noise,) = set(once.started)
     bank = [replace(one, seeds=(noise, one.seeds[1])) for one in BANK]
     seen = []
@@ -340,7 +301,7 @@ def test_no_sample_of_a_group_with_one_noise_meets_a_reference_of_that_noise(tmp
         seen.extend(question.reference for question in questions)
         return BrightnessJudge()(questions)
 
-    list(grpo_updates(once, [Reward(judge, "references")], PROMPTS, recipe, seed=1, step=0, bank=bank))
+    updates_of(once, [Reward(judge, "references")], PROMPTS, recipe, bank=bank)
     assert len(seen) == 8 and all(torch.equal(one, BANK[0].pictures[1]) for one in seen)
 
 

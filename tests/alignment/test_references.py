@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import BrightnessJudge, TinyGenerator
+from tiny_alignment import WatchedJudge
 
 from rewarddance.alignment.references import ReferenceRecipe, References, build_references, candidate_seeds
 from rewarddance.errors import InputError
@@ -20,7 +21,9 @@ RECIPE = ReferenceRecipe(candidates=16, keep=3)
 
 
 def build(folder, generator=None, judge=None, prompts=PROMPTS) -> list[References]:
-    return build_references(generator or TinyGenerator(), judge or BrightnessJudge(), prompts, RECIPE, folder, seed=5)
+    return build_references(
+        generator or TinyGenerator(), judge or BrightnessJudge(), prompts, RECIPE, folder=folder, seed=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +73,9 @@ def test_each_prompt_has_candidates_of_its_own_that_do_not_depend_on_the_others(
     assert first.seeds == build(whole)[0].seeds
 
 
-class Interrupting(BrightnessJudge):
-    def __call__(self, questions):
-        if self.asked:
-            raise KeyboardInterrupt
-        return super().__call__(questions)
-
-
 def test_an_interrupted_bank_is_finished_with_no_work_done_twice(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, judge=Interrupting())
+        build(tmp_path, judge=WatchedJudge(1))
     assert len((tmp_path / "references.jsonl").read_text().splitlines()) == 8
     generator, judge = TinyGenerator(), BrightnessJudge()
     build(tmp_path, generator, judge)
@@ -118,7 +114,7 @@ def test_a_bank_drawn_in_small_batches_is_the_same(whole, tmp_path):
             return super().decode(x_0)
 
     small = RECIPE.model_copy(update={"batch_size": 6})  # fewer than a prompt has candidates
-    build_references(Counting(), BrightnessJudge(), PROMPTS, small, tmp_path, seed=5)
+    build_references(Counting(), BrightnessJudge(), PROMPTS, small, folder=tmp_path, seed=5)
     assert_same_bank(tmp_path, whole)
     assert sizes == [6, 6, 4] * 10
 
@@ -155,7 +151,7 @@ def test_a_prompt_whose_only_reference_is_the_samples_own_is_an_error():
 
 def test_the_choice_may_be_the_best_that_is_not_of_the_samples_own_noise(tmp_path):
     recipe = RECIPE.model_copy(update={"choice": "best"})
-    (references,) = build_references(TinyGenerator(), BrightnessJudge(), PROMPTS[:1], recipe, tmp_path, seed=5)
+    (references,) = build_references(TinyGenerator(), BrightnessJudge(), PROMPTS[:1], recipe, folder=tmp_path, seed=5)
     rng = np.random.default_rng(0)
     assert {references.choose(rng, own_seed=7) for _ in range(20)} == {0}
     assert {references.choose(rng, own_seed=references.seeds[0]) for _ in range(20)} == {1}
@@ -163,7 +159,7 @@ def test_the_choice_may_be_the_best_that_is_not_of_the_samples_own_noise(tmp_pat
 
 def test_the_bottom_of_the_ranking_may_be_kept_instead(whole, tmp_path):
     recipe = ReferenceRecipe(candidates=16, keep=2, keep_from="bottom")
-    (worst,) = build_references(TinyGenerator(), BrightnessJudge(), PROMPTS[:1], recipe, tmp_path, seed=5)
+    (worst,) = build_references(TinyGenerator(), BrightnessJudge(), PROMPTS[:1], recipe, folder=tmp_path, seed=5)
     means = sample(TinyGenerator(), [PROMPTS[0]] * 16, candidate_seeds(5, 0, 16)).mean(dim=(1, 2, 3, 4))
     assert worst.wins == (1, 0)
     assert worst.seeds == tuple(candidate_seeds(5, 0, 16)[k] for k in means.argsort(descending=True)[-2:])

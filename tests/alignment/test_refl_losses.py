@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from rewarddance.alignment.refl import LOSSES, hinge_loss, linear_loss, log_loss, margin_loss, velocity_mse
+from rewarddance.alignment.refl import LOSSES, hinge_loss, linear_loss, log_loss, margin_loss
+from rewarddance.alignment.safeguards import velocity_mse
 
 CAP = 0.9
 BELOW = [-30.0, -2.0, 0.0, 2.0]
@@ -48,7 +49,7 @@ def test_the_linear_loss_never_stops():
     assert gradient(linear_loss, 4.0) < -0.01
 
 
-def test_a_sample_that_the_judge_is_sure_to_be_worse_still_teaches_by_log_and_margin():
+def test_a_sample_that_is_surely_worse_still_teaches_by_log_and_margin():
     assert abs(gradient(hinge_loss, -30.0)) < 1e-12
     assert gradient(log_loss, -30.0) == pytest.approx(-1)
     assert gradient(margin_loss, -30.0) == -1

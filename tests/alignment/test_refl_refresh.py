@@ -12,14 +12,13 @@ import torch
 from safetensors.torch import load_file
 from several import forked
 from tiny import BrightnessJudge, TinyGenerator
+from tiny_alignment import WatchedJudge, align_by_refl, assert_same_run
 
 from rewarddance.alignment import references as bank_module
 from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references, candidate_seeds
-from rewarddance.alignment.refl_step import ReflRecipe, train_refl
+from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
-from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Question, Verdict
 
 PROMPTS = [f"prompt {'x' * i}" for i in range(5)]
 REFERENCES = ReferenceRecipe(candidates=4, keep=2, batch_size=8)
@@ -32,18 +31,10 @@ RECIPE = ReflRecipe(
 
 def train(folder: Path, judge=None, **changes) -> TinyGenerator:
     generator, judge = TinyGenerator(), judge or BrightnessJudge()
-    place = folder / "references"
-    bank = build_references(generator, judge, PROMPTS, REFERENCES, place, 3)
-    redraw = bank_refresher(generator, judge, PROMPTS, REFERENCES, place, 3)
-    metrics = Metrics(folder / "metrics.jsonl")
-    train_refl(
-        generator, judge, bank, RECIPE.model_copy(update=changes), folder, metrics, 3, redraw=redraw
-    )  # fmt: skip
+    making, place = (generator, judge, PROMPTS, REFERENCES), {"folder": folder / "references", "seed": 3}
+    bank, redraw = build_references(*making, **place), bank_refresher(*making, **place)
+    align_by_refl(generator, judge, bank, RECIPE.model_copy(update=changes), folder, redraw=redraw)
     return generator
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def bank_files(folder: Path) -> dict[str, bytes]:
@@ -57,10 +48,9 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-def assert_same_run(folder: Path, other: Path) -> None:
-    ours, theirs = (load_file(one / "lora" / "lora.safetensors") for one in (folder, other))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert rows(folder) == rows(other) and bank_files(folder) == bank_files(other)
+def assert_same_run_and_banks(folder: Path, other: Path) -> None:
+    assert_same_run(folder, other)
+    assert bank_files(folder) == bank_files(other)
 
 
 def test_a_bank_is_made_every_so_many_steps_from_noises_of_its_own(whole):
@@ -82,59 +72,40 @@ def test_the_bank_is_made_by_the_average_or_by_the_weights_of_then(tmp_path, sou
         weight.data = value
     drawn = sample(generator, [PROMPTS[0]] * 4, candidate_seeds(3, 0, 4, 4))
     best = drawn.mean((1, 2, 3, 4)).argsort(descending=True)[:2]
-    redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, REFERENCES, tmp_path / "references", 3)
+    place = tmp_path / "references"
+    redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, REFERENCES, folder=place, seed=3)
     pictures = torch.stack(redraw(4, False)[0].pictures)
     assert (pictures - drawn[best]).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_later_references_are_better_as_the_generator_is(whole):
-    found = {
-        step: json.loads((whole / "references" / place / "references.jsonl").read_text().splitlines()[0])
-        for step, place in ((0, "."), (8, "step-8"))
-    }
-    means = {}
-    for step, place in ((0, "."), (8, "step-8")):
-        folder = whole / "references" / place
-        bank = bank_module._read(folder / "references.jsonl")
-        means[step] = torch.stack([picture for one in bank.values() for picture in one.pictures]).mean()
-    assert means[8] > means[0] + 0.005 and found[0]["seeds"] != found[8]["seeds"]
+    means, seeds = [], []
+    for place in (".", "step-8"):
+        bank = bank_module._read(whole / "references" / place / "references.jsonl").values()
+        means.append(torch.stack([picture for one in bank for picture in one.pictures]).mean())
+        seeds.append(next(iter(bank)).seeds)
+    assert means[1] > means[0] + 0.005 and seeds[0] != seeds[1]
 
 
 @pytest.mark.parametrize("call", [1, 4, 6, 7, 8, 9, 10, 13, 15, 17, 18])
 def test_a_run_killed_anywhere_goes_on_to_the_same_weights_metrics_and_banks(tmp_path, whole, call):
     """Within the first bank, a step, a bank that is being made anew, and after it."""
-
-    class Killed(BrightnessJudge):
-        left = call
-
-        def __call__(self, questions):
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-            return super().__call__(questions)
-
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, judge=Killed())
+        train(tmp_path, judge=WatchedJudge(call))
     train(tmp_path)
-    assert_same_run(tmp_path, whole)
+    assert_same_run_and_banks(tmp_path, whole)
 
 
 @pytest.mark.parametrize("call", [5, 8, 16])
-def test_a_run_killed_with_signal_nine_goes_on_to_the_same_weights_metrics_and_banks(tmp_path, whole, call):
-    class Shot(BrightnessJudge):
-        left = call
-
-        def __call__(self, questions):
-            self.left -= 1
-            if self.left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__call__(questions)
+def test_a_run_killed_with_signal_nine_ends_with_the_same_weights_and_banks(tmp_path, whole, call):
+    def shoot() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     run = tmp_path / "run"
-    child = forked(lambda: train(run, judge=Shot()), tmp_path / "answer")
+    child = forked(lambda: train(run, judge=WatchedJudge(call, shoot)), tmp_path / "answer")
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     train(run)
-    assert_same_run(run, whole)
+    assert_same_run_and_banks(run, whole)
 
 
 def test_a_candidate_never_meets_a_picture_of_its_own_noise_in_a_bank_made_anew(tmp_path, monkeypatch):
@@ -146,15 +117,9 @@ def test_a_candidate_never_meets_a_picture_of_its_own_noise_in_a_bank_made_anew(
     own = drawn[-2 * 4 :]  # of the samples of the last two steps
 
     monkeypatch.setattr(bank_module, "candidate_seeds", lambda seed, i, n, step=0: [own[(i + k) % 8] for k in range(n)])
-    asked: list[Question] = []
-
-    class Listening(BrightnessJudge):
-        def __call__(self, questions):
-            asked.extend(questions)
-            return Verdict(super().__call__(questions).margin)
-
-    train(tmp_path / "second", judge=Listening())
-    samples = asked[-2 * 4 :]
+    judge = WatchedJudge()
+    train(tmp_path / "second", judge=judge)
+    samples = judge.questions[-2 * 4 :]
     banks = bank_module._read(tmp_path / "second" / "references" / "step-8" / "references.jsonl")
     met = 0
     for question, seed in zip(samples, own, strict=True):
@@ -182,6 +147,6 @@ def test_a_bank_that_is_gone_when_its_generator_is_too_is_an_error(tmp_path):
 
 def test_a_refresh_that_nobody_can_do_is_refused(tmp_path):
     generator = TinyGenerator()
-    bank = build_references(generator, BrightnessJudge(), PROMPTS, REFERENCES, tmp_path, 3)
+    bank = build_references(generator, BrightnessJudge(), PROMPTS, REFERENCES, folder=tmp_path, seed=3)
     with pytest.raises(InputError, match="refresh_every is set"):
-        train_refl(generator, BrightnessJudge(), bank, RECIPE, tmp_path, Metrics(tmp_path / "m.jsonl"))
+        align_by_refl(generator, BrightnessJudge(), bank, RECIPE, tmp_path)

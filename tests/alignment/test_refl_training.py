@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import BrightnessJudge, TinyGenerator, comparing
+from tiny_alignment import WatchedJudge, align_by_refl, assert_same_run, logged, with_lora
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import margin_loss, velocity_mse
-from rewarddance.alignment.refl_step import ReflRecipe, refl_step, train_refl
+from rewarddance.alignment.refl import ReflRecipe, margin_loss, refl_step
+from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import lr_factor
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Prompt, Question, Verdict
 
 RECIPE = ReflRecipe(
@@ -58,12 +57,8 @@ def brightness(generator: TinyGenerator) -> float:
 def train(folder: Path, judge=None, probe=dict, **changes) -> TinyGenerator:
     generator = TinyGenerator()
     recipe = RECIPE.model_copy(update=changes)
-    train_refl(generator, judge or BrightnessJudge(), BANK, recipe, folder, Metrics(folder / "metrics.jsonl"), 3, probe)
+    align_by_refl(generator, judge or BrightnessJudge(), BANK, recipe, folder, probe=probe)
     return generator
-
-
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def gain(generator: TinyGenerator) -> float:
@@ -127,29 +122,20 @@ def test_all_weights_are_trained_where_there_is_no_lora(tmp_path):
 def test_a_run_of_all_weights_goes_on_where_it_was_interrupted(tmp_path):
     train(tmp_path / "whole", lora_rank=0)
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", judge=Interrupted(step=9), lora_rank=0)
+        train(tmp_path / "cut", judge=interrupted(9), lora_rank=0)
     train(tmp_path / "cut", lora_rank=0)
-    found = [load_file(tmp_path / name / "generator" / "whole.safetensors")["whole"] for name in ("whole", "cut")]
-    assert torch.equal(*found) and logged(tmp_path / "whole") == logged(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole", "generator/whole.safetensors")
 
 
 def test_a_step_leaves_the_gradient_of_the_late_one_step_prediction():
     """The same gradient by hand: roll out without graph, predict, decode, ask, and add the distance to the base."""
     recipe = RECIPE.model_copy(update={"velocity_mse": 0.3, "jitter_copies": 1, "jitter_shift": 0, "jitter_noise": 0.0})
-    generator, asked = TinyGenerator(num_steps=6), []
-
-    @comparing
-    def judge(questions: list[Question]) -> Verdict:
-        asked.extend(questions)
-        return BrightnessJudge()(questions)
-
-    weights = generator.add_lora(2, 2)
-    with torch.no_grad():
-        weights[1].normal_(0, 0.1)
+    (generator, weights), judge = with_lora(), WatchedJudge()
     figures = refl_step(generator, judge, BANK, recipe, seed=3, step=7)
     found = [weight.grad.clone() for weight in weights]
 
-    prompts, stop = [question.prompt for question in asked], figures["stop"]
+    asked, stop = judge.questions, figures["stop"]
+    prompts = [question.prompt for question in asked]
     x_t = rollout(generator, prompts, generator.started[:12], stop).x_t
     with generator.as_before_training():
         base = generator.predict(x_t, stop, generator.encode(prompts))
@@ -172,9 +158,8 @@ def test_a_step_adds_the_gradient_of_denoising_the_references():
     """By hand: the squared error of the velocity from the reference to its noise, at the step's own noise level."""
     latent = torch.randn(1, 3, 4, 4)
     picture = latent.sigmoid()[0].unsqueeze(0)
-    bank = [
-        References(Prompt(f"prompt {'x' * i}"), (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for i in range(6)
-    ]
+    prompts = [Prompt(f"prompt {'x' * i}") for i in range(6)]
+    bank = [References(prompt, (picture,), seeds=(-1,), wins=(1.0,), latents=latent) for prompt in prompts]
     read: list[tuple] = []
 
     class Reading(TinyGenerator):
@@ -184,11 +169,7 @@ def test_a_step_adds_the_gradient_of_denoising_the_references():
 
     gradients, figures = {}, {}
     for weight in (0.0, 0.7):
-        torch.manual_seed(0)
-        generator = Reading(num_steps=6)
-        weights = generator.add_lora(2, 2)
-        with torch.no_grad():
-            weights[1].normal_(0, 0.1)
+        generator, weights = with_lora(Reading)
         recipe = RECIPE.model_copy(update={"reference_mse": weight})
         figures[weight] = refl_step(generator, BrightnessJudge(), bank, recipe, seed=3, step=7)
         gradients[weight] = [one.grad.clone() for one in weights]
@@ -221,9 +202,7 @@ def test_fewer_references_than_samples_are_denoised_where_the_recipe_says_so():
 
     told, seen = {}, {}
     for few in (None, 4):
-        torch.manual_seed(0)
-        generator = Reading(num_steps=6)
-        generator.add_lora(2, 2)
+        generator, _ = with_lora(Reading)
         recipe = RECIPE.model_copy(update={"reference_mse": 0.7, "reference_batch": few})
         read.clear()
         told[few] = refl_step(generator, BrightnessJudge(), bank, recipe, seed=3, step=7)
@@ -235,29 +214,13 @@ def test_fewer_references_than_samples_are_denoised_where_the_recipe_says_so():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"reference_batch": 4}, "with a reference_mse only"),
-        ({"reference_batch": 999, "reference_mse": 1}, "references"),
-    ],
-)
-def test_a_reference_batch_that_means_nothing_is_refused(given, said):
-    with pytest.raises(ValueError, match=said):
-        ReflRecipe(**given)
-
-
-@pytest.mark.parametrize(
     "parts", [{"decode_batch": 1}, {"generator_batch": 5}, {"decode_batch": 5, "generator_batch": 1}]
 )
 def test_a_step_in_parts_leaves_the_same_gradient_and_figures(parts):
     recipe = RECIPE.model_copy(update={"velocity_mse": 0.3, "reference_mse": 0.7})
     gradients, figures = [], []
     for changes in ({}, parts):
-        torch.manual_seed(0)
-        generator = TinyGenerator(num_steps=6)
-        weights = generator.add_lora(2, 2)
-        with torch.no_grad():
-            weights[1].normal_(0, 0.1)
+        generator, weights = with_lora()
         step = refl_step(generator, BrightnessJudge(), BANK, recipe.model_copy(update=changes), seed=3, step=7)
         gradients.append([one.grad.clone() for one in weights])
         figures.append(step)
@@ -270,27 +233,18 @@ def test_a_step_in_parts_leaves_the_same_gradient_and_figures(parts):
 
 
 def test_the_gradient_is_taken_at_every_late_step_and_no_other():
-    generator = TinyGenerator(num_steps=11)
-    generator.add_lora(2, 2)
+    generator, _ = with_lora(num_steps=11)
     recipe = RECIPE.model_copy(update={"grad_step_range": (0.5, 0.8), "prompts_per_step": 1, "group_size": 1})
     stops = {refl_step(generator, BrightnessJudge(), BANK, recipe, seed=0, step=step)["stop"] for step in range(60)}
     assert stops == {5, 6, 7, 8}
 
 
-def prompts_asked(bank: list[References], steps: int, per_step: int) -> list[Prompt]:
-    asked: list[Prompt] = []
-
-    @comparing
-    def judge(questions: list[Question]) -> Verdict:
-        asked.extend(question.prompt for question in questions)
-        return BrightnessJudge()(questions)
-
-    generator = TinyGenerator()
-    generator.add_lora(2, 2)
+def prompts_asked(bank: list[References], steps: int, per_step: int) -> list[str]:
+    generator, judge = with_lora()[0], WatchedJudge()
     recipe = RECIPE.model_copy(update={"prompts_per_step": per_step, "group_size": 1, "jitter_copies": 1})
     for step in range(steps):
         refl_step(generator, judge, bank, recipe, seed=1, step=step)
-    return asked
+    return [question.prompt.text for question in judge.questions]
 
 
 @pytest.mark.parametrize("per_step", [1, 4, 9])
@@ -302,15 +256,9 @@ def test_every_prompt_comes_once_before_any_comes_again(per_step):
 
 
 def test_samples_of_a_group_share_the_prompt_and_have_noises_of_their_own():
-    generator, asked = TinyGenerator(), []
-
-    @comparing
-    def judge(questions: list[Question]) -> Verdict:
-        asked.extend(question.prompt for question in questions)
-        return BrightnessJudge()(questions)
-
-    generator.add_lora(2, 2)
+    (generator, _), judge = with_lora(), WatchedJudge()
     refl_step(generator, judge, BANK, RECIPE.model_copy(update={"jitter_copies": 1}), seed=1, step=0)
+    asked = [question.prompt.text for question in judge.questions]
     assert all(len(set(asked[start : start + 3])) == 1 for start in range(0, 12, 3)) and len(set(asked)) == 4
     assert len(set(generator.started)) == 12
 
@@ -318,39 +266,24 @@ def test_samples_of_a_group_share_the_prompt_and_have_noises_of_their_own():
 # -- going on where it stopped -----------------------------------------------------------------------------------------
 
 
-def assert_same_run(folder: Path, other: Path) -> None:
-    ours, theirs = (load_file(one / "lora" / "lora.safetensors") for one in (folder, other))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert logged(folder) == logged(other)
-
-
-class Interrupted(BrightnessJudge):
+def interrupted(step: int) -> WatchedJudge:
     """A judge that is cut off in the middle of a step; it is asked twice a step."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.calls_left = 2 * step + 1
-
-    def __call__(self, questions):
-        self.calls_left -= 1
-        if self.calls_left < 0:
-            raise KeyboardInterrupt
-        return super().__call__(questions)
+    return WatchedJudge(2 * step + 1)
 
 
 @pytest.mark.parametrize("step", [0, 3, 4, 9, 14])
-def test_a_run_interrupted_within_a_step_goes_on_to_the_same_weights_and_metrics(tmp_path, whole, step):
+def test_a_run_interrupted_within_a_step_ends_with_the_same_weights_and_metrics(tmp_path, whole, step):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, judge=Interrupted(step), probe=lambda: {"probed": 1.0})
+        train(tmp_path, judge=interrupted(step), probe=lambda: {"probed": 1.0})
     assert not (tmp_path / "lora").exists()
     train(tmp_path, probe=lambda: {"probed": 1.0})
     assert_same_run(tmp_path, whole)
 
 
-def test_a_run_interrupted_again_and_again_goes_on_to_the_same_weights_and_metrics(tmp_path, whole):
+def test_a_run_interrupted_again_and_again_ends_with_the_same_metrics(tmp_path, whole):
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, judge=Interrupted(step=5), probe=lambda: {"probed": 1.0})
+            train(tmp_path, judge=interrupted(5), probe=lambda: {"probed": 1.0})
     train(tmp_path, probe=lambda: {"probed": 1.0})
     assert_same_run(tmp_path, whole)
 
@@ -361,7 +294,7 @@ def test_a_probe_at_a_checkpoints_own_step_is_logged_once(tmp_path):
 
     every = {"probe_every": 2, "save_every": 2, "probe": lambda: {"probed": 1.0}}
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, judge=Interrupted(step=9), **every)
+        train(tmp_path, judge=interrupted(9), **every)
     assert probes(tmp_path) == [0, 2, 4, 6, 8]
     train(tmp_path, **every)
     assert probes(tmp_path) == [0, 2, 4, 6, 8, 10, 12, 14, 15]
@@ -378,7 +311,7 @@ def test_a_finished_run_that_is_started_again_takes_no_further_step(tmp_path):
 
 def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, judge=Interrupted(step=10), probe=lambda: {"probed": 1.0})
+        train(tmp_path, judge=interrupted(10), probe=lambda: {"probed": 1.0})
     newest = tmp_path / "checkpoint-8"
     (newest / "complete").unlink()
     (newest / "weights.safetensors").write_bytes(b"cut off")
@@ -388,9 +321,9 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, whole):
 
 def test_a_probe_sees_the_averaged_generator_and_leaves_the_training_alone(tmp_path, whole):
     generator, seen = TinyGenerator(), []
-    train_refl(
-        generator, BrightnessJudge(), BANK, RECIPE, tmp_path, Metrics(tmp_path / "metrics.jsonl"), 3,
-        lambda: seen.append(brightness(generator)) or {"probed": 1.0},
+    align_by_refl(
+        generator, BrightnessJudge(), BANK, RECIPE, tmp_path,
+        probe=lambda: seen.append(brightness(generator)) or {"probed": 1.0},
     )  # fmt: skip
     assert_same_run(tmp_path, whole)
     assert seen[0] == brightness(TinyGenerator()) and seen[-1] == brightness(generator)
@@ -402,7 +335,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, who
     torch.manual_seed(99)  # what else drew random numbers before does not matter
     train(tmp_path / "same", probe=lambda: {"probed": 1.0})
     assert_same_run(tmp_path / "same", whole)
-    train_refl(generator, BrightnessJudge(), BANK, RECIPE, tmp_path / "other", Metrics(tmp_path / "m.jsonl"), seed=4)
+    align_by_refl(generator, BrightnessJudge(), BANK, RECIPE, tmp_path / "other", seed=4)
     ours, theirs = (load_file(one / "lora" / "lora.safetensors") for one in (tmp_path / "other", whole))
     assert not torch.equal(ours["down"], theirs["down"])
 
@@ -412,26 +345,32 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path, who
 
 def test_an_empty_bank_is_an_error(tmp_path):
     with pytest.raises(InputError, match="the reference bank is empty"):
-        train_refl(TinyGenerator(), BrightnessJudge(), [], RECIPE, tmp_path, Metrics(tmp_path / "m.jsonl"))
+        align_by_refl(TinyGenerator(), BrightnessJudge(), [], RECIPE, tmp_path)
 
 
-@pytest.mark.parametrize("grad_step_range", [[0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1]])
-def test_a_range_of_steps_that_is_none_is_refused(grad_step_range):
-    with pytest.raises(InputError, match="grad_step_range must be two rising shares between 0 and 1"):
-        parse_recipe(ReflRecipe, {"grad_step_range": grad_step_range}, "recipe.yaml")
-
-
-def test_places_for_a_lora_that_is_not_there_are_refused():
-    with pytest.raises(InputError, match="lora_targets are used with a lora_rank only"):
-        parse_recipe(ReflRecipe, {"lora_rank": 0, "lora_targets": ["to_q"]}, "recipe.yaml")
+RISING = "grad_step_range must be two rising shares between 0 and 1"
+VALUE = "the key '{}' in recipe.yaml has the value"
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("cap", 1.0), ("loss", "quadratic"), ("steps", 0), ("ema_decay", 1.0), ("velocity_mse", -1)]
+    ("changes", "message"),
+    [
+        *(({"grad_step_range": steps}, RISING) for steps in ([0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1])),
+        ({"last_steps": 2, "grad_step_range": [0.2, 0.8]}, "grad_step_range says nothing where last_steps is above 1"),
+        ({"lora_rank": 0, "lora_targets": ["to_q"]}, "lora_targets are used with a lora_rank only"),
+        ({"reference_batch": 4}, "with a reference_mse only"),
+        ({"reference_batch": 999, "reference_mse": 1}, "a step has 32 references"),
+        ({"checkpointing": ["vae"]}, VALUE.format("checkpointing.0") + " 'vae'"),
+        ({"cap": 1.0}, VALUE.format("cap") + " 1.0"),
+        ({"loss": "quadratic"}, VALUE.format("loss") + " 'quadratic'"),
+        ({"steps": 0}, VALUE.format("steps") + " 0"),
+        ({"ema_decay": 1.0}, VALUE.format("ema_decay") + " 1.0"),
+        ({"velocity_mse": -1}, VALUE.format("velocity_mse") + " -1"),
+    ],
 )
-def test_a_value_out_of_range_is_refused_by_its_key(key, value):
-    with pytest.raises(InputError, match=f"the key {key!r} in recipe.yaml has the value {value!r}"):
-        parse_recipe(ReflRecipe, {key: value}, "recipe.yaml")
+def test_a_recipe_that_cannot_be_is_refused_by_its_key(changes, message):
+    with pytest.raises(InputError, match=message):
+        parse_recipe(ReflRecipe, changes, "recipe.yaml")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
@@ -452,3 +391,29 @@ def test_the_learning_rate_rises_stays_and_falls_towards_zero():
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[10:] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     assert [lr_factor(step, ReflRecipe(steps=20, warmup=0, cooldown=0)) for step in (0, 19)] == [1.0, 1.0]
+
+
+def test_a_reward_without_a_gradient_is_refused_before_the_first_step(tmp_path):
+    class Blind(BrightnessJudge):
+        differentiable = False
+
+        def __call__(self, questions):
+            return Verdict(super().__call__(questions).margin.detach())
+
+    with pytest.raises(InputError, match=r"ReFL follows the reward's gradient .* Set algorithm to grpo or nft"):
+        train(tmp_path, judge=Blind())
+    assert not (tmp_path / "metrics.jsonl").exists()
+    Blind.differentiable = None  # only a call can tell
+    with pytest.raises(InputError, match="the reward gives no gradient in its pictures"):
+        train(tmp_path, judge=Blind())
+
+
+def test_a_reward_that_needs_no_reference_is_raised_by_its_difference_to_one(tmp_path):
+    class Pointwise:
+        needs_reference = False
+
+        def __call__(self, questions):
+            scores = [q.candidate.mean() - (q.reference.mean() if q.reference is not None else 0) for q in questions]
+            return Verdict(8 * torch.stack(scores))
+
+    assert gain(train(tmp_path, judge=Pointwise())) > 0.05

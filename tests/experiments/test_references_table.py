@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_the_judge_that_was_given_is_the_one_that_is_asked(whole):
 
 def test_a_finished_comparison_is_not_done_again(whole, monkeypatch):
     before = (whole / "results.jsonl").read_text()
-    for name in ("train_refl", "sampled", "build_references"):
+    for name in ("align_generator", "sampled", "build_references"):
         monkeypatch.setattr(lab, name, None)
     compare_references(load_recipe(ReferencesRecipe, whole.parent / "lab.yaml"), whole)
     assert (whole / "results.jsonl").read_text() == before
@@ -109,15 +110,15 @@ def test_a_finished_comparison_is_not_done_again(whole, monkeypatch):
 def test_an_interrupted_comparison_ends_with_the_same_figures(whole, tmp_path, monkeypatch):
     recipe, calls = load_recipe(ReferencesRecipe, whole.parent / "lab.yaml"), []
 
-    def cut(generator, judge, bank, refl, *rest):
+    def cut(run, **places):
         calls.append(1)
         if len(calls) == 2:
-            train(generator, judge, bank, refl.model_copy(update={"steps": 1}), *rest)
+            align(replace(run, recipe=run.recipe.model_copy(update={"steps": 1})), **places)
             raise KeyboardInterrupt
-        return train(generator, judge, bank, refl, *rest)
+        return align(run, **places)
 
-    train = lab.train_refl
-    monkeypatch.setattr(lab, "train_refl", cut)
+    align = lab.align_generator
+    monkeypatch.setattr(lab, "align_generator", cut)
     with pytest.raises(KeyboardInterrupt):
         compare_references(recipe, tmp_path)
     assert len(read_rows(tmp_path / "results.jsonl")) == 1

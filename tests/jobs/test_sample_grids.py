@@ -10,10 +10,12 @@ import pytest
 import torch
 from tiny import BrightnessJudge, TinyGenerator, pictures
 
-from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
-from rewarddance.alignment.references import References
-from rewarddance.alignment.refl_step import ReflRecipe, train_refl
-from rewarddance.alignment.rewards import Reward
+from rewarddance.alignment.algorithms import align_generator
+from rewarddance.alignment.flow_grpo import GrpoRecipe
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.references import ReferenceBank, References
+from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.train import Alignment
 from rewarddance.data.media import read_picture
 from rewarddance.data.picture_grid import LABEL
 from rewarddance.jobs import sample_grids as grids
@@ -51,7 +53,10 @@ class Recorder:
 def aligned(folder: Path, shown: int = 3, tracker: Recorder | None = None) -> None:
     generator, metrics = TinyGenerator(), Metrics(folder / "metrics.jsonl", [tracker] if tracker else [])
     probe = with_grids(lambda: {"seen": 1.0}, generator, PROMPTS, shown, folder, metrics, "refl", 0, batch_size=4)
-    train_refl(generator, BrightnessJudge(), BANK, ReflRecipe(**LOOP), folder, metrics, 0, probe)
+    run = Alignment(
+        generator, [Reward(BrightnessJudge(), "references")], PROMPTS, ReflRecipe(**LOOP), 0, ReferenceBank(BANK)
+    )
+    align_generator(run, folder=folder, metrics=metrics, probe=probe)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,8 @@ def test_a_policy_gradient_shows_the_average_that_it_delivers(tmp_path):
     generator, metrics = TinyGenerator(), Metrics(tmp_path / "metrics.jsonl")
     recipe = GrpoRecipe(**LOOP | {"group_size": 4, "probe_prompts": 0, "window": 1, "window_range": (0, 1)})
     probe = with_grids(dict, generator, PROMPTS, 2, tmp_path, metrics, "grpo", 0, batch_size=8)
-    train_grpo(generator, [Reward(BrightnessJudge(), "group")], PROMPTS, recipe, tmp_path, metrics, 0, probe)
+    run = Alignment(generator, [Reward(BrightnessJudge(), "group")], PROMPTS, recipe)
+    align_generator(run, folder=tmp_path, metrics=metrics, probe=probe)
     assert list(find_grids(tmp_path)) == [0, 2, 4, 5]
     delivered = tmp_path / "delivered"
     with_grids(dict, generator, PROMPTS, 2, delivered, metrics, "grpo", 0, batch_size=3)()

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl_step import ReflRecipe, refl_step
+from rewarddance.alignment.refl import ReflRecipe, refl_step
 from rewarddance.cli.common import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.generators.pipelines import load_generator
@@ -240,7 +240,7 @@ def test_refl_needs_what_a_real_step_needs_to_five_percent():
         shown = tuple(pictures(2, seed=i))
         bank.append(References(Prompt(words(6)), shown, seeds, (1.0, 0.0), generator.init_noise(seeds)))
     refl: ReflRecipe = run.refl.model_copy(update={"grad_step_range": (0.0, 1e-9)})
-    real = measured_peak(lambda: refl_step(generator, judge, bank, refl, 0, 0))
+    real = measured_peak(lambda: refl_step(generator, judge, bank, refl, seed=0, step=0))
     found = max(plan.moments[name] for name in ("generator", "decoder", "judge", "backward"))
     assert found == pytest.approx(real, rel=0.05)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -151,25 +153,26 @@ class AlarmMonitor:
 
 def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
     """Each alarm's name and sign, "" for none, from three windows: the run's first, the last but one, the last."""
-    return [
-        ("spread_within", fell_below(first, now, "spread_within", recipe.least_spread)),
-        ("spread_across", fell_below(first, now, "spread_across", recipe.least_spread)),
-        ("saturation", saturated(before, now, recipe)),
-        ("held_out", disagreed(first, now, recipe)),
-        ("diversity_within", fell_below(first, now, "diversity_within", recipe.least_diversity)),
-        ("diversity_across", fell_below(first, now, "diversity_across", recipe.least_diversity)),
-        ("collapse", collapsed(first, now, recipe)),
-        *(("drift", drifted(first, now, statistic, recipe)) for statistic in MEASURED),
+    checks = [
+        ("spread_within", partial(fell_below, first, now, "spread_within", recipe.least_spread)),
+        ("spread_across", partial(fell_below, first, now, "spread_across", recipe.least_spread)),
+        ("saturation", partial(saturated, before, now, recipe)),
+        ("held_out", partial(disagreed, first, now, recipe)),
+        ("diversity_within", partial(fell_below, first, now, "diversity_within", recipe.least_diversity)),
+        ("diversity_across", partial(fell_below, first, now, "diversity_across", recipe.least_diversity)),
+        ("collapse", partial(collapsed, first, now, recipe)),
+        *(("drift", partial(drifted, first, now, statistic, recipe)) for statistic in MEASURED),
     ]
-
-
-def _missing(keys: Sequence[str], *windows: Window) -> bool:
-    return any(key not in window.mean for key in keys for window in windows)
+    signs = []
+    for name, check in checks:
+        with suppress(KeyError):  # a figure that this run does not log
+            signs.append((name, check()))
+    return signs
 
 
 def fell_below(first: Window, now: Window, key: str, least: float) -> str:
     """The figure is below the share `least` of the first window's."""
-    if _missing([key], first, now) or first.mean[key] <= 0 or now.mean[key] >= least * first.mean[key]:
+    if first.mean[key] <= 0 or now.mean[key] >= least * first.mean[key]:
         return ""
     share = 100 * now.mean[key] / first.mean[key]
     return f"{WORDS[key]} is {now.mean[key]:.3g}, {share:.0f} % of the first {first.n} steps'."
@@ -177,8 +180,6 @@ def fell_below(first: Window, now: Window, key: str, least: float) -> str:
 
 def saturated(before: Window, now: Window, recipe: AlarmRecipe) -> str:
     """P(yes) is high and stands still while the margin surely rises."""
-    if _missing(["reward", "margin"], before, now):
-        return ""
     rise, p = now.mean["margin"] - before.mean["margin"], now.mean["reward"]
     full = p > recipe.saturated and abs(p - before.mean["reward"]) < recipe.still
     if not full or rise < max(recipe.climb, recipe.sure * standard_error("margin", before, now)):
@@ -189,8 +190,6 @@ def saturated(before: Window, now: Window, recipe: AlarmRecipe) -> str:
 def disagreed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     """The reward's gain is sure, and the held-out judge's is less than a share of it by two of its standard errors."""
     keys = ("margin", "held_out_margin")
-    if _missing(keys, first, now):
-        return ""
     gain, held_out_gain = (now.mean[key] - first.mean[key] for key in keys)
     scale, held_out_scale = (max(math.sqrt(first.variance[key]), 1e-6) for key in keys)
     lag = recipe.disagreement * gain / scale - held_out_gain / held_out_scale
@@ -202,8 +201,6 @@ def disagreed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
 
 def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     """Many groups are one picture each, and were not at first."""
-    if _missing(["collapsed"], first, now):
-        return ""
     before, share = first.mean["collapsed"], now.mean["collapsed"]
     if share < recipe.most_collapsed or share < 2 * before:
         return ""
@@ -218,8 +215,6 @@ def moved_far(now: Window, recipe: AlarmRecipe) -> str:
 
 def drifted(first: Window, now: Window, statistic: str, recipe: AlarmRecipe) -> str:
     """A statistic of the pictures is surely far from where it was, by how far the base's are from one another."""
-    if _missing([statistic, f"{statistic}_deviation"], first, now):
-        return ""
     shift, scale = now.mean[statistic] - first.mean[statistic], max(first.mean[f"{statistic}_deviation"], 1e-3)
     if abs(shift) < max(recipe.most_drift * scale, recipe.sure * standard_error(statistic, first, now)):
         return ""

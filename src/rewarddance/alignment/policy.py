@@ -12,27 +12,38 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rewarddance.alignment.advantages import Advantages, advantages, combine
+from rewarddance.alignment.group_rewards import (
+    Advantages,
+    Judging,
+    Scores,
+    advantages,
+    combine,
+    judging_of,
+    preferred,
+    scores,
+)
 from rewarddance.alignment.references import References
-from rewarddance.alignment.rewards import Judging, Reward, Scores, preferred, scores
-from rewarddance.alignment.train import Figures, Trainable, TrainRecipe, prompts_of_step
+from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
+from rewarddance.protocols import RewardModel
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, local_shard
-from rewarddance.types import PixelBatch, Prompt, as_prompts
+from rewarddance.types import PixelBatch, Pixels, as_prompts
 
 
 class PolicyRecipe(TrainRecipe):
     """What policy gradients have in common. See `TrainRecipe` for the loop's keys.
 
-    group_size: at least 2, for a sample is compared with the others of its prompt. updates: optimiser steps an
-    iteration, each on its share of the prompts. judging: how the judge is asked, "alone", "group" (every sample against
-    every other, the win rate) or "references"; by default what suits it. spread: advantages are divided by the standard
-    deviation of the prompt's scores, or of all (global). advantage_clip: their largest size. probe_prompts: how many
-    prompts the averaged generator draws for `against_base`; 0 for none. checkpointing: as in ReFL; a gradient goes
-    through the generator alone.
+    group_size: at least 2, for a sample is compared with the others of its prompt.
+    updates: optimiser steps an iteration, each on its share of the prompts.
+    judging: how the judge is asked, "alone", "group" (every sample against every other, the win rate) or "references";
+        by default what suits it.
+    spread: advantages are divided by the standard deviation of the prompt's scores, or of all (global).
+    advantage_clip: their largest size.
+    probe_prompts: how many prompts the averaged generator draws for `against_base`; 0 for none.
+    checkpointing: as in ReFL; a gradient goes through the generator alone.
     """
 
     group_size: int = Field(default=8, ge=2)
@@ -63,6 +74,9 @@ class PolicyRecipe(TrainRecipe):
                 f"Set prompts_per_step to a multiple of {shares}.",
             )
 
+    def judging_of(self, judge: RewardModel) -> Judging:
+        return judging_of(judge, self.judging)
+
     @contextmanager
     def learning(self, generator: Trainable) -> Iterator[None]:
         """Within the block layers keep their inputs only, if `checkpointing` says so.
@@ -81,7 +95,12 @@ class PolicyRecipe(TrainRecipe):
 
 
 class Draws(NamedTuple):
-    """A step's random draws: chosen [P], numbers of its prompts; seeds [P][G], of their first noises."""
+    """A step's random draws, alike in all processes.
+
+    rng, noise_rng: for what is drawn later in the step.
+    chosen: numbers of its prompts [P].
+    seeds: of their samples' first noises [P][G].
+    """
 
     rng: np.random.Generator
     noise_rng: torch.Generator
@@ -98,84 +117,92 @@ def sample_step(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> D
 
 
 class ScoredRollouts(NamedTuple):
-    """advantages [P, G] of a step's samples, clipped; of: each reward's own scores; looks: of their pictures."""
+    """A step's samples, judged.
+
+    advantages: [P, G], clipped.
+    scores: of each reward.
+    image_stats: figures of the pictures.
+    """
 
     advantages: Advantages
-    of: tuple[Scores, ...]
-    looks: Figures
+    scores: tuple[Scores, ...]
+    image_stats: Figures
 
 
-def judged(
-    rewards: Sequence[Reward],
-    prompts: Sequence[Prompt],
-    pixels: PixelBatch,
-    draws: Draws,
-    recipe: PolicyRecipe,
-    bank: Sequence[References] | None,
-) -> ScoredRollouts:
-    """Ask every reward about a step's samples [P * G, T, C, H, W], and weigh what they say.
+def score_rollouts(run: Alignment, pixels: PixelBatch, draws: Draws) -> ScoredRollouts:
+    """Ask every reward about a step's samples [P * G, T, C, H, W], and combine their advantages.
 
     pixels: of this process's share of the prompts; what is returned is of all of them, the same in all processes.
     """
-    rng, _, chosen, seeds = draws
-    mine = local_shard(chosen, recipe.updates)
-    asked = [prompts[i] for i in mine]
-    groups = [list(group) for group in pixels.unflatten(0, (len(mine), recipe.group_size))]
-    references = None
-    if bank is not None:
-        of = [bank[i] for i in chosen]
-        places = [[one.choose(rng, s) for s in each] for one, each in zip(of, seeds, strict=True)]
-        drawn = [[one.pictures[place] for place in each] for one, each in zip(of, places, strict=True)]
-        references = local_shard(drawn, recipe.updates)
-    together = partial(all_gather, parts=recipe.updates)
-    said = [scores(reward, asked, groups, references) for reward in rewards]
-    found = tuple(Scores(together(one.values), together(one.margins)) for one in said)
-    each = [advantages(one.values, recipe.spread) for one in found]
-    both = combine(each, [reward.weight for reward in rewards])
-    clipped = both.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
-    return ScoredRollouts(
-        Advantages(clipped, both.zero_std_groups), found, step_image_stats(pixels, len(chosen), together)
+    recipe = run.recipe
+    assert isinstance(recipe, PolicyRecipe)
+    gather = partial(all_gather, parts=recipe.updates)
+    own = local_shard(draws.chosen, recipe.updates)
+    prompts = as_prompts(run.prompts[i] for i in own)
+    groups = [list(group) for group in pixels.unflatten(0, (len(own), recipe.group_size))]
+    references = None if run.bank is None else _choose_references(run.bank.references, draws, recipe.updates)
+    local = [scores(reward, prompts, groups, references) for reward in run.rewards]
+    of_rewards = tuple(Scores(gather(values), gather(margins)) for values, margins in local)
+    combined = combine(
+        [advantages(of_reward.values, recipe.spread) for of_reward in of_rewards],
+        [reward.weight for reward in run.rewards],
     )
+    clipped = combined.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
+    image_stats = step_image_stats(pixels, len(draws.chosen), gather)
+    return ScoredRollouts(Advantages(clipped, combined.zero_std_groups), of_rewards, image_stats)
 
 
-def summary(found: ScoredRollouts) -> Figures:
-    """What is logged of the pictures, and of what the judges said: of the first reward where there are several, of the
-    others the margin."""
-    first, *others = found.of
+def _choose_references(bank: Sequence[References], draws: Draws, updates: int) -> list[list[Pixels]]:
+    """A reference for each of this process's samples [P][G]; chosen for all samples, alike in all processes."""
+    chosen = []
+    for number, seeds in zip(draws.chosen, draws.seeds, strict=True):
+        references = bank[number]
+        chosen.append([references.pictures[references.choose(draws.rng, seed)] for seed in seeds])
+    return local_shard(chosen, updates)
+
+
+def reward_figures(scored: ScoredRollouts) -> Figures:
+    """What is logged of the pictures and of the rewards: all of the first, the margin of the others."""
+    first, *others = scored.scores
     values, margins = first.values, first.margins
     compared = margins.ndim == 3  # in the group: P and margin are of all pairs, which are even by construction
-    figures = found.looks | {
+    figures = scored.image_stats | {
         "reward": values.mean().item() if compared else margins.sigmoid().mean().item(),
         "margin": margins.mean().item(),
         "spread_within": values.std(1, correction=0).mean().item(),
-        "zero_std_groups": found.advantages.zero_std_groups,
+        "zero_std_groups": scored.advantages.zero_std_groups,
     }
     if not compared:  # the mean win rate of every group is a half
         figures["spread_across"] = values.mean(1).std(correction=0).item()
         figures["spread_of_reward"] = margins.sigmoid().std(correction=0).item()
-    return figures | {f"margin_{k}": one.margins.mean().item() for k, one in enumerate(others, start=2)}
+    return figures | {f"margin_{k}": other.margins.mean().item() for k, other in enumerate(others, start=2)}
 
 
-def against_base(
-    generator: Trainable, reward: Reward, prompts: Sequence[str | Prompt], recipe: PolicyRecipe, seed: int
-) -> Callable[[], Figures]:
+def add_share(totals: Figures, figures: Figures, share: float) -> None:
+    """Add a part's figures to a mean, weighted with the part's share of the whole."""
+    for name, value in figures.items():
+        totals[name] = totals.get(name, 0.0) + share * value
+
+
+def against_base(run: Alignment) -> Callable[[], Figures]:
     """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
 
     The one figure that can rise where samples are only compared with each other. A half at the start.
     """
-    asked = as_prompts(prompts[: recipe.probe_prompts])
-    seeds = np.random.SeedSequence([seed, 4]).generate_state(len(asked)).tolist()
+    recipe = run.recipe
+    assert isinstance(recipe, PolicyRecipe)
+    prompts = as_prompts(run.prompts[: recipe.probe_prompts])
+    seeds = np.random.SeedSequence([run.seed, 4]).generate_state(len(prompts)).tolist()
+    draw = partial(sample, run.generator, prompts, seeds, recipe.generator_batch or len(prompts))
     before: list[PixelBatch] = []
 
     def probe() -> Figures:
-        if not asked:
+        if not prompts:
             return {}
-        at_once = recipe.generator_batch or len(asked)
         if not before:
-            with generator.as_before_training():
-                before.append(sample(generator, asked, seeds, at_once))
-        drawn = sample(generator, asked, seeds, at_once)
-        pairs = [[now, was] for now, was in zip(drawn, before[0], strict=True)]
-        return {"preferred_to_base": preferred(reward, asked, pairs).mean().item()}
+            with run.generator.as_before_training():
+                before.append(draw())
+        pairs = [list(pair) for pair in zip(draw(), before[0], strict=True)]
+        return {"preferred_to_base": preferred(run.rewards[0], prompts, pairs).mean().item()}
 
     return probe

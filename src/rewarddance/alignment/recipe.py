@@ -7,28 +7,26 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewarddance.alignment.grpo_step import GrpoRecipe
-from rewarddance.alignment.nft_step import NftRecipe
-from rewarddance.alignment.references import ReferenceRecipe
-from rewarddance.alignment.refl_step import ReflRecipe
+from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
-from rewarddance.runtime.config import Recipe, Seed
+from rewarddance.runtime.config import Seed
 from rewarddance.runtime.devices import find_device
 
 
-class AlignRun(Recipe):
-    """`rewarddance align`: prompts is a .txt or .jsonl file; judge is a trained reward's folder.
+class AlignRun(AlgorithmConfig):
+    """`rewarddance align`: a generator, a judge and prompts (and `AlgorithmConfig`: the algorithm with its keys).
 
-    algorithm: ReFL goes through the judge's gradient; Flow-GRPO ("grpo") and DiffusionNFT ("nft") only ask it, and
-    further judges, if any are in `more_judges`, each with its weight beside the first one's 1. refl, grpo, nft: of the
-    algorithm. held_out: folder of another trained reward, which gates ReFL's gradient and is watched.
-    references: of the bank, which ReFL and `judging: references` need.
-    guidance_scale, generator_options: of `load_generator`, which knows what each family does with them. dtype: what the
-    generator computes in; judge_dtype: of the judge's weights. device, judge_device: cpu, cuda or cuda:1; by default
-    cuda where there is one, and for the judge the generator's. Of several processes each has its own GPU for both.
-    grid_prompts: how many prompts are drawn at each probe for a grid of samples (`with_grids`); 0 for none. report_to:
-    trackers, by accelerate's names, beside metrics.jsonl.
+    generator_options, guidance_scale: of `load_generator`, which knows what each family does with them.
+    dtype: what the generator computes in; judge_dtype: of the judge's weights.
+    device, judge_device: cpu, cuda or cuda:1; by default cuda where there is one, and for the judge the generator's. Of
+        several processes each has its own GPU for both.
+    judge: a trained reward's folder or name, or `package.module:factory`; more_judges and held_out likewise.
+    more_judges: for policy gradients, each with its weight beside the first one's 1.
+    held_out: another trained reward, which gates ReFL's gradient and is watched.
+    prompts: a .txt or .jsonl file.
+    grid_prompts: how many prompts are drawn at each probe for a grid of samples (`with_grids`); 0 for none.
+    report_to: trackers, by accelerate's names, beside metrics.jsonl.
     """
 
     generator: str
@@ -47,17 +45,9 @@ class AlignRun(Recipe):
     seed: Seed = 0
     grid_prompts: int = Field(default=4, ge=0)
     report_to: tuple[str, ...] = ()
-    references: ReferenceRecipe = ReferenceRecipe()
-    algorithm: Literal["refl", "grpo", "nft"] = "refl"
-    refl: ReflRecipe = ReflRecipe()
-    grpo: GrpoRecipe = GrpoRecipe()
-    nft: NftRecipe = NftRecipe()
 
     @model_validator(mode="after")
-    def _only_what_is_used(self) -> AlignRun:
-        for name, default in (("refl", ReflRecipe()), ("grpo", GrpoRecipe()), ("nft", NftRecipe())):
-            if name != self.algorithm and getattr(self, name) != default:
-                raise ValueError(f"algorithm is {self.algorithm}, so {name} says nothing: leave it out")
+    def _judges_are_of_the_algorithm(self) -> AlignRun:
         if self.more_judges and self.algorithm == "refl":
             raise ValueError("more_judges are for grpo and nft; ReFL follows one judge's gradient")
         if self.held_out and self.algorithm != "refl":
@@ -66,14 +56,9 @@ class AlignRun(Recipe):
             raise ValueError("more_judges have weights above 0")
         return self
 
-    @property
-    def policy(self) -> GrpoRecipe | NftRecipe | None:
-        """The policy gradient's recipe, if it is one that runs."""
-        return {"refl": None, "grpo": self.grpo, "nft": self.nft}[self.algorithm]
-
     def check_processes(self, processes: int, device: str) -> None:
         """Raises InputError where so many processes, each on its own `device` (cuda or cpu), cannot do this run."""
-        (self.policy or self.refl).check_processes(processes)
+        self.chosen.check_processes(processes)
         for key, name in (("device", self.device), ("judge_device", self.judge_device)):
             if processes > 1 and name not in (None, device, "cpu"):
                 raise InputError(

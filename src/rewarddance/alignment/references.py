@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -33,12 +34,14 @@ from rewarddance.types import Pixels, Prompt, as_prompts
 
 
 class ReferenceRecipe(Recipe):
-    """candidates: N a prompt (paper: 16). keep: how many of them become references (paper: 2). keep_from: the top of
-    their ranking (paper), or the bottom, to see what a worse reference does. choice: which of a prompt's references a
-    sample is judged against: any of them at random, or always the best.
+    """How the bank is made.
 
+    candidates: N a prompt (paper: 16).
+    keep: how many of them become references (paper: 2).
+    keep_from: the top of their ranking (paper), or the bottom, to see what a worse reference does.
+    choice: which of a prompt's references a sample is judged against: any of them at random, or always the best.
     batch_size: pictures that are drawn and decoded together. Those of as many prompts as it has room for, of one at
-    least, are judged together.
+        least, are judged together.
     """
 
     candidates: int = Field(default=16, ge=2)
@@ -58,15 +61,25 @@ class ReferenceRecipe(Recipe):
         return max(1, self.batch_size // self.candidates)
 
     def kept(self) -> slice:
-        """Which places of a ranking, best first, become references."""
+        """The places of a ranking, best first, that become references."""
         return slice(0, self.keep) if self.keep_from == "top" else slice(self.candidates - self.keep, self.candidates)
+
+
+class Reference(NamedTuple):
+    """One picture that samples of a prompt are judged against, and the latent it was decoded from."""
+
+    prompt: Prompt
+    picture: Pixels
+    latent: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class References:
     """One prompt's K references, best first.
 
-    seeds: the noises they were made from; wins: of the N - 1 possible; latents [K, ...]: what they were decoded from.
+    seeds: of the noises they were made from.
+    wins: of each, out of the N - 1 possible.
+    latents: what they were decoded from [K, ...].
     choice: see `ReferenceRecipe`.
     """
 
@@ -86,6 +99,26 @@ class References:
             )
         return free[int(rng.integers(len(free)))] if self.choice == "random" else free[0]
 
+    def at(self, place: int) -> Reference:
+        return Reference(self.prompt, self.pictures[place], self.latents[place])
+
+
+@dataclass(eq=False)
+class ReferenceBank:
+    """The references of a run's prompts, in the prompts' order, as they were made at `step`.
+
+    redraw: makes those of a later step; see `bank_refresher`.
+    """
+
+    references: Sequence[References]
+    redraw: Callable[[int, bool], Sequence[References]] | None = None
+    step: int = 0
+
+    def move_to(self, step: int, now: bool) -> None:
+        """Take the references of another step, made now or read."""
+        assert self.redraw is not None
+        self.references, self.step = self.redraw(step, now), step
+
 
 def candidate_seeds(seed: int, prompt_index: int, n: int, step: int = 0) -> list[int]:
     """The noise seeds of a prompt's candidates: a stream of their own, whatever the order of work.
@@ -100,52 +133,37 @@ def build_references(
     judge: RewardModel,
     prompts: Sequence[str | Prompt],
     recipe: ReferenceRecipe,
+    *,
     folder: Path,
     seed: int,
     step: int = 0,
 ) -> list[References]:
     """Make (or finish, or just read) the bank of `prompts` in `folder`: `references.jsonl`, PNG files and latents.
 
-    Prompts that are already there are not made again, so an interrupted run goes on where it stopped. The
-    same text with another picture is another prompt. Several processes, which all call this alike, make as many parts
-    at a time; the folder must be one that all of them see. Raises InputError where the folder's bank was made under
-    another seed, or from other candidates.
+    Prompts that are already there are not made again, so an interrupted run goes on where it stopped. The same text
+    with another picture is another prompt. Several processes, which all call this alike, make as many parts at a time;
+    the folder must be one that all of them see. Raises InputError where the folder's bank was made under another seed,
+    or from other candidates.
     """
     prompts = as_prompts(prompts)
-    keys = [_key(prompt) for prompt in prompts]
-    index = folder / "references.jsonl"
+    keys, index = [_key(prompt) for prompt in prompts], folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with main_process_first():
         _claim(folder, {**recipe.model_dump(include={"candidates", "keep", "keep_from"}), "seed": seed, "step": step})
         done = _read(index)
-    missing = [(i, prompt) for i, prompt in enumerate(prompts) if keys[i] not in done]
-    n, at_once = recipe.candidates, recipe.prompts_at_once
-    parts = [missing[start : start + at_once] for start in range(0, len(missing), at_once)]
+    missing = [
+        Candidates(i, prompt, candidate_seeds(seed, i, recipe.candidates, step))
+        for i, prompt in enumerate(prompts)
+        if keys[i] not in done
+    ]
+    parts = [missing[at : at + recipe.prompts_at_once] for at in range(0, len(missing), recipe.prompts_at_once)]
     bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_main_process() else nullcontext()
     with bars as bar:
         for turn in range(0, len(parts), world_size()):
-            part = parts[min(turn + rank(), len(parts) - 1)]
-            idle = turn + rank() >= len(parts)  # who has none left draws along: weights may be in pieces
-            seeds = [candidate_seeds(seed, i, n, step) for i, _ in part]
-            flat = [prompt for _, prompt in part for _ in range(n)]
-            all_seeds = [s for own in seeds for s in own]
-            pictures, latents = sample_with_latents(generator, flat, all_seeds, recipe.batch_size)
-            lines = []
-            groups = [] if idle else [list(pictures[k * n : (k + 1) * n]) for k in range(len(part))]
-            rankings = [] if idle else tournament(judge, [prompt for _, prompt in part], groups)
-            made = zip(part, groups, latents.split(n), rankings, seeds, strict=not idle)
-            for (i, prompt), group, x_0, ranking, own in made:
-                best = ranking.order[recipe.kept()].tolist()
-                files = [f"{i:06d}_{place}.png" for place in range(len(best))]
-                for name, k in zip(files, best, strict=True):
-                    write_picture(group[k], folder / name)
-                save_file({"x_0": x_0[best].cpu()}, _latents_of(folder, files))
-                row: dict[str, Any] = {"prompt": prompt.text, "files": files, "seeds": [own[k] for k in best]}
-                row |= {
-                    name: value for name, value in zip(("negative_prompt", "image"), keys[i][1:], strict=True) if value
-                }
-                lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
-            lines = [line for own in gather_objects(lines) for line in own]
+            number = turn + rank()  # a process that has no part left draws along: weights may be sharded
+            drawn = _draw(generator, parts[min(number, len(parts) - 1)], recipe.batch_size)
+            lines = _keep(judge, drawn, recipe, folder) if number < len(parts) else []
+            lines = [line for of_process in gather_objects(lines) for line in of_process]
             if bar is not None:
                 with index.open("a", encoding="utf-8") as file:  # whole parts: a resumed run makes the same batches
                     file.write("".join(lines))
@@ -155,11 +173,48 @@ def build_references(
     return [replace(bank[key], prompt=prompt, choice=recipe.choice) for key, prompt in zip(keys, prompts, strict=True)]
 
 
+class Candidates(NamedTuple):
+    """N candidates of prompt `number`: the seeds of their noises and, once drawn, pictures and latents [N, ...]."""
+
+    number: int
+    prompt: Prompt
+    seeds: list[int]
+    pictures: Sequence[Tensor] = ()
+    latents: Tensor = torch.empty(0)
+
+
+def _draw(generator: Generator, part: Sequence[Candidates], batch_size: int) -> list[Candidates]:
+    prompts = [candidates.prompt for candidates in part for _ in candidates.seeds]
+    seeds = [seed for candidates in part for seed in candidates.seeds]
+    pictures, latents = sample_with_latents(generator, prompts, seeds, batch_size)
+    n = len(part[0].seeds)
+    split = zip(part, pictures.split(n), latents.split(n), strict=True)
+    return [candidates._replace(pictures=list(own), latents=x_0) for candidates, own, x_0 in split]
+
+
+def _keep(judge: RewardModel, part: Sequence[Candidates], recipe: ReferenceRecipe, folder: Path) -> list[str]:
+    """Rank each prompt's candidates and write the files of those that are kept; returns the lines of the index."""
+    lines = []
+    rankings = tournament(judge, [group.prompt for group in part], [group.pictures for group in part])
+    for group, ranking in zip(part, rankings, strict=True):
+        best = ranking.order[recipe.kept()].tolist()
+        files = [f"{group.number:06d}_{place}.png" for place in range(len(best))]
+        for name, k in zip(files, best, strict=True):
+            write_picture(group.pictures[k], folder / name)
+        save_file({"x_0": group.latents[best].cpu()}, _latents_of(folder, files))
+        text, negative, image = _key(group.prompt)
+        row: dict[str, Any] = {"prompt": text, "files": files, "seeds": [group.seeds[k] for k in best]}
+        row |= {name: value for name, value in (("negative_prompt", negative), ("image", image)) if value}
+        lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
+    return lines
+
+
 def bank_refresher(
     generator: Generator,
     judge: RewardModel,
     prompts: Sequence[str | Prompt],
     recipe: ReferenceRecipe,
+    *,
     folder: Path,
     seed: int,
 ) -> Callable[[int, bool], list[References]]:
@@ -171,15 +226,14 @@ def bank_refresher(
 
     def bank(step: int, now: bool) -> list[References]:
         place = folder / f"step-{step}"
-        wanted = {_key(prompt) for prompt in as_prompts(prompts)}
         with main_process_first():
-            there = set(_read(place / "references.jsonl"))
-        if not now and not wanted <= there:
+            existing = set(_read(place / "references.jsonl"))
+        if not now and not {_key(prompt) for prompt in as_prompts(prompts)} <= existing:
             raise InputError(
                 f"the references of step {step} in {place} are not all there, and the generator of then is gone.",
                 "Bring the folder back, or remove the checkpoints after that step.",
             )
-        return build_references(generator, judge, prompts, recipe, place, seed, step)
+        return build_references(generator, judge, prompts, recipe, folder=place, seed=seed, step=step)
 
     return bank
 
@@ -219,8 +273,8 @@ def _read(index: Path) -> dict[tuple[str, str, str], References]:
             break
         pictures = tuple(read_video(index.parent / name, sys.maxsize) for name in row["files"])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
-        found = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
-        bank[row["prompt"], row.get("negative_prompt", ""), row.get("image", "")] = found
+        key = row["prompt"], row.get("negative_prompt", ""), row.get("image", "")
+        bank[key] = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         good.append(line + "\n")
     if is_main_process():
         scratch = index.with_suffix(".partial")

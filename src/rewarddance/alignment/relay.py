@@ -1,7 +1,7 @@
 """ReFL's backward pass from a gradient in pixels on: to latents a few pictures at a time, to weights step by step.
 
-The judge's graph is gone before the decoder's begins (`reward/gradient.py`), and the decoder's before the generator's
-is walked, so that the peak of memory is the largest of the three and not their sum.
+The judge's graph is gone before the decoder's begins (`reward/pixel_gradient.py`), and the decoder's before the
+generator's is walked, so that the peak of memory is the largest of the three and not their sum.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from rewarddance.alignment.refl import velocity_mse
+from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import Trainable
 from rewarddance.runtime.memory import memory_for
 from rewarddance.types import PixelBatch
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def decoder_vjp(
     decode: Callable[[Tensor], PixelBatch], x_0: Tensor, ask: Callable[[PixelBatch], T], at_once: int
 ) -> tuple[T, Tensor]:
-    """What `ask` says of the decoded latents x_0 [B, ...], and d loss / d x_0 [B, ...] of the loss it backpropagates.
+    """What `ask` answers for the decoded latents x_0 [B, ...], and d loss / d x_0 [B, ...] of its loss.
 
     All pictures are decoded without graph and handed to `ask` as a leaf; then they are decoded again with one,
     `at_once` at a time, to send the gradient that it left on them further. Exact: samples do not meet in a decoder.
@@ -36,14 +36,14 @@ def decoder_vjp(
         pixels = torch.cat([decode(x_0[rows]) for rows in parts])
     pixels.requires_grad_()
     with torch.enable_grad():
-        said = ask(pixels)
+        answer = ask(pixels)
         assert pixels.grad is not None, "no loss was sent back through the pictures"
         gradients = []
         with memory_for(*SHORT):
             for rows in parts:
                 latents = x_0[rows].detach().requires_grad_()
                 gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])
-    return said, torch.cat(gradients)
+    return answer, torch.cat(gradients)
 
 
 class Stage(NamedTuple):

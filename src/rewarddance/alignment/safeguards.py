@@ -47,6 +47,11 @@ class Ema:
         self._copy(self.average)
 
 
+def velocity_mse(v: Float[Tensor, "B ..."], v_base: Float[Tensor, "B ..."]) -> Float[Tensor, ""]:
+    """mean || v - v_base ||^2 per element: how far the velocity went from the base's at the same x_t."""
+    return F.mse_loss(v, v_base)
+
+
 def disagreeing(margin: Float[Tensor, " B"], held_out: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
     """Samples that the judge already prefers to their reference and the held-out judge does not.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,21 +17,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
+from rewarddance.alignment.group_rewards import Judging, Reward
+from rewarddance.alignment.references import ReferenceBank
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
-from rewarddance.protocols import Generator
+from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import average_gradients, copy_into, full_tensor, gather_full_tensors, shard_like
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
+from rewarddance.types import Prompt
 
 Figures = dict[str, float]
 """What an update measured, by name; what the loop logs."""
-Updates = Callable[[int, Ema], Iterator[Figures]]
-"""An algorithm: called with a step and the weights' average, it yields figures, and after each a gradient lies on the
-weights."""
 
 
 class TrainRecipe(Recipe):
@@ -70,6 +71,14 @@ class TrainRecipe(Recipe):
             raise ValueError("lora_targets are used with a lora_rank only")
         return self
 
+    def check(self, generator: Generator, judge: RewardModel) -> None:
+        """Raises InputError where the algorithm cannot align this generator, or cannot do it by this judge."""
+        del generator, judge  # none of it matters to most algorithms
+
+    @abstractmethod
+    def judging_of(self, judge: RewardModel) -> Judging:
+        """How the judge is asked. Raises InputError where it cannot be asked so."""
+
     def check_processes(self, processes: int) -> None:
         """Raises InputError where so many processes cannot share a step."""
         samples = self.prompts_per_step * self.group_size
@@ -101,6 +110,32 @@ class Trainable(Generator, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Alignment:
+    """What is aligned, and with what.
+
+    generator: trained in place.
+    rewards: the first one is learned; policy gradients take several.
+    prompts: distinct ones, which training draws from.
+    recipe: of the algorithm.
+    seed: all random draws depend on it and the step alone.
+    bank: the prompts' references, where samples are judged against references.
+    held_out: a judge that is asked beside the first and gates ReFL's gradient.
+    """
+
+    generator: Trainable
+    rewards: Sequence[Reward]
+    prompts: Sequence[str | Prompt]
+    recipe: TrainRecipe
+    seed: int = 0
+    bank: ReferenceBank | None = None
+    held_out: RewardModel | None = None
+
+
+Updates = Callable[[Alignment, int, Ema], Iterator[Figures]]
+"""An algorithm: the updates of a step. After each one's figures a gradient lies on the weights."""
+
+
+@dataclass(frozen=True, eq=False)
 class TrainState:
     """What a checkpoint in `folder` holds: the trained weights, the optimiser's moments, and the weights' average."""
 
@@ -110,13 +145,14 @@ class TrainState:
     ema: Ema
 
     @classmethod
-    def begin(cls, generator: Trainable, recipe: TrainRecipe, folder: Path, seed: int) -> TrainState:
+    def begin(cls, run: Alignment, folder: Path) -> TrainState:
         """Put a LoRA on the generator, or make all of its weights trainable."""
+        recipe = run.recipe
         if recipe.lora_rank:
-            weights = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
-            _reset_lora(weights, seed)
+            weights = run.generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
+            _reset_lora(weights, run.seed)
         else:
-            weights = generator.train_all(recipe.sharded)
+            weights = run.generator.train_all(recipe.sharded)
         optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
         return cls(folder, weights, optimiser, Ema(weights, recipe.ema_decay))
 
@@ -165,29 +201,28 @@ class TrainState:
 
 
 def train(
-    generator: Trainable,
+    run: Alignment,
     updates: Updates,
-    recipe: TrainRecipe,
+    title: str,
     *,
     folder: Path,
     metrics: Metrics,
-    title: str,
-    seed: int = 0,
     probe: Callable[[], Figures] = dict,
 ) -> Path:
-    """Train `generator` by an algorithm's updates, named `title`; its metrics are of the phase of that name.
+    """Train the run's generator by an algorithm's updates, named `title`; its metrics are of the phase of that name.
 
-    On return `generator` carries the average of its trained weights. Returns where it is on disk, too: `folder`/lora,
+    On return the generator carries the average of its trained weights. Returns where it is on disk, too: `folder`/lora,
     or `folder`/generator, a plain diffusers folder, where all weights were trained. Continues from the newest
-    checkpoint in `folder`; every random draw depends on (seed, step) alone, so the result does not depend on where a
-    run was interrupted. probe: figures of the averaged generator, measured every probe_every steps and logged.
+    checkpoint in `folder`; the result does not depend on where a run was interrupted. probe: figures of the averaged
+    generator, measured every probe_every steps and logged.
 
     In a group of processes all call this alike. Each leaves the gradient of its share of the samples, and the step is
     taken with their mean. The first one writes and speaks, and a sharded generator stays sharded.
     """
+    recipe = run.recipe
     recipe.check_processes(process_group.world_size())
     phase, leads = title.lower(), is_main_process()
-    state = TrainState.begin(generator, recipe, folder, seed)
+    state = TrainState.begin(run, folder)
     first = state.resume()
     if leads:
         metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
@@ -203,10 +238,10 @@ def train(
                 state.save(step)
             if step == recipe.steps:
                 break
-            figures = _take_step(state, updates, recipe, title, step)
+            figures = _take_step(run, updates, title, state, step)
             last_good = None
             if alarms is not None and bar is not None:
-                metrics.log(phase, step + 1, **figures)
+                metrics.log(phase, step + 1, "step", **figures)
                 bar.advance()
                 bar.show(reward=figures["reward"], margin=figures["margin"])
                 last_good = alarms.check(step + 1, figures)
@@ -218,7 +253,7 @@ def train(
                     console.print(f"{title} ends at step {step + 1}: {kept}.")
                 break
     state.ema.deliver()
-    return _save_result(generator, recipe, folder)
+    return _save_result(run.generator, recipe, folder)
 
 
 def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Figures:
@@ -230,13 +265,13 @@ def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Fig
         return probe()
 
 
-def _take_step(state: TrainState, updates: Updates, recipe: TrainRecipe, title: str, step: int) -> Figures:
+def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, step: int) -> Figures:
     """All updates of a step, and the average's; returns the mean of their figures over updates and processes."""
-    learning_rate = recipe.learning_rate * lr_factor(step, recipe)
+    learning_rate = run.recipe.learning_rate * lr_factor(step, run.recipe)
     rows: list[Figures] = []
     try:
-        for figures in updates(step, state.ema):
-            norm = state.apply_gradient(learning_rate, recipe.max_grad_norm)
+        for figures in updates(run, step, state.ema):
+            norm = state.apply_gradient(learning_rate, run.recipe.max_grad_norm)
             rows.append({"gradient_norm": norm, **figures})
     except RewardError as error:
         raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error

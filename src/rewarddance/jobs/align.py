@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from rewarddance.alignment.grpo_step import GrpoRecipe, train_grpo
-from rewarddance.alignment.nft_step import train_nft
-from rewarddance.alignment.policy import against_base
+from rewarddance.alignment.algorithms import align_generator, prepare_alignment
+from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
-from rewarddance.alignment.references import bank_refresher, build_references
-from rewarddance.alignment.refl_step import train_refl
-from rewarddance.alignment.rewards import Reward, judging_of
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.sample_grids import with_grids
@@ -37,56 +34,44 @@ def run_alignment(recipe: AlignRun) -> dict[str, Any]:
 
 def _align(recipe: AlignRun) -> dict[str, Any]:
     check_trackers(recipe.report_to)
-    policy = recipe.policy
     recipe.check_processes(process_group.world_size(), process_group.device().type)
     device, judge_device = recipe.devices()
     distinct = {(prompt.text, prompt.negative, prompt.image_path): prompt for prompt in read_prompts(recipe.prompts)}
     prompts = list(distinct.values())
-    drawing = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
-    drawing |= {"device": device, "dtype": find_dtype(recipe.dtype)}
-    generator = load_generator(recipe.generator, **{**drawing, **recipe.generator_options})
+    sampling = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
+    sampling |= {"device": device, "dtype": find_dtype(recipe.dtype)}
+    generator = load_generator(recipe.generator, **{**sampling, **recipe.generator_options})
     generator.check_prompts(prompts)
-    generator.check_lora((policy or recipe.refl).lora_targets)
-    judge, *others = (
-        load_reward(name, judge_device, find_dtype(recipe.judge_dtype)) for name in (recipe.judge, *recipe.more_judges)
-    )
-    rewards = [Reward(judge, judging_of(judge, policy.judging if policy else None))]
-    weights = recipe.more_judges.values()
-    rewards += [Reward(other, judging_of(other, None), one) for other, one in zip(others, weights, strict=True)]
-    held_out = load_reward(recipe.held_out, judge_device, find_dtype(recipe.judge_dtype)) if recipe.held_out else None
-    if isinstance(policy, GrpoRecipe):  # what cannot be is refused before the folder is claimed
-        policy.check(generator)
-    elif policy is None:
-        recipe.refl.first_grad_steps(generator.num_steps)
+    generator.check_lora(recipe.chosen.lora_targets)
+    load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype))
+    judge = load(recipe.judge)
+    more_judges = [(load(name), weight) for name, weight in recipe.more_judges.items()]
+    held_out = load(recipe.held_out) if recipe.held_out else None
+    recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
+    recipe.chosen.judging_of(judge)
     with main_process_first():
         folder = writable_folder(recipe.output)
         keep_recipe(recipe, folder / "config.yaml")
         if is_main_process():
             keep_prompts(prompts, folder / "prompts.jsonl")
-    bank = None
-    if policy is None or rewards[0].judging == "references":
-        place = folder / "references"
-        bank = build_references(generator, judge, prompts, recipe.references, place, recipe.seed)
+    run = prepare_alignment(
+        recipe,
+        generator,
+        judge,
+        prompts,
+        references_folder=folder / "references",
+        seed=recipe.seed,
+        more_judges=more_judges,
+        held_out=held_out,
+    )
     with reporting(recipe.report_to, folder, recipe) as trackers:
-        metrics = Metrics(folder / "metrics.jsonl", trackers)
-        loop = policy or recipe.refl
+        metrics, loop = Metrics(folder / "metrics.jsonl", trackers), run.recipe
         at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
-        shown = generator, prompts, recipe.grid_prompts, folder, metrics, recipe.algorithm, recipe.seed, at_once
-        if policy is not None:
-            probe = against_base(generator, rewards[0], prompts, policy, recipe.seed)
-            probe = with_grids(probe, *shown)
-            common = generator, rewards, prompts
-            if isinstance(policy, GrpoRecipe):
-                aligned = train_grpo(*common, policy, folder, metrics, recipe.seed, probe, bank)
-            else:
-                aligned = train_nft(*common, policy, folder, metrics, recipe.seed, probe, bank)
-        else:
-            place = folder / "references"
-            redraw = bank_refresher(generator, judge, prompts, recipe.references, place, recipe.seed)
-            aligned = train_refl(
-                generator, judge, bank or [], recipe.refl, folder, metrics, recipe.seed,
-                with_grids(dict, *shown), held_out, redraw,
-            )  # fmt: skip
+        probe = with_grids(
+            against_base(run) if isinstance(loop, PolicyRecipe) else dict,
+            generator, prompts, recipe.grid_prompts, folder, metrics, recipe.algorithm, recipe.seed, at_once,
+        )  # fmt: skip
+        aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
     if not is_main_process():
         return {}
     return {aligned.name: str(aligned), "prompts": len(prompts), "alarms": len(read_alarms(folder))}

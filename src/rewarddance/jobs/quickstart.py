@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from rewarddance.alignment.references import ReferenceRecipe, References, bank_refresher, build_references
-from rewarddance.alignment.refl_step import ReflRecipe, train_refl
+from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
+from rewarddance.alignment.references import ReferenceRecipe, build_references
+from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
@@ -226,12 +227,10 @@ def fit_judge(run: Run) -> dict[str, Any]:
 
 def gather_references(run: Run) -> dict[str, Any]:
     """The reference bank of ReFL's training prompts."""
-    return {"prompts": len(_bank(run, run.generator(), run.judge()))}
-
-
-def _bank(run: Run, generator: PipelineGenerator, judge: Judge) -> list[References]:
-    prompts, folder = refl_prompts(run.recipe), run.folder / "references"
-    return build_references(generator, judge, prompts, run.recipe.references, folder, run.recipe.seed)
+    recipe, prompts, folder = run.recipe, refl_prompts(run.recipe), run.folder / "references"
+    generator, judge = run.generator(), run.judge()
+    bank = build_references(generator, judge, prompts, recipe.references, folder=folder, seed=recipe.seed)
+    return {"prompts": len(bank)}
 
 
 def refl_prompts(recipe: QuickstartRecipe) -> list[Prompt]:
@@ -244,8 +243,11 @@ def refl_prompts(recipe: QuickstartRecipe) -> list[Prompt]:
 def align(run: Run) -> dict[str, Any]:
     """ReFL; while it runs, the oracle watches the averaged generator on prompts that it is not trained on."""
     recipe, seed = run.recipe, run.recipe.seed
-    generator, judge = run.generator(), run.judge()
-    bank = _bank(run, generator, judge)
+    generator = run.generator()
+    config = AlgorithmConfig(references=recipe.references, refl=recipe.refl)
+    alignment = prepare_alignment(
+        config, generator, run.judge(), refl_prompts(recipe), references_folder=run.folder / "references", seed=seed
+    )
     probes = run.task.prompts("held_out", recipe.evaluation.probe_prompts, seed + 10_000)
 
     def probe() -> dict[str, float]:
@@ -254,13 +256,11 @@ def align(run: Run) -> dict[str, Any]:
         figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
         return figures | {"diversity": float(diversity(pictures).mean())}
 
-    prompts = refl_prompts(recipe)
-    redraw = bank_refresher(generator, judge, prompts, recipe.references, run.folder / "references", seed)
     shown = recipe.evaluation.grid_prompts, run.folder
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers)
         watched = with_grids(probe, generator, probes, *shown, metrics, "refl", seed, batch_size=96)
-        train_refl(generator, judge, bank, recipe.refl, run.folder / "refl", metrics, seed, watched, redraw=redraw)
+        align_generator(alignment, folder=run.folder / "refl", metrics=metrics, probe=watched)
     return {"steps": recipe.refl.steps}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References, candidate_seeds
-from rewarddance.alignment.refl_step import ReflRecipe, refl_step
+from rewarddance.alignment.refl import ReflRecipe, refl_step
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
@@ -184,7 +184,7 @@ def _step(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Counting:
         counted.known([*models.tensors(), *(picture for one in bank for picture in one.pictures)])
         counted.known(one.latents for one in bank)
         watched = _Watched(models, counted, refl.last_steps)
-        refl_step(watched, watched.judge, bank, now, 0, 0)  # type: ignore[arg-type]
+        refl_step(watched, watched.judge, bank, now, seed=0, step=0)  # type: ignore[arg-type]
     return counted
 
 

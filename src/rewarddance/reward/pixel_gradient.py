@@ -54,7 +54,7 @@ def pixel_gradient(
 
     loss: a mean over questions of a function of their margins, such as `refl.LOSSES`. Send the result on with
     `torch.autograd.backward([q.candidate for q in questions], gradients)`.
-    Raises RewardError naming the first question whose gradient is not finite.
+    Raises RewardError naming the first question whose gradient is not finite, and InputError where there is none.
     """
     margins, gradients, total = [], [], 0.0
     for start in range(0, len(questions), at_once):
@@ -62,6 +62,8 @@ def pixel_gradient(
         cut = [question.candidate.detach().requires_grad_() for question in part]
         with torch.enable_grad():
             margin = judge([replace(q, candidate=pixels) for q, pixels in zip(part, cut, strict=True)]).margin
+            if not margin.requires_grad:
+                raise InputError("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
             value = loss(margin) * (len(part) / len(questions))
             gradients += torch.autograd.grad(value, cut)
         margins.append(margin.detach())

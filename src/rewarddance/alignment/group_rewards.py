@@ -1,4 +1,4 @@
-"""What a group's samples are worth to a judge: by themselves, against references, or against each other."""
+"""What a group's samples are worth: what a judge answers about each, and how much better it is than the others."""
 
 from __future__ import annotations
 
@@ -19,6 +19,41 @@ from rewarddance.types import Pixels, Prompt, Question, as_prompts
 Judging = Literal["alone", "references", "group"]
 
 
+LEAST_SPREAD = 1e-6
+"""A group whose scores differ by less (standard deviation) has none to learn from."""
+
+
+class Advantages(NamedTuple):
+    """values [P, G]; zero_std_groups: how many of the P groups have equal scores, and so teach nothing."""
+
+    values: Float[Tensor, "P G"]
+    zero_std_groups: int
+
+
+def advantages(scores: Float[Tensor, "P G"], spread: str = "prompt") -> Advantages:
+    """(score - mean of the prompt) / standard deviation, of the prompt's G scores or ("global") of all P * G.
+
+    Source: GRPO (2402.03300); Flow-GRPO (2505.05470) has both spreads. A group without spread gets 0 under either.
+    """
+    centred = scores - scores.mean(1, keepdim=True)
+    deviation = scores.std(1, correction=0, keepdim=True)
+    scale = scores.std(correction=0) if spread == "global" else deviation
+    flat = deviation < LEAST_SPREAD
+    values = torch.where(flat, torch.zeros_like(centred), centred / scale.clamp_min(LEAST_SPREAD))
+    return Advantages(values, int(flat.sum()))
+
+
+def combine(of_rewards: Sequence[Advantages], weights: Sequence[float]) -> Advantages:
+    """sum w_k A_k / sum w_k: several rewards' advantages, each normalised by itself, so that none starves another.
+
+    A group counts as without spread where no reward has any.
+    """
+    total = sum(weights)
+    weighted = [values * (weight / total) for (values, _), weight in zip(of_rewards, weights, strict=True)]
+    flat = torch.stack([(values == 0).all(1) for values, _ in of_rewards]).all(0)
+    return Advantages(sum(weighted, start=torch.zeros_like(weighted[0])), int(flat.sum()))
+
+
 class Reward(NamedTuple):
     """A judge, how it is asked ("alone", against "references", within the "group"), and its weight among several."""
 
@@ -28,7 +63,7 @@ class Reward(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """values [P, G]: what advantages are taken of. margins: all that the judge was asked, [P, G] or [P, G, G]."""
+    """values [P, G]: what advantages are taken of. margins: of every question, [P, G] or in the group [P, G, G]."""
 
     values: Float[Tensor, "P G"]
     margins: Tensor
@@ -52,30 +87,23 @@ def scores(
     groups: Sequence[Sequence[Pixels]],
     references: Sequence[Sequence[Pixels]] | None = None,
 ) -> Scores:
-    """What the judge says of G samples for each of P prompts.
+    """The judge's scores of G samples for each of P prompts.
 
     alone and references: the margin. group: the win rate over the G - 1 others, all ordered pairs asked. references
     [P][G]: one for each sample. Raises RewardError naming the prompt whose score is not finite.
     """
-    prompts = as_prompts(prompts)
-    if reward.judging == "group":
-        pairs = [list(itertools.permutations(range(len(group)), 2)) for group in groups]
-        asked = [
-            Question(prompt, group[c], group[r])
-            for prompt, group, own in zip(prompts, groups, pairs, strict=True)
-            for c, r in own
-        ]
+    if reward.judging == "references":
+        assert references is not None, "samples are judged against references, and there are none"
+        opponents: Sequence[Sequence[Pixels | None]] = references
     else:
-        given = references if reward.judging == "references" else [[None] * len(group) for group in groups]
-        assert given is not None, "references are asked for, and there are none"
-        asked = [
-            Question(prompt, candidate, reference)
-            for prompt, group, own in zip(prompts, groups, given, strict=True)
-            for candidate, reference in zip(group, own, strict=True)
-        ]
-    margin = reward.judge(asked).margin.float().cpu()
-    for question, one in zip(asked, margin.tolist(), strict=True):
-        if not math.isfinite(one):  # a win rate would hide it
+        opponents = [[None] * len(group) for group in groups]
+    questions = []
+    for prompt, group, of_group in zip(as_prompts(prompts), groups, opponents, strict=True):
+        pairs = itertools.permutations(group, 2) if reward.judging == "group" else zip(group, of_group, strict=True)
+        questions += [Question(prompt, candidate, reference) for candidate, reference in pairs]
+    margin = reward.judge(questions).margin.float().cpu()
+    for question, value in zip(questions, margin.tolist(), strict=True):
+        if not math.isfinite(value):  # a win rate would hide it
             raise RewardError(
                 f"the judge gave {question.prompt.text!r} a score that is not finite.", "Look at its pictures."
             )

@@ -1,0 +1,316 @@
+"""Flow-GRPO (2505.05470): a policy gradient over denoising steps. The judge needs no gradient: people can be one.
+
+First its formulas, each a pure function of tensors. A denoising step becomes a Gaussian, so that it has a
+log-probability. Latents are x_t = alpha x_0 + sigma eps; a step goes from `now` to `after`, towards less noise. Then
+the rollouts with some random steps, and the update.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rewarddance.alignment.policy import PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
+from rewarddance.alignment.safeguards import Ema
+from rewarddance.alignment.train import Alignment, Figures, Trainable
+from rewarddance.errors import InputError
+from rewarddance.generators.sampling import encoded
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.memory import memory_for
+from rewarddance.runtime.process_group import local_shard, world_size
+from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
+
+GRAPH = "the generator, whose window's graph is kept", "Set grpo.keep_graph to false."
+"""What is said where a rollout runs out of memory because of it."""
+
+
+# -- formulas --------------------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """The distribution of the next latent: mean [B, ...] and one standard deviation for all its values."""
+
+    mean: Float[Tensor, "B ..."]
+    deviation: float
+
+
+def flow_step(
+    x_t: Float[Tensor, "B ..."], x_0_hat: Float[Tensor, "B ..."], now: Scales, after: Scales, noise_level: float
+) -> Step:
+    """x_t + [v + s^2 / 2t (x_t + (1 - t) v)] dt + s sqrt(|dt|) z with s = a sqrt(t / (1 - t)) (2505.05470).
+
+    Written with eps = x_t + (1 - t) v and x_0 = x_t - t v: alpha' x_0 + (sigma' - d^2 / 2 sigma) eps + d z, where
+    d = s sqrt(|dt|). For a flow (alpha = 1 - sigma = 1 - t). noise_level: a. At t = 1 the rate is taken at the next
+    level, as the authors' code does.
+    """
+    eps = (x_t - now.alpha * x_0_hat) / now.sigma
+    rate = now.sigma / (1 - (now.sigma if now.sigma < 1 else after.sigma))
+    deviation = noise_level * math.sqrt(rate * (now.sigma - after.sigma))
+    return Step(after.alpha * x_0_hat + (after.sigma - deviation**2 / (2 * now.sigma)) * eps, deviation)
+
+
+def ddim_step(
+    x_t: Float[Tensor, "B ..."], x_0_hat: Float[Tensor, "B ..."], now: Scales, after: Scales, noise_level: float
+) -> Step:
+    """alpha' x_0 + sqrt(sigma'^2 - d^2) eps + d z, with d = eta sigma'/sigma sqrt(sigma^2 - (alpha sigma'/alpha')^2).
+
+    DDIM with eta (2010.02502), as DDPO (2305.13301) samples; on a flow the same keeps the amount
+    of noise at every level right (2509.05952). For any alpha and sigma. noise_level: eta; 1 is ancestral sampling.
+    """
+    eps = (x_t - now.alpha * x_0_hat) / now.sigma
+    left = now.sigma**2 - (now.alpha * after.sigma / after.alpha) ** 2
+    deviation = noise_level * after.sigma / now.sigma * math.sqrt(max(left, 0.0))
+    return Step(after.alpha * x_0_hat + math.sqrt(max(after.sigma**2 - deviation**2, 0.0)) * eps, deviation)
+
+
+STEPS = {"flow": flow_step, "ddim": ddim_step}
+
+
+def log_prob(x: Float[Tensor, "B ..."], step: Step) -> Float[Tensor, " B"]:
+    """log N(x; mean, deviation^2), the mean over a sample's values (as the authors' code has it, not the sum)."""
+    each = -((x - step.mean) ** 2) / (2 * step.deviation**2) - math.log(step.deviation * math.sqrt(2 * math.pi))
+    return each.flatten(1).mean(1)
+
+
+def surrogate(
+    new: Float[Tensor, " B"], old: Float[Tensor, " B"], advantage: Float[Tensor, " B"], clip_range: float
+) -> Float[Tensor, ""]:
+    """- mean min(ratio A, clip(ratio, 1 - c, 1 + c) A) with ratio = exp(new - old) (2505.05470)."""
+    ratio = torch.exp(new - old)
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
+
+
+def kl_to_base(step: Step, base: Step) -> Float[Tensor, ""]:
+    """|| mean - mean_base ||^2 / 2 d^2, per value: KL of two Gaussians of one deviation (2505.05470)."""
+    return ((step.mean - base.mean) ** 2).mean() / (2 * step.deviation**2)
+
+
+# -- the recipe ------------------------------------------------------------------------------------------------------
+
+
+class GrpoRecipe(PolicyRecipe):
+    """How Flow-GRPO runs (and `PolicyRecipe`). Defaults are ours where they are not the authors'.
+
+    kind: "flow" is the authors' random step, "ddim" one for every generator.
+    noise_level: its a, or eta.
+    window: how many steps of a rollout are random and trained.
+    window_range: where the window may begin, as shares of the schedule (0 pure noise).
+    shared_prefix: a group's samples begin from one noise and part ways at the window.
+    clip_range: of the ratio (of per-value log-probabilities, hence so small).
+    kl: weight of the distance to the base.
+    keep_graph: the window's graph is kept from the rollout until the judge has answered, so that the update need not
+        compute it again: the same gradient in less time, for the memory of the whole window at once.
+    """
+
+    kind: Literal["flow", "ddim"] = "flow"
+    noise_level: float = Field(default=0.7, gt=0)
+    window: int = Field(default=2, ge=1)
+    window_range: tuple[float, float] = (0.0, 0.5)
+    shared_prefix: bool = True
+    clip_range: float = Field(default=1e-4, gt=0)
+    kl: float = Field(default=0.01, ge=0)
+    keep_graph: bool = False
+
+    @model_validator(mode="after")
+    def _window_range_is_a_range(self) -> GrpoRecipe:
+        if not 0 <= self.window_range[0] <= self.window_range[1] <= 1:
+            raise ValueError("window_range must be two shares between 0 and 1, the first no larger")
+        return self
+
+    @model_validator(mode="after")
+    def _the_graph_is_of_these_weights(self) -> GrpoRecipe:
+        for name in ("generator_batch", "checkpointing", "sharded"):
+            if self.keep_graph and getattr(self, name):
+                raise ValueError(f"keep_graph keeps what {name} would save the memory of: leave one of them out")
+        if self.keep_graph and self.updates > 1:
+            raise ValueError(f"keep_graph is for one update a step, and updates is {self.updates}")
+        return self
+
+    def check(self, generator: Generator, judge: RewardModel) -> None:
+        """Raises InputError where the window does not fit the schedule, or the generator is of another kind."""
+        super().check(generator, judge)
+        if self.window > generator.num_steps - 1:
+            raise InputError(
+                f"window is {self.window}, and {generator.num_steps} steps have {generator.num_steps - 1} that can be "
+                "random (the last cannot).",
+                "Lower window or raise num_inference_steps.",
+            )
+        middle: Scales = generator.scales(generator.num_steps // 2)
+        if self.kind == "flow" and abs(middle.alpha + middle.sigma - 1) > 1e-4:
+            raise InputError("the generator is no flow, so Flow-GRPO's steps do not fit it.", "Set kind to ddim.")
+
+    def window_at(self, num_steps: int, rng: np.random.Generator) -> RandomWindow:
+        """A window of a schedule, which begins at random within window_range and ends before the last step."""
+        low, high = (round(share * (num_steps - 1)) for share in self.window_range)
+        last = num_steps - 1 - self.window
+        start = int(rng.integers(min(low, last), min(high, last) + 1))
+        return RandomWindow(self.kind, self.noise_level, start, self.window)
+
+
+# -- rollouts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RandomWindow:
+    """Which steps of a rollout are random, and how: `kind` of STEPS at noise_level, from `start`, `length` long."""
+
+    kind: str
+    noise_level: float
+    start: int
+    length: int
+
+    @property
+    def steps(self) -> range:
+        return range(self.start, self.start + self.length)
+
+    def distribution(self, generator: Generator, x_t: Tensor, step: int, condition: Any) -> Step:
+        """The distribution of the latent after `step`, in float32."""
+        x_0_hat = generator.predict_x0(x_t, generator.predict(x_t, step, condition), step).float()
+        now, after = generator.scales(step), generator.scales(step + 1)
+        return STEPS[self.kind](x_t.float(), x_0_hat, now, after, self.noise_level)
+
+
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """B = P * G samples, in parts that go through the generator together.
+
+    window: W random steps.
+    parts: rows of the samples, in order; conditions: the conditioning of each part.
+    x: the latents before each random step and after the last [W + 1, B, ...].
+    log_prob: of each random step [W, B].
+    pixels: the finished pictures [B, T, C, H, W].
+    graph: each random step's distribution of each part [W][parts], where its graph was kept.
+    """
+
+    window: RandomWindow
+    parts: Sequence[Tensor]
+    conditions: Sequence[Any]
+    x: Tensor
+    log_prob: Tensor
+    pixels: PixelBatch
+    graph: list[list[Step]]
+
+
+@torch.no_grad()
+def random_rollouts(
+    generator: Generator,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[Sequence[int]],
+    window: RandomWindow,
+    parts: Sequence[Tensor],
+    *,
+    noise_rng: torch.Generator,
+    recipe: GrpoRecipe,
+) -> Rollouts:
+    """Sample G pictures for each of P prompts; the steps of the window are random, the others the sampler's own.
+
+    prompts, seeds [P][G]: this process's share of the step; with a shared prefix each prompt's first seed is used.
+    parts: rows that go through the generator together, in the rollout as in the update, so that both compute the same.
+    """
+    group_size, at_once = len(seeds[0]), max(map(len, parts))
+    of_samples = [prompt for prompt in prompts for _ in range(group_size)]
+    conditions = [encoded(generator, of_samples, rows) for rows in parts]
+    before, after = range(window.start), range(window.steps.stop, generator.num_steps)
+    if recipe.shared_prefix:
+        few = torch.arange(len(prompts)).split(at_once)
+        x_t = generator.init_noise([of_prompt[0] for of_prompt in seeds])
+        x_t = _sample_steps(generator, x_t, few, [encoded(generator, prompts, rows) for rows in few], before)
+        x_t = x_t.repeat_interleave(group_size, 0)
+    else:
+        x_t = generator.init_noise([seed for of_prompt in seeds for seed in of_prompt])
+        x_t = _sample_steps(generator, x_t, parts, conditions, before)
+    latents, log_probs, graph = [x_t], [], []
+    for step in window.steps:
+        noise = torch.randn((len(x_t) * world_size(), *x_t.shape[1:]), generator=noise_rng)
+        noise = local_shard(noise, recipe.updates).to(x_t)
+        x_next, likely, kept = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device), []
+        for rows, condition in zip(parts, conditions, strict=True):
+            with torch.set_grad_enabled(recipe.keep_graph):
+                following = window.distribution(generator, x_t[rows], step, condition)
+            x_next[rows] = (following.mean + following.deviation * noise[rows]).to(x_next)
+            likely[rows] = log_prob(x_next[rows], following)
+            kept += [following] if recipe.keep_graph else []
+        x_t = x_next
+        latents.append(x_t)
+        log_probs.append(likely)
+        graph.append(kept)
+    x_t = _sample_steps(generator, x_t, parts, conditions, after)
+    pixels = torch.cat([generator.decode(x_t[rows]) for rows in parts])
+    return Rollouts(window, parts, conditions, torch.stack(latents), torch.stack(log_probs), pixels, graph)
+
+
+def _sample_steps(
+    generator: Generator, x_t: Tensor, parts: Sequence[Tensor], conditions: Sequence[Any], steps: Sequence[int]
+) -> Tensor:
+    """The sampler's own steps, part by part."""
+    for step in steps:
+        after = torch.empty_like(x_t)
+        for rows, condition in zip(parts, conditions, strict=True):
+            after[rows] = generator.advance(x_t[rows], generator.predict(x_t[rows], step, condition), step)
+        x_t = after
+    return x_t
+
+
+# -- the update ------------------------------------------------------------------------------------------------------
+
+
+def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[Figures]:
+    """One iteration: sample, ask, and for each of its updates leave the gradient on the weights and yield figures.
+
+    Of several processes each takes its share of every update's prompts. The average is not used.
+    """
+    recipe, generator = run.recipe, run.generator
+    assert isinstance(recipe, GrpoRecipe)
+    draws = sample_step(step, len(run.prompts), recipe, run.seed)
+    if recipe.shared_prefix:  # then a group has one noise, which none of its references may have
+        draws = draws._replace(seeds=[of_prompt[:1] * recipe.group_size for of_prompt in draws.seeds])
+    window = recipe.window_at(generator.num_steps, draws.rng)
+    prompts = as_prompts(run.prompts[i] for i in local_shard(draws.chosen, recipe.updates))
+    seeds = local_shard(draws.seeds, recipe.updates)
+    batches = recipe.batches(len(prompts))
+    parts = [rows for batch in batches for rows in batch]
+    with memory_for(*GRAPH) if recipe.keep_graph else nullcontext():
+        rollouts = random_rollouts(generator, prompts, seeds, window, parts, noise_rng=draws.noise_rng, recipe=recipe)
+    scored = score_rollouts(run, rollouts.pixels, draws)
+    advantage = local_shard(scored.advantages.values.flatten(), recipe.updates).to(rollouts.x.device)
+    part_numbers = itertools.count()
+    for batch in batches:
+        n, means = sum(len(rows) for rows in batch) * window.length, Figures()
+        with recipe.learning(generator):
+            for rows in batch:
+                part, share = next(part_numbers), len(rows) / n
+                for k in range(window.length):
+                    loss, figures = part_loss(generator, rollouts, part, k, advantage[rows], recipe)
+                    (share * loss).backward()
+                    add_share(means, figures, share)
+        yield {**reward_figures(scored), **means, "window_start": window.start}
+
+
+def part_loss(
+    generator: Trainable, rollouts: Rollouts, part: int, k: int, advantage: Float[Tensor, " b"], recipe: GrpoRecipe
+) -> tuple[Float[Tensor, ""], Figures]:
+    """The surrogate, and `kl` times the distance to the base, of a part of the samples at the window's k-th step."""
+    rows, condition, step = rollouts.parts[part], rollouts.conditions[part], rollouts.window.start + k
+    x_t, x_next = rollouts.x[k][rows], rollouts.x[k + 1][rows]
+    window, kl = rollouts.window, 0.0
+    now = rollouts.graph[k][part] if recipe.keep_graph else window.distribution(generator, x_t, step, condition)
+    new, old = log_prob(x_next, now), rollouts.log_prob[k][rows]
+    loss = surrogate(new, old, advantage, recipe.clip_range)
+    if recipe.kl:
+        with generator.as_before_training(), torch.no_grad():
+            base = window.distribution(generator, x_t, step, condition)
+        distance = kl_to_base(now, base)
+        loss, kl = loss + recipe.kl * distance, distance.item()
+    away = (torch.exp(new.detach() - old) - 1).abs()
+    clipped = (away > recipe.clip_range).float().mean().item()
+    return loss, {"loss": loss.item(), "kl": kl, "ratio_away": away.mean().item(), "clipped": clipped}
