@@ -150,7 +150,7 @@ def videos_of_pairs(n: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     for _ in range(n):
         spec = sample_motion(rng)
         scripts = [sample_script(one, FRAMES, rng) or () for one in (spec, motion_near_miss(spec, rng))]
-        found.append((spec.said(rng), *(video_pixels(render_video(script)) for script in scripts)))
+        found.append((spec.paraphrase(rng), *(video_pixels(render_video(script)) for script in scripts)))
     return found
 
 

@@ -21,7 +21,7 @@ from rewarddance.shapeworld.motion.specs import (
     parse_motion,
     sample_motion,
 )
-from rewarddance.shapeworld.motion.tracks import look
+from rewarddance.shapeworld.motion.tracks import track_objects
 from rewarddance.shapeworld.motion.videos import VIDEO_DEFECTS, render_video, spoil_video, video_pixels
 from rewarddance.shapeworld.render import render, spoil
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, ObjectSpec, Thing
@@ -72,7 +72,7 @@ def test_what_is_seen_in_a_clean_video_is_its_script_also_where_one_object_hides
     for number in range(60):
         spec = PROMPTS[number % len(PROMPTS)] if number % 2 else parse_motion("a red circle passes behind a blue cross")
         script = drawn(spec, 10, rng)
-        for seen, shown in zip(look(frames_of(script)).scenes, scenes_of(script), strict=True):
+        for seen, shown in zip(track_objects(frames_of(script)).scenes, scenes_of(script), strict=True):
             if any(a.x < b.x + b.side and b.x < a.x + a.side for a, b in itertools.combinations(shown, 2)):
                 # hidden as a whole, it may be a pixel off; the frame looks the same
                 assert len(seen) == len(shown) and (render(seen) == render(shown)).all()

@@ -14,7 +14,7 @@ from rewarddance.runtime.config import parse_recipe
 from rewarddance.shapeworld.annotators import AnnotatorRecipe
 from rewarddance.shapeworld.motion.oracle import score_video
 from rewarddance.shapeworld.motion.preferences import MotionRecipe, draw_pools, motion_preferences, pair_videos
-from rewarddance.shapeworld.motion.specs import motion_split_of, parse_motion
+from rewarddance.shapeworld.motion.specs import parse_motion, split_of
 from rewarddance.shapeworld.motion.videos import video_of
 
 SMALL = MotionRecipe(train_prompts=12, id_prompts=12, ood_prompts=12, drawn=6, pairs=4, test_pairs=4, frames=9, fps=6.0)
@@ -48,7 +48,7 @@ def test_a_test_set_has_the_oracle_s_own_order_on_prompts_of_its_split(recipe: M
     assert {pair.source for pair in pairs} == {"sketch/sketch" if split == "unseen" else "flat/flat"}
     for pair in pairs[::4]:
         spec = parse_motion(pair.prompt.text)
-        assert motion_split_of(spec) == split
+        assert split_of(spec) == split
         begin = None if pair.prompt.image is None else video_of(pair.prompt.image).first
         first, second = (
             score_video(video_of(video).frames, spec, begin).overall for video in (pair.first, pair.second)

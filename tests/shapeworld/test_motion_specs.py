@@ -17,9 +17,9 @@ from rewarddance.shapeworld.motion.specs import (
     all_motion_specs,
     motion_near_miss,
     motion_prompts,
-    motion_split_of,
     parse_motion,
     sample_motion,
+    split_of,
 )
 from rewarddance.shapeworld.scenes import UNSEEN_COMBINATIONS
 
@@ -38,7 +38,7 @@ def test_every_prompt_is_read_back_as_what_it_says():
 def test_every_phrasing_means_the_same():
     rng = np.random.default_rng(1)
     for spec in some_specs(40):
-        said = {spec.said(rng) for _ in range(12)}
+        said = {spec.paraphrase(rng) for _ in range(12)}
         assert len(said) >= 3 and {parse_motion(text) for text in said} == {spec}
 
 
@@ -86,7 +86,7 @@ def test_every_category_is_in_every_split_and_every_action_in_the_training_promp
         for task in ("t2v", "i2v"):
             prompts = motion_prompts(split, 60, 0, task)
             assert [spec.category for _, spec in prompts[:6]] == list(MOTION_CATEGORIES)
-            assert all(motion_split_of(spec) == split for _, spec in prompts)
+            assert all(split_of(spec) == split for _, spec in prompts)
     done = {role.action for _, spec in motion_prompts("train", 400, 0) for role in spec.roles}
     assert done == {*ACTIONS, None}
 
@@ -125,7 +125,7 @@ def test_a_near_miss_is_another_thing_to_show():
     rng = np.random.default_rng(2)
     for _ in range(300):
         spec = sample_motion(rng)
-        missed, moved = motion_near_miss(spec, rng), motion_near_miss(spec, rng, looks=False)
+        missed, moved = motion_near_miss(spec, rng), motion_near_miss(spec, rng, appearance=False)
         assert missed.roles != spec.roles and len(missed.roles) == len(spec.roles)
         assert moved.roles != spec.roles
         assert [role.noun for role in moved.roles] == [role.noun for role in spec.roles]

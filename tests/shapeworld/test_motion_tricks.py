@@ -69,7 +69,7 @@ def opposite(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.n
 
 
 def another_action(script: Script, spec: MotionSpec, rng: np.random.Generator) -> np.ndarray:
-    return frames_of(drawn(motion_near_miss(spec, rng, looks=False), len(script[0]), rng))
+    return frames_of(drawn(motion_near_miss(spec, rng, appearance=False), len(script[0]), rng))
 
 
 TRICKS: dict[str, Trick] = {

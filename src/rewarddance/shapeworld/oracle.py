@@ -51,8 +51,9 @@ _FORGIVEN = 6
 class Reading:
     """What the oracle sees in one picture.
 
-    things: the recognised objects, in reading order of their top left corners. strays: painted pixels that belong to
-    no object. quality: see the module's head.
+    things: the recognised objects, in reading order of their top left corners.
+    strays: painted pixels that belong to no object.
+    quality: see the module's head.
     """
 
     things: Scene
@@ -84,9 +85,9 @@ _NAMES = tuple(COLOURS)
 _PAINT = np.asarray([COLOURS[name] for name in _NAMES], dtype=np.float32) - _BACKGROUND
 _LENGTH = np.linalg.norm(_PAINT, axis=1)
 _DIRECTION = _PAINT / _LENGTH[:, None]
-_BESIDE = np.zeros((3, 3, 3), dtype=bool)
-"""Who is joined to whom in [colour, y, x]: pixels of one colour that share a side."""
-_BESIDE[1] = ndimage.generate_binary_structure(2, 1)
+_CONNECTED = np.zeros((3, 3, 3), dtype=bool)
+"""Which pixels of [colour, y, x] are connected: those of one colour that share a side."""
+_CONNECTED[1] = ndimage.generate_binary_structure(2, 1)
 
 
 def read(picture: np.ndarray) -> Reading:
@@ -110,12 +111,13 @@ def read(picture: np.ndarray) -> Reading:
         things += _take_objects(_mended(layers), layers)
     things.sort(key=lambda thing: (thing.y, thing.x))
     strays = int(layers.sum() + (painted & ~pure).sum())
-    return Reading(tuple(things), strays, _quality(picture, tuple(things)))
+    quality = explained(picture, render(tuple(things))) if things else 0.0  # without objects there is none
+    return Reading(tuple(things), strays, quality)
 
 
-def _take_objects(shown: np.ndarray, layers: np.ndarray) -> list[Thing]:
-    """The objects among the connected pieces of `shown` [colours, H, W]; their paint is cleared from `layers`."""
-    pieces = _pieces(shown)
+def _take_objects(mended: np.ndarray, layers: np.ndarray) -> list[Thing]:
+    """The objects among the connected pieces of `mended` [colours, H, W]; their paint is cleared from `layers`."""
+    pieces = _pieces(mended)
     large = np.bincount(pieces.ravel()) >= _MIN_AREA
     large[0] = False
     pieces = (large * large.cumsum())[pieces]
@@ -137,7 +139,7 @@ def _take_objects(shown: np.ndarray, layers: np.ndarray) -> list[Thing]:
 def _pieces(layers: np.ndarray) -> np.ndarray:
     """Connected pieces numbered from 1, background 0; a piece lies in one layer."""
     numbers = np.empty(layers.shape, dtype=np.int32)
-    ndimage.label(layers, _BESIDE, output=numbers)
+    ndimage.label(layers, _CONNECTED, output=numbers)
     return numbers
 
 
@@ -160,13 +162,13 @@ def _fit(mask: np.ndarray) -> tuple[str, int, int] | None:
     if not _MIN_SIDE <= side <= _MAX_SIDE or min(height, width) < 0.7 * side:
         return None
     ideals, areas = _ideals(side)
-    best, found = _MIN_IOU, None
+    best, fit = _MIN_IOU, None
     for top, left in itertools.product({0, side - height}, {0, side - width}):
         overlap = (ideals[:, top : top + height, left : left + width] & mask).sum(axis=(1, 2))
         iou = overlap / (areas + mask.sum() - overlap)
         if iou.max() > best:
-            best, found = iou.max(), (SHAPES[iou.argmax()], top, left)
-    return found
+            best, fit = iou.max(), (SHAPES[iou.argmax()], top, left)
+    return fit
 
 
 @functools.cache
@@ -176,16 +178,10 @@ def _ideals(side: int) -> tuple[np.ndarray, np.ndarray]:
     return masks, masks.sum(axis=(1, 2))
 
 
-def _quality(picture: np.ndarray, things: Scene) -> float:
-    """1 - |picture - clean| / |clean - background|, never below 0, where clean is the drawing of the objects found.
-
-    The norms are Euclidean over all pixels. A picture without objects has quality 0.
-    """
-    if not things:
-        return 0.0
-    clean = render(things)
-    share = np.square(picture - clean).sum() / np.square(clean - _BACKGROUND).sum()
-    return max(0.0, 1.0 - float(np.sqrt(share)))
+def explained(pixels: np.ndarray, clean: np.ndarray) -> float:
+    """1 - |pixels - clean| / |clean - background|, never below 0; the norms are Euclidean over all pixels."""
+    paint = np.square(clean - _BACKGROUND).sum()
+    return max(0.0, 1.0 - float(np.sqrt(np.square(pixels - clean).sum() / max(paint, 1e-6))))
 
 
 def score_picture(picture: np.ndarray, spec: Spec) -> Score:
@@ -214,7 +210,7 @@ def _match(things: Scene, spec: Spec) -> tuple[float, list[str]]:
     """
     nouns = [phrase for phrase in spec.objects for _ in range(phrase.count)]
     slots: list[Thing | None] = [*things, *[None] * (len(nouns) - len(things))]
-    credits = [[_credit(noun, thing) for thing in slots] for noun in nouns]
+    credits = [[noun_credit(noun, thing) for thing in slots] for noun in nouns]
     # As many candidates a noun as there are nouns are enough for the best sum; a relation may want another pair.
     depth = 6 if spec.relation else len(nouns)
     candidates = sorted({int(i) for row in credits for i in np.argsort(np.negative(row), kind="stable")[:depth]})
@@ -228,7 +224,7 @@ def _match(things: Scene, spec: Spec) -> tuple[float, list[str]]:
         if best >= len(gains):
             break
     assigned = [slots[i] for i in chosen]
-    reasons = [_complaint(noun, thing) for noun, thing, gain in zip(nouns, assigned, met, strict=False) if gain < 1]
+    reasons = [_fault(noun, thing) for noun, thing, gain in zip(nouns, assigned, met, strict=False) if gain < 1]
     if spec.relation and None not in assigned and not _placed(assigned, spec):
         first, second = spec.objects
         reasons.append(f"the {first.shape} is not {spec.relation} the {second.shape}")
@@ -244,7 +240,7 @@ def _placed(assigned: Sequence[Thing | None], spec: Spec) -> bool:
     )
 
 
-def _credit(phrase: ObjectSpec, thing: Thing | None) -> float:
+def noun_credit(phrase: ObjectSpec, thing: Thing | None) -> float:
     """Demands of one noun that one object meets: its shape, and colour and size where they are said.
 
     1 where all are met; a wrong shape leaves 0.4 of it, a wrong colour 0.4, a wrong size 0.7. No object is 0.
@@ -261,7 +257,7 @@ def _credit(phrase: ObjectSpec, thing: Thing | None) -> float:
     return credit
 
 
-def _complaint(phrase: ObjectSpec, thing: Thing | None) -> str:
+def _fault(phrase: ObjectSpec, thing: Thing | None) -> str:
     if thing is None:
         return f"no {phrase.colour + ' ' if phrase.colour else ''}{phrase.shape} is there"
     if thing.shape != phrase.shape:
@@ -269,11 +265,6 @@ def _complaint(phrase: ObjectSpec, thing: Thing | None) -> str:
     if phrase.colour and thing.colour != phrase.colour:
         return f"the {phrase.shape} is {thing.colour}, not {phrase.colour}"
     return f"the {phrase.shape} is {thing.size}, not {phrase.size}"
-
-
-@functools.lru_cache(maxsize=4096)
-def _spec_of(prompt: str) -> Spec:
-    return parse_prompt(prompt)
 
 
 def judge_pixels(pixels: Tensor, prompts: Sequence[str]) -> list[Score]:
@@ -293,4 +284,4 @@ def judge_pixels(pixels: Tensor, prompts: Sequence[str]) -> list[Score]:
             "Look for the step that made them: a loss that overflowed, or a learning rate too high.",
         )
     pictures = pixels.detach().float().cpu()[:, 0].permute(0, 2, 3, 1).numpy()
-    return [score_picture(picture, _spec_of(prompt)) for picture, prompt in zip(pictures, prompts, strict=True)]
+    return [score_picture(picture, parse_prompt(prompt)) for picture, prompt in zip(pictures, prompts, strict=True)]

@@ -1,4 +1,4 @@
-"""What can be said and drawn in ShapeWorld: scenes of one to four coloured shapes, and prompts about them.
+"""The prompts and scenes of ShapeWorld: scenes of one to four coloured shapes, and prompts about them.
 
 A `Spec` is what a prompt asks for; a `Scene` is one picture's contents. Prompts are plain English in GenEval's six
 categories; `parse_prompt` reads them back, so the oracle can judge a prompt it has never seen.
@@ -11,11 +11,15 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from rewarddance.errors import InputError
+
+T = TypeVar("T")
 
 CANVAS = 32
 """Width and height of a picture in pixels."""
@@ -47,7 +51,7 @@ GAP = 2
 
 
 def plural(noun: str) -> str:
-    """A shape of which there are several, with what is said before it: 'red cross' -> 'red crosses'."""
+    """The plural of a noun phrase: 'red cross' -> 'red crosses'."""
     return noun + ("es" if noun.endswith("s") else "s")
 
 
@@ -151,6 +155,7 @@ _PHRASE = re.compile(
 _JOIN = re.compile(rf" (?:(?:is )?(?:(?:to|on) the )?({'|'.join(RELATIONS)})|and) ")
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_prompt(text: str) -> Spec:
     """Read a ShapeWorld prompt. Raises InputError naming the phrase that is not ShapeWorld English."""
     cleaned = " ".join(text.lower().split()).rstrip(". ")
@@ -164,14 +169,14 @@ def parse_prompt(text: str) -> Spec:
             "Say one or two things such as 'two small red circles', joined by 'and', 'left of', 'right of', "
             f"'above' or 'below'; shapes are {', '.join(SHAPES)}; colours are {', '.join(COLOURS)}.",
         )
-    found = [phrase for phrase in phrases if phrase]
+    objects = [phrase for phrase in phrases if phrase]
     relation = parts[1] if len(parts) > 1 else None
-    if sum(phrase.count for phrase in found) > MAX_OBJECTS:
+    if sum(phrase.count for phrase in objects) > MAX_OBJECTS:
         raise InputError(
             f"the prompt {text!r} asks for more than {MAX_OBJECTS} objects.",
             f"ShapeWorld scenes hold 1 to {MAX_OBJECTS} objects; ask for fewer.",
         )
-    return Spec(_category(found, relation), tuple(found), relation)
+    return Spec(_category(objects, relation), tuple(objects), relation)
 
 
 def _parse_phrase(text: str) -> ObjectSpec | None:
@@ -199,29 +204,49 @@ def all_specs() -> dict[str, tuple[Spec, ...]]:
     """Every prompt that ShapeWorld's own prompt sets draw from, by category, in a fixed order."""
     sizes = (None, *SIZES)
     pairs = list(itertools.permutations(SHAPES, 2))
-    found: dict[str, list[Spec]] = {category: [] for category in CATEGORIES}
+    specs: dict[str, list[Spec]] = {category: [] for category in CATEGORIES}
     for shape, size in itertools.product(SHAPES, sizes):
-        found["single_object"].append(Spec("single_object", (ObjectSpec(shape, size=size),)))
+        specs["single_object"].append(Spec("single_object", (ObjectSpec(shape, size=size),)))
         for colour in COLOURS:
-            found["colors"].append(Spec("colors", (ObjectSpec(shape, colour=colour, size=size),)))
+            specs["colors"].append(Spec("colors", (ObjectSpec(shape, colour=colour, size=size),)))
     for (first, second), left, right in itertools.product(pairs, sizes, sizes):
-        found["two_object"].append(Spec("two_object", (ObjectSpec(first, size=left), ObjectSpec(second, size=right))))
+        specs["two_object"].append(Spec("two_object", (ObjectSpec(first, size=left), ObjectSpec(second, size=right))))
     for shape, count, colour in itertools.product(SHAPES, (2, 3, 4), (None, *COLOURS)):
-        found["counting"].append(Spec("counting", (ObjectSpec(shape, count=count, colour=colour),)))
+        specs["counting"].append(Spec("counting", (ObjectSpec(shape, count=count, colour=colour),)))
     for (first, second), relation in itertools.product(pairs, RELATIONS):
-        found["position"].append(Spec("position", (ObjectSpec(first), ObjectSpec(second)), relation))
+        specs["position"].append(Spec("position", (ObjectSpec(first), ObjectSpec(second)), relation))
     for (first, second), (left, right) in itertools.product(pairs, itertools.permutations(COLOURS, 2)):
         objects = (ObjectSpec(first, colour=left), ObjectSpec(second, colour=right))
-        found["color_attr"].append(Spec("color_attr", objects))
-    return {category: tuple(specs) for category, specs in found.items()}
+        specs["color_attr"].append(Spec("color_attr", objects))
+    return {category: tuple(members) for category, members in specs.items()}
 
 
-def split_of(spec: Spec) -> str:
+class PromptSpec(Protocol):
+    """What a prompt asks for, of pictures (`Spec`) or of videos (`MotionSpec`)."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def unseen(self) -> bool: ...
+
+
+def split_of(spec: PromptSpec) -> str:
     """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows)."""
     if spec.unseen:
         return "unseen"
-    digest = hashlib.sha256(spec.text.encode()).digest()[0]
-    return "held_out" if digest < 77 else "train"
+    return "held_out" if hashlib.sha256(spec.text.encode()).digest()[0] < 77 else "train"
+
+
+def pick(options: Collection[T], rng: np.random.Generator) -> T:
+    """A random one of some options."""
+    return tuple(options)[int(rng.integers(len(options)))]
+
+
+def in_turn(pools: Sequence[Sequence[T]], n: int, rng: np.random.Generator) -> list[T]:
+    """`n` members of some pools, of each pool in turn; none is repeated before every other of its pool was taken."""
+    shuffled = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
+    turns = [(shuffled[i % len(pools)], i // len(pools)) for i in range(n)]
+    return [pool[turn % len(pool)] for pool, turn in turns]
 
 
 def prompt_set(split: str, n: int, seed: int, balanced: bool = True) -> list[tuple[str, Spec]]:
@@ -232,39 +257,27 @@ def prompt_set(split: str, n: int, seed: int, balanced: bool = True) -> list[tup
     if split not in SPLITS:
         raise InputError(f"no prompts of a split named {split!r}.", f"Splits are {', '.join(SPLITS)}.")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    pools = [[spec for spec in all_specs()[category] if split_of(spec) == split] for category in CATEGORIES]
+    pools = [[spec for spec in specs if split_of(spec) == split] for specs in all_specs().values()]
     pools = [pool for pool in pools if pool] if balanced else [[spec for pool in pools for spec in pool]]
-    pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in pools]
-    chosen = []
-    for index in range(n):
-        turn, at = index // len(pools), index % len(pools)
-        spec = pools[at][turn % len(pools[at])]
-        chosen.append((PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text, spec))
-    return chosen
+    return [(pick(PREFIXES, rng) + spec.text, spec) for spec in in_turn(pools, n, rng)]
 
 
-def sample_spec(rng: np.random.Generator, split: str | None = None) -> Spec:
-    """A random prompt: a category, then one of its specs, of `split` or of all."""
-    while True:
-        specs = all_specs()[CATEGORIES[int(rng.integers(len(CATEGORIES)))]]
-        spec = specs[int(rng.integers(len(specs)))]
-        if split is None or split_of(spec) == split:
-            return spec
+def sample_spec(rng: np.random.Generator) -> Spec:
+    """A random prompt of any split: a category, then one of its specs."""
+    return pick(all_specs()[pick(CATEGORIES, rng)], rng)
 
 
 def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
     """A scene that shows exactly what `spec` asks for; what the spec leaves open is random."""
     parts: list[tuple[str, str, int]] = []
-    names = list(COLOURS)
     for phrase in spec.objects:
         for _ in range(phrase.count):
-            colour = phrase.colour or names[int(rng.integers(len(names)))]
+            colour = phrase.colour or pick(COLOURS, rng)
             size = phrase.size
             if size is None:
                 size = "small" if spec.total > 2 or rng.random() < 0.5 else "large"
-            low, high = SIZES[size]
-            parts.append((phrase.shape, colour, int(rng.integers(low, high + 1))))
-    return _place(parts, rng, spec.relation, spec.objects[0].count)
+            parts.append((phrase.shape, colour, random_side(size, rng)))
+    return _lay_out(parts, rng, spec.relation, spec.objects[0].count)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
@@ -272,13 +285,29 @@ def random_scene(rng: np.random.Generator) -> Scene:
     n = int(rng.integers(1, MAX_OBJECTS + 1))
     parts = []
     for _ in range(n):
-        low, high = SIZES["small" if n > 2 or rng.random() < 0.5 else "large"]
-        colour = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-        parts.append((SHAPES[int(rng.integers(len(SHAPES)))], colour, int(rng.integers(low, high + 1))))
-    return _place(parts, rng)
+        size = "small" if n > 2 or rng.random() < 0.5 else "large"
+        colour, shape = pick(COLOURS, rng), pick(SHAPES, rng)
+        parts.append((shape, colour, random_side(size, rng)))
+    return _lay_out(parts, rng)
 
 
-def _place(
+def random_side(size: str, rng: np.random.Generator) -> int:
+    low, high = SIZES[size]
+    return int(rng.integers(low, high + 1))
+
+
+def random_corner(side: int, rng: np.random.Generator) -> tuple[int, int]:
+    """The left and top pixel of an object that stands on the canvas, not at its edge."""
+    x, y = rng.integers(1, CANVAS - side, size=2)
+    return int(x), int(y)
+
+
+def gap(a: Thing, b: Thing) -> int:
+    """Free pixels between the squares of two objects, less than 0 where they overlap."""
+    return max(b.x - a.x - a.side, a.x - b.x - b.side, b.y - a.y - a.side, a.y - b.y - b.side)
+
+
+def _lay_out(
     parts: list[tuple[str, str, int]], rng: np.random.Generator, relation: str | None = None, first: int = 1
 ) -> Scene:
     """Lay (shape, colour, side) out at random with `GAP` free pixels between any two.
@@ -289,13 +318,9 @@ def _place(
         things: list[Thing] = []
         for shape, colour, side in parts:
             for _ in range(20):
-                x, y = (int(v) for v in rng.integers(1, CANVAS - side, size=2))
-                clear = all(
-                    x >= t.x + t.side + GAP or t.x >= x + side + GAP or y >= t.y + t.side + GAP or t.y >= y + side + GAP
-                    for t in things
-                )
-                if clear:
-                    things.append(Thing(shape, colour, side, x, y))
+                thing = Thing(shape, colour, side, *random_corner(side, rng))
+                if all(gap(thing, other) >= GAP for other in things):
+                    things.append(thing)
                     break
             else:
                 break
@@ -317,11 +342,9 @@ def wrong_attribute(scene: Scene, rng: np.random.Generator, n: int = 1) -> Scene
     for index in rng.permutation(len(things))[: min(n, len(things))]:
         thing = things[index]
         if rng.random() < 0.5:
-            others = [c for c in COLOURS if c != thing.colour]
-            things[index] = Thing(thing.shape, others[int(rng.integers(len(others)))], thing.side, thing.x, thing.y)
+            things[index] = replace(thing, colour=pick([c for c in COLOURS if c != thing.colour], rng))
         else:
-            others = [s for s in SHAPES if s != thing.shape]
-            things[index] = Thing(others[int(rng.integers(len(others)))], thing.colour, thing.side, thing.x, thing.y)
+            things[index] = replace(thing, shape=pick([s for s in SHAPES if s != thing.shape], rng))
     return tuple(things)
 
 
@@ -329,37 +352,24 @@ def near_miss(spec: Spec, rng: np.random.Generator) -> Spec:
     """A spec that differs from `spec` in one thing a prompt can say: shape, colour, size, count, relation or a noun."""
     while True:
         objects, relation = list(spec.objects), spec.relation
-        kind = ("shape", "colour", "size", "count", "relation", "swap", "drop", "add")[int(rng.integers(8))]
-        at = int(rng.integers(len(objects)))
-        phrase = objects[at]
-        pick = {
-            "shape": SHAPES[int(rng.integers(len(SHAPES)))],
-            "colour": list(COLOURS)[int(rng.integers(len(COLOURS)))],
-            "size": list(SIZES)[int(rng.integers(len(SIZES)))],
-        }
-        if kind in pick:
-            values = {"shape": phrase.shape, "colour": phrase.colour, "size": phrase.size, kind: pick[kind]}
-            if kind != "shape" and getattr(phrase, kind) is None:
-                continue
-            objects[at] = ObjectSpec(values["shape"], phrase.count, values["colour"], values["size"])  # type: ignore[arg-type]
+        kind = pick(("shape", "colour", "size", "count", "relation", "swap", "drop", "add"), rng)
+        index = int(rng.integers(len(objects)))
+        phrase = objects[index]
+        values = {"shape": pick(SHAPES, rng), "colour": pick(COLOURS, rng), "size": pick(SIZES, rng)}
+        if kind in values and getattr(phrase, kind) is not None:
+            objects[index] = replace(phrase, **{kind: values[kind]})  # type: ignore[arg-type]
         elif kind == "count":
-            count = int(rng.integers(1, MAX_OBJECTS + 1))
-            objects[at] = ObjectSpec(phrase.shape, count, phrase.colour, phrase.size)
+            objects[index] = replace(phrase, count=int(rng.integers(1, MAX_OBJECTS + 1)))
         elif kind == "relation" and relation:
-            relation = RELATIONS[int(rng.integers(len(RELATIONS)))]
+            relation = pick(RELATIONS, rng)
         elif kind == "swap" and len(objects) == 2:
             a, b = objects
-            if relation:
-                objects = [b, a]
-            else:
-                objects = [
-                    ObjectSpec(a.shape, a.count, b.colour, b.size),
-                    ObjectSpec(b.shape, b.count, a.colour, a.size),
-                ]
+            turned = [replace(a, colour=b.colour, size=b.size), replace(b, colour=a.colour, size=a.size)]
+            objects = [b, a] if relation else turned
         elif kind == "drop" and len(objects) == 2:
-            objects, relation = [objects[at]], None
+            objects, relation = [phrase], None
         elif kind == "add" and len(objects) == 1:
-            objects.append(ObjectSpec(pick["shape"], colour=pick["colour"]))
+            objects.append(ObjectSpec(values["shape"], colour=values["colour"]))
         changed = Spec(_category(objects, relation), tuple(objects), relation)
         fits = changed.total <= MAX_OBJECTS and (changed.total <= 2 or all(o.size != "large" for o in objects))
         if changed != spec and fits:

@@ -1,6 +1,6 @@
 """The exact judge of videos: it reads frames, and nothing else.
 
-It follows objects through the video (`tracks`), gives each object of the prompt the one that serves it best, and scores
+It tracks the objects of the video (`tracks`), matches each role of the prompt to the best track (`roles`), and scores
 
 - objects: how much of what the prompt names is there, and nothing else, over the frames;
 - motion: how much of the change that the prompt asks for there is, step by step and in either direction of time, and
@@ -17,7 +17,6 @@ hardly any. overall = 0.8 alignment + 0.1 consistency + 0.1 quality: the order t
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ import torch
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.shapeworld.motion.roles import Part, breaks_of, play
+from rewarddance.shapeworld.motion.roles import RoleMatch, breaks_of, match_role
 from rewarddance.shapeworld.motion.scripts import FPS, MAX_FRAMES, MIN_FRAMES
 from rewarddance.shapeworld.motion.specs import CROSSINGS, MotionSpec, parse_motion
-from rewarddance.shapeworld.motion.tracks import Sight, look
+from rewarddance.shapeworld.motion.tracks import TrackedVideo, track_objects
 from rewarddance.shapeworld.motion.videos import video_of
+from rewarddance.shapeworld.oracle import explained
 from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS
 from rewarddance.types import Prompt, as_prompts
 
@@ -42,8 +42,8 @@ _FORGIVEN = 6
 """Stray pixels of a frame that cost nothing. Beyond them each 24 count as one object too many, up to two objects."""
 _UNASKED = 2.0
 """What a change that the prompt does not ask for counts, against one that it does."""
-_FOLLOWED = 5
-"""As many objects, those seen longest, are tried for the prompt's."""
+_CANDIDATES = 5
+"""How many tracks, the longest, are tried for the prompt's roles."""
 _BACKGROUND = np.asarray(BACKGROUND, dtype=np.float32)
 
 
@@ -74,39 +74,38 @@ class VideoScore:
 
 def score_video(frames: np.ndarray, spec: MotionSpec, image: np.ndarray | None = None) -> VideoScore:
     """Score one video [T, H, W, 3] under what a prompt asks for. image: the picture [H, W, 3] it was made from."""
-    sight = look(frames)
-    best: tuple[float, tuple[int, ...], list[Part]] = (-1.0, (), [])
-    numbers = [*range(min(len(sight.tracks), _FOLLOWED)), *[-1] * len(spec.roles)]
-    parts: dict[tuple[int, int, int], Part] = {}
-    for trial in dict.fromkeys(itertools.permutations(numbers, len(spec.roles))):
-        found = []
-        for at, number in enumerate(trial):
-            passed = trial[1] if spec.roles[at].action in CROSSINGS else -1
-            if (at, number, passed) not in parts:
-                parts[at, number, passed] = play(spec.roles[at], number, passed, sight)
-            found.append(parts[at, number, passed])
-        value = _objects(found, _surplus(sight, trial)) * (STANDING + (1 - STANDING) * _done(found))
+    video = track_objects(frames)
+    numbers = [*range(min(len(video.tracks), _CANDIDATES)), *[-1] * len(spec.roles)]
+    best: tuple[float, tuple[int, ...], list[RoleMatch]] = (-1.0, (), [])
+    cache: dict[tuple[int, int, int], RoleMatch] = {}
+    for chosen in dict.fromkeys(itertools.permutations(numbers, len(spec.roles))):
+        keys = [(i, n, chosen[1] if spec.roles[i].action in CROSSINGS else -1) for i, n in enumerate(chosen)]
+        for key in keys:
+            if key not in cache:
+                cache[key] = match_role(spec.roles[key[0]], key[1], key[2], video)
+        matches = [cache[key] for key in keys]
+        value = _objects(matches, _surplus(video, chosen)) * _motion_factor(matches)
         if value > best[0] + 1e-9:
-            best = value, trial, found
-    _, chosen, found = best
-    surplus = _surplus(sight, chosen)
-    objects = _objects(found, surplus)
-    fidelity = None if image is None else _fidelity(frames[0], image)
-    alignment = objects * (STANDING + (1 - STANDING) * _done(found))
-    reasons = [reason for part in found for reason in part.reasons]
+            best = value, chosen, matches
+    _, chosen, matches = best
+    surplus = _surplus(video, chosen)
+    objects = _objects(matches, surplus)
+    fidelity = None if image is None else explained(frames[0], image)
+    alignment = objects * _motion_factor(matches)
+    reasons = [reason for match in matches for reason in match.reasons]
     if surplus > 0.05:
         reasons.append("there is more than the prompt asks for")
     if fidelity is not None:
         alignment *= STANDING + (1 - STANDING) * fidelity
         reasons += ["it does not begin with the given picture"] if fidelity < 0.5 else []
-    asked = [part for part in found if part.motion is not None]
-    moved = [part.order or 0.0 for part in asked if part.motion]
+    motions = [match.motion for match in matches if match.motion is not None]
+    orders = [match.order or 0.0 for match in matches if match.motion]
     return VideoScore(
         objects,
-        float(np.mean([part.motion or 0.0 for part in asked])) / _clutter(found),
-        float(np.mean(moved)) if moved else 0.0,
-        _consistency(frames, sight, chosen, found),
-        _quality(frames, sight),
+        float(np.mean(motions)) / _clutter(matches),
+        float(np.mean(orders)) if orders else 0.0,
+        _consistency(frames, video, chosen, matches),
+        explained(frames, video.clean) if video.tracks else 0.0,  # without objects there is no quality
         fidelity,
         alignment,
         spec.category,
@@ -114,65 +113,41 @@ def score_video(frames: np.ndarray, spec: MotionSpec, image: np.ndarray | None =
     )
 
 
-def _objects(parts: Sequence[Part], surplus: float) -> float:
+def _objects(matches: Sequence[RoleMatch], surplus: float) -> float:
     """Mean of how well each is shown, times n / (n + surplus)."""
-    return float(np.mean([part.shown for part in parts])) * len(parts) / (len(parts) + surplus)
+    return float(np.mean([match.appearance for match in matches])) * len(matches) / (len(matches) + surplus)
 
 
-def _done(parts: Sequence[Part]) -> float:
-    """Mean of motion x order^2 over what the prompt asks for, less the more there is that it does not ask for."""
-    done = [part.motion * (part.order or 0.0) ** 2 for part in parts if part.motion is not None]
-    return float(np.mean(done)) / _clutter(parts)
+def _motion_factor(matches: Sequence[RoleMatch]) -> float:
+    """From `STANDING` to 1, by the mean of motion x order^2 over what the prompt asks for, less what it does not."""
+    done = [match.motion * (match.order or 0.0) ** 2 for match in matches if match.motion is not None]
+    return STANDING + (1 - STANDING) * (float(np.mean(done)) / _clutter(matches))
 
 
-def _clutter(parts: Sequence[Part]) -> float:
-    return 1 + _UNASKED * sum(part.unasked for part in parts)
+def _clutter(matches: Sequence[RoleMatch]) -> float:
+    return 1 + _UNASKED * sum(match.unasked for match in matches)
 
 
-# -- the whole video
-# ----------------------------------------------------------------------------------------------------
+def _surplus(video: TrackedVideo, chosen: Sequence[int]) -> float:
+    """Objects, and stray paint, that no role of the prompt accounts for, a frame."""
+    objects = sum(len(track) - track.count(None) for n, track in enumerate(video.tracks) if n not in chosen)
+    stray = sum(min(max(strays - _FORGIVEN, 0) / 24, 2) for strays in video.strays)
+    return (objects + stray) / len(video.scenes)
 
 
-def _surplus(sight: Sight, chosen: Sequence[int]) -> float:
-    """Objects, and stray paint, that no object of the prompt accounts for, a frame."""
-    seen = sum(len(track) - track.count(None) for n, track in enumerate(sight.tracks) if n not in chosen)
-    stray = sum(min(max(strays - _FORGIVEN, 0) / 24, 2) for strays in sight.strays)
-    return (seen + stray) / len(sight.scenes)
-
-
-def _quality(frames: np.ndarray, sight: Sight) -> float:
-    """1 - |video - clean| / |clean - background|, never below 0; the norms are Euclidean over all frames.
-
-    A video without objects has quality 0.
-    """
-    paint = np.square(sight.clean - _BACKGROUND).sum()
-    return max(0.0, 1.0 - float(np.sqrt(np.square(frames - sight.clean).sum() / paint))) if paint else 0.0
-
-
-def _consistency(frames: np.ndarray, sight: Sight, chosen: Sequence[int], found: Sequence[Part]) -> float:
+def _consistency(frames: np.ndarray, video: TrackedVideo, chosen: Sequence[int], matches: Sequence[RoleMatch]) -> float:
     """1 / (1 + breaks an object), times how little of what the drawing leaves unexplained changes between frames."""
-    paint = np.square(sight.clean - _BACKGROUND).sum()
-    if not paint:
+    if not video.tracks:
         return 0.0
-    others = [track for number, track in enumerate(sight.tracks) if number not in chosen]
-    breaks = sum(part.breaks for part in found) + sum(breaks_of(track, None) for track in others)
-    n = max(len(found), float(np.mean([len(scene) for scene in sight.scenes])))
-    change = np.square(np.diff(frames - sight.clean, axis=0)).sum() / (2 * paint)
+    others = [track for number, track in enumerate(video.tracks) if number not in chosen]
+    breaks = sum(match.breaks for match in matches) + sum(breaks_of(track, None) for track in others)
+    n = max(len(matches), float(np.mean([len(scene) for scene in video.scenes])))
+    paint = np.square(video.clean - _BACKGROUND).sum()
+    change = np.square(np.diff(frames - video.clean, axis=0)).sum() / (2 * paint)
     return max(0.0, 1.0 - float(np.sqrt(change))) / (1 + breaks / n)
 
 
-def _fidelity(first: np.ndarray, image: np.ndarray) -> float:
-    """1 - |first - image| / |image - background|, never below 0."""
-    paint = np.square(image - _BACKGROUND).sum()
-    return max(0.0, 1.0 - float(np.sqrt(np.square(first - image).sum() / max(paint, 1e-6))))
-
-
 # -- the seam ----------------------------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=4096)
-def _spec_of(prompt: str) -> MotionSpec:
-    return parse_motion(prompt)
 
 
 def judge_videos(videos: Tensor | Sequence[Tensor], prompts: Sequence[str | Prompt]) -> list[VideoScore]:
@@ -204,5 +179,5 @@ def judge_videos(videos: Tensor | Sequence[Tensor], prompts: Sequence[str | Prom
                 "Look for the step that made them: a loss that overflowed, or a learning rate too high.",
             )
         first = None if image is None else video_of(image, FPS).first
-        scores.append(score_video(video_of(video).frames, _spec_of(prompt.text), first))
+        scores.append(score_video(video_of(video).frames, parse_motion(prompt.text), first))
     return scores

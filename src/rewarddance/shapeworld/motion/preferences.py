@@ -123,7 +123,7 @@ def draw_video(
     if kind < 0.3:
         script = _like(spec, right, begins, rng)
     elif kind < 0.6:
-        script = _like(motion_near_miss(spec, rng, looks=not begins), right, begins, rng)
+        script = _like(motion_near_miss(spec, rng, appearance=not begins), right, begins, rng)
     elif kind < 0.75:
         script = changed_identity(_like(spec, right, begins, rng), float(rng.uniform(0.2, 1)), rng)
     elif kind < 0.85:

@@ -1,31 +1,40 @@
-"""How one object that was followed through a video serves one of a prompt: what it shows, what it does, what breaks."""
+"""How well one tracked object of a video matches one role of a prompt: its appearance, its motion, and its breaks."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rewarddance.shapeworld.motion.scripts import LEAST_GROWTH
 from rewarddance.shapeworld.motion.specs import CROSSINGS, DIRECTIONS, Role
-from rewarddance.shapeworld.motion.tracks import Sight, Track
+from rewarddance.shapeworld.motion.tracks import Track, TrackedVideo
+from rewarddance.shapeworld.oracle import noun_credit
 
-ENOUGH_WAY = 8.0
-"""Pixels from which on something has moved for certain."""
+_FULL_MOTION = 8.0
+"""Pixels from which on an object has moved for certain."""
 _SLACK = {"x": 2.0, "y": 2.0, "size": 1.5, "presence": 0.0, "colour": 0.0}
 """Change that costs nothing: what reading a spoiled frame is off by."""
-_WHOLE = {"x": ENOUGH_WAY, "y": ENOUGH_WAY, "size": float(LEAST_GROWTH), "presence": 0.25, "colour": 0.25}
+_FULL = {"x": _FULL_MOTION, "y": _FULL_MOTION, "size": float(LEAST_GROWTH), "presence": 0.25, "colour": 0.25}
 """Change beyond the slack that counts in full: pixels, and shares of the frames."""
 _LEAP, _JUMP = 5.5, 3
 """Pixels of place, and of side, within one frame, from which on it is a break."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """How one object of the video serves one of the prompt. motion, order: None where the prompt asks for none."""
+class RoleMatch:
+    """How well a track matches a role.
 
-    shown: float
+    appearance: how much of the noun the object is, over the frames.
+    motion: how much of the change that the role asks for there is; None where it asks for none.
+    order: the share of that change that goes the right way; None where it asks for none.
+    unasked: how much other change there is.
+    breaks: see `breaks_of`.
+    reasons: what is wrong, in words.
+    """
+
+    appearance: float
     motion: float | None
     order: float | None
     unasked: float
@@ -33,61 +42,47 @@ class Part:
     reasons: tuple[str, ...]
 
 
-def play(role: Role, number: int, passed: int, sight: Sight) -> Part:
-    """How track `number` serves a role, with track `passed` as the one that it is to pass; -1 is none."""
-    asks = role.action is not None
+def match_role(role: Role, number: int, passed: int, video: TrackedVideo) -> RoleMatch:
+    """How well track `number` matches a role, with track `passed` as the one that it is to pass; -1 is none."""
+    none = 0.0 if role.action else None
+    noun = role.noun.text.removeprefix("a ")
     if number < 0:
-        return Part(0.0, 0.0 if asks else None, 0.0 if asks else None, 0.0, 0, (f"no {_named(role)} is there",))
-    track = sight.tracks[number]
+        return RoleMatch(0.0, none, none, 0.0, 0, (f"no {noun} is there",))
+    track = video.tracks[number]
     kind, signal = _signal(role, track)
     changes = _changes(track)
-    unasked = sum(min(1.0, max(0.0, changes[k] - _SLACK[k]) / _WHOLE[k]) for k in changes if k != kind)
+    unasked = sum(min(1.0, max(0.0, changes[k] - _SLACK[k]) / _FULL[k]) for k in changes if k != kind)
     steps = _steps(kind, signal, track)
     forward, backward = float(steps.clip(0).sum()), float(-steps.clip(None, 0).sum())
     reasons = []
-    shown = _shown(role, track)
-    if shown < 0.9:
-        reasons.append(f"the {role.noun.shape} is not a {_named(role)} throughout")
+    appearance = _appearance(role, track)
+    if appearance < 0.9:
+        reasons.append(f"the {role.noun.shape} is not a {noun} throughout")
     motion = order = None
-    if asks:
-        whole = _WHOLE[kind] if kind in ("x", "y", "size") else 1.0
-        motion = min(1.0, float(np.ptp([0.0, *steps.cumsum()])) / whole)
+    if role.action:
+        full = _FULL[kind] if kind in ("x", "y", "size") else 1.0
+        motion = min(1.0, float(np.ptp([0.0, *steps.cumsum()])) / full)
         if role.action in CROSSINGS:
             forward, backward = max(forward, backward), min(forward, backward)
-            motion *= _crossed(role, track, number, passed, sight)
+            motion *= _passage(role, number, passed, video)
         order = forward / (forward + backward) if forward + backward else 0.0
         if motion < 0.5:
-            reasons.append(f"the {role.noun.shape} does not do what it should: {role.deed}")
+            reasons.append(f"the {role.noun.shape} does not do what it should: {role.action_text}")
         elif order < 0.5:
-            reasons.append(f"the {role.noun.shape} does the opposite of what it should: {role.deed}")
+            reasons.append(f"the {role.noun.shape} does the opposite of what it should: {role.action_text}")
     if unasked > 0.5:
         reasons.append(f"the {role.noun.shape} does more than it should")
-    return Part(shown, motion, order, unasked, breaks_of(track, role.action), tuple(reasons))
+    return RoleMatch(appearance, motion, order, unasked, breaks_of(track, role.action), tuple(reasons))
 
 
-def _named(role: Role) -> str:
-    return role.noun.text.removeprefix("a ")
-
-
-def _shown(role: Role, track: Track) -> float:
-    """Mean over the frames of how much of the noun the object is; over those that show it, where it comes or goes.
-
-    A wrong shape leaves 0.4 of it, a wrong colour 0.4, a wrong size 0.7.
-    """
-    sized = role.noun.size if role.action not in ("grows", "shrinks") else None
-    credits = []
-    for thing in track:
-        if thing is None:
-            credits.append(None)
-            continue
-        fits_colour = role.noun.colour in (None, thing.colour)
-        if role.action == "changes colour" and not fits_colour:
-            fits_colour = role.into in (None, thing.colour)
-        credit = 0.4 if thing.shape != role.noun.shape else 1.0
-        credit *= 1.0 if fits_colour else 0.4
-        credits.append(credit * (1.0 if sized in (None, thing.size) else 0.7))
-    seen = [credit for credit in credits if credit is not None]
-    return sum(seen) / (len(seen) if role.action in ("appears", "disappears") else len(track))
+def _appearance(role: Role, track: Track) -> float:
+    """Mean over the frames of how much of the noun the object is; over those that show it, where it comes or goes."""
+    size = role.noun.size if role.action not in ("grows", "shrinks") else None
+    nouns = [replace(role.noun, size=size)]
+    if role.action == "changes colour":
+        nouns.append(replace(role.noun, size=size, colour=role.into))
+    credits = [max(noun_credit(noun, thing) for noun in nouns) for thing in track if thing]
+    return sum(credits) / (len(credits) if role.action in ("appears", "disappears") else len(track))
 
 
 def _signal(role: Role, track: Track) -> tuple[str, np.ndarray]:
@@ -99,8 +94,8 @@ def _signal(role: Role, track: Track) -> tuple[str, np.ndarray]:
     if role.action in ("grows", "shrinks"):
         return "size", np.array([thing.side for thing in seen]) * (1.0 if role.action == "grows" else -1.0)
     if role.action in ("appears", "disappears"):
-        here = np.array([thing is not None for thing in track], dtype=float)
-        return "presence", here if role.action == "appears" else -here
+        present = np.array([thing is not None for thing in track], dtype=float)
+        return "presence", present if role.action == "appears" else -present
     if role.action == "changes colour":
         before = role.noun.colour or seen[0].colour
         done = [thing.colour == role.into if role.into else thing.colour != before for thing in seen]
@@ -134,27 +129,28 @@ def _changes(track: Track) -> dict[str, float]:
     return {"x": float(places[0]), "y": float(places[1]), "size": size, "presence": absent, "colour": other}
 
 
-def _crossed(role: Role, track: Track, number: int, passed: int, sight: Sight) -> float:
+def _passage(role: Role, number: int, passed: int, video: TrackedVideo) -> float:
     """How much of a passage there is: from one side to the other, and on the way behind, or in front of, the other."""
     if passed < 0:
         return 0.0
-    sides = [np.subtract(a.centre, b.centre) for a, b in zip(track, sight.tracks[passed], strict=True) if a and b]
+    both = zip(video.tracks[number], video.tracks[passed], strict=True)
+    sides = [np.subtract(a.centre, b.centre) for a, b in both if a and b]
     if len(sides) < 2:
         return 0.0
     axis = int(np.abs(sides[0]).argmax())
-    there = float(sides[0][axis] * sides[-1][axis] < 0)
+    crossed = float(sides[0][axis] * sides[-1][axis] < 0)
     right = (number, passed) if role.action == "passes behind" else (passed, number)
-    met = sight.hidden.count(right) + sight.hidden.count(right[::-1])
-    return there * (0.2 + 0.8 * (sight.hidden.count(right) / met if met else 0.0))
+    as_asked, opposite = video.occlusions.count(right), video.occlusions.count(right[::-1])
+    return crossed * (0.2 + 0.8 * (as_asked / (as_asked + opposite) if as_asked + opposite else 0.0))
 
 
 def breaks_of(track: Track, action: str | None) -> int:
-    """How often an object jumps in place, size or looks, or comes and goes; what the prompt asks for, once, is none."""
+    """How often an object jumps in place, size or appearance, or comes and goes, but for one change of the action."""
     breaks = 0
     seen = [(moment, thing) for moment, thing in enumerate(track) if thing]
     for (before, a), (after, b) in itertools.pairwise(seen):
-        way = float(np.hypot(b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]))
-        leaps = (way > _LEAP * (after - before)) + (abs(a.side - b.side) > _JUMP * (after - before))
+        distance = float(np.hypot(b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]))
+        leaps = (distance > _LEAP * (after - before)) + (abs(a.side - b.side) > _JUMP * (after - before))
         breaks += (a.shape != b.shape) + leaps
     recoloured = sum(a.colour != b.colour for (_, a), (_, b) in itertools.pairwise(seen))
     came = sum((a is None) != (b is None) for a, b in itertools.pairwise(track))

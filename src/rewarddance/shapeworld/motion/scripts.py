@@ -14,7 +14,18 @@ import numpy as np
 from rewarddance.errors import InputError
 from rewarddance.shapeworld.motion.specs import CROSSINGS, DIRECTIONS, MotionSpec, Role
 from rewarddance.shapeworld.render import shape_mask
-from rewarddance.shapeworld.scenes import CANVAS, COLOURS, GAP, SHAPES, SIZES, Scene, Thing
+from rewarddance.shapeworld.scenes import (
+    CANVAS,
+    COLOURS,
+    GAP,
+    SHAPES,
+    Scene,
+    Thing,
+    gap,
+    pick,
+    random_corner,
+    random_side,
+)
 
 MIN_FRAMES, MAX_FRAMES = 8, 16
 FRAMES, FPS = 9, 8.0
@@ -34,7 +45,7 @@ Script = tuple[Path, ...]
 
 
 def scenes_of(script: Script) -> list[Scene]:
-    """What each frame shows, in the order in which it is painted."""
+    """The scene of each frame, its objects in the order in which they are painted."""
     return [tuple(thing for thing in things if thing) for things in zip(*script, strict=True)]
 
 
@@ -93,8 +104,7 @@ def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Pa
         steps = [_part(way, i, frames) for i in range(frames)]
         return tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
     if role.action in ("grows", "shrinks"):
-        low, high = SIZES["large" if role.action == "grows" else "small"]
-        end = int(rng.integers(low, high + 1))
+        end = random_side("large" if role.action == "grows" else "small", rng)
         if abs(end - thing.side) < LEAST_GROWTH or (end > thing.side) != (role.action == "grows"):
             return None
         sides = [thing.side + _part(end - thing.side, i, frames) for i in range(frames)]
@@ -107,7 +117,7 @@ def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Pa
         return (thing,) * event + (None,) * (frames - event)
     if role.action == "changes colour":
         others = [colour for colour in COLOURS if colour != thing.colour]
-        into = role.into or others[int(rng.integers(len(others)))]
+        into = role.into or pick(others, rng)
         return (thing,) * event + (replace(thing, colour=into),) * (frames - event) if into in others else None
     return (thing,) * frames
 
@@ -135,7 +145,7 @@ def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
         return None
     steps = [_part(way, i, frames) for i in range(frames)]
     path = tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
-    return path if max(hidden_share(one, passed) for one in path) >= _LEAST_HIDDEN else None
+    return path if max(hidden_share(moved, passed) for moved in path) >= _LEAST_HIDDEN else None
 
 
 def hidden_share(thing: Thing, other: Thing) -> float:
@@ -153,22 +163,13 @@ def overlap(a: Thing, b: Thing) -> int:
     return int((masks[0] & masks[1]).sum())
 
 
-def gap(a: Thing, b: Thing) -> int:
-    """Free pixels between the squares of two things, less than 0 where they overlap."""
-    return max(b.x - a.x - a.side, a.x - b.x - b.side, b.y - a.y - a.side, a.y - b.y - b.side)
-
-
 def _beginning(spec: MotionSpec, rng: np.random.Generator) -> list[Thing] | None:
     """Every role's object as it is first seen, at a random place; None where the places do not go together."""
     things: list[Thing] = []
-    names = list(COLOURS)
     for role in spec.roles:
-        size = role.noun.size or _size(spec, role, rng)
-        low, high = SIZES[size]
-        side = int(rng.integers(low, high + 1))
-        colour = role.noun.colour or names[int(rng.integers(len(names)))]
-        x, y = (int(v) for v in rng.integers(1, CANVAS - side, size=2))
-        things.append(Thing(role.noun.shape, colour, side, x, y))
+        side = random_side(role.noun.size or _size(spec, role, rng), rng)
+        colour = role.noun.colour or pick(COLOURS, rng)
+        things.append(Thing(role.noun.shape, colour, side, *random_corner(side, rng)))
     if spec.roles[0].action in CROSSINGS:
         return _lined_up(things[0], things[1], rng) if things[0].colour != things[1].colour else None
     return things if all(gap(a, b) >= GAP for a, b in itertools.combinations(things, 2)) else None
@@ -202,7 +203,7 @@ def _lined_up(thing: Thing, passed: Thing, rng: np.random.Generator) -> list[Thi
 def _apart(paths: Script, beside: Script, crossing: bool) -> bool:
     """True where no two objects come near each other in any frame, but for two that pass."""
     pairs = [*itertools.product(paths, beside), *(() if crossing else itertools.combinations(paths, 2))]
-    return all(gap(a, b) >= GAP for one, other in pairs for a, b in zip(one, other, strict=True) if a and b)
+    return all(gap(a, b) >= GAP for path, other in pairs for a, b in zip(path, other, strict=True) if a and b)
 
 
 def changed_identity(script: Script, level: float, rng: np.random.Generator) -> Script:
@@ -210,15 +211,12 @@ def changed_identity(script: Script, level: float, rng: np.random.Generator) -> 
 
     level in [0, 1]: how early it jumps; at 0 never.
     """
-    at = int(rng.integers(len(script)))
-    path, frames = script[at], len(script[at])
-    seen = first_of(path)
+    index = int(rng.integers(len(script)))
+    path, frames = script[index], len(script[index])
     if rng.random() < 0.5:
-        others = [colour for colour in COLOURS if all(t is None or t.colour != colour for t in path)]
-        change = {"colour": others[int(rng.integers(len(others)))]}
+        change = {"colour": pick([c for c in COLOURS if all(t is None or t.colour != c for t in path)], rng)}
     else:
-        others = [shape for shape in SHAPES if shape != seen.shape]
-        change = {"shape": others[int(rng.integers(len(others)))]}
+        change = {"shape": pick([shape for shape in SHAPES if shape != first_of(path).shape], rng)}
     after = frames - round(0.75 * level * frames)
     jumped = tuple(replace(t, **change) if t and i >= after else t for i, t in enumerate(path))
-    return tuple(jumped if i == at else other for i, other in enumerate(script))
+    return tuple(jumped if i == index else other for i, other in enumerate(script))

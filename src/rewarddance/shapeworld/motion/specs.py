@@ -1,4 +1,4 @@
-"""What can be said of ShapeWorld in motion: one or two coloured shapes, and what each of them does.
+"""The prompts of ShapeWorld's videos: one or two coloured shapes, and what each of them does.
 
 A `MotionSpec` is what a prompt asks for. Prompts are plain English in several phrasings and six categories;
 `parse_motion` reads them back, so the oracle can judge a prompt it has never seen.
@@ -7,7 +7,6 @@ A `MotionSpec` is what a prompt asks for. Prompts are plain English in several p
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import re
 from dataclasses import dataclass, replace
@@ -15,7 +14,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rewarddance.errors import InputError
-from rewarddance.shapeworld.scenes import COLOURS, SHAPES, SIZES, SPLITS, UNSEEN_COMBINATIONS, ObjectSpec, parse_prompt
+from rewarddance.shapeworld.scenes import (
+    COLOURS,
+    SHAPES,
+    SIZES,
+    SPLITS,
+    UNSEEN_COMBINATIONS,
+    ObjectSpec,
+    in_turn,
+    parse_prompt,
+    pick,
+    split_of,
+)
 
 DIRECTIONS: dict[str, tuple[int, int]] = {
     "moves left": (-1, 0),
@@ -80,10 +90,11 @@ class Role:
 
     @property
     def text(self) -> str:
-        return f"{self.noun.text} {self.deed}".rstrip()
+        return f"{self.noun.text} {self.action_text}".rstrip()
 
     @property
-    def deed(self) -> str:
+    def action_text(self) -> str:
+        """What it does, in the first phrasing: 'moves left', 'turns blue'; "" where it does nothing."""
         return _INTO[0].format(self.into) if self.into else self.action or ""
 
 
@@ -116,51 +127,50 @@ class MotionSpec:
         """True where the first frame shows nothing, so that there is no picture to begin from."""
         return all(role.action == "appears" for role in self.roles)
 
-    def said(self, rng: np.random.Generator) -> str:
-        """The prompt in one of its phrasings."""
-        opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))] if rng.random() < 0.5 else ""
+    def paraphrase(self, rng: np.random.Generator) -> str:
+        """The prompt in a random phrasing."""
+        opening = pick(_OPENINGS, rng) if rng.random() < 0.5 else ""
         parts = []
         for role in self.roles:
-            ways = (
-                tuple(way.format(role.into) for way in _INTO) if role.into else PHRASINGS.get(role.action or "", ("",))
-            )
-            deed = ways[int(rng.integers(len(ways)))]
-            parts.append(f"{role.noun.text} {_going_on(deed) if opening and deed else deed}".rstrip())
-        joins = ("and",) if opening else ("and", "while")
-        join = " " if self.category == "occlusion" else f" {joins[int(rng.integers(len(joins)))]} "
+            phrasings = PHRASINGS.get(role.action or "", ("",))
+            verb = pick([way.format(role.into) for way in _INTO] if role.into else phrasings, rng)
+            parts.append(f"{role.noun.text} {_progressive(verb) if opening and verb else verb}".rstrip())
+        join = " " if self.category == "occlusion" else f" {pick(('and',) if opening else ('and', 'while'), rng)} "
         return opening + join.join(parts)
 
 
-def _going_on(deed: str) -> str:
+def _progressive(phrase: str) -> str:
     """'moves left' as 'moving left'."""
-    verb, _, rest = deed.partition(" ")
+    verb, _, rest = phrase.partition(" ")
     return f"{_VERBS[verb]} {rest}".rstrip()
 
 
-def _ways_to_say() -> dict[str, tuple[str, str | None]]:
+def _meanings() -> dict[str, tuple[str, str | None]]:
     """Every phrasing, also with -ing and 'is ... -ing', with its action and the colour it names."""
-    found = {}
+    meanings = {}
     for action, ways in PHRASINGS.items():
-        found |= {way: (action, None) for way in ways}
+        meanings |= {way: (action, None) for way in ways}
     for colour in COLOURS:
-        found |= {way.format(colour): ("changes colour", colour) for way in (*_INTO, "changes color to {}")}
-    for way, meaning in list(found.items()):
-        found |= {_going_on(way): meaning, f"is {_going_on(way)}": meaning}
-    return found
+        meanings |= {way.format(colour): ("changes colour", colour) for way in (*_INTO, "changes color to {}")}
+    for way, meaning in list(meanings.items()):
+        meanings |= {_progressive(way): meaning, f"is {_progressive(way)}": meaning}
+    return meanings
 
 
-_SAID = _ways_to_say()
+_MEANINGS = _meanings()
 
 
 def motion_words() -> list[str]:
     """Every word of prompts about motion, as it stands within one: what a tokenizer should know, besides nouns."""
-    ways = [f" {word}" for way in _SAID for word in way.split()]
+    ways = [f" {word}" for way in _MEANINGS for word in way.split()]
     return [*ways, *(f"{opening}a" for opening in _OPENINGS), " and while clip movie"]
 
 
-_ROLE = re.compile(rf"(?P<noun>.+?) (?P<deed>{'|'.join(sorted(_SAID, key=len, reverse=True))})(?: (?P<other>.+))?")
+_ACTIONS = "|".join(sorted(_MEANINGS, key=len, reverse=True))
+_ROLE = re.compile(rf"(?P<noun>.+?) (?P<action>{_ACTIONS})(?: (?P<other>.+))?")
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_motion(text: str) -> MotionSpec:
     """Read a prompt about motion. Raises InputError naming what is not ShapeWorld English or cannot be shown."""
     cleaned = " ".join(text.lower().split()).rstrip(". ")
@@ -187,7 +197,7 @@ def _parse_part(text: str) -> list[Role] | None:
     match = _ROLE.fullmatch(text)
     if match is None:
         return None
-    action, into = _SAID[match["deed"]]
+    action, into = _MEANINGS[match["action"]]
     nouns = [noun for noun in (match["noun"], match["other"]) if noun is not None]
     if (len(nouns) == 2) != (action in CROSSINGS):
         return None
@@ -216,7 +226,7 @@ def _faults(roles: list[Role]) -> list[str]:
             faults.append("things of one colour that pass each other become one")
         if roles[0].noun.size == "large" or roles[1].noun.size == "small":
             faults.append("a small object passes a large one")
-    elif len(roles) == 2 and roles[0].deed == roles[1].deed:
+    elif len(roles) == 2 and roles[0].action_text == roles[1].action_text:
         faults.append("two objects of a video do different things")
     return faults
 
@@ -237,11 +247,11 @@ def all_motion_specs() -> dict[str, tuple[MotionSpec, ...]]:
     colours, sizes = (None, *COLOURS), (None, *SIZES)
     pairs = list(itertools.permutations(SHAPES, 2))
     both = [(None, None), *itertools.permutations(COLOURS, 2)]
-    found: dict[str, list[MotionSpec]] = {category: [] for category in MOTION_CATEGORIES}
+    specs: dict[str, list[MotionSpec]] = {category: [] for category in MOTION_CATEGORIES}
 
     def add(*roles: Role) -> None:
         category = _category(list(roles))
-        found[category].append(MotionSpec(category, roles))
+        specs[category].append(MotionSpec(category, roles))
 
     for shape, colour, size in itertools.product(SHAPES, colours, sizes):
         noun = ObjectSpec(shape, colour=colour, size=size)
@@ -258,24 +268,9 @@ def all_motion_specs() -> dict[str, tuple[MotionSpec, ...]]:
         nouns = ObjectSpec(first, colour=left), ObjectSpec(second, colour=right)
         for action in CROSSINGS:
             add(Role(nouns[0], action), Role(nouns[1]))
-        for one, other in itertools.permutations(_TOGETHER, 2):
-            add(Role(nouns[0], one), Role(nouns[1], other))
-    return {category: tuple(specs) for category, specs in found.items()}
-
-
-def motion_split_of(spec: MotionSpec) -> str:
-    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows)."""
-    if spec.unseen:
-        return "unseen"
-    return "held_out" if hashlib.sha256(spec.text.encode()).digest()[0] < 77 else "train"
-
-
-@functools.cache
-def _pools(split: str, task: str) -> tuple[tuple[MotionSpec, ...], ...]:
-    return tuple(
-        tuple(spec for spec in specs if motion_split_of(spec) == split and not (task == "i2v" and spec.begins_empty))
-        for specs in all_motion_specs().values()
-    )
+        for actions in itertools.permutations(_TOGETHER, 2):
+            add(*map(Role, nouns, actions))
+    return {category: tuple(members) for category, members in specs.items()}
 
 
 def motion_prompts(split: str, n: int, seed: int, task: str = "t2v") -> list[tuple[str, MotionSpec]]:
@@ -289,44 +284,46 @@ def motion_prompts(split: str, n: int, seed: int, task: str = "t2v") -> list[tup
             f"Splits are {', '.join(SPLITS)}; tasks are {', '.join(TASKS)}.",
         )
     rng = np.random.default_rng([seed, SPLITS.index(split), TASKS.index(task), 8])
-    pools = [[pool[i] for i in rng.permutation(len(pool))] for pool in _pools(split, task)]
-    chosen = []
-    for index in range(n):
-        turn, at = index // len(pools), index % len(pools)
-        spec = pools[at][turn % len(pools[at])]
-        chosen.append((spec.said(rng), spec))
-    return chosen
+    return [(spec.paraphrase(rng), spec) for spec in in_turn(_pools(split, task), n, rng)]
+
+
+@functools.cache
+def _pools(split: str, task: str) -> tuple[tuple[MotionSpec, ...], ...]:
+    """The specs of a split by category."""
+    return tuple(
+        tuple(spec for spec in specs if split_of(spec) == split and not (task == "i2v" and spec.begins_empty))
+        for specs in all_motion_specs().values()
+    )
 
 
 def sample_motion(rng: np.random.Generator) -> MotionSpec:
     """A random prompt of any split: a category, then one of its specs."""
-    specs = all_motion_specs()[MOTION_CATEGORIES[int(rng.integers(len(MOTION_CATEGORIES)))]]
-    return specs[int(rng.integers(len(specs)))]
+    return pick(all_motion_specs()[pick(MOTION_CATEGORIES, rng)], rng)
 
 
-def motion_near_miss(spec: MotionSpec, rng: np.random.Generator, looks: bool = True) -> MotionSpec:
-    """A spec that differs in one thing a prompt can say: an action, two actions swapped, or how an object looks.
+def motion_near_miss(spec: MotionSpec, rng: np.random.Generator, appearance: bool = True) -> MotionSpec:
+    """A spec that differs in one thing a prompt can say: an action, two actions swapped, or an object's appearance.
 
-    looks: whether how an object looks may differ, too; else only what is done does. Of a passage, the object that was
+    appearance: whether shapes and colours may differ, too; else only actions do. Of a passage, the object that was
     passed may stand by while the other does something else: a video that no prompt asks for.
     """
     while True:
         roles = list(spec.roles)
-        kind = ("action", "action", "swap", "shape", "colour")[int(rng.integers(5 if looks else 3))]
-        at = int(rng.integers(len(roles)))
-        role = roles[at]
+        kind = pick(("action", "action", "swap", "shape", "colour")[: 5 if appearance else 3], rng)
+        index = int(rng.integers(len(roles)))
+        role = roles[index]
         if kind == "action" and role.action:
             actions = [*_TOGETHER, *(("changes colour",) if len(roles) == 1 else ())]
             actions += CROSSINGS if spec.category == "occlusion" else ()
-            roles[at] = Role(role.noun, actions[int(rng.integers(len(actions)))])
+            roles[index] = Role(role.noun, pick(actions, rng))
             if role.into and rng.random() < 0.5:
-                roles[at] = replace(role, into=list(COLOURS)[int(rng.integers(len(COLOURS)))])
+                roles[index] = replace(role, into=pick(COLOURS, rng))
         elif kind == "swap" and spec.category == "two_motions":
             roles = [replace(a, action=b.action, into=b.into) for a, b in zip(roles, roles[::-1], strict=True)]
         elif kind == "shape":
-            roles[at] = replace(role, noun=replace(role.noun, shape=SHAPES[int(rng.integers(len(SHAPES)))]))
+            roles[index] = replace(role, noun=replace(role.noun, shape=pick(SHAPES, rng)))
         elif kind == "colour" and role.noun.colour:
-            roles[at] = replace(role, noun=replace(role.noun, colour=list(COLOURS)[int(rng.integers(len(COLOURS)))]))
+            roles[index] = replace(role, noun=replace(role.noun, colour=pick(COLOURS, rng)))
         changed = MotionSpec(_category(roles), tuple(roles))
         if changed.roles != spec.roles and not _faults(roles):
             return changed

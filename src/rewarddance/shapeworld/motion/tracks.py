@@ -1,4 +1,4 @@
-"""Videos to the objects in them: every frame is read by itself, and what is seen is followed from frame to frame.
+"""Videos to the objects in them: objects are detected frame by frame, and tracked from frame to frame.
 
 A frame in which one object hides another cannot be read by itself. It is explained by the frames before and after it:
 the two objects as they were seen apart, where they must be by now, one painted over the other.
@@ -13,147 +13,144 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from rewarddance.shapeworld.motion.scripts import gap, overlap
+from rewarddance.shapeworld.motion.scripts import overlap
 from rewarddance.shapeworld.oracle import read
 from rewarddance.shapeworld.render import render, shape_mask
-from rewarddance.shapeworld.scenes import CANVAS, COLOURS, Scene, Thing
+from rewarddance.shapeworld.scenes import CANVAS, COLOURS, Scene, Thing, gap
 
 Track = tuple[Thing | None, ...]
-"""One object in every frame, as it is seen; None where it is not."""
+"""One object in every frame, as it is detected; None where it is not."""
 
 _NEAR = 5.0
-"""Pixels that something which changes its looks may have moved: what looks the same may be anywhere."""
-_UNLIKE = 1.5
-"""A difference, as `_difference` counts it, from which on two things are two objects."""
-_AROUND = sorted(itertools.product(range(-2, 3), repeat=2), key=lambda step: abs(step[0]) + abs(step[1]))[1:]
-"""Where an object may be instead, nearest first: where much is hidden, one pixel on can look worse and two right."""
-_FAR_OFF = 0.35
-"""How far a channel is from what is explained, where a pixel counts as painted by something else."""
+"""Pixels that an object whose shape or colour changes may have moved; one that keeps them may be anywhere."""
+_MAX_COST = 1.5
+"""The cost of a match, see `_cost`, from which on two detections are two objects."""
+_SHIFTS = sorted(itertools.product(range(-2, 3), repeat=2), key=lambda step: abs(step[0]) + abs(step[1]))[1:]
+"""Shifts of an object that are tried, shortest first: where much is hidden, one pixel can be worse and two right."""
+_UNEXPLAINED = 0.35
+"""The error of a channel from which on a pixel counts as painted by something else."""
 
 
 @dataclass(frozen=True, eq=False)
-class Sight:
-    """What the oracle sees in a video.
+class TrackedVideo:
+    """The objects of a video.
 
-    scenes: the objects of each frame, in the order in which they are painted. tracks: the same objects, followed
-    through the video, those seen longest first. clean: the drawing of the scenes, [T, H, W, 3]. strays: painted pixels
-    of each frame that belong to no object. hidden: the tracks' numbers (below, above) of each frame in which one object
-    covers a part of another.
+    scenes: those detected in each frame, in the order in which they are painted.
+    tracks: the same objects through the video, the longest track first.
+    clean: the drawing of the scenes, [T, H, W, 3].
+    strays: painted pixels of each frame that belong to no object.
+    occlusions: two tracks' numbers (below, above), once for each frame in which one object covers a part of another.
     """
 
     scenes: tuple[Scene, ...]
     tracks: tuple[Track, ...]
     clean: np.ndarray
     strays: tuple[int, ...]
-    hidden: tuple[tuple[int, int], ...]
+    occlusions: tuple[tuple[int, int], ...]
 
 
-def look(frames: np.ndarray) -> Sight:
-    """Find and follow the objects of a video [T, H, W, 3] in [0, 1]."""
-    known = {frame.tobytes(): number for number, frame in enumerate(frames)}  # what stands still is read once
-    once = {number: read(frames[number]) for number in known.values()}
-    readings = [once[known[frame.tobytes()]] for frame in frames]
-    scenes, strays = [reading.things for reading in readings], [reading.strays for reading in readings]
-    for moment, rest, one, other in _meetings(scenes):
-        explained = _explain(frames[moment], scenes[moment], rest, one, other)
+def track_objects(frames: np.ndarray) -> TrackedVideo:
+    """Detect and track the objects of a video [T, H, W, 3] in [0, 1]."""
+    readings = {key: read(frame) for key, frame in {frame.tobytes(): frame for frame in frames}.items()}
+    by_frame = [readings[frame.tobytes()] for frame in frames]  # frames that are the same are read once
+    scenes, strays = [reading.things for reading in by_frame], [reading.strays for reading in by_frame]
+    for number, others, pair in _expected_overlaps(scenes):
+        explained = _explain_overlap(frames[number], scenes[number], others, pair)
         if explained:
-            scenes[moment] = explained
-            off = np.abs(frames[moment] - render(explained)).max(axis=2) > _FAR_OFF
-            strays[moment] = min(strays[moment], int(off.sum()))
-    tracks = follow(scenes)
+            scenes[number] = explained
+            unexplained = np.abs(frames[number] - render(explained)).max(axis=2) > _UNEXPLAINED
+            strays[number] = min(strays[number], int(unexplained.sum()))
+    tracks = link(scenes)
     clean = np.stack([render(scene) for scene in scenes])
-    return Sight(tuple(scenes), tracks, clean, tuple(strays), tuple(_covered(scenes, tracks)))
+    return TrackedVideo(tuple(scenes), tracks, clean, tuple(strays), tuple(_occlusions(scenes, tracks)))
 
 
-def follow(scenes: Sequence[Scene]) -> tuple[Track, ...]:
-    """The objects of each frame joined to those of the frames before them; the longest seen first.
+def link(scenes: Sequence[Scene]) -> tuple[Track, ...]:
+    """Link the detections of each frame to the tracks of the frames before it; the longest track comes first.
 
-    Frame by frame the assignment with the least difference in all is taken. An object that is gone may come back.
+    Frame by frame the assignment of the least cost is taken. An object that is gone may come back.
     """
     tracks: list[list[Thing | None]] = []
-    heads: list[Thing] = []
-    for moment, scene in enumerate(scenes):
-        costs = np.array([[_difference(head, thing) for thing in scene] for head in heads]).reshape(
-            len(heads), len(scene)
-        )
-        rows, columns = linear_sum_assignment(np.minimum(costs, _UNLIKE))
-        joined = {int(c): int(r) for r, c in zip(rows, columns, strict=True) if costs[r, c] < _UNLIKE}
+    last: list[Thing] = []
+    for number, scene in enumerate(scenes):
+        costs = np.array([[_cost(before, thing) for thing in scene] for before in last])
+        costs = costs.reshape(len(last), len(scene))
+        rows, columns = linear_sum_assignment(np.minimum(costs, _MAX_COST))
+        linked = {int(c): int(r) for r, c in zip(rows, columns, strict=True) if costs[r, c] < _MAX_COST}
         for track in tracks:
             track.append(None)
-        for number, thing in enumerate(scene):
-            if number in joined:
-                tracks[joined[number]][-1], heads[joined[number]] = thing, thing
+        for index, thing in enumerate(scene):
+            if index in linked:
+                tracks[linked[index]][-1] = last[linked[index]] = thing
             else:
-                tracks.append([None] * moment + [thing])
-                heads.append(thing)
+                tracks.append([None] * number + [thing])
+                last.append(thing)
     return tuple(sorted(map(tuple, tracks), key=lambda track: track.count(None)))
 
 
-def _difference(before: Thing, after: Thing) -> float:
-    """How unlike two things of two frames are; infinite where both place and looks are others."""
-    way = float(np.hypot(after.centre[0] - before.centre[0], after.centre[1] - before.centre[1]))
-    looks = 0.6 * ((before.shape != after.shape) + (before.colour != after.colour))
-    if looks and way > _NEAR:
+def _cost(before: Thing, after: Thing) -> float:
+    """The cost of a match of two frames' detections; infinite where both place and appearance differ."""
+    distance = float(np.hypot(after.centre[0] - before.centre[0], after.centre[1] - before.centre[1]))
+    appearance = 0.6 * ((before.shape != after.shape) + (before.colour != after.colour))
+    if appearance and distance > _NEAR:
         return float("inf")
-    return way / 24 + looks + abs(after.side - before.side) / 16
+    return distance / 24 + appearance + abs(after.side - before.side) / 16
 
 
-def _meetings(scenes: Sequence[Scene]) -> Iterator[tuple[int, Scene, Thing, Thing]]:
-    """Frames in which two objects that were seen apart before and after must touch.
+def _expected_overlaps(scenes: Sequence[Scene]) -> Iterator[tuple[int, Scene, tuple[Thing, Thing]]]:
+    """Frames in which two objects that were detected apart before and after must touch.
 
     Gives each frame's number, its other objects, and where the two are by the frames around it.
     """
     apart = [tuple(t for t in scene if all(t is u or gap(t, u) > 0 for u in scene)) for scene in scenes]
-    tracks = [track for track in follow(apart) if len(track) - track.count(None) > 1][:4]
-    expected = [_filled(track) for track in tracks]
-    for one, other in itertools.combinations(range(len(tracks)), 2):
-        for moment, (a, b) in enumerate(zip(expected[one], expected[other], strict=True)):
-            if a and b and gap(a, b) <= 0 and not (tracks[one][moment] and tracks[other][moment]):
-                rest = tuple(t for t in scenes[moment] if gap(t, a) > 0 and gap(t, b) > 0)
-                yield moment, rest, a, b
+    tracks = [track for track in link(apart) if len(track) - track.count(None) > 1][:4]
+    for first, second in itertools.combinations(tracks, 2):
+        for number, (a, b) in enumerate(zip(_interpolated(first), _interpolated(second), strict=True)):
+            if a and b and gap(a, b) <= 0 and not (first[number] and second[number]):
+                others = tuple(t for t in scenes[number] if gap(t, a) > 0 and gap(t, b) > 0)
+                yield number, others, (a, b)
 
 
-def _filled(track: Track) -> Track:
-    """The track with its gaps bridged: between two frames an object goes straight and keeps its first looks."""
-    seen = [moment for moment, thing in enumerate(track) if thing]
+def _interpolated(track: Track) -> Track:
+    """The track with its gaps filled: between two frames an object goes straight and keeps its first appearance."""
+    seen = [number for number, thing in enumerate(track) if thing]
     filled = list(track)
     for start, end in itertools.pairwise(seen):
         before, after = track[start], track[end]
-        for moment in range(start + 1, end):
+        for number in range(start + 1, end):
             assert before and after
-            part = (moment - start) / (end - start)
-            x, y, side = (
-                round(getattr(before, name) + part * (getattr(after, name) - getattr(before, name)))
-                for name in ("x", "y", "side")
-            )
-            filled[moment] = replace(before, x=x, y=y, side=side)
+            part = (number - start) / (end - start)
+            ends = ((before.x, after.x), (before.y, after.y), (before.side, after.side))
+            x, y, side = (round(low + part * (high - low)) for low, high in ends)
+            filled[number] = replace(before, x=x, y=y, side=side)
     return tuple(filled)
 
 
-def _explain(picture: np.ndarray, before: Scene, rest: Scene, one: Thing, other: Thing) -> Scene | None:
-    """The frame as `rest` and two objects of which one lies over the other, both within a few pixels of their places.
+def _explain_overlap(
+    picture: np.ndarray, detected: Scene, others: Scene, expected: tuple[Thing, Thing]
+) -> Scene | None:
+    """The frame as `others` and two objects of which one lies over the other, within a few pixels of where expected.
 
-    None where the frame is explained better by what was read in it `before`: then one of the two is not there.
+    None where the frame is explained better by what was `detected` in it: then one of the two is not there.
     """
-    ground = render(rest)
-    least, found = np.inf, None
-    for below, above in ((one, other), (other, one)):
-        pair = (below, above)
+    ground = render(others)
+    least, best = np.inf, None
+    for pair in (expected, expected[::-1]):
         error = _error(picture, ground, pair)
         improved = True
         while improved and error > 1e-6:
             improved = False
-            for at, (dx, dy) in itertools.product((0, 1), _AROUND):
-                moved = replace(pair[at], x=pair[at].x + dx, y=pair[at].y + dy)
+            for index, (dx, dy) in itertools.product((0, 1), _SHIFTS):
+                moved = replace(pair[index], x=pair[index].x + dx, y=pair[index].y + dy)
                 if min(moved.x, moved.y) < 0 or max(moved.x, moved.y) + moved.side > CANVAS:
                     continue
-                trial = (moved, pair[1]) if at == 0 else (pair[0], moved)
-                if (there := _error(picture, ground, trial)) < error:
-                    error, pair, improved = there, trial, True
+                trial = (moved, pair[1]) if index == 0 else (pair[0], moved)
+                if (trial_error := _error(picture, ground, trial)) < error:
+                    error, pair, improved = trial_error, trial, True
         if error < least:
-            least, found = error, pair
-    as_read = np.square(picture - render(before)).sum()
-    return (*rest, *found) if found and least <= as_read + 1e-4 else None
+            least, best = error, pair
+    error_as_detected = np.square(picture - render(detected)).sum()
+    return (*others, *best) if best and least <= error_as_detected + 1e-4 else None
 
 
 def _error(picture: np.ndarray, ground: np.ndarray, things: Sequence[Thing]) -> float:
@@ -164,10 +161,10 @@ def _error(picture: np.ndarray, ground: np.ndarray, things: Sequence[Thing]) -> 
     return float(np.square(picture - drawn).sum())
 
 
-def _covered(scenes: Sequence[Scene], tracks: Sequence[Track]) -> Iterator[tuple[int, int]]:
+def _occlusions(scenes: Sequence[Scene], tracks: Sequence[Track]) -> Iterator[tuple[int, int]]:
     """The numbers of two tracks, once for every frame in which the first is partly covered by the second."""
-    for moment, scene in enumerate(scenes):
+    for frame, scene in enumerate(scenes):
         for below, above in itertools.combinations(scene, 2):
             if gap(below, above) < 0 and overlap(below, above) > 0:
-                numbers = [next(n for n, track in enumerate(tracks) if track[moment] is t) for t in (below, above)]
+                numbers = [next(n for n, track in enumerate(tracks) if track[frame] is t) for t in (below, above)]
                 yield numbers[0], numbers[1]

@@ -77,7 +77,7 @@ class VideoConversations(Conversations):
         the given picture where the video is made from one."""
         rng, kind = self.rng, self.rng.random()
         begins = from_picture and rng.random() < 0.8
-        shown = spec if kind < 0.5 else motion_near_miss(spec, rng, looks=not begins)
+        shown = spec if kind < 0.5 else motion_near_miss(spec, rng, appearance=not begins)
         if kind > 0.9:
             shown, begins = sample_motion(rng), False
         script = None
@@ -114,7 +114,7 @@ class VideoConversations(Conversations):
         from_picture = rng.random() < 0.35 and not spec.begins_empty
         names = ["reference", "candidate"] if coin or rng.random() < 0.5 else ["candidate"]
         videos = {name: self.video(spec, right, from_picture) for name in names}
-        opening = list(self.ids(f"<|im_start|>user\nPrompt: {spec.said(rng)}\n"))
+        opening = list(self.ids(f"<|im_start|>user\nPrompt: {spec.paraphrase(rng)}\n"))
         if coin or rng.random() < 0.5:
             opening += self.ids(f"Criteria: {'fidelity to the first picture, ' if from_picture else ''}{CRITERIA}\n")
         pictures = []
@@ -152,7 +152,7 @@ class VideoConversations(Conversations):
             (f"What does the {shape} do in the {name}?", describe_action(role, video.shown)),
             (f"Where does the {shape} begin in the {name}?", describe_place(first_of(path))),
             (f"Where does the {shape} end in the {name}?", describe_place(last)),
-            (f"Does {wanted.noun.text} {wanted.deed or 'stands'} in the {name}?", yes_no(happens)),
+            (f"Does {wanted.noun.text} {wanted.action_text or 'stands'} in the {name}?", yes_no(happens)),
         ]
 
 

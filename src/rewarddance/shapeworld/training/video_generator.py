@@ -170,7 +170,7 @@ def _token_labels(labels: np.ndarray) -> np.ndarray:
 def caption_of(spec: MotionSpec, rng: np.random.Generator) -> str:
     """The caption of a video: at times wrong in one thing, at times empty."""
     named = motion_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
-    return "" if rng.random() < CAPTION_DROP else named.said(rng)
+    return "" if rng.random() < CAPTION_DROP else named.paraphrase(rng)
 
 
 def video_objective(pipeline: Any, videos: EncodedVideos) -> Objective:
