@@ -38,7 +38,7 @@ from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, wri
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import PICTURES, Seen
+from rewarddance.shapeworld.tasks import PICTURES, OracleScore
 from rewarddance.types import Prompt
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
@@ -135,7 +135,7 @@ class Baseline(NamedTuple):
     judge: Judge
     prompts: list[Prompt]
     base: Tensor
-    scores: list[list[Seen]]
+    scores: list[list[OracleScore]]
 
 
 def compare_references(recipe: ReferencesRecipe, folder: Path) -> str:
@@ -245,6 +245,6 @@ def measured(recipe: ReferencesRecipe, cell: Cell, ground: Baseline, folder: Pat
     )
 
 
-def _alignment(scores: Sequence[Sequence[Seen]]) -> list[float]:
+def _alignment(scores: Sequence[Sequence[OracleScore]]) -> list[float]:
     """The oracle's alignment, each prompt's mean."""
     return [float(np.mean([score.alignment for score in row])) for row in scores]

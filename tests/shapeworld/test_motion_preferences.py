@@ -13,12 +13,21 @@ from rewarddance.errors import InputError
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.shapeworld.annotators import AnnotatorRecipe
 from rewarddance.shapeworld.motion.oracle import score_video
-from rewarddance.shapeworld.motion.preferences import MotionRecipe, draw_pools, motion_preferences, pair_videos
-from rewarddance.shapeworld.motion.specs import parse_motion, split_of
+from rewarddance.shapeworld.motion.preferences import MotionRecipe, draw_pools, pair_videos
+from rewarddance.shapeworld.motion.specs import parse_motion
 from rewarddance.shapeworld.motion.videos import video_of
+from rewarddance.shapeworld.scenes import split_of
+from rewarddance.types import Preference
 
 SMALL = MotionRecipe(train_prompts=12, id_prompts=12, ood_prompts=12, drawn=6, pairs=4, test_pairs=4, frames=9, fps=6.0)
 FROM_PICTURE = SMALL.model_copy(update={"task": "i2v"})
+
+
+def motion_preferences(recipe: MotionRecipe, split: str, seed: int) -> list[Preference]:
+    """Pairs of drawn videos of a split: votes for training, the oracle's own order for the two test sets."""
+    exact = split != "train"
+    pools = draw_pools(split, recipe, seed)
+    return pair_videos(pools, split, recipe.test_pairs if exact else recipe.pairs, recipe, seed, exact=exact)
 
 
 def test_every_pair_has_its_rates_and_a_made_from_picture_where_there_is_one():
@@ -35,7 +44,7 @@ def test_every_pair_has_its_rates_and_a_made_from_picture_where_there_is_one():
 
 def test_most_videos_made_from_a_picture_begin_with_it():
     pools = draw_pools("train", FROM_PICTURE.model_copy(update={"train_prompts": 40}), 0)
-    fidelity = [shown.seen.fidelity or 0.0 for pool in pools for shown in pool.shown]
+    fidelity = [shown.score.fidelity or 0.0 for pool in pools for shown in pool.drawn]
     assert 0.3 < np.mean(np.array(fidelity) > 0.99) < 0.9
     assert min(fidelity) < 0.3
 
@@ -64,7 +73,7 @@ def test_the_training_votes_follow_the_oracle_through_noise():
     for recipe, low, high in ((quiet, 0.99, 1.01), (SMALL, 0.8, 0.98)):
         voted = pair_videos(pools, "train", 20, recipe, 0, exact=False)
         videos = {
-            (pool.prompt, shown.video.frames.tobytes()): shown.seen.overall for pool in pools for shown in pool.shown
+            (pool.prompt.text, shown.frames.tobytes()): shown.score.overall for pool in pools for shown in pool.drawn
         }
         agreed = []
         for pair in voted:
@@ -80,7 +89,7 @@ def test_the_training_votes_follow_the_oracle_through_noise():
 def test_the_pool_has_videos_of_every_quality_for_every_category():
     pools = draw_pools("train", SMALL.model_copy(update={"drawn": 16}), 2)
     for category in {pool.spec.category for pool in pools}:
-        overall = [shown.seen.overall for pool in pools if pool.spec.category == category for shown in pool.shown]
+        overall = [shown.score.overall for pool in pools if pool.spec.category == category for shown in pool.drawn]
         assert max(overall) > 0.95 and min(overall) < 0.4
         assert 0.1 < np.mean(np.array(overall) > 0.8) < 0.7
 

@@ -19,9 +19,8 @@ from rewarddance.shapeworld.motion.specs import (
     motion_prompts,
     parse_motion,
     sample_motion,
-    split_of,
 )
-from rewarddance.shapeworld.scenes import UNSEEN_COMBINATIONS
+from rewarddance.shapeworld.scenes import UNSEEN_COMBINATIONS, split_of
 
 
 def some_specs(each: int = 150) -> list[MotionSpec]:

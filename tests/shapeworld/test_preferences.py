@@ -9,9 +9,18 @@ from pydantic import ValidationError
 from tiny import TinyGenerator
 
 from rewarddance.shapeworld import preferences as module
-from rewarddance.shapeworld.annotators import AnnotatorRecipe, ballots, voted
+from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
 from rewarddance.shapeworld.oracle import read, score_picture
-from rewarddance.shapeworld.preferences import Pool, PreferenceRecipe, Shown, draw, generate, overlaid, pair_up
+from rewarddance.shapeworld.preferences import (
+    Candidate,
+    Pool,
+    PreferenceRecipe,
+    draw,
+    generate,
+    overlaid,
+    pair_up,
+    picture_pool,
+)
 from rewarddance.shapeworld.render import render, to_pixels
 from rewarddance.shapeworld.scenes import ObjectSpec, Spec, prompt_set, sample_scene
 
@@ -27,7 +36,7 @@ def painter(monkeypatch) -> TinyGenerator:
     def predictions(generator, prompts, seeds, stops, batch_size):
         rng = np.random.default_rng(0)
         wrong = np.full((32, 32, 3), 0.5, dtype=np.float32)
-        final = [render(sample_scene(specs[text], rng)) if i % 2 else wrong for i, text in enumerate(prompts)]
+        final = [render(sample_scene(specs[p.text], rng)) if i % 2 else wrong for i, p in enumerate(prompts)]
         return torch.full((len(prompts), 1, 3, 32, 32), 0.25), to_pixels(final)
 
     monkeypatch.setattr(module, "predictions", predictions)
@@ -37,7 +46,11 @@ def painter(monkeypatch) -> TinyGenerator:
 def test_what_people_vote_on_holds_no_prediction_unless_it_is_asked_for(painter):
     pools = generate(painter, "held_out", 8, RECIPE.samples, 0)
     seen = {
-        early: {part for p in pair_up(pools, "held_out", 6, RECIPE, 0, True, early) for part in p.source.split("/")}
+        early: {
+            source
+            for pair in pair_up(pools, "held_out", 6, RECIPE, 0, exact=True, early=early)
+            for source in pair.source.split("/")
+        }
         for early in ("none", "some", "all")
     }
     assert seen["none"] == {"sample", "flat"}
@@ -48,7 +61,7 @@ def test_what_people_vote_on_holds_no_prediction_unless_it_is_asked_for(painter)
 def test_a_prediction_stands_for_the_finished_picture_of_its_own_noise(painter):
     """All predictions look alike here, so only their finished pictures can have decided."""
     pools = generate(painter, "held_out", 8, 4, 0)
-    pairs = pair_up(pools, "held_out", 12, PreferenceRecipe(samples=4, drawn=0), 0, True, "all")
+    pairs = pair_up(pools, "held_out", 12, PreferenceRecipe(samples=4, drawn=0), 0, exact=True, early="all")
     assert {p.source for p in pairs} == {"prediction/prediction"}
     assert {p.share for p in pairs} == {0.0, 1.0}
     assert all(torch.equal(p.first, p.second) for p in pairs)
@@ -60,17 +73,18 @@ def test_two_pictures_in_one_show_the_objects_of_both_and_are_scored_as_they_loo
     def pool(spec: Spec, x: int) -> Pool:
         thing = sample_scene(spec, rng)[0]
         picture = render((type(thing)(thing.shape, thing.colour, 8, x, 12),))
-        shown = Shown(picture, "sample", score_picture(picture, spec))
-        return Pool(spec.text, spec, [shown], [Shown(picture * 0.5, "prediction", shown.seen)])
+        score = score_picture(picture, spec)
+        early = Candidate(picture[None] * 0.5, "prediction", score)
+        return picture_pool(spec.text, spec)._replace(final=[Candidate(picture[None], "sample", score)], early=[early])
 
     mine, other = pool(RED, 2), pool(BLUE, 20)
     found = [overlaid(mine, other, np.random.default_rng(seed)) for seed in range(8)]
-    counts = {len(read(final.picture).things) for final, _ in found}
+    counts = {len(read(final.frames[0]).things) for final, _ in found}
     assert counts == {1, 2}  # the other prompt's picture, or the same again
     for final, early in found:
-        assert final.score == early.score == score_picture(final.picture, RED).overall
-        np.testing.assert_allclose(early.picture, final.picture * 0.5)
-    assert min(final.score for final, _ in found) < mine.final[0].score - 0.1
+        assert final.score == early.score == score_picture(final.frames[0], RED)
+        np.testing.assert_allclose(early.frames, final.frames * 0.5)
+    assert min(final.score.overall for final, _ in found) < mine.final[0].score.overall - 0.1
 
 
 def test_drawings_are_right_wrong_and_overfull():
@@ -89,11 +103,11 @@ def test_in_a_crowd_the_same_people_are_careless_every_time():
     picture = np.full((4, 4, 3), 0.5)
     recipe = AnnotatorRecipe(votes=3, noise=0.0, tie_within=0.0, careless=0.4, crowd=5)
     rng = np.random.default_rng(0)
-    cast = [ballots(picture, picture, 0.5, recipe, rng) for _ in range(400)]
     right = {who: [] for who in range(5)}
-    for votes, people in cast:
-        assert len(set(people.tolist())) == 3
-        for vote, who in zip(votes, people, strict=True):
+    for _ in range(400):
+        votes = voted(picture, picture, 0.5, recipe, rng)
+        assert len({who for _, who in votes}) == 3
+        for vote, who in votes:
             right[int(who)].append(vote)
     assert [np.mean(right[who]) for who in (2, 3, 4)] == [1, 1, 1]
     assert all(0.4 < np.mean(right[who]) < 0.6 for who in (0, 1))
@@ -104,13 +118,13 @@ def test_in_a_crowd_the_same_people_are_careless_every_time():
 def test_a_crowds_votes_stand_one_by_one_and_without_one_the_share_alone(painter):
     pools = generate(painter, "train", 4, 4, 0)
     crowd = RECIPE.model_copy(update={"annotators": AnnotatorRecipe(votes=3, crowd=6)})
-    rows = pair_up(pools, "train", 5, crowd, 0, False)
+    rows = pair_up(pools, "train", 5, crowd, 0, exact=False)
     assert len(rows) == 4 * 5 * 3
     for first, *others in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         assert all(first.first is other.first and first.second is other.second for other in others)
         assert len({first.annotator, *(other.annotator for other in others)}) == 3
     assert {row.share for row in rows} <= {0.0, 0.5, 1.0}
-    plain = pair_up(pools, "train", 5, RECIPE, 0, False)
+    plain = pair_up(pools, "train", 5, RECIPE, 0, exact=False)
     assert len(plain) == 20 and not any(row.annotator for row in plain)
     picture = np.zeros((4, 4, 3))
     votes = voted(picture, picture, 0.3, AnnotatorRecipe(votes=4, careless=0.5), np.random.default_rng(1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewarddance.shapeworld.oracle import Score, read, score_picture
-from rewarddance.shapeworld.preferences import Pool, PreferenceRecipe, Shown, draw, pair_up
+from rewarddance.shapeworld.preferences import Candidate, Pool, PreferenceRecipe, draw, pair_up, picture_pool
 from rewarddance.shapeworld.reasons import faults, reason
 from rewarddance.shapeworld.scenes import SHAPES, Spec, holds, parse_prompt, sample_spec
 from rewarddance.shapeworld.training.judge import build_judge_base
@@ -120,8 +120,8 @@ def test_the_small_judges_tokenizer_has_a_token_for_every_word():
 def pools() -> list[Pool]:
     found = []
     for spec, a, b in drawn(12, seed=4):
-        shown = [Shown(picture, "sample", score_picture(picture, spec)) for picture in (a, b)]
-        found.append(Pool(spec.text, spec, shown, shown))
+        shown = [Candidate(picture[None], "sample", score_picture(picture, spec)) for picture in (a, b)]
+        found.append(picture_pool(spec.text, spec)._replace(final=shown, early=shown))
     return found
 
 

@@ -54,7 +54,7 @@ from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import Seen, parse_preferences, task_of
+from rewarddance.shapeworld.tasks import OracleScore, parse_preferences, task_of
 from rewarddance.types import Prompt
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
@@ -277,7 +277,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         run.aligned(), prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
     )
     base_scores = scored(search.pictures, prompts, task)
-    scores: dict[str, list[list[Seen]]] = {
+    scores: dict[str, list[list[OracleScore]]] = {
         "sft": base_scores,
         "best_of_n": [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)],
         "refl": refl_scores,

@@ -18,10 +18,10 @@ from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.shapeworld.tasks import PICTURES, Seen, WorldTask
+from rewarddance.shapeworld.tasks import PICTURES, OracleScore, WorldTask
 from rewarddance.types import Prompt, Question
 
-Scores = Sequence[Sequence[Seen]]
+Scores = Sequence[Sequence[OracleScore]]
 """The oracle's verdicts [P][N] on N pictures of each of P prompts."""
 
 
@@ -38,7 +38,7 @@ def sampled(
     stream: int,
     title: str | None = None,
     task: WorldTask = PICTURES,
-) -> tuple[Tensor, list[list[Seen]]]:
+) -> tuple[Tensor, list[list[OracleScore]]]:
     """`n` pictures a prompt [P, N, T, C, H, W] and the oracle's scores of them [P][N]; with a title, under a bar."""
     seeds = noise_seeds(seed, len(prompts), n, stream)
     repeated = [prompt for prompt in prompts for _ in range(n)]
@@ -52,12 +52,12 @@ def sampled(
     return groups, scored(groups, prompts, task)
 
 
-def scored(groups: Tensor, prompts: Sequence[Prompt], task: WorldTask = PICTURES) -> list[list[Seen]]:
+def scored(groups: Tensor, prompts: Sequence[Prompt], task: WorldTask = PICTURES) -> list[list[OracleScore]]:
     """The oracle on pictures [P, N, T, C, H, W]."""
     return [list(task.score(group, one)) for group, one in zip(groups, prompts, strict=True)]
 
 
-def tables(scores: dict[str, list[list[Seen]]], categories: Sequence[str], count: int) -> dict[str, Any]:
+def tables(scores: dict[str, list[list[OracleScore]]], categories: Sequence[str], count: int) -> dict[str, Any]:
     """Alignment, quality and correctness of the arms sft, best_of_n and refl, by category too, and what two gained.
 
     The gain of refl is paired with the base's first `count` samples of a prompt, which began from the same noises.
@@ -126,7 +126,7 @@ def gallery(
     prompts: Sequence[Prompt],
     seeds: Sequence[Sequence[int]],
     shown: dict[str, Tensor],
-    scores: dict[str, list[Seen]],
+    scores: dict[str, list[OracleScore]],
 ) -> None:
     """The first prompts' pictures [P, T, C, H, W] of each arm as files, videos as animated ones, and samples.json."""
     rows = []

@@ -1,8 +1,6 @@
-"""Simulated people: they see the oracle's order through noise, and some of them do not look."""
+"""Simulated annotators: they see the oracle's order through noise, and some of them vote at random."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,11 +11,13 @@ from rewarddance.runtime.config import Recipe
 class AnnotatorRecipe(Recipe):
     """Who votes on a pair.
 
-    votes: people a pair. noise: deviation of the Gaussian that each adds to the difference of the two pictures'
-    overall scores. tie_within: a perceived difference smaller than this is a tie. careless: share of votes cast at
-    random. brightness_bias: how much a picture's mean brightness (0 to 1) adds to its perceived score; 0 is off.
+    votes: people a pair.
+    noise: deviation of the Gaussian that each adds to the difference of the two pictures' overall scores.
+    tie_within: a perceived difference smaller than this is a tie.
+    careless: share of votes cast at random.
+    brightness_bias: how much a picture's mean brightness (0 to 1) adds to its perceived score; 0 is off.
     crowd: how many people there are in all, each pair's voters among them; then a share `careless` of them, rounded,
-    never looks and the others always do. 0: nobody votes twice, and each vote may be a careless one.
+    always votes at random and the others never do. 0: nobody votes twice, and each vote may be a careless one.
     """
 
     votes: int = Field(default=3, ge=1)
@@ -28,25 +28,22 @@ class AnnotatorRecipe(Recipe):
     crowd: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _are_enough(self) -> AnnotatorRecipe:
+    def _crowd_is_large_enough(self) -> AnnotatorRecipe:
         if 0 < self.crowd < self.votes:
             raise ValueError(f"{self.votes} votes a pair need a crowd of as many, and it has {self.crowd}")
         return self
 
 
-class Ballots(NamedTuple):
-    """The votes on one pair, 0, 0.5 (a tie) or 1 each, and the number in the crowd of who cast them, from 0."""
-
-    votes: np.ndarray
-    people: np.ndarray
-
-
-def ballots(
+def voted(
     first: np.ndarray, second: np.ndarray, difference: float, recipe: AnnotatorRecipe, rng: np.random.Generator
-) -> Ballots:
-    """What each voter finds: 1 where it is `second` that is better. Without a crowd people are numbered anew.
+) -> list[tuple[float, str]]:
+    """The votes on a pair, as (share, annotator): 1 where `second` is better, 0.5 a tie.
 
-    first, second: pictures [H, W, 3] in [0, 1]. difference: the oracle's overall score of second minus that of first.
+    Of a crowd each vote stands by itself, with its annotator's number from 0. Of people who never vote again there is
+    the mean alone, and its annotator is "".
+
+    first, second: pictures [..., H, W, 3] in [0, 1].
+    difference: the oracle's overall score of second minus that of first.
     """
     seen = difference + recipe.brightness_bias * float(second.mean() - first.mean())
     perceived = seen + recipe.noise * rng.standard_normal(recipe.votes)
@@ -57,16 +54,7 @@ def ballots(
     else:
         people = np.arange(recipe.votes)
         careless = rng.random(recipe.votes) < recipe.careless
-    return Ballots(np.where(careless, rng.integers(0, 2, recipe.votes), votes), people)
-
-
-def voted(
-    first: np.ndarray, second: np.ndarray, difference: float, recipe: AnnotatorRecipe, rng: np.random.Generator
-) -> list[tuple[float, str]]:
-    """What stands in a preferences file of the votes on a pair, each time with its annotator: of people who never vote
-    again the share alone, which is nobody's (""); of a crowd vote by vote. Arguments as of `ballots`.
-    """
-    votes, people = ballots(first, second, difference, recipe, rng)
+    votes = np.where(careless, rng.integers(0, 2, recipe.votes), votes)
     if not recipe.crowd:
         return [(float(votes.mean()), "")]
     return [(float(vote), str(person)) for vote, person in zip(votes, people, strict=True)]

@@ -1,35 +1,49 @@
-"""Preferences about ShapeWorld pictures: the generator's own, its early predictions, and drawn ones."""
+"""Preferences about ShapeWorld pictures: a generator's own, its early predictions, and drawn ones.
+
+What preferences about videos share with them is here, too: a picture is a video of one frame.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
+from torch import Tensor
 
 from rewarddance.generators.sampling import predictions
 from rewarddance.protocols import Generator
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
-from rewarddance.shapeworld.oracle import Score, score_picture
+from rewarddance.shapeworld.oracle import score_picture
 from rewarddance.shapeworld.reasons import reason
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
-from rewarddance.shapeworld.scenes import Spec, near_miss, prompt_set, random_scene, sample_scene, wrong_attribute
-from rewarddance.types import Preference
+from rewarddance.shapeworld.scenes import (
+    SPLITS,
+    Spec,
+    near_miss,
+    pick,
+    prompt_set,
+    random_scene,
+    sample_scene,
+    wrong_attribute,
+)
+from rewarddance.types import Preference, Prompt
 
 
-class PreferenceRecipe(Recipe):
-    """How many preferences are gather_full_tensors.
+class PairRecipe(Recipe):
+    """How many preferences are made, of pictures or of videos.
 
-    train_prompts: prompts of the training split. samples: generator pictures a prompt (each also gives one early
-    prediction). overlaid: training pictures a prompt that show what two of the generator's show (each with its early
-    prediction too). drawn: drawn pictures a prompt. pairs: training pairs a prompt. id_prompts, ood_prompts,
-    test_pairs: the test sets' prompts and pairs a prompt; they are judged by the oracle without noise.
+    train_prompts, id_prompts, ood_prompts: prompts of the training split and of the test sets in and out of domain.
+    samples: a generator's pictures a prompt; each also gives one early prediction.
+    overlaid: training pictures a prompt that show what two of the generator's show; each with its early prediction.
+    drawn: drawn pictures a prompt.
+    pairs: training pairs a prompt.
+    test_pairs: pairs a prompt of the test sets, which are judged by the oracle without noise.
     least_difference: test pairs closer than this in the oracle's overall score have no order worth testing and are not
-    drawn. reasons: give each pair the oracle's reasons, one an order, where the votes agree with the oracle.
+    drawn.
     """
 
     train_prompts: int = Field(default=300, ge=1)
@@ -41,36 +55,61 @@ class PreferenceRecipe(Recipe):
     ood_prompts: int = Field(default=100, ge=1)
     test_pairs: int = Field(default=6, ge=1)
     least_difference: float = Field(default=0.05, ge=0)
-    reasons: bool = False
     annotators: AnnotatorRecipe = AnnotatorRecipe()
 
-
-class Shown(NamedTuple):
-    """A picture [H, W, 3] in [0, 1], where it comes from, and the oracle's verdict on what it stands for."""
-
-    picture: np.ndarray
-    source: str
-    seen: Score
-
-    @property
-    def score(self) -> float:
-        return self.seen.overall
+    def prompt_counts(self) -> dict[str, int]:
+        """How many prompts each split has."""
+        return dict(zip(SPLITS, (self.train_prompts, self.id_prompts, self.ood_prompts), strict=True))
 
 
-class Pool(NamedTuple):
-    """The generator's finished pictures of a prompt, and a one-step prediction of each at a random step.
+class PreferenceRecipe(PairRecipe):
+    """How many preferences about pictures are made.
 
-    Nobody can vote on a blur: a prediction stands for the finished picture of its own noise, with that one's score
+    reasons: give each pair the oracle's reasons, one an order, where the votes agree with the oracle.
+    """
+
+    reasons: bool = False
+
+
+class Candidate(NamedTuple):
+    """A picture or a video that may stand in a pair.
+
+    frames: [T, H, W, 3] in [0, 1]; one of a picture.
+    source: where it comes from.
+    score: the oracle's. A prediction has that of the finished picture of its own noise: nobody can vote on a blur
     (after the step-aware preferences of SPO, arXiv 2406.04314).
     """
 
-    prompt: str
-    spec: Spec
-    final: list[Shown]
-    early: list[Shown]
+    frames: np.ndarray
+    source: str
+    score: Any
+
+
+class Pool(NamedTuple):
+    """What was made for one prompt.
+
+    prompt: with the picture that the videos are to begin with, where there is one.
+    spec: what it asks for.
+    judge: the oracle on frames [T, H, W, 3], under this prompt.
+    final: a generator's finished pictures.
+    early: a one-step prediction of each, at a random step.
+    drawn: drawn ones.
+    """
+
+    prompt: Prompt
+    spec: Any
+    judge: Callable[[np.ndarray], Any]
+    final: Sequence[Candidate] = ()
+    early: Sequence[Candidate] = ()
+    drawn: Sequence[Candidate] = ()
 
 
 Early = Literal["none", "some", "all"]
+
+
+def picture_pool(text: str, spec: Spec) -> Pool:
+    """An empty pool of pictures."""
+    return Pool(Prompt(text), spec, lambda frames: score_picture(frames[0], spec))
 
 
 def pair_up(
@@ -79,77 +118,103 @@ def pair_up(
     pairs: int,
     recipe: PreferenceRecipe,
     seed: int,
+    *,
     exact: bool,
     early: Early = "none",
 ) -> list[Preference]:
     """`pairs` pairs for each of the prompts of a split, over pictures of every quality.
 
     In domain (splits train, held_out): the generator's pictures, and flat drawings, right, nearly right and spoiled.
-    Out of domain (split unseen): pictures of another hand ("sketch" drawings, right, nearly right and spoiled) and
+    Out of domain (split unseen): pictures in another style ("sketch" drawings, right, nearly right and spoiled) and
     the generator's pictures, on combinations no training pair shows.
 
-    early: whether "some" pairs have one-step predictions (and overlaid pictures) among theirs, or "all" have one in
-    place of a finished picture of the generator. exact: shares are the oracle's own order (0 or 1), else the
-    annotators' votes; where those are a crowd each vote is a preference of its own, a pair's one after the other.
+    exact: shares are the oracle's own order (0 or 1), else the annotators' votes; where those are a crowd each vote is
+    a preference of its own, a pair's one after the other.
+    early: see `generated`.
     """
-    rng = np.random.default_rng([seed, 4, ("train", "held_out", "unseen").index(split)])
-    style = "sketch" if split == "unseen" else "flat"
+    rng = np.random.default_rng([seed, 4, SPLITS.index(split)])
+    style, drawn = ("sketch", recipe.samples * 2) if split == "unseen" else ("flat", recipe.drawn)
     preferences: list[Preference] = []
-    for own in pools:
-        shown = [*(own.final if early != "all" else ()), *(own.early if early != "none" else ())]
-        if early == "some":
-            for _ in range(recipe.overlaid):
-                shown += overlaid(own, pools[int(rng.integers(len(pools)))], rng)
-        drawn = [draw(own.spec, style, rng) for _ in range(recipe.samples * 2 if split == "unseen" else recipe.drawn)]
-        shown += [Shown(picture, style, score_picture(picture, own.spec)) for picture in drawn]
+    for pool in pools:
+        candidates = generated(pool, pools, early, recipe.overlaid, rng)
+        for frames in [draw(pool.spec, style, rng)[None] for _ in range(drawn)]:
+            candidates.append(Candidate(frames, style, pool.judge(frames)))
         for _ in range(pairs):
-            preferences += _pair(own.prompt, shown, recipe, rng, exact)
+            preferences += pair_of(pool, candidates, recipe, rng, exact, reasons=recipe.reasons)
     return preferences
 
 
-def _pair(
-    prompt: str, pool: Sequence[Shown], recipe: PreferenceRecipe, rng: np.random.Generator, exact: bool
-) -> list[Preference]:
-    """Two different pictures of the pool with their share, or with each vote of a crowd; none where an exact pair with
-    an order was not found."""
-    for _ in range(50):
-        first, second = (pool[i] for i in rng.choice(len(pool), size=2, replace=False))
-        difference = second.score - first.score
-        if exact and abs(difference) < recipe.least_difference:
-            continue
-        a, b = first.picture, second.picture
-        votes = [(float(difference > 0), "")] if exact else voted(a, b, difference, recipe.annotators, rng)
-        shown_a, shown_b = to_pixels([a, b])
-        found = []
-        for share, annotator in votes:
-            told = recipe.reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
-            found.append(
-                Preference(
-                    prompt,
-                    shown_a,
-                    shown_b,
-                    share,
-                    f"{first.source}/{second.source}",
-                    reason=reason(second.seen, first.seen) if told else "",
-                    reason_swapped=reason(first.seen, second.seen) if told else "",
-                    annotator=annotator,
-                )
-            )
-        return found
-    return []
+def generated(
+    pool: Pool, pools: Sequence[Pool], early: Early, n_overlaid: int, rng: np.random.Generator
+) -> list[Candidate]:
+    """The candidates of a pool that a generator made.
+
+    early: whether there are "some" one-step predictions (and `n_overlaid` overlaid pictures) among them, or "all" are
+    predictions.
+    """
+    candidates = [*(pool.final if early != "all" else ()), *(pool.early if early != "none" else ())]
+    if early == "some" and pool.final:
+        for _ in range(n_overlaid):
+            candidates += overlaid(pool, pools[int(rng.integers(len(pools)))], rng)
+    return candidates
 
 
-def overlaid(own: Pool, other: Pool, rng: np.random.Generator) -> list[Shown]:
-    """All that a picture of the prompt and one of another (or the same) prompt show, in one; and as both foresaw it.
+def overlaid(pool: Pool, other: Pool, rng: np.random.Generator) -> list[Candidate]:
+    """All that a picture of the pool and one of another (or the same) pool show, in one; and their predictions so.
 
     A generator that is rewarded for missing objects learns to draw too many: without these no judge would know.
     """
-    source = own if rng.random() < 0.5 else other
-    i, j = int(rng.integers(len(own.final))), int(rng.integers(len(source.final)))
-    final = np.maximum(own.final[i].picture, source.final[j].picture)
-    early = np.maximum(own.early[i].picture, source.early[j].picture)
-    seen = score_picture(final, own.spec)
-    return [Shown(final, "overlaid", seen), Shown(early, "overlaid prediction", seen)]
+    source = pool if rng.random() < 0.5 else other
+    i, j = int(rng.integers(len(pool.final))), int(rng.integers(len(source.final)))
+    final = np.maximum(pool.final[i].frames, source.final[j].frames)
+    early = np.maximum(pool.early[i].frames, source.early[j].frames)
+    score = pool.judge(final)
+    return [Candidate(final, "overlaid", score), Candidate(early, "overlaid prediction", score)]
+
+
+def pair_of(
+    pool: Pool,
+    candidates: Sequence[Candidate],
+    recipe: PairRecipe,
+    rng: np.random.Generator,
+    exact: bool,
+    *,
+    reasons: bool = False,
+    fps: float | None = None,
+) -> list[Preference]:
+    """Two of the candidates with their share, or with each vote of a crowd; none where no pair with an order was found,
+    or none of two different videos.
+
+    reasons: with the oracle's reasons, where the votes agree with it. fps: of both, where they are videos.
+    """
+    for _ in range(50):
+        first, second = (candidates[i] for i in rng.choice(len(candidates), size=2, replace=False))
+        if fps and np.array_equal(first.frames, second.frames):  # from one picture the same video can be drawn twice
+            continue
+        difference = second.score.overall - first.score.overall
+        if exact and abs(difference) < recipe.least_difference:
+            continue
+        votes = [(float(difference > 0), "")]
+        if not exact:
+            votes = voted(first.frames, second.frames, difference, recipe.annotators, rng)
+        pixels = [to_pixels(candidate.frames)[:, 0] for candidate in (first, second)]
+        preferences = []
+        for share, annotator in votes:
+            agrees = reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
+            preferences.append(
+                Preference(
+                    pool.prompt,
+                    *pixels,
+                    share,
+                    f"{first.source}/{second.source}",
+                    reason=reason(second.score, first.score) if agrees else "",
+                    reason_swapped=reason(first.score, second.score) if agrees else "",
+                    annotator=annotator,
+                    fps=(fps, fps),
+                )
+            )
+        return preferences
+    return []
 
 
 def draw(spec: Spec, style: str, rng: np.random.Generator) -> np.ndarray:
@@ -165,34 +230,46 @@ def draw(spec: Spec, style: str, rng: np.random.Generator) -> np.ndarray:
         scene = sample_scene(spec, rng) + random_scene(rng)[:2]
     picture = render(scene, style, rng)
     if rng.random() < 0.5:
-        picture = spoil(picture, DEFECTS[int(rng.integers(len(DEFECTS)))], float(rng.uniform(0.1, 0.9)), rng)
+        picture = spoil(picture, pick(DEFECTS, rng), float(rng.uniform(0.1, 0.9)), rng)
     return picture
 
 
 def generate(generator: Generator, split: str, n_prompts: int, samples: int, seed: int) -> list[Pool]:
     """`samples` finished pictures for each of `n_prompts` prompts of a split, and their one-step predictions."""
-    prompts = prompt_set(split, n_prompts, seed)
-    streams = {"train": 5, "held_out": 6, "unseen": 7}
-    rng = np.random.default_rng([seed, streams[split]])
-    pools: list[Pool] = []
-    at_once = max(1, 96 // samples)
-    with progress_bar(f"pictures ({split.replace('_', ' ')})", len(prompts)) as bar:
-        for start in range(0, len(prompts), at_once):
-            part = prompts[start : start + at_once]
-            texts = [text for text, _ in part for _ in range(samples)]
-            stops = rng.integers(0, generator.num_steps, size=len(texts)).tolist()
-            seeds = rng.integers(2**31, size=len(texts)).tolist()
-            early_pixels, final_pixels = predictions(generator, texts, seeds, stops, batch_size=96)
-            early, final = _arrays(early_pixels), _arrays(final_pixels)
-            for k, (prompt, spec) in enumerate(part):
-                own = slice(k * samples, (k + 1) * samples)
-                seen = [score_picture(picture, spec) for picture in final[own]]
-                finished = list(map(Shown, final[own], ["sample"] * samples, seen))
-                foreseen = list(map(Shown, early[own], ["prediction"] * samples, seen))
-                pools.append(Pool(prompt, spec, finished, foreseen))
+    pools = [picture_pool(text, spec) for text, spec in prompt_set(split, n_prompts, seed)]
+    rng = np.random.default_rng([seed, 5 + SPLITS.index(split)])
+    return fill(pools, generator, samples, rng, name=f"pictures ({split.replace('_', ' ')})", batch_size=96)
+
+
+def fill(
+    pools: Sequence[Pool],
+    generator: Generator,
+    samples: int,
+    rng: np.random.Generator,
+    *,
+    name: str,
+    batch_size: int,
+) -> list[Pool]:
+    """The pools with `samples` finished pictures of a generator each, and their predictions at random steps."""
+    filled: list[Pool] = []
+    prompts_at_once = max(1, batch_size // samples)
+    with progress_bar(name, len(pools)) as bar:
+        for start in range(0, len(pools), prompts_at_once):
+            part = pools[start : start + prompts_at_once]
+            prompts = [pool.prompt for pool in part for _ in range(samples)]
+            stops = rng.integers(0, generator.num_steps, size=len(prompts)).tolist()
+            seeds = rng.integers(2**31, size=len(prompts)).tolist()
+            early, final = map(_frames, predictions(generator, prompts, seeds, stops, batch_size=batch_size))
+            for k, pool in enumerate(part):
+                rows = range(k * samples, (k + 1) * samples)
+                scores = [pool.judge(final[i]) for i in rows]
+                finished = [Candidate(final[i], "sample", score) for i, score in zip(rows, scores, strict=True)]
+                predicted = [Candidate(early[i], "prediction", score) for i, score in zip(rows, scores, strict=True)]
+                filled.append(pool._replace(final=finished, early=predicted))
             bar.advance(len(part))
-    return pools
+    return filled
 
 
-def _arrays(pixels: torch.Tensor) -> list[np.ndarray]:
-    return list(pixels[:, 0].permute(0, 2, 3, 1).numpy())
+def _frames(pixels: Tensor) -> np.ndarray:
+    """Pixels [B, T, 3, H, W] as frames [B, T, H, W, 3]."""
+    return pixels.float().cpu().permute(0, 1, 3, 4, 2).numpy()

@@ -18,9 +18,9 @@ from rewarddance.shapeworld.motion.oracle import judge_videos
 from rewarddance.shapeworld.motion.preferences import (
     MotionRecipe,
     draw_pools,
-    motion_tasks,
+    generate_videos,
     pair_videos,
-    video_samples,
+    video_prompts,
 )
 from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.preferences import PreferenceRecipe, generate, pair_up
@@ -31,8 +31,8 @@ TASKS = ("t2i", "t2v", "i2v")
 
 
 @runtime_checkable
-class Seen(Protocol):
-    """What every oracle says of one picture or video, in [0, 1]; overall orders two of one prompt."""
+class OracleScore(Protocol):
+    """What the oracle says of one picture or video, in [0, 1]; overall orders two of one prompt."""
 
     @property
     def alignment(self) -> float: ...
@@ -50,22 +50,33 @@ class WorldTask:
 
     prompts: `n` of a split from a seed, each with its category in its metadata and the picture that it comes with.
     preferences: training pairs ("train", votes) and test sets in the oracle's own order ("id", "early", "ood"), a
-    generator's pictures among them. score: the oracle on pictures of one prompt.
+    generator's pictures among them.
+    score: the oracle on pictures of one prompt.
     """
 
     name: str
     prompts: Callable[[str, int, int], list[Prompt]]
     preferences: Callable[[Generator, int], dict[str, list[Preference]]]
-    score: Callable[[Tensor, Prompt], Sequence[Seen]]
+    score: Callable[[Tensor, Prompt], Sequence[OracleScore]]
 
 
 def task_of(name: str, recipe: PreferenceRecipe | MotionRecipe) -> WorldTask:
-    """The task of a name in `TASKS`, whose preferences are gather_full_tensors by a recipe."""
-    if isinstance(recipe, MotionRecipe):
-        if recipe.task != name:
-            raise InputError(f"the task is {name}, and its preferences are of {recipe.task}.", "Make them the same.")
-        return WorldTask(name, partial(_video_prompts, recipe), partial(_of_videos, recipe), _videos_seen)
-    return WorldTask(name, _picture_prompts, partial(_of_pictures, recipe), _pictures_seen)
+    """The task of a name in `TASKS`, whose preferences are made by a recipe."""
+    if isinstance(recipe, PreferenceRecipe):
+        return WorldTask(
+            name,
+            _picture_prompts,
+            partial(_preferences, recipe),
+            lambda pictures, prompt: judge_pixels(pictures, [prompt.text] * len(pictures)),
+        )
+    if recipe.task != name:
+        raise InputError(f"the task is {name}, and its preferences are of {recipe.task}.", "Make them the same.")
+    return WorldTask(
+        name,
+        partial(video_prompts, recipe),
+        partial(_preferences, recipe),
+        lambda videos, prompt: judge_videos(videos, [prompt] * len(videos)),
+    )
 
 
 def parse_preferences(name: str, content: Any) -> PreferenceRecipe | MotionRecipe:
@@ -79,43 +90,26 @@ def _picture_prompts(split: str, n: int, seed: int) -> list[Prompt]:
     return [Prompt(text, metadata={"category": spec.category}) for text, spec in prompt_set(split, n, seed)]
 
 
-def _video_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[Prompt]:
-    return [
-        Prompt(text, metadata={"category": spec.category}, image=first)
-        for text, spec, first in motion_tasks(split, n, recipe, seed)
-    ]
+def _preferences(
+    recipe: PreferenceRecipe | MotionRecipe, generator: Generator, seed: int
+) -> dict[str, list[Preference]]:
+    pools = {}
+    for split, n in recipe.prompt_counts().items():
+        if isinstance(recipe, PreferenceRecipe):
+            pools[split] = generate(generator, split, n, recipe.samples, seed)
+        else:
+            pools[split] = generate_videos(generator, draw_pools(split, recipe, seed), split, recipe, seed)
+    pair: Callable[..., list[Preference]] = pair_up if isinstance(recipe, PreferenceRecipe) else pair_videos
 
+    def test_set(split: str, **options: Any) -> list[Preference]:
+        return pair(pools[split], split, recipe.test_pairs, recipe, seed, exact=True, **options)
 
-def _of_pictures(recipe: PreferenceRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
-    counts = {"train": recipe.train_prompts, "held_out": recipe.id_prompts, "unseen": recipe.ood_prompts}
-    pools = {split: generate(generator, split, n, recipe.samples, seed) for split, n in counts.items()}
-    tests = recipe.test_pairs
     return {
-        "train": pair_up(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
-        "id": pair_up(pools["held_out"], "held_out", tests, recipe, seed, exact=True),
-        "early": pair_up(pools["held_out"], "held_out", tests, recipe, seed, exact=True, early="all"),
-        "ood": pair_up(pools["unseen"], "unseen", tests, recipe, seed, exact=True),
+        "train": pair(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
+        "id": test_set("held_out"),
+        "early": test_set("held_out", early="all"),
+        "ood": test_set("unseen"),
     }
-
-
-def _of_videos(recipe: MotionRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
-    drawn = {split: draw_pools(split, recipe, seed) for split in ("train", "held_out", "unseen")}
-    pools = {split: video_samples(generator, own, split, recipe, seed) for split, own in drawn.items()}
-    tests = recipe.test_pairs
-    return {
-        "train": pair_videos(pools["train"], "train", recipe.pairs, recipe, seed, exact=False, early="some"),
-        "id": pair_videos(pools["held_out"], "held_out", tests, recipe, seed, exact=True),
-        "early": pair_videos(pools["held_out"], "held_out", tests, recipe, seed, exact=True, early="all"),
-        "ood": pair_videos(pools["unseen"], "unseen", tests, recipe, seed, exact=True),
-    }
-
-
-def _pictures_seen(pictures: Tensor, prompt: Prompt) -> Sequence[Seen]:
-    return judge_pixels(pictures, [prompt.text] * len(pictures))
-
-
-def _videos_seen(videos: Tensor, prompt: Prompt) -> Sequence[Seen]:
-    return judge_videos(videos, [prompt] * len(videos))
 
 
 PICTURES = task_of("t2i", PreferenceRecipe())
