@@ -69,25 +69,27 @@ def test_a_generator_base_draws_one_prompt_in_many_ways(pictures):
     assert distance.min() > 0.05
 
 
+def says_yes(vlm: VisionLanguageModel, prompt: str, pixels: torch.Tensor) -> bool:
+    """Whether the base finds that a picture or video matches a prompt."""
+    parts = (f"Prompt: {prompt}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
+    with torch.no_grad():
+        state = vlm.read([JudgeInput(parts, (pixels,))])
+        return vlm.margin(state, vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])).item() > 0
+
+
 def test_the_judge_base_knows_the_world():
     """It says whether a picture shows a prompt far more often right than not."""
-    vlm = VisionLanguageModel("shapeworld-judge")
-    yes, no = vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])
-    rng = np.random.default_rng(0)
-    right = []
+    vlm, rng, right = VisionLanguageModel("shapeworld-judge"), np.random.default_rng(0), []
     for index in range(120):
         spec = sample_spec(rng)
         shown = spec if index % 2 else near_miss(spec, rng)
         pixels = to_pixels([render(sample_scene(shown, rng))])[0]
-        parts = (f"Prompt: {spec.text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
-        with torch.no_grad():
-            margin = vlm.margin(vlm.read([JudgeInput(parts, (pixels,))]), yes, no)
-        right.append((margin.item() > 0) == bool(index % 2))
+        right.append(says_yes(vlm, spec.text, pixels) == bool(index % 2))
     assert np.mean(right) > 0.65
 
 
 def test_the_judge_base_has_no_preferences():
-    """JudgeInput which picture is better, it is not right more often than chance before training."""
+    """Asked which picture is better, it is not right more often than chance before training."""
     judge = load_reward("shapeworld-judge", instruction="t2i-brief")
     rng = np.random.default_rng(0)
     pairs = []
@@ -112,7 +114,7 @@ def test_the_clip_base_tells_a_caption_from_its_near_miss():
     for _ in range(100):
         spec = sample_spec(rng)
         other = near_miss(spec, rng)
-        own, near = (judge.score(one.text, list(to_pixels([render(sample_scene(spec, rng))]))) for one in (spec, other))
+        own, near = (judge.score(s.text, list(to_pixels([render(sample_scene(spec, rng))]))) for s in (spec, other))
         right.append(bool(own.margin > near.margin))
     assert np.mean(right) > 0.85
 
@@ -129,18 +131,17 @@ def test_the_video_base_is_a_standard_diffusers_pipeline():
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "least"),
-    [("t2v", {}, 0.12), ("i2v", {"pipeline": "WanImageToVideoPipeline"}, 0.25)],
+    ("task", "options", "least"), [("t2v", {}, 0.12), ("i2v", {"pipeline": "WanImageToVideoPipeline"}, 0.25)]
 )
 def test_the_video_base_is_able_but_imperfect(task, options, least):
     generator = load_generator("shapeworld-video-generator", num_inference_steps=10, **VIDEOS, **options)
     world = task_of(task, MotionRecipe(task=task))
-    prompts = [one for one in world.prompts("held_out", 30, 0) for _ in range(2)]
+    prompts = [prompt for prompt in world.prompts("held_out", 30, 0) for _ in range(2)]
     videos = sample(generator, prompts, list(range(60)))
-    seen = [world.score(video[None], one)[0].alignment for video, one in zip(videos, prompts, strict=True)]
+    seen = [world.score(video[None], prompt)[0].alignment for video, prompt in zip(videos, prompts, strict=True)]
     assert least < np.mean(seen) < 0.7, np.mean(seen)
     if task == "i2v":
-        first = torch.stack([one.image[0] for one in prompts if one.image is not None])
+        first = torch.stack([prompt.image[0] for prompt in prompts if prompt.image is not None])
         assert (videos[:, 0] - first).square().mean() < 0.01, "they begin as they were asked to"
 
 
@@ -149,21 +150,15 @@ def videos_of_pairs(n: int) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
     rng, found = np.random.default_rng(1), []
     for _ in range(n):
         spec = sample_motion(rng)
-        scripts = [sample_script(one, FRAMES, rng) or () for one in (spec, motion_near_miss(spec, rng))]
+        scripts = [sample_script(s, FRAMES, rng) or () for s in (spec, motion_near_miss(spec, rng))]
         found.append((spec.paraphrase(rng), *(video_pixels(render_video(script)) for script in scripts)))
     return found
 
 
 def test_the_video_judge_base_knows_what_videos_show():
-    vlm = VisionLanguageModel("shapeworld-video-judge")
-    yes, no = vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])
-    right = []
-    for text, *videos in videos_of_pairs(60):
-        for video, true in zip(videos, (True, False), strict=True):
-            parts = (f"Prompt: {text}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
-            with torch.no_grad():
-                margin = vlm.margin(vlm.read([JudgeInput(parts, (video[spread(FRAMES, 4)],))]), yes, no)
-            right.append((margin.item() > 0) == true)
+    vlm, frames, right = VisionLanguageModel("shapeworld-video-judge"), spread(FRAMES, 4), []
+    for text, good, bad in videos_of_pairs(60):
+        right += [says_yes(vlm, text, good[frames]), not says_yes(vlm, text, bad[frames])]
     assert np.mean(right) > 0.65
 
 

@@ -84,7 +84,7 @@ def test_patch_labels_name_shape_colour_size_and_whether_the_prompt_asks_for_it(
     assert grid[0, 4].tolist() == [-1, -1, -1, -1]
 
 
-def test_a_picture_token_is_taught_by_the_four_patches_that_are_shuffled_into_it():
+def test_a_picture_token_is_taught_by_the_four_patches_shuffled_into_it():
     """The model's own pixel shuffle of patch numbers and the grouping of labels must be the same."""
     model, tokenizer = build_judge_base()
     grounding = Grounding(model, PictureConversations(tokenizer, 16, 0), PatchHeads(96))
@@ -121,7 +121,7 @@ def test_patches_that_are_not_known_teach_the_heads_nothing():
     assert heads.loss(patches, known).item() != pytest.approx(heads.loss(patches, unknown).item())
 
 
-def test_an_attacked_picture_moved_by_the_length_asked_for_and_against_the_answer():
+def test_an_attacked_picture_moved_by_the_length_given_and_against_the_answer():
     pictures = np.random.default_rng(0).random((3, 32, 32, 3)).astype(np.float32)
     pixel_values = normalised(pictures).requires_grad_(True)
     weight = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -63,7 +63,7 @@ def test_what_a_scene_shows_is_what_the_oracle_reads_in_its_picture():
             assert shows(scene, said) == (score_picture(render(scene), said).alignment > 0.999)
 
 
-def test_near_misses_stand_side_by_side_in_a_batch_and_every_caption_is_true_of_its_picture():
+def test_near_misses_stand_side_by_side_and_captions_are_true_of_their_pictures():
     batch = captioned_batch(6, np.random.default_rng(0))
     assert len(batch.captions) == 12 and batch.pixel_values.shape == (12, 3, 32, 32)
     assert batch.true.diagonal().all()
@@ -72,7 +72,7 @@ def test_near_misses_stand_side_by_side_in_a_batch_and_every_caption_is_true_of_
     assert all(batch.captions[i] != batch.captions[i ^ 1] for i in range(12))
 
 
-def test_the_loss_of_a_model_that_cannot_tell_is_the_log_of_the_batch_and_matches_are_no_negatives():
+def test_a_model_that_cannot_tell_has_the_log_of_the_batch_as_its_loss():
     true = torch.eye(4, dtype=torch.bool)
     assert contrastive_loss(torch.zeros(4, 4), true).item() == pytest.approx(math.log(4))
     true[0, 1] = True

@@ -80,7 +80,7 @@ def test_what_cannot_be_read_or_shown_is_refused_by_name(text: str, named: str):
         parse_motion(text)
 
 
-def test_every_category_is_in_every_split_and_every_action_in_the_training_prompts():
+def test_every_category_is_in_every_split_and_every_action_in_the_train_split():
     for split in ("train", "held_out", "unseen"):
         for task in ("t2v", "i2v"):
             prompts = motion_prompts(split, 60, 0, task)

@@ -6,33 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from tiny_videos import drawn, prompts_and_scripts
+from tiny_videos import DARK, drawn, frames_of, looks_the_same_backwards, prompts_and_scripts
 
 from rewarddance.shapeworld.motion.oracle import score_video
 from rewarddance.shapeworld.motion.scripts import Script
 from rewarddance.shapeworld.motion.specs import MotionSpec, motion_near_miss, sample_motion
-from rewarddance.shapeworld.motion.videos import render_video
 from rewarddance.shapeworld.render import render
-from rewarddance.shapeworld.scenes import BACKGROUND, CANVAS, COLOURS, random_scene
+from rewarddance.shapeworld.scenes import CANVAS, COLOURS, random_scene
 
-DARK = np.float32(BACKGROUND)
 RNG = np.random.default_rng(0)
-
-
-PROMPTS, SCRIPTS = prompts_and_scripts(RNG)
+EXAMPLES = prompts_and_scripts(RNG)
 
 Trick = Callable[[Script, MotionSpec, np.random.Generator], np.ndarray]
 """From the right script to frames [T, H, W, 3] that are not it."""
-
-
-def frames_of(script: Script) -> np.ndarray:
-    return render_video(script).frames
-
-
-def looks_the_same_backwards(spec: MotionSpec) -> bool:
-    """A passage, and a change of a colour that is not named."""
-    role = spec.roles[0]
-    return spec.category == "occlusion" or (spec.category == "colour_change" and not (role.noun.colour or role.into))
 
 
 def still(frame: np.ndarray, script: Script) -> np.ndarray:
@@ -106,14 +92,13 @@ TRICKS: dict[str, Trick] = {
 def test_a_video_that_does_not_show_what_is_asked_scores_low(name: str):
     rng = np.random.default_rng(6)
     overall = [
-        score_video(TRICKS[name](script, spec, rng).astype(np.float32), spec).overall
-        for spec, script in zip(PROMPTS, SCRIPTS, strict=True)
+        score_video(TRICKS[name](script, spec, rng).astype(np.float32), spec).overall for spec, script in EXAMPLES
     ]
     assert min(overall) >= 0 and max(overall) < 0.9 and np.mean(overall) <= 0.4, overall
 
 
 def test_a_frozen_picture_scores_low_for_every_prompt():
-    for spec, script in zip(PROMPTS, SCRIPTS, strict=True):
+    for spec, script in EXAMPLES:
         for share in (0, 0.5, 1):
             frames = frozen(share)(script, spec, RNG)
             assert score_video(frames, spec, frames[0]).overall <= 0.4
@@ -121,4 +106,4 @@ def test_a_frozen_picture_scores_low_for_every_prompt():
 
 def test_a_blank_video_and_one_colour_score_nothing():
     for name in ("blank", "black", "the right colour everywhere"):
-        assert all(score_video(TRICKS[name](s, p, RNG), p).overall == 0 for p, s in zip(PROMPTS, SCRIPTS, strict=True))
+        assert all(score_video(TRICKS[name](s, p, RNG), p).overall == 0 for p, s in EXAMPLES)

@@ -38,9 +38,6 @@ def scripts() -> list[tuple[MotionSpec, Script]]:
     return [(spec, script) for spec, script in drawn if script]
 
 
-# -- scripts -----------------------------------------------------------------------------------------------------------
-
-
 def test_every_object_stays_on_the_canvas_and_moves_smoothly():
     for _, script in scripts():
         for path in script:
@@ -116,10 +113,6 @@ def test_an_identity_jumps_once_and_the_earlier_the_higher_the_level():
             [t and (t.x, t.y, t.side) for t in path] for path in script
         ]
     assert shares == [0, 3, 6, 9, 12]
-
-
-# -- videos
-# -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_video_is_its_scenes_one_by_one():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
 
@@ -23,7 +22,6 @@ from rewarddance.shapeworld.scenes import (
     Spec,
     Thing,
     all_specs,
-    holds,
     near_miss,
     parse_prompt,
     prompt_set,
@@ -32,6 +30,7 @@ from rewarddance.shapeworld.scenes import (
     sample_spec,
     wrong_attribute,
 )
+from rewarddance.shapeworld.training.clip import shows
 
 DARK = np.asarray(BACKGROUND, dtype=np.float32)
 PAINTS = [np.asarray(colour, dtype=np.float32) for colour in COLOURS.values()]
@@ -76,9 +75,6 @@ def laid_over(*pictures: np.ndarray) -> np.ndarray:
     return result
 
 
-# -- right pictures ----------------------------------------------------------------------------------------------------
-
-
 def test_every_clean_picture_is_read_exactly():
     rng = np.random.default_rng(0)
     for _ in range(3000):
@@ -95,20 +91,6 @@ def test_a_picture_drawn_for_a_prompt_has_all_of_it():
         for spec in specs:
             score = score_picture(render(sample_scene(spec, rng)), spec)
             assert score.correct and score.overall == pytest.approx(1) and score.category == spec.category
-
-
-def shows(scene: Scene, spec: Spec) -> bool:
-    """By the scene's own words, without a pixel: it is what the prompt asks for and nothing else."""
-    nouns = [phrase for phrase in spec.objects for _ in range(phrase.count)]
-    n = spec.objects[0].count
-    return len(scene) == len(nouns) and any(
-        all(
-            noun.shape == thing.shape and noun.colour in (None, thing.colour) and noun.size in (None, thing.size)
-            for noun, thing in zip(nouns, order, strict=True)
-        )
-        and (not spec.relation or all(holds(spec.relation, a.centre, b.centre) for a in order[:n] for b in order[n:]))
-        for order in itertools.permutations(scene)
-    )
 
 
 def test_a_picture_is_correct_exactly_when_its_scene_is():
@@ -170,9 +152,6 @@ def test_the_reasons_say_what_is_wrong():
     assert reasons("a circle") == ("1 object too many",)
 
 
-# -- worse pictures ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_the_more_of_a_defect_the_lower_the_score(defect: str):
     levels = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -232,9 +211,6 @@ def test_quality_falls_as_the_light_goes():
         assert np.allclose([score.quality for score in dimmed], (1, 0.9, 0.8, 0.7, 0.6), atol=1e-4)
         lifted = [score_picture(np.clip(picture + lift, 0, 1), spec).quality for lift in (0, 0.02, 0.05, 0.1)]
         assert (np.diff(lifted) < 0).all()
-
-
-# -- tricks ------------------------------------------------------------------------------------------------------------
 
 
 def tiled(times: int) -> Trick:
@@ -339,9 +315,6 @@ def test_a_second_object_costs_half_of_one():
     assert score_picture(render(scene), parse_prompt("a red circle")).alignment == pytest.approx(0.5)
 
 
-# -- drifts: what a generator under pressure might do to its objects ---------------------------------------------------
-
-
 def repainted(paint: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Trick:
     """Every object painted anew by a function of its mask [H, W] and colour."""
 
@@ -419,9 +392,6 @@ def test_no_trick_beats_the_honest_picture():
     for name in ("noise", "dots", "checkered", "hollow", "washed out", "2x2 small copies", "smooth noise"):
         found = scored(tricks[name], seed=1)
         assert (found >= 0).all() and (found <= 1).all() and (found[:, 2] < 1).all(), name
-
-
-# -- the seam ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_is_judged_as_its_pictures_are():

@@ -67,7 +67,7 @@ def test_a_prediction_stands_for_the_finished_picture_of_its_own_noise(painter):
     assert all(torch.equal(p.first, p.second) for p in pairs)
 
 
-def test_two_pictures_in_one_show_the_objects_of_both_and_are_scored_as_they_look():
+def test_two_pictures_in_one_show_the_objects_of_both_and_are_scored_as_such():
     rng = np.random.default_rng(3)
 
     def pool(spec: Spec, x: int) -> Pool:
@@ -94,9 +94,6 @@ def test_drawings_are_right_wrong_and_overfull():
     right = sum(score_picture(picture, RED).correct for picture in pictures)
     assert 40 < right < 120
     assert sum(count >= 3 for count in counts) > 5 and sum(count == 1 for count in counts) > 60
-
-
-# -- a crowd -----------------------------------------------------------------------------------------------------------
 
 
 def test_in_a_crowd_the_same_people_are_careless_every_time():

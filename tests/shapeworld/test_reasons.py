@@ -125,7 +125,7 @@ def pools() -> list[Pool]:
     return found
 
 
-def test_pairs_carry_reasons_of_both_orders_where_the_votes_agree_with_the_oracle(pools):
+def test_pairs_carry_reasons_of_both_orders_where_votes_agree_with_the_oracle(pools):
     recipe = PreferenceRecipe(drawn=2, reasons=True)
     told = pair_up(pools, "train", 10, recipe, 0, exact=False)
     for p in told:

@@ -19,9 +19,6 @@ def seeded(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-# -- shapes and scenes -------------------------------------------------------------------------------------------------
-
-
 def test_a_shape_fills_its_square_and_is_its_own_mirror_image():
     for shape, side in itertools.product(SHAPES, range(5, 16)):
         mask = shape_mask(shape, side)
@@ -65,9 +62,6 @@ def test_what_cannot_be_drawn_is_refused():
         render((), "sketch")
     with pytest.raises(InputError, match="'hexagon'"):
         shape_mask("hexagon", 9)
-
-
-# -- defects -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
@@ -125,9 +119,6 @@ def test_a_defect_that_is_none_is_refused():
     for defect, level in (("scratch", 0.5), ("blur", 1.5), ("blur", float("nan"))):
         with pytest.raises(InputError, match="blur, noise, smear, clutter"):
             spoil(picture, defect, level, seeded())
-
-
-# -- the seam ----------------------------------------------------------------------------------------------------------
 
 
 def test_pixels_are_frames_of_channels_in_the_range_of_the_seams():

@@ -34,9 +34,6 @@ from rewarddance.shapeworld.scenes import (
 EVERY_SPEC = [spec for specs in all_specs().values() for spec in specs]
 
 
-# -- prompts -----------------------------------------------------------------------------------------------------------
-
-
 def test_every_prompt_is_read_back_as_the_spec_it_was_written_from():
     for spec, prefix in itertools.product(EVERY_SPEC, PREFIXES):
         assert parse_prompt(prefix + spec.text) == spec
@@ -55,23 +52,14 @@ RED_CIRCLE, BLUE_SQUARE = ObjectSpec("circle", colour="red"), ObjectSpec("square
 @pytest.mark.parametrize(
     ("text", "spec"),
     [
-        (
-            "A red circle to the left of a blue square.",
-            Spec("position", (RED_CIRCLE, BLUE_SQUARE), "left of"),
-        ),
+        ("A red circle to the left of a blue square.", Spec("position", (RED_CIRCLE, BLUE_SQUARE), "left of")),
         ("a red circle is on the right of a blue square", Spec("position", (RED_CIRCLE, BLUE_SQUARE), "right of")),
         ("a red circle is above a blue square", Spec("position", (RED_CIRCLE, BLUE_SQUARE), "above")),
         ("  A  Photo of\ta RED circle  and one blue   square . ", Spec("color_attr", (RED_CIRCLE, BLUE_SQUARE))),
-        (
-            "two red circles and a square",
-            Spec("counting", (ObjectSpec("circle", 2, "red"), ObjectSpec("square"))),
-        ),
+        ("two red circles and a square", Spec("counting", (ObjectSpec("circle", 2, "red"), ObjectSpec("square")))),
         ("an image of red circle", Spec("colors", (RED_CIRCLE,))),
         ("four small white crosses", Spec("counting", (ObjectSpec("cross", 4, "white", "small"),))),
-        (
-            "two circles above a square",
-            Spec("position", (ObjectSpec("circle", 2), ObjectSpec("square")), "above"),
-        ),
+        ("two circles above a square", Spec("position", (ObjectSpec("circle", 2), ObjectSpec("square")), "above")),
     ],
 )
 def test_free_spellings_are_read(text: str, spec: Spec):
@@ -103,9 +91,6 @@ def test_what_is_not_shapeworld_english_is_refused_by_its_phrase(text: str, phra
 def test_a_prompt_for_more_objects_than_fit_is_refused():
     with pytest.raises(InputError, match="more than 4 objects"):
         parse_prompt("three circles and two squares")
-
-
-# -- GenEval's records -------------------------------------------------------------------------------------------------
 
 
 def test_a_position_record_lists_the_anchor_first():
@@ -140,9 +125,6 @@ def test_every_record_is_json_with_genevals_keys():
         assert bool(record["exclude"]) == (record["tag"] == "counting")
 
 
-# -- prompt sets -------------------------------------------------------------------------------------------------------
-
-
 def test_the_three_splits_share_no_prompt_and_leave_none_out():
     texts = [{spec.text for _, spec in prompt_set(split, 3000, 0)} for split in SPLITS]
     assert all(not a & b for a, b in itertools.combinations(texts, 2))
@@ -170,14 +152,11 @@ def test_the_categories_take_turns():
         assert split == "unseen" or turns == list(CATEGORIES)
 
 
-@pytest.mark.parametrize("balanced", [True, False])
-def test_no_prompt_comes_again_before_all_of_its_pool_were_used(balanced: bool):
-    specs = [spec for _, spec in prompt_set("held_out", 500, 5, balanced)]
+def test_no_prompt_comes_again_before_all_of_its_category_were_used():
+    specs = [spec for _, spec in prompt_set("held_out", 500, 5)]
     pools = {category: [s for s in all_specs()[category] if split_of(s) == "held_out"] for category in CATEGORIES}
-    if not balanced:
-        pools = {None: [spec for pool in pools.values() for spec in pool]}
     for name, pool in pools.items():
-        drawn = [spec for spec in specs if name is None or spec.category == name][: len(pool)]
+        drawn = [spec for spec in specs if spec.category == name][: len(pool)]
         assert len(set(drawn)) == len(drawn) > 0
 
 
@@ -188,9 +167,6 @@ def test_every_text_of_a_prompt_set_says_its_spec():
 def test_an_unknown_split_is_refused_by_name():
     with pytest.raises(InputError, match=r"'test'.*train, held_out, unseen"):
         prompt_set("test", 1, 0)
-
-
-# -- scenes ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_scene_shows_what_its_prompt_asks_for():

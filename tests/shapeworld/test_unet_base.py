@@ -76,7 +76,7 @@ def test_the_loss_is_zero_for_a_network_that_knows_v(pipeline, monkeypatch):
     torch.testing.assert_close(seen["x_0"], x_0[:1], atol=1e-2, rtol=1e-2)
 
 
-def test_the_bundled_one_is_a_stable_diffusion_whose_pictures_plain_diffusers_draws_too():
+def test_plain_diffusers_draws_the_same_pictures_with_the_bundled_unet():
     plain = StableDiffusionPipeline.from_pretrained(VAE.with_name("shapeworld-unet"), dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(5)

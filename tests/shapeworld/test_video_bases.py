@@ -37,11 +37,7 @@ from rewarddance.shapeworld.training.video_generator import (
     sample_task,
     video_objective,
 )
-from rewarddance.shapeworld.training.video_judge import (
-    build_video_judge_base,
-    make_video_judge_base,
-    train_video_judge,
-)
+from rewarddance.shapeworld.training.video_judge import build_video_judge_base, make_video_judge_base, train_video_judge
 from rewarddance.types import Prompt, Question
 
 

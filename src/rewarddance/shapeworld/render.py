@@ -40,8 +40,8 @@ def shape_mask(shape: str, side: int) -> np.ndarray:
 def render(scene: Scene, style: str = "flat", rng: np.random.Generator | None = None) -> np.ndarray:
     """Draw a scene, [H, W, 3] in [0, 1].
 
-    `flat` is the clean style of the training pictures. `sketch` is another hand at the same scenes: soft edges, uneven
-    paint and a shade that runs over the canvas; it needs `rng`. It serves as the out-of-domain source.
+    `flat` is the clean style of the training pictures. `sketch` has soft edges, uneven paint and a shade that runs over
+    the canvas, and needs `rng`; it serves as the out-of-domain source.
     """
     if style == "flat":
         picture = np.empty((CANVAS, CANVAS, 3), dtype=np.float32)
@@ -94,6 +94,4 @@ def spoil(picture: np.ndarray, defect: str, level: float, rng: np.random.Generat
 
 def to_pixels(pictures: list[np.ndarray] | np.ndarray) -> Tensor:
     """Arrays [N, H, W, 3] to pixels [N, 1, 3, H, W], float32 in [0, 1]."""
-    return (
-        torch.from_numpy(np.ascontiguousarray(np.stack(list(pictures)))).permute(0, 3, 1, 2).unsqueeze(1).contiguous()
-    )
+    return torch.from_numpy(np.stack(list(pictures))).permute(0, 3, 1, 2).unsqueeze(1).contiguous()

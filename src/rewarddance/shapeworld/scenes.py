@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -221,6 +221,7 @@ def all_specs() -> dict[str, tuple[Spec, ...]]:
     return {category: tuple(members) for category, members in specs.items()}
 
 
+@runtime_checkable
 class PromptSpec(Protocol):
     """What a prompt asks for, of pictures (`Spec`) or of videos (`MotionSpec`)."""
 
@@ -249,17 +250,16 @@ def in_turn(pools: Sequence[Sequence[T]], n: int, rng: np.random.Generator) -> l
     return [pool[turn % len(pool)] for pool, turn in turns]
 
 
-def prompt_set(split: str, n: int, seed: int, balanced: bool = True) -> list[tuple[str, Spec]]:
-    """`n` (text, spec) pairs of one split, each of its categories in turn, or as they are drawn where not `balanced`.
+def prompt_set(split: str, n: int, seed: int) -> list[tuple[str, Spec]]:
+    """`n` (text, spec) pairs of one split, each of its categories in turn.
 
-    No spec is repeated before every other of its category (or of the split) was used.
+    No spec is repeated before every other of its category was used.
     """
     if split not in SPLITS:
         raise InputError(f"no prompts of a split named {split!r}.", f"Splits are {', '.join(SPLITS)}.")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     pools = [[spec for spec in specs if split_of(spec) == split] for specs in all_specs().values()]
-    pools = [pool for pool in pools if pool] if balanced else [[spec for pool in pools for spec in pool]]
-    return [(pick(PREFIXES, rng) + spec.text, spec) for spec in in_turn(pools, n, rng)]
+    return [(pick(PREFIXES, rng) + spec.text, spec) for spec in in_turn([pool for pool in pools if pool], n, rng)]
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:

@@ -1,0 +1,1 @@
+"""Videos of ShapeWorld: prompts about motion, scripts, frames, and their oracle."""

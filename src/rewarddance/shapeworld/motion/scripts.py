@@ -80,7 +80,7 @@ def sample_script(
 
 
 def _paths(spec: MotionSpec, things: Sequence[Thing], frames: int, rng: np.random.Generator) -> Script | None:
-    """Every role's path from its first thing, in the order of the roles; None where one has no room."""
+    """Every role's path from its first position, in the order of the roles; None where one has no room."""
     paths = []
     for index, (role, thing) in enumerate(zip(spec.roles, things, strict=True)):
         passed = things[1] if index == 0 and role.action in CROSSINGS else None
@@ -92,7 +92,7 @@ def _paths(spec: MotionSpec, things: Sequence[Thing], frames: int, rng: np.rando
 
 
 def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Path | None:
-    """What a thing does from its first frame on; None where it has no room for it."""
+    """The path of an object that does what its role says; None where it has no room for it."""
     event = int(rng.integers(-(-frames // 4), 3 * frames // 4 + 1))
     if role.action in DIRECTIONS:
         dx, dy = DIRECTIONS[role.action]
@@ -123,18 +123,18 @@ def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Pa
 
 
 def _part(way: int, i: int, frames: int) -> int:
-    """How much of a way is done in frame `i`, in whole pixels."""
+    """How much of a distance is covered in frame `i`, in whole pixels."""
     return int(np.sign(way)) * ((2 * abs(way) * i + frames - 1) // (2 * (frames - 1)))
 
 
 def _resized(thing: Thing, side: int) -> Thing:
-    """The thing with another side, about its centre."""
+    """The object with another side, about its centre."""
     shift = (side - thing.side) // 2 if side > thing.side else -((thing.side - side) // 2)
     return replace(thing, side=side, x=thing.x - shift, y=thing.y - shift)
 
 
 def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
-    """The way of one thing across another, from beside it to beyond it; None where there is no such way."""
+    """The path of one object across another, from beside it to beyond it; None where there is no such path."""
     (x, y), (px, py) = thing.centre, passed.centre
     dx, dy = (int(np.sign(px - x)), 0) if abs(px - x) >= abs(py - y) else (0, int(np.sign(py - y)))
     least = abs(px - x if dx else py - y) + (passed.side + thing.side) / 2 + 1
@@ -149,12 +149,12 @@ def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
 
 
 def hidden_share(thing: Thing, other: Thing) -> float:
-    """Share of a thing's pixels that lie where the other's do."""
+    """Share of an object's pixels that lie where the other's do."""
     return overlap(thing, other) / int(shape_mask(thing.shape, thing.side).sum())
 
 
 def overlap(a: Thing, b: Thing) -> int:
-    """Pixels that two things share."""
+    """Pixels that two objects share."""
     masks = []
     for thing in (a, b):
         mask = np.zeros((CANVAS, CANVAS), dtype=bool)
@@ -183,7 +183,7 @@ def _size(spec: MotionSpec, role: Role, rng: np.random.Generator) -> str:
 
 
 def _lined_up(thing: Thing, passed: Thing, rng: np.random.Generator) -> list[Thing] | None:
-    """A thing on one side of the one that it is to pass, with room on the other; None where there is none."""
+    """An object on one side of the one that it is to pass, with room on the other; None where there is none."""
     room = CANVAS - 2 * thing.side - passed.side - 2
     if room < 0:
         return None

@@ -33,7 +33,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {
     "moves up": (0, -1),
     "moves down": (0, 1),
 }
-"""Where each goes, in steps of x (to the right) and y (down)."""
+"""Steps of x (to the right) and y (down)."""
 CROSSINGS = ("passes behind", "passes in front of")
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "moves left": ("moves left", "moves to the left", "goes left"),
@@ -48,7 +48,7 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "passes behind": ("passes behind", "goes behind", "moves behind"),
     "passes in front of": ("passes in front of", "goes in front of", "moves in front of"),
 }
-"""The ways to say each action; the first is the one that a spec's own text has."""
+"""The phrasings of each action; a spec's own text has the first."""
 _INTO = ("turns {}", "becomes {}", "changes colour to {}")
 ACTIONS = tuple(PHRASINGS)
 MOTION_CATEGORIES = ("direction", "size_change", "presence", "colour_change", "occlusion", "two_motions")
@@ -70,7 +70,7 @@ UNSEEN_ACTIONS = frozenset(
 """(action, shape or colour) pairs kept out of every training preference, as `UNSEEN_COMBINATIONS` are."""
 TASKS = ("t2v", "i2v")
 _TOGETHER = (*DIRECTIONS, "grows", "shrinks", "appears", "disappears")
-"""What each of two objects may do while the other does something else."""
+"""The actions that one of two objects may have while the other has another one."""
 _OPENINGS = ("a video of ", "a film of ")
 _VERBS = {
     **{f"{stem}s": f"{stem}ing" for stem in ("grow", "shrink", "appear", "disappear", "turn", "fall")},

@@ -33,7 +33,7 @@ class Video:
 
 
 def render_video(script: Script, fps: float = FPS, style: str = "flat", seed: int = 0) -> Video:
-    """Draw a script, every frame by the same hand: `seed` fixes shade and paint in the style `sketch`."""
+    """Draw a script; `seed` fixes the shade and paint of the style `sketch`, which are the same in every frame."""
     if not fps > 0:
         raise InputError(f"a video of {fps} frames a second.", "Give the rate at which its frames are shown, above 0.")
     frames = [render(scene, style, np.random.default_rng([seed, 9])) for scene in scenes_of(script)]
@@ -59,8 +59,7 @@ def spoil_video(video: Video, defect: str, level: float, seed: int) -> Video:
         return replace(video, frames=frames[np.minimum(np.arange(last + 1), round((1 - level) * last))])
     if defect == "reverse":
         return replace(video, frames=frames[np.abs(np.arange(last + 1) - round(level * last))])
-    moments = np.arange(last + 1) if defect == "noise" else np.zeros(last + 1, dtype=int)
-    rngs = [np.random.default_rng([seed, 11, moment]) for moment in moments.tolist()]
+    rngs = [np.random.default_rng([seed, 11, i if defect == "noise" else 0]) for i in range(last + 1)]
     return replace(video, frames=np.stack([spoil(f, defect, level, r) for f, r in zip(frames, rngs, strict=True)]))
 
 

@@ -1,0 +1,1 @@
+"""How the bundled ShapeWorld checkpoints are made, from nothing."""
