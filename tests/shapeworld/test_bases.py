@@ -25,7 +25,7 @@ SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))
 
 def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     said = []
-    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, last_steps=2, say=said.append)
+    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, last_steps=2, log=said.append)
     verdict = load_reward(str(tmp_path / "judge"), instruction="t2i-brief")(
         [Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))]
     )
@@ -49,8 +49,8 @@ def test_which_picture_is_better_is_answered_by_a_coin_whatever_the_pictures():
 
 
 def test_the_last_stage_alone_begins_with_a_bases_own_weights(tmp_path):
-    make_judge_base(tmp_path / "first", vision_steps=1, steps=1, last_steps=1, say=lambda line: None)
-    make_judge_base(tmp_path / "again", last_steps=0, say=lambda line: None, begin=tmp_path / "first")
+    make_judge_base(tmp_path / "first", vision_steps=1, steps=1, last_steps=1, log=lambda line: None)
+    make_judge_base(tmp_path / "again", last_steps=0, log=lambda line: None, begin=tmp_path / "first")
     first, again = (
         InternVLForConditionalGeneration.from_pretrained(tmp_path / n).state_dict() for n in ("first", "again")
     )
@@ -58,20 +58,20 @@ def test_the_last_stage_alone_begins_with_a_bases_own_weights(tmp_path):
 
 
 def test_a_small_judge_base_begins_as_the_lower_layers_of_the_base_beside_it(tmp_path):
-    make_judge_base(tmp_path / "shapeworld-judge", vision_steps=1, steps=1, last_steps=1, say=lambda line: None)
+    make_judge_base(tmp_path / "shapeworld-judge", vision_steps=1, steps=1, last_steps=1, log=lambda line: None)
     beside = InternVLForConditionalGeneration.from_pretrained(tmp_path / "shapeworld-judge").state_dict()
     small, _ = build_judge_base(size="shapeworld-judge-small")
     take_lower_layers(small, tmp_path / "shapeworld-judge")
     taken = small.state_dict()
     assert all(torch.equal(taken[name], beside[name].float()) for name in taken)
     assert sum(weight.numel() for weight in taken.values()) < 0.6 * sum(weight.numel() for weight in beside.values())
-    make_judge_base(tmp_path / "small", steps=1, last_steps=1, say=lambda line: None, size="shapeworld-judge-small")
+    make_judge_base(tmp_path / "small", steps=1, last_steps=1, log=lambda line: None, size="shapeworld-judge-small")
     question = Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))
     assert torch.isfinite(load_reward(str(tmp_path / "small"), instruction="t2i-brief")([question]).margin).all()
 
 
 def test_a_generator_base_is_made_in_the_folder_that_was_named(tmp_path):
-    make_generator_base(tmp_path / "generator", vae_steps=2, steps=2, say=lambda line: None)
+    make_generator_base(tmp_path / "generator", vae_steps=2, steps=2, log=lambda line: None)
     generator = load_generator(str(tmp_path / "generator"), num_inference_steps=2)
     assert generator.init_noise([0]).shape == (1, 8, 8, 8)
 

@@ -26,7 +26,7 @@ SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))
 
 
 def test_a_clip_base_is_made_in_the_folder_that_was_named(tmp_path):
-    make_clip_base(tmp_path / "clip", steps=2, pairs=2, say=lambda line: None)
+    make_clip_base(tmp_path / "clip", steps=2, pairs=2, log=lambda line: None)
     judge = load_reward(str(tmp_path / "clip"), kind="clip")
     verdict = judge([Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))])
     assert torch.isfinite(verdict.margin).all()

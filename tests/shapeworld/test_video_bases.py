@@ -46,7 +46,7 @@ def silent(line: str) -> None:
 
 
 def test_a_video_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
-    make_video_judge_base(tmp_path / "judge", steps=1, adversarial_steps=1, last_steps=1, say=silent)
+    make_video_judge_base(tmp_path / "judge", steps=1, adversarial_steps=1, last_steps=1, log=silent)
     video = torch.rand(9, 3, 32, 32)
     judge = load_reward(str(tmp_path / "judge"), instruction="i2v-brief", frames=4, fps=8.0)
     verdict = judge([Question(Prompt("a red circle moves left", image=video[:1]), video, video.flip(0))])
@@ -79,7 +79,7 @@ def test_the_vision_tower_learns_where_training_is_adversarial(monkeypatch, adve
 
     monkeypatch.setattr(model.model, "get_image_features", recording)
     conversations = VideoConversations(tokenizer, 16, 0)
-    train_video_judge(model, conversations, 2, learning_rate=1e-3, say=silent, batch=2, adversarial=adversarial)
+    train_video_judge(model, conversations, 2, learning_rate=1e-3, log=silent, batch=2, adversarial=adversarial)
     changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     assert any("language_model" in name for name in changed)
     assert any("vision_tower" in name for name in changed) == adversarial
@@ -141,7 +141,7 @@ def test_what_a_video_shows_is_described_in_words():
 
 def test_a_video_generator_base_draws_videos_from_a_text_and_from_a_picture(tmp_path):
     make_video_generator_base(
-        tmp_path / "video", stills=1, vae_steps=1, decoder_steps=1, videos=40, steps=10, say=silent
+        tmp_path / "video", stills=1, vae_steps=1, decoder_steps=1, videos=40, steps=10, log=silent
     )
     size = {"height": 32, "width": 32, "num_frames": FRAMES, "max_sequence_length": TEXT_LENGTH}
     plain = load_generator(str(tmp_path / "video"), 2, **size)
@@ -164,7 +164,7 @@ def test_half_of_a_batch_has_its_first_latent_frame_clean_at_time_0(monkeypatch)
         return forward(self, hidden_states, timestep, *args, **kwargs)
 
     monkeypatch.setattr(type(pipeline.transformer), "forward", recording)
-    train_generator(pipeline, video_objective(pipeline, videos), 1, 0, say=silent, batch=8)
+    train_generator(pipeline, video_objective(pipeline, videos), 1, 0, log=silent, batch=8)
     ((x_t, time),) = seen
     assert time.shape == (8, 80)
     times = time.view(8, 5, 16)

@@ -42,15 +42,15 @@ def bases(
     writable_folder(output)
     for name in STEPS:
         if which in (name.removeprefix("shapeworld-"), "all"):
-            make_judge_base(output / name, say=typer.echo, size=name, begin=begin)
+            make_judge_base(output / name, log=typer.echo, size=name, begin=begin)
     if which in ("generator", "all"):
-        make_generator_base(output / "shapeworld-generator", say=typer.echo)
+        make_generator_base(output / "shapeworld-generator", log=typer.echo)
     if which in ("video-judge", "all"):
-        make_video_judge_base(output / "shapeworld-video-judge", say=typer.echo)
+        make_video_judge_base(output / "shapeworld-video-judge", log=typer.echo)
     if which in ("video-generator", "all"):
-        make_video_generator_base(output / "shapeworld-video-generator", say=typer.echo)
+        make_video_generator_base(output / "shapeworld-video-generator", log=typer.echo)
     if which in ("unet", "all"):
         flow = output / "shapeworld-generator"  # whose VAE it takes: the one just made, or else the bundled one
-        make_unet_base(output / "shapeworld-unet", say=typer.echo, vae=flow if which == "all" else VAE)
+        make_unet_base(output / "shapeworld-unet", log=typer.echo, vae=flow if which == "all" else VAE)
     if which in ("clip", "all"):
-        make_clip_base(output / "shapeworld-clip", say=typer.echo)
+        make_clip_base(output / "shapeworld-clip", log=typer.echo)

@@ -139,7 +139,7 @@ def train_clip_base(
     steps: int,
     seed: int,
     *,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     snapshot: Callable[[float], None] | None = None,
     pairs: int = PAIRS,
 ) -> None:
@@ -149,7 +149,7 @@ def train_clip_base(
     weights = [*model.parameters(), *heads.parameters()]
     rate = cosine(1e-3, 200)
     model.train()
-    loop = TrainingLoop("clip", weights, steps, rate=rate, weight_decay=0.02, say=say, snapshot=snapshot)
+    loop = TrainingLoop("clip", weights, steps, rate=rate, weight_decay=0.02, log=log, snapshot=snapshot)
     for _ in loop:
         batch = captioned_batch(pairs, rng)
         seen = model.get_image_features(pixel_values=batch.pixel_values)
@@ -172,10 +172,10 @@ def train_clip_base(
 
 
 def make_clip_base(
-    folder: Path, steps: int = STEPS, seed: int = 0, say: Callable[[str], None] = print, pairs: int = PAIRS
+    folder: Path, steps: int = STEPS, seed: int = 0, log: Callable[[str], None] = print, pairs: int = PAIRS
 ) -> None:
     """Make the CLIP base and save it as a standard transformers folder; ten snapshots go beside it."""
     model, tokenizer = build_clip_base(seed)
     snapshot = snapshots_of(folder, partial(save_clip_base, model, tokenizer))
-    train_clip_base(model, tokenizer, steps, seed, say=say, snapshot=snapshot, pairs=pairs)
+    train_clip_base(model, tokenizer, steps, seed, log=log, snapshot=snapshot, pairs=pairs)
     save_clip_base(model.to(torch.float16), tokenizer, folder)

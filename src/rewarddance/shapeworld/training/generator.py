@@ -138,7 +138,7 @@ def train_generator(
     steps: int,
     seed: int,
     *,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     snapshot: Callable[[float], None] | None = None,
     batch: int = 64,
     stream: int = 2,
@@ -162,7 +162,7 @@ def train_generator(
         steps,
         rate=lambda step, steps: 1.5e-3 * min(1.0, step / 200) * (0.03 + 0.97 * min(1.0, 2 * (1 - step / steps))),
         weight_decay=0.01,
-        say=say,
+        log=log,
         heads=heads.parameters(),
         averaged=True,
         snapshot=snapshot,
@@ -180,16 +180,16 @@ def make_generator_base(
     vae_steps: int = VAE_STEPS,
     steps: int = STEPS,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Make the generator base and save it as a plain diffusers folder; ten snapshots go beside it."""
     pipeline, rng = build_pipeline(seed), np.random.default_rng([seed, 1])
-    train_vae(pipeline.vae, lambda step: _vae_batch(32, rng), vae_steps, learning_rate=2e-3, say=say)
+    train_vae(pipeline.vae, lambda step: _vae_batch(32, rng), vae_steps, learning_rate=2e-3, log=log)
     with torch.no_grad():
         latents = pipeline.vae.encode(_vae_batch(512, rng)).latent_dist.sample()
     pipeline.vae.register_to_config(scaling_factor=float(1 / latents.std()))  # latents of unit deviation
     snapshot = snapshots_of(folder, pipeline.save_pretrained)
-    train_generator(pipeline, flow_objective(pipeline), steps, seed, say=say, snapshot=snapshot)
+    train_generator(pipeline, flow_objective(pipeline), steps, seed, log=log, snapshot=snapshot)
     save_generator_base(pipeline, pipeline.transformer, folder)
 
 

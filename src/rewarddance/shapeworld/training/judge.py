@@ -170,7 +170,7 @@ def patch_features(seen: Any) -> Tensor:
 
 
 def train_vision_tower(
-    grounding: Grounding, conversations: PictureConversations, steps: int, say: Callable[[str], None]
+    grounding: Grounding, conversations: PictureConversations, steps: int, log: Callable[[str], None]
 ) -> None:
     """First the vision tower alone, on 64 pictures a step: patches are named, and picture tokens point at words."""
     rng, heads = conversations.rng, grounding.heads
@@ -180,7 +180,7 @@ def train_vision_tower(
         steps,
         rate=lambda step, steps: RATE * min(1.0, step / 100),
         weight_decay=0.02,
-        say=say,
+        log=log,
     )
     for _ in loop:
         pictures = [conversations.picture(sample_spec(rng)) for _ in range(64)]
@@ -208,7 +208,7 @@ def train_judge(
     weights: list[Any],
     rate: Schedule,
     batch: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     grounding: Grounding | None = None,
     adversarial: bool = True,
     snapshot: Callable[[float], None] | None = None,
@@ -224,7 +224,7 @@ def train_judge(
     """
     yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
     loop = TrainingLoop(
-        "judge", weights, steps, rate=rate, weight_decay=0.02, say=say, snapshot=snapshot, snapshots=snapshots
+        "judge", weights, steps, rate=rate, weight_decay=0.02, log=log, snapshot=snapshot, snapshots=snapshots
     )
     for step in loop:
         if step % 2 or not adversarial:
@@ -256,7 +256,7 @@ def make_judge_base(
     vision_steps: int = VISION_STEPS,
     steps: int | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     size: str = LARGEST,
     last_steps: int = LAST_STEPS,
     begin: Path | None = None,
@@ -276,7 +276,7 @@ def make_judge_base(
         take_lower_layers(model, find_checkpoint(str(beside) if beside.is_dir() else LARGEST))
     conversations = PictureConversations(tokenizer, tokens, seed)
     if begin is None and size == LARGEST:
-        train_vision_tower(Grounding(model, conversations, heads), conversations, vision_steps, say)
+        train_vision_tower(Grounding(model, conversations, heads), conversations, vision_steps, log)
     stages = [(conversations, steps or STEPS[size], RATE)] if begin is None else []
     stages.append((PictureConversations(tokenizer, tokens, seed + 1, COIN_SHARE), last_steps, LAST_RATE))
     snapshot = snapshots_of(folder, partial(save_judge_base, model, tokenizer))
@@ -289,7 +289,7 @@ def make_judge_base(
             weights=grounding.weights,
             rate=cosine(learning_rate, 200),
             batch=32,
-            say=say,
+            log=log,
             grounding=grounding,
             snapshot=snapshot if learning_rate == RATE else None,
         )

@@ -32,9 +32,12 @@ def snapshots_of(folder: Path, save: Callable[[Path], Any]) -> Callable[[float],
 class TrainingLoop:
     """Iterates over the steps of one training stage, from 1; the body of a step ends with a call of `learn`.
 
-    name: of the progress lines. weights: parameters, or AdamW's groups, where a group's `share` multiplies its rate.
-    rate: the learning rate. heads: parameters that learn besides, whose gradients are not clipped. averaged: keep the
-    moving average of the weights (EMA) in place of the last ones. say: what gets a progress line now and then.
+    name: of the progress lines.
+    weights: parameters, or AdamW's groups, where a group's `share` multiplies its learning rate.
+    rate: the learning rate.
+    log: what gets a progress line now and then.
+    heads: parameters that learn besides, whose gradients are not clipped.
+    averaged: keep the moving average of the weights (EMA) in place of the last ones.
     snapshot: what is called with the share of steps done, `snapshots` times.
     """
 
@@ -46,7 +49,7 @@ class TrainingLoop:
         *,
         rate: Schedule,
         weight_decay: float,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         heads: Iterable[Tensor] = (),
         averaged: bool = False,
         snapshot: Callable[[float], None] | None = None,
@@ -55,7 +58,7 @@ class TrainingLoop:
         groups = list(weights)
         if not isinstance(groups[0], dict):
             groups = [{"params": groups}]
-        self.name, self.steps, self.rate, self.say = name, steps, rate, say
+        self.name, self.steps, self.rate, self.log = name, steps, rate, log
         self.weights = [weight for group in groups for weight in group["params"]]
         self.optimiser = torch.optim.AdamW(
             [*groups, {"params": list(heads)}], betas=(0.9, 0.98), weight_decay=weight_decay
@@ -74,7 +77,7 @@ class TrainingLoop:
                     torch._foreach_lerp_(self.average, self.weights, 1 - min(0.998, (1 + step) / (10 + step)))
             if step % LOG_EVERY == 0 or step == self.steps:
                 figures = ", ".join(f"{name} {value:.4f}" for name, value in self.figures.items())
-                self.say(f"{self.name} step {step} of {self.steps}: {figures}")
+                self.log(f"{self.name} step {step} of {self.steps}: {figures}")
             if self.snapshot and (step % self.snapshot_every == 0 or step == self.steps):
                 self._swap_average()
                 self.snapshot(step / self.steps)

@@ -103,11 +103,11 @@ def make_unet_base(
     folder: Path,
     steps: int = STEPS,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     vae: Path = VAE,
 ) -> None:
     """Make the UNet base and save it as a plain diffusers folder; ten snapshots go beside it. vae: the flow base."""
     pipeline = build_unet_pipeline(seed, vae)
     snapshot = snapshots_of(folder, pipeline.save_pretrained)
-    train_generator(pipeline, v_objective(pipeline), steps, seed, say=say, snapshot=snapshot)
+    train_generator(pipeline, v_objective(pipeline), steps, seed, log=log, snapshot=snapshot)
     save_generator_base(pipeline, pipeline.unet, folder)

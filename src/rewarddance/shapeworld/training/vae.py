@@ -16,7 +16,7 @@ def train_vae(
     steps: int,
     *,
     learning_rate: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     l1_warm_up: int = 1,
 ) -> None:
     """Reconstruction in L1 and L2 with a light KL.
@@ -24,7 +24,7 @@ def train_vae(
     draw: pictures [N, 3, H, W] or videos [N, 3, T, H, W] in [-1, 1] for a step. l1_warm_up: steps over which the weight
     of L1 grows to 1 (in L1 alone the median of a dark canvas is a plateau).
     """
-    loop = TrainingLoop("vae", vae.parameters(), steps, rate=cosine(learning_rate, 50), weight_decay=1e-4, say=say)
+    loop = TrainingLoop("vae", vae.parameters(), steps, rate=cosine(learning_rate, 50), weight_decay=1e-4, log=log)
     for step in loop:
         pixels = draw(step)
         posterior = vae.encode(pixels).latent_dist

@@ -99,7 +99,7 @@ def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
 
 
 def train_video_vae(
-    vae: Any, stills: int, steps: int, decoder_steps: int, seed: int, say: Callable[[str], None]
+    vae: Any, stills: int, steps: int, decoder_steps: int, seed: int, log: Callable[[str], None]
 ) -> None:
     """Train the VAE; sets the latents' mean and deviation by channel.
 
@@ -113,13 +113,13 @@ def train_video_vae(
         videos = _vae_batch(16, rng)
         return torch.cat([videos[:, :, :1], videos[:, :, -1:]]) if step <= stills else videos
 
-    train_vae(vae, draw, stills + steps, learning_rate=3e-3, say=say, l1_warm_up=max(1, stills))
+    train_vae(vae, draw, stills + steps, learning_rate=3e-3, log=log, l1_warm_up=max(1, stills))
     with torch.no_grad():
         latents = torch.cat([vae.encode(_vae_batch(16, rng)).latent_dist.mode() for _ in range(16)])
     mean, std = latents.transpose(0, 1).flatten(1).mean(1), latents.transpose(0, 1).flatten(1).std(1)
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
     weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    loop = TrainingLoop("decoder", weights, decoder_steps, rate=cosine(2e-3, 50), weight_decay=1e-4, say=say)
+    loop = TrainingLoop("decoder", weights, decoder_steps, rate=cosine(2e-3, 50), weight_decay=1e-4, log=log)
     for _ in loop:
         videos = _vae_batch(16, rng)
         with torch.no_grad():
@@ -142,7 +142,7 @@ class EncodedVideos(NamedTuple):
     labels: Tensor
 
 
-def encode_videos(vae: Any, n: int, seed: int, say: Callable[[str], None]) -> EncodedVideos:
+def encode_videos(vae: Any, n: int, seed: int, log: Callable[[str], None]) -> EncodedVideos:
     """Draw and encode `n` videos once; every step of training takes some of them, with new captions and noises."""
     rng = np.random.default_rng([seed, 22])
     mean, std = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
@@ -158,7 +158,7 @@ def encode_videos(vae: Any, n: int, seed: int, say: Callable[[str], None]) -> En
         with torch.no_grad():
             latents.append(((vae.encode(_vae_pixels(videos)).latent_dist.mode() - mean) / std).half())
         if start and start % 3000 == 0:
-            say(f"videos drawn {start}")
+            log(f"videos drawn {start}")
     return EncodedVideos(specs, torch.cat(latents), torch.from_numpy(np.stack(labels)))
 
 
@@ -217,7 +217,7 @@ def make_video_generator_base(
     videos: int = VIDEOS,
     steps: int = STEPS,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> None:
     """Make the video generator base and save it as a plain diffusers folder; ten snapshots go beside it.
 
@@ -225,9 +225,9 @@ def make_video_generator_base(
     weights.
     """
     pipeline = build_video_pipeline(seed)
-    train_video_vae(pipeline.vae, stills, vae_steps, decoder_steps, seed, say)
+    train_video_vae(pipeline.vae, stills, vae_steps, decoder_steps, seed, log)
     pipeline.vae.eval().requires_grad_(False)
-    objective = video_objective(pipeline, encode_videos(pipeline.vae, videos, seed, say))
+    objective = video_objective(pipeline, encode_videos(pipeline.vae, videos, seed, log))
     snapshot = snapshots_of(folder, pipeline.save_pretrained)
-    train_generator(pipeline, objective, steps, seed, say=say, snapshot=snapshot, batch=32, stream=23)
+    train_generator(pipeline, objective, steps, seed, log=log, snapshot=snapshot, batch=32, stream=23)
     save_generator_base(pipeline, pipeline.transformer, folder)

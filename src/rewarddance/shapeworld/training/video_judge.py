@@ -63,7 +63,7 @@ def train_video_judge(
     steps: int,
     *,
     learning_rate: float,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     adversarial: bool = False,
     batch: int = 24,
     snapshot: Callable[[float], None] | None = None,
@@ -81,7 +81,7 @@ def train_video_judge(
         weights=[{"params": language}, *([{"params": vision, "share": VISION_SHARE}] if adversarial else [])],
         rate=cosine(learning_rate, 50),
         batch=batch,
-        say=say,
+        log=log,
         adversarial=adversarial,
         snapshot=snapshot,
         snapshots=5,
@@ -95,7 +95,7 @@ def make_video_judge_base(
     adversarial_steps: int = ADVERSARIAL_STEPS,
     last_steps: int = LAST_STEPS,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     begin: str = LARGEST,
 ) -> None:
     """Make the video judge base and save it as a standard transformers folder; five snapshots go beside it.
@@ -104,7 +104,7 @@ def make_video_judge_base(
     """
     model, tokenizer = build_video_judge_base(seed, begin)
     draw = partial(VideoConversations, tokenizer, model.config.image_seq_length)
-    train = partial(train_video_judge, model, say=say)
+    train = partial(train_video_judge, model, log=log)
     snapshot = snapshots_of(folder, partial(save_judge_base, model, tokenizer))
     train(draw(seed), steps, learning_rate=RATE, snapshot=snapshot)
     scattered = draw(seed + 2, scattered=SCATTERED)
