@@ -18,14 +18,16 @@ from rewarddance.shapeworld.training.judge import (
     take_lower_layers,
 )
 from rewarddance.shapeworld.training.patch_heads import PatchHeads, patch_labels
+from rewarddance.shapeworld.training.video_conversations import VideoConversations
+from rewarddance.shapeworld.training.video_judge import build_video_judge_base
 from rewarddance.types import Question
 
 SCENE = (Thing("square", "red", 8, 0, 0), Thing("circle", "blue", 12, 16, 16))
 
 
 def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
-    said = []
-    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, last_steps=2, log=said.append)
+    lines = []
+    make_judge_base(tmp_path / "judge", vision_steps=2, steps=2, last_steps=2, log=lines.append)
     verdict = load_reward(str(tmp_path / "judge"), instruction="t2i-brief")(
         [Question("a circle", torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32))]
     )
@@ -33,18 +35,25 @@ def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     assert (tmp_path / "judge-snapshots").is_dir()
 
 
-def test_which_picture_is_better_is_answered_by_a_coin_whatever_the_pictures():
-    _, tokenizer = build_judge_base()
-    conversations = PictureConversations(tokenizer, 16, 0, coin_share=1.0)
+@pytest.mark.parametrize(
+    ("build", "kind", "n", "tolerance", "counts"),
+    [
+        (build_judge_base, PictureConversations, 300, 0.1, {2}),
+        (build_video_judge_base, VideoConversations, 60, 0.2, {8, 9}),
+    ],
+)
+def test_which_is_better_is_answered_by_a_coin_whatever_is_shown(build, kind, n, tolerance, counts):
+    _, tokenizer = build()
+    conversations = kind(tokenizer, 16, 0, coin_share=1.0)
     yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
     answers = []
-    for _ in range(300):
+    for _ in range(n):
         ids, labels, pictures, _ = conversations.conversation()
-        assert len(ids) == len(labels) and len(pictures) == 2
+        assert len(ids) == len(labels) and len(pictures) in counts
         (index,) = [i for i, label in enumerate(labels) if label in (yes, no)]
         assert ids[index + 1] == labels[index], "the answer is read after it was given"
         answers.append(labels[index] == yes)
-    assert 0.4 < np.mean(answers) < 0.6
+    assert 0.5 - tolerance < np.mean(answers) < 0.5 + tolerance
     assert "better than the reference?" in tokenizer.decode(ids)
 
 

@@ -23,8 +23,8 @@ def pipeline():
 
 
 def test_a_unet_base_is_made_in_the_folder_that_was_named(tmp_path):
-    said = []
-    make_unet_base(tmp_path / "unet", steps=2, log=said.append)
+    lines = []
+    make_unet_base(tmp_path / "unet", steps=2, log=lines.append)
     generator = load_generator(str(tmp_path / "unet"), num_inference_steps=2)
     assert generator.init_noise([0]).shape == (1, 8, 8, 8) and generator.kind == "StableDiffusionPipeline"
     flow = load_generator(str(VAE), num_inference_steps=2)

@@ -115,19 +115,6 @@ def test_a_conversation_is_about_videos_and_answers_what_they_show():
     assert len(asked) == 5
 
 
-def test_which_video_is_better_is_answered_by_a_coin():
-    _, tokenizer = build_video_judge_base()
-    conversations = VideoConversations(tokenizer, 16, 0, coin_share=1.0)
-    yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
-    answers = []
-    for _ in range(60):
-        ids, labels, *_ = conversations.conversation()
-        (at,) = [i for i, label in enumerate(labels) if label in (yes, no)]
-        assert ids[at + 1] == labels[at], "the answer is read after it was given"
-        answers.append(labels[at] == yes)
-    assert 0.3 < np.mean(answers) < 0.7
-
-
 def test_what_a_video_shows_is_described_in_words():
     spec = parse_motion("a small red circle passes behind a large blue square")
     script = sample_script(spec, FRAMES, np.random.default_rng(0))

@@ -39,13 +39,7 @@ COIN_SHARE, LAST_STEPS, LAST_RATE = 0.5, 300, 4e-4
 ADVERSARY = 1.0
 """Largest L2 distance by which a picture is moved against the model while it learns."""
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+CHAT_TEMPLATE = (BUNDLED / "shapeworld-judge" / "chat_template.jinja").read_text()
 _WORDS = """
 user assistant system yes no Yes No all most half little none nothing blur noise smear clutter Prompt: Reference:
 Candidate: Picture: Criteria: Criterion: Does the candidate match the prompt? Does the reference match the prompt? How much
