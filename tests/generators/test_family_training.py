@@ -54,7 +54,7 @@ def reached(generator: PipelineGenerator, family: str) -> dict[str, bool]:
     prediction = generator.predict(state.x_t, 1, generator.encode(prompts_of(family)))
     generator.decode(generator.predict_x0(state.x_t, prediction, 1)).square().mean().backward()
     for name, part in generator.pipeline.components.items():
-        if isinstance(part, nn.Module) and name != generator.part:
+        if isinstance(part, nn.Module) and name != generator.component:
             assert not any(weight.requires_grad or weight.grad is not None for weight in part.parameters())
     return {
         name: weight.grad is not None and bool(weight.grad.any())

@@ -1,4 +1,4 @@
-"""What every adapter of a diffusers pipeline shares: options, guidance, noise, decoding and training.
+"""What every adapter of a diffusers pipeline shares: options, guidance, noise and decoding.
 
 An adapter reproduces its pipeline's own `__call__` step for step (tested to 1e-4 from the same noise), with gradients
 where the pipeline has none. A family says only what differs.
@@ -10,22 +10,16 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from rewarddance.errors import InputError
+from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.memory import blocks_of, checkpointed
-from rewarddance.runtime.process_group import one_process_at_a_time
-from rewarddance.runtime.sharding import gather_full_tensors, shard
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
@@ -54,7 +48,7 @@ class GeneratorOptions(Recipe):
     scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 
-class PipelineGenerator(ABC):
+class PipelineGenerator(FinetunedPipeline, ABC):
     """A diffusers pipeline as a Generator. Latents are the pipeline's own (packed where it packs them), in float32.
 
     pipeline: loaded, on its device, in the type that the network computes in. options: see `GeneratorOptions`.
@@ -63,22 +57,15 @@ class PipelineGenerator(ABC):
 
     uses: ClassVar[frozenset[str]]
     """Options of the family besides EVERY_FAMILY."""
-    part: ClassVar[str] = "transformer"
-    """The component that is trained."""
-    adapted: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Where LoRA goes, unless `add_lora` is told otherwise."""
-    needs_picture: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = False
     """Does every prompt come with a picture? If not, none does."""
 
     timesteps: Tensor
 
     def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
         self.pipeline, self.options = pipeline, options
-        self.network: Any = getattr(pipeline, self.part)
-        self.kind, self.dtype, self._kind = type(pipeline).__name__, self.network.dtype, type(self.network)
-        self._before: dict[str, Tensor] | None = None
-        self._base: Any = None
-        self._stepped_back = self._mixed = False
+        self.network: Any = getattr(pipeline, self.component)
+        self.kind, self.dtype = type(pipeline).__name__, self.network.dtype
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
@@ -152,10 +139,6 @@ class PipelineGenerator(ABC):
     # -- the Generator protocol ---------------------------------------------------------------------------------
 
     @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    @property
     def num_steps(self) -> int:
         return len(self.timesteps)
 
@@ -176,12 +159,12 @@ class PipelineGenerator(ABC):
         """Raises InputError naming the first prompt that has a picture for nothing, lacks the one that the family
         needs, or has a negative text without guidance."""
         for prompt in prompts:
-            if prompt.image is None and self.needs_picture:
+            if prompt.image is None and self.needs_image:
                 raise InputError(
                     f"a {self.kind} begins from a picture, and the prompt {prompt.text!r} has none.",
                     'Give each prompt one: in a JSONL file, {"prompt": ..., "image": "first.png"}.',
                 )
-            if prompt.image is not None and not self.needs_picture:
+            if prompt.image is not None and not self.needs_image:
                 raise InputError(
                     f"a {self.kind} takes no picture, and the prompt {prompt.text!r} comes with one.",
                     "Take out the image, or choose a generator of image to video.",
@@ -220,19 +203,10 @@ class PipelineGenerator(ABC):
 
     # -- for families -------------------------------------------------------------------------------------------
 
-    def _own(self, option: str) -> Any:
+    def _option(self, option: str) -> Any:
         """An option's value, or the default of the pipeline's own `__call__`."""
         given = getattr(self.options, option)
         return given if given is not None else inspect.signature(self.pipeline.__call__).parameters[option].default
-
-    def _forward(self, *args: Any, **inputs: Any) -> Any:
-        """The network's output, or that of the network that training began from (`as_before_training`)."""
-        with torch.autocast(self.device.type, self.dtype) if self._mixed else nullcontext():
-            if self._stepped_back and self._base is not None:
-                return self._base(*args, **inputs, return_dict=False)[0]
-            if self._stepped_back and self._before is not None:
-                return functional_call(self.network, self._before, args, {**inputs, "return_dict": False})[0]
-            return self.network(*args, **inputs, return_dict=False)[0]
 
     def _time(self, x_t: Tensor, step: int) -> Tensor:
         """The step's time [B] as the scheduler counts it."""
@@ -249,69 +223,6 @@ class PipelineGenerator(ABC):
             )
         return height, width
 
-    # -- what training needs ------------------------------------------------------------------------------------
-
-    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False) -> list[nn.Parameter]:
-        """Put a LoRA on the network; returns its weights, the only ones that train, in float32.
-
-        targets: ends of the names of the layers that get one; the family's `adapted` if none are given. sharded: the
-        network is in pieces over all processes, the LoRA whole on each.
-        """
-        places = list(targets or self.adapted)
-        self.check_lora(targets)
-        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=places)
-        try:
-            self.network.add_adapter(config)
-        except ValueError as error:  # a layer of a kind that takes none
-            raise InputError(f"no LoRA can be put on {places}: {error}.", "Name linear layers.") from error
-        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
-        for weight in weights:
-            weight.data = weight.data.float()  # small steps would be lost in half precision; peft casts at the border
-        if sharded:
-            shard(self.network, self.device.type, whole=weights)
-        return weights
-
-    def check_lora(self, targets: Sequence[str]) -> None:
-        """Raises InputError naming the first of the targets that no layer's name ends with."""
-        names = [f".{name}" for name, _ in self.network.named_modules()]
-        for target in targets:
-            if not any(name.endswith(f".{target}") for name in names):
-                raise InputError(
-                    f"no LoRA can be put on {[target]}: the {self.kind}'s network has no layer of that name.",
-                    f"Name layers of the network by the ends of their names, such as {', '.join(self.adapted)}.",
-                )
-
-    def train_all(self, sharded: bool = False) -> list[nn.Parameter]:
-        """Make all of the network's weights trainable; returns them, in float32 (computed in the type of loading).
-
-        sharded: they, and those that training began from, are in pieces over all processes; until then they are on the
-        CPU, in one process of a machine after the other, for a GPU may have no room for them.
-        """
-        self._mixed = self.dtype != torch.float32
-        if sharded:
-            kind = self.device.type
-            with one_process_at_a_time():
-                self._base = copy.deepcopy(self.network.cpu().float())
-                for network in (self._base, self.network.requires_grad_(True)):
-                    shard(network, kind)
-            return list(self.network.parameters())
-        self.network.float().requires_grad_(True)
-        self._before = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}
-        return list(self.network.parameters())
-
-    @contextmanager
-    def as_before_training(self) -> Iterator[None]:
-        """Within the block the generator is the one that training began from."""
-        self._stepped_back, has_lora = True, self._before is None and self._base is None
-        if has_lora:
-            self.network.disable_adapters()
-        try:
-            yield
-        finally:
-            self._stepped_back = False
-            if has_lora:
-                self.network.enable_adapters()
-
     @contextmanager
     def without_guidance(self) -> Iterator[None]:
         """Within the block one branch is encoded and predicted: what the network itself says of the noise.
@@ -323,57 +234,3 @@ class PipelineGenerator(ABC):
             yield
         finally:
             self.branch_scale = scale
-
-    @contextmanager
-    def checkpointed(self, network: bool = True, decoder: bool = True) -> Iterator[None]:
-        """Within the block their layers keep their inputs only, and are computed again on the way back.
-
-        The network by diffusers' own switch; the decoder block by block, which keeps less than the switch and works
-        where there is none. Raises InputError for a network without the switch.
-        """
-        with ExitStack() as stack:
-            if network:
-                try:
-                    self.network.enable_gradient_checkpointing()
-                except ValueError as error:
-                    raise InputError(
-                        f"the layers of a {self.kind} cannot be computed again: {error}.",
-                        "Leave generator out of checkpointing.",
-                    ) from error
-                stack.callback(self.network.disable_gradient_checkpointing)
-            if decoder:
-                stack.enter_context(checkpointed(blocks_of(self.pipeline.vae.decoder)))
-            yield
-
-    def save_lora(self, folder: Path) -> None:
-        """Write `pytorch_lora_weights.safetensors`, which plain diffusers loads with `load_lora_weights`."""
-        self.pipeline.save_lora_weights(
-            folder,
-            **{
-                f"{self.part}_lora_layers": dict(get_peft_model_state_dict(self.network)),
-                f"{self.part}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
-            },
-        )
-
-    def load_lora(self, folder: Path) -> None:
-        """Load what `save_lora`, or any diffusers trainer, wrote. Raises InputError where there is none."""
-        try:
-            self.pipeline.load_lora_weights(str(folder))
-        except (OSError, ValueError) as error:
-            raise InputError(f"no LoRA can be loaded from {folder}: {error}.", "Give a folder of save_lora.") from error
-
-    def save(self, folder: Path) -> None:
-        """Write the whole pipeline as a plain diffusers folder, after `train_all`. Raises InputError with a LoRA on.
-
-        Where the weights are in pieces all processes call this, and the first one writes.
-        """
-        if getattr(self.network, "peft_config", None):
-            raise InputError("a generator with a LoRA is not saved whole.", "Save the LoRA with save_lora.")
-        if self._base is None:
-            self.pipeline.save_pretrained(folder)
-        elif weights := gather_full_tensors(self.network.state_dict()):
-            whole = self._kind.from_config(self.network.config)
-            whole.load_state_dict(weights, assign=True)
-            setattr(self.pipeline, self.part, whole)
-            self.pipeline.save_pretrained(folder)
-            setattr(self.pipeline, self.part, self.network)

@@ -49,7 +49,8 @@ class Models:
         """All that is there before a step: weights, buffers, gradients, and the weights that training began from."""
         modules = [*self.parts.values(), self.judge.model]
         found = [one for module in modules for one in (*module.parameters(), *module.buffers())]
-        return [*found, *(w.grad for w in self.trained if w.grad is not None), *(self.generator._before or {}).values()]
+        initial = self.generator.initial_weights or {}
+        return [*found, *(w.grad for w in self.trained if w.grad is not None), *initial.values()]
 
 
 class AlignmentPlanner:
@@ -267,7 +268,7 @@ class _CountedJudge:
 def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> References:
     """Two references as shapes."""
     shape = generator.init_noise([0]).shape[1:]
-    frames = generator._own("num_frames") if "num_frames" in generator.uses else 1
+    frames = generator._option("num_frames") if "num_frames" in generator.uses else 1
     pictures = tuple(torch.empty(frames, 3, generator.height, generator.width, device="meta") for _ in range(2))
     latents = torch.empty(2, *shape, device="meta")
     (asked,) = _with_picture(generator, [prompt])
@@ -276,7 +277,7 @@ def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> Referenc
 
 def _with_picture(generator: PipelineGenerator, texts: Sequence[str]) -> list[Prompt]:
     """Prompts, with one picture of the video's size where the generator needs it."""
-    image = torch.zeros(1, 3, generator.height, generator.width) if generator.needs_picture else None
+    image = torch.zeros(1, 3, generator.height, generator.width) if generator.needs_image else None
     return [Prompt(text, image=image) for text in texts]
 
 
@@ -292,7 +293,7 @@ def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple
     beside = ("judge", "references: encoding", "references: tournament") if apart else ()
     name, worst = max(((k, v) for k, v in moments.items() if k not in beside), key=lambda one: one[1])
     weights = sum(weight.numel() for weight in trained)
-    before = sum(one.nbytes for one in (models.generator._before or {}).values())
+    before = sum(one.nbytes for one in (models.generator.initial_weights or {}).values())
     parts = [
         *(Part(part, size, run.dtype) for part, size in whole.items()),
         *([] if apart else [Part("judge", judge, run.judge_dtype)]),

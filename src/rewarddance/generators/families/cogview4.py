@@ -25,7 +25,7 @@ class CogView4Generator(FlowGenerator):
     """A CogView4 pipeline. Its texts are padded without a mask, so branches of two lengths need two forwards."""
 
     uses = frozenset({"negative_prompt", "max_sequence_length"})
-    adapted = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def _default_size(self) -> tuple[int, int]:
         side = self.network.config.sample_size * self.pipeline.vae_scale_factor
@@ -50,7 +50,7 @@ class CogView4Generator(FlowGenerator):
         return Condition(text, None if self.branch_scale is None else self._text(self._negatives(prompts)))
 
     def _text(self, texts: list[str]) -> Tensor:
-        length = self._own("max_sequence_length")
+        length = self._option("max_sequence_length")
         return self.pipeline.encode_prompt(texts, do_classifier_free_guidance=False, max_sequence_length=length)[0]
 
     def predict(self, x_t: Tensor, step: int, condition: Condition) -> Tensor:

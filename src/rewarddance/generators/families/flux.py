@@ -10,14 +10,14 @@ from rewarddance.generators.families.packed import PackedGenerator
 class FluxGenerator(PackedGenerator):
     """A FLUX.1 pipeline."""
 
-    adapted = (
+    lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     )
 
     def _text(self, texts: list[str]) -> dict[str, Tensor]:
         text, pooled, places = self.pipeline.encode_prompt(
-            texts, device=self.device, max_sequence_length=self._own("max_sequence_length")
+            texts, device=self.device, max_sequence_length=self._option("max_sequence_length")
         )
         return {"encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": places}
 

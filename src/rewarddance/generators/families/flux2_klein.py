@@ -18,7 +18,7 @@ class Flux2KleinGenerator(FlowGenerator):
     uses = frozenset({"max_sequence_length"})
 
     @property
-    def adapted(self) -> list[str]:  # type: ignore[override]
+    def lora_targets(self) -> list[str]:  # type: ignore[override]
         """The attention of the double blocks, and of the single ones, where it is one layer with the feed-forward."""
         double = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
         single = range(len(self.network.single_transformer_blocks))
@@ -41,7 +41,7 @@ class Flux2KleinGenerator(FlowGenerator):
 
     def _text(self, texts: list[str]) -> dict[str, Tensor]:
         text, places = self.pipeline.encode_prompt(
-            texts, device=self.device, max_sequence_length=self._own("max_sequence_length")
+            texts, device=self.device, max_sequence_length=self._option("max_sequence_length")
         )
         return {"encoder_hidden_states": text, "txt_ids": places}
 

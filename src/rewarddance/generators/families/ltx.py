@@ -17,7 +17,7 @@ class LTXGenerator(VideoGenerator):
     """An LTX-Video pipeline: latents are packed into tokens, and the network is told the frame rate."""
 
     uses = frozenset({"negative_prompt", "max_sequence_length", "num_frames", "frame_rate"})
-    adapted = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def _ratios(self) -> tuple[int, int]:
         return self.pipeline.vae_temporal_compression_ratio, self.pipeline.vae_spatial_compression_ratio
@@ -40,7 +40,7 @@ class LTXGenerator(VideoGenerator):
             texts,
             do_classifier_free_guidance=False,
             device=self.device,
-            max_sequence_length=self._own("max_sequence_length"),
+            max_sequence_length=self._option("max_sequence_length"),
         )
         return {"encoder_hidden_states": text, "encoder_attention_mask": mask}
 
@@ -52,7 +52,7 @@ class LTXGenerator(VideoGenerator):
             num_frames=frames,
             height=rows,
             width=columns,
-            rope_interpolation_scale=(every / self._own("frame_rate"), scale, scale),
+            rope_interpolation_scale=(every / self._option("frame_rate"), scale, scale),
             **condition,
         )
 

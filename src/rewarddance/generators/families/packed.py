@@ -26,7 +26,7 @@ class PackedGenerator(FlowGenerator):
                 f"the network of this {self.kind} is not told a guidance_scale.",
                 "Leave it out; true_cfg_scale and negative_prompt turn guidance by two branches on.",
             )
-        self._told: float | None = self._own("guidance_scale") if told else None
+        self._told: float | None = self._option("guidance_scale") if told else None
         if told and self._told is None:
             raise InputError(f"the network of this {self.kind} must be told a guidance_scale.", "Give one.")
 

@@ -13,7 +13,7 @@ from rewarddance.types import PixelBatch
 class QwenImageGenerator(PackedGenerator):
     """A Qwen-Image pipeline: a video VAE of one frame, its latents normalised by channel; texts have a mask."""
 
-    adapted = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     def _guided(self, toward: Tensor, away: Tensor, scale: float) -> Tensor:
         """Guidance that leaves each token's length as it was."""
@@ -22,7 +22,7 @@ class QwenImageGenerator(PackedGenerator):
 
     def _text(self, texts: list[str]) -> dict[str, Any]:
         text, mask = self.pipeline.encode_prompt(
-            texts, device=self.device, max_sequence_length=self._own("max_sequence_length")
+            texts, device=self.device, max_sequence_length=self._option("max_sequence_length")
         )
         return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
 

@@ -19,7 +19,7 @@ class StableDiffusionGenerator(DiffusionGenerator):
     """A Stable Diffusion 1.x or 2.x pipeline. Its safety checker is not asked: it would blacken pictures."""
 
     uses = frozenset({"negative_prompt", "scheduler"})
-    part = "unet"
+    component = "unet"
 
     def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
         if pipeline.unet.config.time_cond_proj_dim is not None:

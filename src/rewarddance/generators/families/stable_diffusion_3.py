@@ -13,7 +13,7 @@ class SD3Generator(FlowGenerator):
     """A Stable Diffusion 3 or 3.5 pipeline, without its skip-layer guidance."""
 
     uses = frozenset({"negative_prompt", "max_sequence_length"})
-    adapted = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     def _multiple(self) -> int:
         return self.pipeline.vae_scale_factor * self.network.config.patch_size
@@ -30,7 +30,7 @@ class SD3Generator(FlowGenerator):
             None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._own("max_sequence_length"),
+            max_sequence_length=self._option("max_sequence_length"),
         )
         return {"encoder_hidden_states": text, "pooled_projections": pooled}
 

@@ -24,14 +24,14 @@ class VideoGenerator(FlowGenerator):
         return self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
 
     def _default_size(self) -> tuple[int, int]:
-        return self._own("height"), self._own("width")
+        return self._option("height"), self._option("width")
 
     def _channels(self) -> int:
         """Of a latent."""
         return self.network.config.in_channels
 
     def _noise_shape(self) -> tuple[int, ...]:
-        frames, (every, scale) = self._own("num_frames"), self._ratios()
+        frames, (every, scale) = self._option("num_frames"), self._ratios()
         if frames % every != 1 % every:
             low = (frames - 1) // every * every + 1
             raise InputError(
@@ -59,7 +59,7 @@ class Conditioned(NamedTuple):
 class ImageToVideoGenerator(VideoGenerator):
     """A video generator that is given the first frame. Pictures reach the pipeline as PIL ones, and it resizes them."""
 
-    needs_picture = True
+    needs_image = True
 
     @abstractmethod
     def _picture(self, image: Image.Image) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class WanGenerator(VideoGenerator):
     """
 
     uses = frozenset({"negative_prompt", "max_sequence_length", "num_frames", "scheduler"})
-    adapted = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
         if pipeline.transformer is None or pipeline.transformer_2 is not None:
@@ -61,7 +61,7 @@ class WanGenerator(VideoGenerator):
             texts,
             do_classifier_free_guidance=False,
             device=self.device,
-            max_sequence_length=self._own("max_sequence_length"),
+            max_sequence_length=self._option("max_sequence_length"),
         )
         return text.to(self.dtype)
 
@@ -86,11 +86,11 @@ class WanImageToVideoGenerator(WanGenerator, ImageToVideoGenerator):
     """Wan 2.1 is given the first frame as channels beside the latents, and as CLIP sees it where it has that encoder;
     the 5B of Wan 2.2 as the latents' first frame, which it is told is free of noise (`expand_timesteps`)."""
 
-    adapted = (*WanGenerator.adapted, "add_k_proj", "add_v_proj")
+    lora_targets = (*WanGenerator.lora_targets, "add_k_proj", "add_v_proj")
 
     def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
         super().__init__(pipeline, options)
-        if self.network.config.image_dim is not None and self._own("max_sequence_length") != 512:
+        if self.network.config.image_dim is not None and self._option("max_sequence_length") != 512:
             raise InputError(
                 f"a {self.kind} that sees its picture with CLIP takes texts of 512 tokens, and no other number.",
                 "Leave out max_sequence_length.",
@@ -104,13 +104,13 @@ class WanImageToVideoGenerator(WanGenerator, ImageToVideoGenerator):
         return self.pipeline.vae.config.z_dim
 
     def _text(self, texts: list[str]) -> Tensor:
-        length = self._own("max_sequence_length")  # by WanPipeline, whose like does not work without ftfy
+        length = self._option("max_sequence_length")  # by WanPipeline, whose like does not work without ftfy
         found = WanPipeline._get_t5_prompt_embeds(self.pipeline, texts, 1, length, self.device)  # type: ignore[arg-type]
         return found.to(self.dtype)
 
     def _picture(self, image: Image.Image) -> dict[str, Tensor]:
         _, found, *_ = self.pipeline.prepare_latents(
-            self._pixels(image).float(), 1, self._channels(), self.height, self.width, self._own("num_frames"),
+            self._pixels(image).float(), 1, self._channels(), self.height, self.width, self._option("num_frames"),
             torch.float32, self.device, latents=torch.zeros(1),
         )  # fmt: skip
         seen = {"latents": found}

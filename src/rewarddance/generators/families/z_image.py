@@ -34,7 +34,7 @@ class ZImageGenerator(FlowGenerator):
             list(texts),
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=self._own("max_sequence_length"),
+            max_sequence_length=self._option("max_sequence_length"),
         )[0]
 
     def _network(self, x_t: Tensor, step: int, condition: list[Tensor]) -> Tensor:

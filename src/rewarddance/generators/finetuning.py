@@ -1,0 +1,171 @@
+"""How a pipeline's network is trained: a LoRA on it, or all its weights; and the network that training began from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rewarddance.errors import InputError
+from rewarddance.runtime.memory import blocks_of, checkpointed
+from rewarddance.runtime.process_group import one_process_at_a_time
+from rewarddance.runtime.sharding import gather_full_tensors, shard
+
+
+class FinetunedPipeline:
+    """A diffusers pipeline of which one component, the denoising network, is trained.
+
+    pipeline: with all its components. network: the one that is trained. kind: the pipeline's class, for messages.
+    dtype: what the network computes in.
+    """
+
+    component: ClassVar[str] = "transformer"
+    """The network's name among the pipeline's components."""
+    lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Where LoRA goes, unless `add_lora` is told otherwise."""
+
+    pipeline: Any
+    network: Any
+    kind: str
+    dtype: torch.dtype
+    initial_weights: dict[str, Tensor] | None = None
+    """Those that training began from, where all are trained and each process has them whole."""
+    _initial_network: Any = None
+    _uses_initial = _mixed = False
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _forward(self, *args: Any, **inputs: Any) -> Any:
+        """The network's output, or that of the network that training began from (`as_before_training`)."""
+        with torch.autocast(self.device.type, self.dtype) if self._mixed else nullcontext():
+            if self._uses_initial and self._initial_network is not None:
+                return self._initial_network(*args, **inputs, return_dict=False)[0]
+            if self._uses_initial and self.initial_weights is not None:
+                return functional_call(self.network, self.initial_weights, args, {**inputs, "return_dict": False})[0]
+            return self.network(*args, **inputs, return_dict=False)[0]
+
+    def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False) -> list[nn.Parameter]:
+        """Put a LoRA on the network; returns its weights, the only ones that train, in float32.
+
+        targets: ends of the names of the layers that get one; the family's `lora_targets` if none are given.
+        sharded: the network is in pieces over all processes, the LoRA whole on each.
+        """
+        places = list(targets or self.lora_targets)
+        self.check_lora(targets)
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights=True, target_modules=places)
+        try:
+            self.network.add_adapter(config)
+        except ValueError as error:  # a layer of a kind that takes none
+            raise InputError(f"no LoRA can be put on {places}: {error}.", "Name linear layers.") from error
+        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+        for weight in weights:
+            weight.data = weight.data.float()  # small steps would be lost in half precision; peft casts at the border
+        if sharded:
+            shard(self.network, self.device.type, whole=weights)
+        return weights
+
+    def check_lora(self, targets: Sequence[str]) -> None:
+        """Raises InputError naming the first of the targets that no layer's name ends with."""
+        names = [f".{name}" for name, _ in self.network.named_modules()]
+        for target in targets:
+            if not any(name.endswith(f".{target}") for name in names):
+                raise InputError(
+                    f"no LoRA can be put on {[target]}: the {self.kind}'s network has no layer of that name.",
+                    f"Name layers of the network by the ends of their names, such as {', '.join(self.lora_targets)}.",
+                )
+
+    def train_all(self, sharded: bool = False) -> list[nn.Parameter]:
+        """Make all of the network's weights trainable; returns them, in float32 (computed in the type of loading).
+
+        sharded: they, and those that training began from, are in pieces over all processes; until then they are on the
+        CPU, in one process of a machine after the other, for a GPU may have no room for them.
+        """
+        self._mixed = self.dtype != torch.float32
+        self._network_class = type(self.network)  # sharding gives it another
+        if sharded:
+            kind = self.device.type
+            with one_process_at_a_time():
+                self._initial_network = copy.deepcopy(self.network.cpu().float())
+                for network in (self._initial_network, self.network.requires_grad_(True)):
+                    shard(network, kind)
+            return list(self.network.parameters())
+        self.network.float().requires_grad_(True)
+        self.initial_weights = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}
+        return list(self.network.parameters())
+
+    @contextmanager
+    def as_before_training(self) -> Iterator[None]:
+        """Within the block the generator is the one that training began from."""
+        self._uses_initial, has_lora = True, self.initial_weights is None and self._initial_network is None
+        if has_lora:
+            self.network.disable_adapters()
+        try:
+            yield
+        finally:
+            self._uses_initial = False
+            if has_lora:
+                self.network.enable_adapters()
+
+    @contextmanager
+    def checkpointed(self, network: bool = True, decoder: bool = True) -> Iterator[None]:
+        """Within the block their layers keep their inputs only, and are computed again on the way back.
+
+        The network by diffusers' own switch; the decoder block by block, which keeps less than the switch and works
+        where there is none. Raises InputError for a network without the switch.
+        """
+        with ExitStack() as stack:
+            if network:
+                try:
+                    self.network.enable_gradient_checkpointing()
+                except ValueError as error:
+                    raise InputError(
+                        f"the layers of a {self.kind} cannot be computed again: {error}.",
+                        "Leave generator out of checkpointing.",
+                    ) from error
+                stack.callback(self.network.disable_gradient_checkpointing)
+            if decoder:
+                stack.enter_context(checkpointed(blocks_of(self.pipeline.vae.decoder)))
+            yield
+
+    def save_lora(self, folder: Path) -> None:
+        """Write `pytorch_lora_weights.safetensors`, which plain diffusers loads with `load_lora_weights`."""
+        self.pipeline.save_lora_weights(
+            folder,
+            **{
+                f"{self.component}_lora_layers": dict(get_peft_model_state_dict(self.network)),
+                f"{self.component}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
+            },
+        )
+
+    def load_lora(self, folder: Path) -> None:
+        """Load what `save_lora`, or any diffusers trainer, wrote. Raises InputError where there is none."""
+        try:
+            self.pipeline.load_lora_weights(str(folder))
+        except (OSError, ValueError) as error:
+            raise InputError(f"no LoRA can be loaded from {folder}: {error}.", "Give a folder of save_lora.") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the whole pipeline as a plain diffusers folder, after `train_all`. Raises InputError with a LoRA on.
+
+        Where the weights are in pieces all processes call this, and the first one writes.
+        """
+        if getattr(self.network, "peft_config", None):
+            raise InputError("a generator with a LoRA is not saved whole.", "Save the LoRA with save_lora.")
+        if self._initial_network is None:
+            self.pipeline.save_pretrained(folder)
+        elif weights := gather_full_tensors(self.network.state_dict()):
+            whole = self._network_class.from_config(self.network.config)
+            whole.load_state_dict(weights, assign=True)
+            setattr(self.pipeline, self.component, whole)
+            self.pipeline.save_pretrained(folder)
+            setattr(self.pipeline, self.component, self.network)
