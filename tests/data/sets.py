@@ -6,11 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from rewarddance.data.importing import ImportRecipe, import_preferences
@@ -36,6 +39,29 @@ def animation(path: Path, frames: int = 4) -> Path:
     first, *rest = [Image.new("RGB", (8, 8), (40 * i, 0, 0)) for i in range(frames)]
     path.parent.mkdir(parents=True, exist_ok=True)
     first.save(path, "GIF", save_all=True, append_images=rest)
+    return path
+
+
+def write_video(
+    path: Path,
+    frames: Sequence[np.ndarray],
+    codec: str = "libx264",
+    rate: int = 8,
+    *,
+    times: Sequence[int] = (),
+    options: dict[str, str] | None = None,
+) -> Path:
+    """A video of frames [H, W, 3]. times: when each begins, in parts of a second that `rate` says."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for number, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(array.astype(np.uint8), format="rgb24")
+            if times:
+                frame.pts, frame.time_base = times[number], Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 

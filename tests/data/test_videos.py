@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sets import write_video
 
 from rewarddance.data.frame_sampling import evenly_spaced, evenly_timed
 from rewarddance.data.media import as_pixels, read_picture, read_rate, read_video
@@ -35,17 +35,9 @@ def animation(path: Path, kind: str, frames: int = T) -> Path:
     return path
 
 
-def video(path: Path, codec: str, frames: int = T, options: dict[str, str] | None = None) -> Path:
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=8)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for i in range(frames):
-            noise = np.random.default_rng(i).integers(-4, 5, (32, 48, 3))
-            shown = np.clip(20 * i + noise, 0, 255).astype(np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(shown, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+def video(path: Path, codec: str = "libx264", frames: int = T, options: dict[str, str] | None = None) -> Path:
+    noise = [np.random.default_rng(i).integers(-4, 5, (32, 48, 3)) for i in range(frames)]
+    return write_video(path, [np.clip(20 * i + n, 0, 255) for i, n in enumerate(noise)], codec, options=options)
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
@@ -83,22 +75,10 @@ def test_of_a_longer_video_evenly_spaced_frames_are_read(tmp_path):
     assert evenly_spaced(100, 16)[:3] == [3, 9, 15] and evenly_spaced(5, 5) == evenly_spaced(5, 9) == [0, 1, 2, 3, 4]
 
 
-def uneven(path: Path, times: list[int]) -> Path:
-    """A video whose frames begin at these eighths of a second."""
-    av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        for number, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 * number, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 8)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
-
-
 def test_of_uneven_frames_those_of_evenly_spaced_moments_are_read(tmp_path):
-    file = uneven(tmp_path / "uneven.mkv", [0, 1, 2, 3, 4, 5, 6, 14])  # the last but one stands a second
+    times = [0, 1, 2, 3, 4, 5, 6, 14]  # the last but one stands a second
+    frames = [np.full((32, 48, 3), 20 * number) for number in range(len(times))]
+    file = write_video(tmp_path / "uneven.mkv", frames, times=times)
     assert levels(read_video(file, max_frames=3)) == [2, 6, 6]
 
 
@@ -127,14 +107,14 @@ def test_an_animation_has_the_rate_of_its_durations_and_a_picture_none(tmp_path)
 
 
 def test_a_broken_file_has_no_rate_but_an_error_that_names_it(tmp_path):
-    file = video(tmp_path / "a.mp4", "libx264")
+    file = video(tmp_path / "a.mp4")
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"the video .*a\.mp4 cannot be read"):
         read_rate(file)
 
 
 def test_a_file_in_memory_is_the_same_video(tmp_path):
-    for path in (animation(tmp_path / "a.gif", "gif"), video(tmp_path / "a.mp4", "libx264")):
+    for path in (animation(tmp_path / "a.gif", "gif"), video(tmp_path / "a.mp4")):
         assert torch.equal(as_pixels(path.read_bytes()), as_pixels(path))
 
 
@@ -201,7 +181,7 @@ def test_a_gif_that_was_cut_off_between_two_frames_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.png", "a.gif", "a.mp4", "a.webm"])
 def test_what_a_file_holds_decides_and_not_its_name(tmp_path, name):
     path = tmp_path / name
-    for write in (lambda: animation(path, "gif"), lambda: video(path.with_suffix(".mkv"), "libx264").rename(path)):
+    for write in (lambda: animation(path, "gif"), lambda: video(path.with_suffix(".mkv")).rename(path)):
         write()
         assert levels(read_video(path)) == list(range(T))
     for nothing in (b"", b"not a video", bytes(4096), path.read_bytes()[:16]):
@@ -218,7 +198,7 @@ def test_a_transparent_picture_named_like_a_video_is_still_laid_on_white(tmp_pat
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_file_that_would_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):
-    paths = [animation(tmp_path / "a.gif", "gif"), video(tmp_path / "a.mp4", "libx264"), tmp_path / "one.png"]
+    paths = [animation(tmp_path / "a.gif", "gif"), video(tmp_path / "a.mp4"), tmp_path / "one.png"]
     grey(40).save(paths[2])
     frames = tmp_path / "frames"
     frames.mkdir()
@@ -239,7 +219,7 @@ def test_a_file_that_would_fill_the_memory_is_refused_by_name(tmp_path, monkeypa
 
 
 def test_without_pyav_a_video_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    path = video(tmp_path / "a.mp4", "libx264")
+    path = video(tmp_path / "a.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError) as refused:
         as_pixels(path)

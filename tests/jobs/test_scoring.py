@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny import clip_folder, judge_folder, pictures
+from sets import write_video
+from tiny import clip_folder, command, judge_folder, pictures
 
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
@@ -443,45 +445,28 @@ def test_killed_between_or_inside_two_writes_it_leaves_the_same_bytes(media, mon
         assert failed(run) == failed(whole)
 
 
-def test_it_is_not_gone_on_with_under_other_arguments(media, monkeypatch):
+def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, monkeypatch):
     source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": f"{i}.png"} for i in range(4)])
-    run = plain(source, batch_size=2, reference=media / "0.png")
+    template = media / "mine.yaml"
+    template.write_text((TEMPLATES / "t2i-brief.yaml").read_text())
+    run = plain(source, batch_size=2, reference=media / "0.png", instruction=str(template))
     use(monkeypatch, Eye(stop=1))
     with pytest.raises(KeyboardInterrupt):
         run_scoring(run)
     use(monkeypatch, Eye())
-    other = jsonl(media / "other.jsonl", [{"prompt": "p", "candidate": "0.png"}])
-    for changes, key in (
-        ({"batch_size": 3}, "batch_size"),
-        ({"orders": "both"}, "orders"),
-        ({"input": other}, "input"),
-        ({"judge": "shapeworld-judge"}, "judge"),
-        ({"reference": media / "1.png"}, "reference"),
-        ({"max_frames": 2}, "max_frames"),
-    ):
+    changes = {"batch_size": 3, "orders": "both", "judge": "shapeworld-judge", "reference": media / "1.png"}
+    changes |= {"input": jsonl(media / "other.jsonl", [{"prompt": "p", "candidate": "0.png"}]), "max_frames": 2}
+    for key, value in changes.items():
         with pytest.raises(InputError, match=rf"holds a run with {key} = "):
-            run_scoring(run.model_copy(update=changes))
-    before = source.read_text()
-    source.write_text(before.replace("3.png", "2.png"))
-    with pytest.raises(InputError, match="holds a run with input_digest = "):
-        run_scoring(run)
-    source.write_text(before)
+            run_scoring(run.model_copy(update={key: value}))
+    for file, digest in ((source, "input_digest"), (template, "instruction_digest")):
+        before, stat = file.read_text(), file.stat()
+        file.write_text(before.replace("3.png", "2.png") + "\n")
+        with pytest.raises(InputError, match=rf"holds a run with {digest} = "):
+            run_scoring(run)
+        file.write_text(before)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert run_scoring(run)["scored"] == 4
-
-
-def test_a_run_does_not_go_on_with_a_template_that_was_edited(media, monkeypatch):
-    template = media / "mine.yaml"
-    text = (TEMPLATES / "t2i-brief.yaml").read_text()
-    template.write_text(text)
-    rows = [{"prompt": "p", "candidate": f"{k % 3}.png", "reference": "3.png"} for k in range(4)]
-    run = plain(jsonl(media / "in.jsonl", rows), instruction=str(template), batch_size=1)
-    use(monkeypatch, Eye(stop=2))
-    with pytest.raises(KeyboardInterrupt):
-        run_scoring(run)
-    use(monkeypatch, Eye())
-    template.write_text(text + "# edited\n")
-    with pytest.raises(InputError, match="holds a run with instruction_digest = "):
-        run_scoring(run)
 
 
 def test_arguments_bind_nobody_before_the_first_row_is_written(media, monkeypatch):
@@ -502,3 +487,23 @@ def test_what_is_made_ahead_is_the_same_and_its_errors_come_through():
 
     with pytest.raises(ValueError, match="a bug"):
         list(ahead(broken()))
+
+
+# -- rates -------------------------------------------------------------------------------------------------------------
+
+
+def test_videos_of_another_rate_or_too_few_frames_fail_by_name(tmp_path):
+    load_reward(str(judge_folder()), instruction="t2v-brief", frames=4, fps=8.0).save(tmp_path / "reward")
+    noise = [np.random.default_rng(i).integers(0, 255, (32, 32, 3)) for i in range(9)]
+    for name, rate, frames in (("right", 8, 9), ("fast", 24, 9), ("short", 8, 3)):
+        write_video(tmp_path / f"{name}.mp4", noise[:frames], rate=rate)
+    both = {"prompt": "a circle", "reference": "right.mp4"}
+    rows = [both | {"candidate": f"{name}.mp4"} for name in ("right", "fast", "short")]
+    source = jsonl(tmp_path / "rows.jsonl", rows)
+    done = command("score", source, "--judge", tmp_path / "reward", "--output", tmp_path / "out.jsonl")
+    assert done.code == 1, done.err  # some rows failed
+    found = json.loads(done.out)
+    assert (found["scored"], found["failed"]) == (1, 2)
+    reasons = [row["reason"] for row in read(Path(found["failures"]))]
+    assert "has 24 frames a second, and this judge knows videos of 8" in reasons[0]
+    assert "has 3 frames, and this judge reads 4 of a video" in reasons[1]
