@@ -135,25 +135,6 @@ def test_ties_alone_have_no_accuracy_and_are_said_so():
     assert found.with_ties.accuracy.mean >= 0.5  # type: ignore[union-attr]
 
 
-def test_the_size_of_a_batch_changes_nothing_and_pairs_are_read_one_by_one():
-    class Counted:
-        def __init__(self) -> None:
-            self.pairs = made()
-
-        def __len__(self) -> int:
-            return len(self.pairs)
-
-        def __getitem__(self, index):
-            assert isinstance(index, int | np.integer)
-            return self.pairs[index]
-
-    judge, other = BrightnessJudge(1.0), BrightnessJudge(1.0)
-    found, _ = examine(judge, PAIRWISE, Counted(), RECIPE, name="id")
-    again, _ = examine(other, PAIRWISE, made(), RECIPE.model_copy(update={"batch_size": 100}), name="id")
-    assert found == again
-    assert judge.asked == other.asked == 2 * 40 + 8 * 20 + 6 * 4 * 3
-
-
 class Broken:
     """Test pairs of which some cannot be read, and some make a judge fail."""
 
@@ -167,6 +148,7 @@ class Broken:
         return len(self.pairs)
 
     def __getitem__(self, index):
+        assert isinstance(index, int | np.integer)
         if index in self.unreadable:
             raise InputError(f"the picture {index}.png cannot be read.", "Replace it.")
         return self.pairs[index]
@@ -179,6 +161,14 @@ class Particular(BrightnessJudge):
         if any(not bool(torch.isfinite(q.candidate).all()) for q in questions):
             raise RewardError("the judge gave no finite margin.", "Look at its picture.")
         return super().__call__(questions)
+
+
+def test_the_size_of_a_batch_changes_nothing_and_pairs_are_read_one_by_one():
+    judge, other = BrightnessJudge(1.0), BrightnessJudge(1.0)
+    findings, _ = examine(judge, PAIRWISE, Broken(set(), set()), RECIPE, name="id")
+    again, _ = examine(other, PAIRWISE, made(), RECIPE.model_copy(update={"batch_size": 100}), name="id")
+    assert findings == again
+    assert judge.asked == other.asked == 2 * 40 + 8 * 20 + 6 * 4 * 3
 
 
 def test_pairs_that_fail_have_a_reason_and_take_no_other_with_them():

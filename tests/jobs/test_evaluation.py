@@ -141,6 +141,20 @@ def test_a_model_that_was_not_trained_here_is_examined_and_has_no_card(tests, tm
     assert done.code == 2 and "is no trained reward" in done.err and "Leave out --card" in done.err
 
 
+def test_a_function_named_as_the_judge_is_examined(tests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "def redness():\n    return lambda images, prompts, metadata: images[:, 0].flatten(1).mean(1)\n"
+    Path("rewards.py").write_text(source)
+    done = command("evaluate", "rewards.py:redness", "--test", tests["id"], "--probes", "3")
+    assert done.code == 0, done.err
+    evaluation = read_evaluation(json.loads(done.out)["evaluation"])
+    assert (evaluation.judge.name, evaluation.judge.kind) == ("redness", "function")
+    assert Path("evaluation-redness/evaluation.html").is_file()
+    assert "own" in evaluation.tests["id"].order  # type: ignore[operator]
+    done = command("evaluate", "rewards.py:redness", "--test", tests["id"], "--card")
+    assert done.code == 2 and "is no trained reward" in done.err
+
+
 def test_a_trained_reward_is_documented_with_what_it_was_trained_on(tests, tmp_path):
     folder = reward(tmp_path, "clip")
     judge = build_reward(str(clip_folder()), RewardConfig(kind="clip")).freeze()

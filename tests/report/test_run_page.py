@@ -109,7 +109,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def page(folder: Path) -> str:
+def page(folder: Path, **changes: Any) -> str:
+    """The report of a run whose summary has these changes."""
+    (folder / "summary.json").write_text(json.dumps(summary(**changes)))
     return write_report(folder).read_text(encoding="utf-8")
 
 
@@ -132,26 +134,24 @@ def test_the_page_says_what_the_summary_says(whole: Path):
     assert "cap: 0.9" in text
 
 
-def test_the_verdict_is_in_words_and_not_by_colour_alone(bare: Path):
-    clean = page(bare)
-    assert '<p class="verdict good">' in clean
-    assert "Reward hacking: none found. The reward was not hacked: the oracle rose too." in words(clean)
-    hacking = {"hacked": True, "sentence": "The reward was hacked.", "undecided": False}
-    (bare / "summary.json").write_text(json.dumps(summary(hacking=hacking)))
-    hacked = page(bare)
-    assert '<p class="verdict bad">' in hacked
-    assert "Reward hacking: found. The reward was hacked." in words(hacked)
+@pytest.mark.parametrize(
+    ("hacked", "undecided", "box", "heading"),
+    [(False, False, "good", "none found"), (True, False, "bad", "found"), (False, True, "open", "undecided")],
+)
+def test_the_verdict_is_in_words_and_not_by_colour_alone(bare: Path, hacked, undecided, box, heading):
+    verdict = {"hacked": hacked, "sentence": "The sentence.", "undecided": undecided}
+    html = page(bare, hacking=verdict)
+    assert f'<p class="verdict {box}">' in html
+    assert f"Reward hacking: {heading}. The sentence." in words(html)
 
 
 @pytest.mark.parametrize(
-    ("mean", "said"),
+    ("mean", "sentence"),
     [(-0.1, "a loss: −10.0 [−12.0, −7.0]"), (0.0, "not told apart from the base: +0.0 [−2.0, +3.0]")],
 )
-def test_a_gain_is_claimed_only_where_the_interval_shows_one(bare: Path, mean: float, said: str):
-    oracle = summary()["oracle"] | {"gain_refl": interval(mean)}
-    (bare / "summary.json").write_text(json.dumps(summary(oracle=oracle)))
-    text = words(page(bare))
-    assert said in text and "a gain of" not in text
+def test_a_gain_is_claimed_only_where_the_interval_shows_one(bare: Path, mean: float, sentence: str):
+    text = words(page(bare, oracle=summary()["oracle"] | {"gain_refl": interval(mean)}))
+    assert sentence in text and "a gain of" not in text
 
 
 def test_the_page_needs_nothing_but_itself(whole: Path):
@@ -174,14 +174,10 @@ def test_pictures_are_inside_the_page_under_their_prompt_with_their_scores(whole
 
 def test_what_comes_from_files_is_escaped_and_never_run(bare: Path):
     attack = '<script>alert("x")</script> {{ name }} & "'
-    (bare / "summary.json").write_text(
-        json.dumps(summary(name=attack, machine=attack, by_category={attack: arms(0, 0, 0)}))
-    )
     (bare / "samples.json").write_text(json.dumps([sample(bare, 0, attack)]))
     (bare / "config.yaml").write_text(f"name: {attack}\n")
-    html = page(bare)
-    assert "<script" not in html
-    assert html.count(escape(attack)) >= 6
+    html = page(bare, name=attack, machine=attack, by_category={attack: arms(0, 0, 0)})
+    assert "<script" not in html and html.count(escape(attack)) >= 6
     assert Tags(html).of("img")[0]["alt"] == f"SFT base: {attack}"
 
 
@@ -223,19 +219,19 @@ def test_any_other_broken_line_is_an_error_that_names_it(run: Path, broken: str)
         write_report(run)
 
 
-def test_without_a_summary_the_error_names_the_file_and_the_remedy(run: Path):
-    (run / "summary.json").unlink()
-    with pytest.raises(InputError, match=r"summary\.json is missing.*--resume"):
-        write_report(run)
-
-
-@pytest.mark.parametrize("without_refl", [True, False], ids=["a figure missing", "no JSON"])
-def test_a_broken_summary_is_an_error_that_names_the_figure(run: Path, without_refl: bool):
-    figures = summary()
-    del figures["oracle"]["refl"]
-    (run / "summary.json").write_text(json.dumps(figures) if without_refl else "{")
-    with pytest.raises(InputError, match=r"summary\.json cannot be read" + (r": oracle\.refl" if without_refl else "")):
-        write_report(run)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"summary\.json is missing.*--resume"),
+        ("{", r"summary\.json cannot be read"),
+        (json.dumps(summary(oracle=arms(0, 0, 0))), r"summary\.json cannot be read: oracle\.gain_best_of_n"),
+    ],
+    ids=["no file", "no JSON", "a figure missing"],
+)
+def test_a_summary_that_is_missing_or_broken_is_named(bare: Path, content: str | None, message: str):
+    (bare / "summary.json").unlink() if content is None else (bare / "summary.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        write_report(bare)
 
 
 def test_a_missing_picture_is_an_error_that_names_it(bare: Path):

@@ -15,9 +15,9 @@ from rewarddance.types import Preference, Question
 
 def both_orders(judge: RewardModel, pairs: Sequence[Preference]) -> tuple[np.ndarray, np.ndarray]:
     """The margins [n] with the second picture of each pair as the candidate, and with the first."""
-    asked = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
-    asked += [Question(p.prompt, p.first, p.second, fps=p.fps) for p in pairs]
-    forward, backward = judge(asked).margin.double().cpu().numpy().reshape(2, len(pairs))
+    questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
+    questions += [Question(p.prompt, p.first, p.second, fps=p.fps) for p in pairs]
+    forward, backward = judge(questions).margin.double().cpu().numpy().reshape(2, len(pairs))
     return forward, backward
 
 

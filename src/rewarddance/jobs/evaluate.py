@@ -15,8 +15,10 @@ from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.examine import ExamRecipe, examine
 from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts
+from rewarddance.protocols import RewardModel
 from rewarddance.report.evaluation_page import write_evaluation_page
 from rewarddance.report.model_card import TrainingFacts, check_card, read_training, write_card, write_training
+from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.loading import load_reward
@@ -32,9 +34,10 @@ CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
 class EvaluateRun(Recipe):
     """Which judge is examined on which test sets, by name, and how.
 
-    output: None is `evaluation` beside a trained reward's folder, for any other judge evaluation-<name> where you are.
-    kind, orders, instruction: of the judge, where they are not its own. device: cpu, cuda, or None for cuda where there
-    is one. dtype: precision of the weights.
+    judge: a folder, an id of the model hub, a bundled name, or package.module:factory. output: None is `evaluation`
+    beside a trained reward's folder, for any other judge evaluation-<name> where you are. kind, orders, instruction: of
+    the judge, where they are not its own. device: cpu, cuda, or None for cuda where there is one. dtype: precision of
+    the weights.
     """
 
     judge: str
@@ -60,22 +63,27 @@ def run_evaluation(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
     Raises InputError before anything is asked where a file cannot be used.
     """
     sets = {name: PreferenceSet(path) for name, path in run.tests.items()}
-    folder = find_checkpoint(run.judge)
+    folder = None if is_factory(run.judge) else find_checkpoint(run.judge)
     if card:
         _check_trained(run, folder)
     device, dtype = find_device(run.device), find_dtype(run.dtype)
-    output = writable_folder(run.output or default_output(folder))
+    output = writable_folder(run.output or default_output(run.judge, folder))
     if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
         (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
     judge = load_reward(run.judge, device, dtype, **run.changes)
-    return _examine_sets(run, judge, sets, folder, output, card=card)
+    return _examine_sets(run, judge, judge_facts(judge, run.judge, folder), sets, output, folder if card else None)
 
 
 def _examine_sets(
-    run: EvaluateRun, judge: Judge, sets: Mapping[str, PreferenceSet], folder: Path, output: Path, *, card: bool
+    run: EvaluateRun,
+    judge: RewardModel,
+    facts: JudgeFacts,
+    sets: Mapping[str, PreferenceSet],
+    output: Path,
+    card_folder: Path | None,
 ) -> dict[str, Any]:
-    facts, start = judge_facts(judge.config, folder), time.monotonic()
+    start = time.monotonic()
     tests, failures = {}, []
     for name, pairs in sets.items():
         tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=run.tests[name].name)
@@ -91,8 +99,8 @@ def _examine_sets(
     write_text_atomically(output / FILE, evaluation.model_dump_json(indent=2) + "\n")
     page = write_evaluation_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8"))
     result: dict[str, Any] = {"evaluation": str(output / FILE), "page": str(page)}
-    if card:
-        result["card"] = str(write_card(facts, folder, evaluation.version, evaluation, question_of(judge.config)))
+    if card_folder is not None and isinstance(judge, Judge):
+        result["card"] = str(write_card(facts, card_folder, evaluation.version, evaluation, question_of(judge.config)))
     for name, test in tests.items():
         result[f"accuracy_{name}"] = test.accuracy if isinstance(test.accuracy, str) else test.accuracy._asdict()
     result["failed"] = len(failures)
@@ -117,13 +125,13 @@ def document(
     All into that folder, so that it goes wherever the weights go. Returns what it or `run_evaluation` wrote where.
     """
     write_training(training, folder)
+    facts = judge_facts(judge, str(folder), folder)
     if not tests:
-        facts = judge_facts(judge.config, folder)
         return {"card": str(write_card(facts, folder, version("rewarddance"), None, question_of(judge.config)))}
     run = EvaluateRun(judge=str(folder), tests=dict(tests), output=folder, exam=exam)
     save_recipe(run, folder / CONFIG)
     sets = {name: PreferenceSet(path) for name, path in tests.items()}
-    return _examine_sets(run, judge, sets, folder, folder, card=True)
+    return _examine_sets(run, judge, facts, sets, folder, card_folder=folder)
 
 
 def named_tests(given: Sequence[str]) -> dict[str, Path]:
@@ -139,9 +147,11 @@ def named_tests(given: Sequence[str]) -> dict[str, Path]:
     return tests
 
 
-def judge_facts(config: RewardConfig, folder: Path) -> JudgeFacts:
-    """Who is examined, from its config and what its folder says of its training."""
-    training = read_training(folder)
+def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFacts:
+    """Who is examined, from its config and what its folder says of its training; of a function, its name alone."""
+    if folder is None or not isinstance(judge, Judge):
+        return JudgeFacts(name=name.rpartition(":")[2], kind="function")
+    config, training = judge.config, read_training(folder)
     instructed = config.kind in USED_BY["instruction"]
     return JudgeFacts(
         name=name_of(folder),
@@ -161,10 +171,10 @@ def name_of(folder: Path) -> str:
     return parts[-1]
 
 
-def default_output(folder: Path) -> Path:
-    if (folder / CONFIG_FILE).is_file():
-        return folder.parent / "evaluation"
-    return Path(f"evaluation-{name_of(folder)}")
+def default_output(judge: str, folder: Path | None) -> Path:
+    if folder is None:
+        return Path(f"evaluation-{judge.rpartition(':')[2]}")
+    return folder.parent / "evaluation" if (folder / CONFIG_FILE).is_file() else Path(f"evaluation-{name_of(folder)}")
 
 
 def question_of(config: RewardConfig) -> str:
@@ -176,8 +186,8 @@ def question_of(config: RewardConfig) -> str:
     return "".join(f"[{part}]\n" if isinstance(part, Picture) else part for part in question("{prompt}")).strip()
 
 
-def _check_trained(run: EvaluateRun, folder: Path) -> None:
-    if not (folder / CONFIG_FILE).is_file():
+def _check_trained(run: EvaluateRun, folder: Path | None) -> None:
+    if folder is None or not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{run.judge!r} is no trained reward, so there is no place for its card.", "Leave out --card.")
     if run.changes:
         raise InputError(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from rewarddance.evaluation.calibration import Bin
-from rewarddance.evaluation.consistency import CHANCE
 from rewarddance.evaluation.findings import Evaluation, SetFindings
 from rewarddance.report.charts import COLOURS, draw_svg
-from rewarddance.report.evaluation_tables import evaluation_tables, limits_of, margin_spreads, set_title
+from rewarddance.report.evaluation_tables import evaluation_context, set_title
 from rewarddance.report.pages import write_page
 
 if TYPE_CHECKING:
@@ -25,14 +24,9 @@ def write_evaluation_page(evaluation: Evaluation, folder: Path, config: str = ""
     return write_page(
         "evaluation.html",
         folder / "evaluation.html",
-        e=evaluation,
-        set_title=set_title,
-        tables=evaluation_tables(evaluation.tests),
-        limits=limits_of(evaluation),
-        margin_spreads=margin_spreads(evaluation.tests),
-        chance=CHANCE,
         reliability=reliability_chart(evaluation.tests),
         config=config.strip(),
+        **evaluation_context(evaluation),
     )
 
 

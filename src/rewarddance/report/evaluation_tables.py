@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rewarddance.evaluation.consistency import CHANCE
 from rewarddance.evaluation.findings import Evaluation, Sentence, SetFindings
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.report.formatting import Cell, FigureCell, Table, figure_text, number
@@ -36,6 +37,19 @@ def evaluation_tables(tests: Tests) -> dict[str, Table]:
         "transitivity": by_test(("Cyclic", "Triples", "Prompts"), _transitivity),
         "image_stats": _image_stats(tests),
         "length": _length(tests),
+    }
+
+
+def evaluation_context(evaluation: Evaluation | None) -> dict[str, Any]:
+    """What the templates of the page and of the card share."""
+    tests = evaluation.tests if evaluation else {}
+    return {
+        "evaluation": evaluation,
+        "set_title": set_title,
+        "tables": evaluation_tables(tests),
+        "limits": limits_of(evaluation) if evaluation else [],
+        "margin_spreads": margin_spreads(tests),
+        "chance": CHANCE,
     }
 
 

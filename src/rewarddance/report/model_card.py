@@ -10,9 +10,8 @@ import yaml
 from pydantic import BaseModel, Field
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.consistency import CHANCE
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings
-from rewarddance.report.evaluation_tables import evaluation_tables, limits_of, margin_spreads, set_title
+from rewarddance.report.evaluation_tables import evaluation_context, set_title
 from rewarddance.report.pages import write_page
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import parse_file
@@ -70,11 +69,7 @@ def write_card(
         question=question,
         training=training,
         recipe=yaml.safe_dump(training.recipe, sort_keys=False).strip() if training else "",
-        evaluation=evaluation,
-        tables=evaluation_tables(tests),
-        limits=limits_of(evaluation) if evaluation else [],
-        margin_spreads=margin_spreads(tests),
-        chance=CHANCE,
+        **evaluation_context(evaluation),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from rewarddance.report.charts import CHARTS, chart, series, smoothing_window
 from rewarddance.report.formatting import figure_text, number
 from rewarddance.report.hacking_page import hacking_section
 from rewarddance.report.pages import write_page
-from rewarddance.report.run_folder import Sample, Summary, read_metrics, read_picture, read_samples, read_summary
+from rewarddance.report.run_folder import Summary, read_metrics, read_picture, read_samples, read_summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,14 +59,10 @@ def write_report(run_folder: Path) -> Path:
         run_folder / "report.html",
         s=summary,
         arms={arm: name.format(n=summary.n) for arm, name in ARMS.items()},
-        samples=[(sample, _pictures(run_folder, sample)) for sample in read_samples(run_folder)],
+        samples=read_samples(run_folder),
+        read_picture=partial(read_picture, run_folder),
         charts={name: chart(judge if name == "judge" else refl, name) for name in CHARTS if name != "hacking"},
         window=smoothing_window(len(series(refl, "reward")[0])),
         config=config.read_text(encoding="utf-8").strip() if config.is_file() else None,
         **hacking_section(run_folder),
     )
-
-
-def _pictures(folder: Path, sample: Sample) -> dict[str, str]:
-    """Data URIs of a sample's pictures, by arm in the order of ARMS."""
-    return {arm: read_picture(folder, sample.pictures[arm]) for arm in ARMS if arm in sample.pictures}

@@ -99,18 +99,9 @@ def write_search_page(folders: Sequence[Path]) -> Path:
         searches=searches,
         left_out=max(map(len, by_number)) - len(common),
         chart=_chart(searches),
-        gallery=[_gallery_row(searches, i) for i in range(min(MOST_PROMPTS, len(common)))],
+        most_prompts=MOST_PROMPTS,
+        read_picture=lambda folder, picture: read_picture(folder, picture.picture, RESULTS),
     )
-
-
-def _gallery_row(searches: Sequence[Search], i: int) -> tuple[Row, str, list[tuple[Search, Row, str]]]:
-    """A prompt's row, its first plain sample, and each search with its row and winner; pictures as data URIs."""
-    row = searches[0].rows[i]
-    winners = [
-        (search, search.rows[i], read_picture(search.folder, search.rows[i].winner.picture, RESULTS))
-        for search in searches
-    ]
-    return row, read_picture(searches[0].folder, row.first.picture, RESULTS), winners
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
