@@ -172,7 +172,7 @@ def test_the_bottom_of_the_ranking_may_be_kept_instead(whole, tmp_path):
 def test_a_bank_of_another_seed_or_of_other_candidates_is_not_taken_up(whole, changes, seed, told):
     with pytest.raises(InputError, match=told):
         build_references(
-            TinyGenerator(), BrightnessJudge(), PROMPTS, RECIPE.model_copy(update=changes), whole, seed=seed
+            TinyGenerator(), BrightnessJudge(), PROMPTS, RECIPE.model_copy(update=changes), folder=whole, seed=seed
         )
 
 
