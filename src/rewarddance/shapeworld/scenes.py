@@ -356,7 +356,9 @@ def near_miss(spec: Spec, rng: np.random.Generator) -> Spec:
         index = int(rng.integers(len(objects)))
         phrase = objects[index]
         values = {"shape": pick(SHAPES, rng), "colour": pick(COLOURS, rng), "size": pick(SIZES, rng)}
-        if kind in values and getattr(phrase, kind) is not None:
+        if kind in values:
+            if getattr(phrase, kind) is None:
+                continue
             objects[index] = replace(phrase, **{kind: values[kind]})  # type: ignore[arg-type]
         elif kind == "count":
             objects[index] = replace(phrase, count=int(rng.integers(1, MAX_OBJECTS + 1)))
