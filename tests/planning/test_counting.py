@@ -13,9 +13,8 @@ from rewarddance.planning.counting import counting
 
 
 def layers(device: str) -> nn.ModuleList:
-    return nn.ModuleList([nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(4)]).to(
-        device
-    )
+    with torch.device(device):
+        return nn.ModuleList([nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)) for _ in range(4)])
 
 
 def through(stack: nn.ModuleList, x: Tensor, again: bool) -> None:
@@ -24,7 +23,7 @@ def through(stack: nn.ModuleList, x: Tensor, again: bool) -> None:
     x.sum().backward()
 
 
-def test_a_product_takes_two_operations_an_entry_and_its_gradients_twice_as_many():
+def test_a_product_takes_two_operations_an_entry_and_gradients_twice_that():
     weight = torch.empty(7, 5, device="meta", requires_grad=True)
     with counting() as counted:
         F.linear(torch.empty(3, 5, device="meta", requires_grad=True), weight).sum().backward()
@@ -57,26 +56,51 @@ def test_what_was_there_before_and_views_of_it_do_not_count():
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointed"])
 def test_the_peak_is_that_of_a_real_run(again: bool):
-    real, sketch = layers("cpu"), layers("meta")
+    real, meta = layers("cpu"), layers("meta")
     x = torch.randn(500, 64, requires_grad=True)
     known = measured_peak(lambda: through(real, x, again))
     x = torch.empty(500, 64, device="meta", requires_grad=True)
     with counting() as counted:
-        counted.known([*sketch.parameters(), x])
-        through(sketch, x, again)
+        counted.known([*meta.parameters(), x])
+        through(meta, x, again)
     assert counted.peak == pytest.approx(known, rel=0.03)
 
 
 def test_checkpointing_computes_layers_again_and_holds_less():
-    found = {}
+    counts = {}
     for again in (False, True):
-        with counting() as counted:
-            sketch = layers("meta")
-            through(sketch, torch.empty(500, 64, device="meta", requires_grad=True), again)
-        found[again] = counted
-    assert found[True].peak < 0.5 * found[False].peak
-    assert found[True].flops["other"] == found[False].flops["other"]
-    assert found[False].flops["backward"] < found[True].flops["backward"]
+        with counting() as counts[again]:
+            through(layers("meta"), torch.empty(500, 64, device="meta", requires_grad=True), again)
+    assert counts[True].peak < 0.5 * counts[False].peak
+    assert counts[True].flops["other"] == counts[False].flops["other"]
+    assert counts[False].flops["backward"] < counts[True].flops["backward"]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointed"])
+def test_a_gradient_that_ends_in_no_weight_is_of_the_phase_that_asks(again: bool):
+    x = torch.empty(8, 64, device="meta", requires_grad=True)
+    with counting() as counted, counted.during("judge"):
+        (layer, *_) = layers("meta").requires_grad_(False)
+        y = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.shape == x.shape and x.grad is None
+    assert counted.flops.keys() == {"judge"}
+    products = counted.flops["judge"] / (2 * 8 * 64 * 256)
+    assert products > 4 if again else products == 4  # two layers, forward and backward
+
+
+def test_layers_computed_again_are_cast_one_after_the_other():
+    weights = [torch.empty(64, 64, device="meta", requires_grad=True) for _ in range(8)]
+    x = torch.empty(1, 64, device="meta", requires_grad=True)
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    with counting() as counted:
+        counted.known([*weights, *(weight.grad for weight in weights if weight.grad is not None)])
+        for weight in weights:
+            with torch.autocast("cpu", torch.bfloat16):
+                x = checkpoint(F.linear, x, weight, use_reentrant=False)
+        x.sum().backward()
+    assert counted.peaks["backward"] < 3 * 4 * 64 * 64  # of one layer: a copy of its weight, and its gradient twice
 
 
 def test_autocast_computes_in_half_precision_and_casts_a_weight_once():

@@ -37,41 +37,40 @@ def pair(size: int = 32, device: str = "cpu") -> Preference:
 
 @pytest.mark.parametrize("name", known_judges())
 def test_the_table_gives_as_many_weights_as_the_model_has(name: str):
-    found = sum(weight.numel() for weight in meta_reward(name, RewardConfig(), torch.bfloat16).model.parameters())
+    count = sum(weight.numel() for weight in meta_reward(name, RewardConfig(), torch.bfloat16).model.parameters())
     stated = STATED[name]
-    assert found == stated if isinstance(stated, int) else f"{found / 1e9:.2f}" == stated
+    assert count == stated if isinstance(stated, int) else f"{count / 1e9:.2f}" == stated
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sketch_has_the_very_weights_of_the_model(family: str):
+def test_a_judge_on_the_meta_device_has_the_very_weights_of_the_model(family: str):
     name = str(family_folder(family))
     config = RewardConfig(instruction="t2i-brief")
-    sketch, real = (
+    meta, real = (
         {k: (w.shape, w.dtype) for k, w in model.named_parameters()}
         for model in (meta_reward(name, config, torch.float32).model, build_reward(name, config).model)
     )
-    assert sketch == real
+    assert meta == real
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise", "regressive"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pair_has_as_many_tokens_as_the_judge_itself_reads(family: str, kind: str, monkeypatch: pytest.MonkeyPatch):
     name, config = str(family_folder(family)), RewardConfig(kind=kind, instruction="t2i")
-    read: list[int] = []
-    own = VisionLanguageModel._sequence
+    lengths: list[int] = []
+    sequence = VisionLanguageModel._sequence
 
-    def heard(self: VisionLanguageModel, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
-        found = own(self, one, numbers)
-        read.append(len(found.ids))
-        return found
+    def listening(self: VisionLanguageModel, question: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
+        tokens = sequence(self, question, numbers)
+        lengths.append(len(tokens.ids))
+        return tokens
 
-    monkeypatch.setattr(VisionLanguageModel, "_sequence", heard)
-    build_reward(name, config).loss([pair(size=40)])
-    real = list(read)
-    found, shown = tokens_of(meta_reward(name, config, torch.float32), pair(size=40, device="meta"))
-    assert found == sum(real) and len(real) == 2
-    tokens = build_reward(name, config).vlm.family.tokens(40, 40)  # type: ignore[attr-defined]
-    assert shown == 2 * tokens
+    with monkeypatch.context() as patched:
+        patched.setattr(VisionLanguageModel, "_sequence", listening)
+        build_reward(name, config).loss([pair(size=40)])
+    tokens, of_pictures = tokens_of(meta_reward(name, config, torch.float32), pair(size=40, device="meta"))
+    assert tokens == sum(lengths) and len(lengths) == 2
+    assert of_pictures == 2 * build_reward(name, config).vlm.family.tokens(40, 40)  # type: ignore[attr-defined]
 
 
 def test_a_folder_with_config_json_alone_is_enough(tmp_path: Path):

@@ -9,6 +9,7 @@ import typer
 
 from rewarddance.cli.common import Overrides, app, example, print_json, quiet, recipe_file
 from rewarddance.errors import InputError
+from rewarddance.planning.hardware import GPUS
 
 
 @app.command(epilog=example("rewarddance quickstart --seed 1 refl.steps=40"))
@@ -95,7 +96,7 @@ def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe file of train or align.")],
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(help="GPUs, each with a process.", min=1)] = 1,
-    gpu: Annotated[str, typer.Option(help="h100, h200, h20, a100, a100-40, l40s or rtx4090.")] = "h100",
+    gpu: Annotated[str, typer.Option(help=f"{', '.join(GPUS)}.")] = "h100",
     gpu_memory: Annotated[float | None, typer.Option(help="GiB of memory, instead of that GPU's.")] = None,
     utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.", min=0.01, max=1)] = 0.4,
     picture: Annotated[str, typer.Option(metavar="HxW", help="Pictures, where the recipe's files are not here.")] = (
@@ -111,7 +112,8 @@ def plan(
     does not fit, changes of the recipe are tried, and the first that fits is named; the exit code is then 1.
     """
     quiet()
-    from rewarddance.planning.plan import PlanOptions, plan_recipe
+    from rewarddance.jobs.plan import plan_recipe
+    from rewarddance.planning.plan import PlanOptions
     from rewarddance.planning.table import print_plan
     from rewarddance.runtime.config import parse_recipe
 

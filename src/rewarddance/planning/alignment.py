@@ -1,10 +1,15 @@
-"""The plan of an alignment: the references' making and ReFL's own step, on shapes."""
+"""The plan of an alignment: the making of the references and ReFL's own step, on shapes.
+
+Of several processes one is counted, with its share of a step's samples and the longest prompts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,148 +22,127 @@ from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.sampling import rollout
 from rewarddance.planning.counting import Counting, counting
-from rewarddance.planning.hardware import CONTEXT, GIB, LOST
+from rewarddance.planning.hardware import CONTEXT, FRAGMENTATION, GIB, allocated
 from rewarddance.planning.meta_generator import meta_generator
 from rewarddance.planning.meta_judge import meta_reward
-from rewarddance.planning.plan import Change, Part, Plan, PlanOptions, Tries, tried, with_losses, words
+from rewarddance.planning.plan import (
+    ADAMW_STATE,
+    Edit,
+    MemoryPart,
+    Plan,
+    PlanOptions,
+    Suggestion,
+    gathered,
+    suggestions,
+    words,
+)
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.devices import find_dtype
+from rewarddance.runtime.sharding import BUCKET, outer_blocks
 from rewarddance.types import Prompt
 
-OPTIMISER = 8
-"""Bytes of AdamW's two averages for each trained weight."""
-WORST = "worst moment"
+ACTIVATIONS = "activations"
+JUDGE_PHASES = ("judge", "references: encoding", "references: tournament")
 
 
 @dataclass(frozen=True)
 class Models:
-    """A generator that is being trained and a frozen judge, both on the meta device; trained: the generator's."""
+    """A generator that is trained, its trained weights, and a frozen judge, on the meta device."""
 
     generator: PipelineGenerator
-    judge: Judge
     trained: list[nn.Parameter]
+    judge: Judge
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
-        """The pipeline's parts by name."""
-        found = self.generator.pipeline.components
-        return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+    def components(self) -> dict[str, nn.Module]:
+        """The pipeline's networks by name."""
+        components = self.generator.pipeline.components
+        return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+
+    @property
+    def base_weights(self) -> list[Tensor]:
+        """What training of all weights keeps of the network that it began from."""
+        return list((self.generator.initial_weights or {}).values())
 
     def tensors(self) -> list[Tensor]:
-        """All that is there before a step: weights, buffers, gradients, and the weights that training began from."""
-        modules = [*self.parts.values(), self.judge.model]
-        found = [one for module in modules for one in (*module.parameters(), *module.buffers())]
-        initial = self.generator.initial_weights or {}
-        return [*found, *(w.grad for w in self.trained if w.grad is not None), *initial.values()]
+        """All that is there before a step: weights, buffers and gradients."""
+        modules = [*self.components.values(), self.judge.model]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return [*tensors, *(w.grad for w in self.trained if w.grad is not None), *self.base_weights]
 
 
-class AlignmentPlanner:
-    """Plans runs of `rewarddance align`."""
+class Memory(NamedTuple):
+    """As in `Plan`."""
 
-    def __init__(self, options: PlanOptions) -> None:
-        self.options, self.gpu = options, options.hardware
+    memory: tuple[MemoryPart, ...]
+    peaks: dict[str, int]
+    judge_gpu: int
 
-    def plan(self, run: AlignRun) -> Plan:
-        """Raises InputError for what the run itself would refuse, and for models of which no figures are known."""
-        if run.algorithm != "refl":
-            raise InputError(
-                f"plans are made of ReFL, not of {run.algorithm}.", "There is none for policy gradients yet."
-            )
-        apart = _apart(run)
-        if self.options.gpus > 1 + apart:
-            raise InputError(
-                "rewarddance align runs in one process.",
-                "Give --gpus 1, or 2 with judge_device=cuda:1 in the recipe.",
-            )
-        prompts, told = self._prompts(run)
-        models = sketch(run)
-        step = _step(models, run.refl, prompts)
-        sampling, bank = _sampling(models, run.refl, prompts), _references(models, run, prompts)
-        low, high = run.refl.first_grad_steps(models.generator.num_steps)
-        flops = {
-            "sampling": sampling.flops["sampling"] * (low + high) / 2,
-            **{name: float(count) for name, count in step.flops.items()},
-        }
-        seconds = sum(self._seconds(run, name, count) for name, count in flops.items())
-        n, together = run.references.candidates, len(_first_of_bank(run, prompts)[: run.references.batch_size])
-        drawn = bank.flops["references: sampling"] * models.generator.num_steps * n * len(prompts) / together
-        ranked = float(bank.flops["references: tournament"] * len(prompts))
-        first = self._seconds(run, "sampling", drawn) + self._seconds(run, "judge", ranked)
-        memory, moments, beside = _memory(models, run, [step, sampling, bank])
-        plan = Plan(
-            job="align",
-            sources={
-                "generator": run.generator,
-                "judge": run.judge,
-                **models.judge.vlm.sources._asdict(),  # type: ignore[attr-defined]
-                "prompts": told,
-            },
-            parameters={
-                **{name: _count(part.parameters()) for name, part in models.parts.items()},
-                "judge": _count(models.judge.model.parameters()),
-                "trained": _count(models.trained),
-            },
-            tokens={"of a question, longest": float(max(models.judge.vlm.lengths))},  # type: ignore[attr-defined]
-            memory=memory,
-            moments=moments,
-            beside=beside,
-            flops=flops,
-            gpu=self.gpu,
-            gpus=1 + apart,
-            utilisation=self.options.utilisation,
-            seconds=seconds,
-            steps=run.refl.steps,
-            notes=(
-                f"Before the first step: references for {len(prompts)} prompts, {first / 3600:.2g} hours.",
-                "Probes and files come on top.",
-            ),
-        )
-        return plan if plan.fits else replace(plan, changes=self.changes(run, prompts, plan))
-
-    def changes(self, run: AlignRun, prompts: Sequence[str], plan: Plan) -> tuple[Change, ...]:
-        """The first change that fits and teaches the same; where there is none, one that teaches otherwise."""
-        before: dict[tuple[Any, ...], list[Counting]] = {}
-
-        def of(changed: AlignRun) -> int:
-            models = sketch(changed)
-            key = (changed.dtype, changed.judge_dtype, changed.refl.lora_rank, changed.references.batch_size)
-            if key not in before:
-                before[key] = [_sampling(models, changed.refl, prompts), _references(models, changed, prompts)]
-            first, _, beside = _memory(models, changed, before[key])
-            if (size := with_losses(max(sum(part.size for part in first), beside))) > self.gpu.memory * GIB:
-                return size  # too much already, whatever a step holds
-            memory, _, beside = _memory(models, changed, [*before[key], _step(models, changed.refl, prompts)])
-            return with_losses(max(sum(part.size for part in memory), beside))
-
-        first, room = max(plan.size, with_losses(plan.beside)), self._room(plan)
-        for tries, end in ((_same(run, plan, room), "; the result is the same"), (_other(run, plan, room), "")):
-            if found := tried(run, first, tries, of, self.gpu.memory):
-                return (Change(found.keys, plan.gpus + _apart_by(found.keys), found.size, found.told + end),)
-        return ()
-
-    def _room(self, plan: Plan) -> float:
-        """Bytes that are left for the worst moment beside what is always there."""
-        always = sum(part.size for part in plan.memory if part.name != WORST)
-        return (self.gpu.memory - CONTEXT) * GIB / (1 + LOST) - always
-
-    def _seconds(self, run: AlignRun, phase: str, flops: float) -> float:
-        half = (run.judge_dtype if phase == "judge" else run.dtype) == "bfloat16"
-        return self.gpu.seconds(flops, half, self.options.utilisation)
-
-    def _prompts(self, run: AlignRun) -> tuple[list[str], str]:
-        if run.prompts.is_file():
-            found = list(dict.fromkeys(prompt.text for prompt in read_prompts(run.prompts)))
-            return sorted(found, key=len, reverse=True), f"{len(found)} of {run.prompts}"
-        n = run.refl.prompts_per_step
-        told = f"made up, for {run.prompts} is not here: {n} of {self.options.prompt_words} words"
-        return [words(self.options.prompt_words)] * n, told
+    @property
+    def size(self) -> int:
+        """Bytes of the fuller GPU."""
+        return allocated(max(sum(part.size for part in self.memory), self.judge_gpu))
 
 
-def sketch(run: AlignRun) -> Models:
+def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
+    """What `rewarddance align` needs.
+
+    Raises InputError for what the run itself would refuse, and for models whose architecture is not known.
+    """
+    if run.algorithm != "refl":
+        raise InputError(f"plans are made of ReFL, not of {run.algorithm}.", "There is none for policy gradients yet.")
+    if _judge_apart(run):
+        options = options.model_copy(update={"gpus": max(options.gpus, 2)})
+    processes = processes_of(run, options.gpus)
+    prompts, source = _prompts(run, options)
+    models = meta_models(run)
+    step, sampling = _step(models, run.refl, prompts, processes), _sampling(models, run.refl, prompts, processes)
+    bank = _references(models, run, prompts)
+    low, high = run.refl.first_grad_steps(models.generator.num_steps)
+    flops = {"sampling": processes * sampling.flops["sampling"] * (low + high) / 2}
+    flops |= {name: float(processes * count) for name, count in step.flops.items()}
+    memory = _memory(models, run, [step, sampling, bank], processes)
+    vlm: Any = models.judge.vlm  # type: ignore[attr-defined]
+    plan = Plan(
+        job="align",
+        sources={"generator": run.generator, "judge": run.judge, **vlm.sources._asdict(), "prompts": source},
+        parameters={
+            **{name: _count(part.parameters()) for name, part in models.components.items()},
+            "judge": _count(models.judge.model.parameters()),
+            "trained": _count(models.trained),
+        },
+        tokens={"of a question, longest": float(max(vlm.lengths))},
+        **memory._asdict(),
+        flops=flops,
+        gpu=options.hardware,
+        gpus=options.gpus,
+        utilisation=options.utilisation,
+        seconds=sum(_seconds(run, options, name, count) for name, count in flops.items()) / processes,
+        steps=run.refl.steps,
+        notes=(
+            f"Before the first step: references for {len(prompts)} prompts, "
+            f"{_reference_seconds(run, options, bank, prompts, processes) / 3600:.2g} hours.",
+            "Probes and files come on top.",
+        ),
+    )
+    return plan if plan.fits else replace(plan, suggestions=_suggestions(run, options, prompts, plan))
+
+
+def processes_of(run: AlignRun, gpus: int) -> int:
+    """How many processes so many GPUs take: one each, but for one that the judge has for itself.
+
+    Raises InputError where they cannot share the run.
+    """
+    processes = 1 if _judge_apart(run) and gpus <= 2 else gpus
+    run.check_processes(processes, "cuda")
+    return processes
+
+
+def meta_models(run: AlignRun) -> Models:
     """Generator and judge as `rewarddance align` would load them, and what it would train."""
-    drawing = {"guidance_scale": run.guidance_scale, **run.generator_options}
-    generator = meta_generator(run.generator, run.num_inference_steps, find_dtype(run.dtype), **drawing)
+    options = {"guidance_scale": run.guidance_scale, **run.generator_options}
+    generator = meta_generator(run.generator, run.num_inference_steps, find_dtype(run.dtype), **options)
     judge = meta_reward(run.judge, None, find_dtype(run.judge_dtype)).freeze()
     if judge.config.reasoning == "before":
         raise InputError(
@@ -173,34 +157,46 @@ def sketch(run: AlignRun) -> Models:
             trained = generator.train_all()
     for weight in trained:
         weight.grad = torch.empty_like(weight)
-    return Models(generator, judge, trained)
+    return Models(generator, trained, judge)
 
 
-def _step(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Counting:
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def _share(refl: ReflRecipe, processes: int) -> ReflRecipe:
+    """The recipe of one process's share of a step's samples."""
+    samples = refl.prompts_per_step * refl.group_size // processes
+    group_size = math.gcd(samples, refl.group_size)
+    share: dict[str, Any] = {"prompts_per_step": samples // group_size, "group_size": group_size}
+    if refl.reference_batch is not None:
+        share["reference_batch"] = refl.reference_batch // processes
+    return refl.model_copy(update=share)
+
+
+def _step(models: Models, refl: ReflRecipe, prompts: Sequence[str], processes: int) -> Counting:
     """ReFL's own step, begun from the noise: what is sampled before is counted by itself."""
-    now = refl.model_copy(update={"grad_step_range": (0.0, 1e-9)})
     refl.first_grad_steps(models.generator.num_steps)
-    bank = [_bank_of(models.generator, prompts[i % len(prompts)], i) for i in range(refl.prompts_per_step)]
-    with counting() as counted:
-        counted.known([*models.tensors(), *(picture for one in bank for picture in one.pictures)])
-        counted.known(one.latents for one in bank)
-        watched = _Watched(models, counted, refl.last_steps)
-        refl_step(watched, watched.judge, bank, now, seed=0, step=0)  # type: ignore[arg-type]
-    return counted
+    share = _share(refl, processes).model_copy(update={"grad_step_range": (0.0, 1e-9)})
+    bank = [_bank_of(models.generator, prompts[i % len(prompts)], i) for i in range(share.prompts_per_step)]
+    with counting() as counts:
+        counts.known([*models.tensors(), *(tensor for entry in bank for tensor in (*entry.pictures, entry.latents))])
+        generator: Any = _CountedGenerator(models.generator, counts, refl.last_steps)
+        refl_step(generator, _CountedJudge(models.judge, counts), bank, share, seed=0, step=0)
+    return counts
 
 
-def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str]) -> Counting:
-    """One step of sampling of a step's samples."""
-    n = refl.prompts_per_step * refl.group_size
-    with counting() as counted:
-        counted.known(models.tensors())
-        counted.begin("sampling")
-        drawn = _with_picture(models.generator, [prompts[i % len(prompts)] for i in range(n)])
-        rollout(models.generator, drawn, list(range(n)), 1)
-    return counted
+def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str], processes: int) -> Counting:
+    """One step of sampling of a process's samples."""
+    n = refl.prompts_per_step * refl.group_size // processes
+    with counting() as counts:
+        counts.known(models.tensors())
+        counts.begin("sampling")
+        batch = _with_picture(models.generator, [prompts[i % len(prompts)] for i in range(n)])
+        rollout(models.generator, batch, list(range(n)), 1)
+    return counts
 
 
-def _first_of_bank(run: AlignRun, prompts: Sequence[str]) -> list[str]:
+def _judged_together(run: AlignRun, prompts: Sequence[str]) -> list[str]:
     """The prompt of each picture that `build_references` has judged together first."""
     return [prompt for prompt in prompts[: run.references.prompts_at_once] for _ in range(run.references.candidates)]
 
@@ -211,57 +207,53 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
     Of the batches that are drawn one after the other, one is drawn here; of the tournaments, which are asked together,
     one is asked, while the pictures of all are kept as the judge has encoded them.
     """
-    n = run.references.candidates
-    texts = _first_of_bank(run, prompts)
-    drawn = _with_picture(models.generator, texts[: run.references.batch_size])
-    with counting() as counted, torch.no_grad():
-        counted.known(models.tensors())
-        counted.begin("references: sampling")
-        latents = rollout(models.generator, drawn, candidate_seeds(0, 0, len(drawn)), 1).x_t
-        counted.begin("references: decoding")
+    texts = _judged_together(run, prompts)
+    batch = _with_picture(models.generator, texts[: run.references.batch_size])
+    with counting() as counts, torch.no_grad():
+        counts.known(models.tensors())
+        counts.begin("references: sampling")
+        latents = rollout(models.generator, batch, candidate_seeds(0, 0, len(batch)), 1).x_t
+        counts.begin("references: decoding")
         pictures = models.generator.decode(latents)
-        if len(drawn) < len(texts):
+        if len(batch) < len(texts):
             pictures = torch.empty(len(texts), *pictures.shape[1:], device="meta")
-        counted.begin("references: encoding")
-        kept = models.judge.vlm.encode(list(pictures))  # type: ignore[attr-defined]
-        counted.begin("references: tournament")
-        tournament(models.judge, drawn[:1], [list(pictures[:n])])
-        del kept
-    return counted
+        counts.begin("references: encoding")
+        encoded = models.judge.vlm.encode(list(pictures))  # type: ignore[attr-defined]
+        counts.begin("references: tournament")
+        tournament(models.judge, batch[:1], [list(pictures[: run.references.candidates])])
+        del encoded
+    counts.flops["references: sampling"] *= models.generator.num_steps
+    return counts
 
 
-class _Watched:
-    """The generator, which says what is being done with it; and the judge beside it.
+class _CountedGenerator:
+    """A generator whose predictions and decoding are phases. last_steps: above 1, the sampler has no others."""
 
-    last_steps: where they are several, the sampler has no others.
-    """
-
-    def __init__(self, models: Models, counted: Counting, last_steps: int) -> None:
-        self._models, self._counted = models, counted
-        self.num_steps = last_steps if last_steps > 1 else models.generator.num_steps
-        self.judge = _CountedJudge(models.judge, counted)
+    def __init__(self, generator: PipelineGenerator, counts: Counting, last_steps: int) -> None:
+        self._generator, self._counts = generator, counts
+        self.num_steps = last_steps if last_steps > 1 else generator.num_steps
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._models.generator, name)
+        return getattr(self._generator, name)
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
-        self._counted.begin("generator")
-        return self._models.generator.predict(x_t, step, condition)
+        self._counts.begin("generator")
+        return self._generator.predict(x_t, step, condition)
 
     def decode(self, x_0: Tensor) -> Tensor:
-        self._counted.begin("decoder")
-        return self._models.generator.decode(x_0)
+        self._counts.begin("decoder")
+        return self._generator.decode(x_0)
 
 
 class _CountedJudge:
-    """The judge, which says when it is asked."""
+    """A judge whose answers are a phase."""
 
-    def __init__(self, judge: Judge, counted: Counting) -> None:
-        self._judge, self._counted = judge, counted
-        self.vlm = judge.vlm  # type: ignore[attr-defined]
+    def __init__(self, judge: Judge, counts: Counting) -> None:
+        self._judge, self._counts = judge, counts
+        self.vlm, self.needs_reference = judge.vlm, judge.needs_reference  # type: ignore[attr-defined]
 
     def __call__(self, questions: Any) -> Any:
-        self._counted.begin("judge")
+        self._counts.begin("judge")
         return self._judge(questions)
 
 
@@ -271,8 +263,8 @@ def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> Referenc
     frames = generator._option("num_frames") if "num_frames" in generator.uses else 1
     pictures = tuple(torch.empty(frames, 3, generator.height, generator.width, device="meta") for _ in range(2))
     latents = torch.empty(2, *shape, device="meta")
-    (asked,) = _with_picture(generator, [prompt])
-    return References(asked, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
+    (given,) = _with_picture(generator, [prompt])
+    return References(given, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
 
 
 def _with_picture(generator: PipelineGenerator, texts: Sequence[str]) -> list[Prompt]:
@@ -281,64 +273,150 @@ def _with_picture(generator: PipelineGenerator, texts: Sequence[str]) -> list[Pr
     return [Prompt(text, image=image) for text in texts]
 
 
-def _memory(models: Models, run: AlignRun, counted: Sequence[Counting]) -> tuple[tuple[Part, ...], dict[str, int], int]:
-    """What the generator's GPU holds, what comes and goes by moment, and what a GPU of the judge's own holds."""
-    trained, apart = models.trained, _apart(run)
-    whole = {name: sum(weight.nbytes for weight in part.parameters()) for name, part in models.parts.items()}
+# -- memory and time ---------------------------------------------------------------------------------------------------
+
+
+def _memory(models: Models, run: AlignRun, counts: Sequence[Counting], processes: int) -> Memory:
+    """By part and by phase. In shards are the network's weights but for a LoRA, which is whole on each GPU."""
+    network, lora = models.generator.network, set(models.trained) if run.refl.lora_rank else set()
+    shards = processes if run.refl.sharded else 1
+    parts = {}
+    for name, part in models.components.items():
+        n = shards if part is network else 1
+        size = _shard_size(set(part.parameters()) - lora, n) + sum(weight.nbytes for weight in lora if part is network)
+        parts[name] = MemoryPart(name, size, _note(next(part.parameters()), n))
     judge = sum(weight.nbytes for weight in models.judge.model.parameters())
-    moments: dict[str, int] = {}
-    for one in counted:
-        for phase, size in one.peaks.items():
-            moments[phase] = max(size, moments.get(phase, 0))
-    beside = ("judge", "references: encoding", "references: tournament") if apart else ()
-    name, worst = max(((k, v) for k, v in moments.items() if k not in beside), key=lambda one: one[1])
-    weights = sum(weight.numel() for weight in trained)
-    before = sum(one.nbytes for one in (models.generator.initial_weights or {}).values())
+    if not _judge_apart(run):
+        parts["judge"] = MemoryPart("judge", judge, run.judge_dtype)
+    training = _kept_by_training(models, lora, shards)
+
+    peaks: Counter[str] = Counter()
+    for count in counts:
+        peaks |= count.peaks  # the larger of both
+    if processes > 1 and (lora or shards == 1):  # gradients are averaged in one buffer, which is then divided
+        largest = max(weight.numel() for weight in models.trained)
+        peaks["averaging of gradients"] = 2 * 4 * max(largest, min(BUCKET, _count(models.trained)))
+    if shards > 1 and not run.refl.refresh_every:  # the references are made before training, by a whole network
+        loaded = find_dtype(run.dtype).itemsize * _count(set(network.parameters()) - lora)
+        later = parts[models.generator.component].size + sum(part.size for part in training)
+        for phase in [phase for phase in peaks if phase.startswith("references")]:
+            peaks[phase] = max(0, peaks[phase] + loaded - later)
+    elsewhere = JUDGE_PHASES if _judge_apart(run) else ()
+    worst = max((phase for phase in peaks if phase not in elsewhere), key=lambda phase: peaks[phase])
+    activations = MemoryPart(ACTIVATIONS, peaks[worst], f"{worst}; other phases hold less, and not at the same time")
+    judge_gpu = judge + max(peaks[phase] for phase in elsewhere) if elsewhere else 0
+    return Memory((*parts.values(), *training, activations), dict(peaks), judge_gpu)
+
+
+def _kept_by_training(models: Models, lora: set[nn.Parameter], shards: int) -> list[MemoryPart]:
+    """What training adds to weights between its steps, and the weights that it gathers."""
+    network, trained_shards = models.generator.network, 1 if lora else shards
+    size, note = _shard_size(models.trained, trained_shards), _note(models.trained[0], trained_shards)
     parts = [
-        *(Part(part, size, run.dtype) for part, size in whole.items()),
-        *([] if apart else [Part("judge", judge, run.judge_dtype)]),
-        Part("gradients", sum(weight.nbytes for weight in trained), "of what is trained, float32"),
-        Part("optimiser", OPTIMISER * weights, "AdamW, float32"),
-        Part("average", 4 * weights, "EMA, float32"),
-        *([Part("before training", before, "the weights that training began from")] if before else []),
-        Part(WORST, worst, f"{name}; others hold less, and not at the same time"),
+        MemoryPart("gradients", size, f"of what is trained, {note}"),
+        MemoryPart("optimiser", ADAMW_STATE * size // 4, f"AdamW, {note}"),
+        MemoryPart("average", size, f"EMA, {note}"),
     ]
-    return tuple(parts), moments, judge + max(moments[key] for key in beside) if beside else 0
+    if models.base_weights:
+        note = f"the weights that training began from, {note}"
+        parts.append(MemoryPart("before training", _shard_size(models.base_weights, shards), note))
+    if shards > 1:
+        blocks = [[w for w in block.parameters() if w not in lora] for block in outer_blocks(network)]
+        inside = lora.union(*blocks)
+        others = [weight for weight in network.parameters() if weight not in inside]
+        parts.append(gathered(blocks, others, next(w for w in network.parameters() if w not in lora).element_size()))
+    return parts
 
 
-def _apart(run: AlignRun) -> bool:
+def _shard_size(weights: Iterable[Tensor], shards: int) -> int:
+    """Bytes of the first process's shards, which are cut along the first dimension."""
+    return sum(math.ceil(len(w) / shards) * w[0].nbytes if shards > 1 else w.nbytes for w in weights)
+
+
+def _note(weight: Tensor, shards: int) -> str:
+    return str(weight.dtype).removeprefix("torch.") + (f", in {shards} shards" if shards > 1 else "")
+
+
+def _judge_apart(run: AlignRun) -> bool:
     """Has the judge a GPU of its own?"""
     return run.judge_device is not None and run.judge_device != (run.device or "cuda")
 
 
-def _count(weights: Any) -> int:
+def _count(weights: Iterable[Tensor]) -> int:
     return sum(weight.numel() for weight in weights)
 
 
-def _apart_by(keys: Sequence[str]) -> int:
-    return int(any(key.startswith("judge_device=") for key in keys))
+def _seconds(run: AlignRun, options: PlanOptions, phase: str, flops: float) -> float:
+    """On one GPU."""
+    half = (run.judge_dtype if phase == "judge" else run.dtype) == "bfloat16"
+    return options.hardware.seconds(flops, half, options.utilisation)
 
 
-def _same(run: AlignRun, plan: Plan, room: float) -> Tries:
-    """What makes each moment that is too large smaller, all together, and then all as small as can be.
-
-    What a run learns stays the same but for rounding. Nothing where a moment that is too large cannot be split.
-    """
-    keys: dict[str, Any] = {}
-    for moment, (key, now, _) in _split(run).items():
-        if plan.moments[moment] > room:
-            fewer = max(1, int(now * 0.9 * max(room, 0) / plan.moments[moment]))
-            keys[key] = min(fewer, keys.get(key, fewer))
-    if not keys or any(size > room for moment, size in plan.moments.items() if moment not in _split(run)):
-        return []
-    least = {key: 1 for key, now, _ in _split(run).values() if now > 1}
-    told = ", ".join(dict.fromkeys(words for key, _, words in _split(run).values() if key in keys))
-    return [(keys, f"fewer at once {told}"), (least, "one at a time")]
+def _reference_seconds(
+    run: AlignRun, options: PlanOptions, bank: Counting, prompts: Sequence[str], processes: int
+) -> float:
+    """For the bank of all prompts, whose parts the processes make side by side."""
+    at_once = run.references.prompts_at_once
+    drawn = min(run.references.batch_size, run.references.candidates * min(at_once, len(prompts)))
+    sampling = bank.flops["references: sampling"] * run.references.candidates / drawn
+    tournament = float(bank.flops["references: tournament"])
+    seconds = _seconds(run, options, "sampling", sampling) + _seconds(run, options, "judge", tournament)
+    turns, parts = math.ceil(len(prompts) / at_once / processes), math.ceil(len(prompts) / at_once)
+    return len(prompts) * seconds * turns / parts
 
 
-def _split(run: AlignRun) -> dict[str, tuple[str, int, str]]:
-    """Moments that can be split: the key that says how many go through at once, how many that is, through what."""
-    samples, refl = run.refl.prompts_per_step * run.refl.group_size, run.refl
+def _prompts(run: AlignRun, options: PlanOptions) -> tuple[list[str], str]:
+    """Texts, the longest first, and where they are from."""
+    if run.prompts.is_file():
+        texts = dict.fromkeys(prompt.text for prompt in read_prompts(run.prompts))
+        return sorted(texts, key=len, reverse=True), f"{len(texts)} of {run.prompts}"
+    n = run.refl.prompts_per_step
+    source = f"made up, for {run.prompts} is not here: {n} of {options.prompt_words} words"
+    return [words(options.prompt_words)] * n, source
+
+
+# -- suggestions -------------------------------------------------------------------------------------------------------
+
+
+def _suggestions(run: AlignRun, options: PlanOptions, prompts: Sequence[str], plan: Plan) -> tuple[Suggestion, ...]:
+    sampled: dict[tuple[Any, ...], list[Counting]] = {}
+
+    def size(gpus: int, changed: AlignRun) -> int:
+        """Bytes of the fuller GPU; no step is counted where all else is too much already."""
+        processes = processes_of(changed, gpus)
+        models, refl = meta_models(changed), changed.refl
+        key = changed.dtype, changed.judge_dtype, refl.lora_rank, changed.references.batch_size, processes
+        if key not in sampled:
+            sampled[key] = [_sampling(models, refl, prompts, processes), _references(models, changed, prompts)]
+        without_step = _memory(models, changed, sampled[key], processes).size
+        if without_step > options.hardware.memory * GIB:
+            return without_step
+        return _memory(models, changed, [*sampled[key], _step(models, refl, prompts, processes)], processes).size
+
+    always = sum(part.size for part in plan.memory if part.name != ACTIVATIONS)
+    room = max(0.0, (options.hardware.memory - CONTEXT) * GIB / (1 + FRAGMENTATION) - always)
+    processes = processes_of(run, options.gpus)
+    batches = {phase: batch for phase, batch in _batches(run, processes).items() if batch[1] > 1}
+    least = {key: 1 for key, _, _ in batches.values()}
+    large = {phase: peak for phase, peak in plan.peaks.items() if peak > room}
+    fewer: dict[str, Any] = {}
+    for phase in large.keys() & batches.keys():
+        key, now, _ = batches[phase]
+        fewer[key] = min(fewer.get(key, now), max(1, int(now * 0.9 * room / large[phase])))
+    same: list[Edit] = []
+    if fewer and large.keys() <= batches.keys():
+        effect = ", ".join(dict.fromkeys(text for key, _, text in batches.values() if key in fewer))
+        same = [Edit(fewer, f"fewer at once {effect}"), Edit(least, "one at a time")]
+    if processes > 1 and not run.refl.sharded:
+        same.append(Edit({"refl.sharded": True}, "weights in shards over the GPUs"))
+    other = _other_result(run, options.gpus, dict.fromkeys(fewer, 1))
+    spread = {**least, "refl.sharded": True}
+    return suggestions(run, size, options, same=same, other=other, spread=lambda gpus: spread)
+
+
+def _batches(run: AlignRun, processes: int) -> dict[str, tuple[str, int, str]]:
+    """Of each phase that can be split: the key that says how many go through at once, how many, and through what."""
+    refl, samples = run.refl, run.refl.prompts_per_step * run.refl.group_size // processes
     drawn = ("references.batch_size", run.references.batch_size, "drawn for the references")
     network = ("refl.generator_batch", refl.generator_batch or samples, "through the generator")
     return {
@@ -351,17 +429,16 @@ def _split(run: AlignRun) -> dict[str, tuple[str, int, str]]:
     }
 
 
-def _other(run: AlignRun, plan: Plan, room: float) -> Tries:
-    """Changes of what is computed or learned, the gentlest first, each with all batches as small as can be."""
-    tries: Tries = []
-    least = {key: 1 for moment, (key, now, _) in _split(run).items() if now > 1 and plan.moments[moment] > room}
+def _other_result(run: AlignRun, gpus: int, least: dict[str, Any]) -> list[Edit]:
+    """Edits that change what is computed or learned, the gentlest first, each with the smallest batches."""
+    edits = []
     if run.judge_dtype == "float32":
-        tries.append(({**least, "judge_dtype": "bfloat16"}, "the judge in bfloat16"))
+        edits.append(Edit({**least, "judge_dtype": "bfloat16"}, "the judge in bfloat16"))
     if run.dtype == "float32":
-        tries.append(({**least, "dtype": "bfloat16"}, "the generator in bfloat16"))
+        edits.append(Edit({**least, "dtype": "bfloat16"}, "the generator in bfloat16"))
     if run.refl.lora_rank == 0:
         keys = {**least, "refl.lora_rank": 32, "refl.lora_alpha": 32}
-        tries.append((keys, "LoRA instead of all weights: raise learning_rate"))
-    if run.judge_device is None:
-        tries.append(({**least, "judge_device": "cuda:1"}, "a second GPU for the judge"))
-    return tries
+        edits.append(Edit(keys, "LoRA instead of all weights: raise learning_rate"))
+    if run.judge_device is None and gpus == 1:
+        edits.append(Edit({**least, "judge_device": "cuda:1"}, "a second GPU for the judge", more_gpus=1))
+    return edits

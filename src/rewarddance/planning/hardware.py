@@ -1,4 +1,4 @@
-"""GPUs by name, for plans: what their memory holds and what they compute at most."""
+"""GPUs by name, for plans: how much memory they have and how fast they multiply matrices at most."""
 
 from __future__ import annotations
 
@@ -9,43 +9,71 @@ from rewarddance.errors import InputError
 GIB = 2**30
 CONTEXT = 1.0
 """GiB that CUDA, NCCL and the libraries' workspaces take before anything is computed. Assumed."""
-LOST = 0.05
-"""Share of what is held that the allocator loses to gaps between tensors. Assumed; it varies with the sizes."""
+FRAGMENTATION = 0.05
+"""Share of the memory in use that the allocator loses to gaps between tensors. Assumed; it varies with the sizes."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """memory: GiB, as nvidia-smi says it. half, single: dense peak TFLOP/s of matrix products in bfloat16, and in
-    float32 without TF32, which torch leaves off unless it is told."""
+    """A GPU's memory and its peak, without sparsity.
+
+    name: what plans call it.
+    memory: GiB, as nvidia-smi reports it.
+    bf16: TFLOP/s of matrix products in bfloat16, summed in float32.
+    fp32: TFLOP/s of matrix products in float32 without TF32, which torch leaves off by default.
+    source: the document of NVIDIA's that states both.
+    """
 
     name: str
     memory: float
-    half: float
-    single: float
+    bf16: float
+    fp32: float
+    source: str
 
     def seconds(self, flops: float, half: bool, utilisation: float) -> float:
-        """For so many operations of matrix products, in half precision or single, at a share of the peak."""
-        return flops / (1e12 * (self.half if half else self.single) * utilisation)
+        """Time of so many operations of matrix products, in bfloat16 (half) or float32, at a share of the peak."""
+        return flops / (1e12 * (self.bf16 if half else self.fp32) * utilisation)
 
 
+_AMPERE = "A100 datasheet, nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet"
+_AMPERE_RTX = (
+    "Ampere GA102 whitepaper, nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.1.pdf"
+)
+_ADA_RTX = "Ada whitepaper, images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+_BLACKWELL_RTX = "RTX Blackwell whitepaper, images.nvidia.com/aem-dam/Solutions/geforce/blackwell/"
+_BLACKWELL_RTX += "nvidia-rtx-blackwell-gpu-architecture.pdf"
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("h100", 79.6, 989.0, 67.0),
-        Gpu("h200", 140.4, 989.0, 67.0),
-        Gpu("h20", 95.6, 148.0, 44.0),
-        Gpu("a100", 80.0, 312.0, 19.5),
-        Gpu("a100-40", 40.0, 312.0, 19.5),
-        Gpu("l40s", 45.0, 362.0, 91.6),
-        Gpu("rtx4090", 24.0, 165.0, 82.6),
+        Gpu("b200", 179.0, 2250.0, 80.0, "Blackwell Architecture Technical Brief, HGX B200"),
+        Gpu("h200", 140.4, 989.5, 67.0, "nvidia.com/en-us/data-center/h200"),
+        Gpu("h100", 79.6, 989.5, 67.0, "nvidia.com/en-us/data-center/h100, H100 SXM"),
+        Gpu("h20", 95.6, 148.0, 44.0, "none of NVIDIA's; resellers agree"),
+        Gpu("a100", 80.0, 312.0, 19.5, _AMPERE),
+        Gpu("a100-40", 40.0, 312.0, 19.5, _AMPERE),
+        Gpu("l40s", 45.0, 362.0, 91.6, "L40S datasheet, resources.nvidia.com/en-us-l40s/l40s-datasheet-28413"),
+        Gpu("l4", 22.5, 121.0, 30.3, "L4 datasheet, nvdam.widen.net/s/rvq98gbwsw/l4-datasheet-2595652"),
+        Gpu(
+            "a6000", 48.0, 154.8, 38.7, "RTX A6000 datasheet, proviz-print-nvidia-rtx-a6000-datasheet-us-nvidia-1454980"
+        ),
+        Gpu("rtx5090", 31.8, 209.5, 104.8, _BLACKWELL_RTX),
+        Gpu("rtx4090", 24.0, 165.2, 82.6, _ADA_RTX),
+        Gpu("rtx3090", 24.0, 71.0, 35.6, _AMPERE_RTX),
     )
 }
-"""As NVIDIA states them for the SXM versions, without sparsity; written from memory and not looked up again."""
+"""Data-centre GPUs are the SXM versions where there are several. NVIDIA's documents were not opened themselves: the
+figures were read off public pages and code that quote and name them. Memory is from public logs of nvidia-smi.
+Documents that state peaks with sparsity only (Hopper, L4, A6000) say that half of it holds without."""
 
 
 def find_gpu(name: str, memory: float | None = None) -> Gpu:
-    """memory: GiB to count with instead. Raises InputError naming a GPU that is not known."""
+    """memory: GiB to count with instead. Raises InputError for a name that is not in the table."""
     if name.lower() not in GPUS:
         raise InputError(f"there is no GPU named {name!r} here.", f"Known are {', '.join(GPUS)}; see --gpu-memory.")
-    found = GPUS[name.lower()]
-    return found if memory is None else replace(found, memory=memory)
+    gpu = GPUS[name.lower()]
+    return gpu if memory is None else replace(gpu, memory=memory)
+
+
+def allocated(size: int) -> int:
+    """Bytes that a GPU gives away for tensors of so many bytes: with its context and the allocator's gaps."""
+    return int(size * (1 + FRAGMENTATION) + CONTEXT * GIB)

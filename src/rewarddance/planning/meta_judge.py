@@ -34,55 +34,15 @@ from rewarddance.types import Preference
 
 KINDS: dict[str, Any] = {"pairwise": PairwiseReward, "pointwise": PointwiseReward, "regressive": RegressiveReward}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_FIGURES = Path(__file__).parent / "architectures.yaml"
-_OF_FAMILY: dict[str, dict[str, Any]] = {
-    "internvl": {
-        "image_token_id": 151667,
-        "image_seq_length": 256,
-        "tie_word_embeddings": False,
-        "text_config": {
-            "model_type": "qwen2",
-            "vocab_size": 151674,
-            "max_position_embeddings": 32_768,
-            "bos_token_id": 151643,
-            "eos_token_id": 151645,
-        },
-    },
-    "qwen3_vl": {
-        "text_config": {
-            "vocab_size": 151936,
-            "head_dim": 128,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [24, 20, 20],
-                "mrope_interleaved": True,
-            },
-        },
-    },
-}
-"""What all sizes of the families in the table share."""
-_HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-_PICTURES: dict[str, dict[str, Any]] = {
-    "internvl": {"size": {"height": 448, "width": 448}, **_HALVES},
-    "qwen2_vl": {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **_HALVES},
-    "qwen2_5_vl": {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, **_HALVES},
-    "qwen3_vl": {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2, **_HALVES},
-}
-"""How a family prepares pictures, where the folder does not say; bounds of Qwen's sizes are in `_picture_config`."""
-_BOUNDS = {"qwen2_vl": (3136, 12_845_056), "qwen2_5_vl": (3136, 12_845_056), "qwen3_vl": (65_536, 16_777_216)}
+_ARCHITECTURES = Path(__file__).parent / "architectures.yaml"
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How the tokenizers of both families cut text before they look for tokens."""
-_SPECIAL = {
-    "internvl": ("<IMG_CONTEXT>", ("<img>", "</img>"), "<IMG_CONTEXT>\n"),
-    "qwen": ("<|image_pad|>", ("<|vision_start|>", "<|vision_end|>"), "<|vision_start|><|image_pad|><|vision_end|>"),
-}
+"""How the tokenizers of all families cut text before they look for tokens."""
 
 
 class Sources(NamedTuple):
-    """Where the figures of a sketch come from, in words."""
+    """Where what is known of a judge without weights comes from, in words."""
 
     architecture: str
     tokenizer: str
@@ -92,7 +52,7 @@ class Sources(NamedTuple):
 class MetaModel(VisionLanguageModel):
     """A `VisionLanguageModel` of which only shapes are known.
 
-    lengths: tokens of each sequence that it read. listening: sequences are counted and not read.
+    lengths: tokens of each sequence that it read. counting_only: sequences are counted and not read.
 
     Raises InputError for a name that is neither a folder with config.json nor in the table, and for a family that has
     no code of its own here.
@@ -116,7 +76,7 @@ class MetaModel(VisionLanguageModel):
         self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         self._text.config._attn_implementation = ATTENTION
-        self.sources, self.lengths, self.listening = Sources(architecture, tokenizer, told), list[int](), False
+        self.sources, self.lengths, self.counting_only = Sources(architecture, tokenizer, told), list[int](), False
 
     @property
     def device(self) -> torch.device:
@@ -124,7 +84,7 @@ class MetaModel(VisionLanguageModel):
         return torch.device("cpu")
 
     def states(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Tensor]:
-        if not self.listening:
+        if not self.counting_only:
             return super().states(asked, sharing)
         width = self.model.get_output_embeddings().weight.shape[1]
         read = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
@@ -155,14 +115,14 @@ def tokens_of(reward: Judge, pair: Preference) -> tuple[int, int]:
     the vision tower gives, each picture once."""
     vlm: MetaModel = reward.vlm  # type: ignore[attr-defined]
     vlm.lengths.clear()
-    vlm.listening = True
+    vlm.counting_only = True
     try:
         with counting():
             reward.loss([pair])
     finally:
-        vlm.listening = False
-    shown = [pixels for pixels in (pair.first, pair.second, pair.prompt.image) if pixels is not None]
-    return sum(vlm.lengths), sum(len(one) * vlm.family.tokens(*one.shape[-2:]) for one in shown)
+        vlm.counting_only = False
+    pictures = [pixels for pixels in (pair.first, pair.second, pair.prompt.image) if pixels is not None]
+    return sum(vlm.lengths), sum(len(pixels) * vlm.family.tokens(*pixels.shape[-2:]) for pixels in pictures)
 
 
 def known_judges() -> list[str]:
@@ -188,16 +148,16 @@ def read_architecture(name: str) -> tuple[Any, Path, str]:
             f"the architecture of {name!r} is not known here.",
             f"Give a folder with its config.json (no weights are needed), or one of {', '.join(table)}.",
         )
-    figures = dict(table[name])
-    kind = figures.pop("model_type")
-    shared = _OF_FAMILY[kind]
-    text = {"text_config": {**shared["text_config"], **figures["text_config"]}}
-    return AutoConfig.for_model(kind, **{**shared, **figures, **text}), Path(name), "the table of public judges"
+    own = dict(table[name])
+    kind = own.pop("model_type")
+    shared = _table()["families"][kind]["config"]
+    text = {"text_config": {**shared["text_config"], **own["text_config"]}}
+    return AutoConfig.for_model(kind, **{**shared, **own, **text}), Path(name), "the table of public judges"
 
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    return yaml.safe_load(_FIGURES.read_text(encoding="utf-8"))
+    return yaml.safe_load(_ARCHITECTURES.read_text(encoding="utf-8"))
 
 
 def _saved_config(name: str) -> RewardConfig:
@@ -214,10 +174,7 @@ def _picture_config(folder: Path, kind: str) -> tuple[dict[str, Any], str]:
     try:
         return image_config(folder), f"{folder}"
     except OSError:
-        known = dict(_PICTURES[kind])
-        if kind in _BOUNDS:
-            known["size"] = dict(zip(("shortest_edge", "longest_edge"), _BOUNDS[kind], strict=True))
-        return known, f"the defaults of {kind}"
+        return _table()["families"][kind]["pictures"], f"the defaults of {kind}"
 
 
 def _tokenizer(folder: Path, config: Any) -> tuple[Any, str]:
@@ -228,19 +185,19 @@ def _tokenizer(folder: Path, config: Any) -> tuple[Any, str]:
 
 def stand_in_tokenizer(config: Any) -> Any:
     """Cuts text as the families' tokenizers do; every piece is one token, which of English words nearly all are."""
-    picture, around, written = _SPECIAL["internvl" if config.model_type == "internvl" else "qwen"]
-    words = ["<unk>", "<|im_start|>", "<|im_end|>", *around, *YES, *NO]
+    picture, start, end, text = _table()["families"][config.model_type]["tokens"]
+    words = ["<unk>", "<|im_start|>", "<|im_end|>", start, end, *YES, *NO]
     vocabulary = {word: number for number, word in enumerate(words)} | {picture: config.image_token_id}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", picture, *around])
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", picture, start, end])
     names: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
     if config.model_type == "internvl":
-        names |= {"context_image_token": picture, "start_image_token": around[0], "end_image_token": around[1]}
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-    found.chat_template = (
+        names |= {"context_image_token": picture, "start_image_token": start, "end_image_token": end}
+    stand_in = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    stand_in.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
         "{% if part['type'] == 'image' %}{{ picture }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    ).replace("{{ picture }}", f"{{{{ {written!r} }}}}")
-    return found
+    ).replace("{{ picture }}", f"{{{{ {text!r} }}}}")
+    return stand_in

@@ -1,42 +1,47 @@
-"""What a training or an alignment would need, without weights: `rewarddance plan`.
+"""The plan of a run: what it needs, and the changes after which it fits.
 
-The recipe's own code runs on the meta device, where tensors have shapes and no content (`runtime.counting`), so memory
-and operations are those of the very step that would run. What the sketch has no processes for (pieces over several
-GPUs) is computed from the same weights.
+A recipe's own step runs on the meta device, where tensors have shapes and no values (`planning.counting`), so memory
+and operations are those of the step that would run. What several processes share is computed from the same weights.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import yaml
 from pydantic import Field, PositiveInt
+from torch import nn
 
-from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.errors import InputError, RewardDanceError
-from rewarddance.jobs.train import TrainRun
-from rewarddance.planning.hardware import CONTEXT, GIB, LOST, Gpu, find_gpu
-from rewarddance.runtime.config import Recipe, load_recipe, parse_recipe
+from rewarddance.errors import RewardDanceError
+from rewarddance.planning.hardware import GIB, Gpu, allocated, find_gpu
+from rewarddance.runtime.config import Recipe, parse_recipe
 from rewarddance.types import Preference
 
-LOOKED_AT = 16
+ADAMW_STATE = 8
+"""Bytes of AdamW's two averages for each trained weight."""
+MOST_GPUS = 256
+"""More are not tried."""
+SAMPLED_PAIRS = 16
 """Pairs of a preferences file whose lengths are counted, evenly spaced."""
 _PROMPT = "a wide shot of a small red boat with two fishermen below a lighthouse on a cliff at dusk in soft light"
-Tries = list[tuple[dict[str, Any], str]]
-"""Keys to set, and what they do."""
-SomeRun = TypeVar("SomeRun", TrainRun, AlignRun)
+SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
 
 
 class PlanOptions(Recipe):
-    """What a recipe does not say. gpus: processes, a GPU each. gpu_memory: GiB, instead of the named GPU's.
-    utilisation: share of the peak that is reached. picture: height and width; prompt_words: both only where the
-    recipe's own files are not at hand."""
+    """What a recipe does not say.
+
+    gpus: how many there are, each with a process.
+    gpu: a name of `hardware.GPUS`.
+    gpu_memory: GiB, instead of the named GPU's.
+    utilisation: share of the peak that is reached.
+    picture: height and width, where the recipe's own files are not at hand.
+    prompt_words: of a prompt, where they are not at hand.
+    """
 
     gpus: int = Field(default=1, ge=1)
     gpu: str = "h100"
@@ -51,146 +56,131 @@ class PlanOptions(Recipe):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Bytes of memory on each GPU, and how they are made up."""
+class MemoryPart:
+    """Bytes on each GPU, and what they consist of."""
 
     name: str
     size: int
-    told: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
-class Change:
-    """Keys to set in the recipe, how many GPUs it then takes, and the bytes it then needs on each."""
+class Edit:
+    """Keys to set in a recipe, what they do, and how many more GPUs they take."""
+
+    keys: dict[str, Any]
+    effect: str
+    more_gpus: int = 0
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Keys to set as they are written on the command line, the GPUs it then takes, and the bytes needed on each."""
 
     keys: tuple[str, ...]
     gpus: int
     size: int
-    told: str
+    effect: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was found. parameters and tokens: by name. memory: on each GPU; its sum must fit. moments: what is held
-    beside weights at the worst of each kind of moment; of these `memory` has the largest. flops: of a step on all GPUs,
-    by what they are spent on. seconds: a step's. steps: of the run, None where its length is not known. beside: bytes
-    on a GPU that the judge has for itself."""
+    """What a run needs.
+
+    job: "train" or "align".
+    sources: where the figures are from, by what they are of.
+    parameters, tokens: counts by name.
+    memory: what each GPU holds at the worst moment; its sum must fit.
+    flops: operations of a step on all GPUs together, by what they are spent on.
+    seconds: of a step.
+    steps: of the run; None where its length is not known.
+    peaks: bytes beside the weights at the worst moment of each phase; `memory` has the largest.
+    judge_gpu: bytes on a GPU that the judge has for itself; 0 where there is none.
+    """
 
     job: str
     sources: dict[str, str]
     parameters: dict[str, int]
     tokens: dict[str, float]
-    memory: tuple[Part, ...]
+    memory: tuple[MemoryPart, ...]
     flops: dict[str, float]
     gpu: Gpu
     gpus: int
     utilisation: float
     seconds: float
     steps: int | None
-    moments: dict[str, int] = field(default_factory=dict)
-    beside: int = 0
+    peaks: dict[str, int] = field(default_factory=dict)
+    judge_gpu: int = 0
     notes: tuple[str, ...] = ()
-    changes: tuple[Change, ...] = field(default=())
+    suggestions: tuple[Suggestion, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes on each GPU, with what the context takes and the allocator loses."""
-        return with_losses(sum(part.size for part in self.memory))
+        """Bytes on each GPU, with what the context and the allocator take."""
+        return allocated(sum(part.size for part in self.memory))
 
     @property
     def fits(self) -> bool:
-        return max(self.size, with_losses(self.beside) if self.beside else 0) <= self.gpu.memory * GIB
+        return max(self.size, allocated(self.judge_gpu)) <= self.gpu.memory * GIB
 
     def as_json(self) -> dict[str, Any]:
         hours = None if self.steps is None else self.steps * self.seconds / 3600
-        found = {"size": self.size, "fits": self.fits, "hours": hours}
-        return asdict(self) | found
+        return asdict(self) | {"size": self.size, "fits": self.fits, "hours": hours}
 
 
-def with_losses(size: int) -> int:
-    return int(size * (1 + LOST) + CONTEXT * GIB)
+def suggestions(
+    recipe: SomeRecipe,
+    size: Callable[[int, SomeRecipe], int],
+    options: PlanOptions,
+    *,
+    same: Sequence[Edit],
+    other: Sequence[Edit],
+    spread: Callable[[int], dict[str, Any]],
+    prefix: str = "",
+) -> tuple[Suggestion, ...]:
+    """The first change that fits and gives the same result; where there is none, the first that gives another one, and
+    the number of GPUs with which the result is the same.
 
-
-def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> Plan:
-    """The plan of a recipe of `rewarddance train` or `rewarddance align`, with changes tried where it does not fit.
-
-    Raises InputError for a recipe of neither, for a model whose figures are not known, and for what the run itself
-    would refuse.
+    size: bytes on each of so many GPUs that a changed recipe needs. same, other: edits, the gentlest first. spread:
+    keys for more GPUs. prefix: what stands before a key on the command line.
     """
-    from rewarddance.planning.alignment import AlignmentPlanner
-    from rewarddance.planning.training import TrainingPlanner
 
-    if _aligns(path):
-        return AlignmentPlanner(options).plan(load_recipe(AlignRun, path, overrides))
-    return TrainingPlanner(options).plan(load_recipe(TrainRun, path, overrides))
+    def first(edits: Sequence[Edit], gpus: int) -> Iterator[Suggestion]:
+        """Each edit by itself, then the first two, three, ... together."""
+        seen = []
+        for chosen in [*([edit] for edit in edits), *(edits[: n + 1] for n in range(1, len(edits)))]:
+            keys = {key: value for edit in chosen for key, value in edit.keys.items()}
+            if keys in seen:
+                continue
+            seen.append(keys)
+            try:
+                needed = size(gpus, edited(recipe, keys))
+            except RewardDanceError:  # keys that do not go together
+                continue
+            if needed <= options.hardware.memory * GIB:
+                texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in keys.items()}
+                effect = "; ".join(dict.fromkeys(edit.effect for edit in chosen))
+                more = sum(edit.more_gpus for edit in chosen)
+                yield Suggestion(tuple(f"{prefix}{k}={text}" for k, text in texts.items()), gpus + more, needed, effect)
+                return
 
-
-def _aligns(path: Path) -> bool:
-    """Which of the two a recipe is, by its keys; what is wrong with it is said where it is read."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    keys = content if isinstance(content, dict) else {}
-    if "generator" in keys and not isinstance(keys.get("judge"), dict):
-        return True
-    if "generator" in keys or not ("preferences" in keys or "judge" in keys):
-        raise InputError(
-            f"{path} is a recipe neither of `rewarddance train` nor of `rewarddance align`.",
-            "Plan one that has preferences and judge, or generator and judge.",
-        )
-    return False
-
-
-class Tried(NamedTuple):
-    """Keys that were set, the bytes that are then needed on each GPU, and what the keys do."""
-
-    keys: tuple[str, ...]
-    size: int
-    told: str
+    if found := tuple(first(same, options.gpus)):
+        return (replace(found[0], effect=f"{found[0].effect}; the result is the same"),)
+    counts = itertools.takewhile(lambda n: n <= MOST_GPUS, (options.gpus * 2**k for k in itertools.count(1)))
+    spreads = (first([Edit(spread(gpus), "more GPUs; the result is the same")], gpus) for gpus in counts)
+    return (*first(other, options.gpus), *itertools.islice(itertools.chain.from_iterable(spreads), 1))
 
 
-def tried(
-    run: SomeRun,
-    first: int,
-    tries: Sequence[tuple[dict[str, Any], str]],
-    size: Callable[[SomeRun], int],
-    memory: float,
-) -> Tried | None:
-    """The first change that makes a run fit: each by itself, then all up to each of them, in their order.
-
-    first: bytes of the run as it is; size: those of a changed one. memory: GiB. None where nothing helps.
-    """
-    seen = []
-    for chosen in [*([one] for one in tries), *(tries[: n + 1] for n in range(1, len(tries)))]:
-        keys = {key: value for values, _ in chosen for key, value in values.items()}
-        if keys in seen:
-            continue
-        seen.append(keys)
-        try:
-            found = size(changed_run(run, keys))
-        except RewardDanceError:  # keys that do not go together
-            continue
-        if found < first and found <= memory * GIB:
-            return Tried(written(keys), found, "; ".join(dict.fromkeys(told for _, told in chosen)))
-    return None
-
-
-def changed_run(run: SomeRun, keys: dict[str, Any]) -> SomeRun:
-    """The run with keys set, checked as a recipe is."""
-    content = run.model_dump()
+def edited(recipe: SomeRecipe, keys: dict[str, Any]) -> SomeRecipe:
+    """The recipe with keys set, checked as a file is. Raises InputError where they do not go together."""
+    content = recipe.model_dump()
     for key, value in keys.items():
         *parents, last = key.split(".")
-        place = content
+        table = content
         for parent in parents:
-            place = place[parent]
-        place[last] = value
-    return parse_recipe(type(run), content, "the changed recipe")
-
-
-def written(keys: dict[str, Any]) -> tuple[str, ...]:
-    """Keys as they are given on the command line."""
-    return tuple(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in keys.items())
+            table = table[parent]
+        table[last] = value
+    return parse_recipe(type(recipe), content, "the changed recipe")
 
 
 def words(n: int) -> str:
@@ -198,8 +188,32 @@ def words(n: int) -> str:
     return " ".join(itertools.islice(itertools.cycle(_PROMPT.split()), n))
 
 
-def shapes_of(pair: Preference) -> Preference:
-    """The pair with pictures that have a size and no content."""
+class SampledPairs(NamedTuple):
+    """Some pairs without pixel values; how many there are, None where that is not known; and where they are from."""
+
+    pairs: list[Preference]
+    total: int | None
+    source: str
+
+
+def sample_pairs(path: Path, options: PlanOptions, reasons: bool) -> SampledPairs:
+    """Pairs of a preferences file, or made-up ones where there is no file; reasons: with reasons."""
+    if path.is_file():
+        pairs = PreferenceSet(path, for_training=True)
+        n = min(len(pairs), SAMPLED_PAIRS)
+        sample = [on_meta(pairs[i * len(pairs) // n]) for i in range(n)]
+        return SampledPairs(sample, len(pairs), f"{n} of the {len(pairs)} pairs in {path}")
+    source = f"made up, for {path} is not here: prompts of {options.prompt_words} words, "
+    source += f"pictures of {options.picture[0]}x{options.picture[1]}"
+    source += f", reasons of {options.prompt_words} words" if reasons else ""
+    text = words(options.prompt_words)
+    first, second = (torch.empty(1, 3, *options.picture, device="meta") for _ in range(2))
+    reason = text if reasons else ""
+    return SampledPairs([Preference(text, first, second, 1.0, reason=reason, reason_swapped=reason)], None, source)
+
+
+def on_meta(pair: Preference) -> Preference:
+    """The pair with new pictures of the same sizes and without values."""
 
     def empty(pixels: torch.Tensor | None) -> Any:
         return None if pixels is None else torch.empty(pixels.shape, device="meta")
@@ -208,17 +222,15 @@ def shapes_of(pair: Preference) -> Preference:
     return replace(pair, prompt=prompt, first=empty(pair.first), second=empty(pair.second))
 
 
-def looked_at(path: Path, options: PlanOptions, reasons: bool) -> tuple[list[Preference], int | None, str]:
-    """Some pairs as shapes, how many pairs there are, and where that is from; made-up ones where there is no file."""
-    if path.is_file():
-        pairs = PreferenceSet(path, for_training=True)
-        chosen = (
-            [i * len(pairs) // LOOKED_AT for i in range(LOOKED_AT)] if len(pairs) > LOOKED_AT else range(len(pairs))
-        )
-        return [shapes_of(pairs[i]) for i in chosen], len(pairs), f"{len(chosen)} of the {len(pairs)} pairs in {path}"
-    told = f"made up, for {path} is not here: prompts of {options.prompt_words} words, "
-    told += f"pictures of {options.picture[0]}x{options.picture[1]}"
-    reason = words(options.prompt_words) if reasons else ""
-    first, second = (torch.empty(1, 3, *options.picture, device="meta") for _ in range(2))
-    pair = Preference(words(options.prompt_words), first, second, 1.0, reason=reason, reason_swapped=reason)
-    return [pair], None, told + (f", reasons of {options.prompt_words} words" if reasons else "")
+def gathered(blocks: Iterable[Sequence[nn.Parameter]], others: Sequence[nn.Parameter], itemsize: int) -> MemoryPart:
+    """The weights that are whole at once where each GPU keeps a shard (FSDP2), as `itemsize` bytes each.
+
+    These are two blocks, the one that computes and the one fetched meanwhile, and the weights outside of blocks; and
+    of what is trained the gradients, as computed and in the float32 in which they are summed.
+    """
+
+    def size(weights: Sequence[nn.Parameter], copies: int) -> int:
+        return sum(w.numel() * (copies * itemsize + (itemsize + 4 if w.requires_grad else 0)) for w in weights)
+
+    largest = max((size(block, 2) for block in blocks), default=0)
+    return MemoryPart("gathered", size(others, 1) + largest, "whole weights: of two layers, and outside of layers")

@@ -4,115 +4,73 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from rewarddance.errors import InputError
-from rewarddance.jobs.train import TrainRun
 from rewarddance.planning.counting import Counting, counting
-from rewarddance.planning.hardware import GIB
+from rewarddance.planning.hardware import GIB, allocated
 from rewarddance.planning.meta_judge import meta_reward, tokens_of
 from rewarddance.planning.plan import (
-    Change,
-    Part,
+    ADAMW_STATE,
+    Edit,
+    MemoryPart,
     Plan,
     PlanOptions,
-    Tries,
-    changed_run,
-    looked_at,
-    tried,
-    with_losses,
-    written,
+    Suggestion,
+    gathered,
+    on_meta,
+    sample_pairs,
+    suggestions,
 )
 from rewarddance.reward.parallel import layers_of
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
 from rewarddance.types import Preference
 
-OPTIMISER = 8
-"""Bytes of AdamW's two averages for each trained weight."""
-MOST_GPUS = 256
+
+def plan_training(recipe: JudgeRecipe, preferences: Path, options: PlanOptions) -> Plan:
+    """What `rewarddance train` needs on a preferences file, which may be missing.
+
+    Raises InputError for what the run itself would refuse, and for a base whose architecture is not known.
+    """
+    gpu, gpus = options.hardware, options.gpus
+    check_gpus(recipe, gpus)
+    student = meta_student(recipe)
+    pairs, total, source = sample_pairs(preferences, options, recipe.reasoning != "none")
+    counts = sorted(((*tokens_of(student.reward, pair), pair) for pair in pairs), key=lambda count: count[0])
+    (most_tokens, picture_tokens, longest), (_, _, median) = counts[-1], counts[len(counts) // 2]
+    flops = {part: count * recipe.batch_size for part, count in flops_of(student, median).items()}
+    plan = Plan(
+        job="train",
+        sources={"judge": recipe.base, **student.reward.vlm.sources._asdict(), "pairs": source},  # type: ignore[attr-defined]
+        parameters=parameters_of(student),
+        tokens={
+            "a pair, mean": sum(tokens for tokens, *_ in counts) / len(counts),
+            "the longest pair": float(most_tokens),
+            "of its pictures, each once": float(picture_tokens),
+        },
+        memory=memory_of(recipe, gpus, longest),
+        flops=flops,
+        gpu=gpu,
+        gpus=gpus,
+        utilisation=options.utilisation,
+        seconds=gpu.seconds(sum(flops.values()), recipe.dtype == "bf16", options.utilisation) / gpus,
+        steps=None if total is None else math.ceil(total / recipe.batch_size * recipe.epochs),
+        notes=("Time is that of the steps: reading pictures and evaluations at checkpoints come on top.",),
+    )
+    return plan if plan.fits else replace(plan, suggestions=_suggestions(recipe, options, longest))
 
 
-class TrainingPlanner:
-    """Plans runs of `rewarddance train`."""
-
-    def __init__(self, options: PlanOptions) -> None:
-        self.options, self.gpu = options, options.hardware
-
-    def plan(self, run: TrainRun) -> Plan:
-        """Raises InputError for what the run itself would refuse, and for a base of which no figures are known."""
-        recipe, gpus = run.judge, self.options.gpus
-        check(recipe, gpus)
-        student = sketch(recipe)
-        pairs, total, told = looked_at(run.preferences, self.options, recipe.reasoning != "none")
-        counts = sorted(((*tokens_of(student.reward, pair), pair) for pair in pairs), key=lambda one: one[0])
-        longest, middle = counts[-1], counts[len(counts) // 2]
-        flops = {part: count * recipe.batch_size for part, count in flops_of(student, middle[2]).items()}
-        sources = student.reward.vlm.sources  # type: ignore[attr-defined]
-        plan = Plan(
-            job="train",
-            sources={"judge": recipe.base, **sources._asdict(), "pairs": told},
-            parameters=parameters_of(student),
-            tokens={
-                "a pair, mean": sum(tokens for tokens, *_ in counts) / len(counts),
-                "the longest pair": float(longest[0]),
-                "of its pictures, each once": float(longest[1]),
-            },
-            memory=memory_of(recipe, gpus, longest[2]),
-            flops=flops,
-            gpu=self.gpu,
-            gpus=gpus,
-            utilisation=self.options.utilisation,
-            seconds=self.gpu.seconds(sum(flops.values()), recipe.dtype == "bf16", self.options.utilisation) / gpus,
-            steps=None if total is None else math.ceil(total / recipe.batch_size * recipe.epochs),
-            notes=("Time is that of the steps: reading pictures and evaluations at checkpoints come on top.",),
-        )
-        return plan if plan.fits else replace(plan, changes=self.changes(run, plan.size, longest[2]))
-
-    def changes(self, run: TrainRun, size: int, longest: Preference) -> tuple[Change, ...]:
-        """The first change that fits and teaches the same; where there is none, one that teaches otherwise, and the
-        number of GPUs with which nothing else has to change."""
-
-        def of(changed: TrainRun) -> int:
-            return self._size(changed.judge, self.options.gpus, longest)
-
-        same, other = _same(run.judge, self.options.gpus), _other(run.judge)
-        if found := tried(run, size, same, of, self.gpu.memory):
-            return (Change(found.keys, self.options.gpus, found.size, f"{found.told}; the result is the same"),)
-        changes = []
-        if found := tried(run, size, [*same, *other], of, self.gpu.memory):
-            changes.append(Change(found.keys, self.options.gpus, found.size, found.told))
-        return (*changes, *self._more_gpus(run, longest))
-
-    def _more_gpus(self, run: TrainRun, longest: Preference) -> list[Change]:
-        count = 2 * self.options.gpus
-        while count <= min(MOST_GPUS, run.judge.batch_size):
-            keys = {
-                "judge.sharded": True,
-                "judge.checkpointing": True,
-                "judge.gradient_accumulation_steps": run.judge.batch_size // count,
-            }
-            size = self._size(changed_run(run, keys).judge, count, longest)
-            if size <= self.gpu.memory * GIB:
-                return [Change(written(keys), count, size, "more GPUs; the result is the same")]
-            count *= 2
-        return []
-
-    def _size(self, recipe: JudgeRecipe, gpus: int, longest: Preference) -> int:
-        """Bytes on each GPU; where what is kept between steps is too much already, no step is made, and it is that."""
-        kept = with_losses(sum(part.size for part in kept_by(sketch(recipe), recipe, gpus)))
-        if kept > self.gpu.memory * GIB:
-            return kept
-        return with_losses(sum(part.size for part in memory_of(recipe, gpus, longest)))
-
-
-def check(recipe: JudgeRecipe, gpus: int) -> None:
+def check_gpus(recipe: JudgeRecipe, gpus: int) -> None:
     """Raises InputError for what `rewarddance train` would refuse on so many GPUs."""
     if recipe.sharded and gpus == 1:
         raise InputError("a sharded judge needs several GPUs.", "Give --gpus 2 or more, or set judge.sharded=false.")
@@ -125,141 +83,117 @@ def check(recipe: JudgeRecipe, gpus: int) -> None:
         )
 
 
-def sketch(recipe: JudgeRecipe) -> Trainable:
-    """The judge as it would be trained, in one piece and on the meta device."""
+def meta_student(recipe: JudgeRecipe) -> Trainable:
+    """The judge as it would be trained, whole and on the meta device."""
     config, whole = recipe.reward_config(), recipe.model_copy(update={"sharded": False})
     with torch.device("meta"):
-        return Trainable(lambda dtype: meta_reward(recipe.base, config, dtype), whole)
+        return Trainable(partial(meta_reward, recipe.base, config), whole)
 
 
 def parameters_of(student: Trainable) -> dict[str, int]:
-    """How many weights there are: of the model, of its vision tower, of the LoRA on it, and how many are trained."""
+    """Counts of weights: of the model, its vision tower, what is trained, and the LoRA if there is one."""
     named = dict(student.reward.model.named_parameters())
     tower = {id(weight) for weight in student.reward.model.get_encoder(modality="image").parameters()}
-    added = sum(weight.numel() for name, weight in named.items() if "lora_" in name)
-    found = {
-        "model": sum(weight.numel() for weight in named.values()) - added,
+    lora = sum(weight.numel() for name, weight in named.items() if "lora_" in name)
+    counts = {
+        "model": sum(weight.numel() for weight in named.values()) - lora,
         "vision tower": sum(w.numel() for name, w in named.items() if id(w) in tower and "lora_" not in name),
         "trained": sum(weight.numel() for weight in named.values() if weight.requires_grad),
     }
-    return found | ({"LoRA": added} if added else {})
+    return counts | ({"LoRA": lora} if lora else {})
 
 
 def flops_of(student: Trainable, pair: Preference) -> dict[str, float]:
     """Of a pair in training, forward and backward; the latter with what checkpointing computes again."""
-    counted = _step(student, [pair])
-    backward = float(counted.flops.pop("backward"))
-    return {"forward": float(sum(counted.flops.values())), "backward": backward}
+    flops = _step(student, [pair]).flops
+    backward = float(flops.pop("backward"))
+    return {"forward": float(sum(flops.values())), "backward": backward}
 
 
-def kept_by(student: Trainable, recipe: JudgeRecipe, gpus: int) -> list[Part]:
+def kept_between_steps(student: Trainable, recipe: JudgeRecipe, gpus: int) -> list[MemoryPart]:
     """What each GPU holds of weights, gradients and optimiser. Raises InputError for what the run would refuse."""
-    check(recipe, gpus)
+    check_gpus(recipe, gpus)
     weights = list(student.reward.model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
-    pieces = gpus if recipe.sharded else 1
-    over = f", in {gpus} pieces" if recipe.sharded else ""
+    shards = gpus if recipe.sharded else 1
+    note = f", in {gpus} shards" if recipe.sharded else ""
     gradients = sum(weight.nbytes for weight in trained)
+    state = ADAMW_STATE * sum(weight.numel() for weight in trained)
     parts = [
-        Part("weights", sum(weight.nbytes for weight in weights) // pieces, _precisions(weights) + over),
-        Part("gradients", gradients // pieces, "of what is trained, float32" + over),
-        Part("optimiser", OPTIMISER * sum(weight.numel() for weight in trained) // pieces, "AdamW, float32" + over),
+        MemoryPart("weights", sum(weight.nbytes for weight in weights) // shards, _precisions(weights) + note),
+        MemoryPart("gradients", gradients // shards, "of what is trained, float32" + note),
+        MemoryPart("optimiser", state // shards, "AdamW, float32" + note),
     ]
     if recipe.sharded:
-        parts.append(
-            Part("gather_full_tensors", _gathered(student, recipe), "what stands outside of layers, and two layers")
-        )
+        layers = [list(layer.parameters()) for layer in layers_of(student.module)]
+        inside = {weight for layer in layers for weight in layer}
+        others = [weight for weight in student.module.parameters() if weight not in inside]
+        parts.append(gathered(layers, others, 2 if recipe.dtype == "bf16" else 4))
     elif gpus > 1:
-        parts.append(Part("DDP's buckets", gradients, "gradients once more, to be averaged"))
+        parts.append(MemoryPart("DDP's buckets", gradients, "gradients once more, to be averaged"))
     return parts
 
 
-def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[Part, ...]:
+def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[MemoryPart, ...]:
     """What each GPU holds at the worst moment of a step whose pairs are all as the longest; gradients all there.
 
     Raises InputError for what the run would refuse.
     """
-    student = sketch(recipe)
-    parts = kept_by(student, recipe, gpus)
+    student = meta_student(recipe)
+    parts = kept_between_steps(student, recipe, gpus)
     if recipe.sharded and recipe.dtype == "bf16":
-        _compute_as_gathered(student)
-    portion = math.ceil(recipe.batch_size / (gpus * recipe.gradient_accumulation_steps))
-    counted = _step(student, [_again(longest) for _ in range(portion)], recipe.sharded)
-    again = "layers' inputs" if recipe.checkpointing else "all that the backward pass needs"
+        _store_as_gathered(student)
+    pairs = math.ceil(recipe.batch_size / (gpus * recipe.gradient_accumulation_steps))
+    at_peak = _step(student, [on_meta(longest) for _ in range(pairs)], recipe.sharded).at_peak
+    kept = "layers' inputs" if recipe.checkpointing else "all that the backward pass needs"
     return (
         *parts,
-        Part("vision tower", counted.at_peak.get("vision", 0), f"activations: {again}; {portion} pairs at once"),
-        Part("language model", counted.at_peak.get("text", 0), f"activations: {again}"),
-        Part("logits and loss", counted.at_peak.get("other", 0), "of the answers, and of reasons"),
-        Part("backward pass", counted.at_peak.get("backward", 0), "gradients on their way, one layer computed again"),
+        MemoryPart("vision tower", at_peak.get("vision", 0), f"activations: {kept}; {pairs} pairs at once"),
+        MemoryPart("language model", at_peak.get("text", 0), f"activations: {kept}"),
+        MemoryPart("logits and loss", at_peak.get("other", 0), "of the answers, and of reasons"),
+        MemoryPart("backward pass", at_peak.get("backward", 0), "gradients on their way, one layer computed again"),
     )
 
 
-def _step(student: Trainable, pairs: Sequence[Preference], in_pieces: bool = False) -> Counting:
-    """Forward and backward of these pairs in one portion, the gradients of portions before it being there."""
+def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False) -> Counting:
+    """Forward and backward of these pairs at once, the gradients of those before being there."""
     reward: Any = student.reward
     trained = [weight for weight in reward.model.parameters() if weight.requires_grad]
     budget = reward.vlm.tokens_at_once
     for weight in trained:
-        weight.grad = None if in_pieces else torch.empty_like(weight)
-    with counting() as counted, ExitStack() as stack:
-        counted.known([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
-        for weight in trained if in_pieces else ():  # summed over all processes and cut as soon as they are there
-            stack.callback(weight.register_post_accumulate_grad_hook(_forget).remove)
-        stack.callback(_phases(counted, reward.vlm))
-        reward.vlm.tokens_at_once = sys.maxsize if in_pieces else budget
+        weight.grad = None if sharded else torch.empty_like(weight)
+    with counting() as counts, _phases(counts, reward.vlm), ExitStack() as stack:
+        counts.known([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
+        for weight in trained if sharded else ():  # summed over all processes and cut as soon as they are there
+            stack.callback(weight.register_post_accumulate_grad_hook(_drop_gradient).remove)
+        reward.vlm.tokens_at_once = sys.maxsize if sharded else budget
         reward.loss(pairs).backward()
     reward.vlm.tokens_at_once = budget
     reward.model.zero_grad(set_to_none=True)
-    return counted
+    return counts
 
 
-def _forget(weight: torch.Tensor) -> None:
+def _drop_gradient(weight: torch.Tensor) -> None:
     weight.grad = None
 
 
-def _phases(counted: Counting, vlm: Any) -> Callable[[], None]:
-    """Tell the towers apart; returns what undoes it."""
+@contextmanager
+def _phases(counts: Counting, vlm: Any) -> Iterator[None]:
+    """Within the block the two towers are phases of their own."""
 
-    def within(name: str, phase: str) -> None:
-        method = getattr(vlm, name)
+    def in_phase(method: Any, phase: str, *args: Any, **kwargs: Any) -> Any:
+        with counts.during(phase):
+            return method(*args, **kwargs)
 
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with counted.during(phase):
-                return method(*args, **kwargs)
-
-        setattr(vlm, name, run)
-
-    within("encode", "vision")
-    within("_through_text", "text")
-    return lambda: [delattr(vlm, name) for name in ("encode", "_through_text")]  # type: ignore[return-value]
-
-
-def _again(pair: Preference) -> Preference:
-    """Other pictures of the same sizes: equal tensors would be read once."""
-    image = pair.prompt.image
-    prompt = replace(pair.prompt, image=None if image is None else torch.empty_like(image))
-    return replace(pair, prompt=prompt, first=torch.empty_like(pair.first), second=torch.empty_like(pair.second))
+    for name, phase in (("encode", "vision"), ("_through_text", "text")):
+        setattr(vlm, name, partial(in_phase, getattr(vlm, name), phase))
+    try:
+        yield
+    finally:
+        del vlm.encode, vlm._through_text
 
 
-def _gathered(student: Trainable, recipe: JudgeRecipe) -> int:
-    """Bytes of weights that are whole at once where they are kept in pieces (FSDP2).
-
-    The layer that computes and the one fetched meanwhile; what stands outside of layers throughout a step; and of both
-    the gradients, as computed and in the float32 in which they are summed.
-    """
-    layers = layers_of(student.module)
-    inside = {id(weight) for layer in layers for weight in layer.parameters()}
-    outside = [weight for weight in student.module.parameters() if id(weight) not in inside]
-
-    def whole(weights: Sequence[nn.Parameter], copies: int) -> int:
-        size = 2 if recipe.dtype == "bf16" else 4
-        return sum(w.numel() * (copies * size + (size + 4 if w.requires_grad else 0)) for w in weights)
-
-    return whole(outside, 1) + max((whole(list(layer.parameters()), 2) for layer in layers), default=0)
-
-
-def _compute_as_gathered(student: Trainable) -> None:
+def _store_as_gathered(student: Trainable) -> None:
     """FSDP's mixed precision gathers all but a judge's own weights in bfloat16."""
     own = {id(weight) for weight in student.reward.own_weights().values()}
     for weight in student.reward.model.parameters():
@@ -268,38 +202,55 @@ def _compute_as_gathered(student: Trainable) -> None:
 
 
 def _precisions(weights: Sequence[nn.Parameter]) -> str:
-    kinds = {}
+    counts: Counter[torch.dtype] = Counter()
     for weight in weights:
-        kinds[weight.dtype] = kinds.get(weight.dtype, 0) + weight.numel()
-    return ", ".join(f"{count / 1e9:.2f}B in {str(kind).removeprefix('torch.')}" for kind, count in kinds.items())
+        counts[weight.dtype] += weight.numel()
+    return ", ".join(f"{count / 1e9:.2f}B in {str(dtype).removeprefix('torch.')}" for dtype, count in counts.items())
 
 
-def _same(recipe: JudgeRecipe, gpus: int) -> Tries:
-    """Changes after which a run learns the very same, cheapest first."""
-    tries: Tries = []
-    most = recipe.batch_size // gpus
-    parts = recipe.gradient_accumulation_steps
+def _suggestions(recipe: JudgeRecipe, options: PlanOptions, longest: Preference) -> tuple[Suggestion, ...]:
+    def size(gpus: int, changed: JudgeRecipe) -> int:
+        """Bytes on each GPU; no step is counted where what is kept between steps is too much already."""
+        kept = allocated(sum(part.size for part in kept_between_steps(meta_student(changed), changed, gpus)))
+        if kept > options.hardware.memory * GIB:
+            return kept
+        return allocated(sum(part.size for part in memory_of(changed, gpus, longest)))
+
+    def spread(gpus: int) -> dict[str, Any]:
+        return {
+            "sharded": True,
+            "checkpointing": True,
+            "gradient_accumulation_steps": recipe.batch_size // gpus,
+        }
+
+    same = _same_result(recipe, options.gpus)
+    other = [*same, *_other_result(recipe)]
+    return suggestions(recipe, size, options, same=same, other=other, spread=spread, prefix="judge.")
+
+
+def _same_result(recipe: JudgeRecipe, gpus: int) -> list[Edit]:
+    """Edits after which a run learns the very same, cheapest first."""
+    edits = []
     if not recipe.checkpointing:
-        tries.append(({"judge.checkpointing": True}, "layers computed twice: a third more time"))
+        edits.append(Edit({"checkpointing": True}, "layers computed twice: a third more time"))
+    parts, most = recipe.gradient_accumulation_steps, recipe.batch_size // gpus
     while parts < most:
         parts = min(2 * parts, most)
-        tries.append(({"judge.gradient_accumulation_steps": parts}, "fewer pairs at once"))
+        edits.append(Edit({"gradient_accumulation_steps": parts}, "fewer pairs at once"))
     if gpus > 1 and not recipe.sharded:
-        tries.append(({"judge.sharded": True}, "weights in pieces over the GPUs"))
-    return tries
+        edits.append(Edit({"sharded": True}, "weights in shards over the GPUs"))
+    return edits
 
 
-def _other(recipe: JudgeRecipe) -> Tries:
-    """Changes of what is learned, the gentlest first."""
-    tries: Tries = []
+def _other_result(recipe: JudgeRecipe) -> list[Edit]:
+    """Edits that change what is learned, the gentlest first."""
+    edits = []
     if recipe.dtype == "fp32":
-        tries.append(({"judge.dtype": "bf16"}, "computed in bfloat16"))
+        edits.append(Edit({"dtype": "bf16"}, "computed in bfloat16"))
     if recipe.lora_rank == 0:
-        tries.append(
-            ({"judge.lora_rank": 64, "judge.lora_alpha": 128}, "LoRA instead of all weights: raise learning_rate")
-        )
+        edits.append(Edit({"lora_rank": 64, "lora_alpha": 128}, "LoRA instead of all weights: raise learning_rate"))
     if not recipe.freeze_vision_tower:
-        tries.append(({"judge.freeze_vision_tower": True}, "the vision tower is not trained"))
+        edits.append(Edit({"freeze_vision_tower": True}, "the vision tower is not trained"))
     if "qwen" in recipe.base.lower() and (recipe.max_pixels or 2**30) > 262_144:
-        tries.append(({"judge.max_pixels": 262_144}, "smaller pictures"))
-    return tries
+        edits.append(Edit({"max_pixels": 262_144}, "smaller pictures"))
+    return edits
