@@ -1,4 +1,4 @@
-"""Pictures along the way: the same prompts and noises at each probe, and nothing of the training is moved by them."""
+"""Samples during training: the same prompts and noises at each probe, and nothing of the training is moved by them."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ class Recorder:
         self.shown.append(step)
 
 
-def aligned(folder: Path, shown: int = 3, tracker: Recorder | None = None) -> None:
+def aligned(folder: Path, count: int = 3, tracker: Recorder | None = None) -> None:
     generator, metrics = TinyGenerator(), Metrics(folder / "metrics.jsonl", [tracker] if tracker else [])
-    probe = with_grids(lambda: {"seen": 1.0}, generator, PROMPTS, shown, folder, metrics, "refl", 0, batch_size=4)
+    options = {"count": count, "phase": "refl", "seed": 0, "batch_size": 4}
+    probe = with_grids(lambda: {"seen": 1.0}, generator, PROMPTS, metrics, **options)
     run = Alignment(
         generator, [Reward(BrightnessJudge(), "references")], PROMPTS, ReflRecipe(**LOOP), 0, ReferenceBank(BANK)
     )
@@ -74,15 +75,15 @@ def test_every_probe_leaves_a_grid_of_its_step(whole):
     }
     first, *later = (read_picture(path) for path in find_grids(folder).values())
     assert first.shape == (1, 3, 3 * 100 + 4, LABEL + 2 * 100)
-    assert all(torch.equal(first[..., :LABEL], one[..., :LABEL]) for one in later)
-    assert all(not torch.equal(first, one) for one in later)
+    assert all(torch.equal(first[..., :LABEL], grid[..., :LABEL]) for grid in later)
+    assert all(not torch.equal(first, grid) for grid in later)
 
 
 def test_grids_move_nothing_that_training_draws(whole, tmp_path):
     folder, _ = whole
     torch.manual_seed(11)
     state = torch.get_rng_state()
-    aligned(tmp_path, shown=0)
+    aligned(tmp_path, count=0)
     without = torch.get_rng_state()
     torch.manual_seed(11)
     aligned(tmp_path / "again")
@@ -94,10 +95,8 @@ def test_grids_move_nothing_that_training_draws(whole, tmp_path):
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_a_run_killed_at_any_grid_ends_with_the_same_grids_and_tells_the_trackers_nothing_twice(
-    whole, tmp_path, monkeypatch, at
-):
-    (folder, told), tracker, left = whole, Recorder(), [at]
+def test_a_run_killed_at_any_grid_ends_as_one_in_one_go(whole, tmp_path, monkeypatch, at):
+    (folder, uninterrupted), tracker, left = whole, Recorder(), [at]
 
     def killed(write, *arguments):
         left[0] -= 1
@@ -113,7 +112,7 @@ def test_a_run_killed_at_any_grid_ends_with_the_same_grids_and_tells_the_tracker
     assert ours.keys() == theirs.keys()
     assert all(ours[step].read_bytes() == theirs[step].read_bytes() for step in ours)
     assert (tmp_path / "metrics.jsonl").read_text() == (folder / "metrics.jsonl").read_text()
-    assert tracker.figures == told.figures and tracker.shown == told.shown == [0, 2, 4, 5]
+    assert tracker.figures == uninterrupted.figures and tracker.shown == uninterrupted.shown == [0, 2, 4, 5]
 
 
 def test_the_trackers_are_told_every_figure_of_metrics_jsonl(whole):
@@ -129,11 +128,13 @@ def test_the_trackers_are_told_every_figure_of_metrics_jsonl(whole):
 def test_a_policy_gradient_shows_the_average_that_it_delivers(tmp_path):
     generator, metrics = TinyGenerator(), Metrics(tmp_path / "metrics.jsonl")
     recipe = GrpoRecipe(**LOOP | {"group_size": 4, "probe_prompts": 0, "window": 1, "window_range": (0, 1)})
-    probe = with_grids(dict, generator, PROMPTS, 2, tmp_path, metrics, "grpo", 0, batch_size=8)
+    options = {"count": 2, "phase": "grpo", "seed": 0}
+    probe = with_grids(dict, generator, PROMPTS, metrics, **options, batch_size=8)
     run = Alignment(generator, [Reward(BrightnessJudge(), "group")], PROMPTS, recipe)
     align_generator(run, folder=tmp_path, metrics=metrics, probe=probe)
     assert list(find_grids(tmp_path)) == [0, 2, 4, 5]
-    delivered = tmp_path / "delivered"
-    with_grids(dict, generator, PROMPTS, 2, delivered, metrics, "grpo", 0, batch_size=3)()
-    again = read_picture(find_grids(delivered)[5])
+    delivered = Metrics(tmp_path / "delivered" / "metrics.jsonl")
+    delivered.step = 5
+    with_grids(dict, generator, PROMPTS, delivered, **options, batch_size=3)()
+    again = read_picture(find_grids(tmp_path / "delivered")[5])
     assert (again - read_picture(find_grids(tmp_path)[5])).abs().max() <= 1 / 255

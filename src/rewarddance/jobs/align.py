@@ -69,8 +69,14 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
         at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
         probe = with_grids(
             against_base(run) if isinstance(loop, PolicyRecipe) else dict,
-            generator, prompts, recipe.grid_prompts, folder, metrics, recipe.algorithm, recipe.seed, at_once,
-        )  # fmt: skip
+            generator,
+            prompts,
+            metrics,
+            count=recipe.grid_prompts,
+            phase=recipe.algorithm,
+            seed=recipe.seed,
+            batch_size=at_once,
+        )
         aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
     if not is_main_process():
         return {}

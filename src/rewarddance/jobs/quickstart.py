@@ -256,10 +256,10 @@ def align(run: Run) -> dict[str, Any]:
         figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
         return figures | {"diversity": float(diversity(pictures).mean())}
 
-    shown = recipe.evaluation.grid_prompts, run.folder
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers)
-        watched = with_grids(probe, generator, probes, *shown, metrics, "refl", seed, batch_size=96)
+        count = recipe.evaluation.grid_prompts
+        watched = with_grids(probe, generator, probes, metrics, count=count, phase="refl", seed=seed, batch_size=96)
         align_generator(alignment, folder=run.folder / "refl", metrics=metrics, probe=watched)
     return {"steps": recipe.refl.steps}
 

@@ -1,9 +1,8 @@
-"""Pictures along the way: at each probe the averaged generator draws the same prompts from the same noises."""
+"""Samples during training: at each probe the averaged generator draws the same prompts from the same noises."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -25,31 +24,30 @@ def with_grids(
     probe: Callable[[], Figures],
     generator: Generator,
     prompts: Sequence[str | Prompt],
-    shown: int,
-    folder: Path,
     metrics: Metrics,
+    *,
+    count: int,
     phase: str,
     seed: int,
     batch_size: int,
 ) -> Callable[[], Figures]:
-    """The probe, which also writes a grid of `shown` of the prompts, a prompt a row, to `folder`/samples/step-N.png.
+    """The probe, which also writes a grid of samples, a prompt a row, to samples/step-N.png beside metrics.jsonl.
 
-    The prompts are spread over all of them; each is drawn from the same noises. What training draws at random is not
-    touched. The trackers of `metrics` get the grid, too.
+    count: how many prompts, spread over all of them; 0 for no grids. Each is drawn from the same noises. What training
+    draws at random is not touched. The trackers of `metrics` get the grid, too.
     """
-    places = evenly_spaced(len(prompts), shown) if shown else []
-    rows = [place for place in places for _ in range(NOISES)]
-    seeds = np.random.SeedSequence([seed, 6]).generate_state(NOISES).tolist() * len(places)
-    prompts = as_prompts(prompts)
+    chosen = [as_prompts(prompts)[i] for i in evenly_spaced(len(prompts), count)] if count else []
+    repeated = [prompt for prompt in chosen for _ in range(NOISES)]
+    seeds = np.random.SeedSequence([seed, 6]).generate_state(NOISES).tolist() * len(chosen)
 
-    def drawn() -> Figures:
-        if rows:
-            pictures = sample(generator, [prompts[row] for row in rows], seeds, batch_size)
+    def probe_with_grid() -> Figures:
+        if chosen:
+            pictures = sample(generator, repeated, seeds, batch_size)
             if is_main_process():
                 groups = [list(group) for group in pictures.split(NOISES)]
-                whole = grid([prompts[place].text for place in places], groups)
-                write_grid(whole, folder / GRIDS / grid_name(metrics.step))
-                metrics.show(phase, "samples", whole)
+                pixels = grid([prompt.text for prompt in chosen], groups)
+                write_grid(pixels, metrics.path.parent / GRIDS / grid_name(metrics.step))
+                metrics.show(phase, "samples", pixels)
         return probe()
 
-    return drawn
+    return probe_with_grid
