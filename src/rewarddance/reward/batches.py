@@ -7,7 +7,7 @@ however many processes and parts share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,9 +70,12 @@ class MicroBatches(Dataset):
         except RewardDanceError as error:
             return error
 
-    def starting_at(self, step: int, workers: int) -> DataLoader:
-        """The steps from this one on, in order. workers: processes that read ahead."""
-        return DataLoader(Subset(self, range(step, self.steps)), batch_size=None, num_workers=workers)
+    def after(self, done: int, workers: int) -> Iterator[list[MicroBatch]]:
+        """Those of each step, after the first `done` steps. workers: processes that read ahead."""
+        for micro_batches in DataLoader(Subset(self, range(done, self.steps)), batch_size=None, num_workers=workers):
+            if isinstance(micro_batches, RewardDanceError):
+                raise micro_batches
+            yield micro_batches
 
     def batch(self, step: int) -> list[int]:
         """Numbers of the preferences of a step's whole batch."""

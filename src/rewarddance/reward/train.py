@@ -18,7 +18,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.batches import MicroBatch, MicroBatches
 from rewarddance.reward.judge import Judge, LossNormalizer
@@ -55,58 +55,42 @@ def train_judge(
     torch.manual_seed(seed)
     config = recipe.reward_config()
     student = Trainable(lambda dtype: build_reward(recipe.base, config, dtype=dtype), recipe)
-    if not recipe.sharded:
+    if not recipe.sharded:  # shards are on their devices
         student.reward.model.to(process_group.device())
-    optimiser, weights = build_optimiser(student.reward.model, recipe), list(student.reward.model.parameters())
+    optimiser = build_optimiser(student.reward.model, recipe)
     steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
-    warmup = math.ceil(steps * recipe.warmup)
     batches = MicroBatches(
         preferences, recipe.batch_size, steps, seed,
         parts=recipe.gradient_accumulation_steps, rank=process_group.rank(), count=process_group.world_size(),
         pixel_noise=recipe.pixel_noise,
     )  # fmt: skip
     progress = _resume(folder, student, optimiser)
-    model = replicate(student.module)
-    log_every = math.gcd(10, recipe.save_every)  # so that no mean of losses runs over a checkpoint
-    losses: list[Tensor] = []
+    model, losses = replicate(student.module), Losses(math.gcd(10, recipe.save_every), batches.count)
     with (
         reporting(recipe.report_to, folder, recipe) as trackers,
         progress_bar("training the judge", steps, progress.step) if is_main_process() else nullcontext() as bar,
     ):
         metrics = Metrics(metrics.path, [*metrics.trackers, *trackers])
-        if is_main_process():
+        if bar is not None:
             metrics.rewind("judge", progress.step)
-        reader = batches.starting_at(progress.step, recipe.workers)
-        for step, micro_batches in enumerate(reader, start=progress.step + 1):
-            if isinstance(micro_batches, RewardDanceError):
-                raise micro_batches
-            torch.manual_seed(
-                (seed * 1_000_003 + step) * batches.count + batches.rank
-            )  # of dropout, where there is any
+        for step, micro_batches in enumerate(batches.after(progress.step, recipe.workers), start=progress.step + 1):
+            torch.manual_seed(seed + step * batches.count + batches.rank)  # of dropout, where there is any
             for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * cosine_schedule(step - 1, steps, warmup)
-            losses += accumulate_gradient(model, student.reward, micro_batches)
-            norm = full_tensor(nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm))
-            if not torch.isfinite(norm):
-                raise RewardError(
-                    f"the gradient of step {step} is not finite.",
-                    "Lower learning_rate; if it is the first step, look at the base's weights and at dtype.",
-                )
+                group["lr"] = recipe.learning_rate * cosine_schedule(step - 1, steps, math.ceil(steps * recipe.warmup))
+            losses.add(accumulate_gradient(model, student.reward, micro_batches))
+            norm = clip_gradient(student.reward.model, recipe.max_grad_norm, step)
             optimiser.step()
             optimiser.zero_grad()
+            loss = losses.mean_at(step)
             if bar is not None:
                 bar.advance()
-            if step % log_every == 0:
-                total = process_group.sum_over_processes(sum(losses, torch.zeros(()))) / batches.count
-                loss = total.item() / (len(losses) // batches.parts)
-                losses.clear()
-                if bar is not None:
-                    metrics.log("judge", step, loss=loss, gradient_norm=norm.item())
+                if loss is not None:
+                    metrics.log("judge", step, loss=loss, gradient_norm=norm)
                     bar.show(loss=loss)
             if step % recipe.save_every == 0 or step == steps:
                 figures = evaluate_together(student.module, evaluate) if evaluate else {}
                 progress = progress.after(step, figures, recipe.keep_best)
-                if evaluate and is_main_process():
+                if evaluate and bar is not None:
                     best = {"best_step": progress.best_step} if recipe.keep_best else {}
                     metrics.log("judge", step, "evaluation", **figures, **best)
                 _save(folder, progress, student, optimiser)
@@ -138,6 +122,39 @@ def _whole_batch(reward: Judge, micro_batches: Sequence[MicroBatch]) -> LossNorm
     counted = [reward.loss_normalizer(part.pairs) for part in micro_batches if part.counts]
     total = process_group.sum_over_processes(torch.tensor([LossNormalizer(0), *counted]).sum(0))
     return LossNormalizer(*total.tolist())
+
+
+def clip_gradient(model: nn.Module, max_norm: float, step: int) -> float:
+    """Scale the gradient down to `max_norm`. Returns its norm from before; raises RewardError if it is not finite."""
+    norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    if not torch.isfinite(norm):
+        raise RewardError(
+            f"the gradient of step {step} is not finite.",
+            "Lower learning_rate; if it is the first step, look at the base's weights and at dtype.",
+        )
+    return norm.item()
+
+
+class Losses:
+    """The losses of this process since their mean was last taken.
+
+    every: steps between means, so that none runs over a checkpoint. count: how many processes there are.
+    """
+
+    def __init__(self, every: int, count: int) -> None:
+        self.every, self.count = every, count
+        self.total, self.steps = torch.zeros(()), 0
+
+    def add(self, losses: Sequence[Tensor]) -> None:
+        self.total, self.steps = sum(losses, self.total), self.steps + 1
+
+    def mean_at(self, step: int) -> float | None:
+        """The mean over steps and processes where it is due, else None."""
+        if step % self.every:
+            return None
+        mean = (process_group.sum_over_processes(self.total) / self.count).item() / self.steps
+        self.total, self.steps = torch.zeros(()), 0
+        return mean
 
 
 def cosine_schedule(step: int, steps: int, warmup: int) -> float:
