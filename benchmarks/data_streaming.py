@@ -43,8 +43,9 @@ def make(folder: Path, rows: int) -> None:
 def step(name: str, folder: Path) -> dict[str, float]:
     """One step in this process: seconds, those of the processor, and growth of its peak memory in MiB."""
     from rewarddance.data.check import check
-    from rewarddance.data.importing import ImportRecipe, import_preferences
+    from rewarddance.data.importing import import_preferences
     from rewarddance.data.preferences import PreferenceSet
+    from rewarddance.data.recipe import ImportRecipe
     from rewarddance.runtime.tracking import peak_memory_gib
 
     parts = [folder / f"all.{part}.jsonl" for part in ("train", "test")]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.common import Overrides, example, lab, quiet
+from rewarddance.cli.app import Overrides, example, lab, quiet
 
 
 @lab.command(epilog=example("rewarddance lab judges recipes/lab_judges.yaml --output runs/lab-judges"))

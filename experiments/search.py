@@ -38,8 +38,8 @@ from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, wri
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
 from rewarddance.search.batch import noise_seed
-from rewarddance.search.budget import Budget, Spent
-from rewarddance.search.judging import JudgingName
+from rewarddance.search.budget import Spent
+from rewarddance.search.recipe import Budget, JudgingName
 from rewarddance.search.run import Search, read_method
 from rewarddance.shapeworld.annotators import AnnotatorRecipe
 from rewarddance.shapeworld.oracle import judge_pixels

@@ -20,14 +20,14 @@ from experiments.judges import JudgesRecipe
 from experiments.references import ReferencesRecipe
 from experiments.search import SearchingRecipe
 from rewarddance.alignment.recipe import AlignRun
-from rewarddance.cli.common import app, recipe_file
+from rewarddance.cli.app import app, recipe_file
 from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
 from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.jobs.train import TrainRun
 from rewarddance.runtime.config import load_recipe
 
-COMMANDS = sorted(one.callback.__name__ for one in app.registered_commands if one.callback)
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands if command.callback)
 RECIPES = sorted(recipe_file("quickstart.yaml").parent.glob("*.yaml"))
 RECIPE_OF = {
     "quickstart": QuickstartRecipe,

@@ -7,7 +7,7 @@ import importlib
 import pytest
 
 from rewarddance.alignment.recipe import AlignRun
-from rewarddance.cli.common import recipe_file
+from rewarddance.cli.app import recipe_file
 from rewarddance.generators.adapter import EVERY_FAMILY, GeneratorOptions
 from rewarddance.generators.pipelines import ADAPTERS
 from rewarddance.runtime.config import load_recipe, parse_recipe

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rewarddance.data.importing import ImportRecipe, import_preferences
+from rewarddance.data.importing import import_preferences
+from rewarddance.data.recipe import ImportRecipe
 
 
 def png(level: int) -> bytes:

@@ -17,9 +17,10 @@ from sets import as_json, as_parquet, imported, png, put
 
 from rewarddance.data.check import check
 from rewarddance.data.fields import short
-from rewarddance.data.importing import ImportRecipe, import_preferences
+from rewarddance.data.importing import import_preferences
 from rewarddance.data.media import as_pixels, inspect_media
 from rewarddance.data.preferences import KEYS, PreferenceSet
+from rewarddance.data.recipe import ImportRecipe
 from rewarddance.errors import InputError
 
 # -- rows of preferences files -----------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from sets import as_json, as_jsonl, as_parquet, imported, lines, png, put
 from tiny import command, judge_folder
 
 from rewarddance.data import importing
-from rewarddance.data.importing import ImportRecipe, import_preferences
+from rewarddance.data.importing import import_preferences
 from rewarddance.data.preferences import PreferenceSet
+from rewarddance.data.recipe import ImportRecipe
 from rewarddance.data.splits import parse_split, part_of
 from rewarddance.errors import InputError
 

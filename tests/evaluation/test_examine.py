@@ -11,8 +11,9 @@ from tiny import BrightnessJudge
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.evaluation.answers import ask, groups_of
-from rewarddance.evaluation.examine import ExamRecipe, examine
+from rewarddance.evaluation.examine import examine
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings
+from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.types import Preference, Prompt, Question, Verdict
 
 PAIRWISE, REGRESSIVE = (JudgeFacts(name="judge", kind=kind) for kind in ("pairwise", "regressive"))

@@ -24,7 +24,7 @@ from experiments.search_table import (
     meetings,
     points,
 )
-from rewarddance.cli.common import recipe_file
+from rewarddance.cli.app import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.reward.ranking import ranked
 from rewarddance.runtime.config import load_recipe

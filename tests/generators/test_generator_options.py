@@ -198,8 +198,8 @@ def test_a_video_generator_is_aligned_and_searched_like_any_other(tmp_path):
     assert as_pixels(tmp_path / "run" / "references" / "000000_0.png").shape == (5, 3, 32, 32)
     found = tmp_path / "found"
     where = ["--generator", pipeline_folder("wan"), "--judge", judge_folder(), "--output", found]
-    drawn = [f"--generator-option={key}={value}" for key, value in size.items()]
-    asked = ["--budget", "samples=3", "--steps", "2", "--judging", "knockout", *drawn]
+    drawn = [f"--generator-options={key}={value}" for key, value in size.items()]
+    asked = ["--budget", "samples=3", "--num-inference-steps", "2", "--judging", "knockout", *drawn]
     done = command("search", tmp_path / "prompts.txt", *where, *asked)
     assert done.code == 0, done.err
     assert as_pixels(found / "pictures" / "000001" / "winner.png").shape == (5, 3, 32, 32)

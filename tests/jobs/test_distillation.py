@@ -20,7 +20,8 @@ from tiny import command
 
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
-from rewarddance.jobs.distil import DistilRecipe, Unanswered, decision, distil
+from rewarddance.jobs.distil import Unanswered, decision, distil
+from rewarddance.jobs.recipes import DistilRun
 from rewarddance.types import Preference
 
 PROMPTS = ("a dark one", "a light one", "any one", "a grey one")
@@ -121,10 +122,10 @@ def pairs(tmp_path) -> Path:
     return tmp_path / "data" / "pairs.jsonl"
 
 
-def recipe(pairs: Path, teacher: Teacher, **changes: Any) -> DistilRecipe:
+def recipe(pairs: Path, teacher: Teacher, **changes: Any) -> DistilRun:
     output = pairs.parent.parent / "out" / "reasons.jsonl"
     options = {"model": "large", "output": output, "retries": 2, "concurrency": 3}
-    return DistilRecipe(**{"preferences": pairs, "endpoint": teacher.endpoint} | options | changes)
+    return DistilRun(**{"preferences": pairs, "endpoint": teacher.endpoint} | options | changes)
 
 
 def lines(path: Path) -> list[dict]:

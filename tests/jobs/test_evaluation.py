@@ -10,9 +10,10 @@ import pytest
 from tiny import clip_folder, colour_preferences, command, judge_folder
 
 from rewarddance.data.preferences import write_preferences
-from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.evaluation.findings import Evaluation, SetFindings
-from rewarddance.jobs.evaluate import EvaluateRun, document, name_of, named_tests, run_evaluation, training_facts
+from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.jobs.evaluate import document, name_of, run_evaluation, training_facts
+from rewarddance.jobs.recipes import EvaluateRun, named_tests
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
 from rewarddance.reward.recipe import JudgeRecipe
@@ -42,7 +43,7 @@ def reward(folder: Path, kind: str) -> Path:
 
 
 def arguments(tests: dict[str, Path]) -> list[str]:
-    return [word for name, path in tests.items() for word in ("--test", f"{name}={path}")] + ["--probes", "3"]
+    return [word for name, path in tests.items() for word in ("--tests", f"{name}={path}")] + ["exam.probes=3"]
 
 
 def read_evaluation(path: Path | str) -> Evaluation:
@@ -81,32 +82,32 @@ def test_the_same_command_gives_the_same_figures_and_other_tests_fail(tests, tmp
     first = sets_of(json.loads(command("evaluate", folder, *arguments(tests)).out)["evaluation"])
     again = sets_of(json.loads(command("evaluate", folder, *arguments(tests)).out)["evaluation"])
     assert first == again
-    done = command("evaluate", folder, "--test", f"id={tests['id']}", "--probes", "3")
+    done = command("evaluate", folder, "--tests", f"id={tests['id']}", "exam.probes=3")
     assert done.code == 2 and "holds a run with tests.ood =" in done.err and "Choose another output" in done.err
-    assert command("evaluate", folder, "--test", tests["id"], "--output", tmp_path / "other").code == 0
+    assert command("evaluate", folder, "--tests", tests["id"], "--output", tmp_path / "other").code == 0
 
 
 def test_an_examination_that_never_began_binds_nobody(tests, tmp_path):
     folder = reward(tmp_path, "pairwise")
     out = ("--output", tmp_path / "out")
-    done = command("evaluate", folder, "--test", tests["id"], "--instruction", "t2x", *out)
+    done = command("evaluate", folder, "--tests", tests["id"], "--instruction", "t2x", *out)
     assert done.code == 2 and "t2x" in done.err
-    done = command("evaluate", folder, "--test", tests["id"], "--dtype", "float8", *out)
+    done = command("evaluate", folder, "--tests", tests["id"], "--dtype", "float8", *out)
     assert done.code == 2 and "no precision named 'float8'" in done.err
-    assert command("evaluate", folder, "--test", tests["id"], "--probes", "2", "--dtype", "bfloat16", *out).code == 0
+    assert command("evaluate", folder, "--tests", tests["id"], "exam.probes=2", "--dtype", "bfloat16", *out).code == 0
 
 
 def test_a_pair_that_cannot_be_judged_takes_no_other_with_it(tests, tmp_path):
     folder = reward(tmp_path, "clip")
     write_preferences(colour_preferences(8), tmp_path / "set.jsonl")
     (tmp_path / "set_media" / "000002_b.png").write_bytes(b"no picture")
-    done = command("evaluate", folder, "--test", f"ood={tmp_path / 'set.jsonl'}", "--batch-size", "3")
+    done = command("evaluate", folder, "--tests", f"ood={tmp_path / 'set.jsonl'}", "exam.batch_size=3")
     assert done.code == 1, done.err
     result = json.loads(done.out)
     assert result["failed"] == 1 and sets_of(result["evaluation"])["ood"].pairs == 7
     (row,) = [json.loads(line) for line in Path(result["failures"]).read_text().splitlines()]
     assert (row["test"], row["pair"]) == ("ood", 2) and "000002_b.png" in row["reason"]
-    assert "pairs that could not be judged: 1" in done.err and "evaluation.failed.jsonl says why" in done.err
+    assert "pairs: 1 failed" in done.err and "evaluation.failed.jsonl says why" in done.err
 
 
 def test_a_judge_asked_in_both_orders_says_so_and_gets_no_card(tests, tmp_path):
@@ -128,7 +129,7 @@ def test_a_judge_asked_in_both_orders_says_so_and_gets_no_card(tests, tmp_path):
     ],
 )
 def test_a_test_set_that_cannot_be_used_is_refused_by_name(given, message, remedy, tmp_path):
-    words = [word for test in given for word in ("--test", test)]
+    words = [word for test in given for word in ("--tests", test)]
     done = command("evaluate", judge_folder(), *words, "--output", tmp_path / "out")
     assert done.code == 2 and message in done.err and remedy in done.err and not (tmp_path / "out").exists()
 
@@ -137,7 +138,7 @@ def test_a_model_that_was_not_trained_here_is_examined_and_has_no_card(tests, tm
     monkeypatch.chdir(tmp_path)
     run = EvaluateRun(judge=str(judge_folder()), tests={"id": tests["id"]}, instruction="t2i-brief", exam=EXAM)
     assert Path(run_evaluation(run)["evaluation"]).parent.name.startswith("evaluation-")
-    done = command("evaluate", judge_folder(), "--test", tests["id"], "--card")
+    done = command("evaluate", judge_folder(), "--tests", tests["id"], "--card")
     assert done.code == 2 and "is no trained reward" in done.err and "Leave out --card" in done.err
 
 
@@ -167,7 +168,7 @@ def test_a_trained_reward_is_documented_with_what_it_was_trained_on(tests, tmp_p
     assert "trained from `org/base`" in text and "## How good it is\n\nIn points" in text
     assert read_evaluation(folder / "evaluation.json").judge.base == "org/base"
     assert Path(result["page"]) == folder / "evaluation.html"
-    assert command("evaluate", folder, "--test", tests["id"], "--card").code == 0  # its own place: beside the folder
+    assert command("evaluate", folder, "--tests", tests["id"], "--card").code == 0  # its own place: beside the folder
     assert "epochs: 2.5" in (folder / "README.md").read_text()
 
 

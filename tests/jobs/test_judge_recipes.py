@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rewarddance.cli.common import recipe_file
+from rewarddance.cli.app import recipe_file
 from rewarddance.errors import InputError
 from rewarddance.jobs.train import TrainRun
 from rewarddance.runtime.config import load_recipe

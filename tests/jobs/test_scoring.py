@@ -18,7 +18,8 @@ from tiny import clip_folder, command, judge_folder, pictures
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.jobs import score as scoring
-from rewarddance.jobs.score import ScoreRun, ahead, run_scoring
+from rewarddance.jobs.recipes import ScoreRun
+from rewarddance.jobs.score import ahead, run_scoring
 from rewarddance.reward.instructions import TEMPLATES
 from rewarddance.reward.loading import load_reward
 from rewarddance.types import Question, Verdict
@@ -289,7 +290,7 @@ def test_strict_stops_at_the_first_and_names_it(media, monkeypatch):
     rows = [{"prompt": prompt, "candidate": "0.png"} for prompt in ("p", "q", "nan", "")]
     run = plain(jsonl(media / "in.jsonl", rows), batch_size=2)
     with pytest.raises(InputError, match=r"line 3 of .*in.jsonl: the judge gave no finite margin"):
-        run_scoring(run, strict=True)
+        run_scoring(run.model_copy(update={"strict": True}))
     assert [row["prompt"] for row in read(run.output)] == ["p", "q"] and failed(run) == {}
 
 

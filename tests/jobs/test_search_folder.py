@@ -21,9 +21,9 @@ from rewarddance.data.journal import RowFile
 from rewarddance.data.media import read_picture
 from rewarddance.errors import RewardError
 from rewarddance.jobs.search import search_prompts
-from rewarddance.search.budget import Budget
 from rewarddance.search.judging import JUDGING
 from rewarddance.search.over_paths import Paths
+from rewarddance.search.recipe import Budget
 from rewarddance.search.run import METHODS, Search
 from rewarddance.types import Prompt
 
@@ -143,7 +143,17 @@ def test_a_prompt_that_cannot_be_judged_goes_beside_with_its_reason(tmp_path):
 def arguments(tmp_path) -> list[str | Path]:
     (tmp_path / "prompts.txt").write_text("a red circle\ntwo blue crosses\na green square\n")
     where = ["--generator", generator_folder(), "--judge", judge_folder(), "--output", tmp_path / "found"]
-    return ["search", tmp_path / "prompts.txt", *where, "--steps", "4", "--device", "cpu", "--prompts-at-once", "2"]
+    return [
+        "search",
+        tmp_path / "prompts.txt",
+        *where,
+        "--num-inference-steps",
+        "4",
+        "--device",
+        "cpu",
+        "--prompts-at-once",
+        "2",
+    ]
 
 
 def refused(done, what: str, remedy: str = "") -> None:
@@ -205,7 +215,7 @@ def test_options_of_a_method_are_read_and_unknown_ones_refused(arguments, tmp_pa
         (["--budget", "samples=2", "--dtype", "int8"], "no precision named 'int8'"),
         (["--budget", "evaluations=3"], "does not give one picture"),
         (["--budget", "samples=2", "--judging", "alone"], "cannot judge a picture by itself"),
-        (["--budget", "samples=2", "--generator-option", "hight=8"], "'hight'"),
+        (["--budget", "samples=2", "--generator-options", "hight=8"], "'hight'"),
     ],
 )
 def test_what_cannot_be_done_is_one_error_with_exit_code_2(arguments, more, what):

@@ -58,8 +58,8 @@ def test_a_generator_of_image_to_video_is_aligned_on_prompts_with_pictures(famil
 def test_a_search_writes_a_video_for_each_picture_and_goes_on_only_with_the_same_pictures(prompts, tmp_path):
     asked = [
         "search", prompts, "--generator", pipeline_folder("wan-2.2-i2v"), "--judge", reward(), "--method", "best_of_n",
-        "--budget", "samples=2", "--steps", "2", "--output", tmp_path / "found",
-        *(part for key, value in SIZE.items() for part in ("--generator-option", f"{key}={value}")),
+        "--budget", "samples=2", "--num-inference-steps", "2", "--output", tmp_path / "found",
+        *(part for key, value in SIZE.items() for part in ("--generator-options", f"{key}={value}")),
     ]  # fmt: skip
     done = command(*asked)
     assert done.code == 0, done.err

@@ -13,8 +13,9 @@ from test_examine import OwnScores, made
 from tiny import BrightnessJudge
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.examine import ExamRecipe, examine
+from rewarddance.evaluation.examine import examine
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts
+from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.report.evaluation_page import write_evaluation_page
 from rewarddance.report.evaluation_tables import limits_of

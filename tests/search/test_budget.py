@@ -9,16 +9,8 @@ from tiny import TinyGenerator, comparing
 
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
-from rewarddance.search.budget import (
-    Budget,
-    Cost,
-    CountingGenerator,
-    CountingJudge,
-    Meter,
-    Totals,
-    read_budget,
-    totals,
-)
+from rewarddance.search.budget import Cost, CountingGenerator, CountingJudge, Meter, Totals, totals
+from rewarddance.search.recipe import Budget, read_budget
 from rewarddance.types import Prompt, Question
 
 

@@ -11,8 +11,8 @@ from rewarddance.errors import InputError
 from rewarddance.protocols import needs_reference
 from rewarddance.reward.ranking import tournament
 from rewarddance.search.best_of_n import Random
-from rewarddance.search.budget import Budget
 from rewarddance.search.judging import JUDGING, Candidate
+from rewarddance.search.recipe import Budget
 from rewarddance.search.run import Search
 from rewarddance.types import Prompt, as_prompts
 

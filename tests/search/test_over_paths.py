@@ -10,8 +10,8 @@ from gaussian import Bright, GaussianDiffusion, exploding, generators, preservin
 from tiny import GaussianGenerator, TinyGenerator
 
 from rewarddance.errors import InputError
-from rewarddance.search.budget import Budget
 from rewarddance.search.over_paths import Paths, level, planned, renoised
+from rewarddance.search.recipe import Budget
 from rewarddance.search.run import search
 from rewarddance.types import Scales
 

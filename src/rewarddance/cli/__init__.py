@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from rewarddance.cli import data, jobs, judging, weights  # noqa: F401  their commands, in the order of the help
-from rewarddance.cli.common import app
+from rewarddance.cli import bases, judging, preferences, runs  # noqa: F401  their commands register themselves
+from rewarddance.cli.app import app
 from rewarddance.errors import RewardDanceError
 
 

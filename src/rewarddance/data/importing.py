@@ -21,6 +21,7 @@ from rewarddance.data.fields import Fault, short
 from rewarddance.data.journal import RowFile, beside
 from rewarddance.data.media import inspect_media
 from rewarddance.data.preferences import SCHEMA
+from rewarddance.data.recipe import ImportRecipe
 from rewarddance.data.records import read_records
 from rewarddance.data.sources import find_source
 from rewarddance.data.sources.drafts import Draft, Medium, Source
@@ -28,7 +29,6 @@ from rewarddance.data.splits import part_of
 from rewarddance.data.tables import Row
 from rewarddance.errors import InputError
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import console
 
 _BATCH, _BATCH_BYTES = 512, 1 << 26
@@ -39,34 +39,6 @@ _HOPELESS = 1000
 """So many rows, and none that can be used: a wrong name or a wrong media root, and no broken rows."""
 _SECONDS = 10.0
 """Between two lines that say how far it is."""
-
-
-class ImportRecipe(Recipe):
-    """Which set from which files is written where.
-
-    name: of the source.
-    files: in this order.
-    output: the .jsonl or .parquet file; with a split, its name gets the part's.
-    media_root: what paths of media are relative to, the file's own folder if None.
-    split: names and shares.
-    criterion: keep the rows of this one only.
-    decode: decode all media to their end; otherwise they only have to be there.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    output: Path
-    media_root: Path | None = None
-    split: dict[str, float] | None = None
-    criterion: str | None = None
-    decode: bool = True
-
-    @property
-    def outputs(self) -> dict[str, Path]:
-        """The file of each part of the split; of the one part "" where there is none."""
-        if self.split is None:
-            return {"": self.output}
-        return {part: self.output.with_name(f"{self.output.stem}.{part}{self.output.suffix}") for part in self.split}
 
 
 class Candidate(NamedTuple):

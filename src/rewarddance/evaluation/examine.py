@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import Field
 
 from rewarddance.evaluation.agreement import agreement_with_ties, agrees
 from rewarddance.evaluation.answers import Answers, Failure, Group, Pairs, ask, group_pictures, groups_of
@@ -33,28 +32,13 @@ from rewarddance.evaluation.findings import (
     TransitivityFindings,
     WithTiesFindings,
 )
+from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.evaluation.statistics import Interval, by_category, interval, interval_of_sums, numbered
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.ranking import tournament
-from rewarddance.runtime.config import Recipe, Seed
 from rewarddance.runtime.tracking import progress_bar
 
 OWN_SCORES = "It gives each picture a score of its own"
-
-
-class ExamRecipe(Recipe):
-    """How thoroughly a judge is examined.
-
-    batch_size: pairs in memory together. probes: pairs of a test set that are asked again with the candidate changed
-    (eight questions each). groups, pictures: prompts of a test set whose pictures are all compared, and how many of
-    each, for the triples. seed: of which prompts are in which half, and which pictures are compared.
-    """
-
-    batch_size: int = Field(default=32, ge=1)
-    probes: int = Field(default=200, ge=1)
-    groups: int = Field(default=50, ge=1)
-    pictures: int = Field(default=5, ge=3)
-    seed: Seed = 0
 
 
 def examine(

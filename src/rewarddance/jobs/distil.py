@@ -17,14 +17,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field
-
 from rewarddance.data.media import as_images
 from rewarddance.data.preferences import PreferenceRow, read_rows
 from rewarddance.errors import InputError
+from rewarddance.jobs.recipes import DistilRun
 from rewarddance.reward.instructions import Picture, load_instruction, pictures_of
 from rewarddance.runtime.checkpoint import write_text_atomically
-from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import console, progress_bar
 from rewarddance.types import Question
 
@@ -41,36 +39,6 @@ _REFUSALS = {401: "does not take the key", 403: "forbids it", 404: "knows no suc
 """Statuses that every further question would get too."""
 _UNREACHABLE = ("ConnectError", "UnsupportedProtocol")
 """The HTTP client's errors that say the same of the address."""
-
-
-class DistilRecipe(Recipe):
-    """Which pairs are shown to which teacher.
-
-    preferences: a preferences file; ties are not asked about.
-    endpoint: the server's address up to /v1.
-    model: its name there.
-    output: the preferences file with reasons; `<stem>.disagreed.jsonl`, `<stem>.failed.jsonl` and the journal
-        `<stem>.answers.jsonl` stand beside it.
-    instruction: the pairwise question.
-    orders: "both" also asks with the pictures swapped, for `reason_swapped`.
-    api_key_env: the environment variable that holds the key; no key is sent where it is not set.
-    concurrency: questions at once.
-    retries: further tries where the server is busy, breaks off or sends no chat completion.
-    timeout: seconds for one answer.
-    body: further fields of the request, such as temperature.
-    """
-
-    preferences: Path
-    endpoint: str
-    model: str
-    output: Path
-    instruction: str = "t2i"
-    orders: Literal["forward", "both"] = "both"
-    api_key_env: str = "OPENAI_API_KEY"
-    concurrency: int = Field(default=8, ge=1)
-    retries: int = Field(default=5, ge=0)
-    timeout: float = Field(default=120.0, gt=0)
-    body: dict[str, Any] = Field(default_factory=dict)
 
 
 class Job(NamedTuple):
@@ -92,7 +60,7 @@ class Unanswered(Exception):
     """One question that got no usable answer; the others may."""
 
 
-def distil(recipe: DistilRecipe) -> dict[str, Any]:
+def distil(recipe: DistilRun) -> dict[str, Any]:
     """Ask what the journal has no answer to, failures once more, and write the three files; returns the counts.
 
     Raises InputError where the server cannot be reached or refuses all, where the journal is of another teacher,
@@ -129,7 +97,7 @@ def distil(recipe: DistilRecipe) -> dict[str, Any]:
 # -- the teacher -------------------------------------------------------------------------------------------------------
 
 
-def ask_all(recipe: DistilRecipe, rows: list[PreferenceRow], jobs: Iterable[Job]) -> Iterator[Answer]:
+def ask_all(recipe: DistilRun, rows: list[PreferenceRow], jobs: Iterable[Job]) -> Iterator[Answer]:
     """The answers as they come. Raises InputError as `distil` does; what was not asked yet is then not asked."""
     from openai import OpenAI
 
@@ -146,7 +114,7 @@ def ask_all(recipe: DistilRecipe, rows: list[PreferenceRow], jobs: Iterable[Job]
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(client: OpenAI, recipe: DistilRecipe, row: PreferenceRow, job: Job) -> Answer:
+def _answer(client: OpenAI, recipe: DistilRun, row: PreferenceRow, job: Job) -> Answer:
     try:
         content = question(row, job.swapped, recipe.instruction)
         yes, reason = decision(_complete(client, recipe, content))
@@ -196,7 +164,7 @@ def decision(text: str) -> tuple[bool, str]:
     return match[1].lower() == "yes", reason
 
 
-def _complete(client: OpenAI, recipe: DistilRecipe, content: Any) -> str:
+def _complete(client: OpenAI, recipe: DistilRun, content: Any) -> str:
     """The text of one chat completion. The client tries again what may pass; a reply that is none is asked for again.
 
     Raises Unanswered where the last try failed too, and InputError where further questions would fail like this one.
@@ -279,7 +247,7 @@ def open_journal(path: Path, identity: dict[str, Any]) -> dict[Job, Answer]:
     return answers
 
 
-def _identity(recipe: DistilRecipe) -> dict[str, Any]:
+def _identity(recipe: DistilRun) -> dict[str, Any]:
     """What an answer depends on. The endpoint is not in it: the same model may be served elsewhere tomorrow."""
     return {
         "model": recipe.model,
@@ -290,7 +258,7 @@ def _identity(recipe: DistilRecipe) -> dict[str, Any]:
     }
 
 
-def write_results(recipe: DistilRecipe, rows: list[PreferenceRow], answers: Iterable[Answer]) -> dict[str, int]:
+def write_results(recipe: DistilRun, rows: list[PreferenceRow], answers: Iterable[Answer]) -> dict[str, int]:
     """Write the preferences with reasons, the disagreements and the failures; returns how many of each."""
     reasons: dict[int, dict[str, str]] = {}
     apart: dict[str, list[dict[str, Any]]] = {"disagreed": [], "failed": []}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
-from rewarddance.evaluation.examine import ExamRecipe, examine
+from rewarddance.evaluation.examine import examine
 from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts
+from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.jobs.recipes import EvaluateRun
 from rewarddance.protocols import RewardModel
 from rewarddance.report.evaluation_page import write_evaluation_page
 from rewarddance.report.model_card import TrainingFacts, check_card, read_training, write_card, write_training
@@ -24,47 +24,22 @@ from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, keep_recipe, save_recipe
+from rewarddance.runtime.config import keep_recipe, save_recipe
 from rewarddance.runtime.devices import find_device, find_dtype
 from rewarddance.runtime.tracking import machine
 
 CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
 
 
-class EvaluateRun(Recipe):
-    """Which judge is examined on which test sets, by name, and how.
-
-    judge: a folder, an id of the model hub, a bundled name, or package.module:factory. output: None is `evaluation`
-    beside a trained reward's folder, for any other judge evaluation-<name> where you are. kind, orders, instruction: of
-    the judge, where they are not its own. device: cpu, cuda, or None for cuda where there is one. dtype: precision of
-    the weights.
-    """
-
-    judge: str
-    tests: dict[str, Path] = Field(min_length=1)
-    output: Path | None = None
-    kind: str | None = None
-    orders: str | None = None
-    instruction: str | None = None
-    device: str | None = None
-    dtype: str = "float32"
-    exam: ExamRecipe = ExamRecipe()
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """Options of the judge that differ from what its folder says."""
-        return self.model_dump(include={"kind", "orders", "instruction"}, exclude_none=True)
-
-
-def run_evaluation(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
+def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
     """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
 
-    Such pairs go with the reason to evaluation.failed.jsonl. card: also write the model card into the reward's folder.
+    Such pairs go with the reason to evaluation.failed.jsonl. With `card` the model card goes into the reward's folder.
     Raises InputError before anything is asked where a file cannot be used.
     """
     sets = {name: PreferenceSet(path) for name, path in run.tests.items()}
     folder = None if is_factory(run.judge) else find_checkpoint(run.judge)
-    if card:
+    if run.card:
         _check_trained(run, folder)
     device, dtype = find_device(run.device), find_dtype(run.dtype)
     output = writable_folder(run.output or default_output(run.judge, folder))
@@ -72,7 +47,7 @@ def run_evaluation(run: EvaluateRun, card: bool = False) -> dict[str, Any]:
         (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
     judge = load_reward(run.judge, device, dtype, **run.changes)
-    return _examine_sets(run, judge, judge_facts(judge, run.judge, folder), sets, output, folder if card else None)
+    return _examine_sets(run, judge, judge_facts(judge, run.judge, folder), sets, output, folder if run.card else None)
 
 
 def _examine_sets(
@@ -132,19 +107,6 @@ def document(
     save_recipe(run, folder / CONFIG)
     sets = {name: PreferenceSet(path) for name, path in tests.items()}
     return _examine_sets(run, judge, facts, sets, folder, card_folder=folder)
-
-
-def named_tests(given: Sequence[str]) -> dict[str, Path]:
-    """NAME=FILE, or FILE, which then has its own name. Raises InputError naming one without a name or given twice."""
-    tests: dict[str, Path] = {}
-    for text in given:
-        name, equals, file = (Path(text).stem, "=", text) if Path(text).is_file() else text.partition("=")
-        if not (name and equals and file):
-            raise InputError(f"the test set {text!r} is not of the form NAME=FILE.", "Write e.g. ood=unseen.jsonl.")
-        if name in tests:
-            raise InputError(f"there are two test sets named {name!r}.", "Give each its own name.")
-        tests[name] = Path(file)
-    return tests
 
 
 def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFacts:

@@ -24,8 +24,8 @@ from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy
-from rewarddance.evaluation.examine import ExamRecipe
 from rewarddance.evaluation.hacking import diversity, hacking_verdict
+from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator

@@ -22,21 +22,21 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
 from rewarddance.data.fields import short
 from rewarddance.data.journal import RowFile, beside
-from rewarddance.data.media import MAX_FRAMES, as_pixels, read_rate
+from rewarddance.data.media import as_pixels, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
-from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.types import Pixels, Prompt, Question, Verdict
@@ -49,37 +49,6 @@ PIXEL_VALUES = 2**28
 _READ = frozenset({"prompt", "candidate", "candidates", "image", "video", "reference", "instruction"})
 
 
-class ScoreRun(Recipe):
-    """`rewarddance score`: which judge answers what is asked in `input`, and where the answers go.
-
-    input: a folder of pictures and videos, or a .jsonl or .parquet file.
-    output: a .jsonl or .parquet file.
-    kind, orders, instruction: of the judge, where they are not its own.
-    prompt, reference: of the rows that have none.
-    batch_size: rows that are read, asked and written together.
-    max_frames: frames read of a longer video.
-    device: cpu, cuda, or None for cuda where there is one.
-    explain: with the judge's reasons.
-    """
-
-    input: Path
-    output: Path
-    judge: str
-    kind: str | None = None
-    orders: str | None = None
-    instruction: str | None = None
-    prompt: str | None = None
-    reference: Path | None = None
-    batch_size: int = Field(default=32, ge=1)
-    max_frames: int = Field(default=MAX_FRAMES, ge=1)
-    device: str | None = None
-    explain: bool = False
-
-    @property
-    def answer_keys(self) -> set[str]:
-        return {"probability", "margin", "order"} | ({"reason"} if self.explain else set())
-
-
 class RecordedRun(ScoreRun):
     """A ScoreRun with what its files held when it began: it does not go on when they have changed."""
 
@@ -89,12 +58,12 @@ class RecordedRun(ScoreRun):
     instruction_digest: str = ""
 
 
-def run_scoring(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
+def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, Any]:
     """Score every row; returns where the scores are, and how many rows were scored and failed.
 
-    An interrupted run goes on where it stopped. A row that cannot be scored goes with its reason to
-    `<output>.failed.jsonl`; with `strict` it ends the run. Raises InputError for what is wrong with all rows: the
-    files, the judge, an output that holds another run.
+    judge: in the place of the one that the run names. An interrupted run goes on where it stopped. A row that cannot be
+    scored goes with its reason to `<output>.failed.jsonl`; with `strict` it ends the run. Raises InputError for what is
+    wrong with all rows: the files, the judge, an output that holds another run.
     """
     if run.output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
@@ -102,7 +71,7 @@ def run_scoring(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
         raise InputError(f"the output {run.output} is the input.", "Choose another output.")
     table = open_table(run.input)
     run = run.model_copy(update={"device": find_device(run.device)})
-    recorded, record = _recorded(run, table), beside(run.output, "config.yaml")
+    recorded, record = _recorded(run, table, named=judge is None), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
     begun = beside(run.output, "progress.json").exists()
     if (begun or run.output.exists()) and not record.exists():
@@ -113,32 +82,31 @@ def run_scoring(run: ScoreRun, strict: bool = False) -> dict[str, Any]:
     if not results.progress.finished:
         if run.instruction is not None:
             load_instruction(run.instruction)
-        judge, explain = _judge(run)
+        judge = load_reward(run.judge, run.device or "cpu", **run.changes) if judge is None else judge
+        explain = explainer(judge) if run.explain else None
         reader = RowReader(run, judge, table)
         if not begun:  # nothing was written under it yet, so it binds nobody
             record.unlink(missing_ok=True)
         keep_recipe(recorded, record)
-        _fill(results, table, reader, judge, explain, strict=strict)
+        _fill(results, table, reader, judge, explain, strict=run.strict)
         results.finish()
     done = results.progress
     result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
     return result | ({"failures": str(results.failures)} if done.failed else {})
 
 
-def _judge(run: ScoreRun) -> tuple[Any, Explain | None]:
-    """The judge, and how it gives reasons. Raises InputError where they are wanted and it gives none."""
-    changes = {name: getattr(run, name) for name in ("kind", "orders", "instruction")}
-    judge = load_reward(run.judge, run.device or "cpu", **{k: v for k, v in changes.items() if v is not None})
-    if not run.explain:
-        return judge, None
-    if not hasattr(judge, "explain"):
-        raise InputError(f"the reward {run.judge!r} gives no reasons.", "Leave --explain out.")
-    judge.explain([])
-    return judge, judge.explain
+def explainer(judge: RewardModel) -> Explain:
+    """How a judge gives reasons. Raises InputError where it gives none."""
+    explain: Explain | None = getattr(judge, "explain", None)
+    if explain is None:
+        raise InputError(f"the reward {judge!r} gives no reasons.", "Leave explain out.")
+    explain([])
+    return explain
 
 
-def _recorded(run: ScoreRun, table: Table) -> RecordedRun:
-    from_code, reference = is_factory(run.judge), run.reference
+def _recorded(run: ScoreRun, table: Table, named: bool) -> RecordedRun:
+    """The run with its files' digests. named: the judge is the one of that name, and no object."""
+    from_code, reference = not named or is_factory(run.judge), run.reference
     judge = Path(run.judge.rpartition(":")[0]) if from_code else find_checkpoint(run.judge).resolve()
     template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
     fields = run.model_dump() | {
@@ -329,6 +297,35 @@ def carried(content: dict[str, T]) -> dict[str, T]:
     """The keys of a row that are passed on unread."""
     unread = {"video"} if "candidate" in content or "candidates" in content else set()
     return {key: value for key, value in content.items() if key not in _READ - unread}
+
+
+def score_media(
+    judge: RewardModel,
+    candidates: Sequence[Pixels],
+    prompts: Sequence[Prompt],
+    references: Sequence[Pixels | None],
+    explain: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of N candidates, each for its prompt and against its reference if it has one, in memory.
+
+    Raises InputError or RewardError naming the first that cannot be scored.
+    """
+    if needs_reference(judge) and any(reference is None for reference in references):
+        raise InputError(
+            "a pairwise judge cannot score one picture by itself.",
+            "Give a reference, or load it with kind='pointwise'.",
+        )
+    questions = [
+        Question(prompt, candidate, reference)
+        for prompt, candidate, reference in zip(prompts, candidates, references, strict=True)
+    ]
+    tasks = [Task({"prompt": question.prompt.text}, [question], "one", 1) for question in questions]
+    rows = []
+    for task, answer in zip(tasks, ask(judge, tasks, explainer(judge) if explain else None), strict=True):
+        if isinstance(answer, RewardDanceError):
+            raise answer
+        rows.append(task.row | answer)
+    return rows
 
 
 # -- answers out -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
@@ -21,49 +20,19 @@ from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
-from rewarddance.runtime.config import Recipe, keep_recipe
+from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device, find_dtype
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.search.budget import Budget, Spent
-from rewarddance.search.judging import Candidate, JudgingName
+from rewarddance.search.budget import Spent
+from rewarddance.search.judging import Candidate
 from rewarddance.search.run import Found, Search, read_method
 from rewarddance.types import Prompt
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
-
-
-class SearchRun(Recipe):
-    """`rewarddance search`: the best pictures of a file's prompts.
-
-    prompts: .txt or .jsonl. options: of the method; generator_options: of `load_generator`. kind: of the judge, where
-    it is not its own; judging: how pictures are compared, where not as the judge's kind suggests. The rest is as in
-    `Search`. held_out: another judge, which says what it thinks of the winners. judge_batch: how many questions a judge
-    looks at together, which is its share of the memory; by default the judge's own. dtype: of the generator and the
-    judges. device: cpu, cuda, or None for cuda where there is one.
-    """
-
-    prompts: Path
-    generator: str
-    judge: str
-    method: str
-    budget: Budget
-    options: dict[str, Any] = Field(default_factory=dict)
-    num_inference_steps: int = Field(default=28, ge=1)
-    guidance_scale: float | None = Field(default=None, ge=0)
-    generator_options: dict[str, Any] = Field(default_factory=dict)
-    kind: str | None = None
-    judging: JudgingName | None = None
-    seed: int = 0
-    runners_up: int = Field(default=2, ge=0)
-    batch_size: int = Field(default=64, ge=1)
-    prompts_at_once: int = Field(default=8, ge=1)
-    held_out: str | None = None
-    judge_batch: int | None = Field(default=None, ge=1)
-    dtype: str = "float32"
-    device: str | None = None
 
 
 class RecordedSearch(SearchRun):
@@ -75,14 +44,14 @@ class RecordedSearch(SearchRun):
     held_out_digest: str | None = None
 
 
-def search_file(run: SearchRun, folder: Path) -> dict[str, Any]:
+def run_search(run: SearchRun) -> dict[str, Any]:
     """Search for every prompt; returns where the results are, how many prompts failed, and what one took on average.
 
     An interrupted run goes on where it stopped. A prompt that fails goes with its reason to
     `results.jsonl.failed.jsonl`. Raises InputError for what is wrong with all: files, options, a folder that holds
     another run.
     """
-    prompts = read_prompts(run.prompts)
+    folder, prompts = run.output, read_prompts(run.prompts)
     options = read_method(run.method, run.options)
     run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
     recorded = _recorded(run, prompts)
@@ -195,7 +164,7 @@ def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel
     drawing = {"device": device, "dtype": dtype, **run.generator_options}
     generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
     batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
-    judge = load_reward(run.judge, device, dtype, **({} if run.kind is None else {"kind": run.kind}), **batch)
+    judge = load_reward(run.judge, device, dtype, **run.changes, **batch)
     return generator, judge, None if run.held_out is None else load_reward(run.held_out, device, dtype, **batch)
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import agreement
-from rewarddance.evaluation.examine import ExamRecipe
+from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.jobs.evaluate import document, training_facts
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge

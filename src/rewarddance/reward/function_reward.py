@@ -169,10 +169,10 @@ def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64) -> Rewa
     ...     return images.mean((1, 2, 3))
     >>> reward = as_reward(brightness)
     """
-    if hasattr(reward, "needs_reference"):
-        return reward
     if not callable(reward) or inspect.isclass(reward):
         raise InputError(f"{reward!r} is no reward.", "Give a judge, or a function (images, prompts, metadata).")
+    if hasattr(reward, "needs_reference"):
+        return reward  # type: ignore[return-value]
     if images not in ("tensor", "pil"):
         raise InputError(f"there is no form of images named {images!r}.", "Say tensor or pil.")
     return FunctionReward(reward, images, batch_size)  # type: ignore[arg-type]

@@ -12,45 +12,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel, needs_reference
-from rewarddance.runtime.config import Recipe, parse_recipe
+from rewarddance.search.recipe import Budget
 from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
 
 Clock = Callable[[], float]
-
-
-class Budget(Recipe):
-    """What may be spent on each prompt; whichever is used up first ends its search.
-
-    samples: as many generator evaluations as that many plain samples take. evaluations, questions, seconds: see the
-    module's head.
-    """
-
-    samples: int | None = Field(default=None, ge=1)
-    evaluations: int | None = Field(default=None, ge=1)
-    questions: int | None = Field(default=None, ge=1)
-    seconds: float | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _has_a_limit(self) -> Budget:
-        if not self.model_fields_set or all(limit is None for limit in self.model_dump().values()):
-            raise ValueError(f"a budget needs one of {', '.join(type(self).model_fields)}")
-        return self
-
-
-def read_budget(text: str) -> Budget:
-    """`samples=16`, `seconds=30` or `evaluations=400,questions=64`. Raises InputError naming what is wrong."""
-    limits = {}
-    for part in text.split(","):
-        name, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals or not value:
-            raise InputError(f"the budget {text!r} is not of the form NAME=AMOUNT.", "Write e.g. samples=16.")
-        limits[name] = value
-    return parse_recipe(Budget, limits, "the budget")
 
 
 class Cost(NamedTuple):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.ranking import knockout, ranked
+from rewarddance.search.recipe import JudgingName
 from rewarddance.types import Pixels, Prompt, Question
 
 
@@ -155,7 +156,6 @@ class ByTournament(Judging):
         return n * (n - 1) - seen * (seen - 1)
 
 
-JudgingName = Literal["alone", "first", "knockout", "tournament"]
 JUDGING: dict[JudgingName, type[Judging]] = {
     "alone": Alone,
     "first": AgainstFirst,

@@ -14,19 +14,11 @@ from rewarddance.protocols import Generator, RewardModel, needs_reference
 from rewarddance.runtime.config import Recipe, parse_recipe
 from rewarddance.search.batch import Batch, noise_seed
 from rewarddance.search.best_of_n import Random, search_best_of_n
-from rewarddance.search.budget import (
-    Budget,
-    Clock,
-    CountingGenerator,
-    CountingJudge,
-    Meter,
-    Spent,
-    read_budget,
-    totals,
-)
-from rewarddance.search.judging import JUDGING, Candidate, JudgingName
+from rewarddance.search.budget import Clock, CountingGenerator, CountingJudge, Meter, Spent, totals
+from rewarddance.search.judging import JUDGING, Candidate
 from rewarddance.search.over_paths import Paths, search_over_paths
 from rewarddance.search.pruning import Pruning, search_pruning
+from rewarddance.search.recipe import Budget, JudgingName, read_budget
 from rewarddance.search.refine import Refine, Rewrite, search_refine
 from rewarddance.search.zero_order import ZeroOrder, search_zero_order
 from rewarddance.types import Prompt, as_prompts

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.common import Overrides, app, example, print_json, quiet, recipe_file
+from rewarddance.cli.app import Overrides, app, example, print_result, quiet, recipe_file
 from rewarddance.errors import InputError
 from rewarddance.planning.hardware import GPUS
 
@@ -68,7 +68,7 @@ def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
 
     result = run_training(load_recipe(TrainRun, recipe, overrides or []))
     if result:  # of several processes one speaks
-        print_json(result)
+        print_result(result)
 
 
 @app.command(epilog=example("rewarddance align recipes/shapeworld_refl.yaml refl.steps=60"))
@@ -88,7 +88,7 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     with init_process_group():  # so that of several processes one says what is wrong with the recipe
         result = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
     if result:
-        print_json(result)
+        print_result(result)
 
 
 @app.command(epilog=example("rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100"))
@@ -130,7 +130,7 @@ def plan(
     }
     found = plan_recipe(recipe, overrides or [], parse_recipe(PlanOptions, options, "the command line"))
     if as_json:
-        print_json(found.as_json())
+        print_result(found.as_json())
     else:
         print_plan(found)
     if not found.fits:

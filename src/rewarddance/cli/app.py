@@ -1,4 +1,4 @@
-"""What the commands share: where they are registered, how results are printed, where recipes are."""
+"""The application that the commands are registered with, and what they share."""
 
 from __future__ import annotations
 
@@ -8,23 +8,34 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
+ORDER = ("quickstart", "train", "align", "plan", "score", "search", "evaluate", "distil", "gsb", "report")
+ORDER += ("data", "bases")
+
+
+class InOrder(TyperGroup):
+    """The help names the commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
     name="rewarddance",
+    cls=InOrder,
     help="Train a generative reward model, align a generator with it, search with it, and see whether it was hacked.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-lab = typer.Typer(help="The paper's tables, measured on ShapeWorld.", no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(lab, name="lab")
-
 data = typer.Typer(help="Preferences from public sets, checked.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(data, name="data")
 
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set.")]
 
 
@@ -41,8 +52,15 @@ def recipe_file(name: str) -> Path:
     raise InputError(f"the recipe {name} is not installed.", "Give one with --recipe.")
 
 
-def print_json(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any], items: str = "") -> None:
+    """The result as JSON; where some of its items failed, that too on stderr, and exit code 1."""
     typer.echo(json.dumps(result, indent=2))
+    if not result.get("failed"):
+        return
+    if items:
+        total = f"{result['failed']} of {result[items]} {items}" if items in result else f"{items}: {result['failed']}"
+        typer.echo(f"{total} failed; {result['failures']} says why", err=True)
+    raise typer.Exit(1)
 
 
 def quiet() -> None:

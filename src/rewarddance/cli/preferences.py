@@ -7,28 +7,18 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.common import data, example, print_json, quiet
+from rewarddance.cli.app import data, example, print_result, quiet
+from rewarddance.cli.options import recipe_command
+from rewarddance.data.recipe import ImportRecipe
 
 
-@data.command(
-    "import",
-    epilog=example(
-        "rewarddance data import hpdv3 HPDv3/train.json --output data/hpdv3.jsonl --split train=0.9,test=0.1"
-    ),
+@recipe_command(
+    data,
+    ImportRecipe,
+    arguments=("name", "files"),
+    example="rewarddance data import hpdv3 HPDv3/train.json --output data/hpdv3.jsonl --split train=0.9,test=0.1",
 )
-def import_data(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which set, by the names above.")],
-    source: Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Its .json, .jsonl, .csv, .parquet files.")],
-    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.")],
-    media_root: Annotated[
-        Path | None, typer.Option(help="What paths of media are relative to. Default: the source's folder.")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="train=0.9,test=0.1: by prompt, into <output>.train.jsonl and so on.")
-    ] = None,
-    criterion: Annotated[str | None, typer.Option(help="Keep this one only, of sets that vote by several.")] = None,
-    decode: Annotated[bool, typer.Option(help="Look at all media to their end, not only whether they exist.")] = True,
-) -> None:
+def import_(recipe: ImportRecipe) -> None:
     """Bring a public set into a preferences file; run again to continue an interrupted import.
 
     hpdv3, hpdv2, imagerewarddb, pickapic-v1, pickapic-v2, videogen-rewardbench, rapidata, genai-bench,
@@ -38,23 +28,13 @@ def import_data(
     the reason to OUTPUT.quarantine.jsonl, and the exit code is 1.
     """
     quiet()
-    from rewarddance.data.importing import ImportRecipe, import_preferences, quarantine_lines
-    from rewarddance.data.splits import parse_split
+    from rewarddance.data.importing import import_preferences, quarantine_lines
 
-    recipe = ImportRecipe(
-        name=name,
-        files=tuple(source),
-        output=output,
-        media_root=media_root,
-        split=None if split is None else parse_split(split),
-        criterion=criterion,
-        decode=decode,
-    )
     result = import_preferences(recipe)
-    print_json(result)
+    print_result(result)
     if result["quarantined"]:
-        for sentence in quarantine_lines(result):
-            typer.echo(sentence, err=True)
+        for line in quarantine_lines(result):
+            typer.echo(line, err=True)
         raise typer.Exit(1)
 
 
@@ -74,7 +54,7 @@ def check_data(
     from rewarddance.data.check import check, faulty
 
     report = check(files, benchmark, decode)
-    print_json(report)
+    print_result(report)
     if faults := faulty(report):
         typer.echo("; ".join(faults), err=True)
         raise typer.Exit(1)
@@ -92,4 +72,4 @@ def weigh_data(
     quiet()
     from rewarddance.data.votes import weigh_votes
 
-    print_json(weigh_votes(votes, output))
+    print_result(weigh_votes(votes, output))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.common import app, example, quiet
+from rewarddance.cli.app import app, example, quiet
 from rewarddance.errors import InputError
 
 BASES = ("judge", "judge-small", "generator", "unet", "clip", "video-judge", "video-generator")

@@ -1,0 +1,25 @@
+"""A reward of your own: any function (images, prompts, metadata) -> scores aligns a generator.
+
+This one likes blue pictures. It is computed by torch and keeps its graph, so ReFL could follow its gradient too
+(algorithm="refl"); DiffusionNFT only asks for the scores. In a recipe: `judge: examples.my_rewards:blueness`.
+
+python examples/06_reward_of_your_own.py [OUTPUT] [STEPS]
+"""
+
+import sys
+
+from rewarddance import align, load_generator
+
+
+def blueness(images, prompts, metadata):
+    """Scores [B] of images [B, 3, H, W] in [0, 1]."""
+    return 4 * (images[:, 2] - images[:, :2].mean(1)).mean((1, 2))
+
+
+output = sys.argv[1] if len(sys.argv) > 1 else "runs/blue"
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+generator = load_generator("shapeworld-generator", num_inference_steps=6)
+prompts = ["a red circle", "a blue square", "a green cross left of a yellow triangle"]
+
+align(generator, blueness, prompts, output=output, algorithm="nft", steps=steps, prompts_per_step=2, group_size=4)
+print(f"{steps} steps; what each of them saw is in {output}/metrics.jsonl, the LoRA in {output}/lora")

@@ -1,0 +1,35 @@
+"""What an import of a public preference set takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
+
+from rewarddance.data.splits import parse_split
+from rewarddance.runtime.config import Recipe
+
+
+class ImportRecipe(Recipe):
+    """`rewarddance data import`: which set from which files is written where."""
+
+    name: str
+    """Which set, by the names above."""
+    files: tuple[Path, ...]
+    """Its .json, .jsonl, .csv or .parquet files, in this order."""
+    output: Path
+    """The .jsonl or .parquet file to write; with a split its name gets the part's."""
+    media_root: Path | None = None
+    """What paths of media are relative to. Default: the file's own folder."""
+    split: dict[str, float] | None = None
+    """train=0.9,test=0.1: by prompt, into <output>.train.jsonl and so on."""
+    criterion: str | None = None
+    """Keep the rows of this one only, of sets that vote by several."""
+    decode: bool = True
+    """Look at all media to their end, not only whether they are there."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return parse_split(value) if isinstance(value, str) else value

@@ -1,0 +1,170 @@
+"""What the commands take: each field is an option of the command line, under its name and with its docstring as help.
+
+They stand apart from the jobs that use them so that help is quick: nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from rewarddance.errors import InputError
+from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.runtime.config import Recipe
+from rewarddance.search.recipe import Budget, JudgingName, read_budget
+
+
+class JudgeChoice(Recipe):
+    """Which judge is asked, and what is asked of it differently from what its folder says."""
+
+    judge: str
+    """A trained reward's folder, a model's id, a bundled name, or package.module:factory."""
+    kind: str | None = None
+    """pairwise, pointwise, regressive or clip, where it is not the judge's own."""
+    orders: str | None = None
+    """forward asks once; both also asks with the pictures swapped, and averages. Default: the judge's own."""
+    instruction: str | None = None
+    """A task instruction by name or file. Default: the judge's own."""
+    criteria: str | None = None
+    """A tree of criteria by name or file, asked in place of the instruction's question."""
+    judge_options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the judge, or of the factory."""
+    device: str | None = None
+    """cpu or cuda. Default: cuda where there is one."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Options of `load_reward` that differ from what the judge's folder says."""
+        named = self.model_dump(include={"kind", "orders", "instruction", "criteria"}, exclude_none=True)
+        return named | self.judge_options
+
+
+class ScoreRun(JudgeChoice):
+    """`rewarddance score`: which judge answers what is asked in `input`, and where the answers go."""
+
+    input: Path
+    """A folder of pictures and videos, or a .jsonl or .parquet file of rows."""
+    output: Path
+    """The .jsonl or .parquet file to write."""
+    prompt: str | None = None
+    """Prompt of the rows that have none."""
+    reference: Path | None = None
+    """Picture or video that rows without a reference get."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows read, asked and written together."""
+    max_frames: int = Field(default=16, ge=1)
+    """Frames of a longer video, evenly spaced."""
+    explain: bool = False
+    """With the judge's reasons, which takes longer."""
+    strict: bool = Field(default=False, exclude=True)
+    """Stop at the first row that cannot be scored."""
+
+    @property
+    def answer_keys(self) -> set[str]:
+        return {"probability", "margin", "order"} | ({"reason"} if self.explain else set())
+
+
+class SearchRun(JudgeChoice):
+    """`rewarddance search`: the best pictures of a file's prompts."""
+
+    prompts: Path
+    """A .txt file with a prompt a line, or .jsonl."""
+    generator: str
+    """A diffusers folder, a bundled name or an id of the model hub."""
+    output: Path = Field(default=Path("runs/search"), exclude=True)
+    """The folder for pictures and results.jsonl."""
+    budget: Budget
+    """For each prompt: samples=N, evaluations=N, questions=N or seconds=N, or several, with commas."""
+    method: str = "best_of_n"
+    """best_of_n, zero_order, paths, pruning or refine."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the method."""
+    num_inference_steps: int = Field(default=28, ge=1)
+    """The generator's steps."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """The generator's guidance. Default: its family's."""
+    generator_options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the generator, such as height=512."""
+    judging: JudgingName | None = None
+    """How pictures are compared. Default: as suits the judge."""
+    seed: int = 0
+    """Seed of all noises."""
+    runners_up: int = Field(default=2, ge=0)
+    """Pictures kept beside the winner."""
+    batch_size: int = Field(default=64, ge=1)
+    """Pictures made together, of all prompts."""
+    prompts_at_once: int = Field(default=8, ge=1)
+    """Prompts that share a batch."""
+    held_out: str | None = None
+    """Another judge, which says how often it prefers the winners to first samples."""
+    judge_batch: int | None = Field(default=None, ge=1)
+    """Questions that a judge looks at together. Default: its own."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, of generator and judge."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return read_budget(value) if isinstance(value, str) else value
+
+
+class EvaluateRun(JudgeChoice):
+    """`rewarddance evaluate`: which judge is examined on which test sets, by name, and how."""
+
+    tests: dict[str, Path] = Field(min_length=1)
+    """A preferences file under its name; may be given again. A file alone goes by its own name."""
+    output: Path | None = None
+    """A folder. Default: evaluation beside a trained reward's folder, else evaluation-<name> where you are."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, of the weights."""
+    card: bool = Field(default=False, exclude=True)
+    """Also write README.md, the model card, into the reward's folder."""
+    exam: ExamRecipe = ExamRecipe()
+    """How thoroughly the judge is examined."""
+
+    @field_validator("tests", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return named_tests(value) if isinstance(value, list) else value
+
+
+class DistilRun(Recipe):
+    """`rewarddance distil`: which pairs are shown to which teacher."""
+
+    preferences: Path
+    """A preferences file. Ties are not asked about."""
+    endpoint: str
+    """Address of an OpenAI-compatible server, up to /v1."""
+    model: str
+    """The teacher's name there."""
+    output: Path
+    """The preferences file with reasons to write; the journal and what failed stand beside it."""
+    instruction: str = "t2i"
+    """The question asked: a template's name or file."""
+    orders: Literal["forward", "both"] = "both"
+    """both also asks with the pictures swapped, for the reasons of that order."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; no key is sent where it is not set."""
+    concurrency: int = Field(default=8, ge=1)
+    """Questions at once."""
+    retries: int = Field(default=5, ge=0)
+    """Further tries where the server is busy, breaks off or sends no chat completion."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds for one answer."""
+    body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request, such as temperature=0."""
+
+
+def named_tests(words: list[str]) -> dict[str, Path]:
+    """NAME=FILE, or FILE, which then has its own name. Raises InputError naming one without a name or given twice."""
+    tests: dict[str, Path] = {}
+    for text in words:
+        name, equals, file = (Path(text).stem, "=", text) if Path(text).is_file() else text.partition("=")
+        if not (name and equals and file):
+            raise InputError(f"the test set {text!r} is not of the form NAME=FILE.", "Write e.g. ood=unseen.jsonl.")
+        if name in tests:
+            raise InputError(f"there are two test sets named {name!r}.", "Give each its own name.")
+        tests[name] = Path(file)
+    return tests
