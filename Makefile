@@ -38,7 +38,7 @@ test: $(VENV)/.installed-dev
 
 clean:
 	@rm -rf $(VENV) build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	@find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@find src tests examples benchmarks experiments -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # The stamps are written last, so a set-up that was cut off is taken up again.
 $(VENV)/.installed: pyproject.toml constraints.txt

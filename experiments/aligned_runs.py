@@ -1,6 +1,6 @@
-"""One alignment of a comparison: its prompts and references, how it is watched, and what the oracle finds at its end.
+"""One alignment of an experiment: its prompts and references, its probes, and what the oracle says at its end.
 
-The seconds of a run are those of its references and its steps, not those in which it is looked at.
+The seconds of a run are those of its references and its steps, not those of its probes.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from experiments.rows import Row
+from experiments.grid import Row
+from experiments.tables import Column, Group, gained, gained_reward, over_seeds, paired, percent, points
 from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
-from rewarddance.alignment.train import Figures, TrainRecipe
+from rewarddance.alignment.train import Figures
 from rewarddance.evaluation.hacking import diversity
-from rewarddance.evaluation.statistics import interval
+from rewarddance.evaluation.statistics import Interval
 from rewarddance.generators.adapter import PipelineGenerator
-from rewarddance.jobs.quickstart_figures import Scores, proxy, sampled
+from rewarddance.jobs.quickstart_figures import Scores, means_of, probe_figures, proxy, sampled
 from rewarddance.protocols import RewardModel
 from rewarddance.report.run_folder import read_alarms, read_metrics
 from rewarddance.runtime.checkpoint import newest_complete
@@ -32,11 +33,10 @@ from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.tasks import PICTURES
 from rewarddance.types import Prompt
 
-AlgorithmName = Literal["refl", "grpo", "nft"]
 ClockName = Literal["wall", "cpu"]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 STREAM = 9
-"""Of the noises that pictures are looked at from, as in the quickstart's final table."""
+"""Of the noises of held-out pictures, as in the quickstart's final table."""
 
 
 class AlignConfig(AlgorithmConfig):
@@ -44,23 +44,22 @@ class AlignConfig(AlgorithmConfig):
 
     prompts: int = Field(default=48, ge=1)
 
-    @property
-    def loop(self) -> TrainRecipe:
-        return self.chosen
-
     def with_loop(self, **changes: object) -> AlignConfig:
         """The same with other values in the algorithm's recipe."""
-        return self.model_copy(update={self.algorithm: self.loop.model_copy(update=changes)})
+        return self.model_copy(update={self.algorithm: self.chosen.model_copy(update=changes)})
 
-    def watched(self, probes: int) -> AlignConfig:
+    def with_probes(self, probes: int) -> AlignConfig:
         """The same with a checkpoint at each of about `probes` probes, so that a resumed run knows its seconds."""
-        every = max(1, math.ceil(self.loop.steps / probes))
+        every = max(1, math.ceil(self.chosen.steps / probes))
         return self.with_loop(probe_every=every, save_every=every)
 
 
 class EvalConfig(Recipe):
-    """What is looked at. prompts, samples: held-out prompts and pictures of each, before and after. probes: about how
-    often it is looked at along the way, at `probe_samples` pictures of the first `probe_prompts` of them.
+    """What a generator is evaluated on.
+
+    prompts, samples: held-out prompts and pictures of each, before and after.
+    probes: about how often it is evaluated along the way.
+    probe_prompts, probe_samples: the first of these prompts, and pictures of each, that probes are of.
     """
 
     prompts: int = Field(default=60, ge=6)
@@ -77,8 +76,13 @@ class EvalConfig(Recipe):
 
 
 class Probe(BaseModel):
-    """What a run was at a step. oracle: alignment in [0, 1]; proxy: P(yes) by the judge it learns from, against the
-    base's pictures of other noises; seconds: of training until then."""
+    """What a generator was at a step.
+
+    seconds: of training until then.
+    oracle: alignment in [0, 1].
+    proxy: P(yes) by the judge it learns from, against the base's pictures of other noises.
+    diversity: mean distance of two samples of a prompt.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -100,14 +104,16 @@ class AlarmRecord(BaseModel):
 
 
 class Outcome(Row):
-    """One finished run. steps: taken; seconds: of training. Lists [P] are each held-out prompt's mean, before and
-    after: the oracle's alignment, the judge's P(yes) against the base's other pictures, the distance of two samples.
+    """Each held-out prompt's means [P], before alignment and after.
+
+    steps: taken.
+    oracle: the oracle's alignment.
+    reward: the judge's P(yes) against the base's other pictures.
+    diversity: the distance of two samples in pixels.
     """
 
     steps: int
     seconds: float
-    probes: list[Probe]
-    alarms: list[AlarmRecord]
     oracle_base: list[float]
     oracle: list[float]
     reward_base: list[float]
@@ -129,35 +135,49 @@ class Outcome(Row):
         return float(np.mean(self.diversity) / np.mean(self.diversity_base))
 
 
+class AlignedRun(Outcome):
+    """One finished run. seconds: of training."""
+
+    probes: list[Probe]
+    alarms: list[AlarmRecord]
+
+
 class Baseline(NamedTuple):
-    """What the runs of one seed are looked at with: prompts, and the base's pictures [P, N, T, C, H, W] of them."""
+    """What runs of one generator and seed are compared with: prompts, and the base's pictures [P, N, T, C, H, W]."""
 
     seed: int
-    look: EvalConfig
     prompts: list[Prompt]
-    base: Tensor
+    pictures: Tensor
     scores: Scores
 
 
-def baseline_of(generator: PipelineGenerator, look: EvalConfig, seed: int) -> Baseline:
-    """The base's held-out pictures, which each run of a seed is compared with."""
-    prompts = PICTURES.prompts("held_out", look.prompts, seed)
-    pictures, scores = sampled(generator, prompts, look.samples, seed, STREAM, "samples of the base")
-    return Baseline(seed, look, prompts, pictures, scores)
+def baseline_of(generator: PipelineGenerator, seed: int, prompts: int, samples: int) -> Baseline:
+    """`samples` pictures by the base of each of as many held-out prompts."""
+    held_out = PICTURES.prompts("held_out", prompts, seed)
+    return Baseline(
+        seed, held_out, *sampled(generator, held_out, samples, seed, stream=STREAM, title="samples of the base")
+    )
 
 
-def alignment_of(scores: Scores) -> list[float]:
-    """The oracle's alignment, each prompt's mean."""
-    return [float(np.mean([score.alignment for score in row])) for row in scores]
-
-
-def training_prompts(n: int, seed: int) -> list[str]:
-    """At most `n` distinct prompts of the training split, the categories in turn."""
-    return list(dict.fromkeys(one.text for one in PICTURES.prompts("train", 4 * n, seed)))[:n]
+def outcome(generator: PipelineGenerator, judge: RewardModel, baseline: Baseline) -> dict[str, list[float]]:
+    """The lists of an `Outcome`: an aligned generator's pictures beside the base's of the same noises."""
+    samples = baseline.pictures.shape[1]
+    pictures, scores = sampled(
+        generator, baseline.prompts, samples, baseline.seed, stream=STREAM, title="samples after"
+    )
+    reward = proxy(judge, baseline.prompts, {"base": baseline.pictures, "now": pictures}, baseline.pictures)
+    return {
+        "oracle_base": means_of(baseline.scores),
+        "oracle": means_of(scores),
+        "reward_base": reward["base"].tolist(),
+        "reward": reward["now"].tolist(),
+        "diversity_base": diversity(baseline.pictures).tolist(),
+        "diversity": diversity(pictures).tolist(),
+    }
 
 
 class Stopwatch:
-    """Seconds of a run, without those in which it is looked at, and with those from before an interruption."""
+    """Seconds of a run, without those in which it is stopped, and with those from before an interruption."""
 
     def __init__(self, clock: Callable[[], float], before: float = 0.0) -> None:
         self.clock, self.began, self.before = clock, clock(), before
@@ -175,72 +195,64 @@ class Stopwatch:
 
 
 def run_alignment_once(
-    way: AlignConfig,
+    config: AlignConfig,
     generator: PipelineGenerator,
     judge: RewardModel,
-    ground: Baseline,
+    baseline: Baseline,
     folder: Path,
+    *,
     clock: ClockName,
+    evaluation: EvalConfig,
     held_out: RewardModel | None = None,
     references: Path | None = None,
-) -> Outcome:
-    """Align `generator` and look at it; a run that was interrupted goes on from its last probe.
+) -> dict[str, object]:
+    """Align `generator` and evaluate it; a run that was interrupted goes on from its last probe.
 
     held_out: a judge that gates ReFL and is watched. references: the folder of the bank, for runs that share one; else
-    it is the run's own. The generator carries the result.
+    it is the run's own. The generator carries the result. Returns the fields of an `AlignedRun` but the seed.
     """
-    seed = ground.seed
-    watch = Stopwatch(CLOCKS[clock], _seconds_before(folder, way.algorithm))
+    watch = Stopwatch(CLOCKS[clock], _seconds_before(folder, config.algorithm))
 
     def probe() -> Figures:
         with watch.stopped():
-            found = look_now(generator, judge, ground)
-        return found | {"seconds": watch.seconds()}
+            figures = probe_now(generator, judge, baseline, evaluation)
+        return figures | {"seconds": watch.seconds()}
 
-    metrics = Metrics(folder / "metrics.jsonl")
-    _train(way, generator, judge, folder, metrics, seed, probe, held_out, references)
-    seconds = watch.seconds()
-    steps = [row["step"] for row in read_metrics(folder) if row["kind"] == "step"]
-    pictures, scores = sampled(generator, ground.prompts, ground.look.samples, seed, STREAM, "samples after")
-    reward = proxy(judge, ground.prompts, {"base": ground.base, "now": pictures}, ground.base)
-    probes = [row for row in read_metrics(folder) if row["kind"] == "probe"]
-    return Outcome(
-        seed=seed,
-        steps=max(steps),
-        seconds=round(seconds, 2),
-        probes=[Probe(**{name: row[name] for name in Probe.model_fields}) for row in probes],
-        alarms=[AlarmRecord(step=row["step"], name=row["name"], stop=bool(row["stop"])) for row in read_alarms(folder)],
-        oracle_base=alignment_of(ground.scores),
-        oracle=alignment_of(scores),
-        reward_base=reward["base"].tolist(),
-        reward=reward["now"].tolist(),
-        diversity_base=diversity(ground.base).tolist(),
-        diversity=diversity(pictures).tolist(),
-    )
+    _train(config, generator, judge, folder, baseline.seed, probe=probe, held_out=held_out, references=references)
+    seconds, logged = watch.seconds(), read_metrics(folder)
+    return {
+        "steps": max(row["step"] for row in logged if row["kind"] == "step"),
+        "seconds": round(seconds, 2),
+        "probes": [{name: row[name] for name in Probe.model_fields} for row in logged if row["kind"] == "probe"],
+        "alarms": [
+            {"step": row["step"], "name": row["name"], "stop": bool(row["stop"])} for row in read_alarms(folder)
+        ],
+        **outcome(generator, judge, baseline),
+    }
 
 
-def look_now(generator: PipelineGenerator, judge: RewardModel, ground: Baseline) -> Figures:
+def probe_now(generator: PipelineGenerator, judge: RewardModel, baseline: Baseline, evaluation: EvalConfig) -> Figures:
     """Oracle, proxy and diversity of the generator as it is, on the probe's prompts."""
-    look = ground.look
-    prompts, n = ground.prompts[: look.probe_prompts], look.probe_samples
-    pictures, scores = sampled(generator, prompts, n, ground.seed, STREAM)
-    oracle = interval(alignment_of(scores))
-    said = proxy(judge, prompts, {"now": pictures}, ground.base[: len(prompts)])
-    figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
-    return figures | {"proxy": float(said["now"].mean()), "diversity": float(diversity(pictures).mean())}
+    prompts = baseline.prompts[: evaluation.probe_prompts]
+    pictures, scores = sampled(generator, prompts, evaluation.probe_samples, baseline.seed, stream=STREAM)
+    reward = proxy(judge, prompts, {"now": pictures}, baseline.pictures[: len(prompts)])["now"]
+    return probe_figures(pictures, scores) | {"proxy": float(reward.mean())}
 
 
-def pace(
-    way: AlignConfig,
+def seconds_of_steps(
+    config: AlignConfig,
     generator: PipelineGenerator,
     judge: RewardModel,
     folder: Path,
     seed: int,
+    *,
     clock: ClockName,
     pilot: int,
 ) -> tuple[float, float]:
-    """Seconds that a run takes before its first step (its references), and for each step, from `pilot` + 1 steps of
-    which the first is not counted."""
+    """Seconds before a run's first step (its references), and of each step.
+
+    From `pilot` + 1 steps, of which the first is not counted.
+    """
     marks: list[float] = []
 
     def mark() -> Figures:
@@ -248,33 +260,35 @@ def pace(
         return {}
 
     began = CLOCKS[clock]()
-    short = way.with_loop(steps=pilot + 1, probe_every=1, save_every=pilot + 2)
-    _train(short, generator, judge, folder, Metrics(folder / "metrics.jsonl"), seed, mark, None)
+    short = config.with_loop(steps=pilot + 1, probe_every=1, save_every=pilot + 2)
+    _train(short, generator, judge, folder, seed, probe=mark)
     return marks[0] - began, (marks[-1] - marks[1]) / pilot
 
 
 def _train(
-    way: AlignConfig,
+    config: AlignConfig,
     generator: PipelineGenerator,
     judge: RewardModel,
     folder: Path,
-    metrics: Metrics,
     seed: int,
+    *,
     probe: Callable[[], Figures],
-    held_out: RewardModel | None,
+    held_out: RewardModel | None = None,
     references: Path | None = None,
 ) -> None:
+    drawn = PICTURES.prompts("train", 4 * config.prompts, seed)
+    prompts = list(dict.fromkeys(prompt.text for prompt in drawn))[: config.prompts]
     torch.manual_seed(seed)
     run = prepare_alignment(
-        way,
+        config,
         generator,
         judge,
-        training_prompts(way.prompts, seed),
+        prompts,
         references_folder=references or folder / "references",
         seed=seed,
         held_out=held_out,
     )
-    align_generator(run, folder=folder, metrics=metrics, probe=probe)
+    align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"), probe=probe)
 
 
 def _seconds_before(folder: Path, phase: str) -> float:
@@ -285,3 +299,22 @@ def _seconds_before(folder: Path, phase: str) -> float:
     step = int(newest.name.rpartition("-")[2])
     probes = [row for row in read_metrics(folder) if row["phase"] == phase and row["kind"] == "probe"]
     return max((row["seconds"] for row in probes if row["step"] <= step), default=0.0)
+
+
+# -- over seeds --------------------------------------------------------------------------------------------------------
+
+
+def _over_first(group: Group[Any]) -> Interval | None:
+    return None if group.rows is group.first else paired(group.first, group.rows, lambda row: row.gain)
+
+
+GAIN_COLUMNS: list[Column[Group[Any]]] = [
+    Column("base", lambda group: over_seeds(row.oracle_base for row in group.rows), points),
+    Column("gain", lambda group: over_seeds(row.gain for row in group.rows), gained),
+    Column("over the first", _over_first, gained, "over_first"),
+    Column("P(yes)", lambda group: over_seeds(row.reward_gain for row in group.rows), gained_reward, "reward_gain"),
+    Column(
+        "diversity", lambda group: float(np.mean([row.diversity_kept for row in group.rows])), percent, "diversity_kept"
+    ),
+]
+"""Of groups of `Outcome`. over_first: None for the first group and where they have no seed in common."""

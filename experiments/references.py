@@ -1,51 +1,53 @@
 """The paper's Table 8 on ShapeWorld: what ReFL gains with good and with bad references, on one generator or several.
 
 A cell is one ReFL run: a generator, how its references are chosen, a seed. The cells of a seed share its judge; those
-of one generator and seed share its prompts, its candidates' noises and its held-out samples. A finished cell is written
-down at once and not done again; an unfinished one goes on from its checkpoint.
+of one generator and seed share its prompts, its candidates' noises and its held-out samples. An unfinished cell goes on
+from its checkpoint.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
-from experiments.judges import judge_of_seed
-from experiments.references_table import Row, as_line, read_rows, write_table
+from experiments.aligned_runs import (
+    GAIN_COLUMNS,
+    Baseline,
+    Outcome,
+    baseline_of,
+    outcome,
+)
+from experiments.grid import Cell, Experiment, Report, TimedRow, check_folder_names, remove_checkpoints
+from experiments.tables import OVER_SEEDS, Column, Group, listed, over_seeds, points, results, table
+from experiments.trained_judges import check_given, judge_checkpoints, judge_of_seed
 from rewarddance.alignment.algorithms import align_generator
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, References, build_references
 from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.alignment.train import Alignment
-from rewarddance.evaluation.hacking import diversity
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe, refl_prompts
-from rewarddance.jobs.quickstart_figures import proxy, sampled
+from rewarddance.jobs.quickstart_figures import means_of
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
-from rewarddance.runtime.tracking import Metrics, console
+from rewarddance.runtime.config import Recipe, parse_recipe
+from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import PICTURES, OracleScore
-from rewarddance.types import Prompt
-
-CONFIG, RESULTS = "config.yaml", "results.jsonl"
+from rewarddance.shapeworld.tasks import PICTURES
 
 
 class GeneratorChoice(Recipe):
-    """name: a bundled generator, a folder or an id. refl: what is different in ReFL for it, in keys of `refl`."""
+    """A generator that is aligned.
+
+    name: a bundled generator, a folder or an id.
+    refl: what is different in ReFL for it, in keys of `refl`.
+    """
 
     name: str
     num_inference_steps: int = Field(default=12, ge=2)
@@ -66,10 +68,12 @@ class Arm(Recipe):
 class ReferencesRecipe(Recipe):
     """What is compared, and how.
 
-    seeds: each has a judge, prompts, noises and training of its own. arms: by the names of their lines; those of one
-    generator are compared with its first one. judges: a trained reward's folder for each seed; where there is none, the
-    seed's judge is trained as the quickstart trains its own, on pictures of the first generator. prompts, samples: held
-    out, and pictures of each, on which the oracle looks at every generator before and after.
+    seeds: each has a judge, prompts, noises and training of its own.
+    generators: by name.
+    arms: by the names of their lines; those of one generator are compared with its first one.
+    judges: a trained reward's folder for each seed; where there is none, the seed's judge is trained as the quickstart
+        trains its own, on pictures of the first generator.
+    prompts, samples: held out, and pictures of each, on which every generator is evaluated before and after.
     """
 
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
@@ -85,9 +89,9 @@ class ReferencesRecipe(Recipe):
 
     @model_validator(mode="after")
     def _is_whole(self) -> ReferencesRecipe:
+        check_folder_names(self.arms)
+        check_given(self.judges, self.seeds)
         for name, arm in self.arms.items():
-            if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"{name!r} is to be the name of a folder; use letters, digits, '-' and '_'")
             if arm.generator not in self.generators:
                 raise ValueError(f"the arm {name!r} is of the generator {arm.generator!r}, which is not among them")
             if arm.references.keep_from == "bottom" and self.refl_of(arm.generator).reference_mse:
@@ -97,14 +101,12 @@ class ReferencesRecipe(Recipe):
                 )
         if unused := sorted(set(self.generators) - {arm.generator for arm in self.arms.values()}):
             raise ValueError(f"the generator {unused[0]!r} has no arm")
-        if unknown := sorted(set(self.judges) - set(self.seeds)):
-            raise ValueError(f"there is a judge for seed {unknown[0]}, which is not among the seeds")
         return self
 
     def refl_of(self, generator: str) -> ReflRecipe:
         """ReFL's recipe for one of the generators. Raises InputError naming the key that is not right."""
-        own = self.generators[generator].refl
-        return parse_recipe(ReflRecipe, self.refl.model_dump() | own, f"the generator {generator!r}")
+        options = self.generators[generator].refl
+        return parse_recipe(ReflRecipe, self.refl.model_dump() | options, f"the generator {generator!r}")
 
     def quickstart(self, seed: int) -> QuickstartRecipe:
         """The run whose preferences and training prompts a seed has."""
@@ -120,87 +122,96 @@ class ReferencesRecipe(Recipe):
         )
 
 
-class Cell(NamedTuple):
-    """One ReFL run to do."""
+class ArmRun(Outcome, TimedRow):
+    """One finished cell. references: the oracle's mean alignment of each training prompt's references."""
 
-    seed: int
     arm: str
+    references: list[float]
 
 
-class Baseline(NamedTuple):
-    """What the cells of one generator and seed share. base [P, N, ...]: the held-out samples before ReFL."""
+class ReferenceQuality(Experiment[ReferencesRecipe]):
+    name, recipe_kind, row_kinds, counted = "references", ReferencesRecipe, ArmRun, ArmRun
 
-    generator: str
-    seed: int
-    judge: Judge
-    prompts: list[Prompt]
-    base: Tensor
-    scores: list[list[OracleScore]]
+    def checkpoints(self) -> list[str]:
+        recipe = self.recipe
+        generators = [choice.name for choice in recipe.generators.values()]
+        return [*generators, *judge_checkpoints(recipe.judge, recipe.judges, recipe.seeds)]
 
+    def check(self) -> None:
+        super().check()
+        for name, choice in self.recipe.generators.items():
+            self.recipe.refl_of(name).first_grad_steps(choice.num_inference_steps)
 
-def compare_references(recipe: ReferencesRecipe, folder: Path) -> str:
-    """Do what is left of the table; returns it as Markdown. It is written anew after every cell, with its figures.
+    def cells(self) -> list[Cell]:
+        """Generator by generator and seed by seed, so that an unfinished table is whole for the first of them."""
+        return [
+            Cell(ArmRun, {"seed": seed, "arm": name})
+            for generator in self.recipe.generators
+            for seed in self.recipe.seeds
+            for name, arm in self.recipe.arms.items()
+            if arm.generator == generator
+        ]
 
-    Raises InputError before anything is done where a checkpoint is missing, and where the folder holds a table that was
-    begun under another recipe.
-    """
-    trains = () if set(recipe.seeds) <= set(recipe.judges) else (recipe.judge.base,)
-    for name in (*(one.name for one in recipe.generators.values()), *trains, *recipe.judges.values()):
-        find_checkpoint(name)
-    for name, choice in recipe.generators.items():
-        recipe.refl_of(name).begins(choice.num_inference_steps)
-    writable_folder(folder)
-    keep_recipe(recipe, folder / CONFIG)
-    rows, todo = read_rows(folder / RESULTS), list(cells(recipe))
-    ground: Baseline | None = None
-    for cell in todo:
-        if any((row.seed, row.arm) == cell for row in rows):
-            continue
-        console.print(f"{len(rows) + 1} of {len(todo)}: seed {cell.seed}, {cell.arm}", soft_wrap=True)
-        generator = recipe.arms[cell.arm].generator
-        if ground is None or (ground.generator, ground.seed) != (generator, cell.seed):
-            ground = common(recipe, generator, cell.seed, folder)
-        rows.append(measured(recipe, cell, ground, folder / f"seed{cell.seed}"))
-        write_text_atomically(folder / RESULTS, "".join(map(as_line, rows)))
-        for checkpoint in (folder / f"seed{cell.seed}" / cell.arm).glob("checkpoint-*"):  # it is done: the LoRA stays
-            shutil.rmtree(checkpoint)
-        write_table(_arms(recipe), rows, len(todo), folder)
-    return write_table(_arms(recipe), rows, len(todo), folder)
+    def group(self, cell: Cell) -> tuple[str, int]:
+        return self.recipe.arms[cell.key["arm"]].generator, cell.key["seed"]
 
+    def prepare(self, group: tuple[str, int]) -> tuple[Judge, Baseline]:
+        """The judge of a seed, and what a generator draws for the held-out prompts before it is aligned."""
+        (name, seed), recipe = group, self.recipe
+        judge = judge_of_seed(recipe.quickstart(seed), recipe.judges, self.seed_folder(seed))
+        return judge, baseline_of(recipe.generators[name].load(), seed, recipe.prompts, recipe.samples)
 
-def cells(recipe: ReferencesRecipe) -> Iterator[Cell]:
-    """Generator by generator and seed by seed, so that an unfinished table is whole for the first of them."""
-    for generator in recipe.generators:
-        for seed in recipe.seeds:
-            yield from (Cell(seed, name) for name, arm in recipe.arms.items() if arm.generator == generator)
+    def measure(self, cell: Cell, shared: tuple[Judge, Baseline]) -> ArmRun:
+        """Align once, and evaluate on the held-out prompts from the noises that the base had."""
+        began, (judge, baseline), arm = time.monotonic(), shared, self.recipe.arms[cell.key["arm"]]
+        folder = self.seed_folder(baseline.seed) / cell.key["arm"]
+        bank = self.references(arm, judge, baseline.seed, folder.parent / "references")
+        generator, refl = self.recipe.generators[arm.generator].load(), self.recipe.refl_of(arm.generator)
+        rewards, prompts = [Reward(judge, "references")], [references.prompt for references in bank]
+        run = Alignment(generator, rewards, prompts, refl, baseline.seed, ReferenceBank(bank))
+        align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"))
+        scores = [PICTURES.score(torch.stack(kept.pictures), kept.prompt) for kept in bank]
+        figures = {"steps": refl.steps, "references": means_of(scores), **outcome(generator, judge, baseline)}
+        remove_checkpoints(folder)
+        return ArmRun.model_validate({**cell.key, **figures, "seconds": round(time.monotonic() - began, 1)})
 
+    def references(self, arm: Arm, judge: Judge, seed: int, folder: Path) -> list[References]:
+        """An arm's references of the training prompts.
 
-def _arms(recipe: ReferencesRecipe) -> dict[str, str]:
-    """Each arm's generator, in the order of the table."""
-    return {name: recipe.arms[name].generator for name in dict.fromkeys(cell.arm for cell in cells(recipe))}
+        Whole rankings are on disk, one folder for each number of candidates, so that arms which keep others of the same
+        share their tournament. Candidates of a smaller number are the first of those of a larger one.
+        """
+        whole = arm.references.model_copy(update={"keep": arm.references.candidates, "keep_from": "top"})
+        generator, prompts = self.recipe.generators[arm.generator].load(), refl_prompts(self.recipe.quickstart(seed))
+        folder = folder / f"{arm.generator}-{whole.candidates}"
+        rankings = build_references(generator, judge, prompts, whole, folder=folder, seed=seed)
+        return [kept(ranking, arm.references) for ranking in rankings]
 
+    # -- the table -----------------------------------------------------------------------------------------------------
 
-def common(recipe: ReferencesRecipe, generator: str, seed: int, folder: Path) -> Baseline:
-    """The judge of a seed, and what a generator draws for the held-out prompts before it is aligned."""
-    prompts = PICTURES.prompts("held_out", recipe.prompts, seed)
-    judge = judge_of_seed(recipe.quickstart(seed), recipe.judges, folder / f"seed{seed}")
-    title = f"{generator}, before ReFL"
-    pictures, scores = sampled(recipe.generators[generator].load(), prompts, recipe.samples, seed, 9, title)
-    return Baseline(generator, seed, judge, prompts, pictures, scores)
-
-
-def bank_of(recipe: ReferencesRecipe, arm: Arm, ground: Baseline, folder: Path) -> list[References]:
-    """An arm's references of the training prompts.
-
-    Whole rankings are on disk, one folder for each number of candidates, so that arms which keep others of the same
-    share their tournament. Candidates of a smaller number are the first of those of a larger one.
-    """
-    whole = arm.references.model_copy(update={"keep": arm.references.candidates, "keep_from": "top"})
-    place = folder / "references" / f"{ground.generator}-{whole.candidates}"
-    prompts = refl_prompts(recipe.quickstart(ground.seed))
-    generator = recipe.generators[ground.generator].load()
-    return [kept(one, arm.references) for one in
-            build_references(generator, ground.judge, prompts, whole, folder=place, seed=ground.seed)]  # fmt: skip
+    def report(self) -> Report:
+        lines: list[Group[ArmRun]] = []
+        first: dict[str, list[ArmRun]] = {}
+        for arm in dict.fromkeys(cell.key["arm"] for cell in self.cells()):
+            if rows := self.rows.of(ArmRun, arm=arm):
+                lines.append(Group(arm, rows, first.setdefault(self.recipe.arms[arm].generator, rows)))
+        columns: list[Column[Group[ArmRun]]] = [
+            Column("generator", lambda group: self.recipe.arms[group.name].generator),
+            Column("references", lambda group: group.name, key="arm"),
+            Column("", lambda group: group.seeds, key="seeds"),
+            Column(
+                "their oracle", lambda group: over_seeds(row.references for row in group.rows), points, "references"
+            ),
+            *GAIN_COLUMNS,
+        ]
+        seeds = sorted({row.seed for row in self.rows.of(ArmRun)})
+        text = (
+            "References: the oracle's alignment of the training prompts' references, of 100. Base: of the held-out "
+            "samples before ReFL. Gain: after ReFL over before, in points, from the same noises. Over the first: the "
+            "gain over that of the generator's first line. P(yes): the judge's, of samples against the base's of other "
+            f"noises, after minus before. Diversity: % of the base's. {OVER_SEEDS}; seeds: {listed(seeds)}.\n\n"
+        )
+        return Report(text + table(columns, lines), {"table": results(columns, lines)}, {})
 
 
 def kept(ranking: References, recipe: ReferenceRecipe) -> References:
@@ -216,35 +227,4 @@ def kept(ranking: References, recipe: ReferenceRecipe) -> References:
     )
 
 
-def measured(recipe: ReferencesRecipe, cell: Cell, ground: Baseline, folder: Path) -> Row:
-    """Align once, and look at the held-out prompts with the oracle and the judge, from the noises that the base had."""
-    began = time.monotonic()
-    arm, place = recipe.arms[cell.arm], folder / cell.arm
-    bank = bank_of(recipe, arm, ground, folder)
-    generator, refl = recipe.generators[arm.generator].load(), recipe.refl_of(arm.generator)
-    rewards = [Reward(ground.judge, "references")]
-    prompts = [references.prompt for references in bank]
-    run = Alignment(generator, rewards, prompts, refl, cell.seed, ReferenceBank(bank))
-    align_generator(run, folder=place, metrics=Metrics(place / "metrics.jsonl"))
-    title = f"{cell.arm}, after ReFL"
-    pictures, scores = sampled(generator, ground.prompts, recipe.samples, cell.seed, 9, title)
-    reward = proxy(ground.judge, ground.prompts, {"base": ground.base, "refl": pictures}, ground.base)
-    shown = [PICTURES.score(torch.stack(one.pictures), one.prompt) for one in bank]
-    return Row(
-        seed=cell.seed,
-        arm=cell.arm,
-        steps=refl.steps,
-        references=_alignment(shown),
-        oracle_base=_alignment(ground.scores),
-        oracle=_alignment(scores),
-        reward_base=reward["base"].tolist(),
-        reward=reward["refl"].tolist(),
-        diversity_base=diversity(ground.base).tolist(),
-        diversity=diversity(pictures).tolist(),
-        seconds=round(time.monotonic() - began, 1),
-    )
-
-
-def _alignment(scores: Sequence[Sequence[OracleScore]]) -> list[float]:
-    """The oracle's alignment, each prompt's mean."""
-    return [float(np.mean([score.alignment for score in row])) for row in scores]
+EXPERIMENT = ReferenceQuality

@@ -1,42 +1,37 @@
-"""The table of search methods: how good a winner each finds in equal seconds, the judge's time included.
+"""Search methods: how good a winner each finds in equal seconds, the judge's time included.
 
 A cell is one method with one judge at one budget under one seed. Beside the table stand the curves of oracle and proxy
-as N grows, and how often a knockout's winner is among the tournament's best. A finished cell is written down at once
-and not done again.
+as N grows, and how often a knockout's winner is among the tournament's best.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from experiments.search_figures import BASE, PICTURES
-from experiments.search_table import Cell, JudgeRow, Meeting, Pool, Rows, means, write_tables
+from experiments.aligned_runs import CLOCKS, ClockName
+from experiments.grid import Cell, Experiment, GridRecipe, Report, check_folder_names, remove_checkpoints
+from experiments.search_table import BASE, PICTURES, JudgeAccuracy, Meeting, Pool, SearchRun, search_report
+from experiments.trained_judges import seed_preferences
 from rewarddance.data.media import write_picture
-from rewarddance.data.preferences import PreferenceSet
 from rewarddance.evaluation.agreement import agreement
-from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
-from rewarddance.jobs.quickstart import QuickstartRecipe, Run, gather_preferences
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import Generator
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import knockout, tournament
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, keep_recipe, parse_recipe
-from rewarddance.runtime.tracking import Metrics, console, progress_bar
+from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import Recipe, parse_recipe
+from rewarddance.runtime.tracking import Metrics, progress_bar
 from rewarddance.search.batch import noise_seed
 from rewarddance.search.budget import Spent
 from rewarddance.search.recipe import Budget, JudgingName
@@ -46,9 +41,6 @@ from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.preferences import PreferenceRecipe
 from rewarddance.shapeworld.scenes import prompt_set
 from rewarddance.types import Question, Verdict
-
-CONFIG = "config.yaml"
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Arm(Recipe):
@@ -64,12 +56,15 @@ class Arm(Recipe):
     at: dict[int, dict[str, Any] | None] = Field(default_factory=dict)
 
     def read(self, multiple: int) -> Recipe | None:
-        own = self.at.get(multiple, {})
-        return None if own is None else read_method(self.method, self.options | own)
+        options = self.at.get(multiple, {})
+        return None if options is None else read_method(self.method, self.options | options)
 
 
 class PoolRecipe(Recipe):
-    """Pictures for the curves: `n` of each of the first `prompts`. meeting: how many of them meet in a tournament;
+    """Pictures for the curves.
+
+    prompts, n: the first of the prompts, and pictures of each.
+    meeting: how many of them meet in a tournament.
     draws: in how many orders the knockout among them is held.
     """
 
@@ -79,25 +74,22 @@ class PoolRecipe(Recipe):
     draws: int = Field(default=20, ge=1)
 
 
-class SearchingRecipe(Recipe):
+class SearchRecipe(GridRecipe):
     """Which methods are compared, and how.
 
     judges: strength -> kind -> what is different from `judge` in its training, or {reward: FOLDER} for one that is
-    trained already. voters: who votes on a strength's training pairs, where not those of `preferences`. multiples:
-    budgets, in times the seconds that one plain sample takes without a judge. base_samples: plain samples a prompt that
-    the mean of one sample is taken from. prompts: held-out ones, the categories in turn. clock: seconds by the wall, or
-    of the processor (on a machine that others use too). shown: prompts whose winners are drawn, at the middle budget
-    with the last of the judges.
+        trained already.
+    annotators: who votes on a strength's training pairs, where not those of `preferences`.
+    multiples: budgets, in times the seconds that one plain sample takes without a judge.
+    prompts: held-out ones, the categories in turn.
+    base_samples: plain samples a prompt that the mean of one sample is taken from.
+    clock: seconds by the wall, or of the processor (on a machine that others use too).
+    gallery_prompts: prompts whose winners are drawn, at the middle budget with the last of the judges.
     """
 
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    generator: str = "shapeworld-generator"
-    num_inference_steps: int = Field(default=12, ge=2)
-    guidance_scale: float = Field(default=1.0, ge=1)
     preferences: PreferenceRecipe = PreferenceRecipe(reasons=True)
-    judge: JudgeRecipe = JudgeRecipe()
     judges: dict[str, dict[str, dict[str, Any]]] = Field(min_length=1)
-    voters: dict[str, AnnotatorRecipe] = Field(default_factory=dict)
+    annotators: dict[str, AnnotatorRecipe] = Field(default_factory=dict)
     arms: dict[str, Arm] = Field(min_length=1)
     multiples: tuple[int, ...] = Field(default=(4, 16, 64), min_length=1)
     prompts: int = Field(default=36, ge=6)
@@ -105,21 +97,20 @@ class SearchingRecipe(Recipe):
     pool: PoolRecipe = PoolRecipe()
     batch_size: int = Field(default=96, ge=1)
     prompts_at_once: int = Field(default=6, ge=1)
-    clock: Literal["wall", "cpu"] = "wall"
-    shown: int = Field(default=6, ge=1)
+    clock: ClockName = "wall"
+    gallery_prompts: int = Field(default=6, ge=1)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> SearchingRecipe:
+    def _is_whole(self) -> SearchRecipe:
+        check_folder_names(self.judges)
         for strength, kinds in self.judges.items():
-            if not re.fullmatch(r"\w[\w.-]*", strength):
-                raise ValueError(f"{strength!r} is to be the name of a folder; use letters, digits, '-' and '_'")
             for name, arm in self.arms.items():
                 if arm.judge not in kinds:
                     raise ValueError(f"the arm {name!r} asks a {arm.judge} judge, and {strength!r} has none")
             for kind in kinds:
                 self.training(strength, kind)
-        if unknown := sorted(set(self.voters) - set(self.judges)):
-            raise ValueError(f"there are voters for {unknown[0]!r}, and no judges of that strength")
+        if unknown := sorted(set(self.annotators) - set(self.judges)):
+            raise ValueError(f"there are annotators for {unknown[0]!r}, and no judges of that strength")
         if BASE in self.arms:
             raise ValueError(f"{BASE!r} is the name of the samples that all arms are compared with")
         if self.pool.meeting > self.pool.n:
@@ -131,229 +122,207 @@ class SearchingRecipe(Recipe):
 
     def training(self, strength: str, kind: str) -> JudgeRecipe | None:
         """How a judge is trained; None where its folder is given. Raises InputError naming the key that is wrong."""
-        own = self.judges[strength][kind]
-        if set(own) == {"reward"}:
+        options = self.judges[strength][kind]
+        if set(options) == {"reward"}:
             return None
-        return parse_recipe(JudgeRecipe, self.judge.model_dump() | own | {"kind": kind}, f"the judge {strength} {kind}")
+        content = self.judge.model_dump() | options | {"kind": kind}
+        return parse_recipe(JudgeRecipe, content, f"the judge {strength} {kind}")
 
 
-class Seed(NamedTuple):
-    """What a seed's cells share. unit: the seconds that one plain sample takes."""
+@dataclass
+class Seed:
+    """What a seed's cells share. judges: by strength and kind, those that were asked; pool: its pictures once drawn."""
 
     seed: int
-    folder: Path
     generator: Generator
     prompts: list[str]
-    unit: float
+    judges: dict[str, dict[str, Judge]] = field(default_factory=dict)
+    pool: list[Tensor] = field(default_factory=list)
 
 
-def compare_searches(recipe: SearchingRecipe, folder: Path) -> str:
-    """Do what is left of the table; returns it as Markdown. It is written anew after every cell, with its figures.
+class SearchMethods(Experiment[SearchRecipe]):
+    name, recipe_kind, counted = "search", SearchRecipe, SearchRun
+    row_kinds = SearchRun | JudgeAccuracy | Pool | Meeting
 
-    Raises InputError before anything is done where a checkpoint is missing, and where the folder holds a table that was
-    begun under another recipe.
-    """
-    for name in (recipe.generator, recipe.judge.base, *_given(recipe)):
-        find_checkpoint(name)
-    writable_folder(folder)
-    keep_recipe(recipe, folder / CONFIG)
-    rows = Rows(folder)
-    grid = [(k, name, arm) for k in recipe.multiples for name, arm in recipe.arms.items() if arm.read(k) is not None]
-    total = len(recipe.seeds) * (1 + len(recipe.judges) * len(grid))
+    def checkpoints(self) -> list[str]:
+        given = [
+            judge["reward"] for kinds in self.recipe.judges.values() for judge in kinds.values() if "reward" in judge
+        ]
+        return [self.recipe.generator, self.recipe.judge.base, *given]
 
-    def written() -> str:
-        return write_tables(rows, total, folder)
+    def cells(self) -> list[Cell]:
+        recipe, cells = self.recipe, []
+        for seed in recipe.seeds:
+            cells.append(Cell(SearchRun, {"seed": seed, "strength": "", "arm": BASE, "multiple": 1}))
+            for strength, kinds in recipe.judges.items():
+                key = {"seed": seed, "strength": strength}
+                for multiple in recipe.multiples:
+                    names = [name for name, arm in recipe.arms.items() if arm.read(multiple) is not None]
+                    cells += [Cell(SearchRun, {**key, "arm": name, "multiple": multiple}) for name in names]
+                cells += [Cell(Meeting, key)] if "pairwise" in kinds else []
+            strengths = [strength for strength, kinds in recipe.judges.items() if "pointwise" in kinds]
+            cells += [Cell(Pool, {"seed": seed, "strength": strength}) for strength in strengths]
+        return cells
 
-    for seed in recipe.seeds:
-        own = _seed(recipe, seed, folder, rows)
-        for strength in recipe.judges:
-            judges = {kind: _judge(recipe, own, strength, kind, rows) for kind in recipe.judges[strength]}
-            for multiple, name, arm in grid:
-                if not rows.has(Cell, seed=seed, strength=strength, arm=name, multiple=multiple):
-                    place = f"{len(rows.of(Cell)) + 1} of {total}"
-                    console.print(f"{place}: seed {seed}, {strength}, {name}, {multiple} x")
-                    rows.add(_cell(recipe, own, judges[arm.judge], strength, name, multiple))
-                    written()
-            _meetings(recipe, own, judges, strength, rows)
-        _pooled(recipe, own, rows)
-        written()
-    return written()
+    def prepare(self, group: int) -> Seed:
+        prompts = [text for text, _ in prompt_set("held_out", self.recipe.prompts, group)]
+        return Seed(group, self.recipe.load_generator(), prompts)
 
+    def measure(self, cell: Cell, shared: Seed) -> SearchRun | Meeting | Pool:
+        if cell.key.get("arm") == BASE:
+            return self.sample(cell, shared)
+        judges = self.judges(shared, cell.key["strength"])
+        measures = {SearchRun: self.search, Meeting: self.meet, Pool: self.fill_pool}
+        return measures[cell.kind](cell, shared, judges)
 
-def _given(recipe: SearchingRecipe) -> list[str]:
-    return [own["reward"] for kinds in recipe.judges.values() for own in kinds.values() if "reward" in own]
+    def report(self) -> Report:
+        return search_report(self.rows, self.folder)
 
+    # -- judges --------------------------------------------------------------------------------------------------------
 
-# -- what a seed begins with -------------------------------------------------------------------------------------------
+    def judges(self, shared: Seed, strength: str) -> dict[str, Judge]:
+        """A strength's judges by kind."""
+        if strength not in shared.judges:
+            kinds = self.recipe.judges[strength]
+            shared.judges[strength] = {kind: self.judge(shared.seed, strength, kind) for kind in kinds}
+        return shared.judges[strength]
 
+    def judge(self, seed: int, strength: str, kind: str) -> Judge:
+        """A judge, trained in the seed's folder where it is not given; its accuracy on the seed's pairs is a row."""
+        options, recipe = self.recipe.judges[strength][kind], self.recipe.training(strength, kind)
+        folder = self.seed_folder(seed) / f"{strength}-{kind}"
+        if not self.rows.of(JudgeAccuracy, seed=seed, strength=strength, kind=kind):
+            annotators = self.recipe.annotators.get(strength)
+            preferences = self.recipe.preferences.model_copy(update={"annotators": annotators} if annotators else {})
+            quickstart = self.recipe.quickstart(seed, preferences=preferences, judge=JudgeRecipe())
+            sets = seed_preferences(quickstart, self.seed_folder(seed) / (strength if annotators else ""))
+            if recipe is None:
+                judge = load_reward(options["reward"])
+            else:
+                judge = train_judge(recipe, sets["train"], folder, Metrics(folder / "metrics.jsonl"), seed)
+                remove_checkpoints(folder)
+            tests = {name: list(pairs) for name, pairs in sets.items() if name != "train"}
+            accuracy = {name: float(agreement(judge, pairs).mean()) for name, pairs in tests.items()}
+            self.rows.add(JudgeAccuracy(seed=seed, strength=strength, kind=kind, accuracy=accuracy))
+            return judge
+        return load_reward(options["reward"] if recipe is None else str(folder / "reward"))
 
-def _seed(recipe: SearchingRecipe, seed: int, folder: Path, rows: Rows) -> Seed:
-    """A seed's generator and prompts, and what one plain sample takes and is worth, measured once."""
-    generator = load_generator(recipe.generator, recipe.num_inference_steps, recipe.guidance_scale)
-    prompts = [text for text, _ in prompt_set("held_out", recipe.prompts, seed)]
-    base = rows.first(Cell, seed=seed, arm=BASE)
-    if base is None:
-        clock, count = CLOCKS[recipe.clock], recipe.base_samples
-        seeds = [noise_seed(seed, place, k) for place in range(len(prompts)) for k in range(count)]
+    # -- the cells -----------------------------------------------------------------------------------------------------
+
+    def sample(self, cell: Cell, shared: Seed) -> SearchRun:
+        """The seconds of one plain sample, and what it is worth."""
+        recipe, clock, count = self.recipe, CLOCKS[self.recipe.clock], self.recipe.base_samples
+        generator, prompts, batch_size = shared.generator, shared.prompts, recipe.batch_size
+        seeds = [noise_seed(shared.seed, place, k) for place in range(len(prompts)) for k in range(count)]
         texts = [text for text in prompts for _ in range(count)]
-        sample(generator, texts[: recipe.batch_size], seeds[: recipe.batch_size], recipe.batch_size)  # warms up
+        sample(generator, texts[:batch_size], seeds[:batch_size], batch_size)  # warms up
         began = clock()
-        pictures = sample(generator, texts, seeds, recipe.batch_size)
-        unit = (clock() - began) / len(texts)
+        pictures = sample(generator, texts, seeds, batch_size)
+        seconds = (clock() - began) / len(texts)
         oracle = np.reshape(_oracle(pictures, texts), (len(prompts), count)).mean(1).tolist()
-        spent = Spent(generator.num_steps, 1, 0, unit, unit, 0.0)
-        base = Cell(
-            seed=seed, strength="", arm=BASE, multiple=1, budget=unit, oracle=oracle, rounds=0, **means([spent])
+        if shared.seed == recipe.seeds[0]:
+            self.show(BASE, pictures[::count])
+            shown = prompts[: recipe.gallery_prompts]
+            write_text_atomically(self.folder / PICTURES / "prompts.json", json.dumps(shown))
+        spent = Spent(generator.num_steps, 1, 0, seconds, seconds, 0.0)
+        return SearchRun(**cell.key, budget=seconds, oracle=oracle, rounds=0, **_means([spent]))
+
+    def search(self, cell: Cell, shared: Seed, judges: dict[str, Judge]) -> SearchRun:
+        """Search for every prompt with one method; the oracle of the winners, and what a prompt took on average."""
+        recipe, name, multiple = self.recipe, cell.key["arm"], cell.key["multiple"]
+        base = self.rows.first(SearchRun, seed=shared.seed, arm=BASE)
+        arm, method = recipe.arms[name], recipe.arms[name].read(multiple)
+        assert base is not None and method is not None
+        budget = multiple * base.budget
+        search = Search(
+            shared.generator,
+            judges[arm.judge],
+            method,
+            Budget(seconds=budget),
+            judging=arm.judging,
+            seed=shared.seed,
+            batch_size=recipe.batch_size,
+            prompts_at_once=recipe.prompts_at_once,
+            runners_up=0,
+            clock=CLOCKS[recipe.clock],
         )
-        if seed == recipe.seeds[0]:
-            _show(folder, BASE, pictures[::count][: recipe.shown])
-            write_text_atomically(folder / PICTURES / "prompts.json", json.dumps(prompts[: recipe.shown]))
-        rows.add(base)
-    return Seed(seed, folder, generator, prompts, base.budget)
+        results = []
+        with progress_bar(f"{name}, {multiple} x", len(shared.prompts)) as bar:
+            for start in range(0, len(shared.prompts), recipe.prompts_at_once):
+                places = range(start, min(start + recipe.prompts_at_once, len(shared.prompts)))
+                results += search([shared.prompts[place] for place in places], places)
+                bar.advance(len(places))
+        winners = torch.stack([result.winner.pixels for result in results]).cpu()
+        middle = sorted(recipe.multiples)[len(recipe.multiples) // 2]
+        if (shared.seed, cell.key["strength"], multiple) == (recipe.seeds[0], [*recipe.judges][-1], middle):
+            self.show(name, winners)
+        rounds, spent = float(np.mean([result.rounds for result in results])), _means([r.spent for r in results])
+        oracle = _oracle(winners, shared.prompts)
+        return SearchRun(**cell.key, budget=budget, oracle=oracle, rounds=rounds, **spent)
+
+    def show(self, name: str, pictures: Tensor) -> None:
+        """Write the gallery's pictures of an arm."""
+        for number, pixels in enumerate(pictures[: self.recipe.gallery_prompts]):
+            write_picture(pixels, self.folder / PICTURES / name / f"{number}.png")
+
+    def pictures(self, shared: Seed, n: int) -> list[Tensor]:
+        """`n` plain samples of each of the pool's prompts, [n, T, C, H, W] each."""
+        groups, prompts = [], shared.prompts[: self.recipe.pool.prompts]
+        with progress_bar("the pool's pictures", len(prompts)) as bar:
+            for place, text in enumerate(prompts):
+                seeds = [noise_seed(shared.seed, place, number) for number in range(n)]
+                groups.append(sample(shared.generator, [text] * n, seeds, self.recipe.batch_size))
+                bar.advance()
+        return groups
+
+    def fill_pool(self, cell: Cell, shared: Seed, judges: dict[str, Judge]) -> Pool:
+        """What the pointwise judge and the oracle say of the pool's pictures."""
+        shared.pool = shared.pool or self.pictures(shared, self.recipe.pool.n)
+        groups = list(zip(shared.pool, shared.prompts, strict=False))
+        oracle = [_oracle(group, [text] * len(group)) for group, text in groups]
+        questions = [[Question(text, picture) for picture in group] for group, text in groups]
+        return Pool(
+            **cell.key, oracle=oracle, proxy=[judges["pointwise"](asked).margin.tolist() for asked in questions]
+        )
+
+    def meet(self, cell: Cell, shared: Seed, judges: dict[str, Judge]) -> Meeting:
+        """Tournaments by the pairwise judge, and where the winners of knockouts in random orders stand in them."""
+        pool, places = self.recipe.pool, []
+        for place, group in enumerate(self.pictures(shared, pool.meeting)):
+            (ranking,) = tournament(judges["pairwise"], [shared.prompts[place]], [list(group)])
+            rank = {int(number): at for at, number in enumerate(ranking.order)}
+            rng = np.random.default_rng([shared.seed, 21, place])
+            places.append([rank[winner(ranking.margins, rng.permutation(len(group)))] for _ in range(pool.draws)])
+        return Meeting(**cell.key, n=pool.meeting, places=places)
 
 
-def _judge(recipe: SearchingRecipe, own: Seed, strength: str, kind: str, rows: Rows) -> Judge:
-    """One judge, trained in the seed's folder where it is not given, and its accuracy on the seed's test pairs."""
-    given, chosen = recipe.judges[strength][kind], recipe.training(strength, kind)
-    voters = recipe.voters.get(strength)
-    place = own.folder / f"seed{own.seed}" / (strength if voters else "")
-    reward = own.folder / f"seed{own.seed}" / f"{strength}-{kind}" / "reward"
-    known = rows.has(JudgeRow, seed=own.seed, strength=strength, kind=kind)
-    if known:
-        return load_reward(given["reward"] if chosen is None else str(reward))
-    quickstart = QuickstartRecipe(
-        seed=own.seed,
-        generator=recipe.generator,
-        num_inference_steps=recipe.num_inference_steps,
-        guidance_scale=recipe.guidance_scale,
-        preferences=recipe.preferences.model_copy(update={"annotators": voters} if voters else {}),
-    )
-    run = Run(writable_folder(place), quickstart)
-    run.stage("preferences", lambda: gather_preferences(run))
-    sets = {name: list(PreferenceSet(place / "preferences" / f"{name}.jsonl")) for name in ("id", "early", "ood")}
-    if chosen is None:
-        judge = load_reward(given["reward"])
-    else:
-        training = PreferenceSet(place / "preferences" / "train.jsonl")
-        judge = train_judge(chosen, training, reward.parent, Metrics(reward.parent / "metrics.jsonl"), own.seed)
-        for checkpoint in reward.parent.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-    accuracy = {name: float(agreement(judge, pairs).mean()) for name, pairs in sets.items()}
-    rows.add(JudgeRow(seed=own.seed, strength=strength, kind=kind, accuracy=accuracy))
-    return judge
+class HeldTournament:
+    """Answers with the margins [N, N] of a tournament that was held, about pictures that hold their numbers."""
+
+    needs_reference = True
+
+    def __init__(self, margins: Tensor) -> None:
+        self.margins = margins
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        pairs = [(int(q.candidate), int(q.reference)) for q in questions if q.reference is not None]
+        return Verdict(torch.stack([self.margins[c, r] for c, r in pairs]) if pairs else torch.zeros(0))
 
 
-# -- the cells ---------------------------------------------------------------------------------------------------------
-
-
-def _cell(recipe: SearchingRecipe, own: Seed, judge: RewardModel, strength: str, name: str, multiple: int) -> Cell:
-    """Search for every prompt with one method; the oracle of the winners, and what a prompt took on average."""
-    arm, budget = recipe.arms[name], multiple * own.unit
-    options = {"judging": arm.judging, "seed": own.seed, "batch_size": recipe.batch_size, "runners_up": 0}
-    chosen = arm.read(multiple)
-    assert chosen is not None
-    work = Search(
-        own.generator,
-        judge,
-        chosen,
-        Budget(seconds=budget),
-        prompts_at_once=recipe.prompts_at_once,
-        clock=CLOCKS[recipe.clock],
-        **options,
-    )
-    found = []
-    with progress_bar(f"{name}, {multiple} x", len(own.prompts)) as bar:
-        for start in range(0, len(own.prompts), recipe.prompts_at_once):
-            places = range(start, min(start + recipe.prompts_at_once, len(own.prompts)))
-            found += work([own.prompts[place] for place in places], places)
-            bar.advance(len(places))
-    winners = torch.stack([one.winner.pixels for one in found]).cpu()
-    oracle = _oracle(winners, own.prompts)
-    if own.seed == recipe.seeds[0] and strength == [*recipe.judges][-1] and multiple == _middle(recipe):
-        _show(own.folder, name, winners[: recipe.shown])
-    spent, rounds = means([one.spent for one in found]), float(np.mean([one.rounds for one in found]))
-    return Cell(
-        seed=own.seed,
-        strength=strength,
-        arm=name,
-        multiple=multiple,
-        budget=budget,
-        oracle=oracle,
-        rounds=rounds,
-        **spent,
-    )
-
-
-def _middle(recipe: SearchingRecipe) -> int:
-    return sorted(recipe.multiples)[len(recipe.multiples) // 2]
+def winner(margins: Tensor, order: np.ndarray) -> int:
+    """Who wins a knockout in this order, by the margins [N, N] of a tournament that was held."""
+    numbers = [torch.full((1, 1, 1, 1), float(number)) for number in order]
+    (ranking,) = knockout(HeldTournament(margins), [""], [numbers])
+    return int(order[int(ranking.order[0])])
 
 
 def _oracle(pictures: Tensor, prompts: Sequence[str]) -> list[float]:
     return [score.alignment for score in judge_pixels(pictures, list(prompts))]
 
 
-def _show(folder: Path, name: str, pictures: Tensor) -> None:
-    for number, pixels in enumerate(pictures):
-        write_picture(pixels, folder / PICTURES / name / f"{number}.png")
+def _means(spent: Sequence[Spent]) -> dict[str, Any]:
+    """What prompts took, on average, by the names of `SearchRun`."""
+    return {name: float(np.mean([getattr(prompt, name) for prompt in spent])) for name in Spent._fields}
 
 
-# -- as N grows, and knockouts -----------------------------------------------------------------------------------------
-
-
-def _pictures(recipe: SearchingRecipe, own: Seed, n: int) -> list[Tensor]:
-    """`n` plain samples of each of the pool's prompts, [n, T, C, H, W] each."""
-    found = []
-    prompts = own.prompts[: recipe.pool.prompts]
-    with progress_bar("the pool's pictures", len(prompts)) as bar:
-        for place, text in enumerate(prompts):
-            seeds = [noise_seed(own.seed, place, number) for number in range(n)]
-            found.append(sample(own.generator, [text] * n, seeds, recipe.batch_size))
-            bar.advance()
-    return found
-
-
-def _pooled(recipe: SearchingRecipe, own: Seed, rows: Rows) -> None:
-    """What the pointwise judges and the oracle say of the pool's pictures."""
-    left = [
-        strength
-        for strength, kinds in recipe.judges.items()
-        if "pointwise" in kinds and not rows.has(Pool, seed=own.seed, strength=strength)
-    ]
-    if not left:
-        return
-    pictures = _pictures(recipe, own, recipe.pool.n)
-    oracle = [_oracle(group, [text] * len(group)) for group, text in zip(pictures, own.prompts, strict=False)]
-    for strength in left:
-        judge = _judge(recipe, own, strength, "pointwise", rows)
-        proxy = [
-            judge([Question(text, one) for one in group]).margin.tolist()
-            for group, text in zip(pictures, own.prompts, strict=False)
-        ]
-        rows.add(Pool(seed=own.seed, strength=strength, oracle=oracle, proxy=proxy))
-
-
-def _meetings(recipe: SearchingRecipe, own: Seed, judges: dict[str, Judge], strength: str, rows: Rows) -> None:
-    """Tournaments by the pairwise judge, and where the winners of knockouts in random orders stand in them."""
-    if "pairwise" not in judges or rows.has(Meeting, seed=own.seed, strength=strength):
-        return
-    groups = [list(group) for group in _pictures(recipe, own, recipe.pool.meeting)]
-    texts = own.prompts[: len(groups)]
-    places = []
-    for place, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        (full,) = tournament(judges["pairwise"], [text], [group])
-        rank = {int(number): at for at, number in enumerate(full.order)}
-        rng = np.random.default_rng([own.seed, 21, place])
-        places.append([rank[winner(full.margins, rng.permutation(len(group)))] for _ in range(recipe.pool.draws)])
-    rows.add(Meeting(seed=own.seed, strength=strength, n=recipe.pool.meeting, places=places))
-
-
-def winner(margins: Tensor, order: np.ndarray) -> int:
-    """Who wins a knockout in this order, by the margins [N, N] of a tournament that was held."""
-    numbers = [torch.full((1, 1, 1, 1), float(number)) for number in order]
-
-    def answers(questions: Sequence[Question]) -> Verdict:
-        asked = [(int(q.candidate), int(q.reference)) for q in questions if q.reference is not None]
-        return Verdict(torch.stack([margins[c, r] for c, r in asked]) if asked else torch.zeros(0))
-
-    (found,) = knockout(answers, [""], [numbers])
-    return int(order[int(found.order[0])])
+EXPERIMENT = SearchMethods

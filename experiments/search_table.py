@@ -1,31 +1,39 @@
-"""What the comparison of search methods found, over seeds: results.json, searching.md, searching.svg, winners.png.
+"""Search methods over seeds: the table, best of N as N grows, knockouts against tournaments, and the figures.
 
-Oracle figures are means over prompts and seeds, in points of 100. What a method gains is paired prompt by prompt with
-the mean of the plain samples. Intervals are those of `interval_over_seeds`.
+Oracle figures are means over prompts and seeds. A method's gain is paired prompt by prompt with the mean of the plain
+samples.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.rows import KeptRows, Row
-from experiments.search_figures import BASE, Entry, Point, chart, gallery
-from rewarddance.evaluation.seeds import interval_over_seeds
+from experiments.grid import Report, Row, Rows, select
+from experiments.tables import PALETTE, gained, markdown_table, paired, plain, points, share_over_seeds, svg
+from rewarddance.data.media import read_picture
 from rewarddance.evaluation.statistics import Interval
-from rewarddance.report.formatting import figure_text, number
-from rewarddance.runtime.checkpoint import write_text_atomically
-from rewarddance.search.budget import Spent
+from rewarddance.report.charts import COLOURS, STYLE
+from rewarddance.report.formatting import number
+from rewarddance.shapeworld.oracle import judge_pixels
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BASE = "one sample"
+PICTURES = "pictures"
 TOP = 3
 """Among how many of the tournament's best a knockout's winner is looked for."""
 
 
-class Cell(Row):
+class SearchRun(Row):
     """One method, one judge, one budget. oracle: of each prompt's winner; the rest are means over prompts."""
 
     row: Literal["cell"] = "cell"
@@ -43,12 +51,7 @@ class Cell(Row):
     rounds: float
 
 
-def means(spent: Sequence[Spent]) -> dict[str, Any]:
-    """What prompts took, on average, by the names of `Cell`."""
-    return {name: float(np.mean([getattr(one, name) for one in spent])) for name in Spent._fields}
-
-
-class JudgeRow(Row):
+class JudgeAccuracy(Row):
     """A judge's accuracy on the seed's test sets."""
 
     row: Literal["judge"] = "judge"
@@ -75,55 +78,84 @@ class Meeting(Row):
     places: list[list[int]]
 
 
-class Rows(KeptRows):
-    """All that is done."""
+class Entry(NamedTuple):
+    """One method with judges of one strength at one budget, over seeds.
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Cell | JudgeRow | Pool | Meeting)
+    spent: seconds, in those of one plain sample.
+    judge_share: of them, the judge's.
+    evaluations, questions, rounds: means a prompt; see `search.run.Found`.
+    """
+
+    strength: str
+    arm: str
+    multiple: int
+    seeds: int
+    oracle: Interval
+    gain: Interval | None
+    spent: float
+    judge_share: float
+    evaluations: float
+    questions: float
+    rounds: float
 
 
-def write_tables(rows: Rows, total: int, folder: Path) -> str:
-    """Write results.json, searching.md, searching.svg and winners.png from what is done; returns the Markdown."""
-    found, curve, met = entries(rows), points(rows), meetings(rows)
-    text = markdown(rows, found, curve, met, total)
-    write_text_atomically(folder / "results.json", json.dumps(results(rows, found, curve, met, total), indent=2) + "\n")
-    write_text_atomically(folder / "searching.svg", chart(_one_sample(rows), found, curve))
-    if picture := gallery(folder, list(dict.fromkeys(entry.arm for entry in found))):
-        (folder / "winners.png").write_bytes(picture)
-    write_text_atomically(folder / "searching.md", text)
-    return text
+class Point(NamedTuple):
+    """Best of N by a judge. proxy: its P(yes) of the winner; margin: its logit."""
+
+    strength: str
+    n: int
+    oracle: Interval
+    proxy: Interval
+    margin: float
 
 
-# -- what was found ----------------------------------------------------------------------------------------------------
+class Knockouts(NamedTuple):
+    """Knockouts of n against their tournaments: how often the winner is its best, and among its TOP."""
+
+    strength: str
+    n: int
+    best: Interval
+    top: Interval
+
+
+class JudgeLine(NamedTuple):
+    """A judge's mean accuracies over seeds."""
+
+    strength: str
+    kind: str
+    accuracy: dict[str, float]
+
+
+# -- over seeds --------------------------------------------------------------------------------------------------------
 
 
 def entries(rows: Rows) -> list[Entry]:
     """The cells over their seeds, those of one strength and budget beside each other."""
-    base = {row.seed: row for row in rows.of(Cell, arm=BASE)}
-    found: dict[tuple[str, int, str], list[Cell]] = {}
-    for row in rows.of(Cell):
-        if row.arm != BASE:
-            found.setdefault((row.strength, row.multiple, row.arm), []).append(row)
-    return [
-        Entry(
-            strength,
-            arm,
-            multiple,
-            len(own),
-            _bounded(interval_over_seeds([np.array(row.oracle) for row in own])),
-            interval_over_seeds([np.subtract(row.oracle, base[row.seed].oracle) for row in own]),
-            float(np.mean([row.seconds / base[row.seed].budget for row in own])),
-            float(np.mean([row.judge_seconds / row.seconds for row in own])),
-            float(np.mean([row.evaluations for row in own])),
-            float(np.mean([row.questions for row in own])),
-            float(np.mean([row.rounds for row in own])),
+    base, runs = rows.of(SearchRun, arm=BASE), [row for row in rows.of(SearchRun) if row.arm != BASE]
+    units = {row.seed: row.budget for row in base}
+    found = []
+    for strength, multiple, arm in dict.fromkeys((row.strength, row.multiple, row.arm) for row in runs):
+        own = select(runs, strength=strength, multiple=multiple, arm=arm)
+
+        def mean(figure: Callable[[SearchRun], float], own: Sequence[SearchRun] = own) -> float:
+            return float(np.mean([figure(row) for row in own]))
+
+        found.append(
+            Entry(
+                strength,
+                arm,
+                multiple,
+                len(own),
+                oracle=share_over_seeds(row.oracle for row in own),
+                gain=paired(base, own, lambda row: row.oracle),
+                spent=mean(lambda row: row.seconds / units[row.seed]),
+                judge_share=mean(lambda row: row.judge_seconds / row.seconds),
+                evaluations=mean(lambda row: row.evaluations),
+                questions=mean(lambda row: row.questions),
+                rounds=mean(lambda row: row.rounds),
+            )
         )
-        for (strength, multiple, arm), own in found.items()
-    ]
-
-
-def _one_sample(rows: Rows) -> Interval:
-    return _bounded(interval_over_seeds([np.array(row.oracle) for row in rows.of(Cell, arm=BASE)]))
+    return found
 
 
 def expected_best(proxy: np.ndarray, values: np.ndarray, n: int) -> float:
@@ -139,151 +171,183 @@ def expected_best(proxy: np.ndarray, values: np.ndarray, n: int) -> float:
     return total
 
 
-def points(rows: Rows) -> list[Point]:
-    """The curves of best of N for N = 1, 2, 4, ... up to the pool."""
+def curve(rows: Rows) -> list[Point]:
+    """Best of N for N = 1, 2, 4, ... up to the pool."""
     found = []
     for strength in dict.fromkeys(row.strength for row in rows.of(Pool)):
-        own = rows.of(Pool, strength=strength)
-        k = min(len(each) for row in own for each in row.proxy)
+        pools = rows.of(Pool, strength=strength)
+        k = min(len(margins) for pool in pools for margins in pool.proxy)
         for n in (2**power for power in range(k.bit_length())):
-            chosen = [
-                [_best(np.array(o), np.array(p), n) for o, p in zip(row.oracle, row.proxy, strict=True)] for row in own
-            ]
-            oracle, proxy, margin = ([np.array([each[i] for each in seed]) for seed in chosen] for i in range(3))
-            mean = float(np.mean([own.mean() for own in margin]))
-            figures = (_bounded(interval_over_seeds(values)) for values in (oracle, proxy))
-            found.append(Point(strength, n, next(figures), next(figures), mean))
+            best = np.array(
+                [[_best(*group, n) for group in zip(pool.oracle, pool.proxy, strict=True)] for pool in pools]
+            )
+            oracle, proxy = (share_over_seeds(best[:, :, i]) for i in (0, 1))
+            found.append(Point(strength, n, oracle, proxy, margin=float(best[:, :, 2].mean())))
     return found
 
 
-def _best(oracle: np.ndarray, proxy: np.ndarray, n: int) -> tuple[float, float, float]:
+def _best(oracle: Sequence[float], margins: Sequence[float], n: int) -> tuple[float, float, float]:
+    """What is expected of the best of n by the margin: the oracle, P(yes) and the margin."""
+    values, margin = np.array(oracle), np.array(margins)
     return (
-        expected_best(proxy, oracle, n),
-        expected_best(proxy, 1 / (1 + np.exp(-proxy)), n),
-        expected_best(proxy, proxy, n),
+        expected_best(margin, values, n),
+        expected_best(margin, 1 / (1 + np.exp(-margin)), n),
+        expected_best(margin, margin, n),
     )
 
 
-class Met(NamedTuple):
-    """Knockouts of n against their tournaments: how often the winner is its best, and among its TOP."""
-
-    strength: str
-    n: int
-    best: Interval
-    top: Interval
-
-
-def meetings(rows: Rows) -> list[Met]:
+def knockouts(rows: Rows) -> list[Knockouts]:
     found = []
     for strength in dict.fromkeys(row.strength for row in rows.of(Meeting)):
-        own = rows.of(Meeting, strength=strength)
-        best, top = (
-            _bounded(interval_over_seeds([(np.array(row.places) < below).mean(1) for row in own])) for below in (1, TOP)
-        )
-        found.append(Met(strength, own[0].n, best, top))
+        meetings = rows.of(Meeting, strength=strength)
+        best = share_over_seeds((np.array(row.places) < 1).mean(1) for row in meetings)
+        top = share_over_seeds((np.array(row.places) < TOP).mean(1) for row in meetings)
+        found.append(Knockouts(strength, meetings[0].n, best, top))
     return found
 
 
-def _bounded(figure: Interval) -> Interval:
-    """A share's interval ends where shares do."""
-    return figure._replace(low=max(0.0, figure.low), high=min(1.0, figure.high))
+def judges(rows: Rows) -> list[JudgeLine]:
+    lines = []
+    for strength, kind in dict.fromkeys((row.strength, row.kind) for row in rows.of(JudgeAccuracy)):
+        own = rows.of(JudgeAccuracy, strength=strength, kind=kind)
+        accuracy = {name: float(np.mean([row.accuracy[name] for row in own])) for name in own[0].accuracy}
+        lines.append(JudgeLine(strength, kind, accuracy))
+    return lines
 
 
-def judges(rows: Rows) -> Iterator[tuple[str, str, dict[str, float]]]:
-    """Strength, kind, and mean accuracies over seeds."""
-    for strength, kind in dict.fromkeys((row.strength, row.kind) for row in rows.of(JudgeRow)):
-        own = rows.of(JudgeRow, strength=strength, kind=kind)
-        yield strength, kind, {name: float(np.mean([row.accuracy[name] for row in own])) for name in own[0].accuracy}
-
-
-def results(
-    rows: Rows, found: Sequence[Entry], curve: Sequence[Point], met: Sequence[Met], total: int
-) -> dict[str, Any]:
-    """Everything that was found, as it stands in results.json."""
-
-    def plain(one: Any) -> dict[str, Any]:
-        return {name: each._asdict() if isinstance(each, Interval) else each for name, each in one._asdict().items()}
-
-    base = rows.of(Cell, arm=BASE)
-    return {
-        "cells": total,
-        "done": len(rows.of(Cell)),
-        "one_sample": {
-            "oracle": _one_sample(rows)._asdict(),
-            "seconds": [row.budget for row in base],
-        },
-        "judges": [{"strength": s, "kind": k, "accuracy": accuracy} for s, k, accuracy in judges(rows)],
-        "methods": [plain(entry) for entry in found],
-        "best_of_n": [plain(point) for point in curve],
-        "knockouts": [plain(one) for one in met],
+def search_report(rows: Rows, folder: Path) -> Report:
+    found, points_of_n, base = entries(rows), curve(rows), rows.of(SearchRun, arm=BASE)
+    one_sample = share_over_seeds(row.oracle for row in base)
+    results = {
+        "one_sample": {"oracle": one_sample, "seconds": [row.budget for row in base]},
+        "judges": judges(rows),
+        "methods": found,
+        "best_of_n": points_of_n,
+        "knockouts": knockouts(rows),
     }
+    strengths = list(dict.fromkeys(entry.strength for entry in found))
+    size = (4 + 4 * len(strengths) + 3 * bool(points_of_n), 4.6)
+    chart = svg("search", size, lambda figure: draw(figure, one_sample, found, points_of_n))
+    figures: dict[str, str | bytes] = {"search.svg": chart}
+    if picture := gallery(folder, list(dict.fromkeys(entry.arm for entry in found))):
+        figures["winners.png"] = picture
+    return Report(markdown(rows, one_sample, found, points_of_n), plain(results), figures)
 
 
 # -- as text -----------------------------------------------------------------------------------------------------------
 
 
-def markdown(rows: Rows, found: Sequence[Entry], curve: Sequence[Point], met: Sequence[Met], total: int) -> str:
-    """The tables with what their figures are; a line says so where cells are missing."""
-    base = rows.of(Cell, arm=BASE)
-    done = len(rows.of(Cell))
+def markdown(rows: Rows, one_sample: Interval, found: Sequence[Entry], points_of_n: Sequence[Point]) -> str:
+    """The tables with what their figures are."""
+    base = rows.of(SearchRun, arm=BASE)
     seeds = ", ".join(str(row.seed) for row in base)
-    one = _one_sample(rows)
     seconds = 1000 * float(np.mean([row.budget for row in base]))
-    lines = [f"Unfinished: {done} of {total} cells.\n"] if done < total else []
-    lines.append(
+    parts = [
         f"Oracle alignment of the winner, points of 100; {len(base[0].oracle)} held-out prompts of each seed "
         f"({seeds}), 95 % intervals over seeds, never narrower than over prompts. One plain sample: "
-        f"{figure_text(one)}, {number(seconds, 1)} ms without a judge; a budget of k x is k times that, "
-        "the judge's time in it.\n"
-    )
-    lines.append("![Oracle by budget, and as N grows](searching.svg)\n")
-    multiples = sorted({entry.multiple for entry in found})
+        f"{points(one_sample)}, {number(seconds, 1)} ms without a judge; a budget of k x is k times that, "
+        "the judge's time in it.\n",
+        "![Oracle by budget, and as N grows](search.svg)\n",
+    ]
     for strength in dict.fromkeys(entry.strength for entry in found):
-        told = "; ".join(
-            f"{kind} {number(accuracy['id'])} % in domain, {number(accuracy['ood'])} % out of domain"
-            for at, kind, accuracy in judges(rows)
-            if at == strength
+        accuracies = "; ".join(
+            f"{line.kind} {number(line.accuracy['id'])} % in domain, {number(line.accuracy['ood'])} % out of domain"
+            for line in judges(rows)
+            if line.strength == strength
         )
-        lines += [f"## {strength.capitalize()} judges\n", f"Accuracy: {told}.\n"]
-        lines.append(_table(["method", *(f"{k} x" for k in multiples), *(f"gain, {k} x" for k in multiples)]))
-        own = [entry for entry in found if entry.strength == strength]
-        for arm in dict.fromkeys(entry.arm for entry in own):
-            by = {entry.multiple: entry for entry in own if entry.arm == arm}
-            figures = [figure_text(by[k].oracle) if k in by else "" for k in multiples]
-            gains = [figure_text(by[k].gain, sign="+") if k in by else "" for k in multiples]
-            lines.append(_line([arm, *figures, *gains]))
-        lines += ["", _table(["what it took", *(f"{k} x: spent, judge, evaluations, questions" for k in multiples)])]
-        for arm in dict.fromkeys(entry.arm for entry in own):
-            by = {entry.multiple: entry for entry in own if entry.arm == arm}
-            lines.append(_line([arm, *(_took(by[k]) if k in by else "" for k in multiples)]))
-        lines.append("")
-    if curve:
-        lines += ["## Best of N as N grows\n", _table(["judge", "N", "oracle", "P(yes) of the winner", "margin"])]
-        lines += [
-            _line([p.strength, str(p.n), figure_text(p.oracle), figure_text(p.proxy), number(p.margin, 1, 2)])
-            for p in curve
-        ]
-        lines.append("")
-    if met:
-        lines += [
-            "## Knockouts and tournaments\n",
-            _table(["judge", "N", "winner is the best", f"is in the top {TOP}"]),
-        ]
-        lines += [_line([one.strength, str(one.n), figure_text(one.best), figure_text(one.top)]) for one in met]
-        lines.append("")
-    lines.append("![Winners beside the first sample](winners.png)\n")
-    return "\n".join(lines)
+        parts += [f"## {strength.capitalize()} judges\n", f"Accuracy: {accuracies}.\n"]
+        parts += _methods([entry for entry in found if entry.strength == strength], {e.multiple for e in found})
+    if points_of_n:
+        lines = [[p.strength, str(p.n), points(p.oracle), points(p.proxy), number(p.margin, 1, 2)] for p in points_of_n]
+        heads = ["judge", "N", "oracle", "P(yes) of the winner", "margin"]
+        parts += ["## Best of N as N grows\n", markdown_table(heads, lines)]
+    if met := knockouts(rows):
+        lines = [[line.strength, str(line.n), points(line.best), points(line.top)] for line in met]
+        heads = ["judge", "N", "winner is the best", f"is in the top {TOP}"]
+        parts += ["## Knockouts and tournaments\n", markdown_table(heads, lines)]
+    parts.append("![Winners beside the first sample](winners.png)\n")
+    return "\n".join(parts)
+
+
+def _methods(found: Sequence[Entry], budgets: set[int]) -> list[str]:
+    """The tables of one strength: what each method found, and what it took."""
+    multiples, figures, took = sorted(budgets), [], []
+    for arm in dict.fromkeys(entry.arm for entry in found):
+        by = {entry.multiple: entry for entry in found if entry.arm == arm}
+        oracle = [points(by[k].oracle) if k in by else "" for k in multiples]
+        figures.append([arm, *oracle, *(gained(by[k].gain) if k in by else "" for k in multiples)])
+        took.append([arm, *(_took(by[k]) if k in by else "" for k in multiples)])
+    heads = ["method", *(f"{k} x" for k in multiples), *(f"gain, {k} x" for k in multiples)]
+    took_heads = ["what it took", *(f"{k} x: spent, judge, evaluations, questions" for k in multiples)]
+    return [markdown_table(heads, figures), markdown_table(took_heads, took)]
 
 
 def _took(entry: Entry) -> str:
     spent, share = number(entry.spent, 1), number(entry.judge_share, 100, 0)
-    told = f"{spent} x, {share} %, {number(entry.evaluations, 1, 0)}, {number(entry.questions, 1, 0)}"
-    return told if entry.rounds else f"{told}; too little for it: plain samples"
+    text = f"{spent} x, {share} %, {number(entry.evaluations, 1, 0)}, {number(entry.questions, 1, 0)}"
+    return text if entry.rounds else f"{text}; too little for it: plain samples"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+# -- as figures --------------------------------------------------------------------------------------------------------
 
 
-def _table(titles: Sequence[str]) -> str:
-    return f"{_line(titles)}\n|{'---|' * len(titles)}"
+def draw(figure: Figure, base: Interval, found: Sequence[Entry], points_of_n: Sequence[Point]) -> None:
+    """A panel of oracle by budget for each strength, and one of oracle and proxy as N grows."""
+    strengths = list(dict.fromkeys(entry.strength for entry in found))
+    arms = list(dict.fromkeys(entry.arm for entry in found))
+    panels = figure.subplots(1, max(1, len(strengths) + bool(points_of_n)), squeeze=False)[0]
+    for axes, strength in zip(panels, strengths, strict=False):
+        axes.set_title(f"Oracle of the winner, {strength} judge")
+        axes.axhline(100 * base.mean, color=COLOURS["muted"], linewidth=1, linestyle=":")
+        for arm, colour in zip(arms, PALETTE * len(arms), strict=False):
+            own = sorted((e for e in found if (e.strength, e.arm) == (strength, arm)), key=lambda e: e.multiple)
+            _line(axes, [e.multiple for e in own], [e.oracle for e in own], colour, "-", arm)
+        axes.set_xlabel("budget, in seconds of one sample")
+    if points_of_n:
+        panels[-1].set_title("Best of N: oracle, and P(yes) dashed")
+        for strength, colour in zip(dict.fromkeys(p.strength for p in points_of_n), PALETTE, strict=False):
+            own = [p for p in points_of_n if p.strength == strength]
+            _line(panels[-1], [p.n for p in own], [p.oracle for p in own], colour, "-", f"{strength} judge")
+            _line(panels[-1], [p.n for p in own], [p.proxy for p in own], colour, "--", None)
+        panels[-1].set_xlabel("N")
+        panels[-1].legend(loc="lower right")
+    if strengths:
+        handles, names = panels[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(arms)))
+
+
+def _line(axes: Axes, x: Sequence[int], figures: Sequence[Interval], colour: str, dash: str, name: str | None) -> None:
+    means, low, high = ([100 * figure[i] for figure in figures] for i in range(3))
+    axes.plot(x, means, dash, color=colour, marker="o", markersize=4, label=name)
+    axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(x), [str(value) for value in x])
+    axes.minorticks_off()
+
+
+def gallery(folder: Path, arms: Sequence[str]) -> bytes | None:
+    """As PNG: each prompt's first plain sample and each method's winner, with the oracle's points; None without."""
+    path = folder / PICTURES / "prompts.json"
+    names = [name for name in (BASE, *arms) if (folder / PICTURES / name).is_dir()]
+    if not path.is_file() or len(names) < 2:
+        return None
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    prompts = json.loads(path.read_text(encoding="utf-8"))
+    with rc_context({**STYLE, "axes.titlesize": 9, "axes.titlelocation": "center"}):
+        figure = Figure(figsize=(1.6 + 1.3 * len(names), 0.5 + 1.55 * len(prompts)), layout="constrained")
+        grid = figure.subplots(len(prompts), 1 + len(names), squeeze=False, width_ratios=[1.2, *[1] * len(names)])
+        for row, (prompt, (label, *panels)) in enumerate(zip(prompts, grid, strict=True)):
+            label.text(0, 0.5, textwrap.fill(prompt, 18), fontsize=9, va="center")
+            label.set_axis_off()
+            for axes, name in zip(panels, names, strict=True):
+                pixels = read_picture(folder / PICTURES / name / f"{row}.png")
+                oracle = 100 * judge_pixels(pixels[None], [prompt])[0].alignment
+                axes.imshow(np.asarray(pixels[0].permute(1, 2, 0)), interpolation="nearest")
+                axes.set_axis_off()
+                heading = textwrap.fill("first sample" if name == BASE else name, 14)
+                axes.set_title(f"{heading}\n{oracle:.0f}" if row == 0 else f"{oracle:.0f}")
+        data = BytesIO()
+        figure.savefig(data, format="png", dpi=110, metadata={"Software": None})
+    return data.getvalue()

@@ -13,12 +13,6 @@ import yaml
 from diffusers import DiffusionPipeline
 from tiny import colour_preferences, command, generator_folder, judge_folder, pictures, quickstart_recipe
 
-from experiments.alignment import AlignmentRecipe
-from experiments.disagreement import DisagreementRecipe
-from experiments.hacking import HackingRecipe
-from experiments.judges import JudgesRecipe
-from experiments.references import ReferencesRecipe
-from experiments.search import SearchingRecipe
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.cli.app import app, recipe_file
 from rewarddance.data.media import write_picture
@@ -33,12 +27,6 @@ RECIPE_OF = {
     "quickstart": QuickstartRecipe,
     "train": TrainRun,
     "align": AlignRun,
-    "lab judges": JudgesRecipe,
-    "lab search": SearchingRecipe,
-    "lab disagreement": DisagreementRecipe,
-    "lab references": ReferencesRecipe,
-    "lab alignment": AlignmentRecipe,
-    "lab hacking": HackingRecipe,
 }
 
 
@@ -115,7 +103,7 @@ def test_the_help_names_every_command():
 def test_every_recipe_that_comes_along_can_be_read_by_the_command_in_its_head(path):
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     words = next(line.split("rewarddance ")[1].split() for line in head if "rewarddance " in line)
-    load_recipe(RECIPE_OF[" ".join(words[:2]) if words[0] == "lab" else words[0]], path)
+    load_recipe(RECIPE_OF[words[0]], path)
 
 
 def test_recipes_named_in_the_help_are_there():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import typer
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from rewarddance.cli import main
+from rewarddance.cli.app import app
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.protocols import RewardModel
 from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
@@ -173,13 +175,13 @@ class Done(NamedTuple):
     err: str
 
 
-def command(*arguments: str | Path) -> Done:
+def command(*arguments: str | Path, commands: typer.Typer = app) -> Done:
     """Run the command line in this process, as `rewarddance ARGUMENTS` would."""
     out, err, before = StringIO(), StringIO(), sys.argv
     sys.argv, code = ["rewarddance", *map(str, arguments)], 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            main()
+            main(commands)
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:
@@ -260,7 +262,14 @@ def quickstart_recipe(folder: Path) -> Path:
             "probe_every": 2,
             "save_every": 2,
         },
-        "evaluation": {"prompts": 6, "n": 3, "refl_samples": 2, "probe_prompts": 6, "probe_samples": 2, "shown": 2},
+        "evaluation": {
+            "prompts": 6,
+            "n": 3,
+            "refl_samples": 2,
+            "probe_prompts": 6,
+            "probe_samples": 2,
+            "gallery_prompts": 2,
+        },
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))

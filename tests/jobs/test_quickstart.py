@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from tiny import Done, command, quickstart_recipe
+from tiny_runs import Killing, figures, summary_of
 
 from rewarddance.alignment import references
 from rewarddance.errors import InputError
@@ -16,8 +17,6 @@ from rewarddance.jobs import quickstart as job
 from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
 from rewarddance.report.run_folder import find_grids
 from rewarddance.runtime.config import load_recipe
-
-MAY_DIFFER = ("name", "seconds", "seconds_by_stage", "peak_memory_gib")
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +26,6 @@ def whole(tmp_path_factory) -> Run:
     run = start_run(load_recipe(QuickstartRecipe, quickstart_recipe(folder)), folder / "whole")
     quickstart(run)
     return run
-
-
-def summary_of(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def figures(summary: dict) -> dict:
-    return {key: value for key, value in summary.items() if key not in MAY_DIFFER}
 
 
 def test_the_summary_holds_every_figure_with_its_interval(whole):
@@ -100,19 +91,6 @@ def test_the_reference_bank_is_of_distinct_training_prompts(whole):
     assert [row["prompt"] for row in rows] == prompts and len(set(prompts)) == 4
 
 
-class Killing:
-    """Stands in for a function, and is cut off the nth time."""
-
-    def __init__(self, function, at: int) -> None:
-        self.function, self.left = function, at
-
-    def __call__(self, *arguments, **named):
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return self.function(*arguments, **named)
-
-
 KILLS = (
     (job, "write_preferences", 2, []),
     (job, "accuracy", 5, ["preferences"]),  # at the judge's second checkpoint
@@ -149,7 +127,7 @@ def test_each_kill_ends_with_the_way_to_go_on(killed):
 
 def test_a_run_killed_in_every_stage_ends_with_the_figures_of_one_in_one_go(killed, whole):
     folder, _, _ = killed
-    assert figures(summary_of(folder)) == figures(summary_of(whole.folder))
+    assert figures(folder) == figures(whole.folder)
     assert (folder / "metrics.jsonl").read_text() == (whole.folder / "metrics.jsonl").read_text()
     assert (folder / "samples.json").read_text() == (whole.folder / "samples.json").read_text()
     for step, grid in find_grids(folder).items():
@@ -172,7 +150,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(whole):
     assert (whole.folder / "stages.json").read_text() == stages
 
 
-def test_more_aligned_samples_than_the_base_has_are_refused_before_anything_is_done(tmp_path):
+def test_more_aligned_samples_than_the_base_has_are_refused_at_once(tmp_path):
     with pytest.raises(InputError, match=r"refl_samples \(5\) .* n \(4\)"):
         load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["evaluation.n=4", "evaluation.refl_samples=5"])
 

@@ -11,10 +11,10 @@ from rewarddance.cli.app import app
 from rewarddance.errors import RewardDanceError
 
 
-def main() -> None:
+def main(commands: typer.Typer = app) -> None:
     """Errors that the user can mend end in one message and exit code 2; an interrupt says how to go on."""
     try:
-        app(standalone_mode=True)
+        commands(standalone_mode=True)
     except RewardDanceError as error:
         typer.secho(f"error: {error.what}", fg=typer.colors.RED, err=True)
         if error.remedy:

@@ -1,4 +1,4 @@
-"""The main job, end to end: preferences -> judge -> references -> ReFL -> best of N -> report; of pictures or videos.
+"""The quickstart: preferences -> judge -> references -> ReFL -> best of N -> report; of pictures or of videos.
 
 Each stage leaves its result in the run folder and is not done again when the run is resumed; the two long stages also
 go on from their own checkpoints. Every random draw depends on the seed and on its place in the run, so a resumed run
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 
@@ -34,6 +33,7 @@ from rewarddance.jobs.quickstart_figures import (
     gallery,
     good_same_bad,
     noise_seeds,
+    probe_figures,
     proxy,
     sampled,
     scored,
@@ -59,14 +59,18 @@ from rewarddance.types import Prompt
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
 EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
-"""How thoroughly the judge is examined for its card: a few seconds of a run of minutes."""
+"""Of the judge's card: a few seconds of a run of minutes."""
 
 
 class EvaluationRecipe(Recipe):
-    """prompts: held-out prompts of the final table, the six categories in turn. n: candidates of best-of-N, and
-    samples a prompt of the base; refl_samples: of the aligned generator, from the same noises, so at most n.
-    probe_prompts, probe_samples: what ReFL is watched on while it runs. grid_prompts: how many of them are drawn then
-    for a grid of samples, 0 for none. shown: prompts in the report's gallery.
+    """What the run is evaluated on.
+
+    prompts: held-out prompts of the final table, the six categories in turn.
+    n: candidates of best of N, and samples a prompt of the base.
+    refl_samples: samples a prompt of the aligned generator, from the same noises, so at most n.
+    probe_prompts, probe_samples: what ReFL is evaluated on while it runs.
+    grid_prompts: how many of the probe's prompts are drawn as a grid of samples, 0 for none.
+    gallery_prompts: prompts in the report's gallery.
     """
 
     prompts: int = Field(default=96, ge=6)
@@ -75,7 +79,7 @@ class EvaluationRecipe(Recipe):
     probe_prompts: int = Field(default=24, ge=6)
     probe_samples: int = Field(default=2, ge=2)
     grid_prompts: int = Field(default=4, ge=0)
-    shown: int = Field(default=12, ge=1)
+    gallery_prompts: int = Field(default=12, ge=1)
 
     @model_validator(mode="after")
     def _samples_are_paired(self) -> EvaluationRecipe:
@@ -88,11 +92,14 @@ class EvaluationRecipe(Recipe):
 
 
 class QuickstartRecipe(Recipe):
-    """The whole run. task: pictures ("t2i"), videos ("t2v"), or videos that begin with a picture ("i2v"); preferences
-    are its own (`PreferenceRecipe`, `MotionRecipe`). generator, judge.base: bundled names or folders;
-    generator_options: of `load_generator`. refl_prompts: training prompts of ReFL.
+    """The whole run.
 
+    task: pictures ("t2i"), videos ("t2v"), or videos that begin with a picture ("i2v").
     report_to: trackers of ReFL, by accelerate's names; the judge's training has its own key.
+    generator: a bundled name or a folder, as judge.base is.
+    generator_options: of `load_generator`.
+    preferences: the task's own, `PreferenceRecipe` or `MotionRecipe`.
+    refl_prompts: training prompts of ReFL.
     """
 
     task: Literal["t2i", "t2v", "i2v"] = "t2i"
@@ -126,7 +133,7 @@ class Run:
         self.stages: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do a stage once; returns its result, from the record where it is done."""
+        """Do a stage once; returns its result, from the record where it is finished."""
         if name not in self.stages:
             began = time.monotonic()
             result = work()
@@ -138,17 +145,15 @@ class Run:
     def generator(self, name: str = "") -> PipelineGenerator:
         """The base, or the checkpoint `name` under the base's settings."""
         recipe = self.recipe
-        return load_generator(
-            name or recipe.generator, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options
-        )
+        name = name or recipe.generator
+        return load_generator(name, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options)
 
-    def aligned(self) -> PipelineGenerator:
-        """What ReFL left: the base with its LoRA, or a whole generator where all weights were trained."""
-        place = self.folder / "refl"
+    def aligned_generator(self) -> PipelineGenerator:
+        """The base with ReFL's LoRA, or a whole generator where all weights were trained."""
         if not self.recipe.refl.lora_rank:
-            return self.generator(str(place / "generator"))
+            return self.generator(str(self.folder / "refl" / "generator"))
         generator = self.generator()
-        generator.load_lora(place / "lora")
+        generator.load_lora(self.folder / "refl" / "lora")
         return generator
 
     def judge(self) -> Judge:
@@ -204,25 +209,26 @@ def gather_preferences(run: Run) -> dict[str, Any]:
 
 
 def fit_judge(run: Run) -> dict[str, Any]:
-    """Train the judge and write its model card; its accuracy and the untrained base's against the oracle's order, in
-    and out of domain."""
+    """Train the judge and write its model card.
+
+    Returns its accuracy and the untrained base's against the oracle's order, in and out of domain.
+    """
     recipe, folder = run.recipe.judge, run.folder
     tests = {name: folder / "preferences" / f"{name}.jsonl" for name in ("id", "early", "ood")}
     sets = {name: list(PreferenceSet(path)) for name, path in tests.items()}
-    few = {name: pairs[:: max(1, len(pairs) // 75)] for name, pairs in sets.items()}
+    subsets = {name: pairs[:: max(1, len(pairs) // 75)] for name, pairs in sets.items()}
 
-    def watch(judge: RewardModel) -> dict[str, float]:
-        return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in few.items()}
+    def evaluate_judge(judge: RewardModel) -> dict[str, float]:
+        return {f"accuracy_{name}": accuracy(judge, pairs).mean for name, pairs in subsets.items()}
 
-    known = {"kind": recipe.kind, "instruction": recipe.instruction, "frames": recipe.frames, "fps": recipe.fps}
-    untrained = build_reward(recipe.base, RewardConfig(**known)).freeze()
-    before = {f"untrained_{name}": accuracy(untrained, pairs) for name, pairs in sets.items()}
+    options = {"kind": recipe.kind, "instruction": recipe.instruction, "frames": recipe.frames, "fps": recipe.fps}
+    base = build_reward(recipe.base, RewardConfig(**options)).freeze()
+    untrained = {f"untrained_{name}": accuracy(base, pairs)._asdict() for name, pairs in sets.items()}
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
-    judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, watch)
+    judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, evaluate_judge)
     facts = training_facts(recipe, training.path, len(training), run.recipe.seed)
-    told = document(judge, folder / "judge" / "reward", facts, tests, EXAM)
-    after = {f"accuracy_{name}": told[f"accuracy_{name}"] for name in tests}
-    return after | {name: figure._asdict() for name, figure in before.items()}
+    figures = document(judge, folder / "judge" / "reward", facts, tests, EXAM)
+    return {f"accuracy_{name}": figures[f"accuracy_{name}"] for name in tests} | untrained
 
 
 def gather_references(run: Run) -> dict[str, Any]:
@@ -235,13 +241,14 @@ def gather_references(run: Run) -> dict[str, Any]:
 
 def refl_prompts(recipe: QuickstartRecipe) -> list[Prompt]:
     """Distinct training prompts of ReFL, the categories in turn."""
-    drawn = task_of(recipe.task, recipe.preferences).prompts("train", 4 * recipe.refl_prompts, recipe.seed)
-    first = {one.text: one for one in reversed(drawn)}
-    return [first[text] for text in dict.fromkeys(one.text for one in drawn)][: recipe.refl_prompts]
+    distinct: dict[str, Prompt] = {}
+    for prompt in task_of(recipe.task, recipe.preferences).prompts("train", 4 * recipe.refl_prompts, recipe.seed):
+        distinct.setdefault(prompt.text, prompt)
+    return list(distinct.values())[: recipe.refl_prompts]
 
 
 def align(run: Run) -> dict[str, Any]:
-    """ReFL; while it runs, the oracle watches the averaged generator on prompts that it is not trained on."""
+    """ReFL; while it runs, the oracle scores the averaged generator on prompts that it is not trained on."""
     recipe, seed = run.recipe, run.recipe.seed
     generator = run.generator()
     config = AlgorithmConfig(references=recipe.references, refl=recipe.refl)
@@ -252,9 +259,7 @@ def align(run: Run) -> dict[str, Any]:
 
     def probe() -> dict[str, float]:
         pictures, scores = sampled(generator, probes, recipe.evaluation.probe_samples, seed, stream=8, task=run.task)
-        oracle = interval([float(np.mean([score.alignment for score in row])) for row in scores])
-        figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
-        return figures | {"diversity": float(diversity(pictures).mean())}
+        return probe_figures(pictures, scores)
 
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers)
@@ -274,7 +279,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     del generator
     count = recipe.evaluation.refl_samples
     refl_pictures, refl_scores = sampled(
-        run.aligned(), prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
+        run.aligned_generator(), prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
     )
     base_scores = scored(search.pictures, prompts, task)
     scores: dict[str, list[list[OracleScore]]] = {
@@ -282,24 +287,23 @@ def evaluate(run: Run) -> dict[str, Any]:
         "best_of_n": [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)],
         "refl": refl_scores,
     }
+    pictures = {"sft": search.pictures[:, :count], "refl": refl_pictures}  # from the same noises
     result = tables(scores, [prompt.metadata["category"] for prompt in prompts], count)
     paired = [row[:count] for row in base_scores]
     result["gsb"] = good_same_bad(refl_scores, paired, prompts, recipe.preferences.least_difference)
-    spreads = {"sft": diversity(search.pictures[:, :count]), "refl": diversity(refl_pictures)}
-    result["diversity"] = {arm: interval(values.numpy())._asdict() for arm, values in spreads.items()}
-    reward = proxy(judge, prompts, {"sft": search.pictures[:, :count], "refl": refl_pictures}, search.pictures)
+    result["diversity"] = {arm: interval(diversity(own).numpy())._asdict() for arm, own in pictures.items()}
+    reward = proxy(judge, prompts, pictures, search.pictures)
     result["reward"] = {arm: interval(values)._asdict() for arm, values in reward.items()}
-    verdict = hacking_verdict(
+    result["hacking"] = hacking_verdict(
         interval(reward["refl"] - reward["sft"]),
         Interval(**result["oracle"]["gain_refl"]),
         result["diversity"]["sft"]["mean"],
         result["diversity"]["refl"]["mean"],
-    )
-    result["hacking"] = verdict._asdict()
-    shown = {"sft": search.pictures[:, 0], "best_of_n": search.pictures[torch.arange(len(prompts)), search.chosen]}
-    shown["refl"] = refl_pictures[:, 0]
-    first = {arm: [row[0] for row in found] for arm, found in scores.items()}
-    gallery(run.folder, prompts[: recipe.evaluation.shown], seeds, shown, first)
+    )._asdict()
+    winners = search.pictures[torch.arange(len(prompts)), search.chosen]
+    gallery_pictures = {"sft": search.pictures[:, 0], "best_of_n": winners, "refl": refl_pictures[:, 0]}
+    gallery_scores = {arm: [row[0] for row in rows] for arm, rows in scores.items()}
+    gallery(run.folder, prompts[: recipe.evaluation.gallery_prompts], seeds, gallery_pictures, gallery_scores)
     return result
 
 

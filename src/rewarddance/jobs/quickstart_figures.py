@@ -1,4 +1,4 @@
-"""The figures of a run of the main job: samples, the oracle on them, and the tables, whatever the task."""
+"""The figures of the quickstart: samples, the oracle's scores of them, and the tables, whatever the task."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rewarddance.data.media import write_picture
 from rewarddance.evaluation.gsb import gsb
+from rewarddance.evaluation.hacking import diversity
 from rewarddance.evaluation.statistics import by_category, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.sampling import sample
@@ -35,6 +36,7 @@ def sampled(
     prompts: Sequence[Prompt],
     n: int,
     seed: int,
+    *,
     stream: int,
     title: str | None = None,
     task: WorldTask = PICTURES,
@@ -54,7 +56,19 @@ def sampled(
 
 def scored(groups: Tensor, prompts: Sequence[Prompt], task: WorldTask = PICTURES) -> list[list[OracleScore]]:
     """The oracle on pictures [P, N, T, C, H, W]."""
-    return [list(task.score(group, one)) for group, one in zip(groups, prompts, strict=True)]
+    return [list(task.score(group, prompt)) for group, prompt in zip(groups, prompts, strict=True)]
+
+
+def means_of(scores: Scores, name: str = "alignment") -> list[float]:
+    """Each prompt's mean of one of the oracle's scores."""
+    return [float(np.mean([getattr(score, name) for score in row])) for row in scores]
+
+
+def probe_figures(pictures: Tensor, scores: Scores) -> dict[str, float]:
+    """What a probe logs of its samples [P, N, T, C, H, W]: the oracle's alignment with its interval, and diversity."""
+    oracle = interval(means_of(scores))
+    figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
+    return figures | {"diversity": float(diversity(pictures).mean())}
 
 
 def tables(scores: dict[str, list[list[OracleScore]]], categories: Sequence[str], count: int) -> dict[str, Any]:
@@ -62,29 +76,18 @@ def tables(scores: dict[str, list[list[OracleScore]]], categories: Sequence[str]
 
     The gain of refl is paired with the base's first `count` samples of a prompt, which began from the same noises.
     """
-    table = {arm: tabulate(found, categories) for arm, found in scores.items()}
+    names = {"oracle": "alignment", "quality": "quality", "correct": "correct"}
+    means = {name: {arm: means_of(rows, score) for arm, rows in scores.items()} for name, score in names.items()}
     result: dict[str, Any] = {
-        figure: {arm: table[arm][figure] for arm in table} for figure in ("oracle", "quality", "correct")
+        name: {arm: interval(values)._asdict() for arm, values in arms.items()} for name, arms in means.items()
     }
-    sft, best, refl = (np.array([np.mean([s.alignment for s in row]) for row in scores[arm]]) for arm in scores)
-    paired = np.array([np.mean([s.alignment for s in row[:count]]) for row in scores["sft"]])
+    sft, best, refl = map(np.array, means["oracle"].values())
+    paired = np.array(means_of([row[:count] for row in scores["sft"]]))
     result["oracle"]["gain_best_of_n"] = interval(best - sft)._asdict()
     result["oracle"]["gain_refl"] = interval(refl - paired)._asdict()
-    result["by_category"] = {
-        category: {arm: table[arm]["by_category"][category] for arm in table}
-        for category in table["sft"]["by_category"]
-    }
+    by = {arm: by_category(values, categories) for arm, values in means["oracle"].items()}
+    result["by_category"] = {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in by["sft"]}
     return result
-
-
-def tabulate(scores: Scores, categories: Sequence[str]) -> dict[str, Any]:
-    """Means over each prompt's pictures, with intervals over prompts: alignment, quality, correctness, categories."""
-    alignment = [float(np.mean([score.alignment for score in row])) for row in scores]
-    quality = [float(np.mean([score.quality for score in row])) for row in scores]
-    correct = [float(np.mean([score.correct for score in row])) for row in scores]
-    by = {category: figure._asdict() for category, figure in by_category(alignment, categories).items()}
-    figures = {"oracle": alignment, "quality": quality, "correct": correct}
-    return {name: interval(values)._asdict() for name, values in figures.items()} | {"by_category": by}
 
 
 def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[Prompt], same: float) -> dict[str, Any]:
@@ -93,14 +96,14 @@ def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[Prompt], same:
     same: a difference from which on one is better. Each figure has its interval over prompts.
     """
     ours, theirs = (np.array([[score.overall for score in row] for row in rows]) for rows in (scores, base))
-    away = ours - theirs
-    share = np.where(np.abs(away) < same, 0.5, (away > 0).astype(float))
-    units = np.repeat(np.arange(len(prompts)), away.shape[1]).reshape(away.shape)
+    difference = ours - theirs
+    share = np.where(np.abs(difference) < same, 0.5, (difference > 0).astype(float))
+    units = np.repeat(np.arange(len(prompts)), share.shape[1]).reshape(share.shape)
     kinds = np.array([prompt.metadata["category"] for prompt in prompts])
 
     def of(rows: np.ndarray) -> dict[str, Any]:
-        found = gsb(share[rows].ravel(), [str(unit) for unit in units[rows].ravel()])
-        return found._asdict() | {"gsb": found.gsb._asdict()}
+        counts = gsb(share[rows].ravel(), [str(unit) for unit in units[rows].ravel()])
+        return counts._asdict() | {"gsb": counts.gsb._asdict()}
 
     return of(kinds == kinds) | {"by_category": {kind: of(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}}
 
@@ -109,7 +112,7 @@ def proxy(
     judge: RewardModel, prompts: Sequence[Prompt], arms: dict[str, Tensor], base: Tensor
 ) -> dict[str, np.ndarray]:
     """Mean P(yes) a prompt [P] of each arm's pictures [P, N, ...] against the base's picture of the next noise."""
-    found = {}
+    means = {}
     for arm, pictures in arms.items():
         n = pictures.shape[1]
         questions = [
@@ -117,24 +120,24 @@ def proxy(
             for i, prompt in enumerate(prompts)
             for k in range(n)
         ]
-        found[arm] = judge(questions).probability.cpu().numpy().reshape(len(prompts), n).mean(1)
-    return found
+        means[arm] = judge(questions).probability.cpu().numpy().reshape(len(prompts), n).mean(1)
+    return means
 
 
 def gallery(
     folder: Path,
     prompts: Sequence[Prompt],
     seeds: Sequence[Sequence[int]],
-    shown: dict[str, Tensor],
+    pictures: dict[str, Tensor],
     scores: dict[str, list[OracleScore]],
 ) -> None:
     """The first prompts' pictures [P, T, C, H, W] of each arm as files, videos as animated ones, and samples.json."""
     rows = []
     for i, prompt in enumerate(prompts):
-        files = {arm: f"samples/{i:03d}_{arm}.png" for arm in shown}
+        files = {arm: f"samples/{i:03d}_{arm}.png" for arm in pictures}
         for arm, name in files.items():
-            write_picture(shown[arm][i], folder / name)
-        oracle = {arm: scores[arm][i].alignment for arm in shown}
+            write_picture(pictures[arm][i], folder / name)
+        oracle = {arm: scores[arm][i].alignment for arm in pictures}
         row = {"prompt": prompt.text, "category": prompt.metadata["category"], "seed": seeds[i][0]}
         rows.append(row | {"pictures": files, "oracle": oracle})
     write_text_atomically(folder / "samples.json", json.dumps(rows, indent=2))

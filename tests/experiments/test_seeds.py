@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import command
+from tiny_grid import experiment
 
 from rewarddance.evaluation.seeds import interval_over_seeds, intervals_over_seeds
 from rewarddance.evaluation.statistics import Interval
@@ -56,7 +56,7 @@ def cells(line: str) -> list[str]:
 
 def test_each_seed_has_its_line_and_all_have_one(tmp_path):
     runs = [finished(tmp_path / f"run{seed}", seed, 0.05 + 0.01 * seed) for seed in (2, 0, 1)]
-    done = command("lab", "seeds", *runs)
+    done = experiment("seeds", *runs)
     assert done.code == 0, done.err
     lines = [line for line in done.out.splitlines() if line.startswith("|")]
     table = dict(zip(cells(lines[0]), zip(*map(cells, lines[2:6]), strict=True), strict=True))
@@ -71,7 +71,7 @@ def test_each_seed_has_its_line_and_all_have_one(tmp_path):
 
 
 def test_one_run_is_its_own_table_and_one_without_good_same_bad_has_none(tmp_path):
-    done = command("lab", "seeds", finished(tmp_path / "one", 3, 0.05, gsb=False))
+    done = experiment("seeds", finished(tmp_path / "one", 3, 0.05, gsb=False))
     lines = [cells(line) for line in done.out.splitlines() if line.startswith("|")]
     assert lines[2][0] == "seed 3" and lines[3][:2] == ["", "base"], "no line over seeds"
     assert dict(zip(lines[0], lines[2], strict=True))["good, same, bad"] == ""
@@ -84,7 +84,7 @@ def test_runs_that_do_not_belong_together_are_refused_by_name(tmp_path):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     for second, said in ((same, "the same seed, 0"), (other, "more than their seed"), (unfinished, "is missing")):
-        done = command("lab", "seeds", one, second)
+        done = experiment("seeds", one, second)
         assert done.code == 2 and said in done.err and second.name in done.err
 
 

@@ -9,17 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from tiny import command, generator_folder, judge_folder
+from tiny import generator_folder, judge_folder
+from tiny_grid import experiment, project_recipe, rows_of, with_rows, write_recipe
 
-from experiments import references as lab
-from experiments.references import ReferencesRecipe, cells, compare_references, kept
-from experiments.references_table import Row, lines, markdown, read_rows
+from experiments import references
+from experiments.references import ArmRun, ReferenceQuality, ReferencesRecipe, kept
 from rewarddance.alignment.references import ReferenceRecipe, References, candidate_seeds
 from rewarddance.runtime.config import load_recipe
 from rewarddance.types import Prompt
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "lab_references.yaml"
 ARMS = {
     "bottom-1-of-4": {"generator": "flow", "references": {"candidates": 4, "keep": 1, "keep_from": "bottom"}},
     "top-1-of-4": {"generator": "flow", "references": {"candidates": 4, "keep": 1}},
@@ -39,24 +37,17 @@ def recipe_file(folder: Path, **changes: object) -> Path:
         "prompts": 6,
         "samples": 2,
     }
-    path = folder / "lab.yaml"
-    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
-    return path
+    return write_recipe(folder, content | changes)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     """A comparison done in one go by the command."""
-    folder = tmp_path_factory.mktemp("lab")
-    done = command("lab", "references", recipe_file(folder), "--output", folder / "out")
+    folder = tmp_path_factory.mktemp("references")
+    done = experiment("references", recipe_file(folder), "--output", folder / "out")
     assert done.code == 0, done.err
     assert done.out.strip() == (folder / "out" / "references.md").read_text().strip()
     return folder / "out"
-
-
-def found(folder: Path) -> list[dict]:
-    """The cells without their times."""
-    return [row.model_dump(exclude={"seconds"}) for row in read_rows(folder / "results.jsonl")]
 
 
 def bank(folder: Path) -> list[dict]:
@@ -99,16 +90,8 @@ def test_the_judge_that_was_given_is_the_one_that_is_asked(whole):
 # -- cells -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_comparison_is_not_done_again(whole, monkeypatch):
-    before = (whole / "results.jsonl").read_text()
-    for name in ("align_generator", "sampled", "build_references"):
-        monkeypatch.setattr(lab, name, None)
-    compare_references(load_recipe(ReferencesRecipe, whole.parent / "lab.yaml"), whole)
-    assert (whole / "results.jsonl").read_text() == before
-
-
 def test_an_interrupted_comparison_ends_with_the_same_figures(whole, tmp_path, monkeypatch):
-    recipe, calls = load_recipe(ReferencesRecipe, whole.parent / "lab.yaml"), []
+    recipe, calls = load_recipe(ReferencesRecipe, whole.parent / "tiny.yaml"), []
 
     def cut(run, **places):
         calls.append(1)
@@ -117,15 +100,14 @@ def test_an_interrupted_comparison_ends_with_the_same_figures(whole, tmp_path, m
             raise KeyboardInterrupt
         return align(run, **places)
 
-    align = lab.align_generator
-    monkeypatch.setattr(lab, "align_generator", cut)
+    align = references.align_generator
+    monkeypatch.setattr(references, "align_generator", cut)
     with pytest.raises(KeyboardInterrupt):
-        compare_references(recipe, tmp_path)
-    assert len(read_rows(tmp_path / "results.jsonl")) == 1
-    assert (tmp_path / "references.md").read_text().startswith("Unfinished: 1 of 3 cells.")
+        ReferenceQuality(recipe, tmp_path).run()
+    assert len(rows_of(tmp_path, ArmRun)) == 1
     assert (tmp_path / "seed3" / "top-1-of-4" / "checkpoint-1").exists()
-    compare_references(recipe, tmp_path)
-    assert found(tmp_path) == found(whole) and len(calls) == 4
+    ReferenceQuality(recipe, tmp_path).run()
+    assert rows_of(tmp_path, ArmRun) == rows_of(whole, ArmRun) and len(calls) == 4
     assert not list(tmp_path.glob("seed3/*/checkpoint-*")) and list(tmp_path.glob("seed3/*/lora"))
 
 
@@ -133,7 +115,7 @@ def test_a_seed_without_a_judge_trains_one_as_the_quickstart_does(tmp_path):
     few = {"train_prompts": 2, "samples": 2, "id_prompts": 1, "ood_prompts": 1, "test_pairs": 1, "pairs": 2}
     judge = {"base": str(judge_folder()), "instruction": "t2i-brief", "batch_size": 4, "epochs": 1}
     changes = {"judges": {}, "arms": {"top-2-of-2": ARMS["top-2-of-2"]}, "preferences": few, "judge": judge}
-    done = command("lab", "references", recipe_file(tmp_path, **changes), "--output", tmp_path / "out")
+    done = experiment("references", recipe_file(tmp_path, **changes), "--output", tmp_path / "out")
     assert done.code == 0, done.err
     seed = tmp_path / "out" / "seed3"
     assert (seed / "judge" / "reward").is_dir() and not list((seed / "judge").glob("checkpoint-*"))
@@ -155,7 +137,7 @@ def test_a_seed_without_a_judge_trains_one_as_the_quickstart_does(tmp_path):
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path, changes, told):
-    done = command("lab", "references", recipe_file(tmp_path, **changes), "--output", tmp_path / "out")
+    done = experiment("references", recipe_file(tmp_path, **changes), "--output", tmp_path / "out")
     assert done.code == 2 and told in " ".join(done.err.split())
     assert not (tmp_path / "out" / "config.yaml").exists()
 
@@ -163,36 +145,40 @@ def test_what_cannot_be_is_refused_before_anything_is_done(tmp_path, changes, to
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def row(arm: str, seed: int, gain: float) -> Row:
+def run_of(arm: str, seed: int, gain: float) -> ArmRun:
     base = [0.5, 0.6, 0.7]
-    return Row(
-        seed=seed, arm=arm, steps=2, references=[0.8, 0.9], oracle_base=base, oracle=[one + gain for one in base],
+    return ArmRun(
+        seed=seed, arm=arm, steps=2, references=[0.8, 0.9], oracle_base=base, oracle=[value + gain for value in base],
         reward_base=[0.5] * 3, reward=[0.6] * 3, diversity_base=[0.2] * 3, diversity=[0.1] * 3, seconds=1.0,
     )  # fmt: skip
 
 
-def test_gains_are_over_the_base_and_over_the_first_arm_of_the_same_generator():
-    arms = {"worse": "flow", "better": "flow", "other": "unet"}
-    rows = [row("worse", s, 0.01 * s) for s in (1, 2)] + [row("better", s, 0.05 + 0.01 * s) for s in (1, 2, 3)]
-    rows.append(row("other", 1, 0.1))
-    worse, better, other = lines(arms, rows)
-    assert worse.gain.mean == pytest.approx(0.015) and worse.over_first is None and other.over_first is None
-    assert better.over_first is not None and better.over_first.mean == pytest.approx(0.05)
-    assert better.over_first.n == 6 and better.seeds == [1, 2, 3]
-    assert better.diversity_kept == pytest.approx(0.5) and better.reward_gain.mean == pytest.approx(0.1)
-    text = markdown([worse, better, other], 6, 9)
+def test_gains_are_over_the_base_and_over_the_generators_first_arm(tmp_path):
+    one = {"name": str(generator_folder())}
+    arms = {"worse": {"generator": "flow"}, "better": {"generator": "flow"}, "other": {"generator": "unet"}}
+    changes = {"generators": {"flow": one, "unet": one}, "arms": arms, "seeds": [1, 2, 3], "judges": {}}
+    runs = [run_of("worse", s, 0.01 * s) for s in (1, 2)] + [run_of("better", s, 0.05 + 0.01 * s) for s in (1, 2, 3)]
+    recipe = load_recipe(ReferencesRecipe, recipe_file(tmp_path, **changes))
+    text = with_rows(ReferenceQuality, recipe, tmp_path / "out", [*runs, run_of("other", 1, 0.1)]).write()
+    worse, better, other = json.loads((tmp_path / "out" / "results.json").read_text())["table"]
+    assert worse["gain"]["mean"] == pytest.approx(0.015)
+    assert worse["over_first"] is None and other["over_first"] is None
+    assert better["over_first"]["mean"] == pytest.approx(0.05)
+    assert better["over_first"]["n"] == 6 and better["seeds"] == [1, 2, 3]
+    assert better["diversity_kept"] == pytest.approx(0.5) and better["reward_gain"]["mean"] == pytest.approx(0.1)
     assert text.startswith("Unfinished: 6 of 9 cells.") and "seeds: 1, 2, 3." in text
     assert "| flow | better | 85.0 [" in text and "| +5.0 [" in text and "| 50 % |" in text
-    assert np.isfinite(other.gain.low)
+    assert np.isfinite(other["gain"]["low"])
 
 
-def test_the_recipe_compares_the_papers_four_kinds_of_references_and_a_second_generator():
-    recipe = load_recipe(ReferencesRecipe, RECIPE)
+def test_the_recipe_compares_the_papers_four_kinds_and_a_second_generator(tmp_path):
+    recipe = load_recipe(ReferencesRecipe, project_recipe("references"))
     chosen = [
-        (own.keep_from, own.keep, own.candidates)
-        for own in (arm.references for arm in recipe.arms.values() if arm.generator == "flow")
+        (arm.references.keep_from, arm.references.keep, arm.references.candidates)
+        for arm in recipe.arms.values()
+        if arm.generator == "flow"
     ]
     assert chosen == [("bottom", 2, 16), ("top", 2, 2), ("top", 2, 6), ("top", 2, 16)]
-    todo = list(cells(recipe))
-    assert len(todo) == 21 and [cell.arm for cell in todo[12:15]] == ["unet-top-2-of-16"] * 3
+    arms = [cell.key["arm"] for cell in ReferenceQuality(recipe, tmp_path).cells()]
+    assert len(arms) == 21 and arms[12:15] == ["unet-top-2-of-16"] * 3
     assert [recipe.refl_of(name).reference_mse for name in recipe.generators] == [0, 0, 1, 1]

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from tiny import BrightnessJudge, Done, clip_folder, command, generator_folder, judge_folder
+from tiny import BrightnessJudge, Done, clip_folder, generator_folder, judge_folder
+from tiny_grid import experiment, project_recipe, rows_of, with_rows, write_recipe
 
-from experiments import judges as lab
-from experiments.judges import JudgesRecipe, by_prompt, jobs, time_left
-from experiments.judges_table import LARGER, Row, entries, gains, markdown, read_rows, steps, write_tables
-from rewarddance.errors import InputError
+from experiments import trained_judges
+from experiments.grid import Rows
+from experiments.judges import Judges, JudgesRecipe
+from experiments.judges_table import LARGER, JudgeRun, gains, judges_of, steps
+from experiments.trained_judges import by_prompt
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.reward import train
 from rewarddance.runtime.config import load_recipe
 from rewarddance.types import Preference
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "lab_judges.yaml"
 CELLS = {
     "clip": {"kind": "clip", "base": "", "learning_rate": 1e-4},
     "regressive": {"kind": "regressive"},
@@ -51,22 +51,18 @@ def recipe_file(folder: Path, **changes: object) -> Path:
             "contexts": {"+ reasons": "reasons"},
         },
     }
-    path = folder / "lab.yaml"
-    path.write_text(yaml.safe_dump(content | changes, sort_keys=False))
-    return path
+    return write_recipe(folder, content | changes)
 
 
 def figures(folder: Path) -> list[dict]:
-    """The cells of a table without their times."""
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+    return rows_of(folder, JudgeRun)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, Done]:
     """A table in one go: its folder, and what the command said."""
-    folder = tmp_path_factory.mktemp("lab")
-    return folder / "whole", command("lab", "judges", recipe_file(folder), "--output", folder / "whole")
+    folder = tmp_path_factory.mktemp("judges")
+    return folder / "whole", experiment("judges", recipe_file(folder), "--output", folder / "whole")
 
 
 def test_every_cell_is_in_the_table_trained_and_where_it_can_be_zero_shot(whole):
@@ -80,13 +76,14 @@ def test_every_cell_is_in_the_table_trained_and_where_it_can_be_zero_shot(whole)
     for row in figures(folder):
         assert {name: len(own) for name, own in row["accuracy"].items()} == {"id": 3, "early": 3, "ood": 3}
         assert (row["untrained"] is None) == (row["cell"] == "regressive")
-        assert row["untrained"] != row["accuracy"] and row["pairs"] == 16
+        assert row["pairs"] == 16
+    assert any(row["untrained"] not in (None, row["accuracy"]) for row in figures(folder))
     found = json.loads((folder / "results.json").read_text())
     assert (found["cells"], found["done"], len(found["judges"])) == (3, 3, 3)
     assert set(found["judges"][0]["seeds"]["3"]["accuracy"]["ood"]) == {"mean", "low", "high", "n"}
 
 
-def test_the_command_prints_the_markdown_that_stands_in_the_folder_with_its_figure(whole):
+def test_the_command_prints_the_markdown_of_the_folder_with_its_figure(whole):
     folder, done = whole
     text = (folder / "judges.md").read_text()
     assert done.out == text + "\n" and "Unfinished" not in text and "(judges.svg)" in text
@@ -115,16 +112,14 @@ def killed(function, at: int):
     return stand_in
 
 
-def test_a_table_that_was_killed_anywhere_ends_with_the_same_figures_and_no_cell_is_done_twice(
-    whole, tmp_path, monkeypatch
-):
-    kills = {
-        "gather_preferences": 1,
-        "write_tables": 2,  # the second cell is written down
-        "agreement": 14,  # the third cell is trained and half measured
-    }
-    for name, at in kills.items():
-        monkeypatch.setattr(lab, name, killed(getattr(lab, name), at))
+def test_a_table_killed_anywhere_ends_with_the_same_figures_once_each(whole, tmp_path, monkeypatch):
+    kills = [
+        (trained_judges, "gather_preferences", 1),
+        (Judges, "write", 2),  # the second cell is written down
+        (trained_judges, "agreement", 14),  # the third cell is trained and half measured
+    ]
+    for owner, name, at in kills:
+        monkeypatch.setattr(owner, name, killed(getattr(owner, name), at))
     steps_taken, real = [], train.accumulate_gradient
 
     def accumulate_gradient(model, reward, micro_batches):
@@ -136,20 +131,11 @@ def test_a_table_that_was_killed_anywhere_ends_with_the_same_figures_and_no_cell
     monkeypatch.setattr(train, "accumulate_gradient", accumulate_gradient)
     codes: list[int] = []
     while not codes or (codes[-1] == 130 and len(codes) < 9):
-        codes.append(command("lab", "judges", recipe_file(tmp_path), "--output", tmp_path / "killed").code)
+        codes.append(experiment("judges", recipe_file(tmp_path), "--output", tmp_path / "killed").code)
     assert codes == [130] * 4 + [0]
     assert figures(tmp_path / "killed") == figures(whole[0])
     assert steps_taken == [0, 1, 2, 3, 0, 1, 2, 3, 2, 3, 0, 1, 2, 3]
-    rows = read_rows(tmp_path / "killed" / "results.jsonl")
-    assert all(row.training_seconds > 0 for row in rows)
-
-
-def test_a_finished_table_is_written_again_without_doing_anything(whole, monkeypatch):
-    folder, done = whole
-    monkeypatch.setattr(lab, "measured", None)
-    (folder / "judges.md").unlink()
-    again = command("lab", "judges", recipe_file(folder.parent), "--output", folder)
-    assert (again.code, again.out) == (0, done.out)
+    assert all(row.training_seconds > 0 for row in Rows(tmp_path / "killed", JudgeRun).of(JudgeRun))
 
 
 def only(**options: object) -> dict:
@@ -171,26 +157,13 @@ def only(**options: object) -> dict:
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is(changes, message, tmp_path):
-    done = command("lab", "judges", recipe_file(tmp_path, **changes), "--output", tmp_path / "lab")
+    done = experiment("judges", recipe_file(tmp_path, **changes), "--output", tmp_path / "lab")
     assert done.code == 2 and message in done.err, done.err
     assert not (tmp_path / "lab").exists()
 
 
-def test_a_folder_begun_under_another_recipe_is_not_gone_on_with(whole):
-    folder, _ = whole
-    done = command("lab", "judges", recipe_file(folder.parent), "judge.epochs=2", "--output", folder)
-    assert done.code == 2 and "holds a run with judge.epochs = 1.0, not 2.0" in done.err
-
-
-def test_a_results_file_that_cannot_be_read_is_named(tmp_path):
-    path = tmp_path / "results.jsonl"
-    path.write_text('{"seed": 0}\n')
-    with pytest.raises(InputError, match=r"results.jsonl cannot be read: size: Field required"):
-        read_rows(path)
-
-
-def test_the_projects_recipe_isolates_one_part_of_the_context_after_the_other():
-    recipe = load_recipe(JudgesRecipe, RECIPE)
+def test_the_recipe_isolates_one_part_of_the_context_after_the_other():
+    recipe = load_recipe(JudgesRecipe, project_recipe("judges"))
     rows = {label: recipe.training(cell) for label, cell in recipe.tables["contexts"].items()}
     told = {label: (own.kind, own.instruction, own.reasoning) for label, own in rows.items()}
     assert told == {
@@ -207,18 +180,20 @@ def test_the_projects_recipe_isolates_one_part_of_the_context_after_the_other():
     ]
 
 
-def test_what_two_rows_share_is_trained_once_and_clip_at_one_size_only():
-    todo = jobs(load_recipe(JudgesRecipe, RECIPE))
-    assert len(todo) == len(set(todo)) == 3 * (1 + 2 * 5)
-    assert [job.base for job in todo[:3]] == ["shapeworld-clip", "shapeworld-judge-small", "shapeworld-judge-small"]
-    assert [job.seed for job in todo] == sorted(job.seed for job in todo)
+def test_what_two_rows_share_is_trained_once_and_clip_at_one_size_only(tmp_path):
+    recipe = load_recipe(JudgesRecipe, project_recipe("judges"))
+    keys = [tuple(cell.key.values()) for cell in Judges(recipe, tmp_path).cells()]
+    assert len(keys) == len(set(keys)) == 3 * (1 + 2 * 5)
+    bases = [recipe.bases()[size, cell] for _, size, cell in keys[:3]]
+    assert bases == ["shapeworld-clip", "shapeworld-judge-small", "shapeworld-judge-small"]
+    assert [seed for seed, *_ in keys] == sorted(seed for seed, *_ in keys)
 
 
-def row(seed: int, cell: str, right: list[float], size: str = "large", seconds: float = 10.0) -> Row:
+def row(seed: int, cell: str, right: list[float], size: str = "large", seconds: float = 10.0) -> JudgeRun:
     """A cell whose prompts were all answered like this in each test set, by a base at chance."""
     sets = dict.fromkeys(("id", "early", "ood"), right)
     chance = dict.fromkeys(sets, [0.5] * len(right))
-    return Row(
+    return JudgeRun(
         seed=seed, size=size, cell=cell, parameters=1_400_000, pairs=100, accuracy=sets, untrained=chance,
         training_seconds=seconds, seconds=seconds,
     )  # fmt: skip
@@ -229,7 +204,7 @@ def test_what_a_step_brings_is_paired_by_prompt():
     after = [row(seed, "b", [0.3, 0.9, seed / 10 + 0.1]) for seed in range(3)]
     found = gains(before, after)["ood"]
     assert found[:3] == pytest.approx((0.1, 0.1, 0.1))
-    own = entries(before)[0].accuracy["ood"]
+    own = judges_of(before)[0].accuracy["ood"]
     assert own.high - own.low > 0.3  # the prompts themselves differ much more
 
 
@@ -242,27 +217,19 @@ def test_steps_go_down_each_table_and_up_in_size_over_the_seeds_that_both_have()
 
 
 def test_an_accuracy_and_its_interval_stay_within_0_and_100():
-    found = entries([row(0, "a", [0.7, 0.9]), row(1, "a", [1.0, 1.0])])[0].accuracy["id"]
+    found = judges_of([row(0, "a", [0.7, 0.9]), row(1, "a", [1.0, 1.0])])[0].accuracy["id"]
     assert found == Interval(found.mean, 0.0, 1.0, 4) and found.mean == pytest.approx(0.9)
 
 
-def test_an_unfinished_table_says_so_and_has_the_rows_that_there_are(tmp_path):
-    tables = {"t": {"first": "a", "second": "b"}}
-    text = write_tables(tables, [row(0, "a", [0.25, 0.75])], 4, tmp_path)
-    assert text.startswith("Unfinished: 1 of 4 cells.") and "1 seed (0)" in text
-    assert "| first | large (1.4M) | 1 | 50.0 [25.0, 75.0] |" in text and "second" not in text
-    assert json.loads((tmp_path / "results.json").read_text())["done"] == 1
-    rows = [row(0, "a", [0.25, 0.75])]
-    assert text == markdown(tables, entries(rows), steps(tables, rows), 4)
+def test_an_unfinished_table_has_the_rows_that_there_are(tmp_path):
+    recipe = load_recipe(JudgesRecipe, recipe_file(tmp_path, sizes={"large": str(judge_folder())}))
+    text = with_rows(Judges, recipe, tmp_path / "out", [row(0, "regressive", [0.25, 0.75])]).write()
+    assert text.startswith("Unfinished: 1 of 3 cells.") and "1 seed (0)" in text
+    assert "| regressive | large (1.4M) | 1 | 50.0 [25.0, 75.0] |" in text and "| pairwise" not in text
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["done"] == 1
 
 
 def test_each_prompts_pairs_are_averaged_in_the_order_in_which_prompts_come():
     dark, light = torch.full((1, 3, 4, 4), 0.2), torch.full((1, 3, 4, 4), 0.8)
     pairs = [Preference("x", dark, light, 1.0), Preference("y", dark, light, 0.0), Preference("x", dark, light, 0.0)]
     assert by_prompt(BrightnessJudge(bias=3.0), pairs) == [0.5, 0.0]
-
-
-def test_the_time_left_is_that_of_the_same_cell_under_another_seed_where_there_is_one():
-    done = [row(0, "a", [1.0], seconds=30), row(0, "b", [1.0], seconds=90)]
-    left = [lab.Job(1, "large", "a", ""), lab.Job(1, "small", "a", "")]
-    assert time_left(done, left) == " (about 1 min 30 s left)" and time_left([], left) == ""

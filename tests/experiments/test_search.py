@@ -9,22 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from tiny import command, generator_folder, judge_folder
+from tiny import generator_folder, judge_folder
+from tiny_grid import experiment, project_recipe, write_recipe
 
-from experiments.search import SearchingRecipe, winner
-from experiments.search_table import (
-    BASE,
-    Cell,
-    Meeting,
-    Pool,
-    Rows,
-    entries,
-    expected_best,
-    meetings,
-    points,
-)
-from rewarddance.cli.app import recipe_file
+from experiments.grid import Rows
+from experiments.search import SearchMethods, SearchRecipe, winner
+from experiments.search_table import BASE, Meeting, Pool, SearchRun, curve, entries, expected_best, knockouts
 from rewarddance.errors import InputError
 from rewarddance.reward.ranking import ranked
 from rewarddance.runtime.config import load_recipe
@@ -57,7 +47,7 @@ def recipe(folder: Path) -> Path:
         "pool": {"prompts": 2, "n": 4, "meeting": 3, "draws": 2},
         "batch_size": 12,
         "prompts_at_once": 3,
-        "shown": 2,
+        "gallery_prompts": 2,
     }
     for kind in ("pointwise", "pairwise"):
         (folder / kind).mkdir()
@@ -65,19 +55,17 @@ def recipe(folder: Path) -> Path:
             (folder / kind / file.name).symlink_to(file)
         options = {"kind": kind, "instruction": "t2i-brief"}
         (folder / kind / "reward_config.json").write_text(json.dumps(options))
-    path = folder / "searching.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
+    return write_recipe(folder, content)
 
 
-def test_the_table_is_made_cell_by_cell_and_nothing_is_done_twice(tmp_path):
+def test_every_cell_is_searched_once_and_only_lost_ones_are_done_again(tmp_path):
     file, out = recipe(tmp_path), tmp_path / "out"
-    first = command("lab", "search", file, "--output", out)
+    first = experiment("search", file, "--output", out)
     assert first.code == 0, first.err
-    rows = Rows(out)
-    assert [(row.arm, row.multiple) for row in rows.of(Cell)] == [(BASE, 1), ("best of N", 2), ("knockout", 2)]
+    rows = Rows(out, SearchMethods.row_kinds)
+    assert [(row.arm, row.multiple) for row in rows.of(SearchRun)] == [(BASE, 1), ("best of N", 2), ("knockout", 2)]
     assert len(rows.of(Pool)) == len(rows.of(Meeting)) == 1
-    for row in rows.of(Cell):
+    for row in rows.of(SearchRun):
         assert len(row.oracle) == 6 and all(0 <= score <= 1 for score in row.oracle)
         assert row.seconds == pytest.approx(row.budget, rel=2.0)
         assert (row.rounds > 0) == (row.arm != BASE)
@@ -85,24 +73,22 @@ def test_the_table_is_made_cell_by_cell_and_nothing_is_done_twice(tmp_path):
     made = json.loads((out / "results.json").read_text())
     assert made["cells"] == made["done"] == 3
     assert {entry["arm"] for entry in made["methods"]} == {"best of N", "knockout"}
-    text = (out / "searching.md").read_text()
+    text = (out / "search.md").read_text()
     assert text.strip() == first.out.strip() and "Unfinished" not in text
-    assert (out / "searching.svg").read_text().startswith("<?xml") and (out / "winners.png").stat().st_size > 1000
+    assert (out / "search.svg").read_text().startswith("<?xml") and (out / "winners.png").stat().st_size > 1000
     # the last cell and all that follows it are lost: only they are done again
     lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
     at = max(number for number, line in enumerate(lines) if '"row":"cell"' in line)
     (out / "rows.jsonl").write_text("".join(lines[:at]))
-    again = command("lab", "search", file, "--output", out)
+    again = experiment("search", file, "--output", out)
     assert again.code == 0, again.err
     kept = (out / "rows.jsonl").read_text().splitlines(keepends=True)
     assert kept[:at] == lines[:at] and len(kept) == len(lines)
     assert again.err.count(" of 3: ") == 1
-    other = command("lab", "search", file, "prompts=9", "--output", out)
-    assert other.code == 2 and "prompts = 6, not 9" in other.err
 
 
 def test_the_recipe_that_comes_along_can_be_searched_with():
-    made = load_recipe(SearchingRecipe, recipe_file("lab_search.yaml"))
+    made = load_recipe(SearchRecipe, project_recipe("search"))
     assert made.multiples == (4, 16, 64) and made.seeds == (0, 1, 2) and made.pool.n == 256
     assert made.arms["search over paths"].read(4) is None
     assert made.arms["search over paths"].read(16) == Paths(paths=1, copies=4)
@@ -123,7 +109,7 @@ def test_the_recipe_that_comes_along_can_be_searched_with():
 )
 def test_a_table_that_cannot_be_made_is_refused_before_anything_is_done(tmp_path, change, what):
     with pytest.raises(InputError, match=what):
-        load_recipe(SearchingRecipe, recipe(tmp_path), [change])
+        load_recipe(SearchRecipe, recipe(tmp_path), [change])
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -142,14 +128,14 @@ def test_the_curve_shows_a_proxy_that_is_right_at_first_and_wrong_at_its_top(tmp
     proxy = np.arange(256.0) / 32
     oracle = np.where(proxy < 7.2, proxy / 8, 0.0)
 
-    rows = Rows(tmp_path)
+    rows = Rows(tmp_path, SearchMethods.row_kinds)
     rows.add(Pool(seed=0, strength="weak", oracle=[oracle.tolist()] * 2, proxy=[proxy.tolist()] * 2))
-    curve = points(rows)
-    assert [point.n for point in curve] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    heights = [point.oracle.mean for point in curve]
+    found = curve(rows)
+    assert [point.n for point in found] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    heights = [point.oracle.mean for point in found]
     assert max(heights) > heights[0] + 0.05 and heights[-1] < 0.01
-    proxies = [point.proxy.mean for point in curve]
-    assert proxies == sorted(proxies) and curve[-1].margin == pytest.approx(255 / 32)
+    proxies = [point.proxy.mean for point in found]
+    assert proxies == sorted(proxies) and found[-1].margin == pytest.approx(255 / 32)
 
 
 def test_the_winner_of_a_knockout_is_read_from_the_tournaments_margins():
@@ -163,21 +149,21 @@ def test_the_winner_of_a_knockout_is_read_from_the_tournaments_margins():
     assert {winner(circle, np.array(order)) for order in itertools.permutations(range(3))} == {0, 1, 2}
 
 
-def cell(seed: int, arm: str, oracle: list[float], multiple: int = 4, **spent: float) -> Cell:
+def cell(seed: int, arm: str, oracle: list[float], multiple: int = 4, **spent: float) -> SearchRun:
     figures = {"evaluations": 48.0, "pictures": 4.0, "questions": 4.0, "seconds": 2.0, "generator_seconds": 1.0}
     figures |= {"judge_seconds": 0.5, "rounds": 1.0} | spent
-    return Cell(seed=seed, strength="weak", arm=arm, multiple=multiple, budget=0.5, oracle=oracle, **figures)
+    return SearchRun(seed=seed, strength="weak", arm=arm, multiple=multiple, budget=0.5, oracle=oracle, **figures)
 
 
 def test_gains_are_paired_with_the_plain_samples_of_the_same_prompts(tmp_path):
-    rows = Rows(tmp_path)
+    rows = Rows(tmp_path, SearchMethods.row_kinds)
     for seed in (0, 1):
         rows.add(cell(seed, BASE, [0.2, 0.4, 0.6], 1))
         rows.add(cell(seed, "pruning", [0.3, 0.5, 0.7]))
     rows.add(Meeting(seed=0, strength="weak", n=4, places=[[0, 0, 1, 3], [2, 0, 0, 0]]))
-    (entry,) = entries(Rows(tmp_path))
+    (entry,) = entries(Rows(tmp_path, SearchMethods.row_kinds))
     assert entry.oracle.mean == pytest.approx(0.5)
     assert entry.gain[:3] == pytest.approx((0.1, 0.1, 0.1))
     assert (entry.seeds, entry.spent, entry.judge_share) == (2, 4.0, 0.25)
-    (met,) = meetings(Rows(tmp_path))
+    (met,) = knockouts(Rows(tmp_path, SearchMethods.row_kinds))
     assert met.best.mean == pytest.approx(5 / 8) and met.top.mean == pytest.approx(7 / 8)

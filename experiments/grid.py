@@ -1,0 +1,243 @@
+"""Runs an experiment cell by cell: a finished cell is a row of rows.jsonl and is not done again.
+
+A cell is one measurement under one seed. Cells of one group share what is costly to prepare. The tables are written
+anew after every cell, so an experiment that was cut off is continued by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.quickstart import QuickstartRecipe
+from rewarddance.report.formatting import clock
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
+from rewarddance.runtime.config import Recipe, keep_recipe, parse_file
+from rewarddance.runtime.tracking import console
+from rewarddance.shapeworld.preferences import PreferenceRecipe
+
+R = TypeVar("R", bound="Row")
+RecipeT = TypeVar("RecipeT", bound="Recipe")
+
+
+class GridRecipe(Recipe):
+    """What the experiments on one generator share.
+
+    seeds: each has pictures, preferences, judges, prompts and noises of its own.
+    preferences: the pairs that a seed's judges learn from and are tested on.
+    judge: how judges are trained.
+    """
+
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    generator: str = "shapeworld-generator"
+    num_inference_steps: int = Field(default=12, ge=2)
+    guidance_scale: float = Field(default=1.0, ge=1)
+    preferences: PreferenceRecipe = PreferenceRecipe()
+    judge: JudgeRecipe = JudgeRecipe()
+
+    def load_generator(self) -> PipelineGenerator:
+        return load_generator(self.generator, self.num_inference_steps, self.guidance_scale)
+
+    def quickstart(self, seed: int, **changes: Any) -> QuickstartRecipe:
+        """The quickstart whose preferences and judge a seed has."""
+        shared = ("generator", "num_inference_steps", "guidance_scale", "preferences", "judge")
+        return QuickstartRecipe(seed=seed, **({name: getattr(self, name) for name in shared} | changes))
+
+
+class Row(BaseModel):
+    """What was measured under a seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int
+
+
+class TimedRow(Row):
+    """seconds: of the whole cell, as far as it was done in one go."""
+
+    seconds: float
+
+
+class Cell(NamedTuple):
+    """What is to be measured. kind: of the row that it becomes; key: the fields that name it there."""
+
+    kind: type[Row]
+    key: dict[str, Any]
+
+    def like(self) -> dict[str, Any]:
+        """The key of the same cell under any seed."""
+        return {name: value for name, value in self.key.items() if name != "seed"}
+
+
+class Rows:
+    """The rows of a folder, in the order in which they were measured.
+
+    kinds: the classes of its rows. Raises InputError naming a file that cannot be read.
+    """
+
+    def __init__(self, folder: Path, kinds: Any) -> None:
+        self.path = folder / "rows.jsonl"
+        self.all: list[Row] = []
+        if self.path.is_file():
+            row: TypeAdapter[Row] = TypeAdapter(kinds)
+            self.all = parse_file(
+                self.path,
+                lambda data: [row.validate_json(line) for line in data.splitlines()],
+                "Restore it, or remove it to begin anew.",
+            )
+
+    def add(self, row: Row) -> None:
+        self.all.append(row)
+        write_text_atomically(self.path, "".join(row.model_dump_json() + "\n" for row in self.all))
+
+    def of(self, kind: type[R], /, **key: Any) -> list[R]:
+        return select([row for row in self.all if isinstance(row, kind)], **key)
+
+    def first(self, kind: type[R], /, **key: Any) -> R | None:
+        return next(iter(self.of(kind, **key)), None)
+
+
+def select(rows: Iterable[R], **key: Any) -> list[R]:
+    """The rows with these values."""
+    return [row for row in rows if all(getattr(row, name) == value for name, value in key.items())]
+
+
+class Report(NamedTuple):
+    """What is written after every cell. results: for results.json; figures: by file name, SVG as text, PNG as bytes."""
+
+    markdown: str
+    results: dict[str, Any]
+    figures: dict[str, str | bytes]
+
+
+class Experiment(ABC, Generic[RecipeT]):
+    """An experiment under a recipe in a folder; `run` does what is left of it.
+
+    name: of the command and of the table's file. recipe_kind: the class of its recipe. row_kinds: the classes of its
+    rows. counted: the kind of rows that progress counts.
+
+    Raises InputError before anything is done where a checkpoint is missing, and where the folder holds an experiment
+    that was begun under another recipe.
+    """
+
+    name: ClassVar[str]
+    recipe_kind: ClassVar[type[Recipe]]
+    row_kinds: ClassVar[Any]
+    counted: ClassVar[type[Row]]
+
+    def __init__(self, recipe: RecipeT, folder: Path) -> None:
+        self.recipe, self.folder = recipe, folder
+        self.check()
+        writable_folder(folder)
+        keep_recipe(recipe, folder / "config.yaml")
+        self.rows = Rows(folder, self.row_kinds)
+
+    @abstractmethod
+    def checkpoints(self) -> Iterable[str]:
+        """The checkpoints that are loaded."""
+
+    @abstractmethod
+    def cells(self) -> Sequence[Cell]:
+        """All cells in their order."""
+
+    @abstractmethod
+    def prepare(self, group: Any) -> Any:
+        """What the cells of a group share."""
+
+    @abstractmethod
+    def measure(self, cell: Cell, shared: Any) -> Row:
+        """Do one cell. shared: what `prepare` gave."""
+
+    @abstractmethod
+    def report(self) -> Report:
+        """The tables and figures of the rows so far."""
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be done."""
+        for name in dict.fromkeys(self.checkpoints()):
+            find_checkpoint(name)
+
+    def group(self, cell: Cell) -> Hashable:
+        """The group of a cell: its seed, unless something else is shared."""
+        return cell.key["seed"]
+
+    def seed_folder(self, seed: int) -> Path:
+        return self.folder / f"seed{seed}"
+
+    def run(self) -> str:
+        """Do what is left; returns the tables as Markdown."""
+        left = [cell for cell in self.cells() if not self.rows.of(cell.kind, **cell.key)]
+        shared: dict[Hashable, Any] = {}
+        while left:
+            cell, group = left[0], self.group(left[0])
+            if group not in shared:
+                shared[group] = self.prepare(group)
+            self.announce(cell, left)
+            self.rows.add(self.measure(cell, shared[group]))
+            left.pop(0)
+            if group not in map(self.group, left):
+                del shared[group]
+            self.write()
+        return self.write()
+
+    def announce(self, cell: Cell, left: Sequence[Cell]) -> None:
+        """Print which cell is next, and about how long those that are left will take."""
+        place = f"{self.done + 1} of {self.total}: " if cell.kind is self.counted else ""
+        timed = [cell for cell in left if issubclass(cell.kind, TimedRow)]
+        remaining = time_left(self.rows.of(TimedRow), timed)
+        console.print(f"{place}seed {cell.key['seed']}, {self.describe(cell)}{remaining}", soft_wrap=True)
+
+    def describe(self, cell: Cell) -> str:
+        return ", ".join(map(str, cell.like().values()))
+
+    @property
+    def total(self) -> int:
+        return sum(cell.kind is self.counted for cell in self.cells())
+
+    @property
+    def done(self) -> int:
+        return len(self.rows.of(self.counted))
+
+    def write(self) -> str:
+        """Write the report's files; returns the Markdown, whose first line says so where cells are missing."""
+        report = self.report()
+        text = report.markdown
+        if self.done < self.total:
+            text = f"Unfinished: {self.done} of {self.total} cells.\n\n{text}"
+        results = {"cells": self.total, "done": self.done, **report.results}
+        write_text_atomically(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        for name, figure in report.figures.items():
+            (self.folder / name).write_bytes(figure.encode() if isinstance(figure, str) else figure)
+        write_text_atomically(self.folder / f"{self.name}.md", text)
+        return text
+
+
+def time_left(rows: Sequence[TimedRow], left: Sequence[Cell]) -> str:
+    """How long cells will take, from rows of the same cell under other seeds or else from all; "" without any."""
+    if not (rows and left):
+        return ""
+    alike = [[row.seconds for row in select(rows, **cell.like()) or rows] for cell in left]
+    return f" (about {clock(sum(sum(seconds) / len(seconds) for seconds in alike))} left)"
+
+
+def check_folder_names(names: Iterable[str]) -> None:
+    """Raises ValueError naming one that cannot be a folder's."""
+    for name in names:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{name!r} is to be the name of a folder; use letters, digits, '-' and '_'")
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Of a finished run; its LoRA or reward stays."""
+    for path in (*folder.glob("checkpoint-*"), folder / "unfinished"):
+        shutil.rmtree(path, ignore_errors=True)
