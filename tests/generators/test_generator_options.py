@@ -18,13 +18,26 @@ from diffusers import (
     WanPipeline,
 )
 from tiny import command, judge_folder
-from tiny_pipelines import DDIM, FAMILIES, PROMPTS, SEEDS, STEPS, fresh, options, own_call, pipeline_folder, plain
+from tiny_pipelines import (
+    DDIM,
+    FAMILIES,
+    PROMPTS,
+    SEEDS,
+    STEPS,
+    fresh,
+    frozen,
+    options,
+    own_call,
+    pipeline_folder,
+    plain,
+)
 
 from rewarddance.data.media import as_pixels
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
+from rewarddance.types import Prompt
 
 
 @pytest.mark.parametrize(
@@ -203,3 +216,15 @@ def test_a_video_generator_is_aligned_and_searched_like_any_other(tmp_path):
     done = command("search", tmp_path / "prompts.txt", *where, *asked)
     assert done.code == 0, done.err
     assert as_pixels(found / "pictures" / "000001" / "winner.png").shape == (5, 3, 32, 32)
+
+
+@pytest.mark.parametrize("family", ["sd3", "sdxl-euler"])
+def test_a_prompts_own_negative_text_goes_before_the_option(family):
+    with_option, asked = frozen(family, True), options(family, True)
+    negative = asked.pop("negative_prompt")
+    without = load_generator(str(pipeline_folder(family)), STEPS, **asked)
+    mixed = sample(without, [Prompt(PROMPTS[0], negative=negative), PROMPTS[1]], SEEDS)
+    torch.testing.assert_close(mixed[0], sample(with_option, PROMPTS, SEEDS)[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(mixed[1], sample(without, PROMPTS, SEEDS)[1], atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="negative text, which says nothing without guidance"):
+        frozen(family).encode([Prompt(PROMPTS[0], negative="blur")])

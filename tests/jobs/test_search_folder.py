@@ -222,11 +222,11 @@ def test_what_cannot_be_done_is_one_error_with_exit_code_2(arguments, more, what
     refused(command(*arguments, *more), what)
 
 
-def test_a_negative_prompt_in_the_file_is_not_passed_over(arguments, tmp_path):
+def test_a_negative_prompt_in_the_file_is_refused_without_guidance(arguments, tmp_path):
     rows_ = ['{"prompt": "a red circle"}', '{"prompt": "a cross", "negative_prompt": "blue"}']
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows_))
     arguments[1] = tmp_path / "prompts.jsonl"
-    refused(command(*arguments, "--budget", "samples=2"), "prompt 2 of", "negative_prompt")
+    refused(command(*arguments, "--budget", "samples=2"), "a cross", "negative text", "guidance_scale")
 
 
 def test_every_way_to_judge_is_offered():

@@ -85,7 +85,7 @@ def test_margins_equal_the_familys_own_processor_and_forward(judge):
 
 
 def test_what_a_family_can_is_found_out(judge):
-    assert judge.vlm.family.shares == (family_of(judge) in SHARING)
+    assert judge.vlm.family.caches_prefix == (family_of(judge) in SHARING)
     assert (judge.vlm.family.preparation is not None) == (family_of(judge) in PREPARED)
 
 
@@ -172,8 +172,8 @@ def test_it_is_trained_saved_and_loaded_again(family, tmp_path):
 
 def test_half_precision_is_found_out_alike():
     vlm = VisionLanguageModel(str(other_folder("llava")), dtype=torch.bfloat16)
-    assert vlm.family.shares
-    assert not VisionLanguageModel(str(other_folder("gemma3")), dtype=torch.bfloat16).family.shares
+    assert vlm.family.caches_prefix
+    assert not VisionLanguageModel(str(other_folder("gemma3")), dtype=torch.bfloat16).family.caches_prefix
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_a_sliding_window_is_not_shared_over(tmp_path):
     content = json.loads((folder / "config.json").read_text())
     content["text_config"] |= {"model_type": "mistral", "sliding_window": 8}
     (folder / "config.json").write_text(json.dumps(content))
-    assert not VisionLanguageModel(str(folder)).family.shares
+    assert not VisionLanguageModel(str(folder)).family.caches_prefix
 
 
 # -- resizing ----------------------------------------------------------------------------------------------------------

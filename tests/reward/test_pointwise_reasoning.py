@@ -102,7 +102,7 @@ def test_reasons_before_the_answer_average_the_probabilities_read_after_each(mon
     asked, vlm = judge._asked(questions(2)), judge.vlm
     yes, no = vlm.answer_tokens(judge.config.yes), vlm.answer_tokens(judge.config.no)
     each = [
-        vlm.margin(torch.cat([vlm.read([one._replace(said=said)]) for one in asked]), yes, no).sigmoid()
+        vlm.margin(torch.cat([vlm.read([one._replace(response_prefix=said)]) for one in asked]), yes, no).sigmoid()
         for said in ("it is red\nAnswer:", "no\nAnswer:")
     ]
     close(judge(questions(2)).probability, torch.stack(each).mean(0))
@@ -122,7 +122,7 @@ def test_explaining_gives_the_verdicts_of_asking_and_each_candidates_own_reason(
 
 def test_a_reason_is_written_behind_the_pictures_own_answer(monkeypatch):
     judge = load(reasoning="after")
-    monkeypatch.setattr(judge.vlm, "write", lambda asked, n: [one.said for one in asked])
+    monkeypatch.setattr(judge.vlm, "write", lambda asked, n: [one.response_prefix for one in asked])
     (reference,) = pictures(1, seed=9)
     asked = [*questions(6), *(Question(q.prompt, q.candidate, reference) for q in questions(6, 3))]
     own = judge([Question(q.prompt, q.candidate) for q in asked]).margin

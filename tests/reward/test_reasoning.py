@@ -209,7 +209,7 @@ def test_a_training_recipe_records_how_its_judge_reasons(tmp_path):
 
 
 def test_the_form_after_asks_for_a_reason_and_reads_the_first_position(after):
-    asked = [one._replace(said="") for one in after._asked(questions(3), "after")]
+    asked = [one._replace(response_prefix="") for one in after._asked(questions(3), "after")]
     assert asked[0].parts[-1].endswith("Then give the reason.")
     vlm, config = after.vlm, after.config
     expected = vlm.margin(vlm.read(asked), vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no))
@@ -228,7 +228,7 @@ def test_reasons_before_the_answer_average_the_probabilities_read_after_each(bef
     assert "Think first" in asked[0].parts[-1]
     yes, no = vlm.answer_tokens(before.config.yes), vlm.answer_tokens(before.config.no)
     each = [
-        vlm.margin(torch.cat([vlm.read([one._replace(said=said)]) for one in asked]), yes, no).sigmoid()
+        vlm.margin(torch.cat([vlm.read([one._replace(response_prefix=said)]) for one in asked]), yes, no).sigmoid()
         for said in ("The candidate is sharp.\nAnswer:", "nothing wrong\nAnswer:", "Answer:")
     ]
     close(before(questions(2)).probability, torch.stack(each).mean(0))
@@ -277,7 +277,7 @@ def test_explaining_gives_the_verdicts_of_asking_and_a_text_for_each(form, order
 
 
 def test_a_reason_is_written_behind_the_verdicts_own_answer(after, monkeypatch):
-    monkeypatch.setattr(after.vlm, "write", lambda asked, n: [one.said for one in asked])
+    monkeypatch.setattr(after.vlm, "write", lambda asked, n: [one.response_prefix for one in asked])
     verdict = after.explain([*questions(6), *map(swapped, questions(6))])
     assert verdict.reasons == tuple("yes." if margin > 0 else "no." for margin in verdict.margin)
     assert len(set(verdict.reasons)) == 2

@@ -88,7 +88,7 @@ class MetaModel(VisionLanguageModel):
             return super().states(asked, sharing)
         width = self.model.get_output_embeddings().weight.shape[1]
         read = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
-        return [torch.empty(one.said + 1, width, device="meta") for one in read]
+        return [torch.empty(one.response_length + 1, width, device="meta") for one in read]
 
     def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
         found = super()._sequence(one, numbers)

@@ -24,22 +24,29 @@ from rewarddance.runtime.memory import checkpointed, is_out_of_memory
 
 
 class JudgeInput(NamedTuple):
-    """One user turn, and what the assistant has said so far of its answer.
+    """One user turn, and how the assistant's answer begins.
 
-    parts: text and `Picture` places in order. pictures: the pixels of those places. said: the answer's beginning.
+    parts: text and `Picture` places in order.
+    pictures: the pixels of those places.
+    response_prefix: the answer's beginning.
     """
 
     parts: tuple[str, ...]
     pictures: tuple[Tensor, ...]
-    said: str = ""
+    response_prefix: str = ""
 
 
 class Tokens(NamedTuple):
-    """A tokenised question. ids: all tokens. pictures: numbers of its pictures. said: how many tokens were said."""
+    """A tokenised question.
+
+    ids: all tokens.
+    pictures: numbers of its pictures.
+    response_length: how many of the tokens begin the answer.
+    """
 
     ids: tuple[int, ...]
     pictures: tuple[int, ...]
-    said: int
+    response_length: int
 
 
 def parts_of(one: JudgeInput) -> Parts:
@@ -83,7 +90,7 @@ class Reading(ABC):
 
     @abstractmethod
     def response_prefix_tokens(self, text: str) -> list[int]:
-        """The tokens of what the assistant says."""
+        """The tokens of a response's beginning."""
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +109,7 @@ class Reading(ABC):
         return self.model.config.image_token_id
 
     def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
-        """The hidden state where each answer begins, or goes on after `said`; in the graph.
+        """The hidden state where each answer begins, or goes on after `response_prefix`; in the graph.
 
         Each distinct tensor is encoded once; what questions share before they part is computed once where no gradient
         reaches it. Raises InputError for a text that contains one of the tokenizer's special tokens.
@@ -110,11 +117,13 @@ class Reading(ABC):
         return torch.stack([states[-1] for states in self.states(asked)])
 
     def states(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Float[Tensor, "S D"]]:
-        """The states from which each token of `said` is predicted, and the one after the last: S = 1 + tokens said.
+        """The states from which each token of `response_prefix` is predicted, and the one after the last.
+
+        S = 1 + tokens of the prefix.
 
         sharing: as in `plan`; what costs least, if None.
         """
-        if not self.family.shares:
+        if not self.family.caches_prefix:
             return [self._whole(one) for one in asked]
         pictures: list[Tensor] = []
         place: dict[int, int] = {}
@@ -178,7 +187,7 @@ class Reading(ABC):
 
     def _whole(self, one: JudgeInput) -> Float[Tensor, "S D"]:
         """The wanted states of one question by the model's own forward."""
-        said = self.response_prefix_tokens(one.said)
+        said = self.response_prefix_tokens(one.response_prefix)
         inputs = self.family.whole(parts_of(one), one.pictures, said)
         self._check_length(one, inputs["input_ids"].shape[1])
         try:
@@ -212,8 +221,8 @@ class Reading(ABC):
         signature = tuple(next(marks, token) if token == self._image_token else token for token in sequence.ids)
         image = [i for i, mark in enumerate(signature) if mark < 0]
         if not image:
-            return Row(signature, 0, 0, sequence.said + 1)
-        return Row(signature, image[-counts[-1]], image[-1] + 1, sequence.said + 1)
+            return Row(signature, 0, 0, sequence.response_length + 1)
+        return Row(signature, image[-counts[-1]], image[-1] + 1, sequence.response_length + 1)
 
     def _forward(
         self,
@@ -240,7 +249,7 @@ class Reading(ABC):
         with self._checkpoints(self._text.layers):
             hidden = self._through_text(sequences, spans, pictures, encoded, prefix)
         return [
-            states[end - start - 1 - sequence.said : end - start]
+            states[end - start - 1 - sequence.response_length : end - start]
             for states, (start, end), sequence in zip(hidden, spans, sequences, strict=True)
         ]
 

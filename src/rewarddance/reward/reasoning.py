@@ -83,7 +83,9 @@ class Answers:
         ]
         reasons = [[re.split(rf"\s*{ANSWER}", text)[0].strip() for text in texts] for texts in written]
         thought = [
-            one._replace(said=_before(text)) for one, texts in zip(asked, reasons, strict=True) for text in texts
+            one._replace(response_prefix=_before(text))
+            for one, texts in zip(asked, reasons, strict=True)
+            for text in texts
         ]
         return self._read(thought).view(len(asked), k).T, reasons
 
@@ -99,7 +101,10 @@ class Answers:
         for it.
         """
         if self.config.reasoning != "before":
-            said = [one._replace(said=f"{self._word(m > 0)}.") for one, m in zip(asked, margin.tolist(), strict=True)]
+            said = [
+                one._replace(response_prefix=f"{self._word(m > 0)}.")
+                for one, m in zip(asked, margin.tolist(), strict=True)
+            ]
             return self.vlm.write(said, self.config.max_reason_tokens)
         margins, reasons = self.thoughts(asked)  # seeded: those of the margin once more
         best = torch.where(margin > 0, margins, -margins).argmax(0).tolist()
@@ -111,7 +116,7 @@ class Answers:
         yes: the answers that the reasons argue for; in the form `after` a reason is learned behind its answer.
         """
         speeches = [self._speech(*pair) for pair in zip(reasons, yes, strict=True)]
-        states = self.vlm.states([a._replace(said=s.said) for a, s in zip(asked, speeches, strict=True)])
+        states = self.vlm.states([a._replace(response_prefix=s.said) for a, s in zip(asked, speeches, strict=True)])
         answers = torch.stack([own[speech.answer] for own, speech in zip(states, speeches, strict=True)])
         told = torch.cat([own[speech.reason] for own, speech in zip(states, speeches, strict=True)])
         tokens = torch.tensor([token for speech in speeches for token in speech.tokens], dtype=torch.long)

@@ -45,7 +45,7 @@ class Trainable:
         mesh = device_mesh() if recipe.sharded else None
         with one_process_at_a_time() if recipe.sharded else nullcontext():
             self.reward = build(torch.bfloat16 if half and recipe.lora_rank else torch.float32)
-            if recipe.sharded and not self.reward.vlm.family.shares:  # type: ignore[attr-defined]
+            if recipe.sharded and not self.reward.vlm.family.caches_prefix:  # type: ignore[attr-defined]
                 raise InputError(
                     f"the judge {recipe.base!r} is read question by question, which processes cannot do in step.",
                     "Set sharded to false, or choose another base.",

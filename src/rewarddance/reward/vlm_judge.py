@@ -87,8 +87,8 @@ class VisionLanguageModel(Reading):
         self.tokenizer = self.family.tokenizer
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         if isinstance(self.family, AnyFamily):
-            self._find_out(name, self.family)
-        if self.family.shares:
+            self._check_reading(name, self.family)
+        if self.family.caches_prefix:
             self._text.config._attn_implementation = ATTENTION
 
     def _family(self, name: str, max_pixels: int | None) -> Family:
@@ -117,7 +117,7 @@ class VisionLanguageModel(Reading):
         return AnyFamily(self.model, processor)
 
     @torch.no_grad()
-    def _find_out(self, name: str, family: AnyFamily) -> None:
+    def _check_reading(self, name: str, family: AnyFamily) -> None:
         """Ask the same two questions by the model's own forward and with their beginning shared; share if it is right.
 
         Raises InputError where the model cannot read two pictures in a question, or where its logits do not follow from
@@ -126,7 +126,7 @@ class VisionLanguageModel(Reading):
         reference, *candidates = (drawn(48, 64, seed) for seed in range(3))
         parts = ("Reference:", Picture("reference"), "Candidate:", Picture("candidate"), "Answer yes or no.")
         asked = [JudgeInput(parts, (reference, candidate)) for candidate in candidates]
-        family.shares = False
+        family.caches_prefix = False
         try:
             own = torch.cat(self.states(asked))
             logits = self.model(**family.whole(parts_of(asked[0]), asked[0].pictures, ())).logits[0, -1]
@@ -149,11 +149,11 @@ class VisionLanguageModel(Reading):
         if not _looks_back_over_all(text):
             return
         try:
-            family.shares, text._attn_implementation = True, ATTENTION
-            family.shares = _distance(torch.cat(self.states(asked, sharing="before")), own) < self._tolerance
+            family.caches_prefix, text._attn_implementation = True, ATTENTION
+            family.caches_prefix = _distance(torch.cat(self.states(asked, sharing="before")), own) < self._tolerance
         except (InputError, *_UNREADABLE):
-            family.shares = False
-        if not family.shares:
+            family.caches_prefix = False
+        if not family.caches_prefix:
             text._attn_implementation = before
 
     @property
@@ -168,7 +168,7 @@ class VisionLanguageModel(Reading):
 
     def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
         sizes = tuple((len(p), p.shape[-2], p.shape[-1]) for p in one.pictures)
-        said = self.response_prefix_tokens(one.said)
+        said = self.response_prefix_tokens(one.response_prefix)
         ids = (*self._ids(parts_of(one), sizes), *said)
         self._check_length(one, len(ids))
         return Tokens(ids, numbers, len(said))
@@ -189,7 +189,7 @@ class VisionLanguageModel(Reading):
         return single
 
     def response_prefix_tokens(self, text: str) -> list[int]:
-        """The tokens of what the assistant says."""
+        """The tokens of a response's beginning."""
         return self.tokenizer(text, add_special_tokens=False).input_ids if text else []
 
     # -- answers -------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ class VisionLanguageModel(Reading):
         texts: list[str] = []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for batch in [[one] for one in asked] if self.family.alone else [asked]:
+            for batch in [[one] for one in asked] if self.family.one_at_a_time else [asked]:
                 inputs = self._begun(batch, pad)
                 found = self.model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **chosen)
                 said = found[:, inputs["input_ids"].shape[1] :]
@@ -238,9 +238,9 @@ class VisionLanguageModel(Reading):
 
     def _begun(self, asked: Sequence[JudgeInput], pad: int) -> dict[str, Tensor]:
         """What `generate` takes for questions and what was said, padded on the left."""
-        if self.family.alone:
+        if self.family.one_at_a_time:
             (one,) = asked
-            return self.family.whole(parts_of(one), one.pictures, self.response_prefix_tokens(one.said))
+            return self.family.whole(parts_of(one), one.pictures, self.response_prefix_tokens(one.response_prefix))
         sequences = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
         longest = max(len(sequence.ids) for sequence in sequences)
         ids = torch.tensor([[pad] * (longest - len(one.ids)) + [*one.ids] for one in sequences], device=self.device)

@@ -34,7 +34,7 @@ _SAID = {("paligemma", "token_type_ids"): 1}
 class AnyFamily(Family):
     """processor: its own, of tokenizer, image processor and chat template. scales: whether `scaled` does anything."""
 
-    alone = True
+    one_at_a_time = True
     scales = False
 
     def __init__(self, model: Any, processor: Any) -> None:

@@ -35,12 +35,12 @@ class Encoded(NamedTuple):
 class Family(ABC):
     """One loaded model, seen through what its family has of its own.
 
-    shares: whether what questions have in common can be computed once; otherwise each is a forward of its own. alone:
-    whether the model writes one answer at a time.
+    caches_prefix: whether what questions have in common can be computed once; otherwise each is a forward of its own.
+    one_at_a_time: whether the model writes one answer at a time.
     """
 
-    shares = True
-    alone = False
+    caches_prefix = True
+    one_at_a_time = False
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
