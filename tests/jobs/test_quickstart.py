@@ -14,6 +14,7 @@ from tiny_runs import Killing, figures, summary_of
 from rewarddance.alignment import references
 from rewarddance.errors import InputError
 from rewarddance.jobs import quickstart as job
+from rewarddance.jobs import quickstart_figures
 from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
 from rewarddance.report.run_folder import find_grids
 from rewarddance.runtime.config import load_recipe
@@ -95,7 +96,7 @@ KILLS = (
     (job, "write_preferences", 2, []),
     (job, "accuracy", 5, ["preferences"]),  # at the judge's second checkpoint
     (references, "write_picture", 3, ["preferences", "judge"]),
-    (job, "diversity", 3, ["preferences", "judge", "references"]),  # at ReFL's last probe
+    (quickstart_figures, "diversity", 3, ["preferences", "judge", "references"]),  # at ReFL's last probe
     (job, "gallery", 1, ["preferences", "judge", "references", "refl"]),
     (job, "write_report", 1, ["preferences", "judge", "references", "refl", "evaluation"]),
 )

@@ -13,6 +13,7 @@ from tiny_runs import Killing, figures, summary_of
 from rewarddance.data.media import read_video
 from rewarddance.errors import InputError
 from rewarddance.jobs import quickstart as job
+from rewarddance.jobs import quickstart_figures
 from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
 from rewarddance.jobs.quickstart_figures import good_same_bad
 from rewarddance.runtime.config import load_recipe
@@ -80,9 +81,15 @@ def test_videos_from_a_picture_begin_with_it(whole):
 
 def test_a_run_on_videos_that_was_killed_ends_with_the_figures_of_one_in_one_go(whole, tmp_path):
     arguments: tuple = ("--recipe", video_quickstart_recipe(tmp_path, whole.recipe.task), "--name", "killed")
-    for name, at in (("write_preferences", 2), ("accuracy", 4), ("diversity", 2), ("gallery", 1)):
+    kills = (
+        (job, "write_preferences", 2),
+        (job, "accuracy", 4),
+        (quickstart_figures, "diversity", 2),
+        (job, "gallery", 1),
+    )
+    for module, name, at in kills:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(job, name, Killing(getattr(job, name), at))
+            patch.setattr(module, name, Killing(getattr(module, name), at))
             assert command("quickstart", "--output", tmp_path, *arguments).code == 130, name
         arguments = ("--resume",)
     assert command("quickstart", "--output", tmp_path, "--resume").code == 0
