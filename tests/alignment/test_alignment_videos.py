@@ -195,11 +195,11 @@ def test_references_are_denoised_without_guidance(task):
     for scale in (1.0, 4.0):
         generator = load_generator(str(video_generator_folder()), 3, scale, pipeline=kind, **SIZE)
         bank = bank_of(videos_of(task), task)
-        x_t, shown = generator.init_noise([0, 1]), FIRST if task == "i2v" else None
+        x_t, prompts = generator.init_noise([0, 1]), prompts_of(task)
         with torch.no_grad(), generator.without_guidance():
-            plain = generator.predict(x_t, 1, generator.encode(TEXTS, shown))
+            plain = generator.predict(x_t, 1, generator.encode(prompts))
         with torch.no_grad():
-            guided = generator.predict(x_t, 1, generator.encode(TEXTS, shown))
+            guided = generator.predict(x_t, 1, generator.encode(prompts))
         generator.add_lora(2, 2)
         said.append((plain, guided, refl_step(generator, judge_of(task), bank, recipe, seed=4, step=1)))
     (plain, unguided, at_1), (same, guided, at_4) = said
