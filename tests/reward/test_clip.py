@@ -25,7 +25,7 @@ from rewarddance.reward.objectives import bradley_terry
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Question
+from rewarddance.types import Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
 
@@ -169,7 +169,7 @@ def test_the_pixel_gradient_is_that_of_the_plain_forward(judge):
     model, tokenizer = CLIPModel.from_pretrained(clip_folder()).eval(), AutoTokenizer.from_pretrained(clip_folder())
     processor = CLIPImageProcessorPil.from_pretrained(clip_folder())
     mean, deviation = (torch.tensor(v)[:, None, None] for v in (processor.image_mean, processor.image_std))
-    inputs = tokenizer(question.prompt, return_tensors="pt")
+    inputs = tokenizer(question.prompt.text, return_tensors="pt")
     model(pixel_values=(theirs - mean) / deviation, **inputs).logits_per_image.sum().backward()
     assert theirs.grad.norm() > 1e-2
     assert (ours.grad - theirs.grad).norm() / theirs.grad.norm() < 1e-4
@@ -205,12 +205,12 @@ def test_a_prompt_with_one_of_the_models_own_tokens_is_refused(judge):
         judge([Question("a red <|endoftext|> circle", *pictures(2))])
 
 
-def test_an_instruction_or_a_condition_is_refused_by_name(judge):
+def test_an_instruction_or_a_prompts_image_is_refused_by_name(judge):
     (shown,) = list(pictures(1))
     with pytest.raises(InputError, match=r"question 0 \('a cross'\) has an instruction"):
         judge([Question("a cross", shown, instruction="t2i")])
-    with pytest.raises(InputError, match="has a condition"):
-        judge([Question("a cross", shown, condition=shown)])
+    with pytest.raises(InputError, match="has an image in its prompt"):
+        judge([Question(Prompt("a cross", image=shown), shown)])
 
 
 def test_a_folder_that_is_no_dual_encoder_is_refused_by_name(tmp_path):

@@ -26,7 +26,7 @@ from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Pixels, Preference, Question
+from rewarddance.types import Pixels, Preference, Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
 
@@ -130,12 +130,13 @@ def test_the_score_of_a_candidate_is_its_own_margin_and_one_alone_has_one(judge)
     torch.testing.assert_close(judge.score("a red circle", shown[1:2]).margin, found[1:2], atol=1e-5, rtol=0)
 
 
-def test_a_condition_goes_with_every_candidate(judge):
-    shown, given = list(pictures(2)), pictures(1, seed=5)[0]
-    found = judge.score("make it red", shown, "edit", given).margin
-    asked = [Question("make it red", one, None, "edit", given) for one in shown]
+def test_a_prompts_picture_goes_with_every_candidate(judge):
+    shown = list(pictures(2))
+    edit, another = (Prompt("make it red", image=pictures(1, seed=seed)[0]) for seed in (5, 6))
+    found = judge.score(edit, shown, "edit").margin
+    asked = [Question(edit, one, None, "edit") for one in shown]
     torch.testing.assert_close(found, judge(asked).margin, atol=1e-5, rtol=0)
-    other = judge.score("make it red", shown, "edit", pictures(1, seed=6)[0]).margin
+    other = judge.score(another, shown, "edit").margin
     assert (found - other).abs().min() > 1e-4
 
 
