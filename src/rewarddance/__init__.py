@@ -1,26 +1,66 @@
 """Generative, comparative reward models for visual generation, and the algorithms that use them.
 
-`from rewarddance import load_reward` is enough for most uses; heavy libraries load when a name is first used.
+Train a reward model (`train_reward`), load one (`load_reward`) or make one of any function (`as_reward`); score and
+evaluate with it, align a generator with it, and search at test time. Heavy libraries load when a name is first used.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rewarddance.api import align, evaluate, score, search, train_reward
+    from rewarddance.data.media import as_pixels
     from rewarddance.generators.pipelines import load_generator
+    from rewarddance.reward.function_reward import as_reward
     from rewarddance.reward.loading import load_reward
-    from rewarddance.types import Preference, Question, Verdict
+    from rewarddance.types import Preference, Prompt, Question, Verdict
 
 _HOME = {
+    "align": "api",
+    "as_pixels": "data.media",
+    "as_reward": "reward.function_reward",
+    "evaluate": "api",
     "load_generator": "generators.pipelines",
     "load_reward": "reward.loading",
+    "score": "api",
+    "search": "api",
+    "train_reward": "api",
     "Preference": "types",
+    "Prompt": "types",
     "Question": "types",
     "Verdict": "types",
 }
-__all__ = ["Preference", "Question", "Verdict", "load_generator", "load_reward"]
+"""Public name -> its module."""
+__all__ = [
+    "Preference",
+    "Prompt",
+    "Question",
+    "Verdict",
+    "align",
+    "as_pixels",
+    "as_reward",
+    "evaluate",
+    "load_generator",
+    "load_reward",
+    "score",
+    "search",
+    "train_reward",
+]
+
+
+class _Face(ModuleType):
+    """The package, whose `search` is the function, and not the subpackage of that name once something imports it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> Any:

@@ -22,6 +22,7 @@ class AlignRun(AlgorithmConfig):
     device, judge_device: cpu, cuda or cuda:1; by default cuda where there is one, and for the judge the generator's. Of
         several processes each has its own GPU for both.
     judge: a trained reward's folder or name, or `package.module:factory`; more_judges and held_out likewise.
+    judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory.
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
     prompts: a .txt or .jsonl file.
@@ -36,6 +37,7 @@ class AlignRun(AlgorithmConfig):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str | None = None
     judge: str
+    judge_options: dict[str, Any] = Field(default_factory=dict)
     judge_dtype: Literal["float32", "bfloat16"] = "float32"
     judge_device: str | None = None
     more_judges: dict[str, float] = Field(default_factory=dict)

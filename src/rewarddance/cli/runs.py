@@ -86,9 +86,9 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     from rewarddance.runtime.process_group import init_process_group
 
     with init_process_group():  # so that of several processes one says what is wrong with the recipe
-        result = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
-    if result:
-        print_result(result)
+        aligned = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
+    if aligned is not None:
+        print_result(aligned.as_json())
 
 
 @app.command(epilog=example("rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100"))

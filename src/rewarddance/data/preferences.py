@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -310,6 +312,29 @@ def write_preferences(preferences: Iterable[Preference], path: Path) -> int:
             row |= {key: fps for key, fps in zip(("fps_a", "fps_b"), preference.fps, strict=True) if fps is not None}
             write(row)
     return count
+
+
+def keep_preferences(preferences: Iterable[Preference], path: Path) -> Path:
+    """Write a run's preferences to `path`, or make sure that the run being continued has these very ones.
+
+    Raises InputError where the file holds others.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder) / path.name
+        write_preferences(preferences, scratch)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            media = f"{path.stem}_media"
+            shutil.copytree(scratch.parent / media, path.parent / media, dirs_exist_ok=True)
+            shutil.copy(scratch, path)  # last: a file is there only with all its media
+        elif not all(
+            (path.parent / file.relative_to(folder)).is_file()
+            and file.read_bytes() == (path.parent / file.relative_to(folder)).read_bytes()
+            for file in Path(folder).rglob("*.*")
+            if file.is_file()
+        ):
+            raise InputError(f"{path} holds other preferences.", "Choose another output, or give those it began with.")
+    return path
 
 
 @contextmanager

@@ -82,6 +82,12 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         self._scheduler = copy.deepcopy(pipeline.scheduler)  # whoever calls the pipeline itself does not move ours
         self._set_schedule()
 
+    def __repr__(self) -> str:
+        """Its pipeline, where that is from, its steps, guidance and size."""
+        name = f"{type(self).__name__}({self.pipeline.name_or_path!r}"
+        steps = f"num_inference_steps={self.options.num_inference_steps}, guidance_scale={self.branch_scale}"
+        return f"{name}, {steps}, height={self.height}, width={self.width})"
+
     # -- what a family says -------------------------------------------------------------------------------------
 
     @abstractmethod

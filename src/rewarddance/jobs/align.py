@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rewarddance.alignment.algorithms import align_generator, prepare_alignment
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.prompts import keep_prompts, read_prompts
+from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.sample_grids import with_grids
+from rewarddance.protocols import RewardModel
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime import process_group
@@ -20,33 +24,56 @@ from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Prompt
 
 
-def run_alignment(recipe: AlignRun) -> dict[str, Any]:
-    """Align; returns where the LoRA or the generator is. An interrupted run goes on.
+class Aligned(NamedTuple):
+    """The end of an alignment: the generator with the trained weights, where they are, and what else is told."""
+
+    generator: PipelineGenerator
+    folder: Path
+    prompts: int
+    alarms: int
+
+    def as_json(self) -> dict[str, Any]:
+        """What the command prints: the folder under its name, lora or generator."""
+        return {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+
+
+class Parts(NamedTuple):
+    """Objects in the place of what a run names; None is loaded by its name."""
+
+    generator: PipelineGenerator | None = None
+    judge: RewardModel | None = None
+    prompts: Sequence[Prompt] | None = None
+    held_out: RewardModel | None = None
+    more_judges: Sequence[tuple[RewardModel, float]] | None = None
+
+
+def run_alignment(recipe: AlignRun, parts: Parts | None = None) -> Aligned | None:
+    """Align; an interrupted run goes on.
 
     The reference bank is built first where the algorithm judges against references. Several processes align together,
-    and all but the first return nothing.
+    and all but the first return None.
     """
     with init_process_group():
-        return _align(recipe)
+        return _align(recipe, parts or Parts())
 
 
-def _align(recipe: AlignRun) -> dict[str, Any]:
+def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     check_trackers(recipe.report_to)
     recipe.check_processes(process_group.world_size(), process_group.device().type)
     device, judge_device = recipe.devices()
-    distinct = {(prompt.text, prompt.negative, prompt.image_path): prompt for prompt in read_prompts(recipe.prompts)}
-    prompts = list(distinct.values())
-    sampling = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
-    sampling |= {"device": device, "dtype": find_dtype(recipe.dtype)}
-    generator = load_generator(recipe.generator, **{**sampling, **recipe.generator_options})
+    prompts = distinct(read_prompts(recipe.prompts) if parts.prompts is None else parts.prompts)
+    generator = parts.generator or _generator(recipe, device)
     generator.check_prompts(prompts)
     generator.check_lora(recipe.chosen.lora_targets)
     load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype))
-    judge = load(recipe.judge)
-    more_judges = [(load(name), weight) for name, weight in recipe.more_judges.items()]
-    held_out = load(recipe.held_out) if recipe.held_out else None
+    judge = parts.judge or load(recipe.judge, **recipe.judge_options)
+    more_judges = parts.more_judges
+    if more_judges is None:
+        more_judges = [(load(name), weight) for name, weight in recipe.more_judges.items()]
+    held_out = parts.held_out or (load(recipe.held_out) if recipe.held_out else None)
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
     with main_process_first():
@@ -78,6 +105,16 @@ def _align(recipe: AlignRun) -> dict[str, Any]:
             batch_size=at_once,
         )
         aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
-    if not is_main_process():
-        return {}
-    return {aligned.name: str(aligned), "prompts": len(prompts), "alarms": len(read_alarms(folder))}
+    return Aligned(generator, aligned, len(prompts), len(read_alarms(folder))) if is_main_process() else None
+
+
+def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts that differ in their text, their negative text or their picture; the last one of each."""
+    keys = [(prompt.text, prompt.negative, prompt.image_path or id(prompt.image)) for prompt in prompts]
+    return list(dict(zip(keys, prompts, strict=True)).values())
+
+
+def _generator(recipe: AlignRun, device: str) -> PipelineGenerator:
+    sampling = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
+    sampling |= {"device": device, "dtype": find_dtype(recipe.dtype)}
+    return load_generator(recipe.generator, **{**sampling, **recipe.generator_options})

@@ -7,10 +7,11 @@ import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
+from rewarddance.evaluation.answers import Pairs
 from rewarddance.evaluation.examine import examine
 from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts
 from rewarddance.evaluation.recipe import ExamRecipe
@@ -47,19 +48,22 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
         (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
     judge = load_reward(run.judge, device, dtype, **run.changes)
-    return _examine_sets(run, judge, judge_facts(judge, run.judge, folder), sets, output, folder if run.card else None)
+    facts = judge_facts(judge, run.judge, folder)
+    examined = examine_sets(run, judge, facts, sets)
+    card = _card(judge, facts, folder, examined.evaluation) if run.card and folder else {}
+    return write_evaluation(examined, output) | card
 
 
-def _examine_sets(
-    run: EvaluateRun,
-    judge: RewardModel,
-    facts: JudgeFacts,
-    sets: Mapping[str, PreferenceSet],
-    output: Path,
-    card_folder: Path | None,
-) -> dict[str, Any]:
-    start = time.monotonic()
-    tests, failures = {}, []
+class Examined(NamedTuple):
+    """An evaluation, and the pairs that could not be judged: test set, number, reason and remedy of each."""
+
+    evaluation: Evaluation
+    failures: list[dict[str, Any]]
+
+
+def examine_sets(run: EvaluateRun, judge: RewardModel, facts: JudgeFacts, sets: Mapping[str, Pairs]) -> Examined:
+    """Examine a judge on each of the sets, which have the names of the run's tests."""
+    start, tests, failures = time.monotonic(), {}, []
     for name, pairs in sets.items():
         tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=run.tests[name].name)
         failures += [{"test": name, **failure._asdict()} for failure in failed]
@@ -71,12 +75,19 @@ def _examine_sets(
         version=version("rewarddance"),
         seconds=round(time.monotonic() - start, 1),
     )
+    return Examined(evaluation, failures)
+
+
+def write_evaluation(examined: Examined, output: Path) -> dict[str, Any]:
+    """Write evaluation.json, its page, and the failures if there are any; returns where they are, and the accuracies.
+
+    The run's recipe is in the folder already.
+    """
+    evaluation, failures = examined
     write_text_atomically(output / FILE, evaluation.model_dump_json(indent=2) + "\n")
     page = write_evaluation_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8"))
     result: dict[str, Any] = {"evaluation": str(output / FILE), "page": str(page)}
-    if card_folder is not None and isinstance(judge, Judge):
-        result["card"] = str(write_card(facts, card_folder, evaluation.version, evaluation, question_of(judge.config)))
-    for name, test in tests.items():
+    for name, test in evaluation.tests.items():
         result[f"accuracy_{name}"] = test.accuracy if isinstance(test.accuracy, str) else test.accuracy._asdict()
     result["failed"] = len(failures)
     (output / FAILED).unlink(missing_ok=True)
@@ -84,6 +95,12 @@ def _examine_sets(
         write_text_atomically(output / FAILED, "".join(json.dumps(row) + "\n" for row in failures))
         result["failures"] = str(output / FAILED)
     return result
+
+
+def _card(judge: RewardModel, facts: JudgeFacts, folder: Path, evaluation: Evaluation | None) -> dict[str, str]:
+    """Write the model card into the reward's folder."""
+    assert isinstance(judge, Judge)
+    return {"card": str(write_card(facts, folder, version("rewarddance"), evaluation, question_of(judge.config)))}
 
 
 def training_facts(recipe: JudgeRecipe, data: Path, pairs: int, seed: int) -> TrainingFacts:
@@ -102,11 +119,12 @@ def document(
     write_training(training, folder)
     facts = judge_facts(judge, str(folder), folder)
     if not tests:
-        return {"card": str(write_card(facts, folder, version("rewarddance"), None, question_of(judge.config)))}
+        return _card(judge, facts, folder, None)
     run = EvaluateRun(judge=str(folder), tests=dict(tests), output=folder, exam=exam)
     save_recipe(run, folder / CONFIG)
     sets = {name: PreferenceSet(path) for name, path in tests.items()}
-    return _examine_sets(run, judge, facts, sets, folder, card_folder=folder)
+    examined = examine_sets(run, judge, facts, sets)
+    return write_evaluation(examined, folder) | _card(judge, facts, folder, examined.evaluation)
 
 
 def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFacts:

@@ -1,0 +1,296 @@
+"""The public functions: what the commands do, with objects in the place of names and files wherever you have them.
+
+Options have the names and defaults of the recipes' keys; an unknown one is refused by name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rewarddance.alignment.algorithms import ALGORITHMS
+from rewarddance.alignment.recipe import AlignRun
+from rewarddance.data.media import Media, as_pixels
+from rewarddance.data.preferences import PreferenceSet, keep_preferences
+from rewarddance.data.prompts import read_prompts
+from rewarddance.data.tables import open_table
+from rewarddance.errors import InputError
+from rewarddance.evaluation.findings import Evaluation
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.align import Parts, run_alignment
+from rewarddance.jobs.evaluate import CONFIG, examine_sets, judge_facts, write_evaluation
+from rewarddance.jobs.recipes import EvaluateRun, ScoreRun
+from rewarddance.jobs.score import run_scoring, score_media
+from rewarddance.jobs.train import TrainRun, run_training
+from rewarddance.protocols import RewardModel
+from rewarddance.reward.function_reward import ScoreFunction, as_reward
+from rewarddance.reward.judge import Judge
+from rewarddance.reward.loading import load_reward
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
+from rewarddance.runtime.config import keep_recipe, parse_recipe
+from rewarddance.runtime.devices import find_device, find_dtype
+from rewarddance.search.recipe import Budget
+from rewarddance.search.run import METHODS, Found, read_method
+from rewarddance.search.run import search as search_prompts
+from rewarddance.types import Preference, Prompt, as_prompts
+
+SEARCH_OPTIONS = ("judging", "seed", "runners_up", "batch_size", "prompts_at_once", "held_out", "rewrite")
+"""Options of `search` beside those of its method."""
+GENERATOR_OPTIONS = ("num_inference_steps", "guidance_scale", "generator_options", "dtype", "device")
+"""Keys of an align recipe that a generator which is given as an object has decided."""
+AnyReward = RewardModel | ScoreFunction | str | Path
+"""A judge, a function (images, prompts, metadata) -> scores, or a name that `load_reward` takes."""
+AnyGenerator = PipelineGenerator | str | Path
+"""What `load_generator` gave, or a name that it takes."""
+AnyPrompts = Sequence[str | Prompt] | str | Path
+"""Texts or Prompts, or a .txt or .jsonl file of them. A single text is a file's name."""
+
+
+def train_reward(
+    preferences: Sequence[Preference] | str | Path,
+    *,
+    output: str | Path,
+    tests: Mapping[str, str | Path] | None = None,
+    seed: int = 0,
+    exam: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Judge:
+    """Train a judge on preferences; `output`/reward holds it. Called again, an interrupted run goes on.
+
+    preferences: a preferences file (JSONL or Parquet), or Preferences, which are kept in `output`/preferences.
+    tests: further files by name; with them the judge is examined at its checkpoints and for its model card.
+    exam: keys of the examination. options: the keys of `judge` in a recipe (`JudgeRecipe`), such as base, kind,
+    instruction, learning_rate, epochs, batch_size, lora_rank. Raises InputError before anything is trained for an
+    unknown option or a file that cannot be used.
+
+    >>> judge = train_reward("votes.jsonl", output="runs/mine", base="shapeworld-judge", epochs=2)
+    >>> judge.compare("a red circle", ["a.png", "b.png"], reference="c.png").probability
+    """
+    folder = Path(output)
+    if not isinstance(preferences, str | Path):
+        preferences = keep_preferences(preferences, folder / "preferences" / "train.jsonl")
+    content: dict[str, Any] = {"preferences": preferences, "output": folder, "seed": seed, "judge": options}
+    content |= {"tests": dict(tests or {}), "exam": dict(exam or {})}
+    run_training(parse_recipe(TrainRun, content, "the options of train_reward"))
+    return load_reward(folder / "reward", find_device(None))
+
+
+def align(
+    generator: AnyGenerator,
+    reward: AnyReward,
+    prompts: AnyPrompts,
+    *,
+    output: str | Path,
+    algorithm: str = "refl",
+    **options: Any,
+) -> PipelineGenerator:
+    """Align a generator with a reward; returns it with the trained weights, which are also in `output`/lora.
+
+    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO) and "nft" (DiffusionNFT) only ask it.
+    options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
+    of the algorithm's own part, such as steps, learning_rate, lora_rank, group_size. Where all weights are trained
+    (lora_rank=0) they are in `output`/generator. Called again with the same arguments, an interrupted run goes on.
+    Raises InputError before anything is computed for an unknown option or parts that do not go together.
+
+    >>> generator = load_generator("shapeworld-generator", num_inference_steps=12)
+    >>> aligned = align(generator, "runs/mine/reward", ["a red circle", "a blue cross"], output="runs/refl", steps=20)
+    """
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"there is no algorithm named {algorithm!r}.", f"Say {', '.join(ALGORITHMS)}.")
+    run = {name: value for name, value in options.items() if name in AlignRun.model_fields}
+    loop = {name: value for name, value in options.items() if name not in AlignRun.model_fields}
+    if loop and algorithm in run:
+        raise InputError(f"{next(iter(loop))} and {algorithm} are both given.", "Give the algorithm's keys once.")
+    parts: dict[str, Any] = {}
+    if not isinstance(generator, str | Path):
+        if taken := [name for name in GENERATOR_OPTIONS if name in run]:
+            raise InputError(f"{taken[0]} is the generator's own.", "Give it to load_generator.")
+        parts["generator"], run["num_inference_steps"] = generator, generator.num_steps
+    if not isinstance(reward, str | Path):
+        reward = parts["judge"] = as_reward(reward)
+    if not isinstance(run.get("held_out"), str | Path | None):
+        parts["held_out"] = as_reward(run["held_out"])
+        run["held_out"] = _name(parts["held_out"])
+    if any(not isinstance(judge, str) for judge in run.get("more_judges", {})):
+        place, precision = find_device(run.get("judge_device")), run.get("judge_dtype", "float32")
+        judges = [(_reward(judge, place, precision), weight) for judge, weight in run["more_judges"].items()]
+        parts["more_judges"], run["more_judges"] = judges, {_name(judge): weight for judge, weight in judges}
+    if not isinstance(prompts, str | Path):
+        parts["prompts"], prompts = as_prompts(prompts), Path(output) / "prompts.jsonl"
+    content = run | {"generator": _name(generator), "judge": _name(reward), "prompts": prompts, "output": output}
+    content |= {"algorithm": algorithm} | ({algorithm: loop} if loop else {})
+    aligned = run_alignment(parse_recipe(AlignRun, content, "the options of align"), Parts(**parts))
+    if aligned is None:
+        raise InputError("align returns a generator in the first process only.", "Start several with the command.")
+    return aligned.generator
+
+
+def search(
+    generator: AnyGenerator,
+    reward: AnyReward,
+    prompts: AnyPrompts,
+    *,
+    method: str = "best_of_n",
+    budget: str | Budget = "samples=16",
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    tick: Callable[[int], None] = lambda n: None,
+    **options: Any,
+) -> list[Found]:
+    """The best picture of each prompt within a budget, its runners-up, and what they cost.
+
+    method: best_of_n, zero_order, paths, pruning or refine. budget: for each prompt, "samples=16", "seconds=30",
+    "evaluations=400" or "questions=64". num_inference_steps (28 where it is not given), guidance_scale, dtype, device:
+    of a generator that is given by name. options: the method's own keys (copies=8 for paths), and those of `Search`:
+    judging, seed, runners_up, batch_size, prompts_at_once, held_out. tick: called with the number of prompts that each
+    batch finished. Raises InputError for an unknown option.
+
+    >>> found = search("shapeworld-generator", "runs/mine/reward", ["a red circle"], budget="samples=8")
+    >>> found[0].winner.pixels.shape
+    """
+    if method not in METHODS:
+        raise InputError(f"there is no search method named {method!r}.", f"Say {', '.join(METHODS)}.")
+    own = {name: value for name, value in options.items() if name in METHODS[method].options.model_fields}
+    rest = {name: value for name, value in options.items() if name not in own}
+    if unknown := sorted(set(rest) - set(SEARCH_OPTIONS)):
+        known = [*METHODS[method].options.model_fields, *SEARCH_OPTIONS]
+        raise InputError(f"{method} has no option {unknown[0]!r}.", f"Known are {', '.join(known)}.")
+    if isinstance(generator, str | Path):
+        place, precision = find_device(device), find_dtype(dtype)
+        steps = 28 if num_inference_steps is None else num_inference_steps
+        generator = load_generator(str(generator), steps, guidance_scale, device=place, dtype=precision)
+    elif num_inference_steps is not None or guidance_scale is not None:
+        raise InputError("the generator has its own steps and guidance.", "Give them to load_generator.")
+    asked = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else as_prompts(prompts)
+    if "held_out" in rest:
+        rest["held_out"] = _reward(rest["held_out"], device, dtype)
+    chosen = read_method(method, own)
+    return search_prompts(generator, _reward(reward, device, dtype), asked, chosen, budget, tick=tick, **rest)
+
+
+def score(
+    reward: AnyReward,
+    candidates: Sequence[Media] | Media,
+    prompts: Sequence[str | Prompt] | str | Prompt | None = None,
+    *,
+    reference: Media | Sequence[Media] | None = None,
+    output: str | Path | None = None,
+    explain: bool = False,
+    batch_size: int = 32,
+    max_frames: int = 16,
+    device: str | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Verdicts on pictures or videos: a row for each, with prompt, probability (P("yes")) and margin.
+
+    candidates: one picture or a list of them, in any form that `as_pixels` takes, with `prompts` (one for each, or one
+    for all); or a folder, or a .jsonl or .parquet file of rows, as the command `rewarddance score` takes it.
+    reference: the picture that each is compared with, one for all or a list; a pairwise judge needs it.
+    output: where the rows of a folder or file are written, too; a run that was interrupted then goes on.
+    explain: with a reason for each. options: of `load_reward`, where the reward is a name (kind, orders, instruction).
+    Raises InputError or RewardError naming the first item that cannot be scored: nothing is skipped.
+
+    >>> score("shapeworld-judge", "pictures/", kind="pointwise")[0]["probability"]
+    >>> score(judge, [image_a, image_b], "a red circle", reference=image_c)
+    """
+    judge = _reward(reward, device, **options)
+    if not _is_table(candidates):
+        if output is not None:
+            raise InputError("output is for a folder or a file of rows.", "Leave it out; the rows are returned.")
+        pictures = _list_of_pixels(candidates, "candidate", max_frames)
+        texts = _one_for_each(
+            [prompts] if isinstance(prompts, str | Prompt) else prompts or [], len(pictures), "prompts"
+        )
+        others = [] if reference is None else _list_of_pixels(reference, "reference", max_frames)
+        references = _one_for_each(others or [None], len(pictures), "references")
+        return score_media(judge, pictures, as_prompts(texts), references, explain)
+    if not isinstance(prompts, str | None):
+        raise InputError("a folder or file has its own prompts.", "Give one text for those that have none.")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "scores.jsonl" if output is None else Path(output)
+        content = {"input": candidates, "output": place, "judge": _name(judge), "prompt": prompts, "device": device}
+        content |= {"reference": reference, "batch_size": batch_size, "max_frames": max_frames, "explain": explain}
+        run = parse_recipe(ScoreRun, content | {"strict": True}, "the options of score")
+        run_scoring(run, judge)
+        return [row for _, row in open_table(place).rows()]
+
+
+def evaluate(
+    reward: AnyReward,
+    tests: Mapping[str, Sequence[Preference] | str | Path] | Sequence[Preference] | str | Path,
+    *,
+    output: str | Path | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    exam: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """How good a reward is on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
+
+    tests: preferences files by name, one file, or Preferences. A set called id counts as in domain, one called ood as
+    out of domain. output: a folder for evaluation.json and evaluation.html. exam: how thoroughly (`ExamRecipe`:
+    batch_size, probes, groups, pictures, seed). options: of `load_reward`, where the reward is a name.
+    Raises InputError naming a set that cannot be used, or a pair that cannot be judged where there is no output to keep
+    it in.
+
+    >>> evaluate("runs/mine/reward", {"id": "held_out.jsonl"}).tests["id"].accuracy.mean
+    """
+    named = tests if isinstance(tests, Mapping) else {"test": tests}
+    sets = {name: PreferenceSet(Path(s)) if isinstance(s, str | Path) else s for name, s in named.items()}
+    judge = _reward(reward, device, dtype, **options)
+    name = _name(reward)
+    content = {"judge": name, "exam": dict(exam or {}), "output": output, "dtype": dtype, "judge_options": options}
+    content |= {"tests": {name: getattr(pairs, "path", Path(name)) for name, pairs in sets.items()}}
+    run = parse_recipe(EvaluateRun, content, "the options of evaluate")
+    folder = getattr(judge, "name_or_path", None)
+    facts = judge_facts(judge, name, None if folder is None else find_checkpoint(folder))
+    examined = examine_sets(run, judge, facts, sets)
+    if output is not None:
+        keep_recipe(run, writable_folder(Path(output)) / CONFIG)
+        write_evaluation(examined, Path(output))
+    elif examined.failures:
+        first = examined.failures[0]
+        raise InputError(f"pair {first['pair']} of {first['test']} cannot be judged: {first['reason']}", "Correct it.")
+    return examined.evaluation
+
+
+def _reward(reward: AnyReward, device: str | None = None, dtype: str = "float32", **options: Any) -> RewardModel:
+    """A reward that is given by name, as a function or as an object. Raises InputError for options of an object."""
+    if isinstance(reward, str | Path):
+        return load_reward(reward, find_device(device), find_dtype(dtype), **options)
+    if options:
+        raise InputError(f"{next(iter(options))} is an option of load_reward.", "Give it there, or name the reward.")
+    return as_reward(reward)
+
+
+def _name(part: Any) -> str:
+    """How a part is written down in a run's config: its name, or what it says of itself; no address in memory."""
+    if isinstance(part, str | Path):
+        return str(part)
+    return type(part).__qualname__ if type(part).__repr__ is object.__repr__ else repr(part)
+
+
+def _is_table(candidates: Any) -> bool:
+    """A folder of pictures, or a file of rows; a folder that holds no file but frames is a folder of pictures too."""
+    return isinstance(candidates, str | Path) and (
+        Path(candidates).is_dir() or Path(candidates).suffix in (".jsonl", ".parquet")
+    )
+
+
+def _list_of_pixels(media: Any, name: str, max_frames: int) -> list[Any]:
+    """Pictures or videos, one or many, as pixels; the same object is one tensor, so that it is encoded once."""
+    several = media if isinstance(media, list | tuple) else [media]
+    pixels = {id(item): as_pixels(item, f"{name} {number}", max_frames) for number, item in enumerate(several)}
+    return [pixels[id(item)] for item in several]
+
+
+def _one_for_each(items: Sequence[Any], count: int, name: str) -> list[Any]:
+    """One for all, or one for each. Raises InputError naming how many there are."""
+    if len(items) not in (1, count):
+        raise InputError(f"there are {len(items)} {name} for {count} candidates.", "Give one for each, or one for all.")
+    return list(items) * (count if len(items) == 1 else 1)

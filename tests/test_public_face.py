@@ -1,0 +1,149 @@
+"""The public names: objects or names everywhere, a function as a reward everywhere, and errors that name the option."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import colour_preferences, generator_folder, judge_folder, pictures
+
+import rewarddance
+from rewarddance import Prompt, align, as_pixels, evaluate, load_generator, load_reward, score, search, train_reward
+from rewarddance.data.media import write_picture
+from rewarddance.data.preferences import write_preferences
+from rewarddance.errors import InputError, RewardDanceError
+
+PROMPTS = ["a red circle", "a blue cross"]
+
+
+def brightness(images, prompts, metadata):
+    return 10 * images.mean((1, 2, 3))
+
+
+def make_brightness(weight: float = 1.0):
+    return lambda images, prompts, metadata: weight * images.mean((1, 2, 3))
+
+
+def tiny_generator():
+    return load_generator(str(generator_folder()), num_inference_steps=3)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for number, pixels in enumerate(pictures(3)):
+        write_picture(pixels, tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "pictures" / f"{number}.txt").write_text("a red circle")
+    return tmp_path / "pictures"
+
+
+def test_every_public_name_is_there_and_search_is_the_function():
+    assert set(rewarddance.__all__) <= set(dir(rewarddance)) | set(rewarddance._HOME)
+    code = (
+        "import rewarddance.search.run; from rewarddance import search; assert search.__module__ == 'rewarddance.api'"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_score_takes_pictures_in_memory_one_or_many():
+    judge = load_reward(str(judge_folder()))
+    a, b, reference = pictures(3)
+    rows = score(judge, [a, b], PROMPTS, reference=reference)
+    direct = judge.compare(PROMPTS[1], b, reference=reference)
+    assert [row["prompt"] for row in rows] == PROMPTS and rows[1]["margin"] == pytest.approx(direct.margin.item())
+    (one,) = score(judge, a, "a red circle", reference=reference)
+    assert one["probability"] == pytest.approx(rows[0]["probability"])
+    (bright,) = score(brightness, a, Prompt("a dog", metadata={"tag": 1}))
+    assert bright["margin"] == pytest.approx(10 * float(as_pixels(a).mean()))
+
+
+def test_score_takes_a_folder_and_writes_it_where_it_is_told(folder, tmp_path):
+    rows = score(str(judge_folder()), folder, kind="pointwise", output=tmp_path / "scores.jsonl")
+    assert [row["candidate"] for row in rows] == ["0.png", "1.png", "2.png"]
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
+    assert score(brightness, folder)[0]["margin"] == pytest.approx(10 * float(as_pixels(folder / "0.png").mean()))
+
+
+def test_a_judge_is_trained_on_preferences_in_memory_and_evaluated(tmp_path):
+    keys = {"base": str(judge_folder()), "instruction": "t2i-brief", "batch_size": 4, "epochs": 1}
+    pairs = colour_preferences(8)
+    judge = train_reward(pairs, output=tmp_path / "run", **keys)
+    assert repr(judge).startswith("PairwiseReward(kind='pairwise'") and str(tmp_path) in repr(judge)
+    assert train_reward(pairs, output=tmp_path / "run", **keys).config == judge.config  # it is done
+    with pytest.raises(InputError, match="holds other preferences"):
+        train_reward(colour_preferences(8, seed=3), output=tmp_path / "run", **keys)
+    write_preferences(colour_preferences(6, seed=1), tmp_path / "held.jsonl")
+    found = evaluate(judge, {"id": tmp_path / "held.jsonl"}, exam={"probes": 2}, output=tmp_path / "evaluation")
+    assert found.tests["id"].accuracy.n == 6 and (tmp_path / "evaluation" / "evaluation.html").is_file()
+    memory = evaluate(judge, colour_preferences(6, seed=1), exam={"probes": 2})
+    assert memory.tests["test"].accuracy == found.tests["id"].accuracy
+    assert evaluate(brightness, colour_preferences(6, seed=1), exam={"probes": 2}).judge.kind == "function"
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])
+def test_a_function_aligns_a_generator_by_every_algorithm(algorithm, tmp_path):
+    keys = {"steps": 1, "prompts_per_step": 2, "group_size": 2, "lora_rank": 2, "lora_alpha": 2}
+    if algorithm == "refl":
+        keys["references"] = {"candidates": 3}
+    generator = align(tiny_generator(), brightness, PROMPTS, output=tmp_path, algorithm=algorithm, **keys)
+    assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert any(weight.abs().sum() > 0 for name, weight in generator.network.named_parameters() if "lora_B" in name)
+    align(tiny_generator(), brightness, PROMPTS, output=tmp_path, algorithm=algorithm, **keys)  # again: it is done
+
+
+def test_names_and_objects_align_alike(tmp_path):
+    keys = {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "references": {"candidates": 3}}
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    names = str(generator_folder()), str(judge_folder()), tmp_path / "prompts.txt"
+    first = align(*names, output=tmp_path / "names", num_inference_steps=3, **keys)
+    second = align(tiny_generator(), load_reward(str(judge_folder())), PROMPTS, output=tmp_path / "objects", **keys)
+    weights = [[w for n, w in g.network.named_parameters() if "lora" in n] for g in (first, second)]
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_reward_without_gradient_is_refused_for_refl_before_anything_is_done(tmp_path):
+    def counted(images, prompts, metadata):
+        return [0.5] * len(prompts)
+
+    keys = {"steps": 1, "prompts_per_step": 1, "group_size": 2, "references": {"candidates": 3}}
+    with pytest.raises(RewardDanceError, match="gives no gradient"):
+        align(tiny_generator(), counted, PROMPTS, output=tmp_path / "run", **keys)
+
+
+def test_search_takes_names_functions_and_the_methods_options():
+    found = search(tiny_generator(), brightness, PROMPTS, budget="samples=3", runners_up=2)
+    scores = [[candidate.score for candidate in one.pictures] for one in found]
+    assert all(row == sorted(row, reverse=True) and len(row) == 3 for row in scores)
+    named = search(
+        str(generator_folder()), str(judge_folder()), PROMPTS[:1], num_inference_steps=2, budget="samples=2", n=2
+    )
+    assert named[0].winner.pixels.shape[1] == 3
+
+
+def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
+    reward = load_reward("test_public_face:make_brightness", weight=3.0)
+    (row,) = score(reward, pictures(1), "a dog")
+    assert row["margin"] == pytest.approx(3 * float(pictures(1)[0].mean()))
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, stepz=3), "stepz"),
+        (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, algorithm="dpo"), "dpo"),
+        (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, num_inference_steps=4), "num_inference"),
+        (lambda out: search(tiny_generator(), brightness, PROMPTS, copies=3), "copies"),
+        (lambda out: search(tiny_generator(), brightness, PROMPTS, method="beam"), "beam"),
+        (lambda out: train_reward(out / "none.jsonl", output=out, learning_rat=1), "learning_rat"),
+        (lambda out: score(brightness, pictures(2), ["one", "two", "three"]), "3 prompts for 2 candidates"),
+        (lambda out: score(brightness, pictures(1), "a dog", kind="clip"), "kind"),
+        (lambda out: score(str(judge_folder()), pictures(1), "a dog"), "pairwise judge cannot score"),
+        (lambda out: evaluate(brightness, out / "none.jsonl"), "none.jsonl"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(call, named, tmp_path):
+    with pytest.raises(InputError) as caught:
+        call(tmp_path)
+    assert named in f"{caught.value.what} {caught.value.remedy}"
