@@ -12,7 +12,7 @@ from typing import Any
 
 from rewarddance.alignment.algorithms import ALGORITHMS
 from rewarddance.alignment.recipe import AlignRun
-from rewarddance.data.media import Media, as_pixels
+from rewarddance.data.media import Media
 from rewarddance.data.preferences import PreferenceSet, keep_preferences
 from rewarddance.data.prompts import read_prompts
 from rewarddance.data.tables import open_table
@@ -27,7 +27,7 @@ from rewarddance.jobs.score import run_scoring, score_media
 from rewarddance.jobs.train import TrainRun, run_training
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.function_reward import ScoreFunction, as_reward
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.judge import Judge, all_pixels
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import keep_recipe, parse_recipe
@@ -202,11 +202,11 @@ def score(
     if not _is_table(candidates):
         if output is not None:
             raise InputError("output is for a folder or a file of rows.", "Leave it out; the rows are returned.")
-        pictures = _list_of_pixels(candidates, "candidate", max_frames)
+        pictures = all_pixels(candidates)
         texts = _one_for_each(
             [prompts] if isinstance(prompts, str | Prompt) else prompts or [], len(pictures), "prompts"
         )
-        others = [] if reference is None else _list_of_pixels(reference, "reference", max_frames)
+        others = [] if reference is None else all_pixels(reference, "reference")
         references = _one_for_each(others or [None], len(pictures), "references")
         return score_media(judge, pictures, as_prompts(texts), references, explain)
     if not isinstance(prompts, str | None):
@@ -280,13 +280,6 @@ def _is_table(candidates: Any) -> bool:
     return isinstance(candidates, str | Path) and (
         Path(candidates).is_dir() or Path(candidates).suffix in (".jsonl", ".parquet")
     )
-
-
-def _list_of_pixels(media: Any, name: str, max_frames: int) -> list[Any]:
-    """Pictures or videos, one or many, as pixels; the same object is one tensor, so that it is encoded once."""
-    several = media if isinstance(media, list | tuple) else [media]
-    pixels = {id(item): as_pixels(item, f"{name} {number}", max_frames) for number, item in enumerate(several)}
-    return [pixels[id(item)] for item in several]
 
 
 def _one_for_each(items: Sequence[Any], count: int, name: str) -> list[Any]:

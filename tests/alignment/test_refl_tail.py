@@ -35,6 +35,7 @@ def flow():
 @pytest.mark.parametrize("at_once", [3, 2])
 def test_the_gradient_through_the_last_steps_is_that_of_one_graph(make, length, at_once):
     generator = make()
+    torch.manual_seed(1)  # of the first factor of LoRA
     weights, first = moved(generator.add_lora(2, 4), 0.2), generator.num_steps - length
     x_t = rollout(generator, PROMPTS, [3, 1, 4], first).x_t
     aim = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(9))

@@ -386,12 +386,12 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
     return Verdict(margin)
 
 
-def all_pixels(candidates: Any) -> list[Pixels]:
+def all_pixels(candidates: Any, name: str = "candidate") -> list[Pixels]:
     """`as_pixels` of each candidate, named by its number; a single picture is a list of one."""
     if isinstance(candidates, Tensor | np.ndarray):
         several = candidates.ndim > 3
     else:
         several = isinstance(candidates, Iterable) and not isinstance(candidates, str | bytes | Image.Image)
     if not several:
-        return [as_pixels(candidates, "the candidate")]
-    return [as_pixels(each, f"candidate {number}") for number, each in enumerate(candidates)]
+        return [as_pixels(candidates, f"the {name}")]
+    return [as_pixels(each, f"{name} {number}") for number, each in enumerate(candidates)]
