@@ -27,7 +27,8 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.plan import plan_recipe
 from rewarddance.planning.alignment import plan_alignment
 from rewarddance.planning.hardware import GIB, GPUS
-from rewarddance.planning.plan import Edit, Plan, PlanOptions, on_meta, sample_pairs, suggestions, words
+from rewarddance.planning.plan import Edit, Plan, on_meta, sample_pairs, suggestions, words
+from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.training import flops_of, memory_of, meta_student
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
@@ -171,7 +172,7 @@ def test_the_command_says_what_fits_and_where_figures_are_from(tmp_path: Path):
 
 
 def test_json_has_bytes_and_seconds_that_follow_from_the_peak(tmp_path: Path):
-    plan = json.loads(command("plan", training(tmp_path, dtype="bf16"), "--json", "--utilisation", "0.5").out)
+    plan = json.loads(command("plan", training(tmp_path, dtype="bf16"), "--json-output", "--utilisation", "0.5").out)
     assert plan["seconds"] == pytest.approx(sum(plan["flops"].values()) / (0.5 * GPUS["h100"].bf16 * 1e12))
     assert plan["fits"] and plan["size"] > sum(part["size"] for part in plan["memory"])
     weights = load_reward("shapeworld-judge").model.parameters()

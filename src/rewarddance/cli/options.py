@@ -21,9 +21,10 @@ def recipe_command(
 ) -> Callable[[Run], Run]:
     """Register a function of a recipe as a command, under its name and with its docstring as help.
 
-    arguments: fields that are given by position; a tuple among them takes all that follow. extra: a dict field that
-    takes the KEY=VALUE words behind the arguments. Every other field is an option: `batch_size` is `--batch-size`, a
-    dict is repeated as `NAME=VALUE`, and a nested recipe is reached by KEY=VALUE words as in a recipe file.
+    arguments: fields that are given by position; a tuple among them takes all that follow.
+    extra: a dict field that takes the KEY=VALUE words behind the arguments, or a tuple that takes them as they are.
+    Every other field is an option: `batch_size` is `--batch-size`, a dict is repeated as `NAME=VALUE`, and a nested
+    recipe is reached by KEY=VALUE words as in a recipe file.
     """
 
     def register(run: Run) -> Run:
@@ -36,10 +37,15 @@ def recipe_command(
         named = (name for name in fields if name not in (*arguments, extra, *nested))
         parameters += [_parameter(name, fields[name], argument=False) for name in named]
 
+        raw = extra is not None and get_origin(fields[extra].annotation) is tuple
+
         def command(**given: Any) -> None:
-            words = read_overrides(given.pop("words", None) or [])
+            given_words = given.pop("words", None) or []
+            words = read_overrides(given_words)
             content = {name: _value(fields[name], value) for name, value in given.items() if value is not None}
-            if extra:
+            if extra and raw:
+                content |= {extra: tuple(given_words)}
+            elif extra:
                 content |= {extra: words} if words else {}
             else:
                 content |= words
@@ -88,7 +94,7 @@ def _plain(annotation: Any) -> Any:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) is dict:
         return list[str]
-    if get_origin(annotation) in (tuple, list):
+    if get_origin(annotation) in (tuple, list) and get_args(annotation)[-1] is Ellipsis:
         return list[_plain(get_args(annotation)[0])]
     if get_origin(annotation) is Literal or annotation not in (bool, int, float, Path):
         return str

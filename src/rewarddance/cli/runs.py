@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from rewarddance.cli.app import Overrides, app, example, print_result, quiet, recipe_file
+from rewarddance.cli.options import recipe_command
 from rewarddance.errors import InputError
-from rewarddance.planning.hardware import GPUS
+from rewarddance.jobs.recipes import PlanRun
 
 
 @app.command(epilog=example("rewarddance quickstart --seed 1 refl.steps=40"))
@@ -91,20 +92,14 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
         print_result(aligned.as_json())
 
 
-@app.command(epilog=example("rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100"))
-def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file of train or align.")],
-    overrides: Overrides = None,
-    gpus: Annotated[int, typer.Option(help="GPUs, each with a process.", min=1)] = 1,
-    gpu: Annotated[str, typer.Option(help=f"{', '.join(GPUS)}.")] = "h100",
-    gpu_memory: Annotated[float | None, typer.Option(help="GiB of memory, instead of that GPU's.")] = None,
-    utilisation: Annotated[float, typer.Option(help="Share of the GPU's peak that is reached.", min=0.01, max=1)] = 0.4,
-    picture: Annotated[str, typer.Option(metavar="HxW", help="Pictures, where the recipe's files are not here.")] = (
-        "1024x1024"
-    ),
-    prompt_words: Annotated[int, typer.Option(help="Words of a prompt, where they are not here.", min=1)] = 40,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
-) -> None:
+@recipe_command(
+    app,
+    PlanRun,
+    arguments=("recipe",),
+    extra="overrides",
+    example="rewarddance plan recipes/judges/internvl3-8b.yaml --gpus 4 --gpu h100",
+)
+def plan(run: PlanRun) -> None:
     """Say what a recipe needs, without weights: parameters, tokens, memory by part, operations, time.
 
     The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
@@ -113,23 +108,10 @@ def plan(
     """
     quiet()
     from rewarddance.jobs.plan import plan_recipe
-    from rewarddance.planning.plan import PlanOptions
     from rewarddance.planning.table import print_plan
-    from rewarddance.runtime.config import parse_recipe
 
-    size = picture.lower().split("x")
-    if len(size) != 2:
-        raise InputError(f"--picture {picture} is no height and width.", "Write e.g. 1024x1024.")
-    options = {
-        "gpus": gpus,
-        "gpu": gpu,
-        "gpu_memory": gpu_memory,
-        "utilisation": utilisation,
-        "picture": size,
-        "prompt_words": prompt_words,
-    }
-    found = plan_recipe(recipe, overrides or [], parse_recipe(PlanOptions, options, "the command line"))
-    if as_json:
+    found = plan_recipe(run.recipe, run.overrides, run)
+    if run.json_output:
         print_result(found.as_json())
     else:
         print_plan(found)

@@ -11,7 +11,8 @@ from rewarddance.alignment.recipe import AlignRun
 from rewarddance.errors import InputError
 from rewarddance.jobs.train import TrainRun
 from rewarddance.planning.alignment import plan_alignment
-from rewarddance.planning.plan import Plan, PlanOptions
+from rewarddance.planning.plan import Plan
+from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.training import plan_training
 from rewarddance.runtime.config import load_recipe
 

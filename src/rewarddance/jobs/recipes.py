@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
 
@@ -128,6 +129,17 @@ class EvaluateRun(JudgeChoice):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return named_tests(value) if isinstance(value, list) else value
+
+
+class PlanRun(PlanOptions):
+    """`rewarddance plan`: which recipe is planned, on what."""
+
+    recipe: Path
+    """A recipe file of train or align."""
+    overrides: tuple[str, ...] = ()
+    """Recipe keys to set."""
+    json_output: bool = False
+    """Print JSON, in bytes and seconds."""
 
 
 class DistilRun(Recipe):

@@ -67,9 +67,17 @@ def run_search(run: SearchRun) -> dict[str, Any]:
         generator.check_prompts(prompts)
         at_once = min(run.prompts_at_once, len(prompts))
         work = Search(
-            generator, judge, options, run.budget, run.judging, run.seed, run.runners_up, run.batch_size, at_once,
+            generator,
+            judge,
+            options,
+            run.budget,
+            judging=run.judging,
+            seed=run.seed,
+            runners_up=run.runners_up,
+            batch_size=run.batch_size,
+            prompts_at_once=at_once,
             held_out=held_out,
-        )  # fmt: skip
+        )
         if not begun:  # nothing was written under it yet, so it binds nobody
             (folder / CONFIG).unlink(missing_ok=True)
         keep_recipe(recorded, folder / CONFIG)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import nn
 
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import RewardDanceError
-from rewarddance.planning.hardware import GIB, Gpu, allocated, find_gpu
+from rewarddance.planning.hardware import GIB, Gpu, allocated
+from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Recipe, parse_recipe
 from rewarddance.types import Preference
 
@@ -30,29 +30,6 @@ SAMPLED_PAIRS = 16
 """Pairs of a preferences file whose lengths are counted, evenly spaced."""
 _PROMPT = "a wide shot of a small red boat with two fishermen below a lighthouse on a cliff at dusk in soft light"
 SomeRecipe = TypeVar("SomeRecipe", bound=Recipe)
-
-
-class PlanOptions(Recipe):
-    """What a recipe does not say.
-
-    gpus: how many there are, each with a process.
-    gpu: a name of `hardware.GPUS`.
-    gpu_memory: GiB, instead of the named GPU's.
-    utilisation: share of the peak that is reached.
-    picture: height and width, where the recipe's own files are not at hand.
-    prompt_words: of a prompt, where they are not at hand.
-    """
-
-    gpus: int = Field(default=1, ge=1)
-    gpu: str = "h100"
-    gpu_memory: float | None = Field(default=None, gt=0)
-    utilisation: float = Field(default=0.4, gt=0, le=1)
-    picture: tuple[PositiveInt, PositiveInt] = (1024, 1024)
-    prompt_words: int = Field(default=40, ge=1)
-
-    @property
-    def hardware(self) -> Gpu:
-        return find_gpu(self.gpu, self.gpu_memory)
 
 
 @dataclass(frozen=True)

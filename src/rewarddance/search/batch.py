@@ -36,6 +36,7 @@ class Batch:
         judge: CountingJudge,
         judging: Judging,
         meter: Meter,
+        *,
         seed: int,
         width: int,
         keep: int,

@@ -86,6 +86,7 @@ class Search:
         reward: RewardModel,
         options: Recipe,
         budget: Budget,
+        *,
         judging: JudgingName | None = None,
         seed: int = 0,
         runners_up: int = 2,
@@ -160,7 +161,9 @@ class Search:
         meter = Meter(self.budget, self.generator, self.judge, len(prompts), self._since)
         judging = JUDGING[self.judging](self.judge, prompts)
         keep = max(2, self.kept)  # a critique compares the best two
-        return Batch(prompts, places, self.generator, self.judge, judging, meter, self.seed, self.width, keep)
+        return Batch(
+            prompts, places, self.generator, self.judge, judging, meter, seed=self.seed, width=self.width, keep=keep
+        )
 
     def _warm_up(self, prompts: Sequence[Prompt], places: Sequence[int]) -> None:
         batch = self._batch(prompts, places)
