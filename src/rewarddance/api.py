@@ -217,7 +217,7 @@ def score(
         content |= {"reference": reference, "batch_size": batch_size, "max_frames": max_frames, "explain": explain}
         run = parse_recipe(ScoreRun, content | {"strict": True}, "the options of score")
         run_scoring(run, judge)
-        return [row for _, row in open_table(place).rows()]
+        return [row for _, row in open_table(place).rows() if isinstance(row, dict)]
 
 
 def evaluate(

@@ -33,3 +33,10 @@ class ImportRecipe(Recipe):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return parse_split(value) if isinstance(value, str) else value
+
+    @property
+    def outputs(self) -> dict[str, Path]:
+        """The file of each part of the split; of the one part "" where there is none."""
+        if self.split is None:
+            return {"": self.output}
+        return {part: self.output.with_name(f"{self.output.stem}.{part}{self.output.suffix}") for part in self.split}

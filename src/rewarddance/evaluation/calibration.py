@@ -74,4 +74,4 @@ def fit_temperature(margin: np.ndarray, share: np.ndarray) -> float:
         return HOTTEST
     if slope(coldest) <= 0:
         return COLDEST
-    return float(np.exp(brentq(slope, coldest, hottest, xtol=1e-14)))
+    return float(np.exp(brentq(slope, coldest, hottest, xtol=1e-14)))  # type: ignore[arg-type]

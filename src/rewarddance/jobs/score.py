@@ -82,13 +82,13 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     if not results.progress.finished:
         if run.instruction is not None:
             load_instruction(run.instruction)
-        judge = load_reward(run.judge, run.device or "cpu", **run.changes) if judge is None else judge
-        explain = explainer(judge) if run.explain else None
-        reader = RowReader(run, judge, table)
+        asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
+        explain = explainer(asked) if run.explain else None
+        reader = RowReader(run, asked, table)
         if not begun:  # nothing was written under it yet, so it binds nobody
             record.unlink(missing_ok=True)
         keep_recipe(recorded, record)
-        _fill(results, table, reader, judge, explain, strict=run.strict)
+        _fill(results, table, reader, asked, explain, strict=run.strict)
         results.finish()
     done = results.progress
     result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}

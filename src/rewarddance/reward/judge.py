@@ -389,9 +389,12 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
 def all_pixels(candidates: Any, name: str = "candidate") -> list[Pixels]:
     """`as_pixels` of each candidate, named by its number; a single picture is a list of one."""
     if isinstance(candidates, Tensor | np.ndarray):
-        several = candidates.ndim > 3
+        items: list[Any] = [*candidates] if candidates.ndim > 3 else []
     else:
-        several = isinstance(candidates, Iterable) and not isinstance(candidates, str | bytes | Image.Image)
-    if not several:
+        single = isinstance(candidates, str | bytes | Image.Image) or not isinstance(candidates, Iterable)
+        items = [] if single else [*candidates]
+        if not single and not items:
+            return []
+    if not items:
         return [as_pixels(candidates, f"the {name}")]
-    return [as_pixels(each, f"{name} {number}") for number, each in enumerate(candidates)]
+    return [as_pixels(item, f"{name} {number}") for number, item in enumerate(items)]

@@ -204,7 +204,8 @@ def pair_of(
             preferences.append(
                 Preference(
                     pool.prompt,
-                    *pixels,
+                    pixels[0],
+                    pixels[1],
                     share,
                     f"{first.source}/{second.source}",
                     reason=reason(second.score, first.score) if agrees else "",

@@ -52,7 +52,7 @@ def build_clip_base(seed: int = 0) -> tuple[Any, Any]:
         padding_side="right",
         model_max_length=TEXT_LENGTH,
     )
-    config = CLIPConfig.from_pretrained(BASE)
+    config: Any = CLIPConfig.from_pretrained(BASE)
     config.text_config.vocab_size = len(tokenizer)
     return CLIPModel(config), tokenizer
 

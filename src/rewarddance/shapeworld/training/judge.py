@@ -83,7 +83,7 @@ def build_judge_base(seed: int = 0, size: str = LARGEST, more_words: Sequence[st
         model_max_length=1024,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    config = InternVLConfig.from_pretrained(BUNDLED / size)
+    config: Any = InternVLConfig.from_pretrained(BUNDLED / size)
     config.text_config.vocab_size = len(tokenizer)
     model = InternVLForConditionalGeneration(config)
     with torch.no_grad():
