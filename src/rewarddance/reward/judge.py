@@ -389,12 +389,10 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
 def all_pixels(candidates: Any, name: str = "candidate") -> list[Pixels]:
     """`as_pixels` of each candidate, named by its number; a single picture is a list of one."""
     if isinstance(candidates, Tensor | np.ndarray):
-        items: list[Any] = [*candidates] if candidates.ndim > 3 else []
+        single = candidates.ndim <= 3
     else:
         single = isinstance(candidates, str | bytes | Image.Image) or not isinstance(candidates, Iterable)
-        items = [] if single else [*candidates]
-        if not single and not items:
-            return []
-    if not items:
+    if single:
         return [as_pixels(candidates, f"the {name}")]
+    items: Iterable[Any] = candidates
     return [as_pixels(item, f"{name} {number}") for number, item in enumerate(items)]
