@@ -392,7 +392,7 @@ def all_pixels(candidates: Any, name: str = "candidate") -> list[Pixels]:
         single = candidates.ndim <= 3
     else:
         single = isinstance(candidates, str | bytes | Image.Image) or not isinstance(candidates, Iterable)
+    given: Any = candidates
     if single:
-        return [as_pixels(candidates, f"the {name}")]
-    items: Iterable[Any] = candidates
-    return [as_pixels(item, f"{name} {number}") for number, item in enumerate(items)]
+        return [as_pixels(given, f"the {name}")]
+    return [as_pixels(item, f"{name} {number}") for number, item in enumerate(given)]
