@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
-from rewarddance.reward.foreign import rewards_of
+from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.runtime.config import Recipe
@@ -326,7 +326,7 @@ class Judge(ABC):
     def reward_fn(self) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
         """This judge as a reward function of other people's loops: (images, prompts, metadata) -> (scores, info).
 
-        See `reward.foreign.rewards_of`.
+        See `reward.reward_fn.rewards_of`.
         """
         return functools.partial(rewards_of, self)
 
