@@ -320,4 +320,4 @@ def test_the_command_counts_aloud_and_fails_where_answers_are_missing(pairs, sta
     assert done.code == 1
     assert json.loads(done.out)["kept"] == 2 and json.loads(done.out)["failed"] == 1
     wrong = command("distil", *arguments, "--body", "{")
-    assert wrong.code == 2 and "--body is not JSON" in wrong.err
+    assert wrong.code == 2 and "is no mapping" in wrong.err

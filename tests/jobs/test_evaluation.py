@@ -146,13 +146,13 @@ def test_a_function_named_as_the_judge_is_examined(tests, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     source = "def redness():\n    return lambda images, prompts, metadata: images[:, 0].flatten(1).mean(1)\n"
     Path("rewards.py").write_text(source)
-    done = command("evaluate", "rewards.py:redness", "--test", tests["id"], "--probes", "3")
+    done = command("evaluate", "rewards.py:redness", "--tests", tests["id"], "exam.probes=3")
     assert done.code == 0, done.err
     evaluation = read_evaluation(json.loads(done.out)["evaluation"])
     assert (evaluation.judge.name, evaluation.judge.kind) == ("redness", "function")
     assert Path("evaluation-redness/evaluation.html").is_file()
     assert "own" in evaluation.tests["id"].order  # type: ignore[operator]
-    done = command("evaluate", "rewards.py:redness", "--test", tests["id"], "--card")
+    done = command("evaluate", "rewards.py:redness", "--tests", tests["id"], "--card")
     assert done.code == 2 and "is no trained reward" in done.err
 
 

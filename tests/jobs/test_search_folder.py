@@ -49,7 +49,12 @@ def run(folder: Path, log: Path, prompts: Sequence[Prompt] = PROMPTS) -> None:
     results = RowFile(folder / "results.jsonl")
     if not results.progress.finished:
         work = Search(
-            TinyGenerator(6), Noting(log), Paths(paths=1, copies=2), Budget(samples=9), None, 0, 2, 32, AT_ONCE
+            TinyGenerator(6),
+            Noting(log),
+            Paths(paths=1, copies=2),
+            Budget(samples=9),
+            batch_size=32,
+            prompts_at_once=AT_ONCE,
         )
         search_prompts(work, prompts, AT_ONCE, folder, results)
         results.finish()
@@ -226,7 +231,7 @@ def test_a_negative_prompt_in_the_file_is_refused_without_guidance(arguments, tm
     rows_ = ['{"prompt": "a red circle"}', '{"prompt": "a cross", "negative_prompt": "blue"}']
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows_))
     arguments[1] = tmp_path / "prompts.jsonl"
-    refused(command(*arguments, "--budget", "samples=2"), "a cross", "negative text", "guidance_scale")
+    refused(command(*arguments, "--budget", "samples=2"), "negative text", "guidance_scale")
 
 
 def test_every_way_to_judge_is_offered():

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+import yaml
 from pydantic.fields import FieldInfo
 
+from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe, parse_recipe, read_overrides
 
 Run = Callable[[Any], None]
@@ -24,12 +26,16 @@ def recipe_command(
     arguments: fields that are given by position; a tuple among them takes all that follow.
     extra: a dict field that takes the KEY=VALUE words behind the arguments, or a tuple that takes them as they are.
     Every other field is an option: `batch_size` is `--batch-size`, a dict is repeated as `NAME=VALUE`, and a nested
-    recipe is reached by KEY=VALUE words as in a recipe file.
+    recipe that has a default is reached by KEY=VALUE words as in a recipe file.
     """
 
     def register(run: Run) -> Run:
         fields = recipe.model_fields
-        nested = tuple(name for name, field in fields.items() if _is_recipe(field.annotation) and name != extra)
+        nested = tuple(
+            name
+            for name, field in fields.items()
+            if _is_recipe(field.annotation) and not field.is_required() and name != extra
+        )
         parameters = [_parameter(name, fields[name], argument=True) for name in arguments]
         if extra or nested:
             words = fields[extra].description if extra else f"Keys of {' and '.join(nested)}, as in a recipe."
@@ -102,10 +108,22 @@ def _plain(annotation: Any) -> Any:
 
 
 def _value(field: FieldInfo, value: Any) -> Any:
-    """NAME=VALUE words of a dict as a mapping; anything else as it is."""
-    if get_origin(field.annotation) is dict and get_args(field.annotation)[1] is Any:
-        return read_overrides(value)
-    return value
+    """NAME=VALUE words of a dict, or words that are mappings in YAML or JSON, as one mapping; else the value as it is.
+
+    Raises InputError naming a word that is neither.
+    """
+    if get_origin(field.annotation) is not dict or get_args(field.annotation)[1] is not Any:
+        return value
+    mapping: dict[str, Any] = {}
+    for word in value:
+        if not word.lstrip().startswith("{"):
+            mapping |= read_overrides([word])
+            continue
+        try:
+            mapping |= yaml.safe_load(word)
+        except yaml.YAMLError as error:
+            raise InputError(f"{word!r} is no mapping: {error}.", "Write NAME=VALUE, or a JSON object.") from error
+    return mapping
 
 
 def _help(field: FieldInfo, argument: bool) -> str:

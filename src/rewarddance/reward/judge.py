@@ -22,9 +22,9 @@ from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
-from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
+from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.runtime.config import Recipe
 from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
 
