@@ -6,6 +6,8 @@ python examples/05_best_of_n.py [JUDGE] [OUTPUT.png]
 import sys
 from pathlib import Path
 
+import torch
+
 from rewarddance import load_generator, search
 from rewarddance.data.media import write_picture
 from rewarddance.shapeworld.oracle import judge_pixels
@@ -15,7 +17,8 @@ judge = sys.argv[1] if len(sys.argv) > 1 else "shapeworld-judge"
 generator = load_generator("shapeworld-generator", num_inference_steps=10)
 
 for found in search(generator, judge, prompts, method="best_of_n", budget="samples=8", seed=3):
-    first, winner = judge_pixels([found.first.pixels, found.winner.pixels], [found.prompt] * 2)
-    print(f"{found.prompt}: oracle {first.alignment:.2f} of the first sample, {winner.alignment:.2f} of the winner")
+    text, pictures = found.prompt.text, torch.stack([found.first.pixels, found.winner.pixels])
+    first, winner = judge_pixels(pictures, [text, text])
+    print(f"{text}: oracle {first.alignment:.2f} of the first sample, {winner.alignment:.2f} of the winner")
 if len(sys.argv) > 2:
     write_picture(found.winner.pixels, Path(sys.argv[2]))

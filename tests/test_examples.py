@@ -34,8 +34,8 @@ def sdxl(folder: Path) -> list[str]:
     (folder / "prompts.txt").write_text("a red circle\na blue cross\n")
     keys = ["steps=1", "references.candidates=3"]
     words = [f"output={folder / 'run'}", "dtype=float32", "num_inference_steps=3", "prompts_per_step=1", *keys[:1]]
-    words += ["references={candidates: 3}", "generator_options={height: 32, width: 32}", "checkpointing=[]"]
-    return [str(judge_folder()), str(folder / "prompts.txt"), str(pipeline_folder("sdxl")), *words]
+    words += ["references={candidates: 3}", "generator_options={height: 32, width: 48}", "checkpointing=[]"]
+    return [str(judge_folder()), str(folder / "prompts.txt"), str(pipeline_folder("sdxl-euler")), *words]
 
 
 ARGUMENTS: dict[str, Callable[[Path], list[str]]] = {

@@ -187,8 +187,8 @@ def test_json_has_bytes_and_seconds_that_follow_from_the_peak(tmp_path: Path):
         (["judge.base=someone/else"], "the architecture of 'someone/else' is not known"),
         (["judge.lora_rnak=3"], "unknown key"),
         (["--gpu", "abacus"], "there is no GPU named 'abacus'"),
-        (["--picture", "wide"], "--picture wide is no height and width"),
-        (["--picture", "512"], "--picture 512 is no height and width"),
+        (["--picture", "wide"], "'wide': it is no height and width"),
+        (["--picture", "512"], "'512': it is no height and width"),
         (["--picture", "0x512"], "the key 'picture.0'"),
     ],
 )

@@ -32,7 +32,8 @@ class ImportRecipe(Recipe):
     @field_validator("split", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return parse_split(value) if isinstance(value, str) else value
+        text = ",".join(value) if isinstance(value, list) else value
+        return parse_split(text) if isinstance(text, str) else value
 
     @property
     def outputs(self) -> dict[str, Path]:
