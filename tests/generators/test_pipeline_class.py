@@ -28,7 +28,7 @@ def test_the_weights_of_text_to_video_draw_from_a_first_picture_too():
     first = torch.rand(1, 3, 32, 32)
     video = sample(begins, [Prompt("a red circle moves left", image=first)], [0])
     assert video.shape == (1, 9, 3, 32, 32)
-    again = begins.decode(begins.encode(["a"], [first]).picture["latents"])[:, 0]
+    again = begins.decode(begins.encode([Prompt("a", image=first)]).picture["latents"])[:, 0]
     torch.testing.assert_close(
         video[:, 0], again, atol=1e-4, rtol=0
     )  # it begins with what the VAE makes of the picture
