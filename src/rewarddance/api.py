@@ -192,7 +192,9 @@ def score(
     for all); or a folder, or a .jsonl or .parquet file of rows, as the command `rewarddance score` takes it.
     reference: the picture that each is compared with, one for all or a list; a pairwise judge needs it.
     output: where the rows of a folder or file are written, too; a run that was interrupted then goes on.
-    explain: with a reason for each. options: of `load_reward`, where the reward is a name (kind, orders, instruction).
+    batch_size, max_frames: of a folder or file.
+    explain: with a reason for each.
+    options: of `load_reward`, where the reward is a name (kind, orders, instruction).
     Raises InputError or RewardError naming the first item that cannot be scored: nothing is skipped.
 
     >>> score("shapeworld-judge", "pictures/", kind="pointwise")[0]["probability"]
@@ -276,7 +278,7 @@ def _name(part: Any) -> str:
 
 
 def _is_table(candidates: Any) -> bool:
-    """A folder of pictures, or a file of rows; a folder that holds no file but frames is a folder of pictures too."""
+    """Is it a folder of pictures or a file of rows, and not pictures themselves?"""
     return isinstance(candidates, str | Path) and (
         Path(candidates).is_dir() or Path(candidates).suffix in (".jsonl", ".parquet")
     )
