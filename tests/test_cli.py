@@ -138,7 +138,7 @@ def test_align_leaves_a_lora_of_the_distinct_prompts(aligning, tmp_path):
     assert load_recipe(AlignRun, tmp_path / "out" / "config.yaml").refl.steps == 1
 
 
-def test_align_trains_a_whole_generator_in_half_precision_which_plain_diffusers_loads(aligning, tmp_path):
+def test_align_trains_a_whole_bf16_generator_that_plain_diffusers_loads(aligning, tmp_path):
     done = command("align", aligning, "refl.lora_rank=0", "dtype=bfloat16", "judge_dtype=bfloat16", "device=cpu")
     assert done.code == 0, done.err
     where = json.loads(done.out)["generator"]

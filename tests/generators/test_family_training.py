@@ -84,7 +84,7 @@ def test_a_gradient_of_the_pixels_reaches_every_lora_weight_and_nothing_else(fam
 
 
 @every_family
-def test_a_saved_lora_gives_the_very_same_pictures_in_plain_diffusers_and_in_ours(family, tmp_path):
+def test_a_saved_lora_gives_the_same_pictures_in_plain_diffusers_and_here(family, tmp_path):
     trained, pipeline, again = with_lora(family), plain_copy(family), fresh(family)
     trained.save_lora(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
@@ -97,7 +97,7 @@ def test_a_saved_lora_gives_the_very_same_pictures_in_plain_diffusers_and_in_our
 
 
 @pytest.mark.parametrize("family", ["sd15-ddim", "flux-dev"])
-def test_a_saved_average_of_the_lora_gives_the_very_same_pictures_in_plain_diffusers(family, tmp_path):
+def test_a_saved_average_of_the_lora_draws_the_same_in_plain_diffusers(family, tmp_path):
     trained = fresh(family)
     weights = trained.add_lora(rank=3, alpha=6)
     ema = Ema(weights, decay=0.5)

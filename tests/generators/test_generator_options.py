@@ -147,7 +147,7 @@ def test_a_flow_scheduler_that_is_not_plain_euler_is_refused_by_name(tmp_path, s
         load_generator(with_scheduler("sd3", scheduler, tmp_path / "other"), STEPS, **options("sd3"))
 
 
-def test_wans_multi_step_scheduler_is_refused_and_may_be_replaced_with_its_shift(tmp_path):
+def test_wans_multi_step_scheduler_is_refused_and_may_be_replaced(tmp_path):
     """Wan comes with this one."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
     folder = with_scheduler("wan", scheduler, tmp_path / "unipc")

@@ -26,7 +26,7 @@ def test_another_first_frame_is_another_video(family):
 
 
 @every_family
-def test_a_picture_that_many_share_is_encoded_once_and_rows_are_taken_as_they_are_asked_for(family):
+def test_a_picture_that_many_share_is_encoded_once_and_rows_are_kept(family):
     generator, seen = fresh(family), []
     picture = generator._picture
     generator._picture = lambda image: seen.append(image) or picture(image)

@@ -20,7 +20,7 @@ def test_there_is_one_for_every_size():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_can_be_read_and_its_head_says_how_it_is_started_and_that_it_was_not_run(path):
+def test_a_recipe_is_readable_and_says_how_to_start_it_and_that_it_was_not_run(path):
     run = load_recipe(TrainRun, path)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     command = next(line for line in head if line.startswith("# command:"))

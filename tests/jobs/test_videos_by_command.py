@@ -55,7 +55,7 @@ def test_a_generator_of_image_to_video_is_aligned_on_prompts_with_pictures(famil
     assert read_video(tmp_path / "run/references" / rows[0]["files"][0]).shape == (5, 3, 32, 48)
 
 
-def test_a_search_writes_a_video_for_each_picture_and_goes_on_only_with_the_same_pictures(prompts, tmp_path):
+def test_a_search_writes_videos_and_resumes_only_with_the_same_pictures(prompts, tmp_path):
     asked = [
         "search", prompts, "--generator", pipeline_folder("wan-2.2-i2v"), "--judge", reward(), "--method", "best_of_n",
         "--budget", "samples=2", "--num-inference-steps", "2", "--output", tmp_path / "found",

@@ -69,12 +69,12 @@ def test_leaves_that_agree_are_the_verdict(value, average):
     assert all(margin.item() == pytest.approx(value, abs=1e-3) for margin in found.values())
 
 
-def test_one_clear_fault_outweighs_in_margins_and_counts_for_its_share_in_probabilities():
+def test_one_fault_outweighs_in_margins_and_has_its_share_in_probabilities():
     leaves = {"alignment/count": of(-30.0), "alignment/colour": of(3.0), "quality": of(3.0)}
     assert averaged(TREE, leaves, "margin")[""].item() < 0 < averaged(TREE, leaves, "probability")[""].item()
 
 
-def test_all_leaves_of_a_question_are_asked_in_a_row_and_the_parts_make_the_whole():
+def test_all_leaves_of_a_question_are_asked_in_a_row_and_make_the_whole():
     judge = LeafJudge()
     reward = CriteriaReward(judge, "t2i")
     shown = pictures(3)

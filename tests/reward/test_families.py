@@ -109,7 +109,7 @@ def test_margins_do_not_depend_on_batch_order_or_budget(vlm):
         torch.testing.assert_close(judge(asked).margin, alone, atol=1e-5, rtol=1e-5)
 
 
-def test_pixel_gradients_equal_those_without_sharing_with_and_without_checkpoints(vlm):
+def test_pixel_gradients_equal_those_without_sharing_checkpointed_or_not(vlm):
     judge = PairwiseReward(vlm, RewardConfig(instruction="t2i-brief")).freeze()
     reference = drawn(1, 32, 32, 0)
     candidates = [drawn(1, 32, 32, seed).requires_grad_() for seed in (1, 2, 3)]

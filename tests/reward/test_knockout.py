@@ -16,7 +16,7 @@ def candidates(*brightness: float) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13])
-def test_a_knockout_of_n_asks_n_minus_1_comparisons_in_both_orders_and_keeps_the_best(n):
+def test_a_knockout_asks_n_minus_1_comparisons_twice_and_keeps_the_best(n):
     rng = torch.Generator().manual_seed(n)
     group = candidates(*torch.rand(n, generator=rng).tolist())
     judge = BrightnessJudge(bias=30.0)
@@ -80,7 +80,7 @@ def test_margins_are_there_for_those_who_met_and_for_nobody_else():
     torch.testing.assert_close(found.margins[1, 0], torch.tensor(1.8), atol=1e-4, rtol=0)
 
 
-def test_a_round_encodes_each_picture_once_for_all_its_comparisons_and_both_orders(monkeypatch):
+def test_a_round_encodes_each_picture_once_for_all_its_comparisons(monkeypatch):
     judge = load_reward(str(judge_folder()), instruction="t2i-brief")
     counts, encode = [], judge.vlm.family.encode
     monkeypatch.setattr(judge.vlm.family, "encode", lambda shown: counts.append(len(shown)) or encode(shown))

@@ -99,7 +99,7 @@ def test_the_margin_is_that_of_one_plain_forward_a_question(judge, naive_margin)
     torch.testing.assert_close(found, torch.stack(naive), atol=1e-5, rtol=0)
 
 
-def test_a_trained_reward_reads_its_pictures_in_the_order_reference_then_candidate(judge, naive_margin):
+def test_a_trained_reward_reads_the_reference_before_the_candidate(judge, naive_margin):
     question = questions(1)[0]
     turned = naive_margin(
         written_out(question.prompt.text), torch.cat([processed(question.candidate), processed(question.reference)])

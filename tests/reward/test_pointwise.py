@@ -114,7 +114,7 @@ def test_each_distinct_picture_is_read_once_in_a_call_whatever_the_batch_size(mo
     torch.testing.assert_close(found, judge(asked).margin, atol=1e-5, rtol=0)
 
 
-def test_the_same_picture_under_another_prompt_or_instruction_is_another_question(judge):
+def test_a_picture_under_another_prompt_or_instruction_is_another_question(judge):
     (shown,) = list(pictures(1))
     asked = [Question("a red circle", shown), Question("a blue cross", shown)]
     asked.append(Question("a red circle", shown, instruction="t2i"))
@@ -209,7 +209,7 @@ def pairs() -> list[Preference]:
 
 
 @pytest.mark.parametrize("options", [{}, {"answer_weight": 0.7}, {"answer_weight": 0.0}, {"tie_threshold": 1.5}])
-def test_the_loss_is_bradley_terry_and_the_weighted_cross_entropy_of_the_answers(judge, pairs, options):
+def test_the_loss_is_bradley_terry_and_weighted_cross_entropy_of_answers(judge, pairs, options):
     share = torch.tensor([pair.share for pair in pairs])
     second = judge([Question(p.prompt, p.second) for p in pairs]).margin
     first = judge([Question(p.prompt, p.first) for p in pairs]).margin

@@ -160,7 +160,7 @@ def test_training_moves_head_and_model_and_teaches_the_order(whole):
     assert losses[-1] < 0.7 * math.log(2)
 
 
-def test_an_interrupted_run_goes_on_to_the_very_same_losses_and_weights_head_and_all(tmp_path, whole):
+def test_an_interrupted_run_ends_with_the_same_losses_weights_and_head(tmp_path, whole):
     def stop(judge: RegressiveReward) -> dict[str, float]:
         if len(logged(tmp_path)) > 1:
             raise KeyboardInterrupt

@@ -84,7 +84,7 @@ def test_a_loaded_reward_is_frozen_and_a_saved_one_can_be_saved_again(saved, tmp
     assert torch.equal(again(questions(2)).margin, reward(questions(2)).margin)
 
 
-def test_a_checkpoint_that_is_no_reward_yet_is_asked_with_the_default_instruction():
+def test_a_checkpoint_that_is_no_reward_is_asked_the_default_instruction():
     assert load_reward(str(judge_folder())).config == RewardConfig()
 
 
@@ -106,7 +106,7 @@ def test_a_broken_reward_config_is_refused_by_name(broken, text):
     assert str(broken / "reward_config.json") in caught.value.what and "train the reward again" in caught.value.remedy
 
 
-def test_an_unknown_field_of_the_reward_config_is_refused_with_the_nearest_known_one(broken):
+def test_an_unknown_field_of_the_config_is_refused_with_the_nearest_known_one(broken):
     (broken / "reward_config.json").write_text('{"order": "both"}')
     with pytest.raises(InputError) as caught:
         load_reward(str(broken))
@@ -123,7 +123,7 @@ def test_an_unknown_instruction_is_refused_with_the_known_ones(saved):
     assert "'t2x'" in caught.value.what and "t2i, t2i-bare, t2i-brief" in caught.value.remedy
 
 
-def test_a_reward_that_was_trained_with_another_version_of_its_instruction_says_so(broken):
+def test_a_reward_trained_with_another_version_of_its_instruction_says_so(broken):
     config = json.loads((broken / "reward_config.json").read_text())
     (broken / "reward_config.json").write_text(json.dumps(config | {"instruction_version": 7}))
     with pytest.raises(InputError, match="version 7 of the instruction 't2i-brief'; version 1 is here"):

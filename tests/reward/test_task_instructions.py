@@ -54,7 +54,7 @@ FULL = [name for name in BUNDLED if not name.endswith("-bare")]
 IMAGE = {"i2v": ["image"], "edit": ["image"]}
 
 
-def test_the_question_that_the_small_judge_was_trained_on_has_not_changed_by_a_byte():
+def test_the_question_of_the_bundled_judge_has_not_changed_by_a_byte():
     assert load_instruction("t2i-brief").version == 1
     assert list(load_instruction("t2i-brief").question("a red circle")) == [
         "Prompt: a red circle\nCriteria: alignment with the prompt, visual quality.\nReference:",
@@ -66,7 +66,7 @@ def test_the_question_that_the_small_judge_was_trained_on_has_not_changed_by_a_b
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_every_bundled_instruction_is_named_as_its_file_and_shows_its_pictures_in_order(name):
+def test_every_instruction_is_named_as_its_file_and_shows_pictures_in_order(name):
     instruction = load_instruction(name)
     assert instruction.name == name and instruction.version >= 1
     given = IMAGE.get(name.partition("-")[0], [])

@@ -187,7 +187,7 @@ def test_what_is_kept_keeps_nothing_of_its_batch_in_memory(method):
             assert each.latent.untyped_storage().nbytes() == each.latent.nbytes
 
 
-def test_a_held_out_reward_chooses_nothing_costs_nothing_and_says_what_it_thinks_of_the_winner():
+def test_a_held_out_reward_chooses_and_costs_nothing_and_rates_the_winner():
     plain = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6")
     watched = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6", held_out=Bright(bias=0.3))
     for one, same in zip(plain, watched, strict=True):

@@ -50,7 +50,7 @@ def test_a_full_tournament_over_given_seeds_knows_the_pictures_too():
     assert set(made.given) == {(question.prompt.text, id(question.prompt.image)) for question in judge.asked} == OWN
 
 
-def test_a_file_with_pictures_is_refused_before_anything_is_drawn_where_the_generator_takes_none(tmp_path):
+def test_pictures_are_refused_at_once_where_the_generator_takes_none(tmp_path):
     write_picture(PICTURES[0], tmp_path / "first.png")
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "a red circle", "image": "first.png"}))
     done = command(
