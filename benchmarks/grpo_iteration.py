@@ -13,13 +13,14 @@ import json
 from collections.abc import Sequence
 
 import torch
-from judges import flops, interleaved, keep_freed_memory
+from judges import flops, interleaved
 
 from rewarddance.alignment.flow_grpo import GrpoRecipe, RandomWindow, grpo_updates, log_prob, surrogate
 from rewarddance.alignment.group_rewards import Reward, advantages, scores
 from rewarddance.alignment.train import Alignment
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.runtime.allocator import keep_freed_memory
 from rewarddance.types import Question, Verdict
 
 PROMPTS = ["a red circle", "two small blue crosses", "a green square above a white circle", "three red squares"]

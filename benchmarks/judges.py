@@ -128,15 +128,6 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed, as a GPU's allocator does: else each large tensor's pages are made anew, which
-    costs a third more wherever something is held in memory meanwhile. For all that this process does from then on."""
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, its largest
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 def interleaved(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """The best of `rounds` times of each, run in turn: on a shared machine one run alone says nothing."""
     best = dict.fromkeys(works, float("inf"))

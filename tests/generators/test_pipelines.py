@@ -199,6 +199,46 @@ def test_a_saved_lora_gives_the_very_same_pictures_in_ours(trained, tmp_path):
     assert torch.equal(sample(fresh, PROMPTS, SEEDS), sample(trained, PROMPTS, SEEDS))
 
 
+def test_a_merged_lora_predicts_the_same_and_leaves_no_trace(trained):
+    x_t, condition = trained.init_noise(SEEDS), trained.encode(PROMPTS)
+    before = {name: weight.detach().clone() for name, weight in trained.network.named_parameters()}
+    with torch.no_grad():
+        apart = trained.predict(x_t, 0, condition)
+        with trained.merged_lora():
+            merged = trained.predict(x_t, 0, condition)
+        with trained.as_before_training(), trained.merged_lora():
+            base = trained.predict(x_t, 0, condition)
+        assert torch.equal(trained.predict(x_t, 0, condition), apart)
+    torch.testing.assert_close(merged, apart, atol=1e-5, rtol=0)
+    assert (base - apart).abs().max() > 1e-2
+    for name, weight in trained.network.named_parameters():
+        assert torch.equal(weight, before[name]) and weight.requires_grad == ("lora" in name)
+
+
+def test_training_goes_on_from_a_saved_lora(trained, tmp_path):
+    trained.save_lora(tmp_path)
+    fresh = load_generator(str(generator_folder()), STEPS)
+    weights = fresh.add_lora(3, 6)
+    fresh.continue_lora(tmp_path)
+    assert torch.equal(sample(fresh, PROMPTS, SEEDS), sample(trained, PROMPTS, SEEDS))
+    assert all(weight.requires_grad for weight in weights)
+
+
+def test_a_lora_of_another_rank_or_place_is_not_gone_on_from(trained, tmp_path):
+    trained.save_lora(tmp_path)
+    other = load_generator(str(generator_folder()), STEPS)
+    other.add_lora(7, 7)
+    with pytest.raises(InputError, match=r"has the shape \(.*\), not \(.*7.*\)") as caught:
+        other.continue_lora(tmp_path)
+    assert "lora_rank" in caught.value.remedy
+    fewer = load_generator(str(generator_folder()), STEPS)
+    fewer.add_lora(2, 2, ["to_q"])
+    with pytest.raises(InputError, match="is only in the LoRA of"):
+        fewer.continue_lora(tmp_path)
+    with pytest.raises(InputError, match="there is no LoRA in"):
+        fewer.continue_lora(tmp_path / "nowhere")
+
+
 # -- what cannot be loaded ---------------------------------------------------------------------------------------------
 
 

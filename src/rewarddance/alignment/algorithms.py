@@ -16,6 +16,7 @@ from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, ban
 from rewarddance.alignment.refl import ReflRecipe, refl_updates
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, Updates, train
 from rewarddance.errors import InputError
+from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
@@ -81,13 +82,19 @@ def prepare_alignment(
     seed: int = 0,
     more_judges: Sequence[tuple[RewardModel, float]] = (),
     held_out: RewardModel | None = None,
+    begin_with: Path | None = None,
 ) -> Alignment:
     """What `align_generator` takes. Where samples are judged against references, the bank is made (or read) first.
 
     more_judges: further judges for policy gradients, with their weights beside the first one's 1.
+    begin_with: the folder of a LoRA to go on from.
     Raises InputError for what cannot be, before anything is made.
     """
     config.chosen.check(generator, judge)
+    if begin_with is not None and not config.chosen.lora_rank:
+        raise InputError("training of all weights cannot begin with a LoRA.", "Give a lora_rank, or leave it out.")
+    if begin_with is not None and not (begin_with / LORA_FILE).is_file():
+        raise InputError(f"there is no LoRA in {begin_with}.", f"Give a folder that holds {LORA_FILE}.")
     rewards = [Reward(judge, config.chosen.judging_of(judge))]
     rewards += [Reward(other, judging_of(other, None), weight) for other, weight in more_judges]
     bank = None
@@ -95,7 +102,7 @@ def prepare_alignment(
         making = (generator, judge, prompts, config.references)
         redraw = bank_refresher(*making, folder=references_folder, seed=seed)
         bank = ReferenceBank(build_references(*making, folder=references_folder, seed=seed), redraw)
-    return Alignment(generator, rewards, prompts, config.chosen, seed, bank, held_out)
+    return Alignment(generator, rewards, prompts, config.chosen, seed, bank, held_out, begin_with)
 
 
 def align_generator(run: Alignment, *, folder: Path, metrics: Metrics, probe: Callable[[], Figures] = dict) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rewarddance.alignment.policy import PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
 from rewarddance.alignment.safeguards import Ema, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable
-from rewarddance.generators.sampling import encoded, sample_with_latents
+from rewarddance.generators.sampling import encoded, merged_lora, sample_with_latents
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import as_prompts
 
@@ -92,7 +92,7 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
         with recipe.learning(generator):
             for rows in batch:
                 condition, share = encoded(generator, prompts, rows), len(rows) / n
-                with torch.no_grad(), ema.applied():
+                with torch.no_grad(), ema.applied(), merged_lora(generator):
                     old = [_predict_x0(generator, latents.x_t[rows], latents.step, condition)[1] for latents in noised]
                 for latents, x_0_old in zip(noised, old, strict=True):
                     x_t = latents.x_t[rows]

@@ -25,6 +25,7 @@ class AlignRun(AlgorithmConfig):
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory.
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
+    begin_with: the folder of a LoRA that training goes on from; distances are still from the generator without it.
     prompts: a .txt or .jsonl file.
     grid_prompts: how many prompts are drawn at each probe for a grid of samples (`with_grids`); 0 for none.
     report_to: trackers, by accelerate's names, beside metrics.jsonl.
@@ -42,6 +43,7 @@ class AlignRun(AlgorithmConfig):
     judge_device: str | None = None
     more_judges: dict[str, float] = Field(default_factory=dict)
     held_out: str | None = None
+    begin_with: Path | None = None
     prompts: Path
     output: Path
     seed: Seed = 0

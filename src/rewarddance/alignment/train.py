@@ -101,6 +101,7 @@ class Trainable(Generator, Protocol):
     def add_lora(
         self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False
     ) -> list[nn.Parameter]: ...
+    def continue_lora(self, folder: Path) -> None: ...
     def train_all(self, sharded: bool = False) -> list[nn.Parameter]: ...
     def as_before_training(self) -> Any: ...
     def without_guidance(self) -> Any: ...
@@ -120,6 +121,7 @@ class Alignment:
     seed: all random draws depend on it and the step alone.
     bank: the prompts' references, where samples are judged against references.
     held_out: a judge that is asked beside the first and gates ReFL's gradient.
+    begin_with: the folder of a LoRA that training goes on from; what it is held to is still the generator without it.
     """
 
     generator: Trainable
@@ -129,6 +131,7 @@ class Alignment:
     seed: int = 0
     bank: ReferenceBank | None = None
     held_out: RewardModel | None = None
+    begin_with: Path | None = None
 
 
 Updates = Callable[[Alignment, int, Ema], Iterator[Figures]]
@@ -150,7 +153,10 @@ class TrainState:
         recipe = run.recipe
         if recipe.lora_rank:
             weights = run.generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
-            _reset_lora(weights, run.seed)
+            if run.begin_with is None:
+                _reset_lora(weights, run.seed)
+            else:
+                run.generator.continue_lora(run.begin_with)
         else:
             weights = run.generator.train_all(recipe.sharded)
         optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)

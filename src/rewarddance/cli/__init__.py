@@ -9,10 +9,12 @@ import typer
 from rewarddance.cli import bases, judging, preferences, runs  # noqa: F401  their commands register themselves
 from rewarddance.cli.app import app
 from rewarddance.errors import RewardDanceError
+from rewarddance.runtime.allocator import keep_freed_memory
 
 
 def main(commands: typer.Typer = app) -> None:
     """Errors that the user can mend end in one message and exit code 2; an interrupt says how to go on."""
+    keep_freed_memory()
     try:
         commands(standalone_mode=True)
     except RewardDanceError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,14 +18,21 @@ def encoded(generator: Generator, prompts: Sequence[Prompt], rows: Iterable[int]
     return generator.encode([prompts[int(row)] for row in rows])
 
 
+def merged_lora(generator: Generator) -> Any:
+    """A block for forwards without a gradient, which cost less so where the generator knows how to merge its LoRA."""
+    merge = getattr(generator, "merged_lora", None)
+    return merge() if merge else nullcontext()
+
+
 @torch.no_grad()
 def rollout(generator: Generator, prompts: Sequence[str | Prompt], seeds: Sequence[int], stop: int) -> Rollout:
     """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent)."""
     prompts = as_prompts(prompts)
     condition = generator.encode(prompts)
     noise = x_t = generator.init_noise(seeds)
-    for step in range(stop):
-        x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
+    with merged_lora(generator):
+        for step in range(stop):
+            x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
     return Rollout(tuple(prompts), noise, x_t, stop)
 
 

@@ -90,6 +90,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
         seed=recipe.seed,
         more_judges=more_judges,
         held_out=held_out,
+        begin_with=recipe.begin_with,
     )
     with reporting(recipe.report_to, folder, recipe) as trackers:
         metrics, loop = Metrics(folder / "metrics.jsonl", trackers), run.recipe

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -104,9 +105,9 @@ class Reading(ABC):
     def _vision_layers(self) -> nn.ModuleList:
         return self.family.layers
 
-    @property
+    @cached_property
     def _image_token(self) -> int:
-        return self.model.config.image_token_id
+        return self.model.config.image_token_id  # the library looks this up slowly, and every token asks
 
     def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
         """The hidden state where each answer begins, or goes on after `response_prefix`; in the graph.
