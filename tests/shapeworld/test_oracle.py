@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from rewarddance.shapeworld.scenes import (
     BACKGROUND,
     CANVAS,
     COLOURS,
+    OPPOSITES,
+    SHAPES,
     ObjectSpec,
     Scene,
     Spec,
@@ -122,8 +125,7 @@ def test_it_does_not_matter_which_noun_comes_first():
     for _ in range(100):
         spec, other = sample_spec(rng), sample_scene(sample_spec(rng), rng)
         if len(spec.objects) == 2:
-            opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", None: None}
-            turned = Spec(spec.category, spec.objects[::-1], opposite[spec.relation])
+            turned = Spec(spec.category, spec.objects[::-1], spec.relation and OPPOSITES[spec.relation])
             here = [score_picture(render(other), one).alignment for one in (spec, turned)]
             assert here[0] == pytest.approx(here[1])
 
@@ -150,6 +152,58 @@ def test_the_reasons_say_what_is_wrong():
     assert reasons("a circle below a square") == ("the circle is not below the square",)
     assert reasons("two circles and a blue square") == ("no circle is there",)
     assert reasons("a circle") == ("1 object too many",)
+
+
+def painted(mask: np.ndarray, colour: str = "red") -> np.ndarray:
+    picture = plain()
+    picture[mask] = COLOURS[colour]
+    return picture
+
+
+def in_the_middle(height: int, width: int) -> np.ndarray:
+    return (abs(ROWS - 15) <= height // 2) & (abs(COLUMNS - 15) <= width // 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_objects_are_read_at_every_size_that_a_generator_draws(shape: str):
+    for side in range(6, 21):
+        thing = Thing(shape, "blue", side, 3, 5)
+        assert read(render((thing,))).things == (thing,)
+
+
+@pytest.mark.parametrize(
+    ("said", "mask"),
+    {
+        "cross": abs(ROWS - 15) + abs(COLUMNS - 15) <= 6,
+        "square": in_the_middle(9, 9) & ~((ROWS < 15) & (COLUMNS < 15)),
+        "circle": ((ROWS - 15) / 4) ** 2 + ((COLUMNS - 15) / 7) ** 2 <= 1,
+    }.items(),
+    ids=["diamond", "L", "oval"],
+)
+def test_what_has_another_name_is_not_called_by_a_near_one(said: str, mask: np.ndarray):
+    score = score_picture(painted(mask), parse_prompt(f"a red {said}"))
+    assert not score.correct and score.alignment < 0.5
+
+
+def test_an_oblong_is_no_square_and_a_pixel_more_is_nothing():
+    assert not score_picture(painted(in_the_middle(11, 7)), parse_prompt("a red square")).correct
+    nearly = in_the_middle(9, 9)
+    nearly[20, 11:20] = True
+    assert score_picture(painted(nearly), parse_prompt("a red square")).correct
+
+
+def test_rounded_corners_are_forgiven():
+    mask = in_the_middle(9, 9)
+    for row, column in itertools.product((11, 19), repeat=2):
+        mask[row, column] = False
+    assert score_picture(painted(mask, "green"), parse_prompt("a green square")).correct
+
+
+def test_a_faint_object_beside_the_right_one_is_not_correct():
+    right = render((Thing("circle", "red", 9, 12, 12),))
+    ghost = DARK + 0.45 * (render((Thing("square", "blue", 9, 1, 1),)) - DARK)
+    score = score_picture(np.maximum(right, ghost).astype(np.float32), parse_prompt("a red circle"))
+    assert score.alignment == 1 and not score.clear and not score.correct
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
@@ -253,7 +307,7 @@ WITHOUT_THE_OBJECTS: dict[str, Trick] = {
     "the right colour everywhere": lambda scene, rng: plain(np.float32(COLOURS[scene[0].colour])),
     "2x2 small copies": tiled(2),
     "4x4 small copies": tiled(4),
-    **{f"a checkerboard of {cell} pixels": checkerboard(cell) for cell in (1, 2, 4, 8, 16)},
+    **{f"a checkerboard of {cell} pixels": checkerboard(cell) for cell in (1, 2, 4, 8)},
     "a gradient": gradient,
     "one huge object": huge,
     "stripes": lambda scene, rng: np.where((ROWS // 2 % 2)[..., None], np.float32(COLOURS[scene[0].colour]), DARK),

@@ -28,7 +28,7 @@ def is_true(clause: str, picture: np.ndarray, spec: Spec) -> bool:
     reading = read(picture)
     things, nouns = reading.things, spec.objects
     if clause == "nothing wrong":
-        return score_picture(picture, spec).correct
+        return score_picture(picture, spec).alignment == 1
     if clause == "stray paint that is no object":
         return reading.strays > 6
     if match := re.fullmatch(r"(\w+) objects? too many", clause):

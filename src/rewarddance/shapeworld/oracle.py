@@ -9,7 +9,6 @@ It finds objects by colour and form, explains the picture by the clean scene of 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +19,11 @@ from scipy import ndimage
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.shapeworld.render import render, shape_mask
+from rewarddance.shapeworld.render import render
 from rewarddance.shapeworld.scenes import (
     BACKGROUND,
     CANVAS,
     COLOURS,
-    SHAPES,
     ObjectSpec,
     Scene,
     Spec,
@@ -33,16 +31,17 @@ from rewarddance.shapeworld.scenes import (
     holds,
     parse_prompt,
 )
+from rewarddance.shapeworld.shapes import MARGIN, MAX_SIDE, MIN_SIDE, Fit, recognise
 
 ALIGNMENT_WEIGHT = 0.8
-_MIN_SIDE, _MAX_SIDE = 5, 15
-"""Sides of an object: those that are drawn, with room for a blur that eats corners and for one stuck pixel."""
 _MIN_AREA = 9
-_MIN_IOU = 0.62
 _MIN_COVER = 0.3
 """Share of a mended piece that must be painted: half of a striped object is, a third of a hollow one."""
 _MIN_COSINE = 0.93
-_HALF = 0.5
+_HALF, _FAINT = 0.5, 0.25
+"""Share of its paint from which on a pixel counts as painted, and as faintly so."""
+_LEAST_QUALITY, _MOST_FAINT = 0.5, 10
+"""Of a picture that is clear; the second in pixels."""
 _FORGIVEN = 6
 """Stray pixels that cost nothing. Beyond them each 24 count as one object too many, up to two objects."""
 
@@ -53,27 +52,33 @@ class Reading:
 
     things: the recognised objects, in reading order of their top left corners.
     strays: painted pixels that belong to no object.
+    faint: pixels beside the objects that are a quarter to half as bright as paint.
     quality: see the module's head.
     """
 
     things: Scene
     strays: int
+    faint: int
     quality: float
 
 
 @dataclass(frozen=True)
 class Score:
-    """The oracle's verdict on one picture under one prompt."""
+    """The oracle's verdict on one picture under one prompt.
+
+    clear: whether a person would call the picture clean: quality is half at least, and nothing faint is beside.
+    """
 
     alignment: float
     quality: float
     category: str
     reasons: tuple[str, ...]
+    clear: bool = True
 
     @property
     def correct(self) -> bool:
-        """GenEval's all-or-nothing figure."""
-        return self.alignment > 0.999
+        """GenEval's all-or-nothing figure: all of the prompt, nothing else, and clearly."""
+        return self.alignment > 0.999 and self.clear
 
     @property
     def overall(self) -> float:
@@ -106,17 +111,26 @@ def read(picture: np.ndarray) -> Reading:
     pure = reach >= _MIN_COSINE * np.linalg.norm(away, axis=1)
     layers = np.arange(len(_NAMES))[:, None] == np.where(painted & pure, colour, -1)
     layers = layers.reshape(-1, CANVAS, CANVAS)
-    things = _take_objects(layers, layers)
+    cover = np.where(np.arange(len(_NAMES))[:, None] == colour, along / _LENGTH[:, None], 0).clip(0, 1)
+    cover = cover.reshape(-1, CANVAS, CANVAS)
+    things = _take_objects(layers, layers, cover)
     if layers.sum() >= _MIN_AREA:
-        things += _take_objects(_mended(layers), layers)
+        mended = _mended(layers)
+        things += _take_objects(mended, layers, mended)
     things.sort(key=lambda thing: (thing.y, thing.x))
     strays = int(layers.sum() + (painted & ~pure).sum())
-    quality = explained(picture, render(tuple(things))) if things else 0.0  # without objects there is none
-    return Reading(tuple(things), strays, quality)
+    clean = render(tuple(things))
+    quality = explained(picture, clean) if things else 0.0  # without objects there is none
+    beside = ~ndimage.binary_dilation((clean != _BACKGROUND).any(2), _CONNECTED[1], iterations=2)
+    faint = (reach >= _FAINT * _LENGTH[colour]) & ~(painted & pure) & beside.ravel()
+    return Reading(tuple(things), strays, int(faint.sum()), quality)
 
 
-def _take_objects(mended: np.ndarray, layers: np.ndarray) -> list[Thing]:
-    """The objects among the connected pieces of `mended` [colours, H, W]; their paint is cleared from `layers`."""
+def _take_objects(mended: np.ndarray, layers: np.ndarray, cover: np.ndarray) -> list[Thing]:
+    """The objects among the connected pieces of `mended` [colours, H, W]; their paint is cleared from `layers`.
+
+    cover [colours, H, W]: how much of each pixel has the colour.
+    """
     pieces = _pieces(mended)
     large = np.bincount(pieces.ravel()) >= _MIN_AREA
     large[0] = False
@@ -125,15 +139,43 @@ def _take_objects(mended: np.ndarray, layers: np.ndarray) -> list[Thing]:
     for index, (layer, rows, columns) in enumerate(ndimage.find_objects(pieces), start=1):
         mask = pieces[layer, rows, columns][0] == index
         paint = layers[layer, rows, columns][0]
-        fit = _fit(mask) if (paint & mask).sum() >= _MIN_COVER * mask.sum() else None
-        if fit:
-            shape, top, left = fit
-            side = max(mask.shape)
-            # An object that the edge cuts is put whole at the edge: a scene can be drawn, and the cut costs quality.
-            y, x = (min(max(v, 0), CANVAS - side) for v in (rows.start - top, columns.start - left))
-            things.append(Thing(shape, _NAMES[layer.start], side, x, y))
+        if (paint & mask).sum() < _MIN_COVER * mask.sum():
+            continue
+        thing = _recognised(pieces[layer.start] == index, cover[layer.start], rows, columns, _NAMES[layer.start])
+        if thing:
+            things.append(thing)
             paint[mask] = False
     return things
+
+
+def _recognised(piece: np.ndarray, cover: np.ndarray, rows: slice, columns: slice, colour: str) -> Thing | None:
+    """The object that a piece [H, W] with the bounds `rows` and `columns` is, or None.
+
+    A piece that is not square may have lost one side, to the edge or to clutter: its square is tried on either side.
+    """
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    side = max(height, width)
+    if not MIN_SIDE <= side <= MAX_SIDE or min(height, width) < 0.7 * side:
+        return None
+    soft = np.where(piece, np.maximum(cover, _HALF), np.where(ndimage.binary_dilation(piece), cover, 0))
+    soft = np.minimum(soft / np.quantile(soft[piece], 0.75), 1)  # pale paint is paint: it costs quality
+    padding = CANVAS
+    soft, canvas = np.pad(soft, padding), np.pad(np.ones_like(piece), padding)
+    best: tuple[Fit, float, int, int] | None = None
+    tops = {rows.start, rows.stop - side, (rows.start + rows.stop - side) // 2}
+    lefts = {columns.start, columns.stop - side, (columns.start + columns.stop - side) // 2}
+    for top, left in itertools.product(tops, lefts):
+        y, x = top - MARGIN + padding, left - MARGIN + padding
+        window = np.s_[y : y + side + 2 * MARGIN, x : x + side + 2 * MARGIN]
+        found = recognise(soft[window], canvas[window])
+        if found and (best is None or found[1] > best[1]):
+            best = (*found, top - MARGIN, left - MARGIN)
+    if best is None:
+        return None
+    fit, _, y, x = best
+    # An object that the edge cuts is put whole at the edge: a scene can be drawn, and the cut costs quality.
+    top, left = (min(max(v, 0), CANVAS - fit.side) for v in (y + fit.top, x + fit.left))
+    return Thing(fit.shape, colour, fit.side, left, top)
 
 
 def _pieces(layers: np.ndarray) -> np.ndarray:
@@ -150,32 +192,6 @@ def _mended(layers: np.ndarray) -> np.ndarray:
     outside = np.zeros(gaps.max() + 1, dtype=bool)
     outside[gaps[:, [0, -1]]] = outside[gaps[:, :, [0, -1]]] = True
     return closed | ~outside[gaps]
-
-
-def _fit(mask: np.ndarray) -> tuple[str, int, int] | None:
-    """The shape that overlaps a piece best, and at which row and column of its square the piece begins.
-
-    None where no shape fits. A piece that is not square has lost one side, to the edge or to clutter.
-    """
-    height, width = mask.shape
-    side = max(height, width)
-    if not _MIN_SIDE <= side <= _MAX_SIDE or min(height, width) < 0.7 * side:
-        return None
-    ideals, areas = _ideals(side)
-    best, fit = _MIN_IOU, None
-    for top, left in itertools.product({0, side - height}, {0, side - width}):
-        overlap = (ideals[:, top : top + height, left : left + width] & mask).sum(axis=(1, 2))
-        iou = overlap / (areas + mask.sum() - overlap)
-        if iou.max() > best:
-            best, fit = iou.max(), (SHAPES[iou.argmax()], top, left)
-    return fit
-
-
-@functools.cache
-def _ideals(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The masks of all shapes of one side [shapes, side, side], and their areas."""
-    masks = np.stack([shape_mask(shape, side) for shape in SHAPES])
-    return masks, masks.sum(axis=(1, 2))
 
 
 def explained(pixels: np.ndarray, clean: np.ndarray) -> float:
@@ -199,7 +215,8 @@ def score_picture(picture: np.ndarray, spec: Spec) -> Score:
     if stray:
         reasons.append("stray paint that is no object")
     alignment = met * spec.total / (spec.total + surplus + stray)
-    return Score(alignment, reading.quality, spec.category, tuple(reasons))
+    clear = reading.quality >= _LEAST_QUALITY and reading.faint <= _MOST_FAINT
+    return Score(alignment, reading.quality, spec.category, tuple(reasons), clear)
 
 
 def _match(things: Scene, spec: Spec) -> tuple[float, list[str]]:
