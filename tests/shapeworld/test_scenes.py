@@ -125,43 +125,75 @@ def test_every_record_is_json_with_genevals_keys():
         assert bool(record["exclude"]) == (record["tag"] == "counting")
 
 
-def test_the_three_splits_share_no_prompt_and_leave_none_out():
-    texts = [{spec.text for _, spec in prompt_set(split, 3000, 0)} for split in SPLITS]
-    assert all(not a & b for a, b in itertools.combinations(texts, 2))
-    assert set.union(*texts) == {spec.text for spec in EVERY_SPEC}
+def contents(split: str) -> set[str]:
+    """What the prompts of a split say, the two wordings of one content counted once."""
+    return {spec.canonical for spec in EVERY_SPEC if split_of(spec) == split}
+
+
+def test_the_three_splits_share_no_content_and_leave_none_out():
+    of_splits = [contents(split) for split in SPLITS]
+    assert all(not a & b for a, b in itertools.combinations(of_splits, 2))
+    assert set.union(*of_splits) == {spec.canonical for spec in EVERY_SPEC}
+    assert len(contents("held_out")) >= 120
+
+
+def test_the_two_wordings_of_a_content_are_one():
+    for text, twin in (
+        ("a red circle and a square", "a square and a red circle"),
+        ("a circle left of a square", "a square right of a circle"),
+        ("two circles above a square", "a square below two circles"),
+    ):
+        assert parse_prompt(text).canonical == parse_prompt(twin).canonical
+    assert parse_prompt("a circle left of a square").canonical != parse_prompt("a square left of a circle").canonical
 
 
 def test_no_preference_split_shows_an_unseen_part():
-    for split in ("train", "held_out"):
-        for _, spec in prompt_set(split, 600, 1):
+    for split, n in (("train", 600), ("held_out", 140)):
+        for _, spec in prompt_set(split, n, 1):
             assert spec.total < 4 and not any((o.colour, o.shape) in UNSEEN_COMBINATIONS for o in spec.objects)
-    assert all(spec.unseen and split_of(spec) == "unseen" for _, spec in prompt_set("unseen", 300, 1))
+    assert all(spec.unseen and split_of(spec) == "unseen" for _, spec in prompt_set("unseen", 90, 1))
 
 
 def test_a_prompt_set_is_the_same_for_the_same_seed_and_another_for_another():
-    assert prompt_set("train", 60, 3) == prompt_set("train", 60, 3)
-    assert prompt_set("train", 60, 3) != prompt_set("train", 60, 4)
-    assert prompt_set("train", 30, 3) == prompt_set("train", 60, 3)[:30]
+    for split in ("train", "held_out"):
+        assert prompt_set(split, 60, 3) == prompt_set(split, 60, 3)
+        assert prompt_set(split, 60, 3) != prompt_set(split, 60, 4)
+        assert prompt_set(split, 30, 3) == prompt_set(split, 60, 3)[:30]
 
 
 def test_the_categories_take_turns():
     for split in SPLITS:
-        specs = [spec for _, spec in prompt_set(split, 60, 2)]
+        specs = [spec for _, spec in prompt_set(split, 30, 2)]
         turns = list(dict.fromkeys(spec.category for spec in specs))
-        assert [spec.category for spec in specs] == [turns[i % len(turns)] for i in range(60)]
+        assert [spec.category for spec in specs] == [turns[i % len(turns)] for i in range(30)]
         assert split == "unseen" or turns == list(CATEGORIES)
 
 
-def test_no_prompt_comes_again_before_all_of_its_category_were_used():
-    specs = [spec for _, spec in prompt_set("held_out", 500, 5)]
-    pools = {category: [s for s in all_specs()[category] if split_of(s) == "held_out"] for category in CATEGORIES}
+def test_no_training_prompt_comes_again_before_all_of_its_category():
+    specs = [spec for _, spec in prompt_set("train", 500, 5)]
+    pools = {category: [s for s in all_specs()[category] if split_of(s) == "train"] for category in CATEGORIES}
     for name, pool in pools.items():
         drawn = [spec for spec in specs if spec.category == name][: len(pool)]
         assert len(set(drawn)) == len(drawn) > 0
 
 
+@pytest.mark.parametrize("split", ["held_out", "unseen"])
+def test_what_is_tested_on_is_distinct_and_all_of_it_can_be_had(split: str):
+    every = len(contents(split))
+    specs = [spec for _, spec in prompt_set(split, every, 8)]
+    assert len({spec.canonical for spec in specs}) == every
+    with pytest.raises(InputError, match=f"{every + 1} prompts of the split '{split}'.*{every} differ"):
+        prompt_set(split, every + 1, 8)
+
+
+def test_a_prompt_says_how_many_objects_and_whether_where():
+    layouts = {text: parse_prompt(text).layout for text in ("a red cross", "two crosses", "a cross and a square")}
+    assert list(layouts.values()) == ["one object", "several of a kind", "two objects"]
+    assert parse_prompt("a cross below a square").layout == "relation"
+
+
 def test_every_text_of_a_prompt_set_says_its_spec():
-    assert all(parse_prompt(text) == spec for split in SPLITS for text, spec in prompt_set(split, 120, 6))
+    assert all(parse_prompt(text) == spec for split in SPLITS for text, spec in prompt_set(split, 90, 6))
 
 
 def test_an_unknown_split_is_refused_by_name():

@@ -39,6 +39,7 @@ SIZES: dict[str, tuple[int, int]] = {"small": (7, 9), "large": (12, 14)}
 SIZE_BOUNDARY = 10.5
 COUNTS = {"a": 1, "one": 1, "two": 2, "three": 3, "four": 4}
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITES = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """GenEval's tags, in its own order and spelling."""
 PREFIXES = ("", "a picture of ", "a drawing of ")
@@ -94,8 +95,28 @@ class Spec:
         return f" {self.relation or 'and'} ".join(phrase.text for phrase in self.objects)
 
     @property
+    def canonical(self) -> str:
+        """The same text for the two wordings of one content: "a and b", "b and a"; "a above b", "b below a"."""
+        turned = Spec(self.category, self.objects[::-1], self.relation and OPPOSITES[self.relation])
+        return min(self.text, turned.text)
+
+    @property
     def total(self) -> int:
         return sum(phrase.count for phrase in self.objects)
+
+    @property
+    def held_out_share(self) -> float:
+        """Of the contents that preferences may show, the share that none does."""
+        return 0.45
+
+    @property
+    def layout(self) -> str:
+        """How many objects, and whether it says where: the groups that results are reported by."""
+        if self.relation:
+            return "relation"
+        if len(self.objects) == 2:
+            return "two objects"
+        return "one object" if self.total == 1 else "several of a kind"
 
     @property
     def unseen(self) -> bool:
@@ -226,16 +247,22 @@ class PromptSpec(Protocol):
     """What a prompt asks for, of pictures (`Spec`) or of videos (`MotionSpec`)."""
 
     @property
-    def text(self) -> str: ...
+    def canonical(self) -> str: ...
     @property
     def unseen(self) -> bool: ...
+    @property
+    def held_out_share(self) -> float: ...
 
 
 def split_of(spec: PromptSpec) -> str:
-    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows)."""
+    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows).
+
+    The two wordings of one content are of one split.
+    """
     if spec.unseen:
         return "unseen"
-    return "held_out" if hashlib.sha256(spec.text.encode()).digest()[0] < 77 else "train"
+    drawn = hashlib.sha256(spec.canonical.encode()).digest()[0]
+    return "held_out" if drawn < round(256 * spec.held_out_share) else "train"
 
 
 def pick(options: Collection[T], rng: np.random.Generator) -> T:
@@ -253,13 +280,32 @@ def in_turn(pools: Sequence[Sequence[T]], n: int, rng: np.random.Generator) -> l
 def prompt_set(split: str, n: int, seed: int) -> list[tuple[str, Spec]]:
     """`n` (text, spec) pairs of one split, each of its categories in turn.
 
-    No spec is repeated before every other of its category was used.
+    Of the training split no spec is repeated before every other of its category was used. What is tested on is
+    distinct in content: each content comes once, in one of its wordings, and a category that has no more is passed
+    over. Raises InputError for more contents than there are.
     """
     if split not in SPLITS:
         raise InputError(f"no prompts of a split named {split!r}.", f"Splits are {', '.join(SPLITS)}.")
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     pools = [[spec for spec in specs if split_of(spec) == split] for specs in all_specs().values()]
-    return [(pick(PREFIXES, rng) + spec.text, spec) for spec in in_turn([pool for pool in pools if pool], n, rng)]
+    pools = [pool for pool in pools if pool]
+    specs = in_turn(pools, n, rng) if split == "train" else _distinct(pools, n, split, rng)
+    return [(pick(PREFIXES, rng) + spec.text, spec) for spec in specs]
+
+
+def _distinct(pools: Sequence[Sequence[Spec]], n: int, split: str, rng: np.random.Generator) -> list[Spec]:
+    """`n` specs of some pools in turn, of each content one."""
+    queues = []
+    for pool in pools:
+        shuffled = [pool[i] for i in rng.permutation(len(pool))]
+        queues.append(list({spec.canonical: spec for spec in shuffled}.values()))
+    turns = [spec for row in itertools.zip_longest(*queues) for spec in row if spec is not None]
+    if n > len(turns):
+        raise InputError(
+            f"{n} prompts of the split {split!r} were asked for, and {len(turns)} differ in content.",
+            f"Ask for at most {len(turns)}, and for more samples of each.",
+        )
+    return turns[:n]
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:

@@ -87,7 +87,10 @@ def parse_preferences(name: str, content: Any) -> PreferenceRecipe | MotionRecip
 
 
 def _picture_prompts(split: str, n: int, seed: int) -> list[Prompt]:
-    return [Prompt(text, metadata={"category": spec.category}) for text, spec in prompt_set(split, n, seed)]
+    return [
+        Prompt(text, metadata={"category": spec.category, "layout": spec.layout})
+        for text, spec in prompt_set(split, n, seed)
+    ]
 
 
 def _preferences(

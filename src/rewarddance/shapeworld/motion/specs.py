@@ -113,6 +113,16 @@ class MotionSpec:
         return (" " if self.category == "occlusion" else " and ").join(role.text for role in self.roles)
 
     @property
+    def canonical(self) -> str:
+        """What two prompts of one content share; two orders of two motions count as two contents."""
+        return self.text
+
+    @property
+    def held_out_share(self) -> float:
+        """Of the contents that preferences may show, the share that none does."""
+        return 0.3
+
+    @property
     def unseen(self) -> bool:
         """True where the prompt needs a combination that no training preference shows."""
         for role in self.roles:
