@@ -25,6 +25,18 @@ def test_the_interval_holds_the_truth_about_95_times_in_100(draw, truth):
     assert 0.90 < held / trials < 0.99
 
 
+@pytest.mark.parametrize("n", [4, 10, 25])
+def test_of_few_values_it_holds_the_truth_as_often(n: int):
+    rng, trials = np.random.default_rng(n), 1500
+    held = sum(found.low <= 0.3 <= found.high for found in (interval(rng.normal(0.3, 1, n)) for _ in range(trials)))
+    assert 0.935 < held / trials < 0.965
+
+
+def test_of_few_shares_it_ends_at_none_and_all():
+    found = interval([1.0, 1.0, 0.9, 1.0, 0.5])
+    assert 0 < found.low < 0.88 and found.high == 1.0
+
+
 def test_the_interval_is_as_wide_as_the_normal_one_for_a_normal_sample():
     values = np.random.default_rng(1).normal(0, 1, 400)
     found = interval(values)

@@ -1,4 +1,8 @@
-"""Means with intervals. Every figure that is reported goes through here."""
+"""Means with intervals. Every figure that is reported goes through here.
+
+Of many units it is the percentile bootstrap. Of fewer than `FEW` that is too narrow (of ten it holds the truth 89 times
+in 100), so there it is Student's t of the jackknife's standard error.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,15 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import PlainSerializer
+from scipy.special import stdtrit
 
 RESAMPLES = 2000
+FEW = 30
+"""Units from which on the bootstrap is taken."""
 
 
 class Interval(NamedTuple):
-    """A mean, or another figure, of n values with its 95 % bootstrap interval."""
+    """A mean, or another figure, of n values with its 95 % interval."""
 
     mean: float
     low: float
@@ -30,22 +37,21 @@ def interval(
     resamples: int = RESAMPLES,
     units: Sequence[int] | np.ndarray | None = None,
 ) -> Interval:
-    """Percentile bootstrap of the mean of `values` [n].
+    """The mean of `values` [n] with its interval. Of shares, values from 0 to 1, it ends there too.
 
-    units [n]: the number of the unit that each value belongs to, such as its prompt; whole units are resampled, for two
-    pairs of one prompt say less than two of different ones. None: each value is a unit. Raises ValueError for no
-    values: a mean of nothing is not 0.
+    units [n]: the number of the unit that each value belongs to, such as its prompt; whole units are drawn, for two
+    pairs of one prompt say less than two of different ones. None: each value is a unit. A single one tells nothing of
+    how others would differ: its interval has no width. Raises ValueError for no values: a mean of nothing is not 0.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
         raise ValueError(f"an interval needs a flat list of values, got shape {array.shape}")
-    if units is not None:
-        parts = np.stack([array, np.ones_like(array)], 1)
-        return interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
-    rng = np.random.default_rng(seed)
-    means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(array.mean()), float(low), float(high), len(array))
+    parts = np.stack([array, np.ones_like(array)], 1)
+    units = np.arange(len(array)) if units is None else units
+    found = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
+    if array.min() < 0 or array.max() > 1:
+        return found
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def interval_of_sums(
@@ -55,23 +61,30 @@ def interval_of_sums(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Interval:
-    """Percentile bootstrap over units of a figure that is a function of the sums of `parts` [n, k].
+    """The interval over units of a figure that is a function of the sums of `parts` [n, k].
 
     figure: sums [m, k] to figures [m]; a mean, a ratio and a correlation are such. units: as in `interval`; where
-    all values are of one unit, the values themselves are resampled.
+    all values are of one unit, the values themselves are drawn.
     """
     index = numbered(units)
     if index.max() == 0:
         index = np.arange(len(parts))
     sums = np.stack([np.bincount(index, part) for part in parts.T], 1)
     n, rng = len(sums), np.random.default_rng(seed)
+    whole = sums.sum(0, keepdims=True)
+    value = float(figure(whole)[0])
+    if n < FEW:
+        without = figure(whole - sums) if n > 1 else np.array([value])  # each unit left out in turn
+        deviation = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
+        half = float(deviation * stdtrit(max(n - 1, 1), 0.975))
+        return Interval(value, value - half, value + half, len(parts))
     drawn, at_once = [], max(1, 1_000_000 // n)
     for start in range(0, resamples, at_once):
         m = min(at_once, resamples - start)
         chosen = rng.integers(n, size=(m, n)) + n * np.arange(m)[:, None]
         drawn.append(np.bincount(chosen.ravel(), minlength=m * n).reshape(m, n) @ sums)
     low, high = np.quantile(figure(np.concatenate(drawn)), [0.025, 0.975])
-    return Interval(float(figure(sums.sum(0, keepdims=True))[0]), float(low), float(high), len(parts))
+    return Interval(value, float(low), float(high), len(parts))
 
 
 def numbered(units: Sequence[int] | np.ndarray | Sequence[str]) -> np.ndarray:
