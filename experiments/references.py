@@ -32,7 +32,7 @@ from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.alignment.train import Alignment
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.jobs.quickstart import QuickstartRecipe, refl_prompts
+from rewarddance.jobs.quickstart import QuickstartRecipe, training_prompts
 from rewarddance.jobs.quickstart_figures import means_of
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
@@ -182,7 +182,10 @@ class ReferenceQuality(Experiment[ReferencesRecipe]):
         share their tournament. Candidates of a smaller number are the first of those of a larger one.
         """
         whole = arm.references.model_copy(update={"keep": arm.references.candidates, "keep_from": "top"})
-        generator, prompts = self.recipe.generators[arm.generator].load(), refl_prompts(self.recipe.quickstart(seed))
+        generator, prompts = (
+            self.recipe.generators[arm.generator].load(),
+            training_prompts(self.recipe.quickstart(seed), self.recipe.refl_prompts),
+        )
         folder = folder / f"{arm.generator}-{whole.candidates}"
         rankings = build_references(generator, judge, prompts, whole, folder=folder, seed=seed)
         return [kept(ranking, arm.references) for ranking in rankings]

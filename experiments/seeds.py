@@ -18,10 +18,10 @@ from rewarddance.report.run_folder import Summary, read_summary
 from rewarddance.runtime.config import load_recipe
 
 EXPLANATION = (
-    "Base: the oracle's alignment on held-out prompts, points of 100. Best of N and ReFL: gains over the base, in "
-    "points, ReFL's from the same noises. Good, same, bad: (good - bad) / all of ReFL's samples against the base's, by "
-    "the oracle, in %. Diversity: % of the base's. 95 % intervals: of one seed over prompts; over seeds t intervals, "
-    "never narrower than over prompts."
+    "Base: the oracle's alignment on held-out prompts, points of 100. The other arms: gains over the base, in points, "
+    "those of aligned generators from the same noises. Good, same, bad: (good - bad) / all of the last generator's "
+    "samples against the base's, by the oracle, in %. Diversity: its, in % of the base's. Alarms: those that rang. "
+    "95 % intervals: of one seed over prompts; over seeds t intervals, never narrower than over prompts."
 )
 
 
@@ -55,38 +55,77 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def over_seeds(folders: Sequence[Path]) -> str:
-    """Two tables as Markdown: a line a seed and one over seeds, and the categories of prompts over seeds."""
+    """Tables as Markdown: a line a seed and one over seeds; gains by the prompts' layout; the categories; seconds."""
     runs = read_runs(folders)
     summaries = [run.summary for run in runs]
-    best, sets = f"best of {summaries[0].n}", [*summaries[0].judge.places()]
-    heads = ["", *(f"judge {name}" for name in sets), "untrained", "base", best, "ReFL"]
-    heads += ["good, same, bad", "diversity", "time"]
+    first, arms = summaries[0], arms_of(summaries[0])
+    heads = ["", *(f"judge {name}" for name in first.judge.places()), "untrained", "base", *arms.values()]
+    heads += ["good, same, bad", "diversity", "alarms", "time"]
     lines = [_line(f"seed {run.recipe.seed}", [run.summary]) for run in runs]
     if len(runs) > 1:
         lines.append(_line("all seeds", summaries))
-    categories = []
+    tables = [markdown_table(heads, lines)]
+    if all(summary.by_layout for summary in summaries):
+        tables.append(_layouts(runs))
+    tables.append(_categories(summaries))
+    if all(summary.cpu_seconds_by_stage for summary in summaries):
+        tables.append(_seconds(summaries))
+    return "\n\n".join([EXPLANATION, *(table.rstrip() for table in tables)])
+
+
+def arms_of(summary: Summary) -> dict[str, str]:
+    """The arms beside the base, by what they are called."""
+    arms = {"best_of_n": f"best of {summary.n}", "refl": "ReFL", "nft": "then DiffusionNFT"}
+    return {arm: name for arm, name in arms.items() if getattr(summary.oracle, arm) is not None}
+
+
+def _layouts(runs: Sequence[FinishedRun]) -> str:
+    """What the last generator gained on prompts of one object, of two, and so on: a line a seed and one over seeds."""
+    summaries = [run.summary for run in runs]
+    lines = {f"seed {run.recipe.seed}": [run.summary] for run in runs} | {"all seeds": summaries}
+    layouts, last = [*summaries[0].by_layout], summaries[0].aligned
+    return markdown_table(
+        [f"gain of {arms_of(summaries[0])[last]}", *layouts],
+        [
+            [name, *(_text(having, lambda run, at=at: getattr(run.by_layout[at], last), "+") for at in layouts)]
+            for name, having in lines.items()
+        ],
+    )
+
+
+def _categories(summaries: Sequence[Summary]) -> str:
+    arms, lines = arms_of(summaries[0]), []
     for category in summaries[0].by_category:
         having = [summary for summary in summaries if category in summary.by_category]
-        arms = [[getattr(one.by_category[category], arm) for one in having] for arm in ("sft", "best_of_n", "refl")]
+        of_arms = [[getattr(one.by_category[category], arm) for one in having] for arm in ("sft", *arms)]
         gsb = _gsb([one for one in having if one.gsb and category in one.gsb.by_category], category)
-        figures = [figure_text(intervals_over_seeds(arm)) for arm in arms]
-        categories.append([category.replace("_", " "), *figures, gsb])
-    by_category = markdown_table(["", "base", best, "ReFL", "good, same, bad"], categories)
-    return f"{EXPLANATION}\n\n{markdown_table(heads, lines)}\n{by_category.rstrip()}"
+        figures = [figure_text(intervals_over_seeds(arm)) for arm in of_arms]
+        lines.append([category.replace("_", " "), *figures, gsb])
+    return markdown_table(["", "base", *arms.values(), "good, same, bad"], lines)
+
+
+def _seconds(summaries: Sequence[Summary]) -> str:
+    """The CPU seconds of each stage, means over seeds, and the machines."""
+    stages = [*summaries[0].cpu_seconds_by_stage]
+    means = [float(np.mean([summary.cpu_seconds_by_stage[stage] for summary in summaries])) for stage in stages]
+    machines = "; ".join(dict.fromkeys(summary.machine for summary in summaries))
+    heads = ["CPU seconds", *stages, "all"]
+    return markdown_table(heads, [[machines, *(f"{value:.0f}" for value in (*means, sum(means)))]])
 
 
 def _line(name: str, runs: Sequence[Summary]) -> list[str]:
-    sets = [*runs[0].judge.places()]
-    kept = np.mean([run.diversity.refl.mean / run.diversity.sft.mean for run in runs])
+    sets, last = [*runs[0].judge.places()], runs[0].aligned
+    kept = np.mean([getattr(run.diversity, last).mean / run.diversity.sft.mean for run in runs])
+    alarms = [f"{row['name']} at {row['phase']} {row['step']}" for run in runs for row in run.alarms]
     return [
         name,
         *(_text(runs, lambda run, name=name: run.judge.places()[name][0]) for name in sets),
         _text(runs, lambda run: run.judge.untrained_id),
         _text(runs, lambda run: run.oracle.sft),
-        _text(runs, lambda run: run.oracle.gain_best_of_n, "+"),
-        _text(runs, lambda run: run.oracle.gain_refl, "+"),
+        *(_text(runs, lambda run, arm=arm: getattr(run.oracle, f"gain_{arm}"), "+") for arm in arms_of(runs[0])),
         _gsb([run for run in runs if run.gsb]),
         percent(float(kept)),
+        str(len(alarms)) if len(runs) > 1 else ", ".join(alarms),
         clock(float(np.mean([run.seconds for run in runs]))),
     ]
 

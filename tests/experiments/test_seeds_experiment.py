@@ -42,6 +42,7 @@ def finished(folder: Path, seed: int, gain: float, task: str = "t2v", gsb: bool 
         "hacking": {"hacked": False, "sentence": "It was not."},
         "seconds": 600.0,
         "seconds_by_stage": {},
+        "cpu_seconds_by_stage": {"judge": 200.0, "refl": 300.0},
         "peak_memory_gib": 1.0,
     }
     if gsb:
@@ -66,8 +67,32 @@ def test_each_seed_has_its_line_and_all_have_one(tmp_path):
     assert table["best of 8"][3] == "+20.0 [+18.8, +21.2]", "seeds that agree are no surer than their prompts"
     assert table["diversity"][3] == "75 %" and table["time"][3] == "10 min 00 s"
     kinds = {cells(line)[0]: cells(line) for line in lines[6:]}
+    assert kinds["CPU seconds"][1:] == ["judge", "refl", "all"] and kinds["one"][1:] == ["200", "300", "500"]
     assert kinds["direction"][3] == "46.0 [43.5, 48.5]" and kinds["direction"][4] == "+20.0 [+18.8, +21.2]"
     assert kinds["size change"][4] == "", "where it was not told"
+
+
+def test_what_went_on_from_refl_has_its_column_and_its_gains_by_layout(tmp_path):
+    runs = []
+    for seed in (0, 1):
+        runs.append(finished(tmp_path / str(seed), seed, 0.03, task="t2i"))
+        summary = json.loads((runs[-1] / "summary.json").read_text())
+        for group in ("oracle", "quality", "correct", "reward", "diversity"):
+            summary[group]["nft"] = figure(0.5)
+        summary["diversity"]["nft"] = figure(0.19)
+        summary["oracle"]["gain_nft"] = figure(0.08 + 0.02 * seed)
+        summary["by_layout"] = {"two objects": {"best_of_n": figure(0.2), "refl": figure(0.03), "nft": figure(0.06)}}
+        summary["aligned"] = "nft"
+        for arms in summary["by_category"].values():
+            arms["nft"] = figure(0.5)
+        summary["alarms"] = [{"phase": "nft", "step": 7, "kind": "alarm", "name": "drift"}] if seed else []
+        (runs[-1] / "summary.json").write_text(json.dumps(summary))
+    lines = [cells(line) for line in experiment("seeds", *runs).out.splitlines() if line.startswith("|")]
+    table = dict(zip(lines[0], zip(*lines[2:5], strict=True), strict=True))
+    assert table["then DiffusionNFT"][:2] == ("+8.0 [+6.0, +10.0]", "+10.0 [+8.0, +12.0]")
+    assert table["alarms"] == ("", "drift at nft 7", "1") and table["diversity"][0] == "95 %"
+    layouts = next(i for i, line in enumerate(lines) if line[0] == "gain of then DiffusionNFT")
+    assert lines[layouts][1] == "two objects" and lines[layouts + 2][:2] == ["seed 0", "+6.0 [+4.0, +8.0]"]
 
 
 def test_one_run_is_its_own_table_and_one_without_good_same_bad_has_none(tmp_path):

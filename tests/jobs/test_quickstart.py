@@ -13,10 +13,11 @@ from tiny_runs import Killing, figures, summary_of
 
 from rewarddance.alignment import references
 from rewarddance.errors import InputError
+from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.jobs import quickstart as job
 from rewarddance.jobs import quickstart_figures
-from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
-from rewarddance.report.run_folder import find_grids
+from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, resume_run, start_run, training_prompts
+from rewarddance.report.run_folder import find_grids, read_metrics
 from rewarddance.runtime.config import load_recipe
 
 
@@ -32,7 +33,7 @@ def whole(tmp_path_factory) -> Run:
 def test_the_summary_holds_every_figure_with_its_interval(whole):
     summary = summary_of(whole.folder)
     for key in ("judge.accuracy_id", "judge.accuracy_ood", "judge.untrained_id", "oracle.sft", "oracle.best_of_n",
-                "oracle.refl", "diversity.sft", "diversity.refl", "reward.sft", "reward.refl"):  # fmt: skip
+                "oracle.refl", "oracle.nft", "diversity.sft", "diversity.nft", "reward.sft", "reward.nft"):  # fmt: skip
         group, name = key.split(".")
         found = summary[group][name]
         assert set(found) == {"mean", "low", "high", "n"}, key
@@ -40,7 +41,10 @@ def test_the_summary_holds_every_figure_with_its_interval(whole):
     assert (summary["name"], summary["seed"], summary["n"]) == ("whole", 3, 3)
     assert summary["seconds"] > 0 and 0.1 < summary["peak_memory_gib"] < 64
     assert summary["hacking"].keys() == {"hacked", "sentence", "undecided"}
-    assert len(summary["by_category"]) == 6
+    assert len(summary["by_category"]) == 6 and summary["aligned"] == "nft"
+    assert set(summary["by_layout"]) == {"one object", "several of a kind", "two objects", "relation"}
+    for gains in summary["by_layout"].values():
+        assert set(gains) == {"best_of_n", "refl", "nft"}
 
 
 def test_every_arm_is_measured_on_the_same_prompts_and_the_arms_differ(whole):
@@ -68,17 +72,18 @@ def test_a_run_leaves_its_config_metrics_checkpoints_samples_and_report(whole):
         (whole.folder / file).is_file() for row in gallery for file in row["pictures"].values()
     )
     rows = [json.loads(line) for line in (whole.folder / "metrics.jsonl").read_text().splitlines()]
-    assert {row["phase"] for row in rows} == {"judge", "refl"}
-    assert [row["step"] for row in rows if row["kind"] == "probe"] == [0, 2, 4] == list(find_grids(whole.folder))
+    assert {row["phase"] for row in rows} == {"judge", "refl", "nft"}
+    assert [row["step"] for row in rows if row["kind"] == "probe"] == [0, 2, 4, 0, 2]
+    assert list(find_grids(whole.folder)) == [0, 2, 4, 6]  # DiffusionNFT goes on from ReFL's last step
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [2, 4, 6]
 
 
 def test_a_run_that_trains_all_weights_is_evaluated_with_them(whole, tmp_path):
     folder = tmp_path / "all"
-    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns("refl", "report.html", "summary.json"))
+    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns("refl", "nft", "report.html", "summary.json"))
     loop = whole.recipe.refl.model_copy(update={"lora_rank": 0, "lora_alpha": None, "learning_rate": 1e-3})
-    run = Run(folder, whole.recipe.model_copy(update={"refl": loop}))
-    for stage in ("refl", "evaluation"):
+    run = Run(folder, whole.recipe.model_copy(update={"refl": loop, "nft": None}))
+    for stage in ("refl", "nft", "evaluation"):
         del run.stages[stage]
     quickstart(run)
     assert (folder / "refl" / "generator" / "model_index.json").exists() and not (folder / "refl" / "lora").exists()
@@ -87,7 +92,7 @@ def test_a_run_that_trains_all_weights_is_evaluated_with_them(whole, tmp_path):
 
 
 def test_the_reference_bank_is_of_distinct_training_prompts(whole):
-    prompts = [prompt.text for prompt in refl_prompts(whole.recipe)]
+    prompts = [prompt.text for prompt in training_prompts(whole.recipe, whole.recipe.refl_prompts)]
     rows = [json.loads(line) for line in (whole.folder / "references" / "references.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == prompts and len(set(prompts)) == 4
 
@@ -97,8 +102,9 @@ KILLS = (
     (job, "accuracy", 5, ["preferences"]),  # at the judge's second checkpoint
     (references, "write_picture", 3, ["preferences", "judge"]),
     (quickstart_figures, "diversity", 3, ["preferences", "judge", "references"]),  # at ReFL's last probe
-    (job, "gallery", 1, ["preferences", "judge", "references", "refl"]),
-    (job, "write_report", 1, ["preferences", "judge", "references", "refl", "evaluation"]),
+    (quickstart_figures, "diversity", 2, ["preferences", "judge", "references", "refl"]),  # at the last of all
+    (job, "gallery", 1, ["preferences", "judge", "references", "refl", "nft"]),
+    (job, "write_report", 1, ["preferences", "judge", "references", "refl", "nft", "evaluation"]),
 )
 """Where the run is killed in turn: module, function, at which call, and the stages that are then done."""
 
@@ -133,7 +139,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_figures_of_one_in_one_go(kill
     assert (folder / "samples.json").read_text() == (whole.folder / "samples.json").read_text()
     for step, grid in find_grids(folder).items():
         assert grid.read_bytes() == find_grids(whole.folder)[step].read_bytes()
-    for weights in ("judge/reward/model.safetensors", "refl/lora/pytorch_lora_weights.safetensors"):
+    for weights in ("judge/reward/model.safetensors", *(f"{name}/lora/{LORA_FILE}" for name in ("refl", "nft"))):
         ours, theirs = load_file(folder / weights), load_file(whole.folder / weights)
         assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
 
@@ -151,14 +157,26 @@ def test_a_finished_run_that_is_resumed_does_nothing_again(whole):
     assert (whole.folder / "stages.json").read_text() == stages
 
 
+def test_the_second_algorithm_goes_on_from_the_first(whole):
+    first, second = (load_file(whole.folder / name / "lora" / LORA_FILE) for name in ("refl", "nft"))
+    assert first.keys() == second.keys() and any((first[name] != second[name]).any() for name in first)
+    step = next(row for row in read_metrics(whole.folder) if row["phase"] == "nft" and row["kind"] == "step")
+    assert step["velocity_mse"] > 0  # from the base: a LoRA that begins anew has none
+
+
+def test_a_lora_of_another_form_is_not_gone_on_from(tmp_path):
+    with pytest.raises(InputError, match="goes on from refl's LoRA"):
+        load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["nft.lora_rank=4"])
+
+
 def test_more_aligned_samples_than_the_base_has_are_refused_at_once(tmp_path):
-    with pytest.raises(InputError, match=r"refl_samples \(5\) .* n \(4\)"):
-        load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["evaluation.n=4", "evaluation.refl_samples=5"])
+    with pytest.raises(InputError, match=r"aligned_samples \(5\) .* n \(4\)"):
+        load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["evaluation.n=4", "evaluation.aligned_samples=5"])
 
 
 def test_another_seed_is_another_run(whole):
     other = whole.recipe.model_copy(update={"seed": 4})
-    assert refl_prompts(other) != refl_prompts(whole.recipe)
+    assert training_prompts(other, other.refl_prompts) != training_prompts(whole.recipe, whole.recipe.refl_prompts)
 
 
 def test_a_folder_that_holds_a_run_is_not_begun_again(whole):

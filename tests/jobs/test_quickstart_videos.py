@@ -14,7 +14,7 @@ from rewarddance.data.media import read_video
 from rewarddance.errors import InputError
 from rewarddance.jobs import quickstart as job
 from rewarddance.jobs import quickstart_figures
-from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, refl_prompts, resume_run, start_run
+from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, resume_run, start_run, training_prompts
 from rewarddance.jobs.quickstart_figures import good_same_bad
 from rewarddance.runtime.config import load_recipe
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
@@ -41,7 +41,7 @@ def test_a_run_on_videos_says_what_one_on_pictures_says(whole):
         summary
     )
     gsb = summary["gsb"]
-    pairs = whole.recipe.evaluation.prompts * whole.recipe.evaluation.refl_samples
+    pairs = whole.recipe.evaluation.prompts * whole.recipe.evaluation.aligned_samples
     assert gsb["good"] + gsb["same"] + gsb["bad"] == pairs
     assert gsb["gsb"]["mean"] == pytest.approx((gsb["good"] - gsb["bad"]) / pairs)
     assert gsb["gsb"]["low"] <= gsb["gsb"]["mean"] <= gsb["gsb"]["high"]
@@ -70,7 +70,7 @@ def test_its_samples_are_videos_that_move_on_the_page(whole):
 
 
 def test_videos_from_a_picture_begin_with_it(whole):
-    asked = refl_prompts(whole.recipe)
+    asked = training_prompts(whole.recipe, whole.recipe.refl_prompts)
     assert all((one.image is not None) == (whole.recipe.task == "i2v") for one in asked)
     if whole.recipe.task == "i2v":
         bank = [

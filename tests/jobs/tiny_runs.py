@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-MAY_DIFFER = ("name", "seconds", "seconds_by_stage", "peak_memory_gib")
+MAY_DIFFER = ("name", "seconds", "seconds_by_stage", "cpu_seconds_by_stage", "peak_memory_gib")
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The quickstart: preferences -> judge -> references -> ReFL -> best of N -> report; of pictures or of videos.
+"""The quickstart: preferences -> judge -> references -> ReFL -> DiffusionNFT -> best of N -> report.
+
+Of pictures or of videos; DiffusionNFT goes on from what ReFL made, where the recipe has it.
 
 Each stage leaves its result in the run folder and is not done again when the run is resumed; the two long stages also
 go on from their own checkpoints. Every random draw depends on the seed and on its place in the run, so a resumed run
@@ -11,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +21,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
+from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import ReferenceRecipe, build_references
 from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.data.preferences import PreferenceSet, write_preferences
@@ -54,7 +58,7 @@ from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import OracleScore, parse_preferences, task_of
+from rewarddance.shapeworld.tasks import parse_preferences, task_of
 from rewarddance.types import Prompt
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
@@ -65,17 +69,17 @@ EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
 class EvaluationRecipe(Recipe):
     """What the run is evaluated on.
 
-    prompts: held-out prompts of the final table, the six categories in turn.
+    prompts: held-out prompts of the final table, distinct in content, the six categories in turn.
     n: candidates of best of N, and samples a prompt of the base.
-    refl_samples: samples a prompt of the aligned generator, from the same noises, so at most n.
-    probe_prompts, probe_samples: what ReFL is evaluated on while it runs.
+    aligned_samples: samples a prompt of each aligned generator, from the same noises, so at most n.
+    probe_prompts, probe_samples: what alignment is evaluated on while it runs.
     grid_prompts: how many of the probe's prompts are drawn as a grid of samples, 0 for none.
     gallery_prompts: prompts in the report's gallery.
     """
 
     prompts: int = Field(default=96, ge=6)
     n: int = Field(default=16, ge=2)
-    refl_samples: int = Field(default=8, ge=2)
+    aligned_samples: int = Field(default=8, ge=2)
     probe_prompts: int = Field(default=24, ge=6)
     probe_samples: int = Field(default=2, ge=2)
     grid_prompts: int = Field(default=4, ge=0)
@@ -83,10 +87,10 @@ class EvaluationRecipe(Recipe):
 
     @model_validator(mode="after")
     def _samples_are_paired(self) -> EvaluationRecipe:
-        if self.refl_samples > self.n:
+        if self.aligned_samples > self.n:
             raise ValueError(
-                f"refl_samples ({self.refl_samples}) are paired with the base's of the same noises, of which there are "
-                f"n ({self.n}): lower refl_samples or raise n"
+                f"aligned_samples ({self.aligned_samples}) are paired with the base's of the same noises, of which "
+                f"there are n ({self.n}): lower aligned_samples or raise n"
             )
         return self
 
@@ -100,6 +104,8 @@ class QuickstartRecipe(Recipe):
     generator_options: of `load_generator`.
     preferences: the task's own, `PreferenceRecipe` or `MotionRecipe`.
     refl_prompts: training prompts of ReFL.
+    nft: DiffusionNFT, which goes on from ReFL's LoRA; none if it is left out.
+    nft_prompts: training prompts of DiffusionNFT, which needs no references and so can have many.
     """
 
     task: Literal["t2i", "t2v", "i2v"] = "t2i"
@@ -114,7 +120,23 @@ class QuickstartRecipe(Recipe):
     references: ReferenceRecipe = ReferenceRecipe()
     refl_prompts: int = Field(default=64, ge=1)
     refl: ReflRecipe = ReflRecipe()
+    nft: NftRecipe | None = None
+    nft_prompts: int = Field(default=256, ge=1)
     evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @model_validator(mode="after")
+    def _nft_goes_on_from_a_lora_of_its_own_form(self) -> QuickstartRecipe:
+        if self.nft is None:
+            return self
+        forms = [(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets) for recipe in (self.refl, self.nft)]
+        if not self.refl.lora_rank or forms[0] != forms[1]:
+            raise ValueError("nft goes on from refl's LoRA: give both the same lora_rank, lora_alpha and lora_targets")
+        return self
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The algorithms of the run, each of which goes on from the one before."""
+        return ("refl",) if self.nft is None else ("refl", "nft")
 
     @field_validator("preferences", mode="before")
     @classmethod
@@ -135,9 +157,11 @@ class Run:
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do a stage once; returns its result, from the record where it is finished."""
         if name not in self.stages:
-            began = time.monotonic()
+            began, cpu = time.monotonic(), time.process_time()
             result = work()
-            figures = {"seconds": round(time.monotonic() - began, 1), "peak_memory_gib": round(peak_memory_gib(), 2)}
+            seconds = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
+            figures = {key: round(value, 1) for key, value in seconds.items()}
+            figures["peak_memory_gib"] = round(peak_memory_gib(), 2)
             self.stages[name] = {"result": result, **figures}
             write_text_atomically(self.folder / STAGES, json.dumps(self.stages, indent=2))
         return self.stages[name]["result"]
@@ -148,12 +172,12 @@ class Run:
         name = name or recipe.generator
         return load_generator(name, recipe.num_inference_steps, recipe.guidance_scale, **recipe.generator_options)
 
-    def aligned_generator(self) -> PipelineGenerator:
-        """The base with ReFL's LoRA, or a whole generator where all weights were trained."""
+    def aligned_generator(self, algorithm: str) -> PipelineGenerator:
+        """The base with an algorithm's LoRA, or a whole generator where all weights were trained."""
         if not self.recipe.refl.lora_rank:
-            return self.generator(str(self.folder / "refl" / "generator"))
+            return self.generator(str(self.folder / algorithm / "generator"))
         generator = self.generator()
-        generator.load_lora(self.folder / "refl" / "lora")
+        generator.load_lora(self.folder / algorithm / "lora")
         return generator
 
     def judge(self) -> Judge:
@@ -186,7 +210,8 @@ def quickstart(run: Run) -> dict[str, Any]:
     run.stage("preferences", lambda: gather_preferences(run))
     run.stage("judge", lambda: fit_judge(run))
     run.stage("references", lambda: gather_references(run))
-    run.stage("refl", lambda: align(run))
+    for name in run.recipe.algorithms:
+        run.stage(name, partial(align, run, name))
     run.stage("evaluation", lambda: evaluate(run))
     summary = summarise(run)
     write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
@@ -233,27 +258,45 @@ def fit_judge(run: Run) -> dict[str, Any]:
 
 def gather_references(run: Run) -> dict[str, Any]:
     """The reference bank of ReFL's training prompts."""
-    recipe, prompts, folder = run.recipe, refl_prompts(run.recipe), run.folder / "references"
+    recipe, folder = run.recipe, run.folder / "references"
+    prompts = training_prompts(recipe, recipe.refl_prompts)
     generator, judge = run.generator(), run.judge()
     bank = build_references(generator, judge, prompts, recipe.references, folder=folder, seed=recipe.seed)
     return {"prompts": len(bank)}
 
 
-def refl_prompts(recipe: QuickstartRecipe) -> list[Prompt]:
-    """Distinct training prompts of ReFL, the categories in turn."""
+def training_prompts(recipe: QuickstartRecipe, n: int) -> list[Prompt]:
+    """Distinct training prompts of alignment, at most `n`, the categories in turn."""
     distinct: dict[str, Prompt] = {}
-    for prompt in task_of(recipe.task, recipe.preferences).prompts("train", 4 * recipe.refl_prompts, recipe.seed):
+    for prompt in task_of(recipe.task, recipe.preferences).prompts("train", 4 * n, recipe.seed):
         distinct.setdefault(prompt.text, prompt)
-    return list(distinct.values())[: recipe.refl_prompts]
+    return list(distinct.values())[:n]
 
 
-def align(run: Run) -> dict[str, Any]:
-    """ReFL; while it runs, the oracle scores the averaged generator on prompts that it is not trained on."""
+def align(run: Run, algorithm: Literal["refl", "nft"]) -> dict[str, Any]:
+    """ReFL, or DiffusionNFT from where ReFL ended; the judge is the same.
+
+    While it runs the oracle scores the averaged generator on prompts that it is not trained on.
+    """
     recipe, seed = run.recipe, run.recipe.seed
     generator = run.generator()
-    config = AlgorithmConfig(references=recipe.references, refl=recipe.refl)
+    if algorithm == "refl":
+        config, n, begin_with = (
+            AlgorithmConfig(references=recipe.references, refl=recipe.refl),
+            recipe.refl_prompts,
+            None,
+        )
+    else:
+        config, n = AlgorithmConfig(algorithm="nft", nft=recipe.nft or NftRecipe()), recipe.nft_prompts
+        begin_with = run.folder / "refl" / "lora"
     alignment = prepare_alignment(
-        config, generator, run.judge(), refl_prompts(recipe), references_folder=run.folder / "references", seed=seed
+        config,
+        generator,
+        run.judge(),
+        training_prompts(recipe, n),
+        references_folder=run.folder / "references",
+        seed=seed,
+        begin_with=begin_with,
     )
     probes = run.task.prompts("held_out", recipe.evaluation.probe_prompts, seed + 10_000)
 
@@ -264,44 +307,54 @@ def align(run: Run) -> dict[str, Any]:
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers)
         count = recipe.evaluation.grid_prompts
-        watched = with_grids(probe, generator, probes, metrics, count=count, phase="refl", seed=seed, batch_size=96)
-        align_generator(alignment, folder=run.folder / "refl", metrics=metrics, probe=watched)
-    return {"steps": recipe.refl.steps}
+        watched = with_grids(
+            probe,
+            generator,
+            probes,
+            metrics,
+            count=count,
+            phase=algorithm,
+            seed=seed,
+            batch_size=96,
+            steps_before=recipe.refl.steps if algorithm == "nft" else 0,
+        )
+        align_generator(alignment, folder=run.folder / algorithm, metrics=metrics, probe=watched)
+    return {"steps": config.chosen.steps}
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """The final table on held-out prompts: base, best of N, and the aligned generator from the same noises."""
+    """The final table on held-out prompts: base, best of N, and the aligned generators from the same noises."""
     recipe, task, generator, judge = run.recipe, run.task, run.generator(), run.judge()
     prompts = task.prompts("held_out", recipe.evaluation.prompts, recipe.seed)
     seeds = noise_seeds(recipe.seed, len(prompts), recipe.evaluation.n, stream=9)
     with progress_bar(f"best of {recipe.evaluation.n}", len(prompts)) as bar:
         search = best_of_n(generator, judge, prompts, seeds, tick=bar.advance)
     del generator
-    count = recipe.evaluation.refl_samples
-    refl_pictures, refl_scores = sampled(
-        run.aligned_generator(), prompts, count, recipe.seed, stream=9, title="samples after ReFL", task=task
-    )
+    count, last = recipe.evaluation.aligned_samples, recipe.algorithms[-1]
+    pictures, scores = {"sft": search.pictures[:, :count]}, {}
+    for name in recipe.algorithms:
+        pictures[name], scores[name] = sampled(
+            run.aligned_generator(name), prompts, count, recipe.seed, stream=9, title=f"samples after {name}", task=task
+        )
     base_scores = scored(search.pictures, prompts, task)
-    scores: dict[str, list[list[OracleScore]]] = {
-        "sft": base_scores,
-        "best_of_n": [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)],
-        "refl": refl_scores,
-    }
-    pictures = {"sft": search.pictures[:, :count], "refl": refl_pictures}  # from the same noises
-    result = tables(scores, [prompt.metadata["category"] for prompt in prompts], count)
+    best = [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)]
+    scores = {"sft": base_scores, "best_of_n": best, **scores}
+    result = tables(scores, prompts, count)
     paired = [row[:count] for row in base_scores]
-    result["gsb"] = good_same_bad(refl_scores, paired, prompts, recipe.preferences.least_difference)
+    result["aligned"] = last
+    result["gsb"] = good_same_bad(scores[last], paired, prompts, recipe.preferences.least_difference)
     result["diversity"] = {arm: interval(diversity(own).numpy())._asdict() for arm, own in pictures.items()}
     reward = proxy(judge, prompts, pictures, search.pictures)
     result["reward"] = {arm: interval(values)._asdict() for arm, values in reward.items()}
     result["hacking"] = hacking_verdict(
-        interval(reward["refl"] - reward["sft"]),
-        Interval(**result["oracle"]["gain_refl"]),
+        interval(reward[last] - reward["sft"]),
+        Interval(**result["oracle"][f"gain_{last}"]),
         result["diversity"]["sft"]["mean"],
-        result["diversity"]["refl"]["mean"],
+        result["diversity"][last]["mean"],
     )._asdict()
     winners = search.pictures[torch.arange(len(prompts)), search.chosen]
-    gallery_pictures = {"sft": search.pictures[:, 0], "best_of_n": winners, "refl": refl_pictures[:, 0]}
+    gallery_pictures = {"sft": search.pictures[:, 0], "best_of_n": winners}
+    gallery_pictures |= {name: pictures[name][:, 0] for name in recipe.algorithms}
     gallery_scores = {arm: [row[0] for row in rows] for arm, rows in scores.items()}
     gallery(run.folder, prompts[: recipe.evaluation.gallery_prompts], seeds, gallery_pictures, gallery_scores)
     return result
@@ -321,6 +374,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "alarms": read_alarms(run.folder),
         "seconds": round(sum(stage["seconds"] for stage in stages.values()), 1),
         "seconds_by_stage": {name: stage["seconds"] for name, stage in stages.items()},
+        "cpu_seconds_by_stage": {name: stage["cpu_seconds"] for name, stage in stages.items()},
         "peak_memory_gib": max(stage["peak_memory_gib"] for stage in stages.values()),
     }
 

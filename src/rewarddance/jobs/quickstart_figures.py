@@ -71,22 +71,28 @@ def probe_figures(pictures: Tensor, scores: Scores) -> dict[str, float]:
     return figures | {"diversity": float(diversity(pictures).mean())}
 
 
-def tables(scores: dict[str, list[list[OracleScore]]], categories: Sequence[str], count: int) -> dict[str, Any]:
-    """Alignment, quality and correctness of the arms sft, best_of_n and refl, by category too, and what two gained.
+def tables(scores: dict[str, Scores], prompts: Sequence[Prompt], count: int) -> dict[str, Any]:
+    """Alignment, quality and correctness of the arms sft, best_of_n and the aligned ones, and what each gained.
 
-    The gain of refl is paired with the base's first `count` samples of a prompt, which began from the same noises.
+    Alignment also by category, and gains by the prompts' layout where they have one. The gain of an aligned arm is
+    paired with the base's first `count` samples of a prompt, which began from the same noises.
     """
     names = {"oracle": "alignment", "quality": "quality", "correct": "correct"}
     means = {name: {arm: means_of(rows, score) for arm, rows in scores.items()} for name, score in names.items()}
     result: dict[str, Any] = {
         name: {arm: interval(values)._asdict() for arm, values in arms.items()} for name, arms in means.items()
     }
-    sft, best, refl = map(np.array, means["oracle"].values())
     paired = np.array(means_of([row[:count] for row in scores["sft"]]))
-    result["oracle"]["gain_best_of_n"] = interval(best - sft)._asdict()
-    result["oracle"]["gain_refl"] = interval(refl - paired)._asdict()
+    before = {arm: np.array(means["oracle"]["sft"]) if arm == "best_of_n" else paired for arm in scores}
+    gains = {arm: np.array(means["oracle"][arm]) - before[arm] for arm in scores if arm != "sft"}
+    result["oracle"] |= {f"gain_{arm}": interval(values)._asdict() for arm, values in gains.items()}
+    categories, layouts = ([prompt.metadata.get(key) for prompt in prompts] for key in ("category", "layout"))
     by = {arm: by_category(values, categories) for arm, values in means["oracle"].items()}
     result["by_category"] = {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in by["sft"]}
+    if None not in layouts:
+        gained = {arm: by_category(values, layouts) for arm, values in gains.items()}
+        kinds = dict.fromkeys(layouts)
+        result["by_layout"] = {kind: {arm: gained[arm][kind]._asdict() for arm in gained} for kind in kinds}
     return result
 
 

@@ -30,11 +30,13 @@ def with_grids(
     phase: str,
     seed: int,
     batch_size: int,
+    steps_before: int = 0,
 ) -> Callable[[], Figures]:
     """The probe, which also writes a grid of samples, a prompt a row, to samples/step-N.png beside metrics.jsonl.
 
     count: how many prompts, spread over all of them; 0 for no grids. Each is drawn from the same noises. What training
-    draws at random is not touched. The trackers of `metrics` get the grid, too.
+    draws at random is not touched. The trackers of `metrics` get the grid, too. steps_before: of an algorithm that this
+    one goes on from, which the grids' steps are counted on from.
     """
     chosen = [as_prompts(prompts)[i] for i in evenly_spaced(len(prompts), count)] if count else []
     repeated = [prompt for prompt in chosen for _ in range(NOISES)]
@@ -46,7 +48,7 @@ def with_grids(
             if is_main_process():
                 groups = [list(group) for group in pictures.split(NOISES)]
                 pixels = grid([prompt.text for prompt in chosen], groups)
-                write_grid(pixels, metrics.path.parent / GRIDS / grid_name(metrics.step))
+                write_grid(pixels, metrics.path.parent / GRIDS / grid_name(steps_before + metrics.step))
                 metrics.show(phase, "samples", pixels)
         return probe()
 

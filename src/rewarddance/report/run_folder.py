@@ -20,23 +20,33 @@ Row = dict[str, Any]
 
 
 class BeforeAfter(BaseModel):
-    """One figure of the SFT base and of the generator after ReFL."""
+    """One figure of the SFT base, of the generator after ReFL, and after DiffusionNFT where that went on from there."""
 
     sft: Interval
     refl: Interval
+    nft: Interval | None = None
 
 
 class Arms(BeforeAfter):
-    """One figure of all three arms."""
+    """One figure of all arms."""
 
     best_of_n: Interval
 
 
+class Gains(BaseModel):
+    """What each arm gained over the base, in the oracle's alignment, paired by prompt."""
+
+    best_of_n: Interval
+    refl: Interval
+    nft: Interval | None = None
+
+
 class Oracle(Arms):
-    """The oracle's alignment in [0, 1], and both gains over the base, paired by prompt."""
+    """The oracle's alignment in [0, 1], and the gains over the base, paired by prompt."""
 
     gain_best_of_n: Interval
     gain_refl: Interval
+    gain_nft: Interval | None = None
 
 
 class JudgeAccuracy(BaseModel):
@@ -66,7 +76,10 @@ class Hacking(BaseModel):
 
 
 class GsbFigure(BaseModel):
-    """Good, same and bad of ReFL's samples against the base's of the same noises, by the oracle; gsb in [-1, 1]."""
+    """Good, same and bad of the aligned generator's samples against the base's of the same noises, by the oracle.
+
+    gsb is in [-1, 1].
+    """
 
     good: int
     same: int
@@ -89,6 +102,9 @@ class Summary(BaseModel):
     judge: JudgeAccuracy
     oracle: Oracle
     by_category: dict[str, Arms]
+    by_layout: dict[str, Gains] = {}
+    aligned: str = "refl"  # the arm that gsb and hacking are of
+    alarms: list[Row] = []
     quality: Arms
     correct: Arms
     reward: BeforeAfter
@@ -97,6 +113,7 @@ class Summary(BaseModel):
     hacking: Hacking
     seconds: float
     seconds_by_stage: dict[str, float]
+    cpu_seconds_by_stage: dict[str, float] = {}
     peak_memory_gib: float
 
 
