@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import typer
@@ -28,6 +28,9 @@ from rewarddance.cli import main
 from rewarddance.cli.app import app
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
+from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
 from rewarddance.shapeworld.training.generator import build_pipeline
 from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, build_judge_base, save_judge_base
@@ -165,6 +168,32 @@ def colour_preferences(n: int, seed: int = 0) -> list[Preference]:
         first, second = (red, blue) if i % 2 else (blue, red)
         pairs.append(Preference(f"a small {('circle', 'cross')[i // 2 % 2]}", first, second, float(i % 2 == 0)))
     return pairs
+
+
+def training_recipe(kind: str = "pairwise", **changes: object) -> JudgeRecipe:
+    """A short training on `colour_preferences`: several epochs, the last one cut in half, checkpoints inside epochs."""
+    options = {"kind": kind, "learning_rate": 1e-3, "batch_size": 4, "pixel_noise": 0.05, "save_every": 5}
+    options["epochs"] = 4.5 if kind in ("pairwise", "clip") else 2.5
+    options |= (
+        {"base": str(clip_folder())} if kind == "clip" else {"base": str(judge_folder()), "instruction": "t2i-brief"}
+    )
+    return JudgeRecipe.model_validate(options | changes)
+
+
+def train_colours(
+    folder: Path, recipe: JudgeRecipe, evaluate: Any = None, preferences: Sequence[Preference] | None = None
+) -> Any:
+    """A judge trained on 16 pairs, or on those given."""
+    pairs = colour_preferences(16) if preferences is None else preferences
+    return train_judge(recipe, pairs, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
+
+
+@functools.cache
+def trained_folder(kind: str) -> Path:
+    """What `training_recipe` leaves where nothing interrupts it."""
+    folder = scratch() / f"trained-{kind}"
+    train_colours(folder, training_recipe(kind))
+    return folder
 
 
 class Done(NamedTuple):

@@ -11,20 +11,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import clip_folder, colour_preferences, judge_folder, pictures
+from tiny import clip_folder, colour_preferences, judge_folder, pictures, trained_folder
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.agreement import accuracy
 from rewarddance.reward.clip import ClipReward, Preprocessing
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import bradley_terry
-from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.reward.train import train_judge
-from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
@@ -227,27 +223,6 @@ def test_a_folder_that_is_no_dual_encoder_is_refused_by_name(tmp_path):
 
 # -- training and its folder -------------------------------------------------------------------------------------------
 
-RECIPE = JudgeRecipe(
-    base=str(clip_folder()), kind="clip", learning_rate=1e-3, batch_size=4, epochs=4.5, pixel_noise=0.05, save_every=5
-)
-
-
-def run(folder: Path, evaluate=None, recipe: JudgeRecipe = RECIPE) -> ClipReward:
-    metrics = Metrics(folder / "metrics.jsonl")
-    return train_judge(recipe, colour_preferences(16), folder, metrics, seed=7, evaluate=evaluate)
-
-
-def losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["kind"] == "step"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder)
-    return folder
-
 
 def test_the_loss_is_bradley_terry_on_the_margin(judge):
     pairs = [replace(pair, share=share) for pair, share in zip(colour_preferences(3), (1.0, 0.5, 0.2), strict=True)]
@@ -255,30 +230,8 @@ def test_the_loss_is_bradley_terry_on_the_margin(judge):
     torch.testing.assert_close(judge.loss(pairs), bradley_terry(margin, torch.tensor([1.0, 0.5, 0.2])))
 
 
-def test_training_teaches_the_order_and_an_interrupted_run_ends_the_same(tmp_path, whole):
-    trained = load_reward(str(whole / "reward"))
-    assert accuracy(trained, colour_preferences(12, seed=1)).mean == 1
-
-    def stop(judge: ClipReward) -> dict[str, float]:
-        if len(losses(tmp_path)) > 1:
-            raise KeyboardInterrupt
-        return {}
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop)
-    run(tmp_path)
-    assert losses(tmp_path) == losses(whole) and len(losses(whole)) == 3
-    assert torch.equal(load_reward(str(tmp_path / "reward"))(questions(2)).margin, trained(questions(2)).margin)
-
-
-def test_a_frozen_vision_tower_does_not_move(tmp_path):
-    trained = run(tmp_path, recipe=RECIPE.model_copy(update={"freeze_vision_tower": True, "epochs": 0.5}))
-    before, after = CLIPModel.from_pretrained(clip_folder()).state_dict(), trained.model.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved and not any(name.startswith("vision_model") for name in moved)
-
-
-def test_the_folder_loads_in_plain_transformers_and_says_what_it_is(whole):
+def test_the_folder_loads_in_plain_transformers_and_says_what_it_is():
+    whole = trained_folder("clip")
     model, ours = CLIPModel.from_pretrained(whole / "reward"), load_reward(str(whole / "reward"))
     assert all(torch.equal(weight, ours.model.state_dict()[name]) for name, weight in model.state_dict().items())
     saved = json.loads((whole / "reward" / "reward_config.json").read_text())
