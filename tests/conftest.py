@@ -6,6 +6,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,7 +24,8 @@ def _has_shape(hint: Any) -> bool:
     return (inspect.isclass(hint) and issubclass(hint, AbstractArray)) or any(map(_has_shape, get_args(hint)))
 
 
-def _takes_shapes(function: Any) -> bool:
+def _takes_shapes(entry: Any) -> bool:
+    function = entry.__init__ if inspect.isclass(entry) else entry
     for annotation in function.__annotations__.values():
         holder = type("Holder", (), {"__annotations__": {"hint": annotation}})
         try:
@@ -36,11 +38,11 @@ def _takes_shapes(function: Any) -> bool:
 
 
 def jaxtyped_where_shapes_are(*, typechecker: Any) -> Callable[[Any], Any]:
-    """Functions without a shape are left as they are: jaxtyped takes up to a millisecond a call, and the type checker
-    has read them."""
+    """Functions and records without a shape are left as they are: jaxtyped takes up to a millisecond a call, and the
+    type checker has read them."""
 
     def decorated(entry: Any) -> Any:
-        plain = inspect.isfunction(entry) and not _takes_shapes(entry)
+        plain = (inspect.isfunction(entry) or is_dataclass(entry)) and not _takes_shapes(entry)
         return entry if plain else jaxtyped(entry, typechecker=typechecker)
 
     return decorated

@@ -243,7 +243,7 @@ def video_quickstart_recipe(folder: Path, task: str) -> Path:
     of_videos = {"instruction": f"{task}-brief", "frames": 4, "fps": 8, "freeze_vision_tower": True, "epochs": 1}
     content = yaml.safe_load(quickstart_recipe(folder).read_text())
     content |= {"task": task, "generator": str(video_generator_folder()), "generator_options": drawing}
-    content["preferences"] |= {"drawn": 2, "overlaid": 1}
+    content["preferences"] |= {"drawn": 2, "overlaid": 1, "id_prompts": 2, "ood_prompts": 2, "test_pairs": 2}
     content["judge"] |= {"base": str(video_judge_folder()), **of_videos}
     content["refl"] |= {"frames": 4, "jitter_copies": 1}
     path = folder / f"tiny-{task}.yaml"
