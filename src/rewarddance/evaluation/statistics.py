@@ -43,7 +43,9 @@ def interval(
         parts = np.stack([array, np.ones_like(array)], 1)
         return interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
     rng = np.random.default_rng(seed)
-    means = [array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
+    n, at_once = len(array), max(1, 1_000_000 // len(array))
+    sizes = [(min(at_once, resamples - start), n) for start in range(0, resamples, at_once)]
+    means = np.concatenate([array[rng.integers(n, size=size)].mean(1) for size in sizes])
     low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(array.mean()), float(low), float(high), len(array))
 
