@@ -1,4 +1,4 @@
-"""No network, two threads, one seed, and every shape in a signature checked while the tests run."""
+"""No network, one thread, one seed, and every shape in a signature checked while the tests run."""
 
 from __future__ import annotations
 

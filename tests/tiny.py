@@ -12,6 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import typer
 import yaml
@@ -26,8 +27,10 @@ from transformers import (
 
 from rewarddance.cli import main
 from rewarddance.cli.app import app
+from rewarddance.data.media import write_picture
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
@@ -155,6 +158,62 @@ def pictures(n: int, seed: int = 0, size: int = 32) -> PixelBatch:
     """`n` random pictures [n, 1, 3, size, size] whose values are whole 255ths."""
     rng = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (n, 1, 3, size, size), generator=rng) / 255
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth shades with grain and an edge, as a photograph has them; uint8 [H, W, 3]."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    shades = np.stack([0.5 + 0.4 * np.sin(7 * x + 3 * y), 0.3 + 0.6 * x * y, 0.7 - 0.5 * (x > 0.4) * y], -1)
+    return (255 * np.clip(shades + 0.06 * rng.standard_normal(shades.shape), 0, 1)).round().astype(np.uint8)
+
+
+def drawing(height: int, width: int) -> np.ndarray:
+    """Flat paint with hard edges and thin lines, black to white; uint8 [H, W, 3]."""
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[height // 5 : height // 2, width // 4 : width // 2] = (255, 0, 0)
+    canvas[height // 2 :, 2 * width // 3 :] = 255
+    canvas[::7] = (0, 255, 80)
+    return canvas
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """As `judge_folder` takes them, of its own size."""
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (pixels - mean[:, None, None]) / deviation[:, None, None]
+
+
+def pointwise_inputs(tokenizer: Any, prompt: str, pixels: Tensor) -> dict[str, Tensor]:
+    """What the plain model of `judge_folder` is given of one picture; nothing of ours but the template."""
+    text = "<|im_start|>user\n"
+    for part in load_instruction("t2i-brief").pointwise_question(prompt):
+        text += "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n" if isinstance(part, Picture) else part
+    text += "<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    return {"input_ids": ids, "pixel_values": normalised(pixels)}
+
+
+def picture_folder(folder: Path) -> Path:
+    """Three pictures of a red circle, each with its prompt beside it."""
+    for number, pixels in enumerate(pictures(3)):
+        write_picture(pixels, folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red circle")
+    return folder
+
+
+def align_recipe(folder: Path, refl: dict[str, object] | None = None, **changes: object) -> Path:
+    """A recipe of `align` that takes one short step, on prompts.txt in `folder`; its run is `folder`/run."""
+    content = {
+        "generator": str(generator_folder()),
+        "num_inference_steps": 2,
+        "judge": str(judge_folder()),
+        "prompts": str(folder / "prompts.txt"),
+        "output": str(folder / "run"),
+        "references": {"candidates": 3},
+        "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2, **(refl or {})},
+    }
+    (folder / "align.yaml").write_text(yaml.safe_dump(content | changes))
+    return folder / "align.yaml"
 
 
 def colour_preferences(n: int, seed: int = 0) -> list[Preference]:

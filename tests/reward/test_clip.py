@@ -7,11 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import clip_folder, colour_preferences, judge_folder, pictures, trained_folder
+from tiny import clip_folder, colour_preferences, drawing, judge_folder, photograph, pictures, trained_folder
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -129,21 +128,6 @@ def test_pictures_of_any_size_and_videos_are_judged_together(judge):
 
 
 # -- preprocessing and gradient ----------------------------------------------------------------------------------------
-
-
-def photograph(height: int, width: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    shades = np.stack([0.5 + 0.4 * np.sin(7 * x + 3 * y), 0.3 + 0.6 * x * y, 0.7 - 0.5 * (x > 0.4) * y], -1)
-    return (255 * np.clip(shades + 0.06 * rng.standard_normal(shades.shape), 0, 1)).round().astype(np.uint8)
-
-
-def drawing(height: int, width: int) -> np.ndarray:
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[height // 5 : height // 2, width // 4 : width // 2] = (255, 0, 0)
-    canvas[height // 2 :, 2 * width // 3 :] = 255
-    canvas[::7] = (0, 255, 80)
-    return canvas
 
 
 @pytest.mark.parametrize("size", [(32, 32), (96, 96), (75, 131), (131, 75), (20, 24), (448, 300)])

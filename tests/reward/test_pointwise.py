@@ -15,6 +15,7 @@ from tiny import (
     family_folder,
     judge_folder,
     pictures,
+    pointwise_inputs,
     train_colours,
     trained_folder,
     training_recipe,
@@ -23,7 +24,6 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from rewarddance.errors import InputError
-from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import NO, YES, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry, win_tie_bradley_terry
@@ -31,7 +31,7 @@ from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.ranking import tournament
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.types import Pixels, Preference, Prompt, Question
+from rewarddance.types import Preference, Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
 
@@ -46,11 +46,6 @@ def questions(n: int, seed: int = 0, references: bool = True) -> list[Question]:
     return [Question(PROMPTS[i % 3], shown[2 * i], shown[2 * i + 1] if references else None) for i in range(n)]
 
 
-def normalised(pixels: Pixels) -> Tensor:
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (pixels - mean[:, None, None]) / deviation[:, None, None]
-
-
 @pytest.fixture(scope="module")
 def naive_margin() -> Callable[[str, Tensor], Tensor]:
     """(prompt, pixels) -> margin by the model's own forward with its whole head; nothing of ours but the template."""
@@ -60,12 +55,7 @@ def naive_margin() -> Callable[[str, Tensor], Tensor]:
     yes, no = (sorted({ids[0] for ids in group if len(ids) == 1}) for group in found)
 
     def margin(prompt: str, pixels: Tensor) -> Tensor:
-        text = "<|im_start|>user\n"
-        for part in load_instruction("t2i-brief").pointwise_question(prompt):
-            text += "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n" if isinstance(part, Picture) else part
-        text += "<|im_end|>\n<|im_start|>assistant\n"
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        logits = model(input_ids=inputs.input_ids, pixel_values=normalised(pixels)).logits[0, -1]
+        logits = model(**pointwise_inputs(tokenizer, prompt, pixels)).logits[0, -1]
         return logits[yes].logsumexp(0) - logits[no].logsumexp(0)
 
     return margin

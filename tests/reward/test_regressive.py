@@ -18,6 +18,7 @@ from tiny import (
     family_folder,
     judge_folder,
     pictures,
+    pointwise_inputs,
     train_colours,
     trained_folder,
     training_recipe,
@@ -26,7 +27,6 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from rewarddance.errors import InputError
 from rewarddance.report.run_folder import read_metrics
-from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import bradley_terry, win_tie_bradley_terry
@@ -69,16 +69,10 @@ def test_the_margin_is_the_head_on_the_last_hidden_state_of_one_plain_forward():
     judge = with_head()
     model = AutoModelForImageTextToText.from_pretrained(judge_folder()).eval()
     tokenizer = AutoTokenizer.from_pretrained(judge_folder())
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     head = judge.model.reward_head.weight[0]
 
     def naive(prompt, pixels):
-        text = "<|im_start|>user\n"
-        for part in load_instruction("t2i-brief").pointwise_question(prompt):
-            text += "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n" if isinstance(part, Picture) else part
-        inputs = tokenizer(text + "<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt", add_special_tokens=False)
-        values = (pixels - mean[:, None, None]) / deviation[:, None, None]
-        states = model(input_ids=inputs.input_ids, pixel_values=values, output_hidden_states=True).hidden_states
+        states = model(**pointwise_inputs(tokenizer, prompt, pixels), output_hidden_states=True).hidden_states
         return states[-1][0, -1] @ head
 
     asked = questions(3)
