@@ -11,7 +11,16 @@ import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
-from tiny import colour_preferences, command, generator_folder, judge_folder, pictures, quickstart_recipe
+from tiny import (
+    align_recipe,
+    colour_preferences,
+    command,
+    generator_folder,
+    judge_folder,
+    picture_folder,
+    pictures,
+    quickstart_recipe,
+)
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.cli.app import app, recipe_file
@@ -59,27 +68,14 @@ def training(tmp_path) -> Path:
 def aligning(tmp_path) -> Path:
     """A recipe of `align` that works."""
     (tmp_path / "prompts.txt").write_text("a red circle\na blue cross\na red circle\n")
-    content = {
-        "generator": str(generator_folder()),
-        "num_inference_steps": 2,
-        "judge": str(judge_folder()),
-        "prompts": str(tmp_path / "prompts.txt"),
-        "output": str(tmp_path / "out"),
-        "references": {"candidates": 3},
-        "refl": {"steps": 2, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
-    }
-    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
-    return tmp_path / "align.yaml"
+    return align_recipe(tmp_path, {"steps": 2}, output=str(tmp_path / "out"))
 
 
 @pytest.fixture
 def scoring(tmp_path) -> tuple[str | Path, ...]:
     """Arguments of `score` that work but for --output: three pictures and the random judge."""
-    for number, pixels in enumerate(pictures(3)):
-        write_picture(pixels, tmp_path / "pictures" / f"{number}.png")
-        (tmp_path / "pictures" / f"{number}.txt").write_text("a red circle")
     write_picture(pictures(1, seed=5)[0], tmp_path / "reference.png")
-    folder, reference = tmp_path / "pictures", tmp_path / "reference.png"
+    folder, reference = picture_folder(tmp_path / "pictures"), tmp_path / "reference.png"
     return ("score", folder, "--judge", judge_folder(), "--reference", reference, "--device", "cpu")
 
 
@@ -204,20 +200,22 @@ def test_a_misspelt_key_of_a_recipe(training):
     assert_refused(command("train", training), f"unknown key 'sede' in {training}", "Did you mean 'seed'?")
 
 
-def test_a_misspelt_override(training):
-    done = command("train", training, "judge.learning_rat=1")
-    assert_refused(done, "unknown key 'judge.learning_rat'", "Did you mean 'judge.learning_rate'?")
-    done = command("quickstart", "refl.stepz=3")
-    assert_refused(done, "unknown key 'refl.stepz'", "Did you mean 'refl.steps'?")
+@pytest.mark.parametrize(
+    ("override", "what", "remedy"),
+    [
+        ("judge.learning_rat=1", "unknown key 'judge.learning_rat'", "Did you mean 'judge.learning_rate'?"),
+        ("judge.batch_size=many", "the key 'judge.batch_size'", "Correct the value."),
+        ("faster", "the override 'faster'", "align.steps=100"),
+        ("judge.instruction=t2x", "no instruction named 't2x'", "t2i, t2i-bare, t2i-brief, t2v"),
+        ("tests.ood=nowhere.jsonl", "nowhere.jsonl cannot be read", "Give a JSONL or Parquet file of preferences."),
+    ],
+)
+def test_an_override_of_a_training_that_is_not_right(training, override, what, remedy):
+    assert_refused(command("train", training, override), what, remedy)
 
 
-def test_a_value_of_the_wrong_kind(training):
-    done = command("train", training, "judge.batch_size=many")
-    assert_refused(done, "the key 'judge.batch_size'", "Correct the value.")
-
-
-def test_an_override_that_is_none(training):
-    assert_refused(command("train", training, "faster"), "the override 'faster'", "align.steps=100")
+def test_a_misspelt_override_of_the_quickstart():
+    assert_refused(command("quickstart", "refl.stepz=3"), "unknown key 'refl.stepz'", "Did you mean 'refl.steps'?")
 
 
 def test_a_missing_recipe(tmp_path):
@@ -235,26 +233,20 @@ def test_a_run_that_ended_before_its_first_step_does_not_bind_the_folder(trainin
     assert command("train", training).code == 0
 
 
-def test_a_missing_judge(training, aligning, tmp_path):
+def test_a_missing_judge_or_generator(training, aligning, tmp_path):
     where = tmp_path / "nowhere"
-    assert_refused(command("train", training, f"judge.base={where}"), f"no checkpoint at '{where}'", "save_pretrained")
-    assert_refused(command("align", aligning, f"judge={where}"), f"no checkpoint at '{where}'", "save_pretrained")
+    for name, recipe, key in (
+        ("train", training, "judge.base"),
+        ("align", aligning, "judge"),
+        ("align", aligning, "generator"),
+    ):
+        assert_refused(command(name, recipe, f"{key}={where}"), f"no checkpoint at '{where}'", "save_pretrained")
     assert not (tmp_path / "out" / "references").exists()
-
-
-def test_a_missing_generator(aligning, tmp_path):
-    where = tmp_path / "nowhere"
-    assert_refused(command("align", aligning, f"generator={where}"), f"no checkpoint at '{where}'", "save_pretrained")
 
 
 def test_a_judge_where_a_generator_is_needed(aligning):
     done = command("align", aligning, f"generator={judge_folder()}")
     assert_refused(done, f"the generator '{judge_folder()}' cannot be loaded", "Give a diffusers folder.")
-
-
-def test_an_unknown_instruction(training):
-    done = command("train", training, "judge.instruction=t2x")
-    assert_refused(done, "no instruction named 't2x'", "t2i, t2i-bare, t2i-brief, t2v")
 
 
 def test_a_broken_line_of_preferences(training, tmp_path):
@@ -263,11 +255,6 @@ def test_a_broken_line_of_preferences(training, tmp_path):
     done = command("train", training)
     assert_refused(done, f"line 9 of the preferences file {tmp_path / 'train.jsonl'}", "Correct or remove it.")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_set_of_preferences(training, tmp_path):
-    done = command("train", training, f"tests.ood={tmp_path / 'nowhere.jsonl'}")
-    assert_refused(done, "nowhere.jsonl cannot be read", "Give a JSONL or Parquet file of preferences.")
 
 
 def test_a_test_set_of_ties_alone(training, tmp_path):

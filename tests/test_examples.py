@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import colour_preferences, judge_folder, pictures
+from tiny import colour_preferences, judge_folder, picture_folder
 from tiny_pipelines import pipeline_folder
 
-from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
-
-
-def folder_of_pictures(folder: Path) -> list[str]:
-    for number, pixels in enumerate(pictures(3)):
-        write_picture(pixels, folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text("a red circle")
-    return [str(folder)]
 
 
 def pairs(folder: Path) -> list[str]:
@@ -39,7 +31,7 @@ def sdxl(folder: Path) -> list[str]:
 
 
 ARGUMENTS: dict[str, Callable[[Path], list[str]]] = {
-    "01_score_a_folder": folder_of_pictures,
+    "01_score_a_folder": lambda folder: [str(picture_folder(folder))],
     "02_train_a_judge": pairs,
     "03_judge_in_a_grpo_loop": lambda folder: [],
     "04_refl_on_sdxl": sdxl,
@@ -50,11 +42,11 @@ LEAVES = {"02_train_a_judge": "run/reward", "04_refl_on_sdxl": "run/lora", "05_b
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs_and_prints_its_figures(path, tmp_path):
-    words = [sys.executable, str(path), *ARGUMENTS[path.stem](tmp_path)]
-    ran = subprocess.run(words, capture_output=True, text=True, timeout=280, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert any(character.isdigit() for character in ran.stdout)
+def test_an_example_runs_and_prints_its_figures(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), *ARGUMENTS[path.stem](tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(path), run_name="__main__")
+    assert any(character.isdigit() for character in capsys.readouterr().out)
     assert (tmp_path / LEAVES.get(path.stem, ".")).exists()
 
 

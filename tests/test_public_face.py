@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import colour_preferences, generator_folder, judge_folder, pictures
+from tiny import colour_preferences, generator_folder, judge_folder, picture_folder, pictures
 
 import rewarddance
 from rewarddance import Prompt, align, as_pixels, evaluate, load_generator, load_reward, score, search, train_reward
-from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError, RewardDanceError
 
@@ -33,10 +32,7 @@ def tiny_generator():
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    for number, pixels in enumerate(pictures(3)):
-        write_picture(pixels, tmp_path / "pictures" / f"{number}.png")
-        (tmp_path / "pictures" / f"{number}.txt").write_text("a red circle")
-    return tmp_path / "pictures"
+    return picture_folder(tmp_path / "pictures")
 
 
 def test_every_public_name_is_there_and_search_is_the_function():

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import typer
 import yaml
@@ -26,8 +27,13 @@ from transformers import (
 
 from rewarddance.cli import main
 from rewarddance.cli.app import app
+from rewarddance.data.media import write_picture
 from rewarddance.generators.flow import euler_step, predicted_x_0
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.instructions import Picture, load_instruction
+from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.train import train_judge
+from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
 from rewarddance.shapeworld.training.generator import build_pipeline
 from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, build_judge_base, save_judge_base
@@ -154,6 +160,62 @@ def pictures(n: int, seed: int = 0, size: int = 32) -> PixelBatch:
     return torch.randint(0, 256, (n, 1, 3, size, size), generator=rng) / 255
 
 
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth shades with grain and an edge, as a photograph has them; uint8 [H, W, 3]."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    shades = np.stack([0.5 + 0.4 * np.sin(7 * x + 3 * y), 0.3 + 0.6 * x * y, 0.7 - 0.5 * (x > 0.4) * y], -1)
+    return (255 * np.clip(shades + 0.06 * rng.standard_normal(shades.shape), 0, 1)).round().astype(np.uint8)
+
+
+def drawing(height: int, width: int) -> np.ndarray:
+    """Flat paint with hard edges and thin lines, black to white; uint8 [H, W, 3]."""
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[height // 5 : height // 2, width // 4 : width // 2] = (255, 0, 0)
+    canvas[height // 2 :, 2 * width // 3 :] = 255
+    canvas[::7] = (0, 255, 80)
+    return canvas
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """As `judge_folder` takes them, of its own size."""
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (pixels - mean[:, None, None]) / deviation[:, None, None]
+
+
+def pointwise_inputs(tokenizer: Any, prompt: str, pixels: Tensor) -> dict[str, Tensor]:
+    """What the plain model of `judge_folder` is given of one picture; nothing of ours but the template."""
+    text = "<|im_start|>user\n"
+    for part in load_instruction("t2i-brief").pointwise_question(prompt):
+        text += "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n" if isinstance(part, Picture) else part
+    text += "<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    return {"input_ids": ids, "pixel_values": normalised(pixels)}
+
+
+def picture_folder(folder: Path) -> Path:
+    """Three pictures of a red circle, each with its prompt beside it."""
+    for number, pixels in enumerate(pictures(3)):
+        write_picture(pixels, folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red circle")
+    return folder
+
+
+def align_recipe(folder: Path, refl: dict[str, object] | None = None, **changes: object) -> Path:
+    """A recipe of `align` that takes one short step, on prompts.txt in `folder`; its run is `folder`/run."""
+    content = {
+        "generator": str(generator_folder()),
+        "num_inference_steps": 2,
+        "judge": str(judge_folder()),
+        "prompts": str(folder / "prompts.txt"),
+        "output": str(folder / "run"),
+        "references": {"candidates": 3},
+        "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2, **(refl or {})},
+    }
+    (folder / "align.yaml").write_text(yaml.safe_dump(content | changes))
+    return folder / "align.yaml"
+
+
 def colour_preferences(n: int, seed: int = 0) -> list[Preference]:
     """`n` pairs of a red and a blue noisy picture; red is always better, and stands first in every second pair."""
     rng = torch.Generator().manual_seed(seed)
@@ -165,6 +227,32 @@ def colour_preferences(n: int, seed: int = 0) -> list[Preference]:
         first, second = (red, blue) if i % 2 else (blue, red)
         pairs.append(Preference(f"a small {('circle', 'cross')[i // 2 % 2]}", first, second, float(i % 2 == 0)))
     return pairs
+
+
+def training_recipe(kind: str = "pairwise", **changes: object) -> JudgeRecipe:
+    """A short training on `colour_preferences`: several epochs, the last one cut in half, checkpoints inside epochs."""
+    options = {"kind": kind, "learning_rate": 1e-3, "batch_size": 4, "pixel_noise": 0.05, "save_every": 5}
+    options["epochs"] = 4.5 if kind in ("pairwise", "clip") else 2.5
+    options |= (
+        {"base": str(clip_folder())} if kind == "clip" else {"base": str(judge_folder()), "instruction": "t2i-brief"}
+    )
+    return JudgeRecipe.model_validate(options | changes)
+
+
+def train_colours(
+    folder: Path, recipe: JudgeRecipe, evaluate: Any = None, preferences: Sequence[Preference] | None = None
+) -> Any:
+    """A judge trained on 16 pairs, or on those given."""
+    pairs = colour_preferences(16) if preferences is None else preferences
+    return train_judge(recipe, pairs, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
+
+
+@functools.cache
+def trained_folder(kind: str) -> Path:
+    """What `training_recipe` leaves where nothing interrupts it."""
+    folder = scratch() / f"trained-{kind}"
+    train_colours(folder, training_recipe(kind))
+    return folder
 
 
 class Done(NamedTuple):
@@ -214,7 +302,7 @@ def video_quickstart_recipe(folder: Path, task: str) -> Path:
     of_videos = {"instruction": f"{task}-brief", "frames": 4, "fps": 8, "freeze_vision_tower": True, "epochs": 1}
     content = yaml.safe_load(quickstart_recipe(folder).read_text())
     content |= {"task": task, "generator": str(video_generator_folder()), "generator_options": drawing}
-    content["preferences"] |= {"drawn": 2, "overlaid": 1}
+    content["preferences"] |= {"drawn": 2, "overlaid": 1, "id_prompts": 2, "ood_prompts": 2, "test_pairs": 2}
     content["judge"] |= {"base": str(video_judge_folder()), **of_videos}
     content["refl"] |= {"frames": 4, "jitter_copies": 1}
     path = folder / f"tiny-{task}.yaml"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
@@ -17,7 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
 )
-from tiny import command, judge_folder
+from tiny import align_recipe, command, judge_folder
 from tiny_pipelines import (
     DDIM,
     FAMILIES,
@@ -179,25 +178,14 @@ def test_a_unet_that_is_told_its_guidance_is_refused(tmp_path):
 # -- from the command line ---------------------------------------------------------------------------------------------
 
 
-def align_recipe(family: str, folder: Path, **options: Any) -> Path:
-    """A recipe of one step on one prompt, whose run is `folder`/run; options: of the generator."""
+def aligning(family: str, folder: Path, **options: Any) -> Path:
+    """A recipe on one prompt; options: of the generator."""
     (folder / "prompts.txt").write_text("a red circle\n")
-    content = {
-        "generator": str(pipeline_folder(family)),
-        "num_inference_steps": 2,
-        "generator_options": options,
-        "judge": str(judge_folder()),
-        "prompts": str(folder / "prompts.txt"),
-        "output": str(folder / "run"),
-        "references": {"candidates": 3},
-        "refl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "lora_alpha": 2},
-    }
-    (folder / "align.yaml").write_text(yaml.safe_dump(content))
-    return folder / "align.yaml"
+    return align_recipe(folder, generator=str(pipeline_folder(family)), generator_options=options)
 
 
 def test_align_hands_the_options_of_its_recipe_on(tmp_path):
-    recipe = align_recipe("qwen-image", tmp_path, height=32, width=32, **FAMILIES["qwen-image"].guided)
+    recipe = aligning("qwen-image", tmp_path, height=32, width=32, **FAMILIES["qwen-image"].guided)
     assert command("align", recipe).code == 0
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").exists()
     done = command("align", recipe, "generator_options.scheduler=DDIMScheduler")
@@ -206,7 +194,7 @@ def test_align_hands_the_options_of_its_recipe_on(tmp_path):
 
 def test_a_video_generator_is_aligned_and_searched_like_any_other(tmp_path):
     size = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
-    recipe = align_recipe("wan", tmp_path, **size)
+    recipe = aligning("wan", tmp_path, **size)
     assert command("align", recipe).code == 0
     assert as_pixels(tmp_path / "run" / "references" / "000000_0.png").shape == (5, 3, 32, 32)
     found = tmp_path / "found"

@@ -76,6 +76,16 @@ def test_checkpointing_computes_layers_again_and_holds_less():
     assert counts[False].flops["backward"] < counts[True].flops["backward"]
 
 
+def test_what_is_counted_again_is_counted_alike():
+    """Shapes that are known from before stand for new memory all the same, and views of old for none."""
+    found = []
+    for _ in range(2):
+        with counting() as counted:
+            through(layers("meta"), torch.empty(5, 3, 64, device="meta", requires_grad=True), True)
+        found.append((counted.flops, counted.peaks, counted.peak, counted.at_peak, counted.live))
+    assert found[0] == found[1] and found[0][2] > 0
+
+
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "checkpointed"])
 def test_a_gradient_that_ends_in_no_weight_is_of_the_phase_that_asks(again: bool):
     x = torch.empty(8, 64, device="meta", requires_grad=True)

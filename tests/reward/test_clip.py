@@ -7,24 +7,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import clip_folder, colour_preferences, judge_folder, pictures
+from tiny import clip_folder, colour_preferences, drawing, judge_folder, photograph, pictures, trained_folder
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.agreement import accuracy
 from rewarddance.reward.clip import ClipReward, Preprocessing
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import bradley_terry
-from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.reward.train import train_judge
-from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
@@ -135,21 +130,6 @@ def test_pictures_of_any_size_and_videos_are_judged_together(judge):
 # -- preprocessing and gradient ----------------------------------------------------------------------------------------
 
 
-def photograph(height: int, width: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    shades = np.stack([0.5 + 0.4 * np.sin(7 * x + 3 * y), 0.3 + 0.6 * x * y, 0.7 - 0.5 * (x > 0.4) * y], -1)
-    return (255 * np.clip(shades + 0.06 * rng.standard_normal(shades.shape), 0, 1)).round().astype(np.uint8)
-
-
-def drawing(height: int, width: int) -> np.ndarray:
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[height // 5 : height // 2, width // 4 : width // 2] = (255, 0, 0)
-    canvas[height // 2 :, 2 * width // 3 :] = 255
-    canvas[::7] = (0, 255, 80)
-    return canvas
-
-
 @pytest.mark.parametrize("size", [(32, 32), (96, 96), (75, 131), (131, 75), (20, 24), (448, 300)])
 @pytest.mark.parametrize("picture", [photograph, drawing])
 def test_preprocessing_is_within_one_and_a_half_steps_of_the_familys_own(judge, picture, size):
@@ -227,27 +207,6 @@ def test_a_folder_that_is_no_dual_encoder_is_refused_by_name(tmp_path):
 
 # -- training and its folder -------------------------------------------------------------------------------------------
 
-RECIPE = JudgeRecipe(
-    base=str(clip_folder()), kind="clip", learning_rate=1e-3, batch_size=4, epochs=4.5, pixel_noise=0.05, save_every=5
-)
-
-
-def run(folder: Path, evaluate=None, recipe: JudgeRecipe = RECIPE) -> ClipReward:
-    metrics = Metrics(folder / "metrics.jsonl")
-    return train_judge(recipe, colour_preferences(16), folder, metrics, seed=7, evaluate=evaluate)
-
-
-def losses(folder: Path) -> list[float]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if row["kind"] == "step"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder)
-    return folder
-
 
 def test_the_loss_is_bradley_terry_on_the_margin(judge):
     pairs = [replace(pair, share=share) for pair, share in zip(colour_preferences(3), (1.0, 0.5, 0.2), strict=True)]
@@ -255,30 +214,8 @@ def test_the_loss_is_bradley_terry_on_the_margin(judge):
     torch.testing.assert_close(judge.loss(pairs), bradley_terry(margin, torch.tensor([1.0, 0.5, 0.2])))
 
 
-def test_training_teaches_the_order_and_an_interrupted_run_ends_the_same(tmp_path, whole):
-    trained = load_reward(str(whole / "reward"))
-    assert accuracy(trained, colour_preferences(12, seed=1)).mean == 1
-
-    def stop(judge: ClipReward) -> dict[str, float]:
-        if len(losses(tmp_path)) > 1:
-            raise KeyboardInterrupt
-        return {}
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop)
-    run(tmp_path)
-    assert losses(tmp_path) == losses(whole) and len(losses(whole)) == 3
-    assert torch.equal(load_reward(str(tmp_path / "reward"))(questions(2)).margin, trained(questions(2)).margin)
-
-
-def test_a_frozen_vision_tower_does_not_move(tmp_path):
-    trained = run(tmp_path, recipe=RECIPE.model_copy(update={"freeze_vision_tower": True, "epochs": 0.5}))
-    before, after = CLIPModel.from_pretrained(clip_folder()).state_dict(), trained.model.state_dict()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved and not any(name.startswith("vision_model") for name in moved)
-
-
-def test_the_folder_loads_in_plain_transformers_and_says_what_it_is(whole):
+def test_the_folder_loads_in_plain_transformers_and_says_what_it_is():
+    whole = trained_folder("clip")
     model, ours = CLIPModel.from_pretrained(whole / "reward"), load_reward(str(whole / "reward"))
     assert all(torch.equal(weight, ours.model.state_dict()[name]) for name, weight in model.state_dict().items())
     saved = json.loads((whole / "reward" / "reward_config.json").read_text())

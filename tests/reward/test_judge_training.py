@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from several import Interrupting
-from tiny import colour_preferences, judge_folder
+from tiny import clip_folder, colour_preferences, judge_folder, train_colours, trained_folder, training_recipe
 
 from rewarddance.errors import InputError, RewardError
+from rewarddance.evaluation import agreement
 from rewarddance.protocols import RewardModel
 from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.batches import MicroBatch, jittered
@@ -23,16 +24,9 @@ from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
-RECIPE = JudgeRecipe(
-    base=str(judge_folder()),
-    instruction="t2i-brief",
-    learning_rate=1e-3,
-    batch_size=4,
-    epochs=4.5,
-    pixel_noise=0.05,
-    save_every=5,
-)
-"""18 steps on 16 preferences: five epochs, the last one cut in half, and a checkpoint inside an epoch."""
+RECIPE = training_recipe()
+"""18 steps on 16 preferences."""
+SCORING = pytest.mark.parametrize("kind", ["pointwise", "regressive", "clip"])
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +35,12 @@ def preferences() -> list[Preference]:
 
 
 def train(folder: Path, preferences: list[Preference], evaluate=None, recipe: JudgeRecipe = RECIPE) -> PairwiseReward:
-    return train_judge(recipe, preferences, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
+    return train_colours(folder, recipe, evaluate, preferences)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "reward" / "model.safetensors")
+    """With those of a head, if there is one."""
+    return {name: w for file in (folder / "reward").glob("*.safetensors") for name, w in load_file(file).items()}
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
@@ -107,6 +102,27 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights_and_metrics(tmp_pat
     assert_same_run(tmp_path, whole)
 
 
+@SCORING
+def test_training_teaches_each_kind_the_order(kind):
+    trained = load_reward(str(trained_folder(kind) / "reward"))
+    assert trained.config.kind == kind
+    assert agreement.accuracy(trained, colour_preferences(12, seed=1)).mean == 1
+
+
+@SCORING
+def test_an_interrupted_run_of_each_kind_ends_with_the_same_weights(tmp_path, kind):
+    def losses(folder: Path) -> list[dict]:
+        return [row for row in read_metrics(folder) if row["kind"] == "step"]
+
+    with pytest.raises(KeyboardInterrupt):
+        train_colours(tmp_path, training_recipe(kind), Interrupting(lambda judge: {}))
+    assert not (tmp_path / "reward").exists()
+    train_colours(tmp_path, training_recipe(kind))
+    ours, theirs = weights(tmp_path), weights(trained_folder(kind))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(tmp_path) == losses(trained_folder(kind)) != []
+
+
 def test_a_run_that_was_cut_off_after_its_last_step_takes_no_further_one(tmp_path, preferences, whole):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "reward")
@@ -149,12 +165,13 @@ def test_another_seed_gives_another_judge(tmp_path, preferences):
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_frozen_vision_tower_does_not_move(tmp_path, preferences):
-    short = RECIPE.model_copy(update={"freeze_vision_tower": True, "epochs": 0.5})
-    train(tmp_path, preferences, recipe=short)
-    before, after = load_file(judge_folder() / "model.safetensors"), weights(tmp_path)
+@pytest.mark.parametrize("kind", ["pairwise", "regressive", "clip"])
+def test_a_frozen_vision_tower_does_not_move(tmp_path, kind):
+    train_colours(tmp_path, training_recipe(kind, freeze_vision_tower=True, epochs=1))
+    base, tower = (clip_folder(), "vision_model") if kind == "clip" else (judge_folder(), "vision_tower")
+    before, after = load_file(base / "model.safetensors"), weights(tmp_path)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved and not any("vision_tower" in name for name in moved)
+    assert moved and any(tower in name for name in before) and not any(tower in name for name in moved)
 
 
 class Rising:

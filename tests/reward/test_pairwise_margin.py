@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import judge_folder, pictures
+from tiny import drawing, judge_folder, normalised, photograph, pictures
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -79,12 +79,6 @@ def processed(pixels: Pixels) -> Tensor:
     processor = GotOcr2ImageProcessorPil.from_pretrained(judge_folder())
     array = (pixels[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return processor(Image.fromarray(array), return_tensors="pt").pixel_values
-
-
-def normalised(pixels: Pixels) -> Tensor:
-    return (pixels - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
-        :, None, None
-    ]
 
 
 def test_the_margin_is_that_of_one_plain_forward_a_question(judge, naive_margin):
@@ -219,23 +213,6 @@ def test_a_questions_own_instruction_goes_before_the_judges(judge):
 
 
 # -- preprocessing -----------------------------------------------------------------------------------------------------
-
-
-def photograph(height: int, width: int) -> np.ndarray:
-    """Smooth shades with grain and an edge, as a photograph has them; uint8 [H, W, 3]."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:height, :width] / max(height, width)
-    shades = np.stack([0.5 + 0.4 * np.sin(7 * x + 3 * y), 0.3 + 0.6 * x * y, 0.7 - 0.5 * (x > 0.4) * y], -1)
-    return (255 * np.clip(shades + 0.06 * rng.standard_normal(shades.shape), 0, 1)).round().astype(np.uint8)
-
-
-def drawing(height: int, width: int) -> np.ndarray:
-    """Flat paint with hard edges and thin lines, black to white; uint8 [H, W, 3]."""
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[height // 5 : height // 2, width // 4 : width // 2] = (255, 0, 0)
-    canvas[height // 2 :, 2 * width // 3 :] = 255
-    canvas[::7] = (0, 255, 80)
-    return canvas
 
 
 @pytest.mark.parametrize("size", [(96, 96), (75, 131), (20, 24), (448, 300), (300, 40), (90, 20)])

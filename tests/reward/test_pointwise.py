@@ -6,27 +6,32 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES, colour_preferences, family_folder, judge_folder, pictures
+from tiny import (
+    FAMILIES,
+    colour_preferences,
+    family_folder,
+    judge_folder,
+    pictures,
+    pointwise_inputs,
+    train_colours,
+    trained_folder,
+    training_recipe,
+)
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.agreement import accuracy
-from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import NO, YES, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy, bradley_terry, win_tie_bradley_terry
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.ranking import tournament
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.reward.train import train_judge
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Pixels, Preference, Prompt, Question
+from rewarddance.types import Preference, Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a picture of a large green square left of a triangle")
 
@@ -41,11 +46,6 @@ def questions(n: int, seed: int = 0, references: bool = True) -> list[Question]:
     return [Question(PROMPTS[i % 3], shown[2 * i], shown[2 * i + 1] if references else None) for i in range(n)]
 
 
-def normalised(pixels: Pixels) -> Tensor:
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (pixels - mean[:, None, None]) / deviation[:, None, None]
-
-
 @pytest.fixture(scope="module")
 def naive_margin() -> Callable[[str, Tensor], Tensor]:
     """(prompt, pixels) -> margin by the model's own forward with its whole head; nothing of ours but the template."""
@@ -55,12 +55,7 @@ def naive_margin() -> Callable[[str, Tensor], Tensor]:
     yes, no = (sorted({ids[0] for ids in group if len(ids) == 1}) for group in found)
 
     def margin(prompt: str, pixels: Tensor) -> Tensor:
-        text = "<|im_start|>user\n"
-        for part in load_instruction("t2i-brief").pointwise_question(prompt):
-            text += "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n" if isinstance(part, Picture) else part
-        text += "<|im_end|>\n<|im_start|>assistant\n"
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        logits = model(input_ids=inputs.input_ids, pixel_values=normalised(pixels)).logits[0, -1]
+        logits = model(**pointwise_inputs(tokenizer, prompt, pixels)).logits[0, -1]
         return logits[yes].logsumexp(0) - logits[no].logsumexp(0)
 
     return margin
@@ -227,58 +222,16 @@ def test_changing_first_and_second_over_with_the_votes_leaves_the_loss(judge, pa
     torch.testing.assert_close(judge.loss(pairs), judge.loss(turned), atol=1e-5, rtol=1e-5)
 
 
-RECIPE = JudgeRecipe(
-    base=str(judge_folder()),
-    kind="pointwise",
-    instruction="t2i-brief",
-    learning_rate=1e-3,
-    batch_size=4,
-    epochs=2.5,
-    pixel_noise=0.05,
-    save_every=5,
-)
-
-
-def run(folder: Path, pairs: list[Preference], evaluate=None, recipe: JudgeRecipe = RECIPE) -> PointwiseReward:
-    return train_judge(recipe, pairs, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
-
-
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, colour_preferences(16))
-    return folder
-
-
-def test_training_teaches_the_order_and_the_folder_says_how_it_was_trained(whole):
-    trained = load_reward(str(whole / "reward"))
+def test_the_folder_says_how_it_was_trained_and_one_picture_is_compared_with_another():
+    folder = trained_folder("pointwise") / "reward"
+    trained = load_reward(str(folder))
     assert isinstance(trained, PointwiseReward)
     assert (trained.config.kind, trained.config.answer_weight) == ("pointwise", 0.1)
-    assert accuracy(trained, colour_preferences(12, seed=1)).mean == 1
     red = torch.zeros(1, 3, 32, 32)
     red[:, 0] = 0.8
     assert trained([Question("a small circle", red, red.flip(1))]).margin > 0
-    saved = json.loads((whole / "reward" / "reward_config.json").read_text())
+    saved = json.loads((folder / "reward_config.json").read_text())
     assert saved["answer_weight"] == 0.1 and "orders" not in saved
-
-
-def test_an_interrupted_run_goes_on_to_the_same_losses_and_margins(tmp_path, whole):
-    def stop(judge: PointwiseReward) -> dict[str, float]:
-        if len(logged(tmp_path)) > 1:
-            raise KeyboardInterrupt
-        return {}
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, colour_preferences(16), stop)
-    run(tmp_path, colour_preferences(16))
-    assert [row["loss"] for row in logged(tmp_path) if row["kind"] == "step"] == [row["loss"] for row in logged(whole)]
-    asked = questions(2)
-    ours, theirs = (load_reward(str(folder / "reward"))(asked).margin for folder in (tmp_path, whole))
-    assert torch.equal(ours, theirs)
 
 
 # -- its folder and its options ----------------------------------------------------------------------------------------
@@ -333,9 +286,9 @@ def test_a_recipe_and_a_config_read_back_what_they_write(kind):
 
 def test_an_untrained_judge_loses_what_its_margins_say_and_a_tie_can_be_learned(tmp_path):
     tied = [replace(pair, share=0.5) for pair in colour_preferences(8)]
-    recipe = RECIPE.model_copy(update={"tie_threshold": math.log(5), "epochs": 5.0})
+    recipe = training_recipe("pointwise", tie_threshold=math.log(5), epochs=5.0)
     before = build_reward(str(judge_folder()), RewardConfig(kind="pointwise", instruction="t2i-brief"))
     asked = [Question(p.prompt, p.second, p.first) for p in tied]
-    apart = run(tmp_path, tied, recipe=recipe)(asked).margin.abs().mean()
+    apart = train_colours(tmp_path, recipe, preferences=tied)(asked).margin.abs().mean()
     assert apart < 0.5 * before(asked).margin.abs().mean()
     assert load_reward(str(tmp_path / "reward")).config.tie_threshold == pytest.approx(math.log(5))

@@ -1,8 +1,12 @@
-"""Chain of thought in both forms: what it may change, what it may not, and that a judge learns to say why."""
+"""Chain of thought in both forms: what it may change, what it may not, and that a judge learns to say why.
+
+Of a pair the pairwise kind gives a reason in each order; of the pointwise kind each picture has its own.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,33 +19,38 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from rewarddance.errors import InputError
 from rewarddance.reward.averages import mean_margin, mean_probability
 from rewarddance.reward.generative import PairwiseReward, swapped
-from rewarddance.reward.instructions import load_instruction
+from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
-from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
+from rewarddance.reward.objectives import (
+    both_orders_cross_entropy,
+    bradley_terry,
+    pairwise_cross_entropy,
+    reason_cross_entropy,
+)
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
-from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Preference, Prompt, Question
+from rewarddance.types import Pixels, Preference, Prompt, Question
 
 PROMPTS = ("a red circle", "two small blue crosses", "a large green square")
 WHY = "The candidate is better: visual quality."
 WHY_NOT = "The reference is better: visual quality."
+KINDS = pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
 
 
-def load(**changes: object) -> PairwiseReward:
+def load(**changes: object) -> Judge:
     options = {"instruction": "t2i-brief", "max_reason_tokens": 8}
-    return load_reward(str(judge_folder()), **(options | changes))  # type: ignore[return-value]
+    return load_reward(str(judge_folder()), **(options | changes))
 
 
 @pytest.fixture(scope="module")
-def after() -> PairwiseReward:
+def after() -> Judge:
     return load(reasoning="after")
 
 
 @pytest.fixture(scope="module")
-def before() -> PairwiseReward:
+def before() -> Judge:
     return load(reasoning="before", reasons=3)
 
 
@@ -111,20 +120,35 @@ def test_the_gradient_of_the_reasons_is_the_probability_minus_the_word_said():
     close(logits.grad, (logits.detach().softmax(-1) - F.one_hot(tokens, 7)) / 4)
 
 
+def answers_loss(judge: Judge, second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Of margins in the pair's two orders, or of its two pictures; the second is better."""
+    better = torch.ones(len(second))
+    if judge.config.kind == "pairwise":
+        return pairwise_cross_entropy(second, first, better, judge.config.difference_weight)
+    return bradley_terry(second - first, better) + 0.1 * both_orders_cross_entropy(second, first, better)
+
+
+def asked_of(judge: Judge, pair: Preference) -> tuple[tuple[Pixels, ...], tuple[Pixels, ...]]:
+    """The pictures of the question that the reason belongs to, and of the other one, in the order they are shown."""
+    pairwise = judge.config.kind == "pairwise"
+    return ((pair.first, pair.second), (pair.second, pair.first)) if pairwise else ((pair.second,), (pair.first,))
+
+
+@KINDS
 @pytest.mark.parametrize("form", ["after", "before"])
-def test_the_loss_is_that_of_the_plain_model_on_the_whole_text(form):
-    """One forward of transformers' own on the written conversation, its logits shifted by one."""
-    judge = load(reasoning=form, reason_weight=0.7)
+def test_the_loss_is_that_of_the_plain_model_on_the_whole_text(kind, form):
+    """One forward of transformers' own on each written conversation, its logits shifted by one."""
+    judge = load(kind=kind, reasoning=form, reason_weight=0.7)
     (pair,) = preferences(1)
     model = AutoModelForImageTextToText.from_pretrained(judge_folder()).eval().requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(judge_folder())
     picture = "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n"
+    instruction = load_instruction("t2i-brief")
+    question = instruction.question if kind == "pairwise" else instruction.pointwise_question
+    turn = "".join(picture if isinstance(part, Picture) else part for part in question(pair.prompt.text, form))
     yes, no = judge.vlm.answer_tokens(judge.config.yes), judge.vlm.answer_tokens(judge.config.no)
     margins, costs = [], []
-    for word, reason, shown in (("yes", WHY, (pair.first, pair.second)), ("no", WHY_NOT, (pair.second, pair.first))):
-        reference, candidate = "reference", "candidate"
-        parts = load_instruction("t2i-brief").question(pair.prompt.text, form)
-        turn = "".join(picture if part in (reference, candidate) else part for part in parts)
+    for word, reason, shown in zip(("yes", "no"), (WHY, WHY_NOT), asked_of(judge, pair), strict=True):
         said = f"{word}. {reason}" if form == "after" else f"{reason}\nAnswer: {word}"
         start = tokenizer(f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n").input_ids
         ids = torch.tensor([start + tokenizer(f"{said}<|im_end|>").input_ids])
@@ -135,18 +159,29 @@ def test_the_loss_is_that_of_the_plain_model_on_the_whole_text(form):
         margins.append(logits[answer, yes].logsumexp(0) - logits[answer, no].logsumexp(0))
         told = [i for i in range(len(targets)) if i != answer]
         costs.append(F.cross_entropy(logits[told], targets[told], reduction="none"))
-    answers = pairwise_cross_entropy(margins[0][None], margins[1][None], torch.ones(1), judge.config.difference_weight)
-    expected = answers + 0.7 * torch.cat(costs).mean()
+    expected = answers_loss(judge, margins[0][None], margins[1][None]) + 0.7 * torch.cat(costs).mean()
     assert judge.loss([pair]).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
-def test_pairs_without_reasons_train_on_the_answers_alone(after):
-    pairs = preferences(3, "", "")
-    asked = [Question(p.prompt, p.second, p.first) for p in pairs]
-    turned = [Question(p.prompt, p.first, p.second) for p in pairs]
-    weight = after.config.difference_weight
-    expected = pairwise_cross_entropy(after(asked).margin, after(turned).margin, torch.ones(3), weight)
-    close(after.loss(pairs), expected)
+@KINDS
+def test_pairs_without_reasons_train_on_the_answers_alone(kind):
+    judge, pairs = load(kind=kind, reasoning="after"), preferences(3, "", "")
+    turned = [replace(p, first=p.second, second=p.first) for p in pairs]
+    second, first = (judge(question_of(judge, batch)).margin for batch in (pairs, turned))
+    close(judge.loss(pairs), answers_loss(judge, second, first))
+
+
+def question_of(judge: Judge, pairs: list[Preference]) -> list[Question]:
+    """The question that each pair's reason belongs to."""
+    return [Question(p.prompt, p.second, p.first if judge.config.kind == "pairwise" else None) for p in pairs]
+
+
+def test_the_losses_of_a_batchs_parts_add_up_to_its_own():
+    judge, one = load(kind="pointwise", reasoning="after"), preferences(1)[0]
+    pairs = [one, replace(one, share=0.0, reason_swapped=""), replace(one, share=0.5, reason="", reason_swapped="")]
+    whole = judge.loss_normalizer(pairs)
+    assert whole.pairs == 3 and whole.tokens > 0
+    close(judge.loss(pairs[:1], whole) + judge.loss(pairs[1:], whole), judge.loss(pairs))
 
 
 def test_in_the_form_after_a_reason_leaves_the_answer_alone():
@@ -161,34 +196,34 @@ def test_the_reasons_weight_is_a_weight():
     assert losses[2] - losses[0] == pytest.approx(3 * (losses[1] - losses[0]), rel=1e-4)
 
 
-@pytest.mark.parametrize("form", ["after", "before"])
-def test_each_order_learns_its_own_reason(form):
+@pytest.mark.parametrize(("kind", "form"), [("pairwise", "after"), ("pairwise", "before"), ("pointwise", "after")])
+def test_each_order_or_picture_learns_its_own_reason(kind, form):
     """A pair turned round with its reasons is the same pair; with its reasons left where they were it is another."""
-    judge = load(reasoning=form)
+    judge = load(kind=kind, reasoning=form)
     (pair,) = preferences(1)
-    turned = Preference(pair.prompt, pair.second, pair.first, 0.0, reason=WHY_NOT, reason_swapped=WHY)
-    wrong = Preference(pair.prompt, pair.second, pair.first, 0.0, reason=WHY, reason_swapped=WHY_NOT)
-    close(judge.loss([pair]), judge.loss([turned]))
+    wrong = replace(pair, first=pair.second, second=pair.first, share=0.0)
+    close(judge.loss([pair]), judge.loss([replace(wrong, reason=WHY_NOT, reason_swapped=WHY)]))
     assert abs(judge.loss([pair]) - judge.loss([wrong])) > 1e-3
 
 
-def test_a_judge_learns_to_answer_and_to_say_why():
-    pairs = [
-        Preference(p.prompt, p.first, p.second, p.share, reason=mine, reason_swapped=other)
-        for p in colour_preferences(4)
-        for mine, other in [(WHY, WHY_NOT) if p.share else (WHY_NOT, WHY)]
-    ]
-    config = RewardConfig(instruction="t2i-brief", reasoning="after", max_reason_tokens=16)
-    judge = PairwiseReward(VisionLanguageModel(str(judge_folder())), config)
+@KINDS
+def test_a_judge_learns_to_answer_and_to_say_why(kind):
+    def with_reasons(seed: int) -> list[Preference]:
+        reasons = {0.0: (WHY_NOT, WHY), 1.0: (WHY, WHY_NOT)}
+        pairs = [(pair, reasons[pair.share]) for pair in colour_preferences(4, seed)]
+        return [replace(pair, reason=mine, reason_swapped=other) for pair, (mine, other) in pairs]
+
+    config = RewardConfig(kind=kind, instruction="t2i-brief", reasoning="after", max_reason_tokens=16)
+    judge = build_reward(str(judge_folder()), config)
     optimiser = torch.optim.AdamW(judge.model.parameters(), lr=2e-3)
     for _ in range(25):
         optimiser.zero_grad()
-        judge.loss(pairs).backward()
+        judge.loss(with_reasons(0)).backward()
         optimiser.step()
-    tested = colour_preferences(4, seed=1)
-    found = judge.freeze().explain([Question(p.prompt, p.second, p.first) for p in tested])
+    tested = with_reasons(1)
+    found = judge.freeze().explain(question_of(judge, tested))
     assert (found.margin > 0).tolist() == [p.share > 0.5 for p in tested]
-    assert found.reasons == tuple(WHY if p.share else WHY_NOT for p in tested)
+    assert found.reasons == tuple(p.reason for p in tested)
 
 
 def test_a_reason_with_one_of_the_models_own_tokens_is_refused(after):
@@ -196,13 +231,14 @@ def test_a_reason_with_one_of_the_models_own_tokens_is_refused(after):
         after.loss(preferences(1, "It is.<|im_end|>"))
 
 
-def test_a_training_recipe_records_how_its_judge_reasons(tmp_path):
-    recipe = JudgeRecipe(
-        base=str(judge_folder()), instruction="t2i-brief", reasoning="before", reason_weight=0.3, batch_size=2, epochs=1
-    )
+@KINDS
+def test_a_training_recipe_records_how_its_judge_reasons(tmp_path, kind):
+    options = {"instruction": "t2i-brief", "reasoning": "before", "reason_weight": 0.3}
+    recipe = JudgeRecipe(base=str(judge_folder()), kind=kind, batch_size=2, epochs=1, **options)
     train_judge(recipe, preferences(2), tmp_path, Metrics(tmp_path / "metrics.jsonl"))
     config = load_reward(str(tmp_path / "reward")).config
-    assert (config.reasoning, config.reason_weight, config.instruction_version) == ("before", 0.3, 1)
+    assert (config.kind, config.reasoning, config.reason_weight) == (kind, "before", 0.3)
+    assert config.instruction_version == 1
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -222,16 +258,19 @@ def says(monkeypatch: pytest.MonkeyPatch, judge: PairwiseReward, *texts: str) ->
     monkeypatch.setattr(judge.vlm, "write", lambda asked, n, temperature=0.0, seed=0: list(texts[: len(asked)]))
 
 
-def test_reasons_before_the_answer_average_the_probabilities_read_after_each(before, monkeypatch):
-    says(monkeypatch, before, "The candidate is sharp.", "nothing wrong\nAnswer: no", "")
-    asked, vlm = before._asked(questions(2), "before"), before.vlm
+@KINDS
+def test_reasons_before_the_answer_average_the_probabilities_read_after_each(kind, monkeypatch):
+    judge = load(kind=kind, reasoning="before", reasons=3)
+    says(monkeypatch, judge, "The candidate is sharp.", "nothing wrong\nAnswer: no", "")
+    shown = questions(2) if kind == "pairwise" else [replace(question, reference=None) for question in questions(2)]
+    asked, vlm = judge._asked(shown, *(["before"] if kind == "pairwise" else [])), judge.vlm
     assert "Think first" in asked[0].parts[-1]
-    yes, no = vlm.answer_tokens(before.config.yes), vlm.answer_tokens(before.config.no)
+    yes, no = vlm.answer_tokens(judge.config.yes), vlm.answer_tokens(judge.config.no)
     each = [
         vlm.margin(torch.cat([vlm.read([one._replace(response_prefix=said)]) for one in asked]), yes, no).sigmoid()
         for said in ("The candidate is sharp.\nAnswer:", "nothing wrong\nAnswer:", "Answer:")
     ]
-    close(before(questions(2)).probability, torch.stack(each).mean(0))
+    close(judge(shown).probability, torch.stack(each).mean(0))
 
 
 def test_one_and_the_same_thought_many_times_is_that_thought_once(before, monkeypatch):
@@ -283,6 +322,27 @@ def test_a_reason_is_written_behind_the_verdicts_own_answer(after, monkeypatch):
     assert len(set(verdict.reasons)) == 2
 
 
+def test_of_pictures_by_themselves_each_candidate_has_its_own_reason(monkeypatch):
+    judge, (reference,) = load(kind="pointwise", reasoning="after"), pictures(1, seed=9)
+    monkeypatch.setattr(judge.vlm, "write", lambda asked, n: [one.response_prefix for one in asked])
+    alone = [replace(question, reference=None) for question in questions(6)]
+    asked = [*alone, *(replace(question, reference=reference) for question in questions(6, 3))]
+    own = judge([replace(question, reference=None) for question in asked]).margin
+    assert judge.explain(asked).reasons == tuple("yes." if margin > 0 else "no." for margin in own)
+
+
+@pytest.mark.parametrize("form", ["none", "after", "before"])
+def test_a_reference_changes_the_margin_and_not_a_pictures_own_reason(form):
+    judge, (reference,) = load(kind="pointwise", reasoning=form, batch_size=2), pictures(1, seed=9)
+    against = [replace(question, reference=reference) for question in questions(3)]
+    alone = [replace(question, reference=None) for question in against]
+    found, compared = judge.explain(alone), judge.explain(against)
+    close(found.margin, judge(alone).margin)
+    close(compared.margin, judge(against).margin)
+    assert found.reasons == compared.reasons and len(found.reasons or ()) == 3
+    assert not found.margin.requires_grad and judge.explain([]).reasons == ()
+
+
 def test_of_many_thoughts_the_one_that_argues_most_for_the_verdict_explains_it(before, monkeypatch):
     thoughts = ("The candidate is sharp.", "the circle is red, not blue", "no")
     says(monkeypatch, before, *thoughts)
@@ -316,6 +376,14 @@ def test_compare_rank_and_score_explain_where_they_are_asked_to(after):
     assert len(scored.reasons or ()) == 4
 
 
+def test_pictures_by_themselves_are_scored_and_ranked_with_the_same_reasons():
+    judge, shown = load(kind="pointwise", reasoning="after"), list(pictures(3))
+    scored = judge.score(PROMPTS[0], shown, explain=True)
+    close(scored.margin, judge.score(PROMPTS[0], shown).margin)
+    ranked = judge.rank(PROMPTS[0], shown, explain=True)
+    assert ranked.reasons == scored.reasons and len(scored.reasons or ()) == 3
+
+
 def test_a_kind_that_gives_no_reasons_says_so():
     judge: Judge = build_reward(str(judge_folder()), RewardConfig(kind="regressive"))
     with pytest.raises(InputError, match="a regressive reward gives no reasons"):
@@ -345,6 +413,14 @@ def test_the_form_of_reasoning_is_kept_with_the_reward(tmp_path, before):
 def test_options_that_would_do_nothing_are_refused(changes, said):
     with pytest.raises(InputError, match=said):
         load(**changes)
+
+
+def test_a_question_that_cannot_be_answered_with_reasons_is_named(tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text('name: short\nversion: 1\npointwise: "{prompt}{candidate}Is it good? Yes or no."\n')
+    judge = load(kind="pointwise", reasoning="after", instruction=str(path))
+    with pytest.raises(InputError, match="pointwise question of the instruction 'short' cannot be answered"):
+        judge([replace(question, reference=None) for question in questions(1)])
 
 
 def test_a_condition_is_shown_before_the_two_pictures_in_both_orders():

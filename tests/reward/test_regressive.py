@@ -11,33 +11,30 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, clip_folder, colour_preferences, family_folder, judge_folder, pictures
+from tiny import (
+    FAMILIES,
+    clip_folder,
+    colour_preferences,
+    family_folder,
+    judge_folder,
+    pictures,
+    pointwise_inputs,
+    train_colours,
+    trained_folder,
+    training_recipe,
+)
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.agreement import accuracy
-from rewarddance.reward.instructions import Picture, load_instruction
+from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import bradley_terry, win_tie_bradley_terry
-from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.regressive import RegressiveReward
-from rewarddance.reward.train import train_judge
 from rewarddance.reward.trainable import vision_tower
-from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Preference, Question
+from rewarddance.types import Question
 
 CONFIG = RewardConfig(kind="regressive", instruction="t2i-brief")
-RECIPE = JudgeRecipe(
-    base=str(judge_folder()),
-    kind="regressive",
-    instruction="t2i-brief",
-    learning_rate=1e-3,
-    batch_size=4,
-    epochs=2.5,
-    pixel_noise=0.05,
-    save_every=5,
-)
 
 
 def questions(n: int, seed: int = 0) -> list[Question]:
@@ -55,24 +52,14 @@ def with_head(scale: float = 0.2) -> RegressiveReward:
     return judge.freeze()
 
 
-def run(folder: Path, pairs: list[Preference], evaluate=None, recipe: JudgeRecipe = RECIPE) -> RegressiveReward:
-    return train_judge(recipe, pairs, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=evaluate)
-
-
-def logged(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "reward" / "model.safetensors") | load_file(folder / "reward" / "reward_head.safetensors")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole() -> Path:
     """A run of 10 steps that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    run(folder, colour_preferences(16))
-    return folder
+    return trained_folder("regressive")
 
 
 # -- the score ---------------------------------------------------------------------------------------------------------
@@ -82,16 +69,10 @@ def test_the_margin_is_the_head_on_the_last_hidden_state_of_one_plain_forward():
     judge = with_head()
     model = AutoModelForImageTextToText.from_pretrained(judge_folder()).eval()
     tokenizer = AutoTokenizer.from_pretrained(judge_folder())
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     head = judge.model.reward_head.weight[0]
 
     def naive(prompt, pixels):
-        text = "<|im_start|>user\n"
-        for part in load_instruction("t2i-brief").pointwise_question(prompt):
-            text += "<img>" + "<IMG_CONTEXT>" * 16 + "</img>\n" if isinstance(part, Picture) else part
-        inputs = tokenizer(text + "<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt", add_special_tokens=False)
-        values = (pixels - mean[:, None, None]) / deviation[:, None, None]
-        states = model(input_ids=inputs.input_ids, pixel_values=values, output_hidden_states=True).hidden_states
+        states = model(**pointwise_inputs(tokenizer, prompt, pixels), output_hidden_states=True).hidden_states
         return states[-1][0, -1] @ head
 
     asked = questions(3)
@@ -149,39 +130,20 @@ def test_the_loss_is_bradley_terry_plain_or_win_tie(threshold):
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def test_training_moves_head_and_model_and_teaches_the_order(whole):
+def test_training_moves_head_and_model(whole):
     trained = load_reward(str(whole / "reward"))
     assert isinstance(trained, RegressiveReward)
-    assert accuracy(trained, colour_preferences(12, seed=1)).mean == 1
     assert trained.model.reward_head.weight.norm() > 0
     before, after = load_file(judge_folder() / "model.safetensors"), weights(whole)
     assert sum(not torch.equal(before[name], after[name]) for name in before) > 0.9 * len(before)
-    losses = [row["loss"] for row in logged(whole) if row["kind"] == "step"]
+    losses = [row["loss"] for row in read_metrics(whole) if row["kind"] == "step"]
     assert losses[-1] < 0.7 * math.log(2)
-
-
-def test_an_interrupted_run_ends_with_the_same_losses_weights_and_head(tmp_path, whole):
-    def stop(judge: RegressiveReward) -> dict[str, float]:
-        if len(logged(tmp_path)) > 1:
-            raise KeyboardInterrupt
-        return {}
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, colour_preferences(16), stop)
-    assert not (tmp_path / "reward").exists()
-    run(tmp_path, colour_preferences(16))
-    ours, theirs = weights(tmp_path), weights(whole)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert [row for row in logged(tmp_path) if row["kind"] == "step"] == [
-        row for row in logged(whole) if row["kind"] == "step"
-    ]
 
 
 def test_a_run_cut_off_after_its_last_step_keeps_its_trained_head(tmp_path, whole):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "reward")
-    run(tmp_path, colour_preferences(16))
+    train_colours(tmp_path, training_recipe("regressive"))
     assert torch.equal(weights(tmp_path)["reward_head.weight"], weights(whole)["reward_head.weight"])
 
 
@@ -189,13 +151,6 @@ def test_training_goes_on_from_a_trained_reward_with_its_head(tmp_path, whole):
     again = build_reward(str(whole / "reward"), CONFIG)
     asked = questions(2)
     torch.testing.assert_close(again(asked).margin, load_reward(str(whole / "reward"))(asked).margin)
-
-
-def test_a_frozen_vision_tower_does_not_move(tmp_path):
-    run(tmp_path, colour_preferences(8), recipe=RECIPE.model_copy(update={"freeze_vision_tower": True}))
-    before, after = load_file(judge_folder() / "model.safetensors"), weights(tmp_path)
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved and not any("vision_tower" in name for name in moved)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "clip"])

@@ -10,8 +10,8 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,20 +131,89 @@ class _CountShapes(TorchDispatchMode):
         if self.casts and not _autocast_nesting():  # autocast drops its copies where its outermost block ends
             self.casts.clear()
         with torch._C.DisableTorchFunction():  # what torch does within an operation is its own affair
-            if any(tensor.is_meta for tensor in _tensors([*args, *kwargs.values()])):
+            shapes = any(tensor.is_meta for tensor in _tensors([*args, *kwargs.values()]))
+            if shapes:
                 if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
                     args = (args[0], [index for mask in args[1] for index in _indices(mask)], *args[2:])
                 if func is _aten._to_copy.default:
                     kwargs = {**kwargs, "device": META}  # what has no values cannot go elsewhere
                 else:
                     args, kwargs = _map_tensors(lambda tensor: tensor.to(META), args, kwargs)
-            out = func(*args, **kwargs)
+            out, flops = (_on_meta if shapes and _is_functional(func) else _run)(func, args, kwargs)
             for tensor in _tensors([out]):
                 if tensor.is_meta:
                     self.counts._track(tensor)
-            if count := flop_registry.get(func._overloadpacket):
-                self.counts.flops[self.counts.phase] += count(*args, **kwargs, out_val=out)
+            if flops:
+                self.counts.flops[self.counts.phase] += flops
             return out
+
+
+class _New(NamedTuple):
+    """A tensor that an operation makes anew, as it lies in memory."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=META)
+
+
+_OUTCOMES: dict[Any, tuple[tuple[Any, ...], type, int]] = {}
+"""What an operation makes of arguments of such shapes, whether as one tensor or a tuple, and the operations it takes.
+
+torch derives most of these shapes in Python, up to milliseconds each, and the layers of a model ask for the same."""
+_MOST_OUTCOMES = 2**16
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+    """An operation's result, and how many operations it takes."""
+    out, count = func(*args, **kwargs), flop_registry.get(func._overloadpacket)
+    return out, count(*args, **kwargs, out_val=out) if count else 0
+
+
+def _on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+    """As `_run`, of meta tensors; what was derived once is remembered."""
+    key = func, _describe(args), _describe(list(kwargs.items()))
+    if key in _OUTCOMES:
+        made, kind, flops = _OUTCOMES[key]
+        out = tuple(entry.empty() if type(entry) is _New else entry for entry in made)
+        return out if kind is tuple else out[0], flops
+    out, flops = _run(func, args, kwargs)
+    entries = out if isinstance(out, tuple) else (out,)
+    made = tuple(_New(e.shape, e.stride(), e.dtype) if isinstance(e, Tensor) else e for e in entries)
+    if _is_new(entries, made, _tensors([*args, *kwargs.values()])) and len(_OUTCOMES) < _MOST_OUTCOMES:
+        _OUTCOMES[key] = made, type(out), flops
+    return out, flops
+
+
+@cache
+def _is_functional(func: Any) -> bool:
+    """By its schema it neither writes into its arguments nor returns views of them."""
+    schema = func._schema
+    return all(entry.alias_info is None for entry in (*schema.arguments, *schema.returns))
+
+
+def _is_new(entries: tuple[Any, ...], made: tuple[Any, ...], given: list[Tensor]) -> bool:
+    """Is each tensor in memory of its own, and in no more than its shape needs? (A schema is not always true:
+    `_unsafe_view` returns a view.)"""
+    taken = {tensor.untyped_storage()._cdata for tensor in given}
+    for entry, new in zip(entries, made, strict=True):
+        if isinstance(entry, Tensor):
+            storage = entry.untyped_storage()
+            if storage._cdata in taken or storage.nbytes() != new.empty().untyped_storage().nbytes():
+                return False
+            taken.add(storage._cdata)
+        elif not (entry is None or isinstance(entry, int | float)):
+            return False
+    return True
+
+
+def _describe(value: Any) -> Any:
+    """All that the shape of a result depends on. A number has its type, which can decide the result's."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple(map(_describe, value)) if isinstance(value, tuple | list) else (type(value), value)
 
 
 class _LikeOnAGpu(TorchFunctionMode):
