@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import typer
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     Qwen2_5_VLConfig,
@@ -468,6 +468,11 @@ class TinyGenerator:
     def save_lora(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(zip(("down", "up"), self.lora, strict=True)), folder / "lora.safetensors")
+
+    def continue_lora(self, folder: Path) -> None:
+        saved = load_file(folder / "lora.safetensors")
+        for weight, name in zip(self.lora, ("down", "up"), strict=True):
+            weight.data.copy_(saved[name])
 
 
 class GaussianGenerator:

@@ -31,7 +31,7 @@ class Gsb(NamedTuple):
 
 
 def gsb(share: Float[np.ndarray, " n"], units: Sequence[str] | None = None, same: float = 0.0) -> Gsb:
-    """(good - bad) / (good + same + bad) (the paper's figure for video), of n pairs, with its 95 % bootstrap interval.
+    """(good - bad) / (good + same + bad) (the paper's figure for video), of n pairs, with its 95 % interval.
 
     share [n], in [0, 1]: P("yes") or the share of votes for the candidate over its reference. same: within this
     distance of 0.5 a pair counts as equal. units [n]: the pairs' prompts, which are resampled whole. Raises ValueError
@@ -40,7 +40,8 @@ def gsb(share: Float[np.ndarray, " n"], units: Sequence[str] | None = None, same
     difference = np.asarray(share, dtype=np.float64) - 0.5
     signs = np.where(np.abs(difference) <= same, 0.0, np.sign(difference))
     good, equal, bad = (int((signs == sign).sum()) for sign in (1, 0, -1))
-    return Gsb(good, equal, bad, interval(signs, units=None if units is None else numbered(units)))
+    figure = interval(signs, units=None if units is None else numbered(units)).cut(-1.0, 1.0)
+    return Gsb(good, equal, bad, figure)
 
 
 def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[str, Gsb]:

@@ -26,6 +26,10 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+    def cut(self, least: float, most: float) -> Interval:
+        """Its ends within what the figure can be."""
+        return self._replace(low=max(self.low, least), high=min(self.high, most))
+
 
 Figure = Annotated[Interval, PlainSerializer(lambda figure: figure._asdict())]
 """An interval as a field of a pydantic record: in JSON a mapping."""
@@ -49,9 +53,7 @@ def interval(
     parts = np.stack([array, np.ones_like(array)], 1)
     units = np.arange(len(array)) if units is None else units
     found = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
-    if array.min() < 0 or array.max() > 1:
-        return found
-    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
+    return found if array.min() < 0 or array.max() > 1 else found.cut(0.0, 1.0)
 
 
 def interval_of_sums(

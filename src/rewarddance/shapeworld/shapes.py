@@ -97,14 +97,14 @@ def _bank(side: int) -> _Bank:
 
 def _masks(side: int) -> list[tuple[str, np.ndarray]]:
     """The named shapes of about this side, a fifth of it higher or wider at most, and the others."""
-    sides = range(side - 2, side + 2)
+    sides = range(max(MIN_SIDE, side - 2), side + 2)
     masks = [
         (shape, drawn(shape, height, width))
         for shape in SHAPES
         for height, width in itertools.product(sides, repeat=2)
         if max(height, width) > side - 2 and abs(height - width) <= max(1, 0.2 * side)
     ]
-    masks += [("diamond", drawn("diamond", length, length)) for length in sides[1:]]
+    masks += [("diamond", drawn("diamond", length, length)) for length in range(side - 1, side + 2)]
     for share in (0.78, 0.65, 0.5):
         oblong = np.ones((round(share * side), side), bool)
         masks += [("oblong", oblong), ("oblong", oblong.T)]
