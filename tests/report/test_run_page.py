@@ -19,8 +19,9 @@ from rich.console import Console
 
 from rewarddance.errors import InputError
 from rewarddance.report.charts import series, smoothing_window
+from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_metrics
-from rewarddance.report.run_page import summary_table, write_report
+from rewarddance.report.run_page import summary_table, write_progress, write_report
 
 ARMS = ("sft", "best_of_n", "refl")
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -134,6 +135,16 @@ def test_the_page_says_what_the_summary_says(whole: Path):
     assert "cap: 0.9" in text
 
 
+def test_the_first_screen_says_what_was_asked_what_came_out_and_if_to_believe_it(whole: Path):
+    header = html_of(whole).split("<header>")[1].split("</header>")[0]
+    heads = re.findall(r"<h2[^>]*>(.*?)</h2>", header)
+    assert heads == ["What was asked", "What came out", "Whether to believe it"]
+    text = words(header)
+    assert "pictures of coloured shapes" in text and "96 held-out prompts" in text
+    assert "The judge prefers the better one of 86.2 of 100" in text
+    assert "what another seed would give is not in them" in text
+
+
 @pytest.mark.parametrize(
     ("hacked", "undecided", "box", "heading"),
     [(False, False, "good", "none found"), (True, False, "bad", "found"), (False, True, "open", "undecided")],
@@ -239,6 +250,50 @@ def test_a_missing_picture_is_an_error_that_names_it(bare: Path):
     with pytest.raises(InputError, match=r"001_refl\.png is missing"):
         write_report(bare)
     assert not (bare / "report.html").exists()
+
+
+def running(folder: Path, **changes: Any) -> str:
+    """The page of a run of which two of three stages are done."""
+    stages = {"preferences": 61.0, "judge": 125.0, "refl": None}
+    (folder / "summary.json").unlink()
+    progress = Progress("aligning (stage 3 of 3)", "rewarddance quickstart --resume", stages)._replace(**changes)
+    return write_progress(folder, progress.now()).read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_run_that_goes_on_says_where_it_stands(run: Path):
+    done = {"judge": {"result": summary()["judge"], "seconds": 125.0}}
+    (run / "stages.json").write_text(json.dumps(done))
+    text = words(running(run))
+    assert "This run is not over. Aligning (stage 3 of 3); written 20" in text
+    assert "<code>rewarddance quickstart --resume</code> goes on with it" in (run / "report.html").read_text()
+    assert "judge prefers the better one of 86.2 of 100" in text and "preferences 1 min 01 s" in text
+    assert "refl to come" in text
+    assert "The oracle gave the generator’s samples 54.0 of 100 at step 0, and 54.0 at step 80." in text
+    assert "P(yes) went from" in text and len(drawings((run / "report.html").read_text())) == 6
+
+
+def test_the_page_of_a_run_looks_again_unless_it_is_told_not_to(bare: Path):
+    html = running(bare)
+    box = next(tag for tag in Tags(html).of("input") if tag.get("type") == "checkbox")
+    assert "checked" in box and f'getElementById("{box["id"]}").checked' in html and "location.reload()" in html
+    (bare / "summary.json").write_text(json.dumps(summary()))
+    assert "<script" not in write_report(bare).read_text() and "not over" not in html_of(bare)
+
+
+def test_a_page_that_cannot_be_made_does_not_end_a_run(run: Path, capsys):
+    (run / "metrics.jsonl").write_text('{"step"\n{}\n')
+    ProgressPage(run, Progress("aligning", "again"), write_progress).write()
+    assert "cannot be written now" in capsys.readouterr().err
+
+
+def test_pages_of_a_run_are_not_drawn_more_often_than_of_use(tmp_path):
+    written: list[str] = []
+    page = ProgressPage(tmp_path, Progress("a", "again"), lambda folder, at: written.append(at.doing) or folder)
+    page.renew()
+    page.renew()
+    page.write(doing="b")
+    page.renew()
+    assert written == ["a", "b"]
 
 
 def test_what_a_run_does_not_have_yet_is_left_out_and_said_so(run: Path):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from page_content import Tags, assert_self_contained
 from PIL import Image
-from test_hacking_page import run_of
+from test_alignment_page import run_of
 
 from rewarddance.data.picture_grid import LABEL, grid, write_grid
 from rewarddance.errors import InputError
-from rewarddance.report.hacking_page import write_hacking_page
+from rewarddance.report.alignment_page import write_alignment_page
 from rewarddance.report.run_folder import find_grids, grid_name
 from rewarddance.report.sample_strip import MOST_FRAMES, MOST_GRIDS, SampleStrip, sample_strip
 
@@ -76,8 +76,8 @@ def test_the_page_of_large_pictures_stays_small(tmp_path):
 def test_the_page_holds_its_pictures_itself_and_is_the_same_each_time(tmp_path):
     folder = run_of(tmp_path / "mine", [])
     draw_grids(folder, range(0, 80, 10))
-    html = write_hacking_page(folder).read_text()
-    assert html == write_hacking_page(folder).read_text()
+    html = write_alignment_page(folder).read_text()
+    assert html == write_alignment_page(folder).read_text()
     assert "2 more are in the run's folder samples." in html
     assert len(Tags(html).of("img")) == 1 + MOST_GRIDS and "<figcaption>Step 70</figcaption>" in html
     assert_self_contained(html)

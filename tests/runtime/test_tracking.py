@@ -1,12 +1,15 @@
-"""metrics.jsonl after a resume is what it would be without the interruption."""
+"""metrics.jsonl after a resume is what it would be without the interruption; what is said while work goes on."""
 
 from __future__ import annotations
 
 import json
+import re
+import time
 
 import pytest
 
-from rewarddance.runtime.tracking import Metrics, peak_memory_gib, progress_bar
+from rewarddance.runtime import tracking
+from rewarddance.runtime.tracking import Bar, Metrics, peak_memory_gib, progress_bar, stage_lines
 
 
 @pytest.fixture
@@ -52,11 +55,43 @@ def test_rewinding_before_anything_was_logged_does_nothing(metrics):
     assert not metrics.path.exists()
 
 
-def test_where_there_is_no_terminal_a_bar_is_one_plain_line(capsys):
+def test_quick_work_is_one_plain_line_where_there_is_no_terminal(capsys):
     with progress_bar("counting", 10, done=4) as bar:
         bar.advance()
         bar.show(reward=0.5)
     assert capsys.readouterr().err.split("\n") == ["counting (6 to do)", ""]
+
+
+def test_slow_work_says_what_how_far_how_long_still_and_figures(capsys, monkeypatch):
+    monkeypatch.setattr(tracking, "LINE_SECONDS", 0.02)
+    with stage_lines("stage 1 of 2: counting sheep", "sheep"):
+        time.sleep(0.1)
+        with progress_bar("counting", 10, done=4) as bar:
+            bar.advance(3)
+            bar.show(reward=0.5)
+            time.sleep(0.1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "stage 1 of 2: counting sheep" and re.fullmatch(r"sheep: [\d.]+ s so far", lines[1])
+    line = r"counting: 7 of 10, [\d.]+ s so far, about [\d.]+ s left; reward 0\.500"
+    assert any(re.fullmatch(line, each) for each in lines)
+    assert re.fullmatch(r"sheep: done in [\d.]+ s", lines[-1])
+
+
+def test_the_time_left_is_from_the_units_that_this_run_did(monkeypatch):
+    now = iter((100.0, 130.0, 130.0))
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: next(now))
+    bar = Bar("counting", 10, done=4)
+    bar.advance(2)
+    assert bar.line() == "counting: 6 of 10, 30.0 s so far, about 1 min 00 s left"
+
+
+def test_what_watches_a_run_is_told_of_all_but_training_steps(tmp_path):
+    told = []
+    metrics = Metrics(tmp_path / "metrics.jsonl", watch=lambda: told.append(metrics.path.read_text().count("\n")))
+    metrics.log("refl", 0, "probe", oracle=0.5)
+    metrics.log("refl", 1, "step", reward=0.5)
+    metrics.log("refl", 1, "evaluation", accuracy=0.5)
+    assert told == [1, 3]
 
 
 def test_peak_memory_is_in_gib():

@@ -120,12 +120,12 @@ def report(
         list[Path] | None, typer.Argument(metavar="[MORE]...", help="Further searches for the same prompts.")
     ] = None,
 ) -> None:
-    """Write a run's HTML report again from its files; of `rewarddance align`'s, the page of signs of hacking.
+    """Write a run's HTML report again from its files, of the quickstart's or of `rewarddance align`'s.
 
     Of searches (one or several for the same prompts, of any method and budget): what each spent and what the held-out
     judge says of its winners, in a table and a figure, and the winners beside the first samples.
     """
-    from rewarddance.report.hacking_page import write_hacking_page
+    from rewarddance.report.alignment_page import write_alignment_page
     from rewarddance.report.run_page import write_report
     from rewarddance.report.search_page import is_search, write_search_page
 
@@ -133,4 +133,4 @@ def report(
         typer.echo(write_search_page([run, *(more or [])]))
         return
     aligned = not (run / "summary.json").exists() and (run / "metrics.jsonl").exists()
-    typer.echo(write_hacking_page(run) if aligned else write_report(run))
+    typer.echo(write_alignment_page(run) if aligned else write_report(run))

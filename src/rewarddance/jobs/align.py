@@ -15,6 +15,8 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
+from rewarddance.report.alignment_page import write_alignment_page
+from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime import process_group
@@ -23,7 +25,7 @@ from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
-from rewarddance.runtime.tracking import Metrics
+from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.types import Prompt
 
 
@@ -93,7 +95,10 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
         begin_with=recipe.begin_with,
     )
     with reporting(recipe.report_to, folder, recipe) as trackers:
-        metrics, loop = Metrics(folder / "metrics.jsonl", trackers), run.recipe
+        page = ProgressPage(
+            folder, Progress(f"aligning by {recipe.algorithm}", "the same command"), write_alignment_page
+        )
+        metrics, loop = Metrics(folder / "metrics.jsonl", trackers, page.renew), run.recipe
         at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
         probe = with_grids(
             against_base(run) if isinstance(loop, PolicyRecipe) else dict,
@@ -106,7 +111,10 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             batch_size=at_once,
         )
         aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
-    return Aligned(generator, aligned, len(prompts), len(read_alarms(folder))) if is_main_process() else None
+    if not is_main_process():
+        return None
+    console.print(f"report: {write_alignment_page(folder).resolve()}", soft_wrap=True)
+    return Aligned(generator, aligned, len(prompts), len(read_alarms(folder)))
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

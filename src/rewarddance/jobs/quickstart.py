@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
+from rewarddance.alignment.algorithms import ALGORITHMS, AlgorithmConfig, align_generator, prepare_alignment
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import ReferenceRecipe, build_references
 from rewarddance.alignment.refl import ReflRecipe
@@ -45,8 +45,9 @@ from rewarddance.jobs.quickstart_figures import (
 )
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
+from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
-from rewarddance.report.run_page import write_report
+from rewarddance.report.run_page import write_progress, write_report
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
@@ -54,7 +55,7 @@ from rewarddance.reward.train import train_judge
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
-from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
+from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
 from rewarddance.search.best_of_n import best_of_n
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.preferences import PreferenceRecipe
@@ -150,9 +151,11 @@ class Run:
     def __init__(self, folder: Path, recipe: QuickstartRecipe) -> None:
         self.folder, self.recipe = folder, recipe
         self.task = task_of(recipe.task, recipe.preferences)
-        self.metrics = Metrics(folder / "metrics.jsonl")
         path = folder / STAGES
         self.stages: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        resume = f"rewarddance quickstart --resume --output {folder.parent} --name {folder.name}"
+        self.page = ProgressPage(folder, Progress("", resume), write_progress)
+        self.metrics = Metrics(folder / "metrics.jsonl", watch=self.page.renew)
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Do a stage once; returns its result, from the record where it is finished."""
@@ -206,13 +209,23 @@ def resume_run(folder: Path) -> Run:
 def quickstart(run: Run) -> dict[str, Any]:
     """Do what is left of a run; returns its summary, which is also in summary.json beside report.html."""
     check_trackers(run.recipe.report_to)
+    console.print(f"report, while it runs too: {(run.folder / 'report.html').resolve()}", soft_wrap=True)
     torch.manual_seed(run.recipe.seed)
-    run.stage("preferences", lambda: gather_preferences(run))
-    run.stage("judge", lambda: fit_judge(run))
-    run.stage("references", lambda: gather_references(run))
+    work: dict[str, tuple[str, Callable[[Run], dict[str, Any]]]] = {
+        "preferences": ("drawing pairs and letting annotators vote", gather_preferences),
+        "judge": ("training the judge on the votes", fit_judge),
+        "references": ("choosing the references of ReFL", gather_references),
+    }
     for name in run.recipe.algorithms:
-        run.stage(name, partial(align, run, name))
-    run.stage("evaluation", lambda: evaluate(run))
+        work[name] = (f"aligning the generator by {ALGORITHMS[name].title}", partial(align, algorithm=name))
+    work["evaluation"] = ("asking the oracle about held-out prompts", evaluate)
+    for number, (name, (title, do)) in enumerate(work.items(), start=1):
+        if name in run.stages:
+            continue
+        seconds = {each: run.stages[each]["seconds"] if each in run.stages else None for each in work}
+        run.page.write(doing=f"{title} (stage {number} of {len(work)})", stages=seconds)
+        with stage_lines(f"stage {number} of {len(work)}: {title}", name):
+            run.stage(name, partial(do, run))
     summary = summarise(run)
     write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     write_report(run.folder)
@@ -305,7 +318,7 @@ def align(run: Run, algorithm: Literal["refl", "nft"]) -> dict[str, Any]:
         return probe_figures(pictures, scores)
 
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
-        metrics = Metrics(run.metrics.path, trackers)
+        metrics = Metrics(run.metrics.path, trackers, run.metrics.watch)
         count = recipe.evaluation.grid_prompts
         watched = with_grids(
             probe,

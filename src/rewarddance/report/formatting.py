@@ -19,13 +19,6 @@ def figure_text(figure: Interval, scale: int = 100, digits: int = 1, sign: str =
     return f"{number(figure.mean, scale, digits, sign)} [{low}, {high}]"
 
 
-def clock(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 class FigureCell(NamedTuple):
     """A figure in a table, with the arguments of `figure_text` that say how it is written."""
 

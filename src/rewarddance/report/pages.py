@@ -11,8 +11,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from rewarddance.report.formatting import as_markdown, clock, figure_text, number
+from rewarddance.report.formatting import as_markdown, figure_text, number
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.tracking import clock
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("rewarddance.report"),

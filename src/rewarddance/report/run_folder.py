@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from rewarddance.errors import InputError
@@ -133,6 +134,16 @@ def read_summary(folder: Path) -> Summary:
     if not path.is_file():
         raise InputError(f"{path} is missing.", remedy)
     return parse_file(path, Summary.model_validate_json, remedy)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's recipe as it stands in config.yaml, empty where there is none that can be read as one."""
+    path = folder / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except yaml.YAMLError:  # a page is still of use without it, and shows the file as it is
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def read_metrics(folder: Path, name: str = "metrics.jsonl") -> list[Row]:

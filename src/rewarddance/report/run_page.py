@@ -1,16 +1,28 @@
-"""A run folder as one page: `write_report` makes report.html, `summary_table` the same figures for a terminal."""
+"""A run folder as one page: `write_report` makes report.html of a finished run and `write_progress` of one that goes
+on; `summary_table` has the same figures for a terminal."""
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewarddance.report.alignment_page import first_and_last, hacking_section
 from rewarddance.report.charts import CHARTS, chart, series, smoothing_window
 from rewarddance.report.formatting import figure_text, number
-from rewarddance.report.hacking_page import hacking_section
 from rewarddance.report.pages import write_page
-from rewarddance.report.run_folder import Summary, read_metrics, read_picture, read_samples, read_summary
+from rewarddance.report.progress import Progress
+from rewarddance.report.run_folder import (
+    JudgeAccuracy,
+    Row,
+    Summary,
+    read_config,
+    read_metrics,
+    read_picture,
+    read_samples,
+    read_summary,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,9 +63,8 @@ def write_report(run_folder: Path) -> Path:
     Needs summary.json; metrics.jsonl, samples.json and config.yaml are shown where they are there. Raises InputError
     that names a file which is missing or cannot be read, and what to do.
     """
-    summary, rows = read_summary(run_folder), read_metrics(run_folder)
-    refl, judge = ([row for row in rows if row["phase"] == phase] for phase in ("refl", "judge"))
-    config = run_folder / "config.yaml"
+    summary = read_summary(run_folder)
+    refl, judge = _phases(run_folder)
     return write_page(
         "run.html",
         run_folder / "report.html",
@@ -63,6 +74,42 @@ def write_report(run_folder: Path) -> Path:
         read_picture=partial(read_picture, run_folder),
         charts={name: chart(judge if name == "judge" else refl, name) for name in CHARTS if name != "hacking"},
         window=smoothing_window(len(series(refl, "reward")[0])),
-        config=config.read_text(encoding="utf-8").strip() if config.is_file() else None,
+        **_config(run_folder),
         **hacking_section(run_folder),
     )
+
+
+def write_progress(run_folder: Path, progress: Progress) -> Path:
+    """Write report.html of a run that is not over, from what it has left so far, and return its path."""
+    refl, judge = _phases(run_folder)
+    stages = run_folder / "stages.json"
+    done = json.loads(stages.read_text(encoding="utf-8")) if stages.is_file() else {}
+    return write_page(
+        "running.html",
+        run_folder / "report.html",
+        name=run_folder.resolve().name,
+        progress=progress,
+        judge=JudgeAccuracy.model_validate(done["judge"]["result"]) if "judge" in done else None,
+        probes=[row for row in refl if row["kind"] == "probe" and "oracle" in row],
+        rewards=first_and_last(refl, "reward"),
+        charts={"progress": chart(refl, "progress"), "judge": chart(judge, "judge")},
+        **_config(run_folder),
+        **hacking_section(run_folder),
+    )
+
+
+def _phases(run_folder: Path) -> tuple[list[Row], list[Row]]:
+    """The rows of ReFL, and those of the judge's training."""
+    rows = read_metrics(run_folder)
+    return [row for row in rows if row["phase"] == "refl"], [row for row in rows if row["phase"] == "judge"]
+
+
+def _config(run_folder: Path) -> dict[str, Any]:
+    """The recipe as the page shows it, None where there is none, and what of it says what was asked."""
+    path, recipe = run_folder / "config.yaml", read_config(run_folder)
+    judge, refl = (part if isinstance(part, dict) else {} for part in map(recipe.get, ("judge", "refl")))
+    task = recipe.get("task", "t2i")
+    asked_for = {"task": task, "what": "pictures" if task == "t2i" else "videos", "seed": recipe.get("seed", 0)}
+    asked_for |= {"judge": judge.get("base"), "generator": recipe.get("generator"), "steps": refl.get("steps")}
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    return {"config": text, "asked_for": asked_for}

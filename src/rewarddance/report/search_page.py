@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 from pydantic import BaseModel, TypeAdapter
 
@@ -16,13 +15,13 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS, draw_svg
 from rewarddance.report.pages import write_page
-from rewarddance.report.run_folder import read_picture
+from rewarddance.report.run_folder import read_config, read_picture
 from rewarddance.runtime.config import parse_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESULTS, CONFIG = "results.jsonl", "config.yaml"
+RESULTS = "results.jsonl"
 MOST_PROMPTS = 24
 """How many prompts are shown with their pictures."""
 PALETTE = ("blue", "orange", "ink", "muted")
@@ -73,7 +72,7 @@ class Search:
 
 def is_search(folder: Path) -> bool:
     """Whether `rewarddance search` wrote it."""
-    return (folder / RESULTS).is_file() and "method" in _read_config(folder)
+    return (folder / RESULTS).is_file() and "method" in read_config(folder)
 
 
 def write_search_page(folders: Sequence[Path]) -> Path:
@@ -90,7 +89,7 @@ def write_search_page(folders: Sequence[Path]) -> Path:
                 f"{folder} is a search for other prompts than {folders[0]}.", "Give searches for one prompt file."
             )
     searches = [
-        Search(folder, _read_config(folder), [rows[number] for number in common])
+        Search(folder, read_config(folder), [rows[number] for number in common])
         for folder, rows in zip(folders, by_number, strict=True)
     ]
     return write_page(
@@ -102,12 +101,6 @@ def write_search_page(folders: Sequence[Path]) -> Path:
         most_prompts=MOST_PROMPTS,
         read_picture=lambda folder, picture: read_picture(folder, picture.picture, RESULTS),
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return content if isinstance(content, dict) else {}
 
 
 def _read_rows(folder: Path) -> dict[int, Row]:

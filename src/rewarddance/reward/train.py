@@ -70,7 +70,7 @@ def train_judge(
         reporting(recipe.report_to, folder, recipe) as trackers,
         progress_bar("training the judge", steps, progress.step) if is_main_process() else nullcontext() as bar,
     ):
-        metrics = Metrics(metrics.path, [*metrics.trackers, *trackers])
+        metrics = Metrics(metrics.path, [*metrics.trackers, *trackers], metrics.watch)
         if bar is not None:
             metrics.rewind("judge", progress.step)
         for step, micro_batches in enumerate(batches.after(progress.step, recipe.workers), start=progress.step + 1):

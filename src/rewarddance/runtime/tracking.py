@@ -1,4 +1,4 @@
-"""A run's metrics.jsonl, and progress bars that show rates and the time left."""
+"""A run's metrics.jsonl, and what is said while it goes on: how far it is, and how long it will still take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from rewarddance.runtime.trackers import Tracker
 
 console = Console(stderr=True)
+LINE_SECONDS = 30.0
+"""Between two lines on work that goes on, where stderr is no terminal."""
 
 
 class Metrics:
@@ -37,10 +41,11 @@ class Metrics:
     Every row has its phase ("judge", "refl", ...), its step, and its kind: "step" (of one training step), "probe" (of
     the averaged generator), "evaluation" (of the judge in training), "alarm". Readers select rows by their kind.
     step: the last one that was logged, 0 before any. What a resumed run logs again is not sent to the trackers again.
+    watch: called once a row is written that is not of a training step: a page of the run may be made then.
     """
 
-    def __init__(self, path: Path, trackers: Sequence[Tracker] = ()) -> None:
-        self.path, self.trackers, self.step = path, trackers, 0
+    def __init__(self, path: Path, trackers: Sequence[Tracker] = (), watch: Callable[[], None] | None = None) -> None:
+        self.path, self.trackers, self.watch, self.step = path, trackers, watch, 0
         self._logged_before: dict[str, int] = {}  # rows of a phase that a resumed run will log again
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -55,6 +60,8 @@ class Metrics:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         self.step = step
+        if self.watch is not None and kind != "step":
+            self.watch()
 
     def show(self, phase: str, name: str, pixels: Tensor) -> None:
         """Send the trackers a picture [T, C, H, W] of the last step that was logged."""
@@ -86,21 +93,85 @@ class Metrics:
 
 
 class Bar:
-    """One bar: `advance()` when a unit is done, `show()` to set the figures beside it."""
+    """A piece of work: `advance()` when a unit is done, `show()` to set the figures beside it."""
 
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
+    def __init__(self, title: str, total: int | None, done: int = 0, changed: Callable[[Bar], None] | None = None):
+        self.title, self.total, self.done, self.figures = title, total, done, ""
+        self._began, self._done_before, self._changed = time.monotonic(), done, changed
 
     def advance(self, n: int = 1) -> None:
-        self._progress.advance(self._task, n)
+        self.done += n
+        if self._changed:
+            self._changed(self)
 
     def show(self, **figures: float) -> None:
-        self._progress.update(self._task, figures=" ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        self.figures = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        if self._changed:
+            self._changed(self)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def line(self) -> str:
+        """What is done, how far it is, how long it will still take, and the latest figures."""
+        if self.total is None:
+            return f"{self.title}: {clock(self.seconds)} so far"
+        done_here = self.done - self._done_before
+        left = f"about {clock(self.seconds / done_here * (self.total - self.done))} left" if done_here else "just begun"
+        figures = f"; {self.figures}" if self.figures else ""
+        return f"{self.title}: {self.done} of {self.total}, {clock(self.seconds)} so far, {left}{figures}"
+
+
+class _PlainLines:
+    """Where stderr is no terminal: says every half minute how far the innermost open piece of work is."""
+
+    def __init__(self) -> None:
+        self._open: list[Bar] = []
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def following(self, bar: Bar) -> Iterator[None]:
+        with self._lock:
+            self._open.append(bar)
+            if len(self._open) == 1:
+                self._closed = threading.Event()
+                threading.Thread(target=self._speak, args=(self._closed,), daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.remove(bar)
+                if not self._open:
+                    self._closed.set()
+
+    def _speak(self, closed: threading.Event) -> None:
+        while not closed.wait(LINE_SECONDS):
+            with self._lock:
+                line = self._open[-1].line() if self._open else None
+            if line:
+                _say(line)
+
+
+_lines = _PlainLines()
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar on stderr with count, rate, elapsed time and time left; plain lines where stderr is no terminal."""
+    """A bar on stderr with count, rate, elapsed time and time left; where stderr is no terminal, a line when the work
+    begins and every half minute."""
+    if not console.is_terminal:
+        bar = Bar(title, total, done)
+        _say(f"{title} ({total - done} to do)")
+        with _lines.following(bar):
+            yield bar
+        return
     columns = (
         TextColumn("{task.description:<26}"),
         BarColumn(bar_width=24),
@@ -110,11 +181,31 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, completed=done, figures="")
-        if not console.is_terminal:
-            console.print(f"{title} ({total - done} to do)")
-        yield Bar(progress, task)
+        yield Bar(title, total, done, lambda bar: progress.update(task, completed=bar.done, figures=bar.figures))
+
+
+@contextmanager
+def stage_lines(title: str, name: str) -> Iterator[None]:
+    """A long stretch of work with bars of its own in it: `title` is said when it begins, and how long it took at its
+    end; where stderr is no terminal, also every half minute in which no bar is open."""
+    bar = Bar(name, None)
+    _say(title)
+    if console.is_terminal:
+        yield
+    else:
+        with _lines.following(bar):
+            yield
+    _say(f"{name}: done in {clock(bar.seconds)}")
+
+
+def clock(seconds: float) -> str:
+    """A length of time in words: 8.2 s, 3 min 05 s, 1 h 02 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def machine() -> str:

@@ -1,4 +1,4 @@
-"""The signs of hacking over a run's steps, with its alarms: a section of a run's report, or a page by itself."""
+"""An alignment without an oracle as one page: what the reward did over its steps, and the signs of hacking."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from rewarddance.data.image_stats import MEASURED
 from rewarddance.errors import InputError
 from rewarddance.report.charts import chart
 from rewarddance.report.pages import write_page
-from rewarddance.report.run_folder import Row, read_alarms, read_metrics
+from rewarddance.report.progress import Progress
+from rewarddance.report.run_folder import Row, read_alarms, read_config, read_metrics
 from rewarddance.report.sample_strip import sample_strip
 
 BASELINE_STEPS = 16
 """Steps at a run's beginning whose pictures stand for the base's in the figure; the alarms' own default."""
+ALGORITHMS = {"refl": "ReFL", "grpo": "Flow-GRPO", "nft": "DiffusionNFT"}
 
 
 def alignment_steps(rows: Sequence[Row]) -> list[Row]:
@@ -44,22 +46,46 @@ def hacking_section(folder: Path) -> dict[str, Any]:
         marks[alarm["step"]] = f"{marks[alarm['step']]}, {number}" if alarm["step"] in marks else str(number)
     return {
         "alarms": alarms,
-        "margins": [row["margin"] for row in training],
         "last_step": max((row["step"] for row in training), default=0),
         "hacking_chart": chart(steps, "hacking", marks),
         "strip": sample_strip(folder),
     }
 
 
-def write_hacking_page(folder: Path) -> Path:
-    """Write hacking.html of a run that has no oracle and so no report; returns its path.
+def first_and_last(rows: Sequence[Row], key: str) -> tuple[float, float] | None:
+    """The means of a figure over the first and the last training steps; None where it was not logged.
 
-    Raises InputError where the folder has no steps of an alignment.
+    They are of BASELINE_STEPS each, of a short run of the half.
     """
-    section = hacking_section(folder)
-    margins = section["margins"]
-    if not margins:
+    values = [row[key] for row in rows if row["kind"] == "step" and isinstance(row.get(key), int | float)]
+    n = max(1, min(BASELINE_STEPS, len(values) // 2))
+    return (float(np.mean(values[:n])), float(np.mean(values[-n:]))) if values else None
+
+
+def write_alignment_page(folder: Path, progress: Progress | None = None) -> Path:
+    """Write report.html of a run that has no oracle; returns its path.
+
+    progress: where the run stands while it goes on. Raises InputError where the folder has no steps of an alignment
+    and no run goes on there.
+    """
+    rows = [row for row in read_metrics(folder) if row["phase"] != "judge"]
+    margins = first_and_last(rows, "margin")
+    if margins is None and progress is None:
         raise InputError(f"{folder} holds no summary.json and no alignment's metrics.jsonl.", "Give a run's folder.")
-    n = max(1, min(BASELINE_STEPS, len(margins) // 2))
-    change = float(np.mean(margins[-n:]) - np.mean(margins[:n]))
-    return write_page("hacking.html", folder / "hacking.html", name=folder.resolve().name, change=change, **section)
+    config = read_config(folder)
+    algorithm = config.get("algorithm", rows[0]["phase"] if rows else "")
+    preferred = [row["preferred_to_base"] for row in rows if row["kind"] == "probe" and "preferred_to_base" in row]
+    return write_page(
+        "alignment.html",
+        folder / "report.html",
+        name=folder.resolve().name,
+        config=config,
+        algorithm=ALGORITHMS.get(algorithm, algorithm),
+        steps=(config.get(algorithm) or {}).get("steps"),
+        margins=margins,
+        rewards=first_and_last(rows, "reward"),
+        preferred=preferred[-1] if preferred else None,
+        held_out=first_and_last(rows, "held_out_margin"),
+        progress=progress,
+        **hacking_section(folder),
+    )
