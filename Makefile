@@ -4,17 +4,19 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test bases clean
+.PHONY: help quickstart test docs bases clean
 
 SHELL := /bin/sh
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 INSTALL := $(PIP) install -c constraints.txt
+SITE := $(PY) -m sphinx -W --keep-going -q -b html docs build/site
 
 help:
 	@echo 'make quickstart [ARGS=...]  from a fresh clone to a trained reward model and an aligned generator'
-	@echo 'make test                   style, floors of imports, types, tests'
+	@echo 'make test                   style, floors of imports, types, the site, tests'
+	@echo 'make docs                   the site, in build/site'
 	@echo 'make bases                  train the small ShapeWorld checkpoints anew'
 	@echo 'make clean                  remove .venv and caches; what is under runs/ stays'
 	@echo 'PYTHON=/path/to/python3 names the interpreter of .venv (3.11 or newer)'
@@ -25,6 +27,10 @@ quickstart: $(VENV)/.installed
 bases: $(VENV)/.installed
 	@$(VENV)/bin/rewarddance bases $(ARGS)
 
+docs: $(VENV)/.installed-dev
+	@$(SITE)
+	@echo 'build/site/index.html'
+
 # One thread a process whatever the machine (the same sums in the same order), and as many processes as cores.
 test: export HF_HUB_OFFLINE := 1
 test: export TOKENIZERS_PARALLELISM := false
@@ -34,6 +40,7 @@ test: $(VENV)/.installed-dev
 	@echo '> ruff format --check'; $(PY) -m ruff format --check --quiet
 	@echo '> lint-imports';        $(VENV)/bin/lint-imports --no-cache > $(VENV)/lint.log 2>&1 || { cat $(VENV)/lint.log; exit 1; }
 	@echo '> pyright';             $(PY) -m pyright > $(VENV)/pyright.log 2>&1 || { cat $(VENV)/pyright.log; exit 1; }
+	@echo '> sphinx-build -W';     $(SITE) > $(VENV)/site.log 2>&1 || { cat $(VENV)/site.log; exit 1; }
 	@echo '> pytest';              $(PY) -m pytest -q -n auto --dist worksteal $(ARGS)
 
 clean:

@@ -1,7 +1,8 @@
 """A reward of your own: any function (images, prompts, metadata) -> scores aligns a generator.
 
 This one likes blue pictures. It is computed by torch and keeps its graph, so ReFL could follow its gradient too
-(algorithm="refl"); DiffusionNFT only asks for the scores. In a recipe: `judge: examples.my_rewards:blueness`.
+(algorithm="refl"); DiffusionNFT only asks for the scores. A recipe names a function that returns it, such as
+`judge: my_rewards.py:make_blueness`.
 
 python examples/06_reward_of_your_own.py [OUTPUT] [STEPS]
 """

@@ -83,5 +83,22 @@ def gradient(
     typer.echo(as_markdown(effects, resumed.recipe.num_inference_steps, size))
 
 
+@app.command(
+    epilog=example("python -m experiments pictures runs/quickstart-seed0 --hacked runs/pushed --guarded runs/guarded")
+)
+def pictures(
+    run: Annotated[Path, typer.Argument(help="A finished run of the quickstart.")],
+    hacked: Annotated[Path | None, typer.Option(help="A run with the oracle's probes whose reward was hacked.")] = None,
+    guarded: Annotated[Path | None, typer.Option(help="The same with safeguards.")] = None,
+    output: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("docs/images"),
+) -> None:
+    """README's two pictures: samples before and after, and oracle against P(yes) of a hacked and a guarded run."""
+    quiet()
+    from experiments.pictures import write_pictures
+
+    for path in write_pictures(run, hacked, guarded, output):
+        typer.echo(path)
+
+
 if __name__ == "__main__":
     main(app)
