@@ -63,7 +63,7 @@ def _without_settings(app: Sphinx, what: str, name: str, obj: Any, skip: bool, o
 def _mathml(writer: Any, node: nodes.Element, *, block: bool) -> None:
     """A formula as MathML, which browsers draw themselves: no script, nothing from elsewhere."""
     markup = tex2mathml(node.astext(), as_block=block)
-    writer.body.append(f'<div class="math">{markup}</div>' if block else markup)
+    writer.body.append(f'<div class="math" tabindex="0">{markup}</div>' if block else markup)
     raise nodes.SkipNode
 
 

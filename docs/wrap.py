@@ -32,10 +32,10 @@ def wrapped(text: str) -> str:
             paragraph.clear()
 
     for line in text.splitlines():
-        if fence or line.lstrip().startswith(("```", "~~~")):
+        if fence or line.lstrip().startswith(("```", "$$")):
             close()
             written.append(line)
-            mark = line.strip()[:3]
+            mark = "$$" if line.lstrip().startswith("$$") else "```"
             fence = "" if fence and line.strip() == fence else fence or mark
         elif not line.strip() or (not paragraph and _VERBATIM.match(line)) or line.lstrip().startswith(("|", "#")):
             close()

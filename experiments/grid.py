@@ -19,11 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe
-from rewarddance.report.formatting import clock
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, keep_recipe, parse_file
-from rewarddance.runtime.tracking import console
+from rewarddance.runtime.tracking import clock, console
 from rewarddance.shapeworld.preferences import PreferenceRecipe
 
 R = TypeVar("R", bound="Row")

@@ -15,7 +15,7 @@ from experiments.grid import Report, TimedRow, select
 from experiments.tables import PALETTE, common, gained, markdown_table, over_seeds, plain, points, share_over_seeds, svg
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS
-from rewarddance.report.formatting import clock
+from rewarddance.runtime.tracking import clock
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

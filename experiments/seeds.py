@@ -13,9 +13,10 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.seeds import intervals_over_seeds
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.jobs.quickstart import CONFIG, QuickstartRecipe
-from rewarddance.report.formatting import clock, figure_text
+from rewarddance.report.formatting import figure_text
 from rewarddance.report.run_folder import Summary, read_summary
 from rewarddance.runtime.config import load_recipe
+from rewarddance.runtime.tracking import clock
 
 EXPLANATION = (
     "Base: the oracle's alignment on held-out prompts, points of 100. The other arms: gains over the base, in points, "

@@ -47,8 +47,10 @@ SMALLER = {
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader who begins a page is taken to have: votes, pictures, prompts, and a clone around them."""
     folder = tmp_path_factory.mktemp("reader")
-    for name, seed in (("votes", 0), ("held_out", 1), ("unseen", 2)):
-        write_preferences(colour_preferences(8, seed), folder / f"{name}.jsonl")
+    for seed, (name, size) in enumerate({"votes": "small", "held_out": "large", "unseen": "wide"}.items()):
+        rows = folder / f"{name}.jsonl"
+        write_preferences(colour_preferences(8, seed), rows)
+        rows.write_text(rows.read_text().replace("a small", f"a {size}"))  # a prompt is in one file alone
     shots = pictures(6)
     for name, pixels in zip("abc", shots, strict=False):
         write_picture(pixels, folder / f"{name}.png")

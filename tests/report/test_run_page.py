@@ -141,7 +141,7 @@ def test_the_first_screen_says_what_was_asked_what_came_out_and_if_to_believe_it
     assert heads == ["What was asked", "What came out", "Whether to believe it"]
     text = words(header)
     assert "pictures of coloured shapes" in text and "96 held-out prompts" in text
-    assert "The judge prefers the better one of 86.2 of 100" in text
+    assert "The judge picks the better picture in 86.2 of 100" in text
     assert "what another seed would give is not in them" in text
 
 
@@ -266,7 +266,7 @@ def test_the_page_of_a_run_that_goes_on_says_where_it_stands(run: Path):
     text = words(running(run))
     assert "This run is not over. Aligning (stage 3 of 3); written 20" in text
     assert "<code>rewarddance quickstart --resume</code> goes on with it" in (run / "report.html").read_text()
-    assert "judge prefers the better one of 86.2 of 100" in text and "preferences 1 min 01 s" in text
+    assert "judge picks the better picture in 86.2 of 100" in text and "preferences 1 min 01 s" in text
     assert "refl to come" in text
     assert "The oracle gave the generator’s samples 54.0 of 100 at step 0, and 54.0 at step 80." in text
     assert "P(yes) went from" in text and len(drawings((run / "report.html").read_text())) == 6
