@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from rewarddance.data.media import as_images, as_pixels
 from rewarddance.errors import InputError
+from rewarddance.report.alignment_page import on_one_axis
 from rewarddance.report.charts import COLOURS, STYLE, series
 from rewarddance.report.run_folder import Row, read_alarms, read_metrics, read_samples, read_summary
 from rewarddance.runtime.checkpoint import writable_folder
@@ -41,10 +42,10 @@ def write_pictures(run: Path, hacked: Path | None, guarded: Path | None, output:
 
 def draw_before_after(run: Path, path: Path) -> Path:
     """One sample of each arm, a column a prompt, with the oracle's score: the prompts that the run's gallery has."""
-    n, samples = read_summary(run).n, read_samples(run)[:MOST_PROMPTS]
+    summary, samples = read_summary(run), read_samples(run)[:MOST_PROMPTS]
     if not samples:
         raise InputError(f"{run} has no samples.json.", "Give a finished run of the quickstart.")
-    arms = {"sft": "before", "refl": "after ReFL", "best_of_n": f"best of {n}"}
+    arms = {"sft": "before", summary.aligned: "aligned", "best_of_n": f"best of {summary.n}"}
     width = len(samples)
     with rc_context(STYLE):
         figure = Figure(figsize=(1.35 * width + 0.9, 5.2), layout="constrained")
@@ -68,10 +69,10 @@ def draw_runs(runs: Mapping[str, Path], path: Path) -> Path:
     with rc_context({**STYLE, "svg.hashsalt": path.name}):
         figure = Figure(figsize=(8.6, 3.1), layout="constrained")
         for axes, (title, folder) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
-            rows = [row for row in read_metrics(folder) if row["phase"] != "judge"]
+            rows, alarms = on_one_axis(read_metrics(folder), read_alarms(folder))
             _draw_run(axes, rows, folder)
             axes.set_title(title)
-            for alarm in read_alarms(folder)[:1]:
+            for alarm in alarms[:1]:
                 axes.axvline(alarm["step"], color=COLOURS["ink"], linewidth=1, linestyle=":")
                 at = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
                 axes.annotate("alarm", (alarm["step"], 0), xytext=(4, 5), color=COLOURS["ink"], **at)

@@ -24,6 +24,7 @@ from rewarddance.report.run_folder import read_metrics
 from rewarddance.report.run_page import summary_table, write_progress, write_report
 
 ARMS = ("sft", "best_of_n", "refl")
+ALARM = {"name": "distance", "saw": "it is far.", "do": "Look.", "stop": False}
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
@@ -163,6 +164,20 @@ def test_the_verdict_is_in_words_and_not_by_colour_alone(bare: Path, hacked, und
 def test_a_gain_is_claimed_only_where_the_interval_shows_one(bare: Path, mean: float, sentence: str):
     text = words(page(bare, oracle=summary()["oracle"] | {"gain_refl": interval(mean)}))
     assert sentence in text and "a gain of" not in text
+
+
+def test_a_run_that_went_on_by_another_algorithm_is_told_by_its_last_arm(run: Path):
+    with_nft = {name: summary()[name] | {"nft": interval(0.7)} for name in ("oracle", "quality", "correct")}
+    with_nft["oracle"] |= {"gain_nft": interval(0.159)}
+    counts = {"good": 3, "same": 2, "bad": 1, "gsb": interval(0.3)}
+    rows = [{"phase": "nft", "step": step, "kind": "step", "reward": 0.5, "margin": 0.1} for step in range(1, 9)]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (run / "alarms.jsonl").write_text(json.dumps({**ALARM, "phase": "nft", "step": 3, "kind": "alarm"}) + "\n")
+    text = words(page(run, aligned="nft", gsb=counts | {"by_category": {"counting": counts}}, **with_nft))
+    assert "gives ReFL and DiffusionNFT 70.0 [68.0, 73.0] of 100" in text and "a gain of +15.9" in text
+    assert "ReFL then DiffusionNFT Oracle alignment" in text and "All +30.0 [+28.0, +33.0] (3, 2, 1)" in text
+    assert "1 alarm rang in 88 steps, the first at step 83." in text  # ReFL ended at 80
 
 
 def test_the_page_needs_nothing_but_itself(whole: Path):

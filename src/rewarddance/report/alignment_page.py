@@ -37,9 +37,25 @@ def alignment_steps(rows: Sequence[Row]) -> list[Row]:
     return steps
 
 
+def on_one_axis(rows: Sequence[Row], alarms: Sequence[Row] = ()) -> tuple[list[Row], list[Row]]:
+    """Rows and alarms of the alignment with the steps of an algorithm that goes on from another counted on from its
+    end; without the judge's own training."""
+    last: dict[str, int] = {}
+    for row in rows:
+        if row["phase"] != "judge":
+            last[row["phase"]] = max(last.get(row["phase"], 0), row["step"])
+    before = {phase: sum(list(last.values())[:i]) for i, phase in enumerate(last)}
+
+    def moved(some: Sequence[Row]) -> list[Row]:
+        return [row | {"step": row["step"] + before.get(row["phase"], 0)} for row in some if row["phase"] != "judge"]
+
+    return moved(rows), moved(alarms)
+
+
 def hacking_section(folder: Path) -> dict[str, Any]:
     """What signs_of_hacking.html shows of a run: alarms, the number of steps, the chart and the strip of samples."""
-    steps, alarms = alignment_steps(read_metrics(folder)), read_alarms(folder)
+    rows, alarms = on_one_axis(read_metrics(folder), read_alarms(folder))
+    steps = alignment_steps(rows)
     training = [row for row in steps if row["kind"] == "step"]
     marks: dict[int, str] = {}
     for number, alarm in enumerate(alarms, start=1):
