@@ -15,7 +15,7 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
-from rewarddance.report.alignment_page import write_alignment_page
+from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
 from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
@@ -96,7 +96,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     )
     with reporting(recipe.report_to, folder, recipe) as trackers:
         page = ProgressPage(
-            folder, Progress(f"aligning by {recipe.algorithm}", "the same command"), write_alignment_page
+            folder, Progress(f"aligning by {ALGORITHMS[recipe.algorithm]}", "the same command"), write_alignment_page
         )
         metrics, loop = Metrics(folder / "metrics.jsonl", trackers, page.renew), run.recipe
         at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from rewarddance.alignment.algorithms import ALGORITHMS, AlgorithmConfig, align_generator, prepare_alignment
+from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import ReferenceRecipe, build_references
 from rewarddance.alignment.refl import ReflRecipe
@@ -45,6 +45,7 @@ from rewarddance.jobs.quickstart_figures import (
 )
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
+from rewarddance.report.alignment_page import ALGORITHMS
 from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.report.run_page import write_progress, write_report
@@ -135,7 +136,7 @@ class QuickstartRecipe(Recipe):
         return self
 
     @property
-    def algorithms(self) -> tuple[str, ...]:
+    def algorithms(self) -> tuple[Literal["refl", "nft"], ...]:
         """The algorithms of the run, each of which goes on from the one before."""
         return ("refl",) if self.nft is None else ("refl", "nft")
 
@@ -216,8 +217,8 @@ def quickstart(run: Run) -> dict[str, Any]:
         "judge": ("training the judge on the votes", fit_judge),
         "references": ("choosing the references of ReFL", gather_references),
     }
-    for name in run.recipe.algorithms:
-        work[name] = (f"aligning the generator by {ALGORITHMS[name].title}", partial(align, algorithm=name))
+    for algorithm in run.recipe.algorithms:
+        work[algorithm] = (f"aligning the generator by {ALGORITHMS[algorithm]}", partial(align, algorithm=algorithm))
     work["evaluation"] = ("asking the oracle about held-out prompts", evaluate)
     for number, (name, (title, do)) in enumerate(work.items(), start=1):
         if name in run.stages:
