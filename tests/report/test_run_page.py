@@ -297,16 +297,18 @@ def test_the_page_of_a_run_looks_again_unless_it_is_told_not_to(bare: Path):
 
 def test_a_page_that_cannot_be_made_does_not_end_a_run(run: Path, capsys):
     (run / "metrics.jsonl").write_text('{"step"\n{}\n')
-    ProgressPage(run, Progress("aligning", "again"), write_progress).write()
+    ProgressPage(run, Progress("aligning", "again"), write_progress).renew()
     assert "cannot be written now" in capsys.readouterr().err
 
 
-def test_pages_of_a_run_are_not_drawn_more_often_than_of_use(tmp_path):
-    written: list[str] = []
+def test_pages_of_a_run_are_not_drawn_more_often_than_of_use(tmp_path, monkeypatch):
+    now, written = [100.0], []
+    monkeypatch.setattr("rewarddance.report.progress.time.monotonic", lambda: now[0])
     page = ProgressPage(tmp_path, Progress("a", "again"), lambda folder, at: written.append(at.doing) or folder)
     page.renew()
-    page.renew()
-    page.write(doing="b")
+    page.renew(doing="b")
+    assert written == ["a"]
+    now[0] += 21
     page.renew()
     assert written == ["a", "b"]
 

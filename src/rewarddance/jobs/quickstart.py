@@ -224,7 +224,7 @@ def quickstart(run: Run) -> dict[str, Any]:
         if name in run.stages:
             continue
         seconds = {each: run.stages[each]["seconds"] if each in run.stages else None for each in work}
-        run.page.write(doing=f"{title} (stage {number} of {len(work)})", stages=seconds)
+        run.page.renew(doing=f"{title} (stage {number} of {len(work)})", stages=seconds)
         with stage_lines(f"stage {number} of {len(work)}: {title}", name):
             run.stage(name, partial(do, run))
     summary = summarise(run)

@@ -35,18 +35,20 @@ class ProgressPage:
 
     def __init__(self, folder: Path, progress: Progress, write: Callable[[Path, Progress], Path]) -> None:
         self.folder, self.progress, self._write = folder, progress, write
-        self._last = -LEAST_SECONDS
+        self._next = -float("inf")
 
-    def renew(self) -> None:
-        """Write the page, if the last one is old enough."""
-        if time.monotonic() - self._last >= LEAST_SECONDS:
-            self.write()
+    def renew(self, **changes: Any) -> None:
+        """Take changes of where the run stands, and write the page if the last one is old enough.
 
-    def write(self, **changes: Any) -> None:
-        """Write the page with changes of where the run stands. A page that cannot be made does not end the run."""
+        Pages take a twentieth of a run's time at most, and one that cannot be made does not end the run.
+        """
         self.progress = self.progress._replace(**changes)
+        began = time.monotonic()
+        if began < self._next:
+            return
         try:
             self._write(self.folder, self.progress.now())
         except InputError as error:
             console.print(f"The page of this run cannot be written now: {error}", markup=False, soft_wrap=True)
-        self._last = time.monotonic()
+        now = time.monotonic()
+        self._next = now + max(LEAST_SECONDS, 20 * (now - began))
