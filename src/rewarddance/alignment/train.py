@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
@@ -28,6 +28,7 @@ from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import average_gradients, copy_into, full_tensor, gather_full_tensors, shard_like
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
+from rewarddance.runtime.weights import read_tensors
 from rewarddance.types import Prompt
 
 Figures = dict[str, float]
@@ -196,7 +197,10 @@ class TrainState:
         if newest is None:
             return 0
         for name, values in (("weights", self.weights), ("ema", self.ema.average)):
-            copy_into({str(i): value for i, value in enumerate(values)}, load_file(newest / f"{name}.safetensors"))
+            wanted, file = {str(i): value for i, value in enumerate(values)}, newest / f"{name}.safetensors"
+            copy_into(
+                wanted, read_tensors(file, f"the checkpoint {newest}", wanted, "Remove it; an older one is taken.")
+            )
         saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
         for i, moments in saved["state"].items():
             saved["state"][i] = {

@@ -16,8 +16,7 @@ import yaml
 from jaxtyping import Float
 from PIL import Image
 from pydantic import Field, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
@@ -26,6 +25,7 @@ from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, loa
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.weights import read_tensors
 from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
@@ -346,18 +346,8 @@ class Judge(ABC):
 
     def read_own_weights(self, folder: Path) -> dict[str, Tensor]:
         """What `save_own_weights` wrote. Raises InputError naming a file that is missing, broken or another model's."""
-        own = self.own_weights()
-        try:
-            found = load_file(folder / HEAD_FILE) if own else {}
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"the head {folder / HEAD_FILE} cannot be read: {error}.", "Restore it or train the reward again."
-            ) from error
-        if {name: one.shape for name, one in found.items()} != {name: one.shape for name, one in own.items()}:
-            raise InputError(
-                f"the head {folder / HEAD_FILE} is not this model's.", "Restore its own or train the reward again."
-            )
-        return found
+        own, path = self.own_weights(), folder / HEAD_FILE
+        return read_tensors(path, f"the head {path}", own, "Restore its own or train the reward again.") if own else {}
 
     def _save_config(self, folder: Path) -> None:
         unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds}

@@ -7,14 +7,12 @@ processors go through uint8 or need torchvision. Any other family is read throug
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -29,13 +27,19 @@ from transformers.masking_utils import sdpa_mask
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.any import AnyFamily, drawn
 from rewarddance.reward.families.family import Family, Parts, Sizes
+from rewarddance.reward.families.processor_files import copy_processor, image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
 from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
 from rewarddance.types import Pixels
 
+_REMEDY = (
+    "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
+    "A dual encoder such as CLIP is asked with kind='clip'."
+)
 ATTENTION = "rewarddance_prefix"
 
 
@@ -74,16 +78,13 @@ class VisionLanguageModel(Reading):
     ) -> None:
         self.folder = find_checkpoint(name)
         self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
+        model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
+        self.model: Any = model.eval().to(device)
         try:
-            model: Any = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype)
-            self.model: Any = model.eval().to(device)
-            self.family = self._family(name, max_pixels)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"the judge {name!r} cannot be loaded: {first_line(error)}.",
-                "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
-                "A dual encoder such as CLIP is asked with kind='clip'.",
-            ) from error
+            with library_warnings(f"the judge {name!r}"):
+                self.family = self._family(name, max_pixels)
+        except LOAD_ERRORS as error:
+            raise InputError(f"the judge {name!r} cannot be loaded: {first_line(error)}.", _REMEDY) from error
         self.tokenizer = self.family.tokenizer
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         if isinstance(self.family, AnyFamily):
@@ -259,22 +260,7 @@ class VisionLanguageModel(Reading):
             self.family.processor.save_pretrained(folder)
             return
         self.tokenizer.save_pretrained(folder)
-        for name in _PROCESSOR_FILES:
-            source = self.folder / name
-            if source.is_file():
-                (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-
-
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-def image_config(folder: Path) -> dict[str, Any]:
-    """The image processor's config, from a file of its own or, as transformers 5 writes it, the processor's."""
-    found = [path for path in (folder / name for name in _PROCESSOR_FILES) if path.is_file()]
-    if not found:
-        raise OSError(f"it has no {' and no '.join(_PROCESSOR_FILES)}")
-    content = json.loads(found[0].read_text(encoding="utf-8"))
-    return content.get("image_processor", content)
+        copy_processor(self.folder, folder)
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
