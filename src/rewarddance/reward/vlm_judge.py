@@ -27,7 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.any import AnyFamily, drawn
 from rewarddance.reward.families.family import Family, Parts, Sizes
-from rewarddance.reward.families.processor_files import copy_processor, image_config
+from rewarddance.reward.families.processor_files import chat_template_file, copy_processor, image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
@@ -86,6 +86,7 @@ class VisionLanguageModel(Reading):
         except LOAD_ERRORS as error:
             raise InputError(f"the judge {name!r} cannot be loaded: {first_line(error)}.", _REMEDY) from error
         self.tokenizer = self.family.tokenizer
+        self.family.chat.check_kept(self.folder)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         if isinstance(self.family, AnyFamily):
             self._check_reading(name, self.family)
@@ -96,6 +97,7 @@ class VisionLanguageModel(Reading):
         kind = self.model.config.model_type
         if kind in FAMILIES:
             tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            tokenizer.chat_template = tokenizer.chat_template or chat_template_file(self.folder)
             return FAMILIES[kind](self.model, tokenizer, image_config(self.folder), max_pixels)
         if max_pixels is not None:
             raise InputError(f"the judge {name!r} prepares pictures in its own way.", "Leave max_pixels out.")
@@ -256,6 +258,7 @@ class VisionLanguageModel(Reading):
     def save(self, folder: Path) -> None:
         """Write a plain save_pretrained folder: weights, tokenizer, and the processor's files as they came."""
         self.model.save_pretrained(folder)
+        self.family.chat.keep(folder)
         if isinstance(self.family, AnyFamily):
             self.family.processor.save_pretrained(folder)
             return
