@@ -37,6 +37,7 @@ _REMEMBERED = 4096
 """Files whose check is remembered: sets show a picture in several rows that stand close together."""
 _HOPELESS = 1000
 """So many rows, and none that can be used: a wrong name or a wrong media root, and no broken rows."""
+_HOPELESS_REMEDY = "Correct the name, or give --media-root."
 _SECONDS = 10.0
 """Between two lines that say how far it is."""
 
@@ -162,7 +163,7 @@ def _fill(
 
     Returns how many rows of other criteria were left out.
     """
-    store, left_out = MediaStore(recipe, source), Counter[str]()
+    store, left_out, remedies = MediaStore(recipe, source), Counter[str](), Counter[str]()
     done = min(file.progress.read for file in (*files.values(), quarantine))
     read, first_fault, began = 0, "", time.monotonic()
     printed = began
@@ -174,15 +175,18 @@ def _fill(
                 continue
             rows, broken = store.rows(batch, pool)
             first_fault = first_fault or (broken[0]["reason"] if broken else "")
+            remedies.update(row["remedy"] for row in broken)
             for part, file in files.items():
                 if file.progress.read < read:
                     file.commit([row for name, row in rows if name == part], [], len(batch))
             if quarantine.progress.read < read:
                 quarantine.commit(broken, [], len(batch))
             if quarantine.progress.written == read >= _HOPELESS:
+                (common, count), *_ = remedies.most_common(1)
+                remedy = common if count == read and common != Fault("", "").remedy else _HOPELESS_REMEDY
                 raise InputError(
                     f"none of the first {read} rows can be used; the first: {first_fault}",
-                    f"{recipe.name} is {source.about}. Correct the name, or give --media-root.",
+                    f"{recipe.name} is {source.about}. {remedy}",
                 )
             if time.monotonic() - printed > _SECONDS:
                 printed = time.monotonic()

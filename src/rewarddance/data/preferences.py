@@ -263,7 +263,7 @@ def open_preferences(path: Path) -> JsonlTable | ParquetTable:
         raise InputError(f"{path} is no preferences file.", "`rewarddance data import` makes one of a public set.")
     try:
         return ParquetTable(path) if path.suffix.lower() == ".parquet" else JsonlTable(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
             f"the preferences file {path} cannot be read: {why}.", "Give a JSONL or Parquet file of preferences."

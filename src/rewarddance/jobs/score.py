@@ -92,6 +92,8 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
         results.finish()
     done = results.progress
     result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
+    if isinstance(table, FolderTable) and table.left_out:
+        result["left_out"] = table.left_out
     return result | ({"failures": str(results.failures)} if done.failed else {})
 
 

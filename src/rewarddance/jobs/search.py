@@ -129,6 +129,7 @@ def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, An
     return {
         "number": place + 1,
         "prompt": prompt.text,
+        **({"negative_prompt": prompt.negative} if prompt.negative else {}),
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
         **({"image": str(prompt.image_path)} if prompt.image_path else {}),
         "winner": written(found.winner, "winner.png"),

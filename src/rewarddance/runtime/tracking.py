@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rewarddance.runtime.trackers import Tracker
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)  # brackets in a name are no markup
 
 
 class Metrics:
