@@ -26,9 +26,15 @@ from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
-from rewarddance.runtime.sharding import average_gradients, copy_into, full_tensor, gather_full_tensors, shard_like
+from rewarddance.runtime.sharding import (
+    average_gradients,
+    copy_into,
+    full_tensor,
+    gather_full_tensors,
+    shard_like,
+)
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
-from rewarddance.runtime.weights import read_tensors
+from rewarddance.runtime.weights import read_tensors, step_finitely
 from rewarddance.types import Prompt
 
 Figures = dict[str, float]
@@ -166,7 +172,7 @@ class TrainState:
     def apply_gradient(self, learning_rate: float, max_norm: float) -> float:
         """Take an optimiser step with the mean of the processes' gradients; returns its norm before clipping.
 
-        Raises RewardError where it is not finite.
+        Raises RewardError where it, or a weight after the step, is not finite.
         """
         average_gradients(self.weights)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm))
@@ -174,8 +180,7 @@ class TrainState:
             raise RewardError("the gradient is not finite.", "Lower learning_rate.")
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        step_finitely(self.optimiser, self.weights)
         return float(norm)
 
     def save(self, step: int) -> None:

@@ -32,6 +32,7 @@ from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import full_tensor
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, progress_bar
+from rewarddance.runtime.weights import step_finitely
 from rewarddance.types import Preference
 
 Evaluate = Callable[[RewardModel], dict[str, float]]
@@ -79,8 +80,7 @@ def train_judge(
                 group["lr"] = recipe.learning_rate * cosine_schedule(step - 1, steps, math.ceil(steps * recipe.warmup))
             losses.add(accumulate_gradient(model, student.reward, micro_batches))
             norm = clip_gradient(student.reward.model, recipe.max_grad_norm, step)
-            optimiser.step()
-            optimiser.zero_grad()
+            take_step(optimiser, student.reward.model, step)
             loss = losses.mean_at(step)
             if bar is not None:
                 bar.advance()
@@ -133,6 +133,14 @@ def clip_gradient(model: nn.Module, max_norm: float, step: int) -> float:
             "Lower learning_rate; if it is the first step, look at the base's weights and at dtype.",
         )
     return norm.item()
+
+
+def take_step(optimiser: torch.optim.Optimizer, model: nn.Module, step: int) -> None:
+    """Raises RewardError naming a step after which a weight is not finite, before anything of it is kept."""
+    try:
+        step_finitely(optimiser, [weight for weight in model.parameters() if weight.requires_grad])
+    except RewardError as error:
+        raise RewardError(f"the training of the judge stopped at step {step}: {error.what}", error.remedy) from error
 
 
 class Losses:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rewarddance.errors import InputError, first_line
+from rewarddance.errors import InputError, RewardError, first_line
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.sharding import all_finite
 
 LIBRARIES = ("transformers", "diffusers", "peft")
 ADAPTER_CONFIG = "adapter_config.json"
@@ -112,6 +113,20 @@ def check_values(weights: Any, what: str) -> None:
                 f"the weights of {what} are not finite: {name} holds NaN or infinity.",
                 "Take an earlier checkpoint, or download it again.",
             )
+
+
+def step_finitely(optimiser: torch.optim.Optimizer, weights: Sequence[Tensor]) -> None:
+    """Take the optimiser's step and forget the gradients. Raises RewardError where a weight is not finite after it."""
+    remedy = "Lower learning_rate; the last checkpoint is kept."
+    try:
+        optimiser.step()
+    except RuntimeError as error:  # a rate that the weights' own type cannot hold
+        if "overflow" not in str(error):
+            raise
+        raise RewardError("the learning rate is no finite number in the weights' precision.", remedy) from error
+    optimiser.zero_grad()
+    if not all_finite(weights):
+        raise RewardError("the weights are not finite after the step.", remedy)
 
 
 def read_tensors(path: Path, what: str, expected: Mapping[str, Tensor], remedy: str) -> dict[str, Tensor]:
