@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from rewarddance.data.faults import FaultyRows
 from rewarddance.data.media import inspect_media, read_video
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.data.prompts import FaultyRows, read_prompts
+from rewarddance.data.prompts import read_prompts
 from rewarddance.data.records import read_records
 from rewarddance.data.sources.messages import pair_or_score
 from rewarddance.data.tables import open_table

@@ -57,7 +57,11 @@ def recipe_file(name: str) -> Path:
 def print_result(result: dict[str, Any], items: str = "") -> None:
     """The result as JSON; where some of its items failed, that too on stderr, and exit code 1, or 2 where all did."""
     typer.echo(json.dumps(result, indent=2))
+    if result.get("skipped"):
+        typer.echo(f"{result['skipped']} rows were left out; {result['faulty']} says why", err=True)
     if not result.get("failed"):
+        if result.get("skipped"):
+            raise typer.Exit(1)
         return
     if items:
         total = f"{result['failed']} of {result[items]} {items}" if items in result else f"{items}: {result['failed']}"

@@ -17,7 +17,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rewarddance.data.frame_sampling import evenly_spaced
-from rewarddance.data.video_io import File, container_of, decode_video, inspect_video, refuse_bomb, video_frame_rate
+from rewarddance.data.video_io import (
+    File,
+    container_of,
+    decode_video,
+    inspect_video,
+    refuse_bomb,
+    video_frame_rate,
+    video_size,
+)
 from rewarddance.errors import InputError
 from rewarddance.runtime.files import check_plain
 from rewarddance.types import Pixels
@@ -181,6 +189,28 @@ def looks_like_media(path: Path) -> bool:
         return False
     webp = (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
     return webp or head.startswith(_PICTURE_MARKS) or container_of(head) is not None
+
+
+def media_size(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "the picture") -> tuple[int, int, int]:
+    """Frames (at most `max_frames`), height and width of a picture or video, by its header alone.
+
+    Raises InputError naming the file where it is missing or has none.
+    """
+    with _opened(media, name) as (file, what, video):
+        if isinstance(file, Path):
+            files = pictures_in(file)
+            if not files:
+                raise InputError(f"the folder {file} holds no pictures.", "Give a picture, or a folder of frames.")
+            _, height, width = media_size(files[0])
+            return min(len(files), max_frames), height, width
+        if video:
+            frames, height, width = video_size(file, what)
+            return min(frames, max_frames), height, width
+        with _open(file) as opened:
+            frames = _span(opened)[1]
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) > 4  # EXIF's orientation
+            return min(frames, max_frames), *((width, height) if turned else (height, width))
 
 
 @contextmanager

@@ -15,10 +15,11 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
+from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.media import read_video
 from rewarddance.data.tables import ParquetTable
 from rewarddance.errors import InputError, first_line, shown
@@ -29,30 +30,6 @@ from rewarddance.types import Pixels, Prompt
 KINDS = ".txt, .jsonl, .json, .csv, .tsv or .parquet"
 _NAMES = ("prompt", "prompts", "prompt_en", "caption", "text")
 """Keys that hold the prompt, case aside; the first of them that a record has."""
-_SHOWN = 10
-
-
-class FaultyRow(NamedTuple):
-    """A row that cannot be used. where: the item in words, such as "line 3 of the prompt file p.jsonl"."""
-
-    where: str
-    what: str
-    remedy: str = ""
-
-    def as_json(self) -> dict[str, str]:
-        return self._asdict()
-
-
-class FaultyRows(InputError):
-    """All rows of a file, or of a run, that cannot be used, found before anything was begun."""
-
-    def __init__(self, faults: Sequence[FaultyRow]) -> None:
-        lines = [f"{fault.where}: {fault.what}" for fault in faults[:_SHOWN]]
-        if len(faults) > _SHOWN:
-            lines.append(f"... and {len(faults) - _SHOWN} more")
-        remedies = list(dict.fromkeys(fault.remedy for fault in faults if fault.remedy))[:3]
-        super().__init__("\n       ".join(lines), "\n       ".join(remedies))
-        self.faults = list(faults)
 
 
 def read_prompts(path: Path, faults: list[FaultyRow] | None = None) -> list[Prompt]:

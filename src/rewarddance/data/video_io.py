@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -78,6 +79,15 @@ def video_frame_rate(file: File, name: str) -> float | None:
     return (len(times) - 1) / seconds if seconds > 0 else None
 
 
+def video_size(file: File, name: str) -> tuple[int, int, int]:
+    """Frames (as the container says; 1 where it does not), height and width, nothing decoded. Raises as above."""
+    _need_pyav(name)
+    with _container(file) as (_, stream):
+        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        frames = stream.frames or round(seconds * float(stream.average_rate or 0))
+        return max(1, frames), stream.codec_context.height, stream.codec_context.width
+
+
 def inspect_video(file: File, name: str) -> str:
     """Decode a video to its end; returns the suffix of its container. Raises as `decode_video` does."""
     _times(file, name)
@@ -88,14 +98,18 @@ def inspect_video(file: File, name: str) -> str:
     return ".avi" if head[:4] == b"RIFF" else ".mp4" if head[4:8] == b"ftyp" else ".mpg"
 
 
-def _times(file: File, name: str) -> list[float | None]:
-    """When each frame is shown, in seconds, by decoding the video: a container's own count may be missing or wrong."""
+def _need_pyav(name: str) -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"{name} is a video, which PyAV reads, and PyAV is not installed.", "pip install 'rewarddance[video]'"
         ) from error
+
+
+def _times(file: File, name: str) -> list[float | None]:
+    """When each frame is shown, in seconds, by decoding the video: a container's own count may be missing or wrong."""
+    _need_pyav(name)
     length = file.seek(0, 2)
     declared = _declared_length(file, length)
     if declared > length:
@@ -113,6 +127,19 @@ def _times(file: File, name: str) -> list[float | None]:
 
 
 def _frames(file: File) -> Iterator[Any]:
+    with _container(file) as (container, stream):
+        stream.thread_type = "AUTO"
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                if packet.is_corrupt or frame.is_corrupt:
+                    raise ValueError(f"the frame at {frame.time} s is broken")
+                refuse_bomb(frame.width, frame.height)
+                yield frame
+
+
+@contextmanager
+def _container(file: File) -> Iterator[tuple[Any, Any]]:
+    """An open container and the stream of it that is shown. Raises ValueError where it is none, or too much."""
     import av
 
     file.seek(0)
@@ -128,13 +155,7 @@ def _frames(file: File) -> Iterator[Any]:
         seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
         if width * height * max(stream.frames, seconds * float(stream.average_rate or 0)) > MOST_DECODED:
             raise ValueError(_too_long(width, height))
-        stream.thread_type = "AUTO"
-        for packet in container.demux(stream):
-            for frame in packet.decode():
-                if packet.is_corrupt or frame.is_corrupt:
-                    raise ValueError(f"the frame at {frame.time} s is broken")
-                refuse_bomb(frame.width, frame.height)
-                yield frame
+        yield container, stream
 
 
 def _stream(container: Any) -> Any:

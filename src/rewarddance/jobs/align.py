@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from rewarddance.alignment.algorithms import align_generator, prepare_alignment
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
+from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
 from rewarddance.report.run_folder import read_alarms
@@ -37,7 +39,8 @@ class Aligned(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """What the command prints: the folder under its name, lora or generator."""
-        return {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        told = {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        return told | skipped(self.folder.parent / FAULTY)
 
 
 class Parts(NamedTuple):
@@ -64,9 +67,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     check_trackers(recipe.report_to)
     recipe.check_processes(process_group.world_size(), process_group.device().type)
     device, judge_device = recipe.devices()
-    prompts = distinct(read_prompts(recipe.prompts) if parts.prompts is None else parts.prompts)
+    faults: list[FaultyRow] = []
+    prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
     generator = parts.generator or _generator(recipe, device)
-    generator.check_prompts(prompts)
     generator.check_lora(recipe.chosen.lora_targets)
     load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype))
     judge = parts.judge or load(recipe.judge, **recipe.judge_options)
@@ -76,6 +79,8 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     held_out = parts.held_out or (load(recipe.held_out) if recipe.held_out else None)
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
+    judges = [judge, *(other for other, _ in more_judges), held_out]
+    prompts = checked_prompts(generator, judges, prompts, faults, skip=recipe.skip_faulty, folder=recipe.output)
     with main_process_first():
         folder = writable_folder(recipe.output)
         keep_recipe(recipe, folder / "config.yaml")

@@ -33,6 +33,7 @@ from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.evaluate import document, training_facts
+from rewarddance.jobs.preflight import checked_prompts
 from rewarddance.jobs.quickstart_figures import (
     gallery,
     good_same_bad,
@@ -50,7 +51,7 @@ from rewarddance.report.run_page import write_report
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.reward.train import train_judge
+from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
@@ -206,6 +207,8 @@ def resume_run(folder: Path) -> Run:
 def quickstart(run: Run) -> dict[str, Any]:
     """Do what is left of a run; returns its summary, which is also in summary.json beside report.html."""
     check_trackers(run.recipe.report_to)
+    if "judge" not in run.stages:
+        preflight(run)
     torch.manual_seed(run.recipe.seed)
     run.stage("preferences", lambda: gather_preferences(run))
     run.stage("judge", lambda: fit_judge(run))
@@ -217,6 +220,26 @@ def quickstart(run: Run) -> dict[str, Any]:
     write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     write_report(run.folder)
     return summary
+
+
+def preflight(run: Run) -> None:
+    """Every key of the recipe is put to what it is for before a picture is drawn. Raises InputError naming what fails.
+
+    So it is with prompts: all that will be drawn are read by the generator's tokenizers and by the judge's.
+    """
+    recipe, evaluation = run.recipe, run.recipe.evaluation
+    check_training(recipe.judge, is_evaluated=True)
+    figures = [f"accuracy_{name}" for name in ("id", "early", "ood")]
+    if recipe.judge.keep_best not in (None, *figures):
+        raise InputError(f"there is no figure {recipe.judge.keep_best!r} to keep the best by.", f"Say {figures[0]}.")
+    generator = run.generator()
+    generator.check_lora(recipe.refl.lora_targets)
+    judge = build_reward(recipe.judge.base, recipe.judge.reward_config()).freeze()
+    recipe.refl.check(generator, judge)
+    recipe.refl.judging_of(judge)
+    held_out = [*run.task.prompts("held_out", evaluation.prompts, recipe.seed)]
+    held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
+    checked_prompts(generator, [judge], [*refl_prompts(recipe), *held_out], [], skip=False, folder=run.folder)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

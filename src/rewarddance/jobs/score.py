@@ -24,11 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.fields import short
 from rewarddance.data.journal import RowFile, beside
-from rewarddance.data.media import as_pixels, read_rate
+from rewarddance.data.media import as_pixels, media_size, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.jobs.preflight import blank
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.function_reward import is_factory
@@ -85,6 +87,8 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
         asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
         explain = explainer(asked) if run.explain else None
         reader = RowReader(run, asked, table)
+        if not begun and not run.skip_faulty:
+            preflight(reader, table, asked)
         if not begun:  # nothing was written under it yet, so it binds nobody
             record.unlink(missing_ok=True)
         keep_recipe(recorded, record)
@@ -95,6 +99,26 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     if isinstance(table, FolderTable) and table.left_out:
         result["left_out"] = table.left_out
     return result | ({"failures": str(results.failures)} if done.failed else {})
+
+
+def preflight(reader: RowReader, table: Table, judge: RewardModel) -> None:
+    """Look at all rows, their media by their headers alone. Raises FaultyRows naming all that cannot be scored."""
+    found: list[FaultyRow] = []
+    reader.sizes_only = True
+    for number, content in table.rows():
+        try:
+            if isinstance(content, InputError):
+                raise content
+            questions = reader.task(content).questions
+            for fault in getattr(judge, "faults", lambda asked: ())(questions):
+                if fault is not None:
+                    raise fault
+        except RewardDanceError as error:
+            found.append(FaultyRow(f"line {number} of {table.path}", error.what, error.remedy))
+        reader.seen.clear()
+    reader.sizes_only = False
+    if found:
+        raise FaultyRows(found, can_skip=len(found) < len(table))
 
 
 def explainer(judge: RewardModel) -> Explain:
@@ -183,6 +207,7 @@ class RowReader:
         """Raises InputError where no row of the table could be answered, and for a reference that cannot be read."""
         self.run, self.folder, self.compares = run, table.folder, needs_reference(judge)
         self.knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
+        self.sizes_only = False  # media are blank, of the sizes that their headers say
         self.seen: dict[Path | bytes, tuple[Pixels, float | None]] = {}
         if isinstance(table, FolderTable):
             if run.prompt is None and not table.has_prompts:
@@ -257,6 +282,9 @@ class RowReader:
         if source is None:
             raise InputError(f"the row's {key} is {short(value)}, which is no picture.", "Give a path, or bytes.")
         if source not in self.seen:
+            if self.sizes_only:
+                self.seen[source] = blank(*media_size(source, self.run.max_frames, f"the row's {key}")), None
+                return Medium(name, *self.seen[source])
             pixels = as_pixels(source, f"the row's {key}", self.run.max_frames)
             self.seen[source] = pixels, read_rate(source, f"the row's {key}") if self.knows_rate else None
         return Medium(name, *self.seen[source])

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.loading import load_reward
@@ -51,7 +53,8 @@ def run_search(run: SearchRun) -> dict[str, Any]:
     `results.jsonl.failed.jsonl`. Raises InputError for what is wrong with all: files, options, a folder that holds
     another run.
     """
-    folder, prompts = run.output, read_prompts(run.prompts)
+    faults: list[FaultyRow] = []
+    folder, prompts = run.output, read_prompts(run.prompts, faults)
     options = read_method(run.method, run.options)
     run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
     recorded = _recorded(run, prompts)
@@ -64,7 +67,7 @@ def run_search(run: SearchRun) -> dict[str, Any]:
     results = RowFile(folder / RESULTS)
     if not results.progress.finished:
         generator, judge, held_out = _loaded(run)
-        generator.check_prompts(prompts)
+        prompts = checked_prompts(generator, [judge, held_out], prompts, faults, skip=run.skip_faulty, folder=folder)
         at_once = min(run.prompts_at_once, len(prompts))
         work = Search(
             generator,
@@ -152,6 +155,7 @@ def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
     spent = [row["spent"] for row in rows]
     done = results.progress
     found: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
+    found |= skipped(folder / FAULTY)
     if done.failed:
         found["failures"] = str(results.failures)
     if plain := sum(row["rounds"] == 0 for row in rows):  # the budget was too small for the method

@@ -77,6 +77,7 @@ class MetaModel(VisionLanguageModel):
         self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         self._text.config._attn_implementation = ATTENTION
+        self.is_checking = False
         self.sources, self.lengths, self.counting_only = Sources(architecture, tokenizer, told), list[int](), False
 
     @property

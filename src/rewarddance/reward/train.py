@@ -45,17 +45,22 @@ def train_judge(
     metrics: Metrics,
     seed: int = 0,
     evaluate: Evaluate | None = None,
+    *,
+    preflight: Callable[[Judge], None] | None = None,
 ) -> Judge:
     """Train on `preferences` and write the reward to `folder`/reward; continues from `folder`'s newest checkpoint.
 
-    evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl. The result does
-    not depend on where a run was interrupted. In a group of processes all call this alike, and what is returned is
-    whole on the first of them only, where the weights are sharded.
+    preflight: called with the reward before the first step; it raises for preferences that cannot be read, or takes
+    them out. evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl. The
+    result does not depend on where a run was interrupted. In a group of processes all call this alike, and what is
+    returned is whole on the first of them only, where the weights are sharded.
     """
     check_training(recipe, evaluate is not None)
     torch.manual_seed(seed)
     config = recipe.reward_config()
     student = Trainable(lambda dtype: build_reward(recipe.base, config, dtype=dtype), recipe)
+    if preflight is not None:
+        preflight(student.reward)
     if not recipe.sharded:  # shards are on their devices
         student.reward.model.to(process_group.device())
     optimiser = build_optimiser(student.reward.model, recipe)

@@ -63,6 +63,8 @@ _UNREADABLE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Va
 class VisionLanguageModel(Reading):
     """Model, tokenizer and preprocessing of one checkpoint.
 
+    is_checking: questions are made and measured, and not read: every answer is 0.
+
     max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
     `Reading`. Raises InputError where the folder is no checkpoint, or of a model that cannot be asked.
     """
@@ -76,7 +78,7 @@ class VisionLanguageModel(Reading):
         tokens_at_once: int = 16_384,
         checkpointing: bool = False,
     ) -> None:
-        self.folder = find_checkpoint(name)
+        self.folder, self.is_checking = find_checkpoint(name), False
         self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
         model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
         self.model: Any = model.eval().to(device)
@@ -176,6 +178,13 @@ class VisionLanguageModel(Reading):
         self._check_length(one, len(ids))
         return Tokens(ids, numbers, len(said))
 
+    def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
+        if not self.is_checking:
+            return super().read(asked)
+        for one in asked:
+            self._sequence(one, ())
+        return torch.zeros(len(asked), self.model.get_output_embeddings().weight.shape[1], device=self.device)
+
     def _tokenise(self, parts: Parts, sizes: Sizes) -> tuple[int, ...]:
         return tuple(self.family.ids(parts, sizes))
 
@@ -208,6 +217,8 @@ class VisionLanguageModel(Reading):
 
         among: "answers", or "vocabulary": the odds of yes are then against all other tokens, not against no alone.
         """
+        if self.is_checking:  # the head may be in pieces over several processes
+            return hidden.new_zeros(len(hidden))
         if among == "vocabulary":
             every = self.head(hidden)
             others = every.index_fill(-1, torch.tensor([*yes], device=self.device), -torch.inf)
@@ -227,6 +238,10 @@ class VisionLanguageModel(Reading):
         self, asked: Sequence[JudgeInput], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
         """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded."""
+        if self.is_checking:
+            for one in asked:
+                self._sequence(one, ())
+            return ["" for _ in asked]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         chosen = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         texts: list[str] = []
