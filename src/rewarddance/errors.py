@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import os
+
+_SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_PASSWD", "_CREDENTIALS")
+"""How names of variables end that hold what must not be shown."""
 
 
 class RewardDanceError(Exception):
     """Every error this library raises on purpose. `what` names the item, `remedy` says what to do."""
 
     def __init__(self, what: str, remedy: str = "") -> None:
+        what, remedy = redacted(what), redacted(remedy)
         what = printable(what.encode("utf-8", "backslashreplace").decode())
         super().__init__(f"{what} {remedy}".strip())
         self.what = what
@@ -24,6 +29,14 @@ def shown(value: object, longest: int = 80) -> str:
 def printable(text: str) -> str:
     """A text without what a terminal would act on: control characters and marks of direction as their escapes."""
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def redacted(text: str) -> str:
+    """A text without the keys and tokens that stand in the environment: servers quote them when they refuse them."""
+    for name, value in os.environ.items():
+        if len(value) >= 8 and name.upper().endswith(_SECRET) and value in text:
+            text = text.replace(value, f"(${name})")
+    return text
 
 
 def first_line(error: BaseException) -> str:

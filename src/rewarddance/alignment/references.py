@@ -278,9 +278,7 @@ def _read(index: Path) -> dict[tuple[str, str, str], References]:
         bank[key] = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         good.append(line + "\n")
     if is_main_process():
-        scratch = index.with_suffix(".partial")
-        scratch.write_text("".join(good), encoding="utf-8")
-        scratch.replace(index)
+        write_text_atomically(index, "".join(good))
     return bank
 
 

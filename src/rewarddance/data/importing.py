@@ -28,7 +28,7 @@ from rewarddance.data.sources.drafts import Draft, Medium, Source
 from rewarddance.data.splits import part_of
 from rewarddance.data.tables import Row
 from rewarddance.errors import InputError
-from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
 from rewarddance.runtime.tracking import console
 
 _BATCH, _BATCH_BYTES = 512, 1 << 26
@@ -77,39 +77,40 @@ def import_preferences(recipe: ImportRecipe) -> dict[str, Any]:
     if earlier := _earlier_result(record, request, list(recipe.outputs.values())):
         return earlier
     writable_folder(recipe.output.parent)
-    write_text_atomically(record, json.dumps({"request": request}, indent=2) + "\n")
-    schema = SCHEMA if recipe.output.suffix == ".parquet" else None
-    files = {part: RowFile(path, schema) for part, path in recipe.outputs.items()}
-    quarantine = RowFile(beside(recipe.output, "quarantine.jsonl"))
-    every = (*files.values(), quarantine)
-    journals = [beside(file.path, "progress.json") for file in every]
-    try:
-        left_out = _fill(recipe, source, streams, files, quarantine)
-    except InputError:
-        if not any(file.progress.written for file in files.values()):
-            _remove([record, quarantine.path, *journals])
-        raise
-    for file in every:
-        file.finish()
-    result: dict[str, Any] = {
-        "source": source.name,
-        "rows": {str(file.path): file.progress.written for file in files.values()},
-        "quarantined": quarantine.progress.written,
-    }
-    if recipe.criterion is not None:
-        result["left_out"] = left_out
-    if result["quarantined"]:
-        result["quarantine"] = str(quarantine.path)
-    if source.evaluation_only:
-        result["evaluation_only"] = source.evaluation_only
-    if not any(result["rows"].values()):  # an import that wrote nothing binds nobody to its recipe
-        _remove([record, *recipe.outputs.values(), *journals])
+    with locked(recipe.output.parent, f".{recipe.output.name}.lock"):
+        write_text_atomically(record, json.dumps({"request": request}, indent=2) + "\n")
+        schema = SCHEMA if recipe.output.suffix == ".parquet" else None
+        files = {part: RowFile(path, schema) for part, path in recipe.outputs.items()}
+        quarantine = RowFile(beside(recipe.output, "quarantine.jsonl"))
+        every = (*files.values(), quarantine)
+        journals = [beside(file.path, "progress.json") for file in every]
+        try:
+            left_out = _fill(recipe, source, streams, files, quarantine)
+        except InputError:
+            if not any(file.progress.written for file in files.values()):
+                _remove([record, quarantine.path, *journals])
+            raise
+        for file in every:
+            file.finish()
+        result: dict[str, Any] = {
+            "source": source.name,
+            "rows": {str(file.path): file.progress.written for file in files.values()},
+            "quarantined": quarantine.progress.written,
+        }
+        if recipe.criterion is not None:
+            result["left_out"] = left_out
+        if result["quarantined"]:
+            result["quarantine"] = str(quarantine.path)
+        if source.evaluation_only:
+            result["evaluation_only"] = source.evaluation_only
+        if not any(result["rows"].values()):  # an import that wrote nothing binds nobody to its recipe
+            _remove([record, *recipe.outputs.values(), *journals])
+            return result
+        for path in recipe.outputs.values():
+            path.touch()  # a part of the split that nothing fell into
+        write_text_atomically(record, json.dumps({"request": request, "rows": result}, indent=2) + "\n")
+        _remove(journals)
         return result
-    for path in recipe.outputs.values():
-        path.touch()  # a part of the split that nothing fell into
-    write_text_atomically(record, json.dumps({"request": request, "rows": result}, indent=2) + "\n")
-    _remove(journals)
-    return result
 
 
 def _remove(paths: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ from rewarddance.protocols import RewardModel
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
@@ -83,34 +83,37 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     prompts = checked_prompts(generator, judges, prompts, faults, skip=recipe.skip_faulty, folder=recipe.output)
     with main_process_first():
         folder = writable_folder(recipe.output)
+        if not recipe.chosen.lora_rank:
+            check_replaceable(folder / "generator")
         keep_recipe(recipe, folder / "config.yaml")
         if is_main_process():
             keep_prompts(prompts, folder / "prompts.jsonl")
-    run = prepare_alignment(
-        recipe,
-        generator,
-        judge,
-        prompts,
-        references_folder=folder / "references",
-        seed=recipe.seed,
-        more_judges=more_judges,
-        held_out=held_out,
-        begin_with=recipe.begin_with,
-    )
-    with reporting(recipe.report_to, folder, recipe) as trackers:
-        metrics, loop = Metrics(folder / "metrics.jsonl", trackers), run.recipe
-        at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
-        probe = with_grids(
-            against_base(run) if isinstance(loop, PolicyRecipe) else dict,
+    with locked(folder):
+        run = prepare_alignment(
+            recipe,
             generator,
+            judge,
             prompts,
-            metrics,
-            count=recipe.grid_prompts,
-            phase=recipe.algorithm,
+            references_folder=folder / "references",
             seed=recipe.seed,
-            batch_size=at_once,
+            more_judges=more_judges,
+            held_out=held_out,
+            begin_with=recipe.begin_with,
         )
-        aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
+        with reporting(recipe.report_to, folder, recipe) as trackers:
+            metrics, loop = Metrics(folder / "metrics.jsonl", trackers), run.recipe
+            at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
+            probe = with_grids(
+                against_base(run) if isinstance(loop, PolicyRecipe) else dict,
+                generator,
+                prompts,
+                metrics,
+                count=recipe.grid_prompts,
+                phase=recipe.algorithm,
+                seed=recipe.seed,
+                batch_size=at_once,
+            )
+            aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
     return Aligned(generator, aligned, len(prompts), len(read_alarms(folder))) if is_main_process() else None
 
 

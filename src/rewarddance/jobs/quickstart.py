@@ -52,7 +52,7 @@ from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
-from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
@@ -192,6 +192,8 @@ def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
     """
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds a run already.", "Give --resume to finish it, or another --name.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds files that are of no run.", "Give another --name, or move them away.")
     writable_folder(folder)
     save_recipe(recipe, folder / CONFIG)
     return Run(folder, recipe)
@@ -207,18 +209,19 @@ def resume_run(folder: Path) -> Run:
 def quickstart(run: Run) -> dict[str, Any]:
     """Do what is left of a run; returns its summary, which is also in summary.json beside report.html."""
     check_trackers(run.recipe.report_to)
-    if "judge" not in run.stages:
-        preflight(run)
-    torch.manual_seed(run.recipe.seed)
-    run.stage("preferences", lambda: gather_preferences(run))
-    run.stage("judge", lambda: fit_judge(run))
-    run.stage("references", lambda: gather_references(run))
-    for name in run.recipe.algorithms:
-        run.stage(name, partial(align, run, name))
-    run.stage("evaluation", lambda: evaluate(run))
-    summary = summarise(run)
-    write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    write_report(run.folder)
+    with locked(run.folder):
+        if "judge" not in run.stages:
+            preflight(run)
+        torch.manual_seed(run.recipe.seed)
+        run.stage("preferences", lambda: gather_preferences(run))
+        run.stage("judge", lambda: fit_judge(run))
+        run.stage("references", lambda: gather_references(run))
+        for name in run.recipe.algorithms:
+            run.stage(name, partial(align, run, name))
+        run.stage("evaluation", lambda: evaluate(run))
+        summary = summarise(run)
+        write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_report(run.folder)
     return summary
 
 

@@ -37,7 +37,7 @@ from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
+from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
@@ -75,25 +75,28 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     run = run.model_copy(update={"device": find_device(run.device)})
     recorded, record = _recorded(run, table, named=judge is None), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
-    begun = beside(run.output, "progress.json").exists()
-    if (begun or run.output.exists()) and not record.exists():
-        raise InputError(f"the output {run.output} exists and is not of a run that can be continued.", "Move it away.")
-    if begun:
-        keep_recipe(recorded, record)
-    results = RowFile(run.output, _schema(table, run) if run.output.suffix == ".parquet" else None)
-    if not results.progress.finished:
-        if run.instruction is not None:
-            load_instruction(run.instruction)
-        asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
-        explain = explainer(asked) if run.explain else None
-        reader = RowReader(run, asked, table)
-        if not begun and not run.skip_faulty:
-            preflight(reader, table, asked)
-        if not begun:  # nothing was written under it yet, so it binds nobody
-            record.unlink(missing_ok=True)
-        keep_recipe(recorded, record)
-        _fill(results, table, reader, asked, explain, strict=run.strict)
-        results.finish()
+    with locked(run.output.parent, f".{run.output.name}.lock"):
+        begun = beside(run.output, "progress.json").exists()
+        if (begun or run.output.exists()) and not record.exists():
+            raise InputError(
+                f"the output {run.output} exists and is not of a run that can be continued.", "Move it away."
+            )
+        if begun:
+            keep_recipe(recorded, record)
+        results = RowFile(run.output, _schema(table, run) if run.output.suffix == ".parquet" else None)
+        if not results.progress.finished:
+            if run.instruction is not None:
+                load_instruction(run.instruction)
+            asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
+            explain = explainer(asked) if run.explain else None
+            reader = RowReader(run, asked, table)
+            if not begun and not run.skip_faulty:
+                preflight(reader, table, asked)
+            if not begun:  # nothing was written under it yet, so it binds nobody
+                record.unlink(missing_ok=True)
+            keep_recipe(recorded, record)
+            _fill(results, table, reader, asked, explain, strict=run.strict)
+            results.finish()
     done = results.progress
     result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
     if isinstance(table, FolderTable) and table.left_out:

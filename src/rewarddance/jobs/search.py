@@ -25,7 +25,7 @@ from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.loading import load_reward
-from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
+from rewarddance.runtime.checkpoint import BUNDLED, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device, find_dtype
 from rewarddance.runtime.tracking import progress_bar
@@ -59,33 +59,36 @@ def run_search(run: SearchRun) -> dict[str, Any]:
     run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
     recorded = _recorded(run, prompts)
     writable_folder(folder)
-    begun = folder.joinpath(RESULTS + ".progress.json").exists()
-    if begun:
-        keep_recipe(recorded, folder / CONFIG)
-    elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
-        raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
-    results = RowFile(folder / RESULTS)
-    if not results.progress.finished:
-        generator, judge, held_out = _loaded(run)
-        prompts = checked_prompts(generator, [judge, held_out], prompts, faults, skip=run.skip_faulty, folder=folder)
-        at_once = min(run.prompts_at_once, len(prompts))
-        work = Search(
-            generator,
-            judge,
-            options,
-            run.budget,
-            judging=run.judging,
-            seed=run.seed,
-            runners_up=run.runners_up,
-            batch_size=run.batch_size,
-            prompts_at_once=at_once,
-            held_out=held_out,
-        )
-        if not begun:  # nothing was written under it yet, so it binds nobody
-            (folder / CONFIG).unlink(missing_ok=True)
-        keep_recipe(recorded, folder / CONFIG)
-        search_prompts(work, prompts, at_once, folder, results)
-        results.finish()
+    with locked(folder):
+        begun = folder.joinpath(RESULTS + ".progress.json").exists()
+        if begun:
+            keep_recipe(recorded, folder / CONFIG)
+        elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
+            raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
+        results = RowFile(folder / RESULTS)
+        if not results.progress.finished:
+            generator, judge, held_out = _loaded(run)
+            prompts = checked_prompts(
+                generator, [judge, held_out], prompts, faults, skip=run.skip_faulty, folder=folder
+            )
+            at_once = min(run.prompts_at_once, len(prompts))
+            work = Search(
+                generator,
+                judge,
+                options,
+                run.budget,
+                judging=run.judging,
+                seed=run.seed,
+                runners_up=run.runners_up,
+                batch_size=run.batch_size,
+                prompts_at_once=at_once,
+                held_out=held_out,
+            )
+            if not begun:  # nothing was written under it yet, so it binds nobody
+                (folder / CONFIG).unlink(missing_ok=True)
+            keep_recipe(recorded, folder / CONFIG)
+            search_prompts(work, prompts, at_once, folder, results)
+            results.finish()
     return _summary(folder, results)
 
 

@@ -23,7 +23,7 @@ from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import Recipe, Seed, keep_recipe
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.tracking import Metrics, console
@@ -65,17 +65,20 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
                 _refuse_ties_alone(pairs)
             check_training(recipe.judge, bool(tests))
             folder = writable_folder(recipe.output)
+            check_replaceable(folder / "reward")
             keep_recipe(recipe, folder / "config.yaml", binding=_has_begun(folder))
 
-        def watch(judge: RewardModel) -> dict[str, float]:
-            return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
+        with locked(folder):
 
-        metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
+            def watch(judge: RewardModel) -> dict[str, float]:
+                return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
 
-        def preflight(judge: Judge) -> None:
-            check_pairs([training, *tests.values()], judge, faults, skip=recipe.skip_faulty, folder=folder)
+            metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
 
-        judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
+            def preflight(judge: Judge) -> None:
+                check_pairs([training, *tests.values()], judge, faults, skip=recipe.skip_faulty, folder=folder)
+
+            judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
         if not is_main_process():
             return {}
     facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from rewarddance.report.formatting import as_markdown, clock, figure_text, number
+from rewarddance.report.formatting import as_markdown, clock, code_text, figure_text, markdown_text, number
 from rewarddance.runtime.checkpoint import write_text_atomically
 
 ENVIRONMENT = Environment(
@@ -23,6 +23,7 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 ENVIRONMENT.filters |= {"number": number, "figure_text": figure_text, "clock": clock, "as_markdown": as_markdown}
+ENVIRONMENT.filters |= {"markdown_text": markdown_text, "code_text": code_text}
 
 
 def write_page(template: str, path: Path, **context: Any) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from markupsafe import Markup
 from pydantic import BaseModel, TypeAdapter
 
@@ -17,7 +16,8 @@ from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS, draw_svg
 from rewarddance.report.pages import write_page
 from rewarddance.report.run_folder import read_picture
-from rewarddance.runtime.config import parse_file
+from rewarddance.runtime.config import parse_file, parse_yaml
+from rewarddance.runtime.files import read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +106,7 @@ def write_search_page(folders: Sequence[Path]) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    content = parse_yaml(read_text(path)) if path.is_file() else None
     return content if isinstance(content, dict) else {}
 
 

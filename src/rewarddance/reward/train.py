@@ -231,7 +231,8 @@ def _save(folder: Path, progress: Progress, student: Trainable, optimiser: torch
         if is_main_process():
             (written / PROGRESS).write_text(json.dumps(progress._asdict()))
     if is_main_process():
-        steps = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*[0-9]"))
+        ours = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+        steps = sorted(int(step) for step in ours if step.isdecimal())
         for step in set(steps[:-2]) - {progress.best_step}:
             (folder / f"checkpoint-{step}" / COMPLETE).unlink(missing_ok=True)  # first: half of one is not to be read
             shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
