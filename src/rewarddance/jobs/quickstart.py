@@ -53,7 +53,7 @@ from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
+from rewarddance.runtime.config import Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar
 from rewarddance.search.best_of_n import best_of_n
@@ -110,7 +110,7 @@ class QuickstartRecipe(Recipe):
     """
 
     task: Literal["t2i", "t2v", "i2v"] = "t2i"
-    seed: int = 0
+    seed: Seed = 0
     report_to: tuple[str, ...] = ()
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=10, ge=2)

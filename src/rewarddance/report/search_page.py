@@ -16,7 +16,7 @@ from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS, draw_svg
 from rewarddance.report.pages import write_page
 from rewarddance.report.run_folder import read_picture
-from rewarddance.runtime.config import parse_file, parse_yaml
+from rewarddance.runtime.config import LARGEST_RECIPE, parse_file, parse_yaml
 from rewarddance.runtime.files import read_text
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def write_search_page(folders: Sequence[Path]) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    content = parse_yaml(read_text(path)) if path.is_file() else None
+    content = parse_yaml(read_text(path, LARGEST_RECIPE)) if path.is_file() else None
     return content if isinstance(content, dict) else {}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +17,7 @@ R = TypeVar("R", bound="Recipe")
 T = TypeVar("T")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
-_LARGEST, _MOST_VALUES = 1 << 22, 100_000
+LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
 """Bytes of a recipe, and values in it."""
 _NUMBERS = (int, float, int | None, float | None)
 _WORDS = {"a valid tuple": "a list, such as [a, b]", "a valid list": "a list, such as [a, b]"}
@@ -104,7 +104,7 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        text = read_text(path, _LARGEST)
+        text = read_text(path, LARGEST_RECIPE)
     except (OSError, ValueError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
     try:
@@ -113,7 +113,17 @@ def _content(path: Path) -> dict[str, Any]:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
+    if (odd := next((key for key in _keys(content) if not isinstance(key, str)), "")) != "":
+        raise InputError(f"the recipe {path} has the key {odd!r}, which is no text.", "Correct or quote it.")
     return content
+
+
+def _keys(content: Any) -> Iterator[Any]:
+    """All keys of mappings within mappings."""
+    for key, value in content.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value)
 
 
 def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
