@@ -80,7 +80,8 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
     judges = [judge, *(other for other, _ in more_judges), held_out]
-    prompts = checked_prompts(generator, judges, prompts, faults, skip=recipe.skip_faulty, folder=recipe.output)
+    where, skip = recipe.prompts, recipe.skip_faulty
+    prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
     with main_process_first():
         folder = writable_folder(recipe.output)
         if not recipe.chosen.lora_rank:

@@ -34,12 +34,13 @@ def checked_prompts(
     prompts: Sequence[Prompt],
     faults: list[FaultyRow],
     *,
+    source: Path | str,
     skip: bool,
     folder: Path,
 ) -> list[Prompt]:
     """The prompts that the generator draws and every judge can be asked about.
 
-    faults: those of rows that are no prompts. Raises FaultyRows naming all faulty ones, unless they shall be skipped.
+    faults: those of rows that are no prompts. source: names where the prompts are from. Raises FaultyRows naming all faulty ones, unless they shall be skipped.
     """
     faults, kept = list(faults), list[Prompt]()
     asked = [judge for judge in judges if hasattr(judge, "faults")]
@@ -52,7 +53,8 @@ def checked_prompts(
                 _raise_first(judge.faults([question]))
             kept.append(prompt)
         except RewardDanceError as error:
-            faults.append(FaultyRow(f"prompt {number} ({shown(prompt.text, 50)})", error.what, error.remedy))
+            where = f"prompt {number} of {source} ({shown(prompt.text, 50)})"
+            faults.append(FaultyRow(where, error.what, error.remedy))
     settle(faults, skip, folder / FAULTY, len(kept))
     return kept
 

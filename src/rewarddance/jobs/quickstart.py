@@ -242,7 +242,8 @@ def preflight(run: Run) -> None:
     recipe.refl.judging_of(judge)
     held_out = [*run.task.prompts("held_out", evaluation.prompts, recipe.seed)]
     held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
-    checked_prompts(generator, [judge], [*refl_prompts(recipe), *held_out], [], skip=False, folder=run.folder)
+    prompts = [*refl_prompts(recipe), *held_out]
+    checked_prompts(generator, [judge], prompts, [], source="the task", skip=False, folder=run.folder)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

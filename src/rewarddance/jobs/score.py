@@ -69,9 +69,9 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     """
     if run.output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
+    table = open_table(run.input)
     if run.output.resolve() == run.input.resolve():
         raise InputError(f"the output {run.output} is the input.", "Choose another output.")
-    table = open_table(run.input)
     run = run.model_copy(update={"device": find_device(run.device)})
     recorded, record = _recorded(run, table, named=judge is None), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
