@@ -40,7 +40,8 @@ def checked_prompts(
 ) -> list[Prompt]:
     """The prompts that the generator draws and every judge can be asked about.
 
-    faults: those of rows that are no prompts. source: names where the prompts are from. Raises FaultyRows naming all faulty ones, unless they shall be skipped.
+    faults: those of rows that are no prompts. source: names where the prompts are from. Raises FaultyRows naming all
+    faulty ones, unless they shall be skipped.
     """
     faults, kept = list(faults), list[Prompt]()
     asked = [judge for judge in judges if hasattr(judge, "faults")]

@@ -236,13 +236,16 @@ def preflight(run: Run) -> None:
     if recipe.judge.keep_best not in (None, *figures):
         raise InputError(f"there is no figure {recipe.judge.keep_best!r} to keep the best by.", f"Say {figures[0]}.")
     generator = run.generator()
-    generator.check_lora(recipe.refl.lora_targets)
+    for chosen in filter(None, (recipe.refl, recipe.nft)):
+        generator.check_lora(chosen.lora_targets)
     judge = build_reward(recipe.judge.base, recipe.judge.reward_config()).freeze()
-    recipe.refl.check(generator, judge)
-    recipe.refl.judging_of(judge)
+    for chosen in filter(None, (recipe.refl, recipe.nft)):
+        chosen.check(generator, judge)
+        chosen.judging_of(judge)
+    count = max(recipe.refl_prompts, recipe.nft_prompts if recipe.nft else 0)
     held_out = [*run.task.prompts("held_out", evaluation.prompts, recipe.seed)]
     held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
-    prompts = [*refl_prompts(recipe), *held_out]
+    prompts = [*training_prompts(recipe, count), *held_out]
     checked_prompts(generator, [judge], prompts, [], source="the task", skip=False, folder=run.folder)
 
 

@@ -69,7 +69,7 @@ def run_search(run: SearchRun) -> dict[str, Any]:
         if not results.progress.finished:
             generator, judge, held_out = _loaded(run)
             prompts = checked_prompts(
-                generator, [judge, held_out], prompts, faults, skip=run.skip_faulty, folder=folder
+                generator, [judge, held_out], prompts, faults, source=run.prompts, skip=run.skip_faulty, folder=folder
             )
             at_once = min(run.prompts_at_once, len(prompts))
             work = Search(
