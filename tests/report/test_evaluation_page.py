@@ -198,3 +198,13 @@ def test_a_broken_note_of_the_training_is_an_error_that_names_it(tmp_path: Path)
     (tmp_path / "training.json").write_text('{"data": 3}')
     with pytest.raises(InputError, match=r"training\.json cannot be read"):
         read_training(tmp_path)
+
+
+def test_a_name_with_markup_is_shown_as_text(tmp_path):
+    from rewarddance.evaluation.findings import JudgeFacts
+    from rewarddance.report.model_card import write_card
+
+    facts = JudgeFacts(name="[a](http://b) <b> $x$ \u202efdp", kind="clip", base="x`<script>")
+    text = write_card(facts, tmp_path, "1").read_text()
+    assert r"# \[a\](http://b) \<b\> \$x\$ \\u202efdp" in text
+    assert "`x'<script>`" in text

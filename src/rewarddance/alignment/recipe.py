@@ -26,7 +26,8 @@ class AlignRun(AlgorithmConfig):
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
     begin_with: the folder of a LoRA that training goes on from; distances are still from the generator without it.
-    prompts: a .txt or .jsonl file.
+    prompts: a .txt, .jsonl, .json, .csv, .tsv or .parquet file.
+    skip_faulty: leave out prompts that cannot be used, and list them in faulty.jsonl.
     grid_prompts: how many prompts are drawn at each probe for a grid of samples (`with_grids`); 0 for none.
     report_to: trackers, by accelerate's names, beside metrics.jsonl.
     """
@@ -49,6 +50,7 @@ class AlignRun(AlgorithmConfig):
     seed: Seed = 0
     grid_prompts: int = Field(default=4, ge=0)
     report_to: tuple[str, ...] = ()
+    skip_faulty: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
     def _judges_are_of_the_algorithm(self) -> AlignRun:

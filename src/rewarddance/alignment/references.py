@@ -30,6 +30,7 @@ from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
+from rewarddance.runtime.weights import check_values
 from rewarddance.types import Pixels, Prompt, as_prompts
 
 
@@ -277,9 +278,7 @@ def _read(index: Path) -> dict[tuple[str, str, str], References]:
         bank[key] = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         good.append(line + "\n")
     if is_main_process():
-        scratch = index.with_suffix(".partial")
-        scratch.write_text("".join(good), encoding="utf-8")
-        scratch.replace(index)
+        write_text_atomically(index, "".join(good))
     return bank
 
 
@@ -290,7 +289,9 @@ def _latents_of(folder: Path, files: Sequence[str]) -> Path:
 
 def _read_latents(path: Path) -> Tensor:
     try:
-        return load_file(path)["x_0"]
+        latents = load_file(path)["x_0"]
+        check_values([("x_0", latents)], f"the references' latents {path}")
+        return latents
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(
             f"the references' latents {path} cannot be read: {error}.", "Remove the folder; it is made again."

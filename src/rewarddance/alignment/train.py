@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
@@ -26,8 +26,15 @@ from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
-from rewarddance.runtime.sharding import average_gradients, copy_into, full_tensor, gather_full_tensors, shard_like
+from rewarddance.runtime.sharding import (
+    average_gradients,
+    copy_into,
+    full_tensor,
+    gather_full_tensors,
+    shard_like,
+)
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
+from rewarddance.runtime.weights import read_tensors, step_finitely
 from rewarddance.types import Prompt
 
 Figures = dict[str, float]
@@ -165,7 +172,7 @@ class TrainState:
     def apply_gradient(self, learning_rate: float, max_norm: float) -> float:
         """Take an optimiser step with the mean of the processes' gradients; returns its norm before clipping.
 
-        Raises RewardError where it is not finite.
+        Raises RewardError where it, or a weight after the step, is not finite.
         """
         average_gradients(self.weights)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm))
@@ -173,8 +180,7 @@ class TrainState:
             raise RewardError("the gradient is not finite.", "Lower learning_rate.")
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        step_finitely(self.optimiser, self.weights)
         return float(norm)
 
     def save(self, step: int) -> None:
@@ -196,7 +202,10 @@ class TrainState:
         if newest is None:
             return 0
         for name, values in (("weights", self.weights), ("ema", self.ema.average)):
-            copy_into({str(i): value for i, value in enumerate(values)}, load_file(newest / f"{name}.safetensors"))
+            wanted, file = {str(i): value for i, value in enumerate(values)}, newest / f"{name}.safetensors"
+            copy_into(
+                wanted, read_tensors(file, f"the checkpoint {newest}", wanted, "Remove it; an older one is taken.")
+            )
         saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
         for i, moments in saved["state"].items():
             saved["state"][i] = {

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 
 import typer
 
 from rewarddance.cli import bases, judging, preferences, runs  # noqa: F401  their commands register themselves
 from rewarddance.cli.app import app
-from rewarddance.errors import RewardDanceError
+from rewarddance.errors import RewardDanceError, as_ours
 from rewarddance.runtime.allocator import keep_freed_memory
+
+DEBUG = "--debug"
+"""Taken anywhere on the command line, by every command: shows the traceback of an error."""
 
 
 def main(commands: typer.Typer = app) -> None:
-    """Errors that the user can mend end in one message and exit code 2; an interrupt says how to go on."""
+    """Whatever a library raises ends in one message and exit code 2; an interrupt says how to go on.
+
+    0: all was done. 1: some rows failed, and are listed. 2: nothing was done, or the same command goes on.
+    """
     keep_freed_memory()
+    words = sys.argv[1:]
+    debug = DEBUG in words
+    sys.argv = [sys.argv[0], *(word for word in words if word != DEBUG)]
     try:
         commands(standalone_mode=True)
-    except RewardDanceError as error:
-        typer.secho(f"error: {error.what}", fg=typer.colors.RED, err=True)
-        if error.remedy:
-            typer.echo(f"       {error.remedy}", err=True)
-        sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes 130 of an interrupt
             raise
         typer.echo("interrupted; give --resume (quickstart) or the same command again to go on", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        ours = error if isinstance(error, RewardDanceError) else as_ours(error)
+        typer.secho(f"error: {ours.what}", fg=typer.colors.RED, err=True)
+        if ours.remedy:
+            typer.echo(f"       {ours.remedy}", err=True)
+        sys.exit(2)

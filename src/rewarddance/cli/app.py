@@ -27,6 +27,8 @@ app = typer.Typer(
     name="rewarddance",
     cls=InOrder,
     help="Train a generative reward model, align a generator with it, search with it, and see whether it was hacked.",
+    epilog="Exit codes: 0, all was done; 1, some rows failed, and are listed; 2, nothing was done, or the same command "
+    "goes on. With --debug every command shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -53,20 +55,25 @@ def recipe_file(name: str) -> Path:
 
 
 def print_result(result: dict[str, Any], items: str = "") -> None:
-    """The result as JSON; where some of its items failed, that too on stderr, and exit code 1."""
+    """The result as JSON; where some of its items failed, that too on stderr, and exit code 1, or 2 where all did."""
     typer.echo(json.dumps(result, indent=2))
+    if result.get("skipped"):
+        typer.echo(f"{result['skipped']} rows were left out; {result['faulty']} says why", err=True)
     if not result.get("failed"):
+        if result.get("skipped"):
+            raise typer.Exit(1)
         return
     if items:
         total = f"{result['failed']} of {result[items]} {items}" if items in result else f"{items}: {result['failed']}"
         typer.echo(f"{total} failed; {result['failures']} says why", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(2 if items and result["failed"] == result.get(items) else 1)
 
 
 def quiet() -> None:
     """The libraries' own bars and advice stay out of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     import warnings

@@ -13,7 +13,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from rewarddance.errors import InputError
-from rewarddance.runtime.config import Recipe, parse_recipe, read_overrides
+from rewarddance.runtime.config import Recipe, parse_recipe, parse_yaml, read_overrides
 
 Run = Callable[[Any], None]
 
@@ -120,7 +120,7 @@ def _value(field: FieldInfo, value: Any) -> Any:
             mapping |= read_overrides([word])
             continue
         try:
-            mapping |= yaml.safe_load(word)
+            mapping |= parse_yaml(word)
         except yaml.YAMLError as error:
             raise InputError(f"{word!r} is no mapping: {error}.", "Write NAME=VALUE, or a JSON object.") from error
     return mapping

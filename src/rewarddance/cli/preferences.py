@@ -35,7 +35,7 @@ def import_(recipe: ImportRecipe) -> None:
     if result["quarantined"]:
         for line in quarantine_lines(result):
             typer.echo(line, err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(1 if any(result["rows"].values()) else 2)
 
 
 @data.command("check", epilog=example("rewarddance data check data/hpdv3.train.jsonl data/hpdv3.test.jsonl"))

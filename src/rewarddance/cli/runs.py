@@ -12,6 +12,8 @@ from rewarddance.cli.options import recipe_command
 from rewarddance.errors import InputError
 from rewarddance.jobs.recipes import PlanRun
 
+_SKIP = "Leave out rows that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."
+
 
 @app.command(epilog=example("rewarddance quickstart --seed 1 refl.steps=40"))
 def quickstart(
@@ -58,7 +60,11 @@ def quickstart(
 
 
 @app.command(epilog=example("rewarddance train recipes/shapeworld_judge.yaml judge.learning_rate=3e-4"))
-def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help=_SKIP)] = False,
+) -> None:
     """Train a judge on a preferences file; run again to continue an interrupted one.
 
     On several GPUs: torchrun --nproc-per-node N -m rewarddance train RECIPE.
@@ -67,13 +73,17 @@ def train(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     from rewarddance.jobs.train import TrainRun, run_training
     from rewarddance.runtime.config import load_recipe
 
-    result = run_training(load_recipe(TrainRun, recipe, overrides or []))
+    result = run_training(load_recipe(TrainRun, recipe, _with_skip(overrides, skip_faulty)))
     if result:  # of several processes one speaks
         print_result(result)
 
 
 @app.command(epilog=example("rewarddance align recipes/shapeworld_refl.yaml refl.steps=60"))
-def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overrides: Overrides = None) -> None:
+def align(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    overrides: Overrides = None,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help=_SKIP)] = False,
+) -> None:
     """Align a generator with a trained judge; run again to continue an interrupted one.
 
     By the gradient through the judge (algorithm: refl), or by asking it alone: Flow-GRPO (grpo) or DiffusionNFT (nft).
@@ -87,7 +97,7 @@ def align(recipe: Annotated[Path, typer.Argument(help="A recipe file.")], overri
     from rewarddance.runtime.process_group import init_process_group
 
     with init_process_group():  # so that of several processes one says what is wrong with the recipe
-        aligned = run_alignment(load_recipe(AlignRun, recipe, overrides or []))
+        aligned = run_alignment(load_recipe(AlignRun, recipe, _with_skip(overrides, skip_faulty)))
     if aligned is not None:
         print_result(aligned.as_json())
 
@@ -117,6 +127,10 @@ def plan(run: PlanRun) -> None:
         print_plan(found)
     if not found.fits:
         raise typer.Exit(1)
+
+
+def _with_skip(overrides: list[str] | None, skip_faulty: bool) -> list[str]:
+    return [*(overrides or []), *(["skip_faulty=true"] if skip_faulty else [])]
 
 
 def _fresh_name(output: Path, name: str) -> str:

@@ -156,6 +156,8 @@ def _read(path: Path, number: int, places: Places, wanted: dict[bytes, str], dec
         if isinstance(row, PreferenceRow):  # whichever of the two stands first
             digests[:2] = sorted(digests[:2])
         places.add("row", fingerprint(row.prompt, b"".join(digests), row.criterion, row.annotator), number, line)
+    if not tally.count.total():
+        raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
     return tally.report(places.distinct(f"annotator {number}"))
 
 

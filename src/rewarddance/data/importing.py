@@ -28,7 +28,7 @@ from rewarddance.data.sources.drafts import Draft, Medium, Source
 from rewarddance.data.splits import part_of
 from rewarddance.data.tables import Row
 from rewarddance.errors import InputError
-from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
 from rewarddance.runtime.tracking import console
 
 _BATCH, _BATCH_BYTES = 512, 1 << 26
@@ -37,6 +37,7 @@ _REMEMBERED = 4096
 """Files whose check is remembered: sets show a picture in several rows that stand close together."""
 _HOPELESS = 1000
 """So many rows, and none that can be used: a wrong name or a wrong media root, and no broken rows."""
+_HOPELESS_REMEDY = "Correct the name, or give --media-root."
 _SECONDS = 10.0
 """Between two lines that say how far it is."""
 
@@ -76,39 +77,40 @@ def import_preferences(recipe: ImportRecipe) -> dict[str, Any]:
     if earlier := _earlier_result(record, request, list(recipe.outputs.values())):
         return earlier
     writable_folder(recipe.output.parent)
-    write_text_atomically(record, json.dumps({"request": request}, indent=2) + "\n")
-    schema = SCHEMA if recipe.output.suffix == ".parquet" else None
-    files = {part: RowFile(path, schema) for part, path in recipe.outputs.items()}
-    quarantine = RowFile(beside(recipe.output, "quarantine.jsonl"))
-    every = (*files.values(), quarantine)
-    journals = [beside(file.path, "progress.json") for file in every]
-    try:
-        left_out = _fill(recipe, source, streams, files, quarantine)
-    except InputError:
-        if not any(file.progress.written for file in files.values()):
-            _remove([record, quarantine.path, *journals])
-        raise
-    for file in every:
-        file.finish()
-    result: dict[str, Any] = {
-        "source": source.name,
-        "rows": {str(file.path): file.progress.written for file in files.values()},
-        "quarantined": quarantine.progress.written,
-    }
-    if recipe.criterion is not None:
-        result["left_out"] = left_out
-    if result["quarantined"]:
-        result["quarantine"] = str(quarantine.path)
-    if source.evaluation_only:
-        result["evaluation_only"] = source.evaluation_only
-    if not any(result["rows"].values()):  # an import that wrote nothing binds nobody to its recipe
-        _remove([record, *recipe.outputs.values(), *journals])
+    with locked(recipe.output.parent, f".{recipe.output.name}.lock"):
+        write_text_atomically(record, json.dumps({"request": request}, indent=2) + "\n")
+        schema = SCHEMA if recipe.output.suffix == ".parquet" else None
+        files = {part: RowFile(path, schema) for part, path in recipe.outputs.items()}
+        quarantine = RowFile(beside(recipe.output, "quarantine.jsonl"))
+        every = (*files.values(), quarantine)
+        journals = [beside(file.path, "progress.json") for file in every]
+        try:
+            left_out = _fill(recipe, source, streams, files, quarantine)
+        except InputError:
+            if not any(file.progress.written for file in files.values()):
+                _remove([record, quarantine.path, *journals])
+            raise
+        for file in every:
+            file.finish()
+        result: dict[str, Any] = {
+            "source": source.name,
+            "rows": {str(file.path): file.progress.written for file in files.values()},
+            "quarantined": quarantine.progress.written,
+        }
+        if recipe.criterion is not None:
+            result["left_out"] = left_out
+        if result["quarantined"]:
+            result["quarantine"] = str(quarantine.path)
+        if source.evaluation_only:
+            result["evaluation_only"] = source.evaluation_only
+        if not any(result["rows"].values()):  # an import that wrote nothing binds nobody to its recipe
+            _remove([record, *recipe.outputs.values(), *journals])
+            return result
+        for path in recipe.outputs.values():
+            path.touch()  # a part of the split that nothing fell into
+        write_text_atomically(record, json.dumps({"request": request, "rows": result}, indent=2) + "\n")
+        _remove(journals)
         return result
-    for path in recipe.outputs.values():
-        path.touch()  # a part of the split that nothing fell into
-    write_text_atomically(record, json.dumps({"request": request, "rows": result}, indent=2) + "\n")
-    _remove(journals)
-    return result
 
 
 def _remove(paths: Sequence[Path]) -> None:
@@ -162,7 +164,7 @@ def _fill(
 
     Returns how many rows of other criteria were left out.
     """
-    store, left_out = MediaStore(recipe, source), Counter[str]()
+    store, left_out, remedies = MediaStore(recipe, source), Counter[str](), Counter[str]()
     done = min(file.progress.read for file in (*files.values(), quarantine))
     read, first_fault, began = 0, "", time.monotonic()
     printed = began
@@ -174,15 +176,18 @@ def _fill(
                 continue
             rows, broken = store.rows(batch, pool)
             first_fault = first_fault or (broken[0]["reason"] if broken else "")
+            remedies.update(row["remedy"] for row in broken)
             for part, file in files.items():
                 if file.progress.read < read:
                     file.commit([row for name, row in rows if name == part], [], len(batch))
             if quarantine.progress.read < read:
                 quarantine.commit(broken, [], len(batch))
             if quarantine.progress.written == read >= _HOPELESS:
+                (common, count), *_ = remedies.most_common(1)
+                remedy = common if count == read and common != Fault("", "").remedy else _HOPELESS_REMEDY
                 raise InputError(
                     f"none of the first {read} rows can be used; the first: {first_fault}",
-                    f"{recipe.name} is {source.about}. Correct the name, or give --media-root.",
+                    f"{recipe.name} is {source.about}. {remedy}",
                 )
             if time.monotonic() - printed > _SECONDS:
                 printed = time.monotonic()

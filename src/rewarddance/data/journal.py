@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rewarddance.errors import InputError
-from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
 
 _ROW_GROUP = 10_000
 """Rows in a row group of a Parquet file, at least."""
@@ -130,7 +130,7 @@ def _append(path: Path, length: int, data: bytes) -> None:
     """Cut the file to `length` bytes, append `data`, and wait until it is on the disk."""
     if not data and not path.exists():
         return
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    with open_to_append(path) as file:
         if file.seek(0, os.SEEK_END) < length:
             raise InputError(f"{path} has become shorter since it was written.", "Choose another output.")
         file.truncate(length)

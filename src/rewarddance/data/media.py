@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import warnings
@@ -16,8 +17,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from rewarddance.data.frame_sampling import evenly_spaced
-from rewarddance.data.video_io import EBML, File, decode_video, inspect_video, refuse_bomb, video_frame_rate
+from rewarddance.data.video_io import (
+    File,
+    container_of,
+    decode_video,
+    inspect_video,
+    refuse_bomb,
+    video_frame_rate,
+    video_size,
+)
 from rewarddance.errors import InputError
+from rewarddance.runtime.files import check_plain
 from rewarddance.types import Pixels
 
 _SLACK = 1e-3
@@ -27,15 +37,24 @@ MAX_FRAMES = 16
 """How many frames of a longer video are read, unless the caller says otherwise."""
 
 PICTURE_SUFFIXES = frozenset(
-    f".{kind}" for kind in ("apng", "avif", "bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp")
+    f".{kind}"
+    for kind in (
+        *("apng", "avif", "bmp", "gif", "heic", "heif", "jfif", "jp2", "jpe", "jpeg", "jpg", "png", "ppm", "tif"),
+        *("tiff", "webp"),
+    )
 )
-VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in ("avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm"))
+VIDEO_SUFFIXES = frozenset(f".{kind}" for kind in ("avi", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "webm"))
 _MOVING = ("AVIF", "GIF", "PNG", "WEBP")
 """Pillow's formats whose frames follow one another in time; the pages of a TIFF and the shots of an MPO do not."""
 
-_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may be, by Pillow's names. It knows others that run a program to be drawn (EPS) or are no pictures."""
 _SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "MPO": ".jpg", "DIB": ".bmp"}
+_PICTURE_MARKS = (
+    *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    *(b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n"),
+)
+"""How pictures begin, whatever they are called."""
 _INSTEAD = (
     (b"version https://git-lfs", "it is the pointer of a Git LFS file that was not fetched"),
     (b"<", "it is a web page or a drawing in XML, no picture"),
@@ -103,7 +122,7 @@ def read_picture(path: Path) -> Pixels:
     Raises InputError naming the file where it is missing or no picture.
     """
     try:
-        with path.open("rb") as file, _open(file) as opened:
+        with check_plain(path).open("rb") as file, _open(file) as opened:
             refuse_bomb(*opened.size)
             return _from_image(opened)
     except Exception as error:  # Pillow's decoders raise nearly anything on a broken file, SyntaxError too
@@ -161,6 +180,39 @@ def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
             return _SUFFIXES.get(str(opened.format), f".{str(opened.format).lower()}")
 
 
+def looks_like_media(path: Path) -> bool:
+    """Does a file begin as pictures or videos do?"""
+    try:
+        with check_plain(path).open("rb") as file:
+            head = file.read(256)
+    except OSError:
+        return False
+    webp = (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
+    return webp or head.startswith(_PICTURE_MARKS) or container_of(head) is not None
+
+
+def media_size(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "the picture") -> tuple[int, int, int]:
+    """Frames (at most `max_frames`), height and width of a picture or video, by its header alone.
+
+    Raises InputError naming the file where it is missing or has none.
+    """
+    with _opened(media, name) as (file, what, video):
+        if isinstance(file, Path):
+            files = pictures_in(file)
+            if not files:
+                raise InputError(f"the folder {file} holds no pictures.", "Give a picture, or a folder of frames.")
+            _, height, width = media_size(files[0])
+            return min(len(files), max_frames), height, width
+        if video:
+            frames, height, width = video_size(file, what)
+            return min(frames, max_frames), height, width
+        with _open(file) as opened:
+            frames = _span(opened)[1]
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) > 4  # EXIF's orientation
+            return min(frames, max_frames), *((width, height) if turned else (height, width))
+
+
 @contextmanager
 def _opened(media: Path | bytes, name: str) -> Iterator[tuple[File | Path, str, bool]]:
     """An open file or the path of a folder, what an error calls it, and whether PyAV reads it.
@@ -173,8 +225,8 @@ def _opened(media: Path | bytes, name: str) -> Iterator[tuple[File | Path, str, 
         if isinstance(media, Path) and media.is_dir():
             yield media, what, False
             return
-        with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
-            yield file, what, _is_video(file, named_so)
+        with check_plain(media).open("rb") if isinstance(media, Path) else BytesIO(media) as file:
+            yield file, what, _is_video(file)
     except InputError:
         raise
     except Exception as error:  # the decoders raise nearly anything on a broken file
@@ -242,6 +294,10 @@ def _frames(opened: Image.Image, file: File) -> Iterator[Image.Image]:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
     return tuple(name for name in _FORMATS if name in Image.OPEN)  # some builds of Pillow lack AVIF
 
 
@@ -260,12 +316,11 @@ def _why(error: Exception, media: Path | bytes) -> str:
     return next((what for begins, what in _INSTEAD if head.startswith(begins)), "it is no picture or video")
 
 
-def _is_video(file: File, named_so: bool) -> bool:
+def _is_video(file: File) -> bool:
     """Does PyAV read it? What Pillow can read is left to Pillow, since PyAV ignores alpha and EXIF."""
-    head = file.read(12)
+    head = file.read(256)
     file.seek(0)
-    marked = head[4:8] == b"ftyp" or head[:4] == EBML or (head[:4], head[8:]) == (b"RIFF", b"AVI ")
-    if not (marked or named_so):
+    if container_of(head) is None:
         return False
     try:
         with _open(file):

@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.fields import Fault, as_number, optional_rate, optional_text, present, short
 from rewarddance.data.media import MAX_FRAMES, as_pixels, write_picture
 from rewarddance.data.sources import refusal
@@ -128,16 +129,23 @@ class ScoredRow:
 class PreferenceSet(Sequence[Preference]):
     """A preferences file as a sequence: rows are checked at once and read again, with their pictures, when asked for.
 
-    16 bytes a row are kept in memory. for_training: refuse rows of sets that are for evaluation only. Raises InputError
-    naming file, line and fault.
+    20 bytes a row are kept in memory. for_training: refuse rows of sets that are for evaluation only. faults: takes
+    the rows that cannot be used, which are then left out. Raises InputError naming the file, and where no list is given
+    all faulty lines with their faults.
     """
 
-    def __init__(self, path: Path, for_training: bool = False) -> None:
+    def __init__(self, path: Path, for_training: bool = False, faults: list[FaultyRow] | None = None) -> None:
         self.path = path
         self._table = open_preferences(path)
         pairs, keys, scored = array("I"), array("Q"), array("I")
+        self._lines, found = array("I"), list[FaultyRow]()
         for place, (line, content) in enumerate(self._table.rows()):
-            row = _checked(content, path, line)
+            self._lines.append(line)
+            try:
+                row = _checked(content, path, line)
+            except Unusable as fault:
+                found.append(fault.row)
+                continue
             if for_training and (why := refusal(row.source)):
                 raise InputError(
                     f"line {line} of {path} comes from {row.source}, which is for evaluation only: {why}.",
@@ -150,6 +158,10 @@ class PreferenceSet(Sequence[Preference]):
                 keys.append(row.comparable())
         if not len(self._table):
             raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
+        if found and (faults is None or len(found) == len(self._table)):
+            raise FaultyRows(found, can_skip=len(found) < len(self._table))
+        if faults is not None:
+            faults += found
         first, second, alone = paired(np.array(keys, np.uint64), np.array(scored, np.uint32))
         self._left = np.concatenate([np.array(pairs, np.uint32), first])
         self._right = np.concatenate([np.array(pairs, np.uint32), second])
@@ -163,6 +175,16 @@ class PreferenceSet(Sequence[Preference]):
 
     def __getitem__(self, index: int) -> Preference:  # type: ignore[override]
         return self.row(index).load()
+
+    def where(self, index: int) -> str:
+        """The lines of a comparison, in words."""
+        lines = dict.fromkeys((self._lines[int(self._left[index])], self._lines[int(self._right[index])]))
+        return f"line {' and '.join(map(str, lines))} of the preferences file {self.path}"
+
+    def leave_out(self, indices: Iterable[int]) -> None:
+        """Take these comparisons out; those behind them move up."""
+        kept = np.setdiff1d(np.arange(len(self)), np.fromiter(indices, int))
+        self._left, self._right = self._left[kept], self._right[kept]
 
     def row(self, index: int) -> PreferenceRow:
         """A comparison, media not yet read; those of scores come after the pairs."""
@@ -200,8 +222,10 @@ def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | Score
     """A row of a file in `folder`. Raises Fault naming the field that is missing, of the wrong kind, or no file."""
     content = {name: value for name, value in content.items() if value is not None}
     prompt = present(content, "prompt")[1]
-    if not isinstance(prompt, str):
-        raise Fault("prompt", f"is {short(prompt)}, which is no text")
+    try:
+        Prompt(prompt)
+    except InputError as error:
+        raise Fault("prompt", f"cannot be used: {error.what.removesuffix('.')}", error.remedy) from None
     source, criterion, annotator = (optional_text(content, name) for name in ("source", "criterion", "annotator"))
     image = None if content.get("image") is None else _file(content, "image", folder)
     fps = optional_rate(content, "fps")
@@ -263,7 +287,7 @@ def open_preferences(path: Path) -> JsonlTable | ParquetTable:
         raise InputError(f"{path} is no preferences file.", "`rewarddance data import` makes one of a public set.")
     try:
         return ParquetTable(path) if path.suffix.lower() == ".parquet" else JsonlTable(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(
             f"the preferences file {path} cannot be read: {why}.", "Give a JSONL or Parquet file of preferences."
@@ -273,12 +297,20 @@ def open_preferences(path: Path) -> JsonlTable | ParquetTable:
 def _checked(content: dict[str, Any] | InputError, path: Path, line: int) -> PreferenceRow | ScoredRow:
     kind = "row" if path.suffix.lower() == ".parquet" else "line"
     where = f"{kind} {line} of the preferences file {path}"
-    if isinstance(content, InputError):
-        raise InputError(f"{where} cannot be used: {content.what}", content.remedy)
     try:
+        if isinstance(content, InputError):
+            raise content
         return parse_row(content, path.parent)
-    except Fault as fault:
-        raise InputError(f"{where} cannot be used: {fault.what}", fault.remedy) from None
+    except InputError as fault:
+        raise Unusable(FaultyRow(f"{where} cannot be used", fault.what, fault.remedy)) from None
+
+
+class Unusable(FaultyRows):
+    """One row that cannot be used."""
+
+    def __init__(self, row: FaultyRow) -> None:
+        super().__init__([row])
+        self.row = row
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------

@@ -1,58 +1,172 @@
-"""Prompt files: `.txt` with one prompt a line, or JSONL with `prompt` and any further keys (GenEval's records, ...).
+"""Prompt files, in the forms in which benchmarks are published.
 
-`image` is the path, from the file's folder, of the picture that the prompt comes with (the first frame, in image to
-video); `negative_prompt` is known too, and other keys are carried along unread.
+`.txt` has a prompt a line. `.jsonl` has an object with `prompt` a line, and any further keys (GenEval's records, ...).
+`.json` is an array of objects or of texts, or an object of them by id. `.csv` and `.tsv` have their columns' names in
+the first line. `.parquet` has columns. `image` is the path, from the file's folder, of the picture that the prompt
+comes with (the first frame, in image to video); `negative_prompt` is known too, and other keys are carried along
+unread.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.media import read_video
-from rewarddance.errors import InputError
+from rewarddance.data.tables import ParquetTable
+from rewarddance.errors import InputError, first_line, shown
 from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.files import check_plain, parse_json, read_text
 from rewarddance.types import Pixels, Prompt
 
+KINDS = ".txt, .jsonl, .json, .csv, .tsv or .parquet"
+_NAMES = ("prompt", "prompts", "prompt_en", "caption", "text")
+"""Keys that hold the prompt, case aside; the first of them that a record has."""
 
-def read_prompts(path: Path) -> list[Prompt]:
+
+def read_prompts(path: Path, faults: list[FaultyRow] | None = None) -> list[Prompt]:
     """All prompts of a file with their pictures; prompts that name one file hold the very same tensor.
 
-    Raises InputError naming the file, or the line that holds no prompt or whose picture is missing or cannot be used.
+    faults: takes the rows that cannot be used, which are then left out. Raises InputError naming the file, and where no
+    list is given all rows that hold no prompt or whose picture is missing or cannot be used.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompt file {path} cannot be read: {error}.", "Give a .txt or .jsonl file.") from error
+    found: list[FaultyRow] = []
     prompts: list[Prompt] = []
     images: dict[Path, Pixels] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if path.suffix == ".txt":
-            prompts.append(Prompt(line.strip()))
-            continue
+    for where, record in _records(path):
         try:
-            row = dict(json.loads(line))
-            text, negative, image = row.pop("prompt"), row.pop("negative_prompt", ""), row.pop("image", None)
-            if not isinstance(text, str) or not isinstance(negative, str):
-                raise TypeError("a prompt is text")
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"line {number} of the prompt file {path} holds no prompt ({error}).",
-                'Each line is a JSON object such as {"prompt": "a red circle"}.',
-            ) from None
-        where = f"line {number} of the prompt file {path}"
-        file = None if image is None else _image_path(image, path.parent, where)
-        if file is not None and file not in images:
-            images[file] = _read_image(file, where)
-        prompts.append(Prompt(text, negative, row, None if file is None else images[file], file))
+            if isinstance(record, InputError):
+                raise record
+            prompts.append(_prompt(record, path.parent, images))
+        except InputError as error:
+            found.append(FaultyRow(f"{where} of the prompt file {path}", error.what, error.remedy))
+    if found and faults is None:
+        raise FaultyRows(found)
+    if faults is not None:
+        faults += found
     if not prompts:
+        if found:
+            raise FaultyRows(found)
         raise InputError(f"the prompt file {path} is empty.", "Write one prompt a line.")
     return prompts
+
+
+def _prompt(record: dict[str, Any], folder: Path, images: dict[Path, Pixels]) -> Prompt:
+    """A record as a prompt with its picture. Raises InputError that says what is wrong with the record."""
+    own = dict(record)
+    names = {name.casefold(): name for name in reversed([name for name in own if isinstance(name, str)])}
+    key = next((names[name] for name in _NAMES if name in names), None)
+    if key is None:
+        raise InputError(
+            f"holds no prompt (it has the keys {', '.join(sorted(names)) or 'of none'}).",
+            'Each record has a key "prompt", such as {"prompt": "a red circle"}.',
+        )
+    text, negative, image = own.pop(key), own.pop("negative_prompt", None), own.pop("image", None)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"holds no prompt ({shown(text)}).", 'Give a text, such as {"prompt": "a red circle"}.')
+    if negative is not None and not isinstance(negative, str):
+        raise InputError(f"has the negative_prompt {shown(negative)}, which holds no prompt.", "Give a text, or none.")
+    prompt = Prompt(text.strip(), (negative or "").strip(), own)
+    if image is None:
+        return prompt
+    file = _image_path(image, folder)
+    if file not in images:
+        images[file] = _read_image(file)
+    return Prompt(prompt.text, prompt.negative, own, images[file], file)
+
+
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    """Where each record stands and what it holds, or why it holds none."""
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".parquet":
+            for row in ParquetTable(check_plain(path)).rows():
+                yield f"row {row.number}", row.content
+            return
+        text = read_text(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"the prompt file {path} cannot be read: {why}.", f"Give a {KINDS} file.") from error
+    if suffix == ".txt":
+        yield from ((f"line {n}", {"prompt": line}) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    elif suffix in (".csv", ".tsv"):
+        yield from _csv_records(text, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".json" and text.lstrip()[:1] in ("[", "{"):
+        yield from _json_records(text, path)
+    elif suffix in (".jsonl", ".ndjson", ".json") or text.lstrip()[:1] == "{":
+        yield from _json_lines(text)
+    else:
+        raise InputError(f"the prompt file {path} is of no kind that is known.", f"Give a {KINDS} file.")
+
+
+def _json_lines(text: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", _object(parse_json(line), texts=False)
+            except ValueError as error:
+                why = InputError(f"holds no prompt ({first_line(error)}).", _EXAMPLE)
+                yield f"line {number}", why
+
+
+def _json_records(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        if len([line for line in text.split("\n") if line.strip()]) > 1 and text.lstrip()[0] == "{":
+            yield from _json_lines(text)  # some name JSON Lines .json
+            return
+        raise InputError(f"the prompt file {path} is no JSON: {first_line(error)}.", f"Give a {KINDS} file.") from error
+    if isinstance(content, dict) and not any(name.casefold() in _NAMES for name in content):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        if len(content) == 1 and lists:  # an object around the array
+            content = lists[0]
+        else:  # records by their ids
+            content = [{"id": key, **value} if isinstance(value, dict) else value for key, value in content.items()]
+    elif isinstance(content, dict):
+        content = [content]
+    for number, record in enumerate(content, start=1):
+        yield f"record {number}", _object(record, texts=True)
+
+
+def _object(record: Any, texts: bool) -> dict[str, Any] | InputError:
+    if isinstance(record, str) and texts:
+        return {"prompt": record}
+    if isinstance(record, dict):
+        return record
+    return InputError(f"holds no prompt ({shown(record)}).", _EXAMPLE)
+
+
+_EXAMPLE = 'Each line is a JSON object such as {"prompt": "a red circle"}.'
+
+
+def _csv_records(text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    """Records by the names in the first line. Tab-separated files are seldom quoted: quotes stand for themselves."""
+    quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.lstrip().startswith('"') else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting)
+    names: list[str] = []
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            where = f"line {reader.line_num}"
+            if not names:
+                names = [name.strip() for name in values]
+            elif len(values) != len(names):
+                what = f"has {len(values)} values for {len(names)} columns."
+                yield where, InputError(what, "Put values that hold the separator into quotes.")
+            else:
+                yield where, {name: value for name, value in zip(names, values, strict=True) if value != ""}
+    except csv.Error as error:
+        yield f"line {reader.line_num}", InputError(f"cannot be read: {error}.", "Correct it.")
 
 
 def keep_prompts(prompts: Sequence[Prompt], path: Path) -> None:
@@ -61,7 +175,11 @@ def keep_prompts(prompts: Sequence[Prompt], path: Path) -> None:
     Raises InputError naming the first that differs: places in the list say which noises a prompt has and when its turn
     comes, so a run that went on with others would be neither the one nor the other.
     """
-    now = [{"prompt": prompt.text, "image": prompt.image_path and prompt.image_path.name} for prompt in prompts]
+    now = [
+        {"prompt": prompt.text, "image": prompt.image_path and prompt.image_path.name}
+        | ({"negative_prompt": prompt.negative} if prompt.negative else {})
+        for prompt in prompts
+    ]
     before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else now
     for number, (old, new) in enumerate(zip_longest(before, now), start=1):
         if old != new:
@@ -73,17 +191,17 @@ def keep_prompts(prompts: Sequence[Prompt], path: Path) -> None:
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in now))
 
 
-def _image_path(value: Any, folder: Path, where: str) -> Path:
+def _image_path(value: Any, folder: Path) -> Path:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise InputError(f"{where} has the image {value!r}, which is no path.", "Give a picture's path, or none.")
+        raise InputError(f"has the image {shown(value)}, which is no path.", "Give a picture's path, or none.")
     return folder / value
 
 
-def _read_image(path: Path, where: str) -> Pixels:
+def _read_image(path: Path) -> Pixels:
     try:
         image = read_video(path, 2)
     except InputError as error:
-        raise InputError(f"{where} has an image that cannot be used: {error.what}", error.remedy) from error
+        raise InputError(f"has an image that cannot be used: {error.what}", error.remedy) from error
     if len(image) > 1:
-        raise InputError(f"{where} has an image that cannot be used: {path} is a video.", "Give its first frame alone.")
+        raise InputError(f"has an image that cannot be used: {path} is a video.", "Give its first frame alone.")
     return image

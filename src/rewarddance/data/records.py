@@ -17,6 +17,7 @@ import pyarrow as pa
 from rewarddance.data.fields import short
 from rewarddance.data.tables import JsonlTable, ParquetTable, Row, broken_off, parse_line
 from rewarddance.errors import InputError
+from rewarddance.runtime.files import check_plain, encoding_of
 
 _CHUNK = 1 << 14
 """Characters of a JSON array that are read at once, at least."""
@@ -35,32 +36,34 @@ def read_records(path: Path, array: str = "") -> Iterator[Row]:
             raise InputError(f"{path} is a folder.", "Give its .json, .jsonl, .csv or .parquet files.")
         if suffix not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"):
             raise InputError(f"{path} is no table of records.", "Give a .json, .jsonl, .csv or .parquet file.")
-        with path.open("rb") as file:
+        with check_plain(path).open("rb") as file:
             head = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        encoding = encoding_of(head)
         if not head or (suffix == ".json" and head.isspace()):
             raise InputError(f"{path} is empty.", "Download it again.")
         if suffix == ".parquet":
             return ParquetTable(path).rows()
         if suffix in (".csv", ".tsv"):
-            return _csv_rows(path, "\t" if suffix == ".tsv" else ",")
+            return _csv_rows(path, "\t" if suffix == ".tsv" else ",", encoding)
         if suffix == ".json":
-            head = head.lstrip()
+            head = head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n").encode()
             if head[:1] == b"[":
-                return _elements(path, "")
+                return _elements(path, "", encoding)
             if head[:1] != b"{":
                 raise InputError(f"{path} is no JSON array of records.", "Give the file that the set's page names.")
             first = parse_line(head.split(b"\n", 1)[0])
             if not isinstance(first, dict) or isinstance(first.get(array), list):
-                return _elements(path, array)
+                return _elements(path, array, encoding)
         return JsonlTable(path).rows()  # some name JSON Lines .json
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {error}.", "Correct the path, or download it again.") from error
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+def _csv_rows(path: Path, delimiter: str, encoding: str) -> Iterator[Row]:
     """A CSV with its columns' names in the first line; every value is text."""
     csv.field_size_limit(_LONGEST)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    encoding, errors = ("utf-8-sig", "surrogateescape") if encoding.startswith("utf-8") else (encoding, "replace")
+    with path.open(encoding=encoding, errors=errors, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         names: list[str] = []
         number = 0
@@ -89,14 +92,17 @@ def _named(names: list[str], values: list[str]) -> dict[str, Any] | InputError:
     return dict(zip(names, values, strict=True))
 
 
-def _elements(path: Path, key: str) -> Iterator[Row]:
+def _elements(path: Path, key: str, encoding: str = "utf-8") -> Iterator[Row]:
     """The elements of a JSON array; of an object, those of the array under `key`."""
     number = 0
     try:
-        with path.open("rb") as raw, TextIOWrapper(raw, encoding="utf-8-sig") as file:
+        encoding = "utf-8-sig" if encoding.startswith("utf-8") else encoding
+        with path.open("rb") as raw, TextIOWrapper(raw, encoding=encoding) as file:
             text = _JsonText(file)
-            if key:
-                text.enter(key)
+            if key and (names := text.enter(key)) is not None:
+                what = f"the object has no list {key!r} of records; it has {', '.join(names[:8]) or 'nothing'}."
+                yield Row(1, InputError(what, "Give the file that the set's page names."))
+                return
             text.expect("[")
             if text.peek() == "]":
                 return
@@ -156,15 +162,17 @@ class _JsonText:
                     raise ValueError(error.msg) from None
             self.text += more
 
-    def enter(self, key: str) -> None:
-        """Go into an object, to the value of `key`. Raises ValueError where there is no such key."""
+    def enter(self, key: str) -> list[str] | None:
+        """Go into an object, to the value of `key`; where there is no such key, returns those that there are."""
+        names: list[str] = []
         self.expect("{")
         while self.peek() != "}":
             name = self.value()
             self.expect(":")
             if name == key:
-                return
+                return None
+            names.append(short(name))
             self.value()
             if self.expect(",}") == "}":
                 break
-        raise ValueError(f"it has no {key!r}")
+        return names

@@ -6,6 +6,7 @@ also give single rows in any order, as training asks for them.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +23,13 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rewarddance.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, natural_order, pictures_in
-from rewarddance.errors import InputError
+from rewarddance.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, looks_like_media, natural_order, pictures_in
+from rewarddance.data.video_io import File
+from rewarddance.errors import InputError, first_line
+from rewarddance.runtime.files import check_plain, encoding_of, parse_json, read_text
 
+_BLANK = b" \t\r\n\v\f" + codecs.BOM_UTF8
+"""What a line without a row consists of."""
 _TYPED_TOGETHER = 10_000
 """Rows of JSONL whose columns' types are found at once."""
 _CACHED_GROUPS = 4
@@ -70,7 +76,7 @@ def open_table(path: Path) -> Table:
         raise InputError(f"the input {path} is no table.", "Give a folder of pictures, or a .jsonl or .parquet file.")
     try:
         table = kind(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"the input {path} cannot be read: {error}.", "Correct the path, or restore it.") from error
     if not len(table):
         raise InputError(f"the input {path} is empty.", "Give at least one row or picture.")
@@ -81,12 +87,15 @@ class JsonlTable(Table):
     """One JSON object a line; blank lines are no rows. Remembers where each line begins: 8 bytes of memory a row."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.folder = path, path.parent
+        self.path, self.folder, self._utf8 = path, path.parent, None
+        with check_plain(path).open("rb") as file:
+            if encoding_of(file.read(1 << 10)).startswith(("utf-16", "utf-32")):  # as Excel and PowerShell write it
+                self._utf8 = read_text(path).encode()
         self._begins, begin, digest = array("Q"), 0, hashlib.blake2b(digest_size=16)
-        with path.open("rb") as file:
+        with self._opened() as file:
             for line in file:
                 digest.update(line)
-                if not line.isspace():
+                if line.strip(_BLANK):
                     self._begins.append(begin)
                 begin += len(line)
         self.digest = digest.hexdigest()
@@ -94,10 +103,14 @@ class JsonlTable(Table):
     def __len__(self) -> int:
         return len(self._begins)
 
+    def _opened(self) -> File:
+        """The rows' bytes in UTF-8."""
+        return self.path.open("rb") if self._utf8 is None else BytesIO(self._utf8)
+
     def rows(self, start: int = 0) -> Iterator[Row]:
-        with self.path.open("rb") as file:
+        with self._opened() as file:
             for number, line in enumerate(file, start=1):
-                if line.isspace():
+                if not line.strip(_BLANK):
                     continue
                 if start:
                     start -= 1
@@ -106,7 +119,7 @@ class JsonlTable(Table):
 
     def at(self, place: int) -> dict[str, Any] | InputError:
         """The row at a place, from 0."""
-        with self.path.open("rb") as file:  # opened anew: worker processes must not share a position
+        with self._opened() as file:  # opened anew: worker processes must not share a position
             file.seek(self._begins[place])
             return parse_line(file.readline())
 
@@ -129,7 +142,7 @@ class ParquetTable(Table):
 
     def __init__(self, path: Path) -> None:
         self.path, self.folder = path, path.parent
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(check_plain(path)) as file:
             self._ends = [*accumulate(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))]
             self._schema = file.schema_arrow
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
@@ -180,13 +193,16 @@ class ParquetTable(Table):
 class FolderTable(Table):
     """The pictures and videos right in a folder, in natural order; a folder of pictures in it is a video's frames.
 
-    The prompt of `cat.png` is the content of `cat.txt` beside it, if there is one. Other files are passed over.
+    The prompt of `cat.png` is the content of `cat.txt` beside it, if there is one. What a file holds decides, not its
+    name. left_out: how many other files and folders there are that are no prompts.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = self.folder = path
-        media = (file for file in path.iterdir() if file.name[0] != "." and _is_media(file))
-        self.names = [file.name for file in sorted(media, key=natural_order)]
+        files = [file for file in path.iterdir() if file.name[0] != "."]
+        self.names = [file.name for file in sorted(filter(_is_media, files), key=natural_order)]
+        known = {*self.names, *(_caption(path / name).name for name in self.names)}
+        self.left_out = sum(file.name not in known for file in files)
         captions = ((name, _caption(path / name)) for name in self.names)
         sizes = [(name, _size(path / name), _size(text) if text.is_file() else -1) for name, text in captions]
         self.has_prompts = any(size >= 0 for *_, size in sizes)
@@ -199,9 +215,9 @@ class FolderTable(Table):
         for number, name in enumerate(self.names[start:], start=start + 1):
             text = _caption(self.path / name)
             try:
-                prompt = {"prompt": text.read_text(encoding="utf-8").strip()} if text.is_file() else {}
+                prompt = {"prompt": read_text(text).strip()} if text.is_file() else {}
                 yield Row(number, prompt | {"candidate": name})
-            except (OSError, UnicodeDecodeError) as error:
+            except (OSError, ValueError) as error:
                 yield Row(number, InputError(f"the prompt {text} cannot be read: {error}.", "Correct or remove it."))
 
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
@@ -211,7 +227,7 @@ class FolderTable(Table):
 def _is_media(path: Path) -> bool:
     if path.is_dir():
         return bool(pictures_in(path))
-    return path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES
+    return path.suffix.lower() in PICTURE_SUFFIXES | VIDEO_SUFFIXES or (path.is_file() and looks_like_media(path))
 
 
 def _caption(path: Path) -> Path:
@@ -225,12 +241,12 @@ def _size(path: Path) -> int:
 def parse_line(line: bytes) -> dict[str, Any] | InputError:
     """A line of JSONL, or why it holds no object."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
         if isinstance(content, dict):
             return content
         fault = f"it is {type(content).__name__}, no object"
-    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or not UTF-8
-        fault = str(error)
+    except ValueError as error:  # not JSON, or not UTF-8
+        fault = first_line(error)
     return InputError(f"the line is no JSON object: {fault}.", "Correct or remove it.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -17,8 +18,35 @@ from rewarddance.types import Pixels
 EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 """How a WebM or Matroska file begins, and how the part that holds everything else does."""
 
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_MARKS = (
+    (0, EBML, "matroska"),
+    (0, b"\x00\x00\x01\xba", "mpeg"),
+    (0, b"\x00\x00\x01\xb3", "mpegvideo"),
+    (0, b"FLV\x01", "flv"),
+    (0, b"OggS", "ogg"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (8, b"AVI ", "avi"),
+)
+"""FFmpeg's names of containers, and what stands at which place of a file that is one."""
+MOST_PIXELS = 2**26
+"""Of all frames of a video that are kept: at 16 bytes a pixel for a moment, 1 GiB."""
+MOST_DECODED = 2**33
+"""Of all frames of a video that are decoded: some 4,000 in full HD, which take a minute or two."""
 File = BytesIO | BufferedReader
 """A file in memory, or an open one."""
+
+
+def container_of(head: bytes) -> str | None:
+    """FFmpeg's name of the container of a file that begins with these 256 bytes; None where it is no video.
+
+    FFmpeg itself would guess, and take a text with a session description for a video: it then opens sockets.
+    """
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"skip", b"free", b"pnot"):
+        return _MP4
+    if len(head) > 188 and head[0] == head[188] == 0x47:
+        return "mpegts"
+    return next((name for at, mark, name in _MARKS if head[at : at + len(mark)] == mark), None)
 
 
 def decode_video(file: File, max_frames: int, name: str) -> Pixels:
@@ -51,6 +79,15 @@ def video_frame_rate(file: File, name: str) -> float | None:
     return (len(times) - 1) / seconds if seconds > 0 else None
 
 
+def video_size(file: File, name: str) -> tuple[int, int, int]:
+    """Frames (as the container says; 1 where it does not), height and width, nothing decoded. Raises as above."""
+    _need_pyav(name)
+    with _container(file) as (_, stream):
+        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        frames = stream.frames or round(seconds * float(stream.average_rate or 0))
+        return max(1, frames), stream.codec_context.height, stream.codec_context.width
+
+
 def inspect_video(file: File, name: str) -> str:
     """Decode a video to its end; returns the suffix of its container. Raises as `decode_video` does."""
     _times(file, name)
@@ -61,38 +98,80 @@ def inspect_video(file: File, name: str) -> str:
     return ".avi" if head[:4] == b"RIFF" else ".mp4" if head[4:8] == b"ftyp" else ".mpg"
 
 
-def _times(file: File, name: str) -> list[float | None]:
-    """When each frame is shown, in seconds, by decoding the video: a container's own count may be missing or wrong."""
+def _need_pyav(name: str) -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
         raise InputError(
             f"{name} is a video, which PyAV reads, and PyAV is not installed.", "pip install 'rewarddance[video]'"
         ) from error
+
+
+def _times(file: File, name: str) -> list[float | None]:
+    """When each frame is shown, in seconds, by decoding the video: a container's own count may be missing or wrong."""
+    _need_pyav(name)
     length = file.seek(0, 2)
     declared = _declared_length(file, length)
     if declared > length:
         raise EOFError(f"it was cut off: {length} of at least {declared} bytes are there")
-    times = [frame.time for frame in _frames(file)]
+    times: list[float | None] = []
+    pixels = 0
+    for frame in _frames(file):
+        times.append(frame.time)
+        pixels += frame.width * frame.height
+        if pixels > MOST_DECODED:
+            raise ValueError(_too_long(frame.width, frame.height))
     if not times:
         raise ValueError("it holds no pictures")
     return times
 
 
 def _frames(file: File) -> Iterator[Any]:
-    import av
-
-    file.seek(0)
-    with av.open(file, "r") as container:
-        if not container.streams.video:
-            raise ValueError("it holds no pictures")
-        container.streams.video[0].thread_type = "AUTO"
-        for packet in container.demux(container.streams.video[0]):
+    with _container(file) as (container, stream):
+        stream.thread_type = "AUTO"
+        for packet in container.demux(stream):
             for frame in packet.decode():
                 if packet.is_corrupt or frame.is_corrupt:
                     raise ValueError(f"the frame at {frame.time} s is broken")
                 refuse_bomb(frame.width, frame.height)
                 yield frame
+
+
+@contextmanager
+def _container(file: File) -> Iterator[tuple[Any, Any]]:
+    """An open container and the stream of it that is shown. Raises ValueError where it is none, or too much."""
+    import av
+
+    file.seek(0)
+    kind = container_of(file.read(256))
+    if kind is None:
+        raise ValueError("it is no video of a known kind")
+    file.seek(0)
+    options = {"protocol_whitelist": "", "format_whitelist": kind}  # no other file, no address
+    with av.open(file, "r", format=kind.partition(",")[0], options=options) as container:
+        stream = _stream(container)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        refuse_bomb(width, height)
+        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        if width * height * max(stream.frames, seconds * float(stream.average_rate or 0)) > MOST_DECODED:
+            raise ValueError(_too_long(width, height))
+        yield container, stream
+
+
+def _stream(container: Any) -> Any:
+    """The stream that a player shows: no cover picture, the one marked as default, or else the first."""
+    from av.stream import Disposition
+
+    streams = list(container.streams.video)
+    if not streams:
+        raise ValueError("it holds no pictures")
+    moving = [stream for stream in streams if Disposition.attached_pic not in stream.disposition] or streams
+    return next((stream for stream in moving if Disposition.default in stream.disposition), moving[0])
+
+
+def _too_long(width: int, height: int) -> str:
+    frames = MOST_DECODED // (width * height)
+    return f"it is too long: of {width}x{height} pixels some {frames} frames are read; cut or shrink it"
 
 
 def _declared_length(file: File, length: int) -> int:
@@ -110,6 +189,8 @@ def _declared_length(file: File, length: int) -> int:
             file.seek(at)
             box = file.read(16)
             size = int.from_bytes(box[:4], "big")
+            if at and not (box[4:8].isascii() and box[4:8].decode().isprintable()):
+                return at  # bytes behind the end, which are no box
             at += max(8, int.from_bytes(box[8:], "big") if size == 1 else size) if size else length  # 0: to the end
         return at if size else length
     if head[:4] != EBML:
@@ -131,10 +212,10 @@ def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
-    """Raise where a frame has more pixels than Pillow's limit, or all frames twice as many: they would fill the memory.
+    """Raise where a frame has more pixels than Pillow's limit, or all frames more than MOST_PIXELS: too much memory.
 
     Pillow itself only warns below twice its limit.
     """
     limit = Image.MAX_IMAGE_PIXELS
-    if limit and (width * height > limit or width * height * frames > 2 * limit):
+    if limit and (width * height > limit or width * height * frames > min(2 * limit, MOST_PIXELS)):
         raise Image.DecompressionBombError(f"{frames} x {width} x {height} pixels are too many to be a safe file")

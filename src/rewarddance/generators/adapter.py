@@ -9,20 +9,21 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.runtime.config import Recipe
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
-EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width"})
+EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts"})
 """Options that every family uses. The others a family names in `uses`; elsewhere they are refused."""
 
 
@@ -33,7 +34,8 @@ class GeneratorOptions(Recipe):
     (FLUX.1-dev). true_cfg_scale: guidance by a second branch beside it (FLUX.1, Qwen-Image). negative_prompt: of the
     second branch. height, width, max_sequence_length: None is the pipeline's default. num_frames, frame_rate: of a
     video (frame_rate where the network is told it, LTX). scheduler: replaces the checkpoint's, with its settings
-    (Stable Diffusion 1.5 and SDXL; Wan).
+    (Stable Diffusion 1.5 and SDXL; Wan). cut_prompts: read the beginning of a prompt that is too long for all text
+    encoders, as pipelines do without a word; else it is an error.
     """
 
     num_inference_steps: int = Field(ge=1)
@@ -45,6 +47,7 @@ class GeneratorOptions(Recipe):
     max_sequence_length: int | None = Field(default=None, ge=1)
     num_frames: int | None = Field(default=None, ge=1)
     frame_rate: int | None = Field(default=None, ge=1)
+    cut_prompts: bool = False
     scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 
@@ -163,7 +166,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Raises InputError naming the first prompt that has a picture for nothing, lacks the one that the family
-        needs, or has a negative text without guidance."""
+        needs, has a negative text without guidance, or is longer than any text encoder reads."""
         for prompt in prompts:
             if prompt.image is None and self.needs_image:
                 raise InputError(
@@ -180,6 +183,52 @@ class PipelineGenerator(FinetunedPipeline, ABC):
                     f"the prompt {prompt.text!r} has a negative text, which says nothing without guidance.",
                     f"Set {self._scale_option}, or take it out.",
                 )
+            for text in (prompt.text, prompt.negative):
+                if text and not self.options.cut_prompts:
+                    self._check_length(text)
+
+    def _check_length(self, text: str) -> None:
+        """Raises InputError where every text encoder would cut the text off, with what none of them would read."""
+        lost: list[tuple[int, int, str]] = []
+        for tokenizer, limit in self._text_limits:
+            ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            if len(ids) <= limit:
+                return
+            lost.append((limit, len(ids), tokenizer.decode(ids[limit:])))
+        if lost:
+            limit, count, rest = max(lost)
+            raise InputError(
+                f"the prompt {shown(text)} has {count} tokens, and the {self.kind} reads {limit}: it would not see "
+                f"{shown(rest, 60)}.",
+                "Shorten it, or set generator_options cut_prompts: true to have prompts cut.",
+            )
+
+    @cached_property
+    def _text_limits(self) -> list[tuple[Any, int]]:
+        """Each tokenizer of the pipeline and how many tokens of a prompt it reads, learned by encoding one.
+
+        What the family writes around a prompt (special tokens, a chat template) counts against what it reads.
+        """
+        heard: dict[str, tuple[int, str]] = {}
+        names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None)]
+        own = {name: getattr(self.pipeline, name) for name in names}
+        for name, tokenizer in own.items():
+            object.__setattr__(
+                self.pipeline, name, _Listening(tokenizer, lambda *at, name=name: heard.update({name: at}))
+            )
+        try:
+            with torch.no_grad():
+                self._text(["a"])
+        finally:
+            for name, tokenizer in own.items():
+                object.__setattr__(self.pipeline, name, tokenizer)
+        limits = []
+        for tokenizer, length, text in ((own[name], *found) for name, found in heard.items()):
+            around = len(tokenizer(text).input_ids) - len(tokenizer("a", add_special_tokens=False).input_ids)
+            if "max_sequence_length" in self.uses and length >= (most := self._option("max_sequence_length")):
+                length = most
+            limits.append((tokenizer, length - around))
+        return limits
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""
@@ -240,3 +289,19 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             yield
         finally:
             self.branch_scale = scale
+
+
+class _Listening:
+    """A tokenizer that tells `heard` of each call that would cut a text: at which length, and what was given."""
+
+    def __init__(self, tokenizer: Any, heard: Callable[[int, str], None]) -> None:
+        self._tokenizer, self._heard = tokenizer, heard
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
+        if options.get("truncation"):
+            given = text if isinstance(text, str) else text[0]
+            self._heard(options.get("max_length") or self._tokenizer.model_max_length, given)
+        return self._tokenizer(text, *args, **options)

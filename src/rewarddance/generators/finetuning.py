@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.runtime.process_group import one_process_at_a_time
 from rewarddance.runtime.sharding import gather_full_tensors, shard
+from rewarddance.runtime.weights import LOAD_ERRORS, check_is_safe, check_values, library_warnings
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls it."""
@@ -95,6 +96,12 @@ class FinetunedPipeline:
         sharded: they, and those that training began from, are in pieces over all processes; until then they are on the
         CPU, in one process of a machine after the other, for a GPU may have no room for them.
         """
+        packed = [name for name, weight in self.network.named_parameters() if not weight.is_floating_point()]
+        if packed:
+            raise InputError(
+                f"the {self.kind}'s network is quantised ({packed[0]}), and packed weights cannot be trained.",
+                "Train a LoRA on it, or load it unquantised.",
+            )
         self._mixed = self.dtype != torch.float32
         self._network_class = type(self.network)  # sharding gives it another
         if sharded:
@@ -198,11 +205,42 @@ class FinetunedPipeline:
         set_peft_model_state_dict(self.network, saved)
 
     def load_lora(self, folder: Path) -> None:
-        """Load what `save_lora`, or any diffusers trainer, wrote. Raises InputError where there is none."""
+        """Load what `save_lora`, or any diffusers trainer, wrote.
+
+        Raises InputError where there is none, where it reaches no layer or does not go in whole, and where it holds
+        values that are not finite.
+        """
+        what, remedy = f"the LoRA {folder}", "Give a folder of save_lora, or of a trainer for this very pipeline."
         try:
-            self.pipeline.load_lora_weights(str(folder))
-        except (OSError, ValueError) as error:
-            raise InputError(f"no LoRA can be loaded from {folder}: {error}.", "Give a folder of save_lora.") from error
+            check_is_safe(folder, what)
+            held = self.pipeline.lora_state_dict(str(folder), use_safetensors=True, return_lora_metadata=True)
+            before = {id(weight) for module in self._lora_modules() for weight in module.parameters()}
+            with library_warnings(what):
+                self.pipeline.load_lora_weights(str(folder), use_safetensors=True)
+        except LOAD_ERRORS as error:
+            raise InputError(f"no LoRA can be loaded from {folder}: {first_line(error)}.", remedy) from error
+        tensors = held[0] if isinstance(held, tuple) else held
+        check_values(tensors.items(), what)
+        loaded = [
+            weight
+            for module in self._lora_modules()
+            for name, weight in module.named_parameters()
+            if "lora_" in name and id(weight) not in before
+        ]
+        given = [weight for name, weight in tensors.items() if not name.endswith(("alpha", "dora_scale"))]
+        values = [sum(map(Tensor.numel, tensors)) for tensors in (given, loaded)]
+        if values[0] != values[1] or not loaded:
+            self.pipeline.unload_lora_weights()
+            names = ", ".join(sorted(tensors)[:3])
+            raise InputError(
+                f"{what} does not fit a {self.kind}: it holds {len(given)} tensors ({names}, ...), and {len(loaded)} "
+                "found their place.",
+                remedy,
+            )
+
+    def _lora_modules(self) -> list[nn.Module]:
+        """The components that a LoRA may reach."""
+        return [module for module in self.pipeline.components.values() if isinstance(module, nn.Module)]
 
     def save(self, folder: Path) -> None:
         """Write the whole pipeline as a plain diffusers folder, after `train_all`. Raises InputError with a LoRA on.

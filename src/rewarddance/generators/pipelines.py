@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
-from safetensors import SafetensorError
+from torch import nn
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module, variant_of
 
 ADAPTERS = {
     "CogView4Pipeline": "cogview4.CogView4Generator",
@@ -48,21 +51,57 @@ def load_generator(
     dtype: what the networks compute in; latents are float32. pipeline: the class of the pipeline, where it is not the
     one that the folder names: WanImageToVideoPipeline begins from a picture with the weights of Wan 2.2's 5B. options:
     the other fields of `GeneratorOptions`.
-    Raises InputError where there is no such checkpoint, no adapter for its pipeline class, or an unknown option or one
-    that the family does not use.
+    Raises InputError where there is no such checkpoint, no adapter for its pipeline class, an unknown option or one
+    that the family does not use, or weights of a component that are missing, left over, misshapen or not finite.
     """
     given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **options}
     parsed = parse_recipe(GeneratorOptions, given, "the options of load_generator")
     disable_progress_bar()  # a bar for five files stands in the way of ours
     folder = find_checkpoint(name, _download)
     adapter = adapter_of(name, folder, pipeline)
-    kind: Any = getattr(diffusers, pipeline) if pipeline else DiffusionPipeline
+    index: Any = DiffusionPipeline.load_config(folder)
+    kind: Any = getattr(diffusers, pipeline or index["_class_name"])
+    components = _components(name, folder, kind, index, dtype)
     try:
-        loaded = kind.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"the generator {name!r} cannot be loaded: {error}.", "Give a diffusers folder.") from error
+        with library_warnings(f"the generator {name!r}"):
+            loaded = kind.from_pretrained(folder, dtype=dtype, **components)
+    except LOAD_ERRORS as error:
+        what = f"the generator {name!r} cannot be loaded: {first_line(error)}."
+        raise InputError(what, "Give a diffusers folder.") from error
     loaded.set_progress_bar_config(disable=True)
     return adapter(loaded.to(device), parsed)
+
+
+def _components(
+    name: str, folder: Path, pipeline: Any, index: dict[str, Any], dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """The networks of a pipeline, each loaded by itself: the pipeline would not say which weights it did not find.
+
+    Of a component that has its weights in one variant only (`.fp16.safetensors`), that one.
+    """
+    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+    loaded: dict[str, nn.Module] = {}
+    for component in inspect.signature(pipeline.__init__).parameters:
+        library, kind = _library_and_class(index.get(component))
+        known: Any = getattr(libraries.get(library), kind, None)
+        if not (isinstance(known, type) and issubclass(known, nn.Module)):
+            continue
+        place = folder / component
+        what = f"the {component} of the generator {name!r}"
+        if not place.is_dir():
+            raise InputError(f"{what} is missing: there is no {place}.", "Give a whole diffusers folder.")
+        variant = variant_of(place)
+        options = {} if variant is None else {"variant": variant}
+        remedy = f"Save {component} again with save_pretrained, from the model itself and not from a wrapper of it."
+        loaded[component] = load_module(known, place, what, remedy, dtype=dtype, **options)
+    return loaded
+
+
+def _library_and_class(entry: Any) -> tuple[str, str]:
+    """What model_index.json says of a component; empty of one that is left out."""
+    if not (isinstance(entry, list | tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+        return "", ""
+    return entry[0], entry[1]
 
 
 def adapter_of(name: str, source: str | Path, pipeline: str | None = None) -> type[PipelineGenerator]:
@@ -72,8 +111,9 @@ def adapter_of(name: str, source: str | Path, pipeline: str | None = None) -> ty
     """
     try:
         config: Any = DiffusionPipeline.load_config(source)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the generator {name!r} cannot be loaded: {error}.", "Give a diffusers folder.") from error
+    except LOAD_ERRORS as error:
+        what = f"the generator {name!r} cannot be loaded: {first_line(error)}."
+        raise InputError(what, "Give a diffusers folder.") from error
     kind = config.get("_class_name")
     if pipeline is not None and (pipeline not in ADAPTERS or _family(pipeline) != _family(kind)):
         raise InputError(

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 from rewarddance.alignment.algorithms import align_generator, prepare_alignment
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
+from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
 from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
@@ -20,7 +22,7 @@ from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
@@ -39,7 +41,8 @@ class Aligned(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """What the command prints: the folder under its name, lora or generator."""
-        return {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        told = {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        return told | skipped(self.folder.parent / FAULTY)
 
 
 class Parts(NamedTuple):
@@ -66,9 +69,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     check_trackers(recipe.report_to)
     recipe.check_processes(process_group.world_size(), process_group.device().type)
     device, judge_device = recipe.devices()
-    prompts = distinct(read_prompts(recipe.prompts) if parts.prompts is None else parts.prompts)
+    faults: list[FaultyRow] = []
+    prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
     generator = parts.generator or _generator(recipe, device)
-    generator.check_prompts(prompts)
     generator.check_lora(recipe.chosen.lora_targets)
     load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype))
     judge = parts.judge or load(recipe.judge, **recipe.judge_options)
@@ -78,39 +81,47 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     held_out = parts.held_out or (load(recipe.held_out) if recipe.held_out else None)
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
+    judges = [judge, *(other for other, _ in more_judges), held_out]
+    where, skip = recipe.prompts, recipe.skip_faulty
+    prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
     with main_process_first():
         folder = writable_folder(recipe.output)
+        if not recipe.chosen.lora_rank:
+            check_replaceable(folder / "generator")
         keep_recipe(recipe, folder / "config.yaml")
         if is_main_process():
             keep_prompts(prompts, folder / "prompts.jsonl")
-    run = prepare_alignment(
-        recipe,
-        generator,
-        judge,
-        prompts,
-        references_folder=folder / "references",
-        seed=recipe.seed,
-        more_judges=more_judges,
-        held_out=held_out,
-        begin_with=recipe.begin_with,
-    )
-    with reporting(recipe.report_to, folder, recipe) as trackers:
-        page = ProgressPage(
-            folder, Progress(f"aligning by {ALGORITHMS[recipe.algorithm]}", "the same command"), write_alignment_page
-        )
-        metrics, loop = Metrics(folder / "metrics.jsonl", trackers, page.renew), run.recipe
-        at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
-        probe = with_grids(
-            against_base(run) if isinstance(loop, PolicyRecipe) else dict,
+    with locked(folder):
+        run = prepare_alignment(
+            recipe,
             generator,
+            judge,
             prompts,
-            metrics,
-            count=recipe.grid_prompts,
-            phase=recipe.algorithm,
+            references_folder=folder / "references",
             seed=recipe.seed,
-            batch_size=at_once,
+            more_judges=more_judges,
+            held_out=held_out,
+            begin_with=recipe.begin_with,
         )
-        aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
+        with reporting(recipe.report_to, folder, recipe) as trackers:
+            page = ProgressPage(
+                folder,
+                Progress(f"aligning by {ALGORITHMS[recipe.algorithm]}", "the same command"),
+                write_alignment_page,
+            )
+            metrics, loop = Metrics(folder / "metrics.jsonl", trackers, page.renew), run.recipe
+            at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
+            probe = with_grids(
+                against_base(run) if isinstance(loop, PolicyRecipe) else dict,
+                generator,
+                prompts,
+                metrics,
+                count=recipe.grid_prompts,
+                phase=recipe.algorithm,
+                seed=recipe.seed,
+                batch_size=at_once,
+            )
+            aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
     if not is_main_process():
         return None
     console.print(f"report: {write_alignment_page(folder).resolve()}", soft_wrap=True)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -39,6 +40,10 @@ _REFUSALS = {401: "does not take the key", 403: "forbids it", 404: "knows no suc
 """Statuses that every further question would get too."""
 _UNREACHABLE = ("ConnectError", "UnsupportedProtocol")
 """The HTTP client's errors that say the same of the address."""
+
+
+_LONGEST_REPLY, _LONGEST_SECONDS = 1 << 24, 600.0
+"""Bytes of a reply, and seconds that it may take, to where it is given up."""
 
 
 class Job(NamedTuple):
@@ -99,11 +104,18 @@ def distil(recipe: DistilRun) -> dict[str, Any]:
 
 def ask_all(recipe: DistilRun, rows: list[PreferenceRow], jobs: Iterable[Job]) -> Iterator[Answer]:
     """The answers as they come. Raises InputError as `distil` does; what was not asked yet is then not asked."""
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
     key = os.environ.get(recipe.api_key_env) or "none"  # the client wants one; `_complete` does not send this one
     with (
-        OpenAI(api_key=key, base_url=recipe.endpoint, max_retries=recipe.retries, timeout=recipe.timeout) as client,
+        DefaultHttpxClient(event_hooks={"response": [_bounded]}, timeout=recipe.timeout) as http,
+        OpenAI(
+            api_key=key,
+            base_url=recipe.endpoint,
+            max_retries=recipe.retries,
+            timeout=recipe.timeout,
+            http_client=http,
+        ) as client,
         ThreadPoolExecutor(recipe.concurrency) as pool,
     ):
         waiting = [pool.submit(_answer, client, recipe, rows[job.row], job) for job in jobs]
@@ -119,7 +131,7 @@ def _answer(client: OpenAI, recipe: DistilRun, row: PreferenceRow, job: Job) -> 
         content = question(row, job.swapped, recipe.instruction)
         yes, reason = decision(_complete(client, recipe, content))
     except Unanswered as error:
-        return Answer(job, "failed", str(error))
+        return Answer(job, "failed", _without_key(str(error), recipe))
     voted = (row.share < 0.5) if job.swapped else (row.share > 0.5)
     return Answer(job, "kept" if yes == voted else "disagreed", reason)
 
@@ -181,7 +193,7 @@ def _complete(client: OpenAI, recipe: DistilRun, content: Any) -> str:
             reply = ask(model=recipe.model, messages=messages, extra_headers=headers, extra_body=recipe.body)
             return _text(reply.http_response.json())
         except APIStatusError as error:
-            status, body = error.status_code, error.response.text[:200]
+            status, body = error.status_code, _without_key(error.response.text, recipe)[:200]
             if status in _REFUSALS:
                 raise InputError(
                     f"the teacher at {url} {_REFUSALS[status]} (status {status}): {body!r}.",
@@ -200,6 +212,33 @@ def _complete(client: OpenAI, recipe: DistilRun, content: Any) -> str:
         except ValueError as error:  # no JSON, or none of this form
             trouble = f"the reply is no chat completion: {error}"
     raise Unanswered(f"{trouble} ({tries} tries)")
+
+
+def _without_key(text: str, recipe: DistilRun) -> str:
+    """What a server said, without the key that it may quote."""
+    key = os.environ.get(recipe.api_key_env)
+    return text.replace(key, f"(${recipe.api_key_env})") if key else text
+
+
+def _bounded(response: Any) -> None:
+    """Ends a reply that is too long, or does not end; the client takes it for a connection that broke."""
+    import httpx
+
+    inner, end = response.stream, time.monotonic() + _LONGEST_SECONDS
+
+    class Bounded(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            length = 0
+            for piece in inner:
+                length += len(piece)
+                if length > _LONGEST_REPLY or time.monotonic() > end:
+                    raise httpx.ReadError(f"the reply does not end after {length:,} bytes")
+                yield piece
+
+        def close(self) -> None:
+            inner.close()
+
+    response.stream = Bounded()
 
 
 def _text(reply: Any) -> str:

@@ -9,12 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.answers import Pairs
 from rewarddance.evaluation.examine import examine
 from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts
 from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.jobs.preflight import FAULTY, check_pairs
 from rewarddance.jobs.recipes import EvaluateRun
 from rewarddance.protocols import RewardModel
 from rewarddance.report.evaluation_page import write_evaluation_page
@@ -38,7 +40,8 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
     Such pairs go with the reason to evaluation.failed.jsonl. With `card` the model card goes into the reward's folder.
     Raises InputError before anything is asked where a file cannot be used.
     """
-    sets = {name: PreferenceSet(path) for name, path in run.tests.items()}
+    faults: list[FaultyRow] = []
+    sets = {name: PreferenceSet(path, faults=faults) for name, path in run.tests.items()}
     folder = None if is_factory(run.judge) else find_checkpoint(run.judge)
     if run.card:
         _check_trained(run, folder)
@@ -48,10 +51,12 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
         (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
     judge = load_reward(run.judge, device, dtype, **run.changes)
+    check_pairs(sets.values(), judge, faults, skip=run.skip_faulty, folder=output)
     facts = judge_facts(judge, run.judge, folder)
     examined = examine_sets(run, judge, facts, sets)
     card = _card(judge, facts, folder, examined.evaluation) if run.card and folder else {}
-    return write_evaluation(examined, output) | card
+    result = write_evaluation(examined, output) | card
+    return result | skipped(output / FAULTY)
 
 
 class Examined(NamedTuple):
@@ -110,11 +115,17 @@ def training_facts(recipe: JudgeRecipe, data: Path, pairs: int, seed: int) -> Tr
 
 
 def document(
-    judge: Judge, folder: Path, training: TrainingFacts, tests: Mapping[str, Path], exam: ExamRecipe
+    judge: Judge,
+    folder: Path,
+    training: TrainingFacts,
+    tests: Mapping[str, Path],
+    exam: ExamRecipe,
+    sets: Mapping[str, Pairs] | None = None,
 ) -> dict[str, Any]:
     """Write down how the reward in `folder` was trained, examine it where there are tests, and write its card.
 
-    All into that folder, so that it goes wherever the weights go. Returns what it or `run_evaluation` wrote where.
+    All into that folder, so that it goes wherever the weights go. sets: of the tests, where they are open. Returns what
+    it or `run_evaluation` wrote where.
     """
     write_training(training, folder)
     facts = judge_facts(judge, str(folder), folder)
@@ -122,7 +133,7 @@ def document(
         return _card(judge, facts, folder, None)
     run = EvaluateRun(judge=str(folder), tests=dict(tests), output=folder, exam=exam)
     save_recipe(run, folder / CONFIG)
-    sets = {name: PreferenceSet(path) for name, path in tests.items()}
+    sets = sets or {name: PreferenceSet(path) for name, path in tests.items()}
     examined = examine_sets(run, judge, facts, sets)
     return write_evaluation(examined, folder) | _card(judge, facts, folder, examined.evaluation)
 

@@ -14,7 +14,8 @@ from rewarddance.planning.alignment import plan_alignment
 from rewarddance.planning.plan import Plan
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.training import plan_training
-from rewarddance.runtime.config import load_recipe
+from rewarddance.runtime.config import LARGEST_RECIPE, load_recipe, parse_yaml
+from rewarddance.runtime.files import read_text
 
 
 def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> Plan:
@@ -32,8 +33,8 @@ def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> P
 def _aligns(path: Path) -> bool:
     """Which of the two a recipe is, by its keys. A file that cannot be read is refused where it is loaded."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = parse_yaml(read_text(path, LARGEST_RECIPE))
+    except (OSError, ValueError, yaml.YAMLError):
         return False
     keys = content if isinstance(content, dict) else {}
     if "generator" in keys and not isinstance(keys.get("judge"), dict):

@@ -33,6 +33,7 @@ from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.evaluate import document, training_facts
+from rewarddance.jobs.preflight import checked_prompts
 from rewarddance.jobs.quickstart_figures import (
     gallery,
     good_same_bad,
@@ -52,9 +53,9 @@ from rewarddance.report.run_page import write_progress, write_report
 from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.reward.train import train_judge
-from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, load_recipe, save_recipe
+from rewarddance.reward.train import check_training, train_judge
+from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
+from rewarddance.runtime.config import Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
 from rewarddance.search.best_of_n import best_of_n
@@ -111,7 +112,7 @@ class QuickstartRecipe(Recipe):
     """
 
     task: Literal["t2i", "t2v", "i2v"] = "t2i"
-    seed: int = 0
+    seed: Seed = 0
     report_to: tuple[str, ...] = ()
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=10, ge=2)
@@ -195,6 +196,8 @@ def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
     """
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds a run already.", "Give --resume to finish it, or another --name.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds files that are of no run.", "Give another --name, or move them away.")
     writable_folder(folder)
     save_recipe(recipe, folder / CONFIG)
     return Run(folder, recipe)
@@ -210,27 +213,57 @@ def resume_run(folder: Path) -> Run:
 def quickstart(run: Run) -> dict[str, Any]:
     """Do what is left of a run; returns its summary, which is also in summary.json beside report.html."""
     check_trackers(run.recipe.report_to)
-    console.print(f"report, while it runs too: {(run.folder / 'report.html').resolve()}", soft_wrap=True)
-    torch.manual_seed(run.recipe.seed)
-    work: dict[str, tuple[str, Callable[[Run], dict[str, Any]]]] = {
-        "preferences": ("drawing pairs and letting annotators vote", gather_preferences),
-        "judge": ("training the judge on the votes", fit_judge),
-        "references": ("choosing the references of ReFL", gather_references),
-    }
-    for algorithm in run.recipe.algorithms:
-        work[algorithm] = (f"aligning the generator by {ALGORITHMS[algorithm]}", partial(align, algorithm=algorithm))
-    work["evaluation"] = ("asking the oracle about held-out prompts", evaluate)
-    for number, (name, (title, do)) in enumerate(work.items(), start=1):
-        if name in run.stages:
-            continue
-        seconds = {each: run.stages[each]["seconds"] if each in run.stages else None for each in work}
-        run.page.renew(doing=f"{title} (stage {number} of {len(work)})", stages=seconds)
-        with stage_lines(f"stage {number} of {len(work)}: {title}", name):
-            run.stage(name, partial(do, run))
-    summary = summarise(run)
-    write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    write_report(run.folder)
+    with locked(run.folder):
+        if "judge" not in run.stages:
+            preflight(run)
+        console.print(f"report, while it runs too: {(run.folder / 'report.html').resolve()}", soft_wrap=True)
+        torch.manual_seed(run.recipe.seed)
+        work: dict[str, tuple[str, Callable[[Run], dict[str, Any]]]] = {
+            "preferences": ("drawing pairs and letting annotators vote", gather_preferences),
+            "judge": ("training the judge on the votes", fit_judge),
+            "references": ("choosing the references of ReFL", gather_references),
+        }
+        for algorithm in run.recipe.algorithms:
+            work[algorithm] = (
+                f"aligning the generator by {ALGORITHMS[algorithm]}",
+                partial(align, algorithm=algorithm),
+            )
+        work["evaluation"] = ("asking the oracle about held-out prompts", evaluate)
+        for number, (name, (title, do)) in enumerate(work.items(), start=1):
+            if name in run.stages:
+                continue
+            seconds = {each: run.stages[each]["seconds"] if each in run.stages else None for each in work}
+            run.page.renew(doing=f"{title} (stage {number} of {len(work)})", stages=seconds)
+            with stage_lines(f"stage {number} of {len(work)}: {title}", name):
+                run.stage(name, partial(do, run))
+        summary = summarise(run)
+        write_text_atomically(run.folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        write_report(run.folder)
     return summary
+
+
+def preflight(run: Run) -> None:
+    """Every key of the recipe is put to what it is for before a picture is drawn. Raises InputError naming what fails.
+
+    So it is with prompts: all that will be drawn are read by the generator's tokenizers and by the judge's.
+    """
+    recipe, evaluation = run.recipe, run.recipe.evaluation
+    check_training(recipe.judge, is_evaluated=True)
+    figures = [f"accuracy_{name}" for name in ("id", "early", "ood")]
+    if recipe.judge.keep_best not in (None, *figures):
+        raise InputError(f"there is no figure {recipe.judge.keep_best!r} to keep the best by.", f"Say {figures[0]}.")
+    generator = run.generator()
+    for chosen in filter(None, (recipe.refl, recipe.nft)):
+        generator.check_lora(chosen.lora_targets)
+    judge = build_reward(recipe.judge.base, recipe.judge.reward_config()).freeze()
+    for chosen in filter(None, (recipe.refl, recipe.nft)):
+        chosen.check(generator, judge)
+        chosen.judging_of(judge)
+    count = max(recipe.refl_prompts, recipe.nft_prompts if recipe.nft else 0)
+    held_out = [*run.task.prompts("held_out", evaluation.prompts, recipe.seed)]
+    held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
+    prompts = [*training_prompts(recipe, count), *held_out]
+    checked_prompts(generator, [judge], prompts, [], source="the task", skip=False, folder=run.folder)
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

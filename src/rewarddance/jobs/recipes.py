@@ -61,6 +61,8 @@ class ScoreRun(JudgeChoice):
     """With the judge's reasons, which takes longer."""
     strict: bool = Field(default=False, exclude=True)
     """Stop at the first row that cannot be scored."""
+    skip_faulty: bool = Field(default=False, exclude=True)
+    """Leave out rows that cannot be scored, and list them with the reason; else a run with one does not begin."""
 
     @property
     def answer_keys(self) -> set[str]:
@@ -104,6 +106,8 @@ class SearchRun(JudgeChoice):
     """Questions that a judge looks at together. Default: its own."""
     dtype: str = "float32"
     """float32, bfloat16 or float16, of generator and judge."""
+    skip_faulty: bool = Field(default=False, exclude=True)
+    """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -120,6 +124,8 @@ class EvaluateRun(JudgeChoice):
     """A folder. Default: evaluation beside a trained reward's folder, else evaluation-<name> where you are."""
     dtype: str = "float32"
     """float32, bfloat16 or float16, of the weights."""
+    skip_faulty: bool = Field(default=False, exclude=True)
+    """Leave out pairs that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
     card: bool = Field(default=False, exclude=True)
     """Also write README.md, the model card, into the reward's folder."""
     exam: ExamRecipe = ExamRecipe()

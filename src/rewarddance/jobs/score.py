@@ -24,18 +24,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.fields import short
 from rewarddance.data.journal import RowFile, beside
-from rewarddance.data.media import as_pixels, read_rate
+from rewarddance.data.media import as_pixels, media_size, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.jobs.preflight import blank
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
+from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
@@ -67,32 +69,59 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     """
     if run.output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
+    table = open_table(run.input)
     if run.output.resolve() == run.input.resolve():
         raise InputError(f"the output {run.output} is the input.", "Choose another output.")
-    table = open_table(run.input)
     run = run.model_copy(update={"device": find_device(run.device)})
     recorded, record = _recorded(run, table, named=judge is None), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
-    begun = beside(run.output, "progress.json").exists()
-    if (begun or run.output.exists()) and not record.exists():
-        raise InputError(f"the output {run.output} exists and is not of a run that can be continued.", "Move it away.")
-    if begun:
-        keep_recipe(recorded, record)
-    results = RowFile(run.output, _schema(table, run) if run.output.suffix == ".parquet" else None)
-    if not results.progress.finished:
-        if run.instruction is not None:
-            load_instruction(run.instruction)
-        asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
-        explain = explainer(asked) if run.explain else None
-        reader = RowReader(run, asked, table)
-        if not begun:  # nothing was written under it yet, so it binds nobody
-            record.unlink(missing_ok=True)
-        keep_recipe(recorded, record)
-        _fill(results, table, reader, asked, explain, strict=run.strict)
-        results.finish()
+    with locked(run.output.parent, f".{run.output.name}.lock"):
+        begun = beside(run.output, "progress.json").exists()
+        if (begun or run.output.exists()) and not record.exists():
+            raise InputError(
+                f"the output {run.output} exists and is not of a run that can be continued.", "Move it away."
+            )
+        if begun:
+            keep_recipe(recorded, record)
+        results = RowFile(run.output, _schema(table, run) if run.output.suffix == ".parquet" else None)
+        if not results.progress.finished:
+            if run.instruction is not None:
+                load_instruction(run.instruction)
+            asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
+            explain = explainer(asked) if run.explain else None
+            reader = RowReader(run, asked, table)
+            if not begun and not run.skip_faulty:
+                preflight(reader, table, asked)
+            if not begun:  # nothing was written under it yet, so it binds nobody
+                record.unlink(missing_ok=True)
+            keep_recipe(recorded, record)
+            _fill(results, table, reader, asked, explain, strict=run.strict)
+            results.finish()
     done = results.progress
     result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
+    if isinstance(table, FolderTable) and table.left_out:
+        result["left_out"] = table.left_out
     return result | ({"failures": str(results.failures)} if done.failed else {})
+
+
+def preflight(reader: RowReader, table: Table, judge: RewardModel) -> None:
+    """Look at all rows, their media by their headers alone. Raises FaultyRows naming all that cannot be scored."""
+    found: list[FaultyRow] = []
+    reader.sizes_only = True
+    for number, content in table.rows():
+        try:
+            if isinstance(content, InputError):
+                raise content
+            questions = reader.task(content).questions
+            for fault in getattr(judge, "faults", lambda asked: ())(questions):
+                if fault is not None:
+                    raise fault
+        except RewardDanceError as error:
+            found.append(FaultyRow(f"line {number} of {table.path}", error.what, error.remedy))
+        reader.seen.clear()
+    reader.sizes_only = False
+    if found:
+        raise FaultyRows(found, can_skip=len(found) < len(table))
 
 
 def explainer(judge: RewardModel) -> Explain:
@@ -181,6 +210,7 @@ class RowReader:
         """Raises InputError where no row of the table could be answered, and for a reference that cannot be read."""
         self.run, self.folder, self.compares = run, table.folder, needs_reference(judge)
         self.knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
+        self.sizes_only = False  # media are blank, of the sizes that their headers say
         self.seen: dict[Path | bytes, tuple[Pixels, float | None]] = {}
         if isinstance(table, FolderTable):
             if run.prompt is None and not table.has_prompts:
@@ -255,6 +285,9 @@ class RowReader:
         if source is None:
             raise InputError(f"the row's {key} is {short(value)}, which is no picture.", "Give a path, or bytes.")
         if source not in self.seen:
+            if self.sizes_only:
+                self.seen[source] = blank(*media_size(source, self.run.max_frames, f"the row's {key}")), None
+                return Medium(name, *self.seen[source])
             pixels = as_pixels(source, f"the row's {key}", self.run.max_frames)
             self.seen[source] = pixels, read_rate(source, f"the row's {key}") if self.knows_rate else None
         return Medium(name, *self.seen[source])

@@ -14,16 +14,18 @@ from typing import Any
 
 import numpy as np
 
+from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.loading import load_reward
-from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
+from rewarddance.runtime.checkpoint import BUNDLED, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device, find_dtype
 from rewarddance.runtime.tracking import progress_bar
@@ -51,38 +53,42 @@ def run_search(run: SearchRun) -> dict[str, Any]:
     `results.jsonl.failed.jsonl`. Raises InputError for what is wrong with all: files, options, a folder that holds
     another run.
     """
-    folder, prompts = run.output, read_prompts(run.prompts)
+    faults: list[FaultyRow] = []
+    folder, prompts = run.output, read_prompts(run.prompts, faults)
     options = read_method(run.method, run.options)
     run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
     recorded = _recorded(run, prompts)
     writable_folder(folder)
-    begun = folder.joinpath(RESULTS + ".progress.json").exists()
-    if begun:
-        keep_recipe(recorded, folder / CONFIG)
-    elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
-        raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
-    results = RowFile(folder / RESULTS)
-    if not results.progress.finished:
-        generator, judge, held_out = _loaded(run)
-        generator.check_prompts(prompts)
-        at_once = min(run.prompts_at_once, len(prompts))
-        work = Search(
-            generator,
-            judge,
-            options,
-            run.budget,
-            judging=run.judging,
-            seed=run.seed,
-            runners_up=run.runners_up,
-            batch_size=run.batch_size,
-            prompts_at_once=at_once,
-            held_out=held_out,
-        )
-        if not begun:  # nothing was written under it yet, so it binds nobody
-            (folder / CONFIG).unlink(missing_ok=True)
-        keep_recipe(recorded, folder / CONFIG)
-        search_prompts(work, prompts, at_once, folder, results)
-        results.finish()
+    with locked(folder):
+        begun = folder.joinpath(RESULTS + ".progress.json").exists()
+        if begun:
+            keep_recipe(recorded, folder / CONFIG)
+        elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
+            raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
+        results = RowFile(folder / RESULTS)
+        if not results.progress.finished:
+            generator, judge, held_out = _loaded(run)
+            prompts = checked_prompts(
+                generator, [judge, held_out], prompts, faults, source=run.prompts, skip=run.skip_faulty, folder=folder
+            )
+            at_once = min(run.prompts_at_once, len(prompts))
+            work = Search(
+                generator,
+                judge,
+                options,
+                run.budget,
+                judging=run.judging,
+                seed=run.seed,
+                runners_up=run.runners_up,
+                batch_size=run.batch_size,
+                prompts_at_once=at_once,
+                held_out=held_out,
+            )
+            if not begun:  # nothing was written under it yet, so it binds nobody
+                (folder / CONFIG).unlink(missing_ok=True)
+            keep_recipe(recorded, folder / CONFIG)
+            search_prompts(work, prompts, at_once, folder, results)
+            results.finish()
     return _summary(folder, results)
 
 
@@ -129,6 +135,7 @@ def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, An
     return {
         "number": place + 1,
         "prompt": prompt.text,
+        **({"negative_prompt": prompt.negative} if prompt.negative else {}),
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
         **({"image": str(prompt.image_path)} if prompt.image_path else {}),
         "winner": written(found.winner, "winner.png"),
@@ -151,6 +158,7 @@ def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
     spent = [row["spent"] for row in rows]
     done = results.progress
     found: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
+    found |= skipped(folder / FAULTY)
     if done.failed:
         found["failures"] = str(results.failures)
     if plain := sum(row["rounds"] == 0 for row in rows):  # the budget was too small for the method

@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import agreement
 from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.jobs.evaluate import document, training_facts
+from rewarddance.jobs.preflight import FAULTY, check_pairs
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import Recipe, Seed, keep_recipe
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.tracking import Metrics, console
@@ -30,7 +32,8 @@ from rewarddance.types import Preference
 
 class TrainRun(Recipe):
     """`rewarddance train`: preferences is a JSONL file; tests are further ones, by name; exam: how the trained judge is
-    examined on them, for its model card."""
+    examined on them, for its model card; skip_faulty: leave out pairs that cannot be used, and list them in
+    faulty.jsonl."""
 
     preferences: Path
     tests: dict[str, Path] = Field(default_factory=dict)
@@ -38,6 +41,7 @@ class TrainRun(Recipe):
     seed: Seed = 0
     judge: JudgeRecipe = JudgeRecipe()
     exam: ExamRecipe = ExamRecipe()
+    skip_faulty: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
     def _can_choose(self) -> TrainRun:
@@ -54,24 +58,33 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
     where it stopped. Of several processes all train, the first one examines, and the others return nothing."""
     with init_process_group():
         with main_process_first():
-            training = PreferenceSet(recipe.preferences, for_training=True)
-            tests = {name: PreferenceSet(path) for name, path in recipe.tests.items()}
+            faults: list[FaultyRow] = []
+            training = PreferenceSet(recipe.preferences, for_training=True, faults=faults)
+            tests = {name: PreferenceSet(path, faults=faults) for name, path in recipe.tests.items()}
             for pairs in tests.values():
                 _refuse_ties_alone(pairs)
             check_training(recipe.judge, bool(tests))
             folder = writable_folder(recipe.output)
+            check_replaceable(folder / "reward")
             keep_recipe(recipe, folder / "config.yaml", binding=_has_begun(folder))
 
-        def watch(judge: RewardModel) -> dict[str, float]:
-            return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
+        with locked(folder):
 
-        metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
-        judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate)
+            def watch(judge: RewardModel) -> dict[str, float]:
+                return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
+
+            metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
+
+            def preflight(judge: Judge) -> None:
+                check_pairs([training, *tests.values()], judge, faults, skip=recipe.skip_faulty, folder=folder)
+
+            judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
         if not is_main_process():
             return {}
     facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)
     examined = recipe.tests if _at_hand(judge) else {}
-    return {"reward": str(folder / "reward"), **document(judge, folder / "reward", facts, examined, recipe.exam)}
+    written = document(judge, folder / "reward", facts, examined, recipe.exam, sets=tests)
+    return {"reward": str(folder / "reward"), **skipped(folder / FAULTY), **written}
 
 
 def _has_begun(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 
 from rewarddance.errors import InputError
 from rewarddance.planning.counting import counting
+from rewarddance.reward.families.processor_files import image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.judge import CONFIG_FILE, NO, YES, Judge, RewardConfig
@@ -27,7 +28,7 @@ from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.prefix_cache import Sharing
 from rewarddance.reward.reading import JudgeInput, Tokens
 from rewarddance.reward.regressive import RegressiveReward
-from rewarddance.reward.vlm_judge import ATTENTION, VisionLanguageModel, image_config
+from rewarddance.reward.vlm_judge import ATTENTION, VisionLanguageModel
 from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.types import Preference
@@ -76,6 +77,7 @@ class MetaModel(VisionLanguageModel):
         self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         self._text.config._attn_implementation = ATTENTION
+        self.is_checking = False
         self.sources, self.lengths, self.counting_only = Sources(architecture, tokenizer, told), list[int](), False
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rewarddance.errors import printable
 from rewarddance.evaluation.statistics import Interval
 
 
@@ -36,6 +38,19 @@ class Table(NamedTuple):
 
     heads: tuple[str, ...]
     rows: Sequence[Sequence[Cell]]
+
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|$!~])")
+
+
+def markdown_text(text: object) -> str:
+    """A text in Markdown that shows as it is: no markup, no formula, no mark of direction, no line end."""
+    return _MARKDOWN.sub(r"\\\1", printable(" ".join(str(text).split())))
+
+
+def code_text(text: object) -> str:
+    """A text between backticks, which it may not end."""
+    return printable(" ".join(str(text).split())).replace("`", "'")
 
 
 def as_markdown(table: Table) -> str:

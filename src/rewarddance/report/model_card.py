@@ -13,6 +13,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings
 from rewarddance.report.evaluation_tables import evaluation_context, set_title
 from rewarddance.report.pages import write_page
+from rewarddance.reward.families.chat_template import read_fixed
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import parse_file
 
@@ -67,6 +68,7 @@ def write_card(
         judge=judge,
         version=version,
         question=question,
+        fixed=read_fixed(folder),
         training=training,
         recipe=yaml.safe_dump(training.recipe, sort_keys=False).strip() if training else "",
         **evaluation_context(evaluation),

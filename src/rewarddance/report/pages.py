@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from rewarddance.report.formatting import as_markdown, figure_text, number
+from rewarddance.report.formatting import as_markdown, code_text, figure_text, markdown_text, number
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.tracking import clock
 
@@ -24,6 +24,7 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 ENVIRONMENT.filters |= {"number": number, "figure_text": figure_text, "clock": clock, "as_markdown": as_markdown}
+ENVIRONMENT.filters |= {"markdown_text": markdown_text, "code_text": code_text}
 
 
 def write_page(template: str, path: Path, **context: Any) -> Path:

@@ -179,6 +179,10 @@ def read_samples(folder: Path) -> list[Sample]:
 def read_picture(folder: Path, name: str, listed_in: str = "samples.json") -> str:
     """A PNG of the run folder, named in the file `listed_in`, as a data URI. Raises InputError where it is missing."""
     path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            f"{listed_in} of {folder} shows {name!r}, which is outside of it.", "Mend or remove that line."
+        )
     if not path.is_file():
         raise InputError(f"{path} is missing, and {listed_in} shows it.", f"Bring it back, or remove {listed_in}.")
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.pixels import resized
+from rewarddance.reward.families.processor_files import copy_processor, image_config
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
 from rewarddance.reward.video_frames import as_read
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
 from rewarddance.types import Pixels, Question
 
 BICUBIC = 3
@@ -40,17 +41,16 @@ class ClipReward(PointwiseJudge):
     def __init__(
         self, name: str, config: RewardConfig, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.folder, self.config = find_checkpoint(name), config
+        self.folder, self.config, self.is_checking = find_checkpoint(name), config, False
+        what = f"the CLIP judge {name!r}"
+        remedy = "Give a save_pretrained folder with weights, tokenizer and preprocessor_config.json."
+        model: Any = load_module(AutoModel, self.folder, what, remedy, dtype=dtype)
         try:
-            model: Any = AutoModel.from_pretrained(self.folder, dtype=dtype)
-            self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
-            content = json.loads((self.folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-            self._picture = Preprocessing(content)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise InputError(
-                f"the CLIP judge {name!r} cannot be loaded: {error}.",
-                "Give a save_pretrained folder with weights, tokenizer and preprocessor_config.json.",
-            ) from error
+            with library_warnings(what):
+                self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            self._picture = Preprocessing(image_config(self.folder))
+        except LOAD_ERRORS as error:
+            raise InputError(f"{what} cannot be loaded: {first_line(error)}.", remedy) from error
         for part in ("get_text_features", "get_image_features", "logit_scale"):
             if not hasattr(model, part) or model.config.model_type == "siglip2":  # whose pictures come in patches
                 raise InputError(
@@ -90,7 +90,7 @@ class ClipReward(PointwiseJudge):
         ids = [self.tokenizer(prompt).input_ids for prompt in prompts]
         longest = self.model.config.text_config.max_position_embeddings
         for prompt, tokens in zip(prompts, ids, strict=True):
-            found = next((token for token in self.tokenizer.all_special_tokens if token in prompt), None)
+            found = next((token for token in self._own_tokens if token in prompt), None)
             if found:
                 raise InputError(f"the text {prompt!r} contains the token {found!r}.", "Remove it from the prompt.")
             if len(tokens) > longest:
@@ -98,19 +98,38 @@ class ClipReward(PointwiseJudge):
                     f"the prompt {prompt!r} has {len(tokens)} tokens, and this CLIP judge reads {longest}.",
                     "Shorten it, or choose a kind that reads long prompts.",
                 )
+        if self.is_checking:
+            return torch.ones(len(prompts), 1)
         # SigLIP has learned to read prompts that are filled up to the end, without a mask.
         filled = self.model.config.model_type == "siglip"
-        read = self.tokenizer.pad(
-            {"input_ids": ids}, "max_length" if filled else "longest", max_length=longest, return_tensors="pt"
-        ).to(self.model.device)
-        inputs = {"input_ids": read["input_ids"]} if filled else dict(read)
+        length = longest if filled else max(map(len, ids))
+        pad, device = self._pad_token, self.model.device
+        read = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens in ids], device=device)
+        inputs = {"input_ids": read}
+        if not filled:
+            mask = [[1] * len(tokens) + [0] * (length - len(tokens)) for tokens in ids]
+            inputs["attention_mask"] = torch.tensor(mask, device=device)
         return F.normalize(pooled(self.model.get_text_features(**inputs)).float(), dim=-1)
+
+    @property
+    def _pad_token(self) -> int:
+        """What fills prompts up behind their end; behind a mask, so a tokenizer without one takes its last."""
+        tokenizer = self.tokenizer
+        found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return 0 if found is None else found
+
+    @functools.cached_property
+    def _own_tokens(self) -> tuple[str, ...]:
+        """Special tokens that no prompt may hold; a pad of one plain character, as OpenCLIP's "!", is text as well."""
+        return tuple(token for token in self.tokenizer.all_special_tokens if len(token) > 1)
 
     def image_features(self, pictures: Sequence[Tensor]) -> list[Tensor]:
         """Each frame of each picture [T, C, H, W] as a unit vector, [T, D] float32, in the graph; encoded together.
 
         Pictures may differ in size and length, so their shapes are not in the signature.
         """
+        if self.is_checking:
+            return [torch.ones(len(pixels), 1) for pixels in pictures]
         values = torch.cat([self.preprocess(pixels) for pixels in pictures])
         features = pooled(self.model.get_image_features(pixel_values=values.to(self.model.dtype)))
         return list(F.normalize(features.float(), dim=-1).split([len(pixels) for pixels in pictures]))
@@ -122,8 +141,7 @@ class ClipReward(PointwiseJudge):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        source = self.folder / "preprocessor_config.json"
-        (folder / source.name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        copy_processor(self.folder, folder)
         self._save_config(folder)
 
 

@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -16,16 +16,16 @@ import yaml
 from jaxtyping import Float
 from PIL import Image
 from pydantic import Field, field_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
-from rewarddance.errors import InputError, RewardError
+from rewarddance.errors import InputError, RewardDanceError, RewardError
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.weights import read_tensors
 from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
@@ -218,6 +218,23 @@ class Judge(ABC):
                 margin = self._in_batches(questions)
         return checked(margin, questions)
 
+    def faults(self, questions: Iterable[Question]) -> Iterator[RewardDanceError | None]:
+        """Of each question why it cannot be asked, or None; nothing is computed of its pictures but their size.
+
+        So pixels may be blank ones: `torch.zeros(1, 1, 1, 1).expand(T, 3, H, W)` takes no memory.
+        """
+        asked: Any = getattr(self, "vlm", self)
+        for question in questions:
+            asked.is_checking = True
+            try:
+                self([question])
+                fault = None
+            except RewardDanceError as error:
+                fault = error
+            finally:
+                asked.is_checking = False
+            yield fault
+
     def explain(self, questions: Sequence[Question]) -> Verdict:
         """As calling the judge, without a graph, and with a reason for each verdict in the judge's own words.
 
@@ -346,18 +363,8 @@ class Judge(ABC):
 
     def read_own_weights(self, folder: Path) -> dict[str, Tensor]:
         """What `save_own_weights` wrote. Raises InputError naming a file that is missing, broken or another model's."""
-        own = self.own_weights()
-        try:
-            found = load_file(folder / HEAD_FILE) if own else {}
-        except (OSError, SafetensorError) as error:
-            raise InputError(
-                f"the head {folder / HEAD_FILE} cannot be read: {error}.", "Restore it or train the reward again."
-            ) from error
-        if {name: one.shape for name, one in found.items()} != {name: one.shape for name, one in own.items()}:
-            raise InputError(
-                f"the head {folder / HEAD_FILE} is not this model's.", "Restore its own or train the reward again."
-            )
-        return found
+        own, path = self.own_weights(), folder / HEAD_FILE
+        return read_tensors(path, f"the head {path}", own, "Restore its own or train the reward again.") if own else {}
 
     def _save_config(self, folder: Path) -> None:
         unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rewarddance.reward.regressive import RegressiveReward, has_head
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.files import parse_json, read_text
 
 
 def _vlm(name: str, config: RewardConfig, device: str, dtype: torch.dtype) -> VisionLanguageModel:
@@ -70,8 +70,8 @@ def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torc
     saved: dict = {}
     if path.is_file():
         try:
-            saved = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (TypeError, ValueError) as error:
+            saved = dict(parse_json(read_text(path)))
+        except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
     for key, file in (("instruction", INSTRUCTION_FILE), ("criteria", CRITERIA_FILE)):
         if saved.get(key) == file:

@@ -32,6 +32,7 @@ from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import full_tensor
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, progress_bar
+from rewarddance.runtime.weights import step_finitely
 from rewarddance.types import Preference
 
 Evaluate = Callable[[RewardModel], dict[str, float]]
@@ -44,17 +45,22 @@ def train_judge(
     metrics: Metrics,
     seed: int = 0,
     evaluate: Evaluate | None = None,
+    *,
+    preflight: Callable[[Judge], None] | None = None,
 ) -> Judge:
     """Train on `preferences` and write the reward to `folder`/reward; continues from `folder`'s newest checkpoint.
 
-    evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl. The result does
-    not depend on where a run was interrupted. In a group of processes all call this alike, and what is returned is
-    whole on the first of them only, where the weights are sharded.
+    preflight: called with the reward before the first step; it raises for preferences that cannot be read, or takes
+    them out. evaluate: called at every checkpoint with the reward in training; its figures go to metrics.jsonl. The
+    result does not depend on where a run was interrupted. In a group of processes all call this alike, and what is
+    returned is whole on the first of them only, where the weights are sharded.
     """
     check_training(recipe, evaluate is not None)
     torch.manual_seed(seed)
     config = recipe.reward_config()
     student = Trainable(lambda dtype: build_reward(recipe.base, config, dtype=dtype), recipe)
+    if preflight is not None:
+        preflight(student.reward)
     if not recipe.sharded:  # shards are on their devices
         student.reward.model.to(process_group.device())
     optimiser = build_optimiser(student.reward.model, recipe)
@@ -79,8 +85,7 @@ def train_judge(
                 group["lr"] = recipe.learning_rate * cosine_schedule(step - 1, steps, math.ceil(steps * recipe.warmup))
             losses.add(accumulate_gradient(model, student.reward, micro_batches))
             norm = clip_gradient(student.reward.model, recipe.max_grad_norm, step)
-            optimiser.step()
-            optimiser.zero_grad()
+            take_step(optimiser, student.reward.model, step)
             loss = losses.mean_at(step)
             if bar is not None:
                 bar.advance()
@@ -133,6 +138,14 @@ def clip_gradient(model: nn.Module, max_norm: float, step: int) -> float:
             "Lower learning_rate; if it is the first step, look at the base's weights and at dtype.",
         )
     return norm.item()
+
+
+def take_step(optimiser: torch.optim.Optimizer, model: nn.Module, step: int) -> None:
+    """Raises RewardError naming a step after which a weight is not finite, before anything of it is kept."""
+    try:
+        step_finitely(optimiser, [weight for weight in model.parameters() if weight.requires_grad])
+    except RewardError as error:
+        raise RewardError(f"the training of the judge stopped at step {step}: {error.what}", error.remedy) from error
 
 
 class Losses:
@@ -218,7 +231,8 @@ def _save(folder: Path, progress: Progress, student: Trainable, optimiser: torch
         if is_main_process():
             (written / PROGRESS).write_text(json.dumps(progress._asdict()))
     if is_main_process():
-        steps = sorted(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*[0-9]"))
+        ours = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+        steps = sorted(int(step) for step in ours if step.isdecimal())
         for step in set(steps[:-2]) - {progress.best_step}:
             (folder / f"checkpoint-{step}" / COMPLETE).unlink(missing_ok=True)  # first: half of one is not to be read
             shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)

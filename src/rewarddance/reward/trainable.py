@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rewarddance.errors import InputError
@@ -26,6 +25,7 @@ from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import replacing
 from rewarddance.runtime.process_group import barrier, device, is_main_process, one_process_at_a_time
 from rewarddance.runtime.sharding import copy_into, device_mesh, gather_full_tensors
+from rewarddance.runtime.weights import load_module, read_tensors
 
 ADAPTER = "adapter"
 """The folder beside a delivered reward's weights that holds the LoRA which was merged into them, as PEFT's files."""
@@ -77,19 +77,15 @@ class Trainable:
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises InputError naming a checkpoint that cannot be read."""
-        own = self.reward.own_weights()
-        try:
-            with one_process_at_a_time() if self.module.sharded else nullcontext():
-                if self.adapter is not None:
-                    saved = load_file(folder / ADAPTER_FILE)
-                else:
-                    saved = type(self.reward.model).from_pretrained(folder, dtype=torch.float32).state_dict()
-                copy_into(self._saved_weights(), saved)
-                copy_into(own, load_file(folder / HEAD_FILE) if own else {})
-        except (OSError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"the checkpoint {folder} cannot be read: {error}.", "Remove it; an older one is taken."
-            ) from error
+        what, remedy = f"the checkpoint {folder}", "Remove it; an older one is taken."
+        own, weights = self.reward.own_weights(), self._saved_weights()
+        with one_process_at_a_time() if self.module.sharded else nullcontext():
+            if self.adapter is not None:
+                saved = read_tensors(folder / ADAPTER_FILE, what, weights, remedy)
+            else:
+                saved = load_module(type(self.reward.model), folder, what, remedy, dtype=torch.float32).state_dict()
+            copy_into(weights, saved)
+            copy_into(own, read_tensors(folder / HEAD_FILE, what, own, remedy) if own else {})
 
     def deliver(self, folder: Path, checkpoint: Path) -> Judge:
         """Write a checkpoint's weights as a reward: a plain folder, LoRA merged into it and beside it. Frozen.
@@ -180,6 +176,6 @@ def _store_in_half(reward: Judge) -> None:
 
 
 def _base_weights(reward: Judge) -> list[nn.Parameter]:
-    """The model's weights without the reward's own."""
+    """The model's weights without the reward's own. Those of a quantised base are packed integers, and stay so."""
     own = {id(weight) for weight in reward.own_weights().values()}
-    return [weight for weight in reward.model.parameters() if id(weight) not in own]
+    return [weight for weight in reward.model.parameters() if id(weight) not in own and weight.is_floating_point()]

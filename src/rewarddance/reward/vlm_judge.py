@@ -7,14 +7,12 @@ processors go through uint8 or need torchvision. Any other family is read throug
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -29,13 +27,19 @@ from transformers.masking_utils import sdpa_mask
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.any import AnyFamily, drawn
 from rewarddance.reward.families.family import Family, Parts, Sizes
+from rewarddance.reward.families.processor_files import chat_template_file, copy_processor, image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
 from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
 from rewarddance.types import Pixels
 
+_REMEDY = (
+    "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
+    "A dual encoder such as CLIP is asked with kind='clip'."
+)
 ATTENTION = "rewarddance_prefix"
 
 
@@ -59,6 +63,8 @@ _UNREADABLE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Va
 class VisionLanguageModel(Reading):
     """Model, tokenizer and preprocessing of one checkpoint.
 
+    is_checking: questions are made and measured, and not read: every answer is 0.
+
     max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
     `Reading`. Raises InputError where the folder is no checkpoint, or of a model that cannot be asked.
     """
@@ -72,19 +78,17 @@ class VisionLanguageModel(Reading):
         tokens_at_once: int = 16_384,
         checkpointing: bool = False,
     ) -> None:
-        self.folder = find_checkpoint(name)
+        self.folder, self.is_checking = find_checkpoint(name), False
         self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
+        model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
+        self.model: Any = model.eval().to(device)
         try:
-            model: Any = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype)
-            self.model: Any = model.eval().to(device)
-            self.family = self._family(name, max_pixels)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"the judge {name!r} cannot be loaded: {first_line(error)}.",
-                "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
-                "A dual encoder such as CLIP is asked with kind='clip'.",
-            ) from error
+            with library_warnings(f"the judge {name!r}"):
+                self.family = self._family(name, max_pixels)
+        except LOAD_ERRORS as error:
+            raise InputError(f"the judge {name!r} cannot be loaded: {first_line(error)}.", _REMEDY) from error
         self.tokenizer = self.family.tokenizer
+        self.family.chat.check_kept(self.folder)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         if isinstance(self.family, AnyFamily):
             self._check_reading(name, self.family)
@@ -95,6 +99,7 @@ class VisionLanguageModel(Reading):
         kind = self.model.config.model_type
         if kind in FAMILIES:
             tokenizer = AutoTokenizer.from_pretrained(self.folder)
+            tokenizer.chat_template = tokenizer.chat_template or chat_template_file(self.folder)
             return FAMILIES[kind](self.model, tokenizer, image_config(self.folder), max_pixels)
         if max_pixels is not None:
             raise InputError(f"the judge {name!r} prepares pictures in its own way.", "Leave max_pixels out.")
@@ -173,6 +178,13 @@ class VisionLanguageModel(Reading):
         self._check_length(one, len(ids))
         return Tokens(ids, numbers, len(said))
 
+    def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
+        if not self.is_checking:
+            return super().read(asked)
+        for one in asked:
+            self._sequence(one, ())
+        return torch.zeros(len(asked), self.model.get_output_embeddings().weight.shape[1], device=self.device)
+
     def _tokenise(self, parts: Parts, sizes: Sizes) -> tuple[int, ...]:
         return tuple(self.family.ids(parts, sizes))
 
@@ -205,6 +217,8 @@ class VisionLanguageModel(Reading):
 
         among: "answers", or "vocabulary": the odds of yes are then against all other tokens, not against no alone.
         """
+        if self.is_checking:  # the head may be in pieces over several processes
+            return hidden.new_zeros(len(hidden))
         if among == "vocabulary":
             every = self.head(hidden)
             others = every.index_fill(-1, torch.tensor([*yes], device=self.device), -torch.inf)
@@ -224,6 +238,10 @@ class VisionLanguageModel(Reading):
         self, asked: Sequence[JudgeInput], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
         """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded."""
+        if self.is_checking:
+            for one in asked:
+                self._sequence(one, ())
+            return ["" for _ in asked]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         chosen = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
         texts: list[str] = []
@@ -255,26 +273,12 @@ class VisionLanguageModel(Reading):
     def save(self, folder: Path) -> None:
         """Write a plain save_pretrained folder: weights, tokenizer, and the processor's files as they came."""
         self.model.save_pretrained(folder)
+        self.family.chat.keep(folder)
         if isinstance(self.family, AnyFamily):
             self.family.processor.save_pretrained(folder)
             return
         self.tokenizer.save_pretrained(folder)
-        for name in _PROCESSOR_FILES:
-            source = self.folder / name
-            if source.is_file():
-                (folder / name).write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
-
-
-_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-
-
-def image_config(folder: Path) -> dict[str, Any]:
-    """The image processor's config, from a file of its own or, as transformers 5 writes it, the processor's."""
-    found = [path for path in (folder / name for name in _PROCESSOR_FILES) if path.is_file()]
-    if not found:
-        raise OSError(f"it has no {' and no '.join(_PROCESSOR_FILES)}")
-    content = json.loads(found[0].read_text(encoding="utf-8"))
-    return content.get("image_processor", content)
+        copy_processor(self.folder, folder)
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

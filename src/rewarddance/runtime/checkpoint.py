@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
+OURS = ".unfinished"
+"""A file in a folder that is being written, or being removed."""
 _OF_A_CHECKPOINT = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 COMPLETE = "complete"
 """A file written last into every checkpoint folder: a folder without it was cut off and is not read."""
@@ -65,22 +70,55 @@ def writable_folder(path: Path) -> Path:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Write a folder anew: yields a scratch folder that takes its place, marked complete, when the block ends."""
-    scratch = _scratch(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
+    """Write a folder anew: yields a scratch folder that takes its place, marked complete, when the block ends.
+
+    Raises InputError as `check_replaceable` does; nothing is removed that was not written so.
+    """
+    check_replaceable(folder)
+    scratch, old = _scratch(folder), folder.with_name(f".{folder.name}.old")
+    for path in (scratch, old):
+        _remove_ours(path)
     scratch.mkdir(parents=True)
+    (scratch / OURS).touch()
     yield scratch
     (scratch / COMPLETE).touch()
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    (scratch / OURS).unlink()
     if folder.exists():
         os.replace(folder, old)
     os.replace(scratch, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_ours(old)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises InputError where something stands in a folder's place that no run wrote."""
+    if folder.is_symlink() or (folder.exists() and not _is_ours(folder)):
+        raise InputError(
+            f"{folder} was not written by a run, and would be replaced.", "Move it away, or choose another."
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    return (folder / COMPLETE).is_file() or (folder / OURS).is_file() or not any(folder.iterdir())
+
+
+def _remove_ours(path: Path) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
+    if not _is_ours(path):
+        raise InputError(f"{path} is in the way, and no run wrote it.", "Move it away.")
+    (path / OURS).touch()  # goes last, so that what a kill leaves is known to be ours
+    for child in path.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != OURS:
+            child.unlink()
+    shutil.rmtree(path)
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
@@ -107,7 +145,62 @@ def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | 
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader or a kill never sees half of it."""
+    """Write a file so that a reader or a kill never sees half of it. A link in its place is replaced, not followed."""
     scratch = _scratch(path)
-    scratch.write_text(text, encoding="utf-8")
+    scratch.unlink(missing_ok=True)
+    with open(scratch, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def open_to_append(path: Path) -> IO[bytes]:
+    """A file that grows, opened to be read and written. Raises InputError where a link stands in its place: what it
+    leads to is not ours."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "r+b")
+    except OSError as error:
+        if path.is_symlink():
+            raise InputError(f"{path} is a symbolic link, which is not written through.", "Remove it.") from error
+        raise
+
+
+@contextmanager
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Within the block no other process works on the folder. Raises InputError naming the process that does.
+
+    The lock is the system's own, so that of a process that died is free. On disks that know no locks it is none. Of
+    several processes of one run the first one holds it.
+    """
+    if not process_group.is_main_process():
+        yield
+        return
+    path = folder / name
+    while True:
+        file = open_to_append(path)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
+            file.close()
+            raise InputError(
+                f"{folder} is in use by another run ({holder}).", "Wait until it ends, or choose another output."
+            ) from error
+        except OSError:  # a disk without locks
+            pass
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        except FileNotFoundError:  # the one before has removed it meanwhile
+            pass
+        file.close()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()

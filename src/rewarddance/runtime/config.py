@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
+from rewarddance.runtime.files import DEEPEST, read_text
 
 R = TypeVar("R", bound="Recipe")
 T = TypeVar("T")
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
+LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
+"""Bytes of a recipe, and values in it."""
 _NUMBERS = (int, float, int | None, float | None)
 _WORDS = {"a valid tuple": "a list, such as [a, b]", "a valid list": "a list, such as [a, b]"}
 _WORDS |= {"a valid dictionary": "a mapping, such as {name: value}", "value error, ": ""}
@@ -50,6 +53,43 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds. Raises yaml.YAMLError, also where its aliases unfold to far more than what is written, or
+    lead back to themselves, and where it is nested too deep."""
+    loader = _UniqueKeyLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _unfolded(node, {}, 0)
+        return loader.construct_document(node)
+    except (RecursionError, ValueError, OverflowError) as error:  # ValueError: a date or number that is none
+        raise yaml.YAMLError(first_line(error)) from error
+    finally:
+        loader.dispose()
+
+
+def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values a node holds when its aliases are written out."""
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise yaml.YAMLError("an alias leads back to itself")
+        return known[id(node)]
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+    known[id(node)] = -1
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    count = 1 + sum(_unfolded(child, known, depth + 1) for child in children)
+    if count > _MOST_VALUES:
+        raise yaml.YAMLError(f"it unfolds to more than {_MOST_VALUES:,} values")
+    known[id(node)] = count
+    return count
+
+
 def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
     """Read a recipe and apply `key.path=value` overrides (values are YAML).
 
@@ -64,16 +104,26 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, LARGEST_RECIPE)
+    except (OSError, ValueError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
     try:
-        content = yaml.load(text, _UniqueKeyLoader) or {}
+        content = parse_yaml(text) or {}
     except yaml.YAMLError as error:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
+    if (odd := next((key for key in _keys(content) if not isinstance(key, str)), "")) != "":
+        raise InputError(f"the recipe {path} has the key {odd!r}, which is no text.", "Correct or quote it.")
     return content
+
+
+def _keys(content: Any) -> Iterator[Any]:
+    """All keys of mappings within mappings."""
+    for key, value in content.items():
+        yield key
+        if isinstance(value, dict):
+            yield from _keys(value)
 
 
 def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
@@ -173,7 +223,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise InputError(f"the override {override!r} goes below {parent!r}, which is a value.", "Correct the key.")
     try:
-        place[last] = yaml.safe_load(value)
+        place[last] = parse_yaml(value)
     except yaml.YAMLError as error:
         raise InputError(f"the value of the override {override!r} is not YAML.", "Quote it.") from error
 

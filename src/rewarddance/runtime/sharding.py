@@ -60,6 +60,14 @@ def average_gradients(weights: Sequence[nn.Parameter]) -> None:
             grad.copy_(mean.view_as(grad))
 
 
+@torch.no_grad()
+def all_finite(weights: Sequence[Tensor]) -> bool:
+    """Are all values finite, on all processes? All of them call this alike."""
+    norms = torch._foreach_norm([to_local(weight) for weight in weights], float("inf"))
+    mine = all(bool(torch.isfinite(norm)) for norm in norms)
+    return all(process_group.gather_objects(mine))
+
+
 def full_tensor(value: Tensor) -> Tensor:
     """A sharded tensor gathered on every process; any other tensor as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -25,12 +25,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from rewarddance.runtime.trackers import Tracker
 
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)  # brackets in a name are no markup
 LINE_SECONDS = 30.0
 """Between two lines on work that goes on, where stderr is no terminal."""
 
@@ -57,8 +59,9 @@ class Metrics:
         elif figures:  # trackers first: after a kill between the two they get a row twice, rather than never
             for tracker in self.trackers:
                 tracker.log({f"{phase}/{name}": row[name] for name in figures}, step=step)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with open_to_append(self.path) as file:
+            file.seek(0, os.SEEK_END)
+            file.write((json.dumps(row) + "\n").encode())
         self.step = step
         if self.watch is not None and kind != "step":
             self.watch()
@@ -87,9 +90,7 @@ class Metrics:
                 kept.append(line + "\n")
             else:
                 self._logged_before[phase] += 1
-        scratch = self.path.with_name(self.path.name + ".partial")
-        scratch.write_text("".join(kept), encoding="utf-8")
-        scratch.replace(self.path)
+        write_text_atomically(self.path, "".join(kept))
 
 
 class Bar:

@@ -71,7 +71,7 @@ class Source:
 
 
 def by_record(
-    convert: Callable[[Mapping[str, Any]], Iterable[Draft]],
+    convert: Callable[[Mapping[str, Any]], Iterable[Draft | Fault]],
 ) -> Callable[[Iterable[Row]], Iterator[Converted]]:
     """`convert` of one record as that of a stream; what it raises becomes the fault of its record alone."""
 
@@ -83,9 +83,11 @@ def by_record(
 
 
 def convert_record(
-    number: int, content: Mapping[str, Any] | InputError, convert: Callable[[Mapping[str, Any]], Iterable[Draft]]
+    number: int,
+    content: Mapping[str, Any] | InputError,
+    convert: Callable[[Mapping[str, Any]], Iterable[Draft | Fault]],
 ) -> list[Converted]:
-    """The drafts of a record, or its one fault."""
+    """The drafts of a record and the faults of its parts, or its one fault."""
     try:
         if isinstance(content, InputError):
             raise Fault("", content.what.removesuffix("."), content.remedy)

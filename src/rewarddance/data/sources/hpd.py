@@ -14,7 +14,8 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
     """`prompt, path1, path2, choice_dist`: path1 is the preferred picture.
 
     The authors sort `choice_dist` before they use it: its larger count is path1's, whichever stands first. It may be
-    a list, the text of one, or null, where nobody was counted and path1 simply is preferred.
+    a list, the text of one, or null, where nobody was counted and path1 simply is preferred. Pairs of edits have the
+    picture that both were made from in `path_src`.
     """
     votes = record.get("choice_dist")
     if isinstance(votes, str):
@@ -28,7 +29,8 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
             raise Fault("choice_dist", f"is {votes!r}; two counts of votes are needed")
         more, fewer = sorted((as_number(count, "choice_dist") for count in votes), reverse=True)
         share = share_of(more, fewer, "choice_dist")
-    yield Draft(text(record, "prompt"), (medium(record, "path1"), medium(record, "path2")), share)
+    source = medium(record, "path_src") if record.get("path_src") not in (None, "") else None
+    yield Draft(text(record, "prompt"), (medium(record, "path1"), medium(record, "path2")), share, image=source)
 
 
 def choice_or_ranks(record: Mapping[str, Any]) -> Iterator[Draft]:

@@ -14,6 +14,8 @@ def pair(record: Mapping[str, Any]) -> Iterator[Draft]:
 
     Contents are lists of ["text", ...] and ["image", ...]. A picture in the prompt is its image.
     """
+    if not record.get("prompt_content"):
+        raise Fault("prompt_content", "is missing", "Build the benchmark first: the download lacks its prompts.")
     texts, images = _contents(record, "prompt_content")
     if len(images) > 1:
         raise Fault("prompt_content", f"has {len(images)} pictures; a row holds one image")

@@ -12,7 +12,7 @@ from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, by
 _WEIGHTED = re.compile(r"weighted_results(?:_image)?1_(\w+)")
 
 
-def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
+def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft | Fault]:
     """`prompt, file_name1, file_name2, weighted_results1_*, weighted_results2_*`: one row a criterion.
 
     Sets of pictures have them in `image1`, `image2`, with `weighted_results_image1_*` or one criterion's
@@ -28,10 +28,13 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
         raise Fault("weighted_results1_*", "is missing (votes_image1 too)")
     for criterion, first in fields.items():
         second = first.replace("results1_", "results2_").replace("image1", "image2")
-        if record.get(second) is None:
-            raise Fault(second, "is missing")
-        share = share_of(as_number(record[first], first), as_number(record[second], second), first)
-        yield Draft(prompt, media, share, criterion, image)
+        try:
+            if record.get(second) is None:
+                raise Fault(second, "is missing")
+            share = share_of(as_number(record[first], first), as_number(record[second], second), first)
+            yield Draft(prompt, media, share, criterion, image)
+        except Fault as fault:  # of this criterion alone: the others have their votes
+            yield fault
 
 
 def _picture(record: Mapping[str, Any], side: int) -> Medium:

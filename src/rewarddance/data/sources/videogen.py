@@ -11,7 +11,7 @@ from rewarddance.data.sources.drafts import Draft, Source, by_record, medium, vo
 _SHARES = {"a": 0.0, "b": 1.0, "same": 0.5}
 
 
-def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
+def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft | Fault]:
     """`path_A, path_B, prompt, VQ, MQ, TA, Overall, fps_A, fps_B`: one row a criterion that was voted on.
 
     VQ: visual quality. MQ: motion quality. TA: text alignment.
@@ -22,7 +22,10 @@ def by_criterion(record: Mapping[str, Any]) -> Iterator[Draft]:
     if not criteria:
         raise Fault("Overall", "is missing (VQ, MQ, TA too)")
     for name in criteria:
-        yield Draft(prompt, media, vote(name, record[name], _SHARES), criterion=name, fps=fps)
+        try:
+            yield Draft(prompt, media, vote(name, record[name], _SHARES), criterion=name, fps=fps)
+        except Fault as fault:  # of this criterion alone
+            yield fault
 
 
 VIDEOGEN = Source(

@@ -42,12 +42,6 @@ class AnyFamily(Family):
         self.processor = processor
         image = processor.image_processor
         self._options = {name: False for name in ONE_FRAME if hasattr(image, name)}
-        self._template = processor.chat_template or processor.tokenizer.chat_template
-        if self._template is None:
-            raise InputError(
-                f"the {model.config.model_type} judge has no chat template, so there is no knowing how to ask it.",
-                "Choose a checkpoint that was tuned to follow instructions, or add its chat_template.jinja.",
-            )
         self.preparation = self._checked_preparation()
         self._tokens = functools.lru_cache(maxsize=4096)(self._count)
 
@@ -57,6 +51,10 @@ class AnyFamily(Family):
     def marks(self) -> tuple[str, ...]:
         mark = getattr(self.processor, "image_token", None)
         return (mark,) if isinstance(mark, str) else ()
+
+    @property
+    def chat_source(self) -> Any:
+        return self.processor.chat_template or self.tokenizer.chat_template
 
     def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
         return self._processed(parts, [blank(*size) for size in sizes])["input_ids"][0].tolist()
@@ -150,14 +148,12 @@ class AnyFamily(Family):
 
     def _processed(self, parts: Parts, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
         """What the processor makes of a user's turn; frames of a video are pictures in their order."""
-        content, images, left = [], [], iter(pictures)
-        for is_picture, text in self.without_own_tokens(parts):
-            frames = next(left) if is_picture else ()
+        written, images, left = [], [], iter(pictures)
+        for part in self.without_own_tokens(parts):
+            frames = next(left) if part[0] else ()
             images += frames
-            content += [{"type": "image"} for _ in frames] if is_picture else [{"type": "text", "text": text}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], chat_template=self._template, add_generation_prompt=True
-        )
+            written += [part] * (len(frames) if part[0] else 1)
+        text = self.chat.render(tuple(written))
         begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
         found = self.processor(
             text=[text],

@@ -16,11 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rewarddance.errors import InputError
+from rewarddance.reward.families.chat_template import ChatTemplate, Parts
 from rewarddance.reward.families.pixels import resized
 from rewarddance.types import Pixels
 
-Parts = tuple[tuple[bool, str], ...]
-"""A user's turn in order: (False, text), or (True, name) where a picture goes."""
 Sizes = tuple[tuple[int, int, int], ...]
 """Frames, height and width of each picture."""
 
@@ -85,15 +84,30 @@ class Family(ABC):
 
     @functools.cached_property
     def own_tokens(self) -> tuple[str, ...]:
-        """What no text may hold: the tokenizer's special tokens, those that it does not list among them too."""
+        """What no text may hold: the tokenizer's special tokens, those that it does not list among them too, and what
+        begins or ends a turn in the chat template's plain text."""
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        return tuple(dict.fromkeys((*self.marks, *self.tokenizer.all_special_tokens, *added)))
+        return tuple(dict.fromkeys((*self.marks, *self.tokenizer.all_special_tokens, *added, *self.chat.turn_marks)))
+
+    @functools.cached_property
+    def chat(self) -> ChatTemplate:
+        """How a user's turn is written, and where the answer begins. Raises InputError as `ChatTemplate` does."""
+        placeholder = self.marks[0] if self.marks else None
+        judge = f"{self.model.config.model_type} judge"
+        exact = isinstance(self, KnownFamily)
+        return ChatTemplate(judge, self.chat_source, self.tokenizer.special_tokens_map, placeholder, exact)
+
+    @property
+    def chat_source(self) -> Any:
+        """The chat template as it came, or None."""
+        return self.tokenizer.chat_template
 
     def without_own_tokens(self, parts: Parts) -> Parts:
         """The same parts. Raises InputError naming a text that holds one of `own_tokens`."""
         for is_picture, text in parts:
-            found = next((token for token in self.own_tokens if token in text), None)
-            if found and not is_picture:
+            if is_picture:
+                continue
+            if found := next((token for token in self.own_tokens if token in text), None):
                 at = text.index(found)
                 near = text[max(at - 40, 0) : at + len(found) + 40]
                 raise InputError(f"the text {near!r} contains the token {found!r}.", "Remove it from the prompt.")
@@ -139,14 +153,7 @@ class KnownFamily(Family):
         return (self.placeholder,)
 
     def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
-        content = [
-            {"type": "image"} if is_picture else {"type": "text", "text": text}
-            for is_picture, text in self.without_own_tokens(parts)
-        ]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        between = text.split(self.placeholder)
+        between = self.chat.render(self.without_own_tokens(parts)).split(self.placeholder)
         written = [*(self.written((self.tokens(high, wide),) * count) for count, high, wide in sizes), ""]
         whole = "".join(a + b for a, b in zip(between, written, strict=True))
         return self.tokenizer(whole, add_special_tokens=False).input_ids

@@ -1,0 +1,117 @@
+"""What a run will read is looked at before hours of work: prompts by tokenizers, pictures by their headers.
+
+All faults of a run are listed together, each with its row. A run begins when none is left, or with `skip_faulty`, which
+leaves the rows out and lists them in `faulty.jsonl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rewarddance.data.faults import FaultyRow, settle
+from rewarddance.data.media import MAX_FRAMES, media_size
+from rewarddance.data.preferences import PreferenceRow, PreferenceSet
+from rewarddance.errors import RewardDanceError, shown
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.protocols import needs_reference
+from rewarddance.types import Pixels, Prompt, Question
+
+FAULTY = "faulty.jsonl"
+
+
+def blank(frames: int, height: int, width: int) -> Pixels:
+    """Pixels of a size without any memory, where only their size matters."""
+    return torch.zeros(1, 1, 1, 1).expand(frames, 3, height, width)
+
+
+def checked_prompts(
+    generator: PipelineGenerator,
+    judges: Sequence[Any],
+    prompts: Sequence[Prompt],
+    faults: list[FaultyRow],
+    *,
+    source: Path | str,
+    skip: bool,
+    folder: Path,
+) -> list[Prompt]:
+    """The prompts that the generator draws and every judge can be asked about.
+
+    faults: those of rows that are no prompts. source: names where the prompts are from. Raises FaultyRows naming all
+    faulty ones, unless they shall be skipped.
+    """
+    faults, kept = list(faults), list[Prompt]()
+    asked = [judge for judge in judges if hasattr(judge, "faults")]
+    drawn = blank(getattr(generator.options, "num_frames", None) or 1, generator.height, generator.width)
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            generator.check_prompts([prompt])
+            for judge in asked:
+                question = Question(prompt, drawn, drawn if needs_reference(judge) else None)
+                _raise_first(judge.faults([question]))
+            kept.append(prompt)
+        except RewardDanceError as error:
+            where = f"prompt {number} of {source} ({shown(prompt.text, 50)})"
+            faults.append(FaultyRow(where, error.what, error.remedy))
+    settle(faults, skip, folder / FAULTY, len(kept))
+    return kept
+
+
+def check_pairs(
+    sets: Iterable[PreferenceSet],
+    judge: Any,
+    faults: list[FaultyRow],
+    *,
+    skip: bool,
+    folder: Path,
+) -> None:
+    """Look at all pairs of the sets as the judge would be asked about them; the faulty ones are taken out.
+
+    faults: those of rows that are no pairs. Raises FaultyRows naming all faulty ones, unless they shall be skipped, and
+    where a set has no others.
+    """
+    faults = list(faults)
+    for pairs in sets:
+        faulty: dict[int, FaultyRow] = {}
+        sizes: dict[Path, Pixels | RewardDanceError] = {}
+        for index in range(len(pairs)):
+            try:
+                questions = _questions(pairs.row(index), sizes)
+                if hasattr(judge, "faults"):
+                    _raise_first(judge.faults(questions))
+            except RewardDanceError as error:
+                faulty[index] = FaultyRow(pairs.where(index), error.what, error.remedy)
+            if len(sizes) > 100_000:
+                sizes.clear()
+        settle([*faults, *faulty.values()], skip, folder / FAULTY, len(pairs) - len(faulty))
+        faults += faulty.values()
+        pairs.leave_out(faulty)
+
+
+def _questions(row: PreferenceRow, sizes: dict[Path, Pixels | RewardDanceError]) -> list[Question]:
+    """A pair's question in one order, with blank pixels of its media's sizes. Raises InputError naming a file."""
+    first, second = _sized(row.media_a, sizes), _sized(row.media_b, sizes)
+    image = None if row.image is None else _sized(row.image, sizes)
+    prompt = Prompt(row.prompt, image=image, image_path=row.image)
+    return [Question(prompt, second, first, fps=(row.fps_b, row.fps_a))]
+
+
+def _sized(path: Path, sizes: dict[Path, Pixels | RewardDanceError]) -> Pixels:
+    if path not in sizes:
+        try:
+            sizes[path] = blank(*media_size(path, MAX_FRAMES))
+        except RewardDanceError as error:
+            sizes[path] = error
+    found = sizes[path]
+    if isinstance(found, RewardDanceError):
+        raise found
+    return found
+
+
+def _raise_first(faults: Iterable[RewardDanceError | None]) -> None:
+    for fault in faults:
+        if fault is not None:
+            raise fault
