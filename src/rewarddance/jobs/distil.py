@@ -222,17 +222,17 @@ def _without_key(text: str, recipe: DistilRun) -> str:
 
 def _bounded(response: Any) -> None:
     """Ends a reply that is too long, or does not end; the client takes it for a connection that broke."""
-    import httpx
+    import httpx2
 
     inner, end = response.stream, time.monotonic() + _LONGEST_SECONDS
 
-    class Bounded(httpx.SyncByteStream):
+    class Bounded(httpx2.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
             length = 0
             for piece in inner:
                 length += len(piece)
                 if length > _LONGEST_REPLY or time.monotonic() > end:
-                    raise httpx.ReadError(f"the reply does not end after {length:,} bytes")
+                    raise httpx2.ReadError(f"the reply does not end after {length:,} bytes")
                 yield piece
 
         def close(self) -> None:
