@@ -322,7 +322,7 @@ FAMILIES = {
     "sd3": Family(_sd3, {**SIZE, **SHORT}, GUIDED, idle=LAST_TEXT.format(2)),
     "flux-dev": Family(_flux, {**SIZE, **SHORT, "guidance_scale": 3.5}, TRUE_CFG),
     "flux-schnell": Family(lambda: _flux(distilled=False), {**SIZE, **SHORT}, TRUE_CFG),
-    "flux2-klein": Family(_flux2_klein, {**SIZE, **SHORT}, {"guidance_scale": 3.0}),
+    "flux2-klein": Family(_flux2_klein, {**SIZE, "max_sequence_length": 96}, {"guidance_scale": 3.0}),
     "qwen-image": Family(_qwen_image, SIZE, TRUE_CFG, idle=LAST_TEXT.format(1)),
     "wan": Family(_wan, {**SIZE, **SHORT, **VIDEO}, GUIDED),
     "wan-2.2": Family(lambda: _wan(expand_timesteps=True), {**SIZE, **SHORT, **VIDEO}, GUIDED),

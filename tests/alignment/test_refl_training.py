@@ -16,6 +16,7 @@ from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import lr_factor
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
+from rewarddance.runtime.checkpoint import COMPLETE, OURS
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.types import Prompt, Question, Verdict
 
@@ -313,7 +314,8 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, whole):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, judge=interrupted(10), probe=lambda: {"probed": 1.0})
     newest = tmp_path / "checkpoint-8"
-    (newest / "complete").unlink()
+    (newest / OURS).touch()  # as where a kill came while it was removed
+    (newest / COMPLETE).unlink()
     (newest / "weights.safetensors").write_bytes(b"cut off")
     train(tmp_path, probe=lambda: {"probed": 1.0})
     assert_same_run(tmp_path, whole)

@@ -229,9 +229,10 @@ def test_the_commands_help_names_every_set():
     assert all(name in text for name in SOURCES) and "Example: rewarddance data import" in text
 
 
-def test_the_two_commands_of_the_readme_make_a_judge_from_a_public_set(tmp_path, monkeypatch):
+def test_the_tutorials_two_commands_make_a_judge_from_a_public_set(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
-    told = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("rewarddance ")]
+    page = (root / "docs" / "tutorials" / "train_on_votes.md").read_text().replace("\\\n", " ")
+    told = [line for line in page.splitlines() if line.startswith("rewarddance ")]
     first, second = (next(line for line in told if word in line) for word in ("data import hpdv3", "preferences=data"))
     hpdv3(tmp_path / "HPDv3", 120, prompts=60)
     monkeypatch.chdir(tmp_path)

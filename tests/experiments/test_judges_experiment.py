@@ -225,7 +225,7 @@ def test_an_unfinished_table_has_the_rows_that_there_are(tmp_path):
     recipe = load_recipe(JudgesRecipe, recipe_file(tmp_path, sizes={"large": str(judge_folder())}))
     text = with_rows(Judges, recipe, tmp_path / "out", [row(0, "regressive", [0.25, 0.75])]).write()
     assert text.startswith("Unfinished: 1 of 3 cells.") and "1 seed (0)" in text
-    assert "| regressive | large (1.4M) | 1 | 50.0 [25.0, 75.0] |" in text and "| pairwise" not in text
+    assert "| regressive | large (1.4M) | 1 | 50.0 [0.0, 100.0] |" in text and "| pairwise" not in text
     assert json.loads((tmp_path / "out" / "results.json").read_text())["done"] == 1
 
 

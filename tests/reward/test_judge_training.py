@@ -21,6 +21,7 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
+from rewarddance.runtime.checkpoint import COMPLETE, OURS
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
@@ -134,7 +135,8 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, preferences, whole)
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "reward")
     newest = tmp_path / "checkpoint-18"
-    (newest / "complete").unlink()
+    (newest / OURS).touch()  # as where a kill came while it was removed
+    (newest / COMPLETE).unlink()
     for file in newest.glob("*.safetensors"):
         file.write_bytes(b"cut off")
     train(tmp_path, preferences, accuracy)

@@ -33,7 +33,7 @@ from rewarddance.data.fields import Fault, as_number, optional_rate, optional_te
 from rewarddance.data.media import MAX_FRAMES, as_pixels, write_picture
 from rewarddance.data.sources import refusal
 from rewarddance.data.tables import JsonlTable, ParquetTable
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 from rewarddance.runtime.tracking import console
 from rewarddance.types import Pixels, Preference, Prompt
 
@@ -222,6 +222,8 @@ def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | Score
     """A row of a file in `folder`. Raises Fault naming the field that is missing, of the wrong kind, or no file."""
     content = {name: value for name, value in content.items() if value is not None}
     prompt = present(content, "prompt")[1]
+    if not isinstance(prompt, str):
+        raise Fault("prompt", f"cannot be used: {shown(prompt)} is no text")
     try:
         Prompt(prompt)
     except InputError as error:

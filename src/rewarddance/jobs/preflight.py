@@ -18,7 +18,7 @@ from rewarddance.data.preferences import PreferenceRow, PreferenceSet
 from rewarddance.errors import RewardDanceError, shown
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.protocols import needs_reference
-from rewarddance.types import Pixels, Prompt, Question
+from rewarddance.types import OtherPixels, Pixels, Prompt, Question
 
 FAULTY = "faulty.jsonl"
 
@@ -76,7 +76,7 @@ def check_pairs(
     faults = list(faults)
     for pairs in sets:
         faulty: dict[int, FaultyRow] = {}
-        sizes: dict[Path, Pixels | RewardDanceError] = {}
+        sizes: dict[Path, OtherPixels | RewardDanceError] = {}
         for index in range(len(pairs)):
             try:
                 questions = _questions(pairs.row(index), sizes)
@@ -91,7 +91,7 @@ def check_pairs(
         pairs.leave_out(faulty)
 
 
-def _questions(row: PreferenceRow, sizes: dict[Path, Pixels | RewardDanceError]) -> list[Question]:
+def _questions(row: PreferenceRow, sizes: dict[Path, OtherPixels | RewardDanceError]) -> list[Question]:
     """A pair's question in one order, with blank pixels of its media's sizes. Raises InputError naming a file."""
     first, second = _sized(row.media_a, sizes), _sized(row.media_b, sizes)
     image = None if row.image is None else _sized(row.image, sizes)
@@ -99,7 +99,7 @@ def _questions(row: PreferenceRow, sizes: dict[Path, Pixels | RewardDanceError])
     return [Question(prompt, second, first, fps=(row.fps_b, row.fps_a))]
 
 
-def _sized(path: Path, sizes: dict[Path, Pixels | RewardDanceError]) -> Pixels:
+def _sized(path: Path, sizes: dict[Path, OtherPixels | RewardDanceError]) -> Pixels:
     if path not in sizes:
         try:
             sizes[path] = blank(*media_size(path, MAX_FRAMES))

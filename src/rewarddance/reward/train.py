@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from operator import methodcaller
@@ -27,7 +26,7 @@ from rewarddance.reward.parallel import evaluate_together, replicate
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import COMPLETE, newest_complete, replacing_together
+from rewarddance.runtime.checkpoint import COMPLETE, discard, newest_complete, replacing_together
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import full_tensor
 from rewarddance.runtime.trackers import check_trackers, reporting
@@ -234,8 +233,7 @@ def _save(folder: Path, progress: Progress, student: Trainable, optimiser: torch
         ours = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
         steps = sorted(int(step) for step in ours if step.isdecimal())
         for step in set(steps[:-2]) - {progress.best_step}:
-            (folder / f"checkpoint-{step}" / COMPLETE).unlink(missing_ok=True)  # first: half of one is not to be read
-            shutil.rmtree(folder / f"checkpoint-{step}", ignore_errors=True)
+            discard(folder / f"checkpoint-{step}")
 
 
 def _resume(folder: Path, student: Trainable, optimiser: torch.optim.Optimizer) -> Progress:

@@ -77,7 +77,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     check_replaceable(folder)
     scratch, old = _scratch(folder), folder.with_name(f".{folder.name}.old")
     for path in (scratch, old):
-        _remove_ours(path)
+        discard(path)
     scratch.mkdir(parents=True)
     (scratch / OURS).touch()
     yield scratch
@@ -86,7 +86,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     if folder.exists():
         os.replace(folder, old)
     os.replace(scratch, folder)
-    _remove_ours(old)
+    discard(old)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -103,12 +103,17 @@ def _is_ours(folder: Path) -> bool:
     return (folder / COMPLETE).is_file() or (folder / OURS).is_file() or not any(folder.iterdir())
 
 
-def _remove_ours(path: Path) -> None:
+def discard(path: Path) -> None:
+    """Remove a folder that a run wrote, if it is there; what a kill leaves of it is not complete, and known as ours.
+
+    Raises InputError where no run wrote it.
+    """
     if not path.exists() and not path.is_symlink():
         return
     if not _is_ours(path):
         raise InputError(f"{path} is in the way, and no run wrote it.", "Move it away.")
-    (path / OURS).touch()  # goes last, so that what a kill leaves is known to be ours
+    (path / OURS).touch()  # goes last
+    (path / COMPLETE).unlink(missing_ok=True)  # goes first: half of a checkpoint is not to be read
     for child in path.iterdir():
         if child.is_dir() and not child.is_symlink():
             shutil.rmtree(child)

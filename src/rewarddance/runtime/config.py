@@ -113,7 +113,8 @@ def _content(path: Path) -> dict[str, Any]:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
-    if (odd := next((key for key in _keys(content) if not isinstance(key, str)), "")) != "":
+    odd = next((key for key in _keys(content) if not isinstance(key, str) and type(key) is not int), "")
+    if odd != "":
         raise InputError(f"the recipe {path} has the key {odd!r}, which is no text.", "Correct or quote it.")
     return content
 

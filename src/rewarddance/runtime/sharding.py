@@ -63,7 +63,8 @@ def average_gradients(weights: Sequence[nn.Parameter]) -> None:
 @torch.no_grad()
 def all_finite(weights: Sequence[Tensor]) -> bool:
     """Are all values finite, on all processes? All of them call this alike."""
-    norms = torch._foreach_norm([to_local(weight) for weight in weights], float("inf"))
+    local = [shard for shard in map(to_local, weights) if shard.numel()]  # a small weight has no rows for every process
+    norms = torch._foreach_norm(local, float("inf")) if local else ()
     mine = all(bool(torch.isfinite(norm)) for norm in norms)
     return all(process_group.gather_objects(mine))
 
