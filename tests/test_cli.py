@@ -254,7 +254,7 @@ def test_a_broken_line_of_preferences(training, tmp_path):
         file.write('{"prompt": "half a li')
     done = command("train", training)
     assert_refused(done, f"line 9 of the preferences file {tmp_path / 'train.jsonl'}", "Correct or remove it.")
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "reward").exists()
 
 
 def test_a_test_set_of_ties_alone(training, tmp_path):

@@ -46,8 +46,8 @@ def settle(faults: Sequence[FaultyRow], skip: bool, path: Path, left: int) -> No
     if faults:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, "".join(json.dumps(fault._asdict()) + "\n" for fault in faults))
-    else:
-        path.unlink(missing_ok=True)
+    elif path.is_file():
+        path.unlink()
 
 
 def skipped(path: Path) -> dict[str, object]:
