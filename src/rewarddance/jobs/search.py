@@ -31,7 +31,7 @@ from rewarddance.runtime.devices import digest_of, find_device, find_dtype
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.search.budget import Spent
 from rewarddance.search.judging import Candidate
-from rewarddance.search.run import Found, Search, read_method
+from rewarddance.search.run import Search, SearchResult, read_method
 from rewarddance.types import Prompt
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
@@ -112,7 +112,7 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
             bar.advance(len(places))
 
 
-def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Found | RewardDanceError]:
+def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[SearchResult | RewardDanceError]:
     """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
     try:
         return [*work([prompts[place] for place in places], places)]
@@ -123,7 +123,7 @@ def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) ->
         return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
 
 
-def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, Any]:
+def _row(prompt: Prompt, place: int, result: SearchResult, folder: Path) -> dict[str, Any]:
     """Write a prompt's pictures; returns its row."""
     own = Path("pictures") / f"{place + 1:06d}"
 
@@ -131,20 +131,20 @@ def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, An
         write_picture(one.pixels, folder / own / name)
         return {"picture": (own / name).as_posix(), "score": one.score, **one.origin}
 
-    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(found.pictures[1:], start=1)]
+    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(result.pictures[1:], start=1)]
     return {
         "number": place + 1,
         "prompt": prompt.text,
         **({"negative_prompt": prompt.negative} if prompt.negative else {}),
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
         **({"image": str(prompt.image_path)} if prompt.image_path else {}),
-        "winner": written(found.winner, "winner.png"),
+        "winner": written(result.winner, "winner.png"),
         "runners_up": runners_up,
-        "first": written(found.first, "first.png"),
-        "judging": found.judging,
-        "rounds": found.rounds,
-        **({} if found.held_out is None else {"held_out": found.held_out}),
-        "spent": _rounded(found.spent._asdict()),
+        "first": written(result.first, "first.png"),
+        "judging": result.judging,
+        "rounds": result.rounds,
+        **({} if result.held_out is None else {"held_out": result.held_out}),
+        "spent": _rounded(result.spent._asdict()),
     }
 
 
