@@ -123,7 +123,7 @@ def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) ->
         return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
 
 
-def _row(prompt: Prompt, place: int, result: SearchResult, folder: Path) -> dict[str, Any]:
+def _row(prompt: Prompt, place: int, found: SearchResult, folder: Path) -> dict[str, Any]:
     """Write a prompt's pictures; returns its row."""
     own = Path("pictures") / f"{place + 1:06d}"
 
@@ -131,20 +131,20 @@ def _row(prompt: Prompt, place: int, result: SearchResult, folder: Path) -> dict
         write_picture(one.pixels, folder / own / name)
         return {"picture": (own / name).as_posix(), "score": one.score, **one.origin}
 
-    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(result.pictures[1:], start=1)]
+    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(found.pictures[1:], start=1)]
     return {
         "number": place + 1,
         "prompt": prompt.text,
         **({"negative_prompt": prompt.negative} if prompt.negative else {}),
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
         **({"image": str(prompt.image_path)} if prompt.image_path else {}),
-        "winner": written(result.winner, "winner.png"),
+        "winner": written(found.winner, "winner.png"),
         "runners_up": runners_up,
-        "first": written(result.first, "first.png"),
-        "judging": result.judging,
-        "rounds": result.rounds,
-        **({} if result.held_out is None else {"held_out": result.held_out}),
-        "spent": _rounded(result.spent._asdict()),
+        "first": written(found.first, "first.png"),
+        "judging": found.judging,
+        "rounds": found.rounds,
+        **({} if found.held_out is None else {"held_out": found.held_out}),
+        "spent": _rounded(found.spent._asdict()),
     }
 
 
