@@ -73,12 +73,13 @@ class MetaModel(VisionLanguageModel):
             model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
         self.model, self.tokens_at_once, self.checkpointing = model.eval(), 16_384, checkpointing
         self.tokenizer, tokenizer = _tokenizer(self.folder, config)
-        pictures, told = _picture_config(self.folder, kind)
+        pictures, picture_source = _picture_config(self.folder, kind)
         self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         self._text.config._attn_implementation = ATTENTION
         self.is_checking = False
-        self.sources, self.lengths, self.counting_only = Sources(architecture, tokenizer, told), list[int](), False
+        self.sources = Sources(architecture, tokenizer, picture_source)
+        self.lengths, self.counting_only = list[int](), False
 
     @property
     def device(self) -> torch.device:
