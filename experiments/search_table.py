@@ -83,7 +83,7 @@ class Entry(NamedTuple):
 
     spent: seconds, in those of one plain sample.
     judge_share: of them, the judge's.
-    evaluations, questions, rounds: means a prompt; see `search.run.Found`.
+    evaluations, questions, rounds: means a prompt; see `search.run.SearchResult`.
     """
 
     strength: str

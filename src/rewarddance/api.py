@@ -33,7 +33,7 @@ from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import keep_recipe, parse_recipe
 from rewarddance.runtime.devices import find_device, find_dtype
 from rewarddance.search.recipe import Budget
-from rewarddance.search.run import METHODS, Found, read_method
+from rewarddance.search.run import METHODS, SearchResult, read_method
 from rewarddance.search.run import search as search_prompts
 from rewarddance.types import Preference, Prompt, as_prompts
 
@@ -141,7 +141,7 @@ def search(
     device: str | None = None,
     tick: Callable[[int], None] = lambda n: None,
     **options: Any,
-) -> list[Found]:
+) -> list[SearchResult]:
     """The best picture of each prompt within a budget, its runners-up, and what they cost.
 
     method: best_of_n, zero_order, paths, pruning or refine. budget: for each prompt, "samples=16", "seconds=30",

@@ -31,7 +31,7 @@ STATED = {
 
 
 def pair(size: int = 32, device: str = "cpu") -> Preference:
-    first, second = (one.to(device) for one in pictures(2, size=size))
+    first, second = (picture.to(device) for picture in pictures(2, size=size))
     return Preference("a red circle left of a blue square", first, second, 1.0)
 
 
@@ -80,8 +80,8 @@ def test_a_folder_with_config_json_alone_is_enough(tmp_path: Path):
     sources = reward.vlm.sources  # type: ignore[attr-defined]
     assert sources.architecture == str(tmp_path / "config.json")
     assert "stand-in" in sources.tokenizer and "defaults of qwen3_vl" in sources.pictures
-    tokens, shown = tokens_of(reward, pair(size=512, device="meta"))
-    assert shown > 0 and tokens > 2 * shown
+    tokens, picture_tokens = tokens_of(reward, pair(size=512, device="meta"))
+    assert picture_tokens > 0 and tokens > 2 * picture_tokens
 
 
 def test_english_is_one_token_a_word_for_the_stand_in():

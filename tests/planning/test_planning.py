@@ -1,4 +1,4 @@
-"""A plan says what the run then takes: against real runs of small judges and generators, and what it tells the user."""
+"""A plan says what the run then takes, against real runs of small judges and generators; and how it is printed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.plan import plan_recipe
 from rewarddance.planning.alignment import plan_alignment
 from rewarddance.planning.hardware import GIB, GPUS
-from rewarddance.planning.plan import Edit, Plan, on_meta, sample_pairs, suggestions, words
+from rewarddance.planning.plan import Edit, Plan, on_meta, prompt_of_words, sample_pairs, suggestions
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.training import flops_of, memory_of, meta_student
 from rewarddance.reward.loading import build_reward, load_reward
@@ -124,14 +124,15 @@ def test_fewer_pairs_at_once_need_less_and_checkpointing_too():
 
 
 def test_pairs_are_sampled_from_the_recipes_file_where_it_is_there(tmp_path: Path):
-    write_preferences([replace(pair, prompt=words(3 + i)) for i, pair in enumerate(pairs(20))], tmp_path / "p.jsonl")
+    rows = [replace(pair, prompt=prompt_of_words(3 + i)) for i, pair in enumerate(pairs(20))]
+    write_preferences(rows, tmp_path / "p.jsonl")
     sample, total, source = sample_pairs(tmp_path / "p.jsonl", PlanOptions(), reasons=False)
     assert total == 20 and len(sample) == 16 and source.startswith("16 of the 20 pairs")
     assert all(pair.first.is_meta and pair.first.shape == (1, 3, 32, 32) for pair in sample)
-    assert sample[0].prompt.text == words(3) and sample[-1].prompt.text == words(3 + 18)
-    (made,), total, source = sample_pairs(tmp_path / "no", PlanOptions(picture=(64, 96), prompt_words=5), reasons=True)
-    assert total is None and "is not here" in source and made.first.shape[-2:] == (64, 96)
-    assert len(made.prompt.text.split()) == len(made.reason.split()) == 5
+    assert sample[0].prompt.text == prompt_of_words(3) and sample[-1].prompt.text == prompt_of_words(3 + 18)
+    (pair,), total, source = sample_pairs(tmp_path / "no", PlanOptions(picture=(64, 96), prompt_words=5), reasons=True)
+    assert total is None and "is not here" in source and pair.first.shape[-2:] == (64, 96)
+    assert len(pair.prompt.text.split()) == len(pair.reason.split()) == 5
 
 
 def test_a_recipe_for_a_public_judge_fits_the_hardware_in_its_head():
@@ -247,9 +248,8 @@ def test_refl_needs_what_a_real_step_needs_to_five_percent(small: Plan):
     bank = []
     for i in range(2):
         seeds = (90 + 2 * i, 91 + 2 * i)
-        bank.append(
-            References(Prompt(words(6)), tuple(pictures(2, seed=i)), seeds, (1.0, 0.0), generator.init_noise(seeds))
-        )
+        latents = generator.init_noise(seeds)
+        bank.append(References(Prompt(prompt_of_words(6)), tuple(pictures(2, seed=i)), seeds, (1.0, 0.0), latents))
     refl: ReflRecipe = run.refl.model_copy(update={"grad_step_range": (0.0, 1e-9)})
     real = measured_peak(lambda: refl_step(generator, judge, bank, refl, seed=0, step=0))
     assert max(small.peaks[name] for name in ("generator", "decoder", "judge", "backward")) == pytest.approx(
@@ -380,8 +380,8 @@ def test_sharding_is_suggested_where_it_makes_a_run_fit():
     options = PlanOptions(prompt_words=6, gpus=2, gpu_memory=(whole.size + sharded.size) / 2 / GIB)
     batches = {"judge_batch": 1, "decode_batch": 1, "generator_batch": 1}
     run = alignment({"prompts_per_step": 2, "lora_rank": 0, **batches}, references={"candidates": 2, "batch_size": 2})
-    (found,) = plan_alignment(run, options).suggestions
-    assert (found.keys, found.gpus, found.size) == (("refl.sharded=true",), 2, sharded.size)
+    (suggestion,) = plan_alignment(run, options).suggestions
+    assert (suggestion.keys, suggestion.gpus, suggestion.size) == (("refl.sharded=true",), 2, sharded.size)
 
 
 def test_suggestions_end_with_more_gpus_where_nothing_else_keeps_the_result():
@@ -395,8 +395,8 @@ def test_suggestions_end_with_more_gpus_where_nothing_else_keeps_the_result():
         other = [Edit({"lora_alpha": 4}, "impossible"), Edit({"lora_rank": 8}, "less", more_gpus=1)]
         options = PlanOptions(gpu_memory=memory)
         keys = {"sharded": True, "checkpointing": True}
-        found = suggestions(judge(), size, options, same=same, other=other, spread=lambda gpus: keys, prefix="judge.")
-        return [(" ".join(suggestion.keys), suggestion.gpus) for suggestion in found]
+        edits = suggestions(judge(), size, options, same=same, other=other, spread=lambda gpus: keys, prefix="judge.")
+        return [(" ".join(suggestion.keys), suggestion.gpus) for suggestion in edits]
 
     assert suggested(85) == [("judge.checkpointing=true", 1)]
     everywhere = "judge.sharded=true judge.checkpointing=true"

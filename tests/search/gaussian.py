@@ -1,4 +1,4 @@
-"""Generators and judges of a search whose answers are known."""
+"""Generators and judges for searches, whose answers are known in closed form."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ def generators(steps: int) -> dict[str, GaussianGenerator | GaussianDiffusion]:
 
 
 class Bright:
-    """Likes bright pictures, by themselves or better than a reference; keeps every question, and gives a reason."""
+    """Scores a picture's brightness, alone or against a reference; keeps every question, and gives a reason."""
 
     needs_reference = False
 
     def __init__(self, bias: float = 0.0) -> None:
-        self.bias, self.asked = bias, []
+        self.bias, self.questions = bias, []
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
-        self.asked += questions
-        found = [
+        self.questions += questions
+        margins = [
             q.candidate.mean() - (q.reference.mean() - self.bias if q.reference is not None else 0) for q in questions
         ]
-        return Verdict(torch.stack(found) if found else torch.zeros(0))
+        return Verdict(torch.stack(margins) if margins else torch.zeros(0))
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
         return Verdict(self(questions).margin, tuple(f"too dark {number}" for number in range(len(questions))))

@@ -1,4 +1,4 @@
-"""A budget is read as it is written, counted where it is spent, and estimate_seconds in seconds."""
+"""A budget is read from text, what is spent is counted, and seconds are estimated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rewarddance.types import Prompt, Question
 
 
 class Clock:
-    """Seconds that pass when something says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Slow(TinyGenerator):
-    """A second for each latent of each evaluation, three for each picture decoded."""
+    """Takes a second for each latent of each evaluation, and three for each decoded picture."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -50,22 +50,22 @@ class SlowJudge(Bright):
         return super().__call__(questions)
 
 
-def worked(generator: CountingGenerator, judge: CountingJudge, pictures: int) -> None:
-    """Make and judge pictures the plain way."""
+def make_and_judge(generator: CountingGenerator, judge: CountingJudge, pictures: int) -> None:
+    """Draw plain samples and ask the judge about each."""
     x = generator.init_noise(range(pictures))
     condition = generator.encode([Prompt("a")] * pictures)
     for step in range(generator.num_steps):
         x = generator.advance(x, generator.predict(x, step, condition), step)
-    judge([Question("a", one) for one in generator.decode(x)])
+    judge([Question("a", pixels) for pixels in generator.decode(x)])
 
 
-def test_a_budget_is_read_as_it_is_written():
+def test_a_budget_is_read_from_text():
     assert read_budget("samples=16") == Budget(samples=16)
     assert read_budget("evaluations=400, seconds=1.5") == Budget(evaluations=400, seconds=1.5)
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "error"),
     [
         ("16", "'16' is not of the form"),
         ("samples=", "not of the form"),
@@ -75,8 +75,8 @@ def test_a_budget_is_read_as_it_is_written():
         ("samples=2.5", "'samples'"),
     ],
 )
-def test_a_budget_that_is_none_is_refused_by_name(text, what):
-    with pytest.raises(InputError, match=what):
+def test_a_text_that_is_no_budget_is_refused_by_name(text, error):
+    with pytest.raises(InputError, match=error):
         read_budget(text)
 
 
@@ -85,7 +85,7 @@ def test_a_budget_without_any_limit_is_refused():
         Budget()
 
 
-def test_the_counted_are_the_seams_and_answer_as_those_inside():
+def test_counting_wrappers_are_the_protocols_and_change_no_answer():
     generator, judge = CountingGenerator(TinyGenerator()), CountingJudge(Bright())
     assert isinstance(generator, Generator) and isinstance(judge, RewardModel)
     plain, x = TinyGenerator(), TinyGenerator().init_noise([3, 4])
@@ -93,20 +93,20 @@ def test_the_counted_are_the_seams_and_answer_as_those_inside():
     assert torch.equal(generator.predict(x, 1, condition), plain.predict(x, 1, condition))
     assert torch.equal(generator.decode(x), plain.decode(x))
     assert generator.scales(2) == plain.scales(2) and generator.num_steps == plain.num_steps
-    assert judge.explain([Question("a", one) for one in plain.decode(x)]).reasons == ("too dark 0", "too dark 1")
+    assert judge.explain([Question("a", pixels) for pixels in plain.decode(x)]).reasons == ("too dark 0", "too dark 1")
 
 
 def test_every_evaluation_picture_question_and_second_is_counted_once():
     clock = Clock()
     generator, judge = CountingGenerator(Slow(clock), clock), CountingJudge(SlowJudge(clock), clock)
     meter = Meter(Budget(samples=10), generator, judge, 2, totals(generator, judge))
-    worked(generator, judge, 6)
-    clock.now += 5  # neither's
+    make_and_judge(generator, judge, 6)
+    clock.now += 5  # neither the generator's nor the judge's
     assert totals(generator, judge) == Totals(24, 6, 6, 24 + 18, 12)
     assert meter.spent() == (12, 3, 3, (24 + 18 + 12 + 5) / 2, 21, 6)
 
 
-def test_the_width_is_the_largest_that_every_limit_leaves():
+def test_the_width_is_the_largest_that_every_limit_allows():
     generator, judge = CountingGenerator(TinyGenerator()), CountingJudge(Bright())
 
     def max_affordable(**limits) -> int:
@@ -119,17 +119,17 @@ def test_the_width_is_the_largest_that_every_limit_leaves():
     assert max_affordable(samples=100) == 8
 
 
-def test_seconds_are_foretold_from_what_was_seen():
+def test_seconds_are_estimated_from_those_before():
     clock = Clock()
     generator, judge = CountingGenerator(Slow(clock), clock), CountingJudge(SlowJudge(clock), clock)
     since = totals(generator, judge)
-    worked(generator, judge, 2)  # 8 + 6 and 4 seconds: 1.75 an evaluation, 2 a question
+    make_and_judge(generator, judge, 2)  # 8 + 6 and 4 seconds: 1.75 an evaluation, 2 a question
     meter = Meter(Budget(seconds=20), generator, judge, 1, since)
     assert meter.estimate_seconds(Cost(4, 1)) == pytest.approx(9)
     assert meter.max_affordable(lambda width: Cost(4 * width, width), 8) == 2
-    worked(generator, judge, 1)
+    make_and_judge(generator, judge, 1)
     assert meter.max_affordable(lambda width: Cost(4 * width, width), 8) == 1
-    worked(generator, judge, 1)
+    make_and_judge(generator, judge, 1)
     assert meter.max_affordable(lambda width: Cost(4 * width, width), 8) == 0
     assert meter.max_affordable(lambda width: Cost(4 * width, width), 8, least=1) == 1
 

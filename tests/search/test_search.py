@@ -1,4 +1,4 @@
-"""`search`, any method: within its budget, the same whenever it is made again, each prompt from its own noises."""
+"""`search` with any method: it keeps to its budget and is reproducible, each prompt with its own noises."""
 
 from __future__ import annotations
 
@@ -22,120 +22,121 @@ PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]
 EVERY = [*itertools.product(METHODS, JUDGING)]
 
 
-def widths(generator: TinyGenerator) -> list[int]:
-    """Notes how many pictures are made together."""
-    seen: list[int] = []
-    own = generator.predict
+def batch_sizes(generator: TinyGenerator) -> list[int]:
+    """Records how many pictures each call of the network has."""
+    batches: list[int] = []
+    predict = generator.predict
 
-    def predict(x_t, step, condition):
-        seen.append(len(x_t))
-        return own(x_t, step, condition)
+    def recorded(x_t, step, condition):
+        batches.append(len(x_t))
+        return predict(x_t, step, condition)
 
-    generator.predict = predict
-    return seen
+    generator.predict = recorded
+    return batches
 
 
 @pytest.mark.parametrize(("method", "judging"), EVERY)
-def test_no_method_passes_its_budget_or_its_batch_and_every_one_gives_a_winner(method, judging):
+def test_every_method_keeps_to_its_budget_and_batch_and_gives_a_winner(method, judging):
     for budget in ("evaluations=150", "questions=61", "samples=20,questions=30"):
-        made = TinyGenerator(8)
-        seen = widths(made)
-        found = search(made, Bright(), PROMPTS, method, budget, judging=judging, prompts_at_once=2, batch_size=10)
-        assert [one.prompt.text for one in found] == PROMPTS
-        assert max(seen) <= 10
-        for one in found:
-            spent = one.spent
+        generator = TinyGenerator(8)
+        batches = batch_sizes(generator)
+        options = {"judging": judging, "prompts_at_once": 2, "batch_size": 10}
+        results = search(generator, Bright(), PROMPTS, method, budget, **options)
+        assert [result.prompt.text for result in results] == PROMPTS
+        assert max(batches) <= 10
+        for result in results:
+            spent = result.spent
             assert spent.evaluations <= {"e": 150, "q": 10**6, "s": 160}[budget[0]]
             assert spent.questions <= {"e": 10**6, "q": 61, "s": 30}[budget[0]]
-            scores = [each.score for each in one.pictures]
+            scores = [candidate.score for candidate in result.pictures]
             assert None not in scores
             if judging != "knockout":
                 assert scores == sorted(scores, reverse=True)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_was_spent_is_what_was_asked_for(method):
-    made, judge = TinyGenerator(8), Bright()
-    seen = widths(made)
-    found = search(made, judge, PROMPTS[:4], method, "samples=20", prompts_at_once=4, batch_size=32)
+def test_what_counts_as_spent_is_what_was_computed(method):
+    generator, judge = TinyGenerator(8), Bright()
+    batches = batch_sizes(generator)
+    spent = search(generator, judge, PROMPTS[:4], method, "samples=20", prompts_at_once=4, batch_size=32)[0].spent
     extra = 0 if method in ("best_of_n", "zero_order", "refine") else 4 * 8  # the first samples, for comparison
-    assert sum(seen) == 4 * found[0].spent.evaluations + extra
-    assert len(judge.asked) == 4 * found[0].spent.questions
+    assert sum(batches) == 4 * spent.evaluations + extra
+    assert len(judge.questions) == 4 * spent.questions
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_made_again_it_is_the_same(method):
-    one, again = (search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16", seed=3) for _ in range(2))
-    for a, b in zip(one, again, strict=True):
+def test_the_same_search_gives_the_same_pictures(method):
+    results, again = (search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16", seed=3) for _ in range(2))
+    for a, b in zip(results, again, strict=True):
         assert [c.origin for c in a.pictures] == [c.origin for c in b.pictures]
         assert all(torch.equal(c.pixels, d.pixels) for c, d in zip(a.pictures, b.pictures, strict=True))
     other = search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16", seed=4)
-    assert one[0].winner.origin != other[0].winner.origin
+    assert results[0].winner.origin != other[0].winner.origin
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_first_sample_is_the_same_in_every_method_and_costs_nothing_extra(method):
-    found = search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16")
-    for place, one in enumerate(found):
-        seed = noise_seed(0, place, 0)
-        assert one.first.origin["noise"] == seed
-        torch.testing.assert_close(one.first.pixels, sample(TinyGenerator(8), [one.prompt], [seed])[0])
-        assert one.spent.evaluations <= 16 * 8
+def test_the_first_sample_is_the_same_in_every_method_and_costs_nothing(method):
+    results = search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16")
+    for index, result in enumerate(results):
+        seed = noise_seed(0, index, 0)
+        assert result.first.origin["noise"] == seed
+        torch.testing.assert_close(result.first.pixels, sample(TinyGenerator(8), [result.prompt], [seed])[0])
+        assert result.spent.evaluations <= 16 * 8
 
 
 def test_best_of_n_is_the_best_of_the_prompts_first_n_noises():
-    found = search(TinyGenerator(), Bright(), PROMPTS, "best_of_n", "samples=11", prompts_at_once=3, batch_size=12)
-    for place, one in enumerate(found):
-        seeds = [noise_seed(0, place, number) for number in range(11)]
-        own = sample(TinyGenerator(), [one.prompt] * 11, seeds)
-        best = own.mean(dim=(1, 2, 3, 4)).argsort(descending=True)[:3].tolist()
-        assert [each.origin["noise"] for each in one.pictures] == [seeds[i] for i in best]
-        assert one.spent[:3] == (44, 11, 11)
+    results = search(TinyGenerator(), Bright(), PROMPTS, "best_of_n", "samples=11", prompts_at_once=3, batch_size=12)
+    for index, result in enumerate(results):
+        seeds = [noise_seed(0, index, number) for number in range(11)]
+        samples = sample(TinyGenerator(), [result.prompt] * 11, seeds)
+        best = samples.mean(dim=(1, 2, 3, 4)).argsort(descending=True)[:3].tolist()
+        assert [candidate.origin["noise"] for candidate in result.pictures] == [seeds[i] for i in best]
+        assert result.spent[:3] == (44, 11, 11)
 
 
-def test_n_may_end_it_before_the_budget_does():
-    (found,) = search(TinyGenerator(), Bright(), ["a"], Random(n=5), "samples=100")
-    assert found.spent.pictures == 5
+def test_n_can_end_a_search_before_the_budget_does():
+    (result,) = search(TinyGenerator(), Bright(), ["a"], Random(n=5), "samples=100")
+    assert result.spent.pictures == 5
 
 
-def test_a_knockout_and_a_tournament_agree_with_a_judge_that_orders_everything():
-    chosen = [
-        [one.winner.origin for one in search(TinyGenerator(), Bright(9.0), PROMPTS, budget="samples=9", judging=name)]
-        for name in ("knockout", "tournament", "first", "alone")
-    ]
-    assert chosen[0] == chosen[1] == chosen[2] == chosen[3]
+def test_every_judging_chooses_the_same_where_the_judge_is_consistent():
+    winners = []
+    for judging in JUDGING:
+        results = search(TinyGenerator(), Bright(9.0), PROMPTS, budget="samples=9", judging=judging)
+        winners.append([result.winner.origin for result in results])
+    assert all(chosen == winners[0] for chosen in winners)
 
 
-def test_seconds_end_it_soon_after_they_are_over():
+def test_a_search_ends_soon_after_its_seconds():
     for method in METHODS:
-        (found,) = search(TinyGenerator(8), Bright(), ["a"], method, "seconds=0.2")
-        assert 0.05 < found.spent.seconds < 1.0
-        assert found.spent.evaluations > 8
-        assert found.spent.generator_seconds + found.spent.judge_seconds <= found.spent.seconds
+        (result,) = search(TinyGenerator(8), Bright(), ["a"], method, "seconds=0.2")
+        assert 0.05 < result.spent.seconds < 1.0
+        assert result.spent.evaluations > 8
+        assert result.spent.generator_seconds + result.spent.judge_seconds <= result.spent.seconds
 
 
 def test_too_few_seconds_still_give_one_picture():
     for method in METHODS:
-        (found,) = search(TinyGenerator(8), Bright(), ["a"], method, "seconds=0.000001")
-        assert len(found.pictures) == 1 and found.spent.evaluations <= 8
+        (result,) = search(TinyGenerator(8), Bright(), ["a"], method, "seconds=0.000001")
+        assert len(result.pictures) == 1 and result.spent.evaluations <= 8
 
 
-def test_a_method_that_got_no_round_says_so():
-    (found,) = search(TinyGenerator(20), Bright(), ["a"], Paths(), "seconds=0.000001")
-    assert found.rounds == 0 and "renoised" not in found.winner.origin
+def test_a_method_that_ran_no_round_says_so():
+    (result,) = search(TinyGenerator(20), Bright(), ["a"], Paths(), "seconds=0.000001")
+    assert result.rounds == 0 and "renoised" not in result.winner.origin
     for method in METHODS:
-        (found,) = search(TinyGenerator(20), Bright(), ["a"], method, "samples=30")
-        assert found.rounds > 0, method
+        (result,) = search(TinyGenerator(20), Bright(), ["a"], method, "samples=30")
+        assert result.rounds > 0, method
 
 
-def test_finished_prompts_are_heard():
-    heard: list[int] = []
-    search(TinyGenerator(), Bright(), PROMPTS, budget="samples=2", prompts_at_once=2, tick=heard.append)
-    assert heard == [2, 2, 1]
+def test_finished_prompts_are_reported():
+    ticks: list[int] = []
+    search(TinyGenerator(), Bright(), PROMPTS, budget="samples=2", prompts_at_once=2, tick=ticks.append)
+    assert ticks == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("options", "error"),
     [
         ({"method": "beam"}, "no search method named 'beam'"),
         ({"budget": "samples"}, "not of the form"),
@@ -144,58 +145,58 @@ def test_finished_prompts_are_heard():
         ({"method": Paths(copies=3), "budget": "samples=1"}, "one path with 3 copies takes"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(options, what):
-    with pytest.raises(InputError, match=what):
+def test_what_cannot_be_done_is_refused_by_name(options, error):
+    with pytest.raises(InputError, match=error):
         search(TinyGenerator(8), Bright(), PROMPTS, **options)
 
 
-class Strange(Bright):
-    """Gives `said` of every picture for the prompt "bb"."""
+class NotFinite(Bright):
+    """Gives every picture of the prompt "bb" the same margin."""
 
-    def __init__(self, said: float) -> None:
+    def __init__(self, margin: float) -> None:
         super().__init__()
-        self.said = said
+        self.margin = margin
 
     def __call__(self, questions):
         margin = super().__call__(questions).margin
-        return Verdict(torch.where(torch.tensor([q.prompt.text == "bb" for q in questions]), self.said, margin))
+        return Verdict(torch.where(torch.tensor([q.prompt.text == "bb" for q in questions]), self.margin, margin))
 
 
-@pytest.mark.parametrize("said", [float("nan"), float("inf")])
-def test_a_reward_that_is_no_number_is_never_ranked(said):
+@pytest.mark.parametrize("margin", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_is_never_ranked(margin):
     with pytest.raises(RewardError, match="the reward of 'bb' is"):
-        search(TinyGenerator(), Strange(said), PROMPTS, budget="samples=3")
+        search(TinyGenerator(), NotFinite(margin), PROMPTS, budget="samples=3")
 
 
-class Short(Bright):
+class TooFewMargins(Bright):
     """Leaves the last question unanswered."""
 
     def __call__(self, questions):
         return Verdict(torch.zeros(len(questions) - 1))
 
 
-def test_a_reward_that_answers_something_else_than_was_asked_is_told_so():
+def test_a_reward_with_too_few_margins_is_refused():
     with pytest.raises(RewardError, match=r"answered 15 questions with margins of the shape \[14\]"):
-        search(TinyGenerator(), Short(), PROMPTS, budget="samples=3")
+        search(TinyGenerator(), TooFewMargins(), PROMPTS, budget="samples=3")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_kept_keeps_nothing_of_its_batch_in_memory(method):
-    for one in search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16", batch_size=40):
-        for each in (*one.pictures, one.first):
-            assert each.pixels.untyped_storage().nbytes() == each.pixels.nbytes
-            assert each.latent.untyped_storage().nbytes() == each.latent.nbytes
+def test_a_kept_candidate_holds_no_other_memory_of_its_batch(method):
+    for result in search(TinyGenerator(8), Bright(), PROMPTS, method, "samples=16", batch_size=40):
+        for candidate in (*result.pictures, result.first):
+            assert candidate.pixels.untyped_storage().nbytes() == candidate.pixels.nbytes
+            assert candidate.latent.untyped_storage().nbytes() == candidate.latent.nbytes
 
 
 def test_a_held_out_reward_chooses_and_costs_nothing_and_rates_the_winner():
     plain = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6")
-    watched = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6", held_out=Bright(bias=0.3))
-    for one, same in zip(plain, watched, strict=True):
-        assert one.held_out is None and one.winner.origin == same.winner.origin and one.spent[:3] == same.spent[:3]
-        more = same.winner.pixels.mean() - same.first.pixels.mean()
-        assert same.held_out == pytest.approx(more.item(), abs=1e-6)  # both orders: its bias is gone
-    (one,) = search(TinyGenerator(), Bright(), ["a"], budget="samples=1", held_out=Bright())
-    assert one.held_out == 0
+    rated = search(TinyGenerator(8), Bright(), PROMPTS, budget="samples=6", held_out=Bright(bias=0.3))
+    for a, b in zip(plain, rated, strict=True):
+        assert a.held_out is None and a.winner.origin == b.winner.origin and a.spent[:3] == b.spent[:3]
+        difference = b.winner.pixels.mean() - b.first.pixels.mean()
+        assert b.held_out == pytest.approx(difference.item(), abs=1e-6)  # both orders: its bias is gone
+    (result,) = search(TinyGenerator(), Bright(), ["a"], budget="samples=1", held_out=Bright())
+    assert result.held_out == 0
 
 
 @pytest.mark.parametrize("judging", JUDGING)
@@ -205,5 +206,5 @@ def test_a_reward_is_never_asked_about_nothing(judging):
             assert questions
             return super().__call__(questions)
 
-    (one,) = search(TinyGenerator(), Reward(), ["a"], budget="samples=1", judging=judging)
-    assert len(one.pictures) == 1
+    (result,) = search(TinyGenerator(), Reward(), ["a"], budget="samples=1", judging=judging)
+    assert len(result.pictures) == 1

@@ -1,4 +1,4 @@
-"""A prompt's picture, and no other's, reaches the generator and the judge, in every method and every way to judge."""
+"""A prompt's picture, and no other, reaches generator and judge, in every method and kind of judging."""
 
 from __future__ import annotations
 
@@ -19,35 +19,39 @@ PICTURES = [torch.full((1, 3, 4, 4), value) for value in (0.1, 0.2, 0.3)]
 PROMPTS = [Prompt(text, image=picture) for text, picture in zip(("a", "bb", "a"), PICTURES, strict=True)]
 
 
-class Given(TinyGenerator):
-    """Draws as bright as its picture; keeps which picture each row was given."""
+class FromPicture(TinyGenerator):
+    """Draws as bright as the prompt's picture; keeps the text and the picture of each row."""
 
     def __init__(self) -> None:
         super().__init__(6)
-        self.given = []
+        self.rows = []
 
     def encode(self, prompts):
-        self.given += [(prompt.text.split(".")[0], id(prompt.image)) for prompt in prompts]
+        self.rows += [(prompt.text.split(".")[0], id(prompt.image)) for prompt in prompts]
         return torch.stack([prompt.image.mean() for prompt in prompts])[:, None, None, None]
 
 
-OWN = {(prompt.text, id(prompt.image)) for prompt in PROMPTS}
+EXPECTED = {(prompt.text, id(prompt.image)) for prompt in PROMPTS}
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("judging", JUDGING)
 def test_every_row_and_every_question_has_its_prompts_picture(method, judging):
-    made, judge = Given(), Bright()
+    generator, judge = FromPicture(), Bright()
     options = {"paths": {"paths": 1, "copies": 2}}.get(method, {})
-    search(made, judge, PROMPTS, read_method(method, options), "samples=30", judging=judging)
-    assert set(made.given) == OWN
-    assert {(question.prompt.text, id(question.prompt.image)) for question in judge.asked} == OWN
+    search(generator, judge, PROMPTS, read_method(method, options), "samples=30", judging=judging)
+    assert set(generator.rows) == EXPECTED
+    assert {(question.prompt.text, id(question.prompt.image)) for question in judge.questions} == EXPECTED
 
 
-def test_a_full_tournament_over_given_seeds_knows_the_pictures_too():
-    made, judge = Given(), Bright()
-    best_of_n(made, judge, PROMPTS, [[1, 2]] * 3, prompts_at_once=2)
-    assert set(made.given) == {(question.prompt.text, id(question.prompt.image)) for question in judge.asked} == OWN
+def test_best_of_n_over_given_seeds_passes_the_pictures_on_too():
+    generator, judge = FromPicture(), Bright()
+    best_of_n(generator, judge, PROMPTS, [[1, 2]] * 3, prompts_at_once=2)
+    assert (
+        set(generator.rows)
+        == {(question.prompt.text, id(question.prompt.image)) for question in judge.questions}
+        == EXPECTED
+    )
 
 
 def test_pictures_are_refused_at_once_where_the_generator_takes_none(tmp_path):

@@ -66,9 +66,9 @@ def test_what_a_scene_shows_is_what_the_oracle_reads_in_its_picture():
 def test_near_misses_stand_side_by_side_and_captions_are_true_of_their_pictures():
     batch = captioned_batch(6, np.random.default_rng(0))
     assert len(batch.captions) == 12 and batch.pixel_values.shape == (12, 3, 32, 32)
-    assert batch.true.diagonal().all()
+    assert batch.matches.diagonal().all()
     beside = torch.arange(12) ^ 1
-    assert batch.true[torch.arange(12), beside].float().mean() < 0.5
+    assert batch.matches[torch.arange(12), beside].float().mean() < 0.5
     assert all(batch.captions[i] != batch.captions[i ^ 1] for i in range(12))
 
 

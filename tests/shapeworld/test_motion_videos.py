@@ -10,7 +10,7 @@ import torch
 
 from rewarddance.errors import InputError
 from rewarddance.shapeworld.motion.scripts import (
-    LEAST_WAY,
+    MIN_DISTANCE,
     Script,
     changed_identity,
     first_of,
@@ -66,7 +66,7 @@ def test_what_moves_goes_straight_and_far_enough():
                 start, end = path[0], path[-1]
                 assert start and end
                 way = ((end.x - start.x) * dx, (end.y - start.y) * dy)
-                assert sum(way) >= LEAST_WAY and min(way) == 0
+                assert sum(way) >= MIN_DISTANCE and min(way) == 0
                 assert {(t.side, t.colour, t.shape) for t in path if t} == {(start.side, start.colour, start.shape)}
 
 

@@ -9,15 +9,15 @@ from pydantic import ValidationError
 from tiny import TinyGenerator
 
 from rewarddance.shapeworld import preferences as module
-from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
+from rewarddance.shapeworld.annotators import AnnotatorRecipe, cast_votes
 from rewarddance.shapeworld.oracle import read, score_picture
 from rewarddance.shapeworld.preferences import (
     Candidate,
     Pool,
     PreferenceRecipe,
-    draw,
+    draw_picture,
     generate,
-    overlaid,
+    overlay,
     pair_up,
     picture_pool,
 )
@@ -77,19 +77,19 @@ def test_two_pictures_in_one_show_the_objects_of_both_and_are_scored_as_such():
         early = Candidate(picture[None] * 0.5, "prediction", score)
         return picture_pool(spec.text, spec)._replace(final=[Candidate(picture[None], "sample", score)], early=[early])
 
-    mine, other = pool(RED, 2), pool(BLUE, 20)
-    found = [overlaid(mine, other, np.random.default_rng(seed)) for seed in range(8)]
-    counts = {len(read(final.frames[0]).things) for final, _ in found}
+    red, blue = pool(RED, 2), pool(BLUE, 20)
+    overlays = [overlay(red, blue, np.random.default_rng(seed)) for seed in range(8)]
+    counts = {len(read(final.frames[0]).things) for final, _ in overlays}
     assert counts == {1, 2}  # the other prompt's picture, or the same again
-    for final, early in found:
+    for final, early in overlays:
         assert final.score == early.score == score_picture(final.frames[0], RED)
         np.testing.assert_allclose(early.frames, final.frames * 0.5)
-    assert min(final.score.overall for final, _ in found) < mine.final[0].score.overall - 0.1
+    assert min(final.score.overall for final, _ in overlays) < red.final[0].score.overall - 0.1
 
 
 def test_drawings_are_right_wrong_and_overfull():
     rng = np.random.default_rng(0)
-    pictures = [draw(RED, "flat", rng) for _ in range(200)]
+    pictures = [draw_picture(RED, "flat", rng) for _ in range(200)]
     counts = [len(read(picture).things) for picture in pictures]
     right = sum(score_picture(picture, RED).correct for picture in pictures)
     assert 40 < right < 120
@@ -102,7 +102,7 @@ def test_in_a_crowd_the_same_people_are_careless_every_time():
     rng = np.random.default_rng(0)
     right = {who: [] for who in range(5)}
     for _ in range(400):
-        votes = voted(picture, picture, 0.5, recipe, rng)
+        votes = cast_votes(picture, picture, 0.5, recipe, rng)
         assert len({who for _, who in votes}) == 3
         for vote, who in votes:
             right[int(who)].append(vote)
@@ -124,5 +124,5 @@ def test_a_crowds_votes_stand_one_by_one_and_without_one_the_share_alone(painter
     plain = pair_up(pools, "train", 5, RECIPE, 0, exact=False)
     assert len(plain) == 20 and not any(row.annotator for row in plain)
     picture = np.zeros((4, 4, 3))
-    votes = voted(picture, picture, 0.3, AnnotatorRecipe(votes=4, careless=0.5), np.random.default_rng(1))
+    votes = cast_votes(picture, picture, 0.3, AnnotatorRecipe(votes=4, careless=0.5), np.random.default_rng(1))
     assert len(votes) == 1 and votes[0][0] in {0, 0.25, 0.5, 0.75, 1.0}

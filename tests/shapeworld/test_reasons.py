@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rewarddance.shapeworld.oracle import Score, read, score_picture
-from rewarddance.shapeworld.preferences import Candidate, Pool, PreferenceRecipe, draw, pair_up, picture_pool
+from rewarddance.shapeworld.preferences import Candidate, Pool, PreferenceRecipe, draw_picture, pair_up, picture_pool
 from rewarddance.shapeworld.reasons import faults, reason
 from rewarddance.shapeworld.scenes import SHAPES, Spec, holds, parse_prompt, sample_spec
 from rewarddance.shapeworld.training.judge import build_judge_base
@@ -20,7 +20,7 @@ def drawn(n: int, seed: int) -> list[tuple[Spec, np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
     styles = ("flat", "sketch")
     specs = [sample_spec(rng) for _ in range(n)]
-    return [(spec, *(draw(spec, styles[int(rng.integers(2))], rng) for _ in range(2))) for spec in specs]
+    return [(spec, *(draw_picture(spec, styles[int(rng.integers(2))], rng) for _ in range(2))) for spec in specs]
 
 
 def is_true(clause: str, picture: np.ndarray, spec: Spec) -> bool:

@@ -25,7 +25,7 @@ from rewarddance.shapeworld.training.video_conversations import (
     describe_action,
     describe_motion,
     describe_place,
-    shows_role,
+    plays,
 )
 from rewarddance.shapeworld.training.video_generator import (
     TEXT_LENGTH,
@@ -119,10 +119,10 @@ def test_what_a_video_shows_is_described_in_words():
     spec = parse_motion("a small red circle passes behind a large blue square")
     script = sample_script(spec, FRAMES, np.random.default_rng(0))
     assert script is not None
-    shown = list(zip(spec.roles, script, strict=True))
-    assert describe_motion(shown) == "a small red circle passes behind the square, a large blue square stands"
-    assert describe_action(spec.roles[1], shown) == "stands"
-    assert shows_role(spec.roles[0], shown[0]) and not shows_role(parse_motion("a circle grows").roles[0], shown[0])
+    roles = list(zip(spec.roles, script, strict=True))
+    assert describe_motion(roles) == "a small red circle passes behind the square, a large blue square stands"
+    assert describe_action(spec.roles[1], roles) == "stands"
+    assert plays(*roles[0], spec.roles[0]) and not plays(*roles[0], parse_motion("a circle grows").roles[0])
     assert describe_place(Thing("circle", "red", 8, 0, 24)) == "bottom left"
 
 

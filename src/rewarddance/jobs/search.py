@@ -31,7 +31,7 @@ from rewarddance.runtime.devices import digest_of, find_device, find_dtype
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.search.budget import Spent
 from rewarddance.search.judging import Candidate
-from rewarddance.search.run import Found, Search, read_method
+from rewarddance.search.run import Search, SearchResult, read_method
 from rewarddance.types import Prompt
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
@@ -112,7 +112,7 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
             bar.advance(len(places))
 
 
-def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Found | RewardDanceError]:
+def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[SearchResult | RewardDanceError]:
     """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
     try:
         return [*work([prompts[place] for place in places], places)]
@@ -123,7 +123,7 @@ def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) ->
         return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
 
 
-def _row(prompt: Prompt, place: int, found: Found, folder: Path) -> dict[str, Any]:
+def _row(prompt: Prompt, place: int, found: SearchResult, folder: Path) -> dict[str, Any]:
     """Write a prompt's pictures; returns its row."""
     own = Path("pictures") / f"{place + 1:06d}"
 

@@ -1,6 +1,6 @@
-"""The plan of an alignment: the making of the references and ReFL's own step, on shapes.
+"""The plan of an alignment: making the references, and ReFL's own step, on the meta device.
 
-Of several processes one is counted, with its share of a step's samples and the longest prompts.
+Of several processes one is counted, with the longest prompts and its share of a step's samples.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from rewarddance.planning.plan import (
     PlanOptions,
     Suggestion,
     gathered,
+    prompt_of_words,
     suggestions,
-    words,
 )
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.ranking import tournament
@@ -62,18 +62,18 @@ class Models:
 
     @property
     def base_weights(self) -> list[Tensor]:
-        """What training of all weights keeps of the network that it began from."""
+        """The initial weights, which training of all weights keeps."""
         return list((self.generator.initial_weights or {}).values())
 
     def tensors(self) -> list[Tensor]:
-        """All that is there before a step: weights, buffers and gradients."""
+        """All that is in memory before a step: weights, buffers and gradients."""
         modules = [*self.components.values(), self.judge.model]
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         return [*tensors, *(w.grad for w in self.trained if w.grad is not None), *self.base_weights]
 
 
 class Memory(NamedTuple):
-    """As in `Plan`."""
+    """The fields of a `Plan` that say what each GPU holds."""
 
     memory: tuple[MemoryPart, ...]
     peaks: dict[str, int]
@@ -92,7 +92,7 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
     """
     if run.algorithm != "refl":
         raise InputError(f"plans are made of ReFL, not of {run.algorithm}.", "There is none for policy gradients yet.")
-    if _judge_apart(run):
+    if _judge_has_own_gpu(run):
         options = options.model_copy(update={"gpus": max(options.gpus, 2)})
     processes = processes_of(run, options.gpus)
     prompts, source = _prompts(run, options)
@@ -130,11 +130,11 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
 
 
 def processes_of(run: AlignRun, gpus: int) -> int:
-    """How many processes so many GPUs take: one each, but for one that the judge has for itself.
+    """How many processes run on so many GPUs: one on each, but none on one that the judge has for itself.
 
     Raises InputError where they cannot share the run.
     """
-    processes = 1 if _judge_apart(run) and gpus <= 2 else gpus
+    processes = 1 if _judge_has_own_gpu(run) and gpus <= 2 else gpus
     run.check_processes(processes, "cuda")
     return processes
 
@@ -174,12 +174,12 @@ def _share(refl: ReflRecipe, processes: int) -> ReflRecipe:
 
 
 def _step(models: Models, refl: ReflRecipe, prompts: Sequence[str], processes: int) -> Counting:
-    """ReFL's own step, begun from the noise: what is sampled before is counted by itself."""
+    """ReFL's own step, with the gradient from the first sampler step on; steps without one are counted apart."""
     refl.first_grad_steps(models.generator.num_steps)
     share = _share(refl, processes).model_copy(update={"grad_step_range": (0.0, 1e-9)})
-    bank = [_bank_of(models.generator, prompts[i % len(prompts)], i) for i in range(share.prompts_per_step)]
+    bank = [_meta_references(models.generator, prompts[i % len(prompts)], i) for i in range(share.prompts_per_step)]
     with counting() as counts:
-        counts.known([*models.tensors(), *(tensor for entry in bank for tensor in (*entry.pictures, entry.latents))])
+        counts.exclude([*models.tensors(), *(tensor for entry in bank for tensor in (*entry.pictures, entry.latents))])
         generator: Any = _CountedGenerator(models.generator, counts, refl.last_steps)
         refl_step(generator, _CountedJudge(models.judge, counts), bank, share, seed=0, step=0)
     return counts
@@ -189,28 +189,23 @@ def _sampling(models: Models, refl: ReflRecipe, prompts: Sequence[str], processe
     """One step of sampling of a process's samples."""
     n = refl.prompts_per_step * refl.group_size // processes
     with counting() as counts:
-        counts.known(models.tensors())
+        counts.exclude(models.tensors())
         counts.begin("sampling")
         batch = _with_picture(models.generator, [prompts[i % len(prompts)] for i in range(n)])
         rollout(models.generator, batch, list(range(n)), 1)
     return counts
 
 
-def _judged_together(run: AlignRun, prompts: Sequence[str]) -> list[str]:
-    """The prompt of each picture that `build_references` has judged together first."""
-    return [prompt for prompt in prompts[: run.references.prompts_at_once] for _ in range(run.references.candidates)]
-
-
 def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counting:
-    """As `build_references` makes a part of the bank: one step of sampling, decoding, and a tournament.
+    """What `build_references` does for its first prompts: one step of sampling, decoding, and a tournament.
 
-    Of the batches that are drawn one after the other, one is drawn here; of the tournaments, which are asked together,
-    one is asked, while the pictures of all are kept as the judge has encoded them.
+    One batch of pictures is drawn, where the run draws several one after the other. One tournament is held, where the
+    run asks all of them together; but the pictures of all are kept as the judge has encoded them.
     """
-    texts = _judged_together(run, prompts)
+    texts = [text for text in prompts[: run.references.prompts_at_once] for _ in range(run.references.candidates)]
     batch = _with_picture(models.generator, texts[: run.references.batch_size])
     with counting() as counts, torch.no_grad():
-        counts.known(models.tensors())
+        counts.exclude(models.tensors())
         counts.begin("references: sampling")
         latents = rollout(models.generator, batch, candidate_seeds(0, 0, len(batch)), 1).x_t
         counts.begin("references: decoding")
@@ -227,7 +222,7 @@ def _references(models: Models, run: AlignRun, prompts: Sequence[str]) -> Counti
 
 
 class _CountedGenerator:
-    """A generator whose predictions and decoding are phases. last_steps: above 1, the sampler has no others."""
+    """A generator whose predictions and decoding are phases. last_steps: above 1, its sampler has only these."""
 
     def __init__(self, generator: PipelineGenerator, counts: Counting, last_steps: int) -> None:
         self._generator, self._counts = generator, counts
@@ -257,14 +252,14 @@ class _CountedJudge:
         return self._judge(questions)
 
 
-def _bank_of(generator: PipelineGenerator, prompt: str, number: int) -> References:
-    """Two references as shapes."""
+def _meta_references(generator: PipelineGenerator, text: str, number: int) -> References:
+    """Two references of a prompt on the meta device."""
     shape = generator.init_noise([0]).shape[1:]
     frames = generator._option("num_frames") if "num_frames" in generator.uses else 1
     pictures = tuple(torch.empty(frames, 3, generator.height, generator.width, device="meta") for _ in range(2))
     latents = torch.empty(2, *shape, device="meta")
-    (given,) = _with_picture(generator, [prompt])
-    return References(given, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
+    (prompt,) = _with_picture(generator, [text])
+    return References(prompt, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)
 
 
 def _with_picture(generator: PipelineGenerator, texts: Sequence[str]) -> list[Prompt]:
@@ -277,7 +272,7 @@ def _with_picture(generator: PipelineGenerator, texts: Sequence[str]) -> list[Pr
 
 
 def _memory(models: Models, run: AlignRun, counts: Sequence[Counting], processes: int) -> Memory:
-    """By part and by phase. In shards are the network's weights but for a LoRA, which is whole on each GPU."""
+    """Bytes by part and by phase. The network's weights are sharded; a LoRA is whole on each GPU."""
     network, lora = models.generator.network, set(models.trained) if run.refl.lora_rank else set()
     shards = processes if run.refl.sharded else 1
     parts = {}
@@ -286,7 +281,7 @@ def _memory(models: Models, run: AlignRun, counts: Sequence[Counting], processes
         size = _shard_size(set(part.parameters()) - lora, n) + sum(weight.nbytes for weight in lora if part is network)
         parts[name] = MemoryPart(name, size, _note(next(part.parameters()), n))
     judge = sum(weight.nbytes for weight in models.judge.model.parameters())
-    if not _judge_apart(run):
+    if not _judge_has_own_gpu(run):
         parts["judge"] = MemoryPart("judge", judge, run.judge_dtype)
     training = _kept_by_training(models, lora, shards)
 
@@ -301,15 +296,15 @@ def _memory(models: Models, run: AlignRun, counts: Sequence[Counting], processes
         later = parts[models.generator.component].size + sum(part.size for part in training)
         for phase in [phase for phase in peaks if phase.startswith("references")]:
             peaks[phase] = max(0, peaks[phase] + loaded - later)
-    elsewhere = JUDGE_PHASES if _judge_apart(run) else ()
-    worst = max((phase for phase in peaks if phase not in elsewhere), key=lambda phase: peaks[phase])
+    on_judge_gpu = JUDGE_PHASES if _judge_has_own_gpu(run) else ()
+    worst = max((phase for phase in peaks if phase not in on_judge_gpu), key=lambda phase: peaks[phase])
     activations = MemoryPart(ACTIVATIONS, peaks[worst], f"{worst}; other phases hold less, and not at the same time")
-    judge_gpu = judge + max(peaks[phase] for phase in elsewhere) if elsewhere else 0
+    judge_gpu = judge + max(peaks[phase] for phase in on_judge_gpu) if on_judge_gpu else 0
     return Memory((*parts.values(), *training, activations), dict(peaks), judge_gpu)
 
 
 def _kept_by_training(models: Models, lora: set[nn.Parameter], shards: int) -> list[MemoryPart]:
-    """What training adds to weights between its steps, and the weights that it gathers."""
+    """What training keeps between its steps besides the weights, and the weights that it gathers."""
     network, trained_shards = models.generator.network, 1 if lora else shards
     size, note = _shard_size(models.trained, trained_shards), _note(models.trained[0], trained_shards)
     parts = [
@@ -337,7 +332,7 @@ def _note(weight: Tensor, shards: int) -> str:
     return str(weight.dtype).removeprefix("torch.") + (f", in {shards} shards" if shards > 1 else "")
 
 
-def _judge_apart(run: AlignRun) -> bool:
+def _judge_has_own_gpu(run: AlignRun) -> bool:
     """Has the judge a GPU of its own?"""
     return run.judge_device is not None and run.judge_device != (run.device or "cuda")
 
@@ -347,7 +342,7 @@ def _count(weights: Iterable[Tensor]) -> int:
 
 
 def _seconds(run: AlignRun, options: PlanOptions, phase: str, flops: float) -> float:
-    """On one GPU."""
+    """The time of so many operations on one GPU."""
     half = (run.judge_dtype if phase == "judge" else run.dtype) == "bfloat16"
     return options.hardware.seconds(flops, half, options.utilisation)
 
@@ -355,7 +350,7 @@ def _seconds(run: AlignRun, options: PlanOptions, phase: str, flops: float) -> f
 def _reference_seconds(
     run: AlignRun, options: PlanOptions, bank: Counting, prompts: Sequence[str], processes: int
 ) -> float:
-    """For the bank of all prompts, whose parts the processes make side by side."""
+    """The time to make the references of all prompts, which the processes make in parallel."""
     at_once = run.references.prompts_at_once
     drawn = min(run.references.batch_size, run.references.candidates * min(at_once, len(prompts)))
     sampling = bank.flops["references: sampling"] * run.references.candidates / drawn
@@ -366,13 +361,13 @@ def _reference_seconds(
 
 
 def _prompts(run: AlignRun, options: PlanOptions) -> tuple[list[str], str]:
-    """Texts, the longest first, and where they are from."""
+    """Texts, the longest first, and where they come from."""
     if run.prompts.is_file():
         texts = dict.fromkeys(prompt.text for prompt in read_prompts(run.prompts))
         return sorted(texts, key=len, reverse=True), f"{len(texts)} of {run.prompts}"
     n = run.refl.prompts_per_step
     source = f"made up, for {run.prompts} is not here: {n} of {options.prompt_words} words"
-    return [words(options.prompt_words)] * n, source
+    return [prompt_of_words(options.prompt_words)] * n, source
 
 
 # -- suggestions -------------------------------------------------------------------------------------------------------
@@ -393,8 +388,8 @@ def _suggestions(run: AlignRun, options: PlanOptions, prompts: Sequence[str], pl
             return without_step
         return _memory(models, changed, [*sampled[key], _step(models, refl, prompts, processes)], processes).size
 
-    always = sum(part.size for part in plan.memory if part.name != ACTIVATIONS)
-    room = max(0.0, (options.hardware.memory - CONTEXT) * GIB / (1 + FRAGMENTATION) - always)
+    weights = sum(part.size for part in plan.memory if part.name != ACTIVATIONS)
+    room = max(0.0, (options.hardware.memory - CONTEXT) * GIB / (1 + FRAGMENTATION) - weights)
     processes = processes_of(run, options.gpus)
     batches = {phase: batch for phase, batch in _batches(run, processes).items() if batch[1] > 1}
     least = {key: 1 for key, _, _ in batches.values()}
@@ -415,7 +410,7 @@ def _suggestions(run: AlignRun, options: PlanOptions, prompts: Sequence[str], pl
 
 
 def _batches(run: AlignRun, processes: int) -> dict[str, tuple[str, int, str]]:
-    """Of each phase that can be split: the key that says how many go through at once, how many, and through what."""
+    """Of each phase that can be split: the key of its batch size, that batch size, and the effect of a smaller one."""
     refl, samples = run.refl, run.refl.prompts_per_step * run.refl.group_size // processes
     drawn = ("references.batch_size", run.references.batch_size, "drawn for the references")
     network = ("refl.generator_batch", refl.generator_batch or samples, "through the generator")

@@ -1,7 +1,7 @@
 """Count what a computation takes from its shapes alone: operations, and bytes of memory at the worst moment.
 
-Floating-point tensors are on torch's meta device, where a tensor has a shape and no values. Whole numbers stay real,
-because they are indices and masks. So a model of any size runs in seconds, by the very code that would train it.
+Floating-point tensors are on torch's meta device, where a tensor has a shape and no values. Integers and booleans stay
+real, because they are indices and masks. So a model of any size runs in seconds, through the code that would train it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AUTOCAST_TO_FLOAT32 = {"layer_norm", "group_norm", "softmax", "log_softmax", "e
 _AUTOCAST_TO_FLOAT32 |= {"sum", "prod", "logsumexp", "softplus", "mse_loss", "cross_entropy", "nll_loss"}
 _AUTOCAST_TO_FLOAT32 |= {"binary_cross_entropy_with_logits"}
 _MOST_REAL_DRAWS = 2**16
-"""More random numbers than this are not drawn: nothing depends on their values."""
+"""More random numbers than this are not drawn, since nothing depends on their values."""
 _VALUES: dict[str, Callable[[Tensor], Any]] = {
     "isfinite": lambda tensor: torch.ones(1, dtype=torch.bool).expand(tensor.shape),
     "item": lambda tensor: 0.0,
@@ -44,7 +44,7 @@ class Counting:
     """What was counted. A backward pass that ends in weights is a phase of its own, "backward".
 
     flops: operations by phase.
-    live: bytes held now, without those that were known before.
+    live: bytes held now, without those of excluded tensors.
     peak: the most bytes held at once.
     at_peak: what they consisted of, by the phase that made them.
     peaks: the most bytes held at once during each phase.
@@ -62,20 +62,20 @@ class Counting:
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
         """The phase of the block."""
-        before = self.phase
+        outer_phase = self.phase
         self.begin(phase)
         try:
             yield
         finally:
-            self.phase = before
+            self.phase = outer_phase
 
     def begin(self, phase: str) -> None:
         """The phase from now on."""
         self.phase = phase
         self.peaks[phase] = max(self.peaks[phase], self.live)
 
-    def known(self, tensors: Iterable[Tensor]) -> None:
-        """Leave out tensors that were there before."""
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count the memory of these tensors."""
         for tensor in tensors:
             self._track(tensor, 0)
 
@@ -100,7 +100,7 @@ class Counting:
 
 @contextmanager
 def counting() -> Iterator[Counting]:
-    """Within the block meta tensors mix with whole numbers on the CPU, and all that is done with them is counted."""
+    """Within the block meta tensors mix with integers on the CPU, and all that is computed with them is counted."""
     counts, casts = Counting(), _Casts()
     with _CountShapes(counts, casts), _LikeOnAGpu(counts, casts):
         yield counts
@@ -130,16 +130,16 @@ class _CountShapes(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.casts and not _autocast_nesting():  # autocast drops its copies where its outermost block ends
             self.casts.clear()
-        with torch._C.DisableTorchFunction():  # what torch does within an operation is its own affair
-            shapes = any(tensor.is_meta for tensor in _tensors([*args, *kwargs.values()]))
-            if shapes:
+        with torch._C.DisableTorchFunction():  # not for what torch does within an operation
+            any_meta = any(tensor.is_meta for tensor in _tensors([*args, *kwargs.values()]))
+            if any_meta:
                 if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
                     args = (args[0], [index for mask in args[1] for index in _indices(mask)], *args[2:])
                 if func is _aten._to_copy.default:
-                    kwargs = {**kwargs, "device": META}  # what has no values cannot go elsewhere
+                    kwargs = {**kwargs, "device": META}  # without values it can go nowhere else
                 else:
                     args, kwargs = _map_tensors(lambda tensor: tensor.to(META), args, kwargs)
-            out, flops = (_on_meta if shapes and _is_functional(func) else _run)(func, args, kwargs)
+            out, flops = (_on_meta if any_meta and _is_functional(func) else _run)(func, args, kwargs)
             for tensor in _tensors([out]):
                 if tensor.is_meta:
                     self.counts._track(tensor)
@@ -149,7 +149,7 @@ class _CountShapes(TorchDispatchMode):
 
 
 class _New(NamedTuple):
-    """A tensor that an operation makes anew, as it lies in memory."""
+    """The memory layout of a new tensor that an operation returns."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -160,9 +160,9 @@ class _New(NamedTuple):
 
 
 _OUTCOMES: dict[Any, tuple[tuple[Any, ...], type, int]] = {}
-"""What an operation makes of arguments of such shapes, whether as one tensor or a tuple, and the operations it takes.
+"""By operation and shapes of its arguments: its outputs, their type (one tensor or a tuple), and its operations.
 
-torch derives most of these shapes in Python, up to milliseconds each, and the layers of a model ask for the same."""
+torch derives most of these shapes in Python, up to milliseconds each, and all layers of a model need the same ones."""
 _MOST_OUTCOMES = 2**16
 
 
@@ -173,17 +173,17 @@ def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
 
 
 def _on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
-    """As `_run`, of meta tensors; what was derived once is remembered."""
+    """As `_run` on meta tensors, with a cache."""
     key = func, _describe(args), _describe(list(kwargs.items()))
     if key in _OUTCOMES:
-        made, kind, flops = _OUTCOMES[key]
-        out = tuple(entry.empty() if type(entry) is _New else entry for entry in made)
+        outputs, kind, flops = _OUTCOMES[key]
+        out = tuple(entry.empty() if type(entry) is _New else entry for entry in outputs)
         return out if kind is tuple else out[0], flops
     out, flops = _run(func, args, kwargs)
     entries = out if isinstance(out, tuple) else (out,)
-    made = tuple(_New(e.shape, e.stride(), e.dtype) if isinstance(e, Tensor) else e for e in entries)
-    if _is_new(entries, made, _tensors([*args, *kwargs.values()])) and len(_OUTCOMES) < _MOST_OUTCOMES:
-        _OUTCOMES[key] = made, type(out), flops
+    outputs = tuple(_New(e.shape, e.stride(), e.dtype) if isinstance(e, Tensor) else e for e in entries)
+    if _is_new(entries, outputs, _tensors([*args, *kwargs.values()])) and len(_OUTCOMES) < _MOST_OUTCOMES:
+        _OUTCOMES[key] = outputs, type(out), flops
     return out, flops
 
 
@@ -194,11 +194,11 @@ def _is_functional(func: Any) -> bool:
     return all(entry.alias_info is None for entry in (*schema.arguments, *schema.returns))
 
 
-def _is_new(entries: tuple[Any, ...], made: tuple[Any, ...], given: list[Tensor]) -> bool:
-    """Is each tensor in memory of its own, and in no more than its shape needs? (A schema is not always true:
+def _is_new(entries: tuple[Any, ...], outputs: tuple[Any, ...], inputs: list[Tensor]) -> bool:
+    """Has each tensor a storage of its own, no larger than its shape needs? (Schemas are not always right:
     `_unsafe_view` returns a view.)"""
-    taken = {tensor.untyped_storage()._cdata for tensor in given}
-    for entry, new in zip(entries, made, strict=True):
+    taken = {tensor.untyped_storage()._cdata for tensor in inputs}
+    for entry, new in zip(entries, outputs, strict=True):
         if isinstance(entry, Tensor):
             storage = entry.untyped_storage()
             if storage._cdata in taken or storage.nbytes() != new.empty().untyped_storage().nbytes():
@@ -210,7 +210,7 @@ def _is_new(entries: tuple[Any, ...], made: tuple[Any, ...], given: list[Tensor]
 
 
 def _describe(value: Any) -> Any:
-    """All that the shape of a result depends on. A number has its type, which can decide the result's."""
+    """All that the shapes and dtypes of a result depend on: of a number its type, too."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     return tuple(map(_describe, value)) if isinstance(value, tuple | list) else (type(value), value)
@@ -238,8 +238,8 @@ class _LikeOnAGpu(TorchFunctionMode):
             return func(*args, **kwargs) if len(args) > 1 or kwargs else args[0]
         if _is_meta(kwargs.get("device")):
             out = func(*args, **kwargs)
-            whole = isinstance(out, Tensor) and not (out.is_floating_point() or out.is_complex())
-            return func(*args, **{**kwargs, "device": "cpu"}) if whole else out
+            is_integer = isinstance(out, Tensor) and not (out.is_floating_point() or out.is_complex())
+            return func(*args, **{**kwargs, "device": "cpu"}) if is_integer else out
         half = _autocast_dtype()
         if half is not None and name in _AUTOCAST_TO_HALF | _AUTOCAST_TO_FLOAT32:
             dtype = half if name in _AUTOCAST_TO_HALF else torch.float32
@@ -249,7 +249,7 @@ class _LikeOnAGpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _backward(self, func: Any, tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        """A backward pass with this mode on, for layers are computed again in it.
+        """A backward pass with this mode on, because checkpointed layers are computed again in it.
 
         torch switches a mode off for the functions that it sees. It does not see a backward pass from edges of the
         graph, which are no tensors.
@@ -271,14 +271,14 @@ def _edges(tensors: Any) -> Any:
 
 
 def _tensors(values: list[Any]) -> list[Tensor]:
-    """All within, in no order. (torch's own tree_flatten leaves cycles behind, and with them the tensors.)"""
-    tensors, left = [], values
-    while left:
-        value = left.pop()
+    """All tensors within, in no order. (torch's tree_flatten leaves reference cycles, which keep tensors alive.)"""
+    tensors, stack = [], values
+    while stack:
+        value = stack.pop()
         if isinstance(value, Tensor):
             tensors.append(value)
         elif isinstance(value, tuple | list):
-            left.extend(value)
+            stack.extend(value)
     return tensors
 
 
@@ -329,7 +329,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """By the kernels that keep no matrix of all pairs, which torch takes on a GPU."""
+    """Attention by the kernels that torch takes on a GPU, which keep no matrix of all pairs."""
     if enable_gqa and key.shape[-3] != query.shape[-3]:
         shared = query.shape[-3] // key.shape[-3]
         key, value = (heads.repeat_interleave(shared, -3) for heads in (key, value))

@@ -1,4 +1,4 @@
-"""GPUs by name, for plans: how much memory they have and how fast they multiply matrices at most."""
+"""GPUs by name, for plans: their memory, and their peak rate of matrix products."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Gpu:
     memory: GiB, as nvidia-smi reports it.
     bf16: TFLOP/s of matrix products in bfloat16, summed in float32.
     fp32: TFLOP/s of matrix products in float32 without TF32, which torch leaves off by default.
-    source: the document of NVIDIA's that states both.
+    source: NVIDIA's document that states both.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Gpu:
     source: str
 
     def seconds(self, flops: float, half: bool, utilisation: float) -> float:
-        """Time of so many operations of matrix products, in bfloat16 (half) or float32, at a share of the peak."""
+        """Time of so many operations in matrix products, in bfloat16 (half) or float32, at a share of the peak."""
         return flops / (1e12 * (self.bf16 if half else self.fp32) * utilisation)
 
 
@@ -67,7 +67,7 @@ Documents that state peaks with sparsity only (Hopper, L4, A6000) say that half 
 
 
 def find_gpu(name: str, memory: float | None = None) -> Gpu:
-    """memory: GiB to count with instead. Raises InputError for a name that is not in the table."""
+    """A GPU by name. memory: GiB to plan with instead. Raises InputError for a name that is not in the table."""
     if name.lower() not in GPUS:
         raise InputError(f"there is no GPU named {name!r} here.", f"Known are {', '.join(GPUS)}; see --gpu-memory.")
     gpu = GPUS[name.lower()]
@@ -75,5 +75,5 @@ def find_gpu(name: str, memory: float | None = None) -> Gpu:
 
 
 def allocated(size: int) -> int:
-    """Bytes that a GPU gives away for tensors of so many bytes: with its context and the allocator's gaps."""
+    """Bytes that a GPU needs for tensors of so many bytes: with its context and the allocator's gaps."""
     return int(size * (1 + FRAGMENTATION) + CONTEXT * GIB)

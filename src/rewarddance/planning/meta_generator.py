@@ -1,7 +1,7 @@
 """A generator without weights: its pipeline's real classes on torch's meta device, for `rewarddance plan`.
 
-The adapter that would drive the pipeline drives this one (within `runtime.counting.counting`), so what is counted of
-it is what a generator of that size would do.
+The adapter of its family drives it (within `planning.counting.counting`), so what is counted is what a generator of
+that size would take.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ def meta_generator(
     pipeline: as in `load_generator`. options: the other fields of `GeneratorOptions`. Raises InputError where there is
     no such folder, where one of its configs is missing, and as `load_generator` does.
     """
-    given = {"num_inference_steps": num_inference_steps, **options}
-    parsed = parse_recipe(GeneratorOptions, given, "the options of the generator")
-    folder = next((one for one in (Path(name), BUNDLED / name) if (one / "model_index.json").is_file()), None)
-    if folder is None:
+    options = {"num_inference_steps": num_inference_steps, **options}
+    parsed = parse_recipe(GeneratorOptions, options, "the options of the generator")
+    folders = [path for path in (Path(name), BUNDLED / name) if (path / "model_index.json").is_file()]
+    if not folders:
         raise InputError(
             f"the architecture of the generator {name!r} is not known here.",
             "Give a diffusers folder; its configs, tokenizers and scheduler are enough: hf download NAME --include "
             "'*.json' '*.txt' '*.model' --local-dir FOLDER.",
         )
+    folder = folders[0]
     disable_progress_bar()
     adapter = adapter_of(name, folder, pipeline)
     kind: Any = getattr(diffusers, pipeline) if pipeline else DiffusionPipeline
@@ -53,11 +54,11 @@ def meta_generator(
         whole = kind.from_pretrained(folder, **parts)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f"the generator {name!r} cannot be sketched: {str(error).splitlines()[0]}.",
+            f"the generator {name!r} cannot be planned: {str(error).splitlines()[0]}.",
             "Its folder needs the config of every part, and its tokenizers' and scheduler's files.",
         ) from error
-    here = property(lambda self: torch.device("cpu"), doc="Of whole numbers and schedules, which are real.")
-    return type(adapter.__name__, (adapter,), {"device": here})(whole, parsed)
+    device = property(lambda self: torch.device("cpu"), doc="The device of integers and schedules, which are real.")
+    return type(adapter.__name__, (adapter,), {"device": device})(whole, parsed)
 
 
 def _components(folder: Path) -> dict[str, tuple[str, str]]:
@@ -71,8 +72,8 @@ def _components(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def _has_weights(part: str, library: str | None, kind: str | None) -> bool:
-    found = _class(library or "", kind or "")
-    return part == "safety_checker" or (isinstance(found, type) and issubclass(found, torch.nn.Module))
+    model_class = _class(library or "", kind or "")
+    return part == "safety_checker" or (isinstance(model_class, type) and issubclass(model_class, torch.nn.Module))
 
 
 def _class(library: str, kind: str) -> Any:
@@ -80,11 +81,11 @@ def _class(library: str, kind: str) -> Any:
 
 
 def _component(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any:
-    """One part on the meta device; no safety checker, which an adapter would not ask."""
+    """One part on the meta device; None for a safety checker, which no adapter uses."""
     if folder.name == "safety_checker":
         return None
-    made = _class(library, kind)
+    model_class = _class(library, kind)
     with torch.device("meta"):
         if library == "transformers":
-            return made._from_config(made.config_class.from_pretrained(folder), dtype=dtype).eval()
-        return made.from_config(made.load_config(folder)).to(dtype).eval()
+            return model_class._from_config(model_class.config_class.from_pretrained(folder), dtype=dtype).eval()
+        return model_class.from_config(model_class.load_config(folder)).to(dtype).eval()

@@ -1,7 +1,7 @@
 """A judge without weights: the real class on torch's meta device, for `rewarddance plan`.
 
-It is asked and trained by the very code of a judge that has weights (within `runtime.counting.counting`), so what is
-counted of it is what a judge of that size would do.
+It is asked and trained by the code of a judge with weights (within `planning.counting.counting`), so what is counted
+is what a judge of that size would take.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _ARCHITECTURES = Path(__file__).parent / "architectures.yaml"
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How the tokenizers of all families cut text before they look for tokens."""
+"""How the tokenizers of all families split text into words before they look for tokens."""
 
 
 class Sources(NamedTuple):
-    """Where what is known of a judge without weights comes from, in words."""
+    """Where the facts about a judge without weights come from, in words."""
 
     architecture: str
     tokenizer: str
@@ -73,33 +73,34 @@ class MetaModel(VisionLanguageModel):
             model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
         self.model, self.tokens_at_once, self.checkpointing = model.eval(), 16_384, checkpointing
         self.tokenizer, tokenizer = _tokenizer(self.folder, config)
-        pictures, told = _picture_config(self.folder, kind)
+        pictures, picture_source = _picture_config(self.folder, kind)
         self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         self._text.config._attn_implementation = ATTENTION
         self.is_checking = False
-        self.sources, self.lengths, self.counting_only = Sources(architecture, tokenizer, told), list[int](), False
+        self.sources = Sources(architecture, tokenizer, picture_source)
+        self.lengths, self.counting_only = list[int](), False
 
     @property
     def device(self) -> torch.device:
-        """Of whole numbers, which are real."""
+        """The device of integers, which have real values."""
         return torch.device("cpu")
 
     def states(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Tensor]:
         if not self.counting_only:
             return super().states(asked, sharing)
         width = self.model.get_output_embeddings().weight.shape[1]
-        read = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
-        return [torch.empty(one.response_length + 1, width, device="meta") for one in read]
+        sequences = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
+        return [torch.empty(tokens.response_length + 1, width, device="meta") for tokens in sequences]
 
     def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
-        found = super()._sequence(one, numbers)
-        self.lengths.append(len(found.ids))
-        return found
+        tokens = super()._sequence(one, numbers)
+        self.lengths.append(len(tokens.ids))
+        return tokens
 
 
 def meta_reward(name: str, config: RewardConfig | None, dtype: torch.dtype) -> Judge:
-    """A judge on the meta device. config: None is that of the trained reward in the folder `name`, or the defaults."""
+    """A judge on the meta device. config: None takes that of the trained reward in the folder `name`, else defaults."""
     config = config or _saved_config(name)
     if config.kind not in KINDS:
         raise InputError(
@@ -108,13 +109,13 @@ def meta_reward(name: str, config: RewardConfig | None, dtype: torch.dtype) -> J
         )
     vlm = MetaModel(name, dtype, config.max_pixels, config.checkpointing)
     reward = KINDS[config.kind](vlm, config)
-    reward.model.to("meta")  # a regressive head is made where the numbers are
+    reward.model.to("meta")  # a regressive head is made on `device`
     return reward
 
 
 def tokens_of(reward: Judge, pair: Preference) -> tuple[int, int]:
-    """Tokens that the language model reads of a pair in training, all of its questions together, and of pictures that
-    the vision tower gives, each picture once."""
+    """How many tokens the language model reads in all questions of a pair in training, and how many picture tokens the
+    vision tower makes, each picture once."""
     vlm: MetaModel = reward.vlm  # type: ignore[attr-defined]
     vlm.lengths.clear()
     vlm.counting_only = True
@@ -132,7 +133,7 @@ def known_judges() -> list[str]:
 
 
 def read_architecture(name: str) -> tuple[Any, Path, str]:
-    """The config of a folder or of the table, its folder (none is there for the table), and where it was found.
+    """The config of a folder or of the table, its folder (which for the table need not exist), and its source in words.
 
     Raises InputError for a name that is neither, and naming a config.json that cannot be read.
     """
@@ -150,11 +151,11 @@ def read_architecture(name: str) -> tuple[Any, Path, str]:
             f"the architecture of {name!r} is not known here.",
             f"Give a folder with its config.json (no weights are needed), or one of {', '.join(table)}.",
         )
-    own = dict(table[name])
-    kind = own.pop("model_type")
-    shared = _table()["families"][kind]["config"]
-    text = {"text_config": {**shared["text_config"], **own["text_config"]}}
-    return AutoConfig.for_model(kind, **{**shared, **own, **text}), Path(name), "the table of public judges"
+    config = dict(table[name])
+    kind = config.pop("model_type")
+    family = _table()["families"][kind]["config"]
+    text = {"text_config": {**family["text_config"], **config["text_config"]}}
+    return AutoConfig.for_model(kind, **{**family, **config, **text}), Path(name), "the table of public judges"
 
 
 @functools.cache
@@ -186,7 +187,7 @@ def _tokenizer(folder: Path, config: Any) -> tuple[Any, str]:
 
 
 def stand_in_tokenizer(config: Any) -> Any:
-    """Cuts text as the families' tokenizers do; every piece is one token, which of English words nearly all are."""
+    """Splits text as the families' tokenizers do and makes each piece one token, as nearly all English words are."""
     picture, start, end, text = _table()["families"][config.model_type]["tokens"]
     words = ["<unk>", "<|im_start|>", "<|im_end|>", start, end, *YES, *NO]
     vocabulary = {word: number for number, word in enumerate(words)} | {picture: config.image_token_id}

@@ -1,4 +1,4 @@
-"""The plan of a run: what it needs, and the changes after which it fits.
+"""The plan of a run: what it needs, and the changes that make it fit.
 
 A recipe's own step runs on the meta device, where tensors have shapes and no values (`planning.counting`), so memory
 and operations are those of the step that would run. What several processes share is computed from the same weights.
@@ -7,7 +7,7 @@ and operations are those of the step that would run. What several processes shar
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,9 +23,9 @@ from rewarddance.runtime.config import Recipe, parse_recipe
 from rewarddance.types import Preference
 
 ADAMW_STATE = 8
-"""Bytes of AdamW's two averages for each trained weight."""
+"""Bytes of AdamW's two moments for each trained weight."""
 MOST_GPUS = 256
-"""More are not tried."""
+"""More GPUs than this are not suggested."""
 SAMPLED_PAIRS = 16
 """Pairs of a preferences file whose lengths are counted, evenly spaced."""
 _PROMPT = "a wide shot of a small red boat with two fishermen below a lighthouse on a cliff at dusk in soft light"
@@ -65,12 +65,12 @@ class Plan:
     """What a run needs.
 
     job: "train" or "align".
-    sources: where the figures are from, by what they are of.
+    sources: where each kind of figure comes from.
     parameters, tokens: counts by name.
     memory: what each GPU holds at the worst moment; its sum must fit.
-    flops: operations of a step on all GPUs together, by what they are spent on.
-    seconds: of a step.
-    steps: of the run; None where its length is not known.
+    flops: operations of a step on all GPUs together, by phase.
+    seconds: the time of a step.
+    steps: how many the run takes; None where that is not known.
     peaks: bytes beside the weights at the worst moment of each phase; `memory` has the largest.
     judge_gpu: bytes on a GPU that the judge has for itself; 0 where there is none.
     """
@@ -115,21 +115,21 @@ def suggestions(
     spread: Callable[[int], dict[str, Any]],
     prefix: str = "",
 ) -> tuple[Suggestion, ...]:
-    """The first change that fits and gives the same result; where there is none, the first that gives another one, and
-    the number of GPUs with which the result is the same.
+    """The first change that makes a run fit and keeps its result. Where there is none: the first that changes the
+    result, and the number of GPUs with which the result stays the same.
 
-    size: bytes on each of so many GPUs that a changed recipe needs. same, other: edits, the gentlest first. spread:
-    keys for more GPUs. prefix: what stands before a key on the command line.
+    size: bytes that a changed recipe needs on each of so many GPUs. same, other: edits that keep the result and that
+    change it, the gentlest first. spread: keys for more GPUs. prefix: what stands before a key on the command line.
     """
 
-    def first(edits: Sequence[Edit], gpus: int) -> Iterator[Suggestion]:
-        """Each edit by itself, then the first two, three, ... together."""
-        seen = []
+    def first_that_fits(edits: Sequence[Edit], gpus: int) -> Suggestion | None:
+        """Tries each edit by itself, then the first two, three, ... together."""
+        tried = []
         for chosen in [*([edit] for edit in edits), *(edits[: n + 1] for n in range(1, len(edits)))]:
             keys = {key: value for edit in chosen for key, value in edit.keys.items()}
-            if keys in seen:
+            if keys in tried:
                 continue
-            seen.append(keys)
+            tried.append(keys)
             try:
                 needed = size(gpus, edited(recipe, keys))
             except RewardDanceError:  # keys that do not go together
@@ -138,14 +138,16 @@ def suggestions(
                 texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in keys.items()}
                 effect = "; ".join(dict.fromkeys(edit.effect for edit in chosen))
                 more = sum(edit.more_gpus for edit in chosen)
-                yield Suggestion(tuple(f"{prefix}{k}={text}" for k, text in texts.items()), gpus + more, needed, effect)
-                return
+                changes = tuple(f"{prefix}{key}={text}" for key, text in texts.items())
+                return Suggestion(changes, gpus + more, needed, effect)
+        return None
 
-    if found := tuple(first(same, options.gpus)):
-        return (replace(found[0], effect=f"{found[0].effect}; the result is the same"),)
+    if suggestion := first_that_fits(same, options.gpus):
+        return (replace(suggestion, effect=f"{suggestion.effect}; the result is the same"),)
     counts = itertools.takewhile(lambda n: n <= MOST_GPUS, (options.gpus * 2**k for k in itertools.count(1)))
-    spreads = (first([Edit(spread(gpus), "more GPUs; the result is the same")], gpus) for gpus in counts)
-    return (*first(other, options.gpus), *itertools.islice(itertools.chain.from_iterable(spreads), 1))
+    spreads = (first_that_fits([Edit(spread(gpus), "more GPUs; the result is the same")], gpus) for gpus in counts)
+    tried = first_that_fits(other, options.gpus), next(filter(None, spreads), None)
+    return tuple(suggestion for suggestion in tried if suggestion)
 
 
 def edited(recipe: SomeRecipe, keys: dict[str, Any]) -> SomeRecipe:
@@ -160,13 +162,13 @@ def edited(recipe: SomeRecipe, keys: dict[str, Any]) -> SomeRecipe:
     return parse_recipe(type(recipe), content, "the changed recipe")
 
 
-def words(n: int) -> str:
+def prompt_of_words(n: int) -> str:
     """A prompt of n English words."""
     return " ".join(itertools.islice(itertools.cycle(_PROMPT.split()), n))
 
 
 class SampledPairs(NamedTuple):
-    """Some pairs without pixel values; how many there are, None where that is not known; and where they are from."""
+    """Some pairs without pixel values, how many pairs there are (None: not known), and where they come from."""
 
     pairs: list[Preference]
     total: int | None
@@ -183,14 +185,14 @@ def sample_pairs(path: Path, options: PlanOptions, reasons: bool) -> SampledPair
     source = f"made up, for {path} is not here: prompts of {options.prompt_words} words, "
     source += f"pictures of {options.picture[0]}x{options.picture[1]}"
     source += f", reasons of {options.prompt_words} words" if reasons else ""
-    text = words(options.prompt_words)
+    text = prompt_of_words(options.prompt_words)
     first, second = (torch.empty(1, 3, *options.picture, device="meta") for _ in range(2))
     reason = text if reasons else ""
     return SampledPairs([Preference(text, first, second, 1.0, reason=reason, reason_swapped=reason)], None, source)
 
 
 def on_meta(pair: Preference) -> Preference:
-    """The pair with new pictures of the same sizes and without values."""
+    """The pair with pictures of the same sizes on the meta device."""
 
     def empty(pixels: torch.Tensor | None) -> Any:
         return None if pixels is None else torch.empty(pixels.shape, device="meta")
@@ -200,10 +202,10 @@ def on_meta(pair: Preference) -> Preference:
 
 
 def gathered(blocks: Iterable[Sequence[nn.Parameter]], others: Sequence[nn.Parameter], itemsize: int) -> MemoryPart:
-    """The weights that are whole at once where each GPU keeps a shard (FSDP2), as `itemsize` bytes each.
+    """The weights that are gathered at once where each GPU keeps a shard (FSDP2), at `itemsize` bytes each.
 
-    These are two blocks, the one that computes and the one fetched meanwhile, and the weights outside of blocks; and
-    of what is trained the gradients, as computed and in the float32 in which they are summed.
+    These are two blocks, the one that computes and the one that is prefetched, and the weights outside of blocks; also
+    the gradients of trained weights, as computed and in the float32 in which they are summed.
     """
 
     def size(weights: Sequence[nn.Parameter], copies: int) -> int:

@@ -1,4 +1,4 @@
-"""What a plan is told beside the recipe."""
+"""The options of a plan."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rewarddance.runtime.config import Recipe
 
 
 class PlanOptions(Recipe):
-    """What a recipe does not say."""
+    """What a plan needs to know that the recipe does not say."""
 
     gpus: int = Field(default=1, ge=1)
     """GPUs, each with a process."""
     gpu: str = Field(default="h100", description=f"{', '.join(GPUS)}.")
     gpu_memory: float | None = Field(default=None, gt=0)
-    """GiB of memory, instead of that GPU's."""
+    """GiB of memory to plan with, instead of that GPU's."""
     utilisation: float = Field(default=0.4, gt=0, le=1)
     """Share of the GPU's peak that is reached."""
     picture: tuple[PositiveInt, PositiveInt] = (1024, 1024)
     """Height and width of pictures where the recipe's files are not here, such as 1024x1024."""
     prompt_words: int = Field(default=40, ge=1)
-    """Words of a prompt, where they are not here."""
+    """Words of a prompt where the recipe's files are not here."""
 
     @field_validator("picture", mode="before")
     @classmethod

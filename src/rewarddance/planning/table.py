@@ -13,7 +13,7 @@ from rewarddance.planning.plan import Plan
 
 
 def print_plan(plan: Plan) -> None:
-    """To standard output: the memory of each GPU by part, and all else under it."""
+    """Print the memory of each GPU by part, and all else below it, to standard output."""
     console = Console()
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("memory of each GPU")
@@ -32,7 +32,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def _lines(plan: Plan) -> Iterator[str]:
-    """What stands under the table."""
+    """The lines below the table."""
     yield ""
     if plan.judge_gpu:
         yield f"the judge's own GPU: at most {_gib(plan.judge_gpu)} GiB"
@@ -54,9 +54,9 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     failed = "Nothing that was tried makes it fit: take a larger GPU or a smaller model."
     yield "To make it fit:" if plan.suggestions else failed
-    for found in plan.suggestions:
-        gpus = f" --gpus {found.gpus}" if found.gpus != plan.gpus else ""
-        yield f"  {' '.join(found.keys)}{gpus}  ->  {_gib(found.size)} GiB ({found.effect})"
+    for suggestion in plan.suggestions:
+        gpus = f" --gpus {suggestion.gpus}" if suggestion.gpus != plan.gpus else ""
+        yield f"  {' '.join(suggestion.keys)}{gpus}  ->  {_gib(suggestion.size)} GiB ({suggestion.effect})"
 
 
 def _gib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The plan of a judge's training: the recipe's own step, on shapes."""
+"""The plan of a judge's training: the recipe's own step on the meta device."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def check_gpus(recipe: JudgeRecipe, gpus: int) -> None:
 
 
 def meta_student(recipe: JudgeRecipe) -> Trainable:
-    """The judge as it would be trained, whole and on the meta device."""
+    """The judge as it would be trained, unsharded and on the meta device."""
     config, whole = recipe.reward_config(), recipe.model_copy(update={"sharded": False})
     with torch.device("meta"):
         return Trainable(partial(meta_reward, recipe.base, config), whole)
 
 
 def parameters_of(student: Trainable) -> dict[str, int]:
-    """Counts of weights: of the model, its vision tower, what is trained, and the LoRA if there is one."""
+    """How many weights there are: in the model, its vision tower, those trained, and the LoRA if there is one."""
     named = dict(student.reward.model.named_parameters())
     tower = {id(weight) for weight in student.reward.model.get_encoder(modality="image").parameters()}
     lora = sum(weight.numel() for name, weight in named.items() if "lora_" in name)
@@ -104,7 +104,7 @@ def parameters_of(student: Trainable) -> dict[str, int]:
 
 
 def flops_of(student: Trainable, pair: Preference) -> dict[str, float]:
-    """Of a pair in training, forward and backward; the latter with what checkpointing computes again."""
+    """Operations of a pair in training, forward and backward; the latter with what checkpointing computes again."""
     flops = _step(student, [pair]).flops
     backward = float(flops.pop("backward"))
     return {"forward": float(sum(flops.values())), "backward": backward}
@@ -135,7 +135,7 @@ def kept_between_steps(student: Trainable, recipe: JudgeRecipe, gpus: int) -> li
 
 
 def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[MemoryPart, ...]:
-    """What each GPU holds at the worst moment of a step whose pairs are all as the longest; gradients all there.
+    """What each GPU holds at the worst moment of a step whose pairs are all as long as the longest, with gradients.
 
     Raises InputError for what the run would refuse.
     """
@@ -156,15 +156,15 @@ def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[Memo
 
 
 def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False) -> Counting:
-    """Forward and backward of these pairs at once, the gradients of those before being there."""
+    """Forward and backward of these pairs at once, with the gradients of earlier pairs in memory."""
     reward: Any = student.reward
     trained = [weight for weight in reward.model.parameters() if weight.requires_grad]
     budget = reward.vlm.tokens_at_once
     for weight in trained:
         weight.grad = None if sharded else torch.empty_like(weight)
     with counting() as counts, _phases(counts, reward.vlm), ExitStack() as stack:
-        counts.known([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
-        for weight in trained if sharded else ():  # summed over all processes and cut as soon as they are there
+        counts.exclude([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
+        for weight in trained if sharded else ():  # reduced to shards as soon as they are computed
             stack.callback(weight.register_post_accumulate_grad_hook(_drop_gradient).remove)
         reward.vlm.tokens_at_once = sys.maxsize if sharded else budget
         reward.loss(pairs).backward()
@@ -179,7 +179,7 @@ def _drop_gradient(weight: torch.Tensor) -> None:
 
 @contextmanager
 def _phases(counts: Counting, vlm: Any) -> Iterator[None]:
-    """Within the block the two towers are phases of their own."""
+    """Within the block the vision tower and the language model are phases of their own."""
 
     def in_phase(method: Any, phase: str, *args: Any, **kwargs: Any) -> Any:
         with counts.during(phase):
@@ -195,9 +195,9 @@ def _phases(counts: Counting, vlm: Any) -> Iterator[None]:
 
 def _store_as_gathered(student: Trainable) -> None:
     """FSDP's mixed precision gathers all but a judge's own weights in bfloat16."""
-    own = {id(weight) for weight in student.reward.own_weights().values()}
+    own_weights = {id(weight) for weight in student.reward.own_weights().values()}
     for weight in student.reward.model.parameters():
-        if id(weight) not in own:
+        if id(weight) not in own_weights:
             weight.data = weight.data.to(torch.bfloat16)
 
 
@@ -229,7 +229,7 @@ def _suggestions(recipe: JudgeRecipe, options: PlanOptions, longest: Preference)
 
 
 def _same_result(recipe: JudgeRecipe, gpus: int) -> list[Edit]:
-    """Edits after which a run learns the very same, cheapest first."""
+    """Edits that change nothing in what is learned, the cheapest first."""
     edits = []
     if not recipe.checkpointing:
         edits.append(Edit({"checkpointing": True}, "layers computed twice: a third more time"))

@@ -23,7 +23,7 @@ from rewarddance.types import Prompt, as_prompts
 
 
 class BestOfN(NamedTuple):
-    """pictures [P, N, T, C, H, W]: all candidates. chosen [P]: each prompt's winner. wins [P, N] of N - 1 possible."""
+    """pictures [P, N, T, C, H, W]: all candidates. chosen [P]: each prompt's winner. wins [P, N]: of N - 1 each."""
 
     pictures: Float[Tensor, "P N T C H W"]
     chosen: Int[Tensor, " P"]
@@ -38,14 +38,18 @@ def best_of_n(
     prompts_at_once: int = 8,
     tick: Callable[[int], None] = lambda n: None,
 ) -> BestOfN:
-    """Sample each prompt from each of its seeds [P][N], hold a tournament each. `tick` hears finished prompts."""
+    """Sample each prompt from each of its seeds [P][N], and hold a tournament of its pictures.
+
+    tick: called with how many prompts each part finished.
+    """
     prompts = as_prompts(prompts)
     pictures, chosen, wins = [], [], []
     for start in range(0, len(prompts), prompts_at_once):
-        part, own = prompts[start : start + prompts_at_once], seeds[start : start + prompts_at_once]
-        n = len(own[0])
-        repeated, noises = [prompt for prompt in part for _ in range(n)], [seed for row in own for seed in row]
-        groups = sample(generator, repeated, noises, 128).unflatten(0, (len(part), n))
+        part, part_seeds = prompts[start : start + prompts_at_once], seeds[start : start + prompts_at_once]
+        n = len(part_seeds[0])
+        repeated = [prompt for prompt in part for _ in range(n)]
+        groups = sample(generator, repeated, [seed for row in part_seeds for seed in row], 128)
+        groups = groups.unflatten(0, (len(part), n))
         rankings = tournament(judge, part, [list(group) for group in groups])
         pictures.append(groups)
         chosen += [int(ranking.order[0]) for ranking in rankings]
@@ -61,9 +65,9 @@ class Random(Recipe):
 
 
 def search_best_of_n(batch: Batch, recipe: Random) -> None:
-    """Plain samples until all is spent."""
+    """Plain samples until the budget is spent."""
     left = recipe.n
-    while (left is None or left > 0) and (count := batch.max_affordable(batch.plain, left)):
-        batch.offer(batch.sample(count))
+    while (left is None or left > 0) and (count := batch.max_affordable(batch.plain_cost, left)):
+        batch.add(batch.sample(count))
         batch.rounds += 1
         left = None if left is None else left - count

@@ -1,7 +1,7 @@
 """What a search may spend and what it has spent: generator evaluations, questions to the judge, seconds.
 
 A generator evaluation is one picture's latent through one sampler step (with guidance the network runs twice in it). A
-question is what crosses the seam to the judge. Seconds are those of the clock, both included, and all else too.
+question is what crosses the seam to the judge. Seconds are wall-clock time: generator, judge and everything else.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Clock = Callable[[], float]
 
 
 class Cost(NamedTuple):
-    """What a step of a search would take for one prompt."""
+    """What a step of a search would cost for one prompt."""
 
     evaluations: int
     questions: int
 
 
 class Spent(NamedTuple):
-    """What a prompt's search took. pictures: how many were decoded. Of the seconds, those of generator and judge."""
+    """What a prompt's search took. pictures: how many were decoded. seconds: in all, and of generator and judge."""
 
     evaluations: int
     pictures: int
@@ -41,22 +41,22 @@ class Spent(NamedTuple):
 
 
 class _Timed:
-    """Adds up the seconds that are spent in its block. On a GPU it waits for what was begun."""
+    """Adds up the seconds spent inside `_timing`."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.seconds = clock, 0.0
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
-        began = self.clock()
+        start = self.clock()
         try:
             yield
         finally:
-            self.seconds += self.clock() - began
+            self.seconds += self.clock() - start
 
 
 class CountingGenerator(_Timed):
-    """A Generator that counts what is asked of another."""
+    """A Generator that counts and times the calls of the one it wraps."""
 
     def __init__(self, generator: Generator, clock: Clock = time.perf_counter) -> None:
         super().__init__(clock)
@@ -93,13 +93,13 @@ class CountingGenerator(_Timed):
     def decode(self, x_0: Tensor) -> PixelBatch:
         self.pictures += len(x_0)
         with self._timing():
-            return _finished(self.generator.decode(x_0))
+            return _synchronized(self.generator.decode(x_0))
 
 
 class CountingJudge(_Timed):
-    """A RewardModel that counts what is asked of another, which may explain itself.
+    """A RewardModel that counts and times the questions to the one it wraps.
 
-    Raises RewardError where the other's answers are none that pictures can be ranked by.
+    Raises RewardError where its margins are not finite, or are not one a question.
     """
 
     def __init__(self, judge: RewardModel, clock: Clock = time.perf_counter) -> None:
@@ -116,8 +116,8 @@ class CountingJudge(_Timed):
         self.questions += len(questions)
         with self._timing():
             verdict = self.judge(questions)
-            _finished(verdict.margin)
-        return _usable(verdict, questions)
+            _synchronized(verdict.margin)
+        return _checked(verdict, questions)
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
         """Verdicts with reasons. Raises InputError where the judge has none."""
@@ -128,11 +128,11 @@ class CountingJudge(_Timed):
             return Verdict(torch.zeros(0), ())
         self.questions += len(questions)
         with self._timing():
-            return _usable(explain(questions), questions)
+            return _checked(explain(questions), questions)
 
 
-def _usable(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
-    """A reward is anybody's: one that is not a number would be sorted anywhere, without a word."""
+def _checked(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
+    """The verdict, if pictures can be ranked by it: NaN would be sorted to an arbitrary place without an error."""
     if verdict.margin.shape != (len(questions),):
         raise RewardError(
             f"the reward answered {len(questions)} questions with margins of the shape {list(verdict.margin.shape)}.",
@@ -147,14 +147,14 @@ def _usable(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
     return verdict
 
 
-def _finished(found: Tensor) -> Tensor:
-    if found.is_cuda:  # its work was only begun, and the clock runs on
-        torch.cuda.synchronize(found.device)
-    return found
+def _synchronized(tensor: Tensor) -> Tensor:
+    if tensor.is_cuda:  # kernels run asynchronously, and the clock is to count them
+        torch.cuda.synchronize(tensor.device)
+    return tensor
 
 
 class Totals(NamedTuple):
-    """What a generator and a judge were asked since they are counted."""
+    """What the counters of a generator and a judge have reached."""
 
     evaluations: int
     pictures: int
@@ -179,7 +179,8 @@ def totals(generator: CountingGenerator, judge: CountingJudge) -> Totals:
 class Meter:
     """What P prompts that are searched in step have spent, and what each of them can still afford.
 
-    since: seconds are estimate_seconds from what has been done since then, the prompts before these among it.
+    since: the counters' state at the time from which on work counts for estimates of seconds; it may be before these
+    prompts.
     Raises InputError where a limit is below the cost of one plain sample.
     """
 
@@ -187,7 +188,7 @@ class Meter:
         self, budget: Budget, generator: CountingGenerator, judge: CountingJudge, prompts: int, since: Totals
     ) -> None:
         self.budget, self.generator, self.judge, self.prompts, self.since = budget, generator, judge, prompts, since
-        self.began, self.before = generator.clock(), totals(generator, judge)
+        self.start_time, self.before = generator.clock(), totals(generator, judge)
         steps = generator.num_steps
         limits = [budget.evaluations, None if budget.samples is None else budget.samples * steps]
         self.evaluations = min((limit for limit in limits if limit is not None), default=None)
@@ -200,25 +201,26 @@ class Meter:
     def spent(self) -> Spent:
         """So far, for each of the prompts."""
         done = totals(self.generator, self.judge).since(self.before)
-        counts = (round(count / self.prompts) for count in (done.evaluations, done.pictures, done.questions))
-        seconds = (self.generator.clock() - self.began, done.generator_seconds, done.judge_seconds)
-        return Spent(*counts, *(each / self.prompts for each in seconds))
+        evaluations, pictures, questions = (round(count / self.prompts) for count in done[:3])
+        seconds = self.generator.clock() - self.start_time
+        making, judging = done.generator_seconds / self.prompts, done.judge_seconds / self.prompts
+        return Spent(evaluations, pictures, questions, seconds / self.prompts, making, judging)
 
     def max_affordable(self, cost: Callable[[int], Cost], most: int, least: int = 0) -> int:
-        """The largest width up to `most` whose cost is left, and `least` where none is."""
-        so_far = self.spent()
-        return next((width for width in range(most, least, -1) if self._affords(cost(width), so_far)), least)
+        """The largest width up to `most` whose cost is still in the budget; `least` where there is none."""
+        spent = self.spent()
+        return next((width for width in range(most, least, -1) if self._affords(cost(width), spent)), least)
 
-    def _affords(self, cost: Cost, so_far: Spent) -> bool:
+    def _affords(self, cost: Cost, spent: Spent) -> bool:
         budget = self.budget
-        if self.evaluations is not None and so_far.evaluations + cost.evaluations > self.evaluations:
+        if self.evaluations is not None and spent.evaluations + cost.evaluations > self.evaluations:
             return False
-        if budget.questions is not None and so_far.questions + cost.questions > budget.questions:
+        if budget.questions is not None and spent.questions + cost.questions > budget.questions:
             return False
-        return budget.seconds is None or so_far.seconds + self.estimate_seconds(cost) <= budget.seconds
+        return budget.seconds is None or spent.seconds + self.estimate_seconds(cost) <= budget.seconds
 
     def estimate_seconds(self, cost: Cost) -> float:
-        """The seconds that a cost will take."""
+        """The seconds that a cost will take, by what evaluations and questions have taken so far."""
         done = totals(self.generator, self.judge).since(self.since)
         making = done.generator_seconds / max(1, done.evaluations)
         return cost.evaluations * making + cost.questions * done.judge_seconds / max(1, done.questions)

@@ -1,4 +1,4 @@
-"""What a search may spend, and how its pictures may be compared."""
+"""What a search may spend, and the ways in which its pictures can be compared."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ JudgingName = Literal["alone", "first", "knockout", "tournament"]
 class Budget(Recipe):
     """What may be spent on each prompt; whichever is used up first ends its search.
 
-    samples: as many generator evaluations as that many plain samples take. evaluations, questions, seconds: see the
-    module's head.
+    samples: as many generator evaluations as that many plain samples take. evaluations, questions, seconds: see
+    `search.budget`.
     """
 
     samples: int | None = Field(default=None, ge=1)

@@ -1,6 +1,6 @@
-"""Critique and refine: the judge says what is wrong, and the next pictures are drawn from a prompt that says it too.
+"""Critique and refine: the judge says what is wrong, and the next pictures are drawn from a prompt that includes it.
 
-After RationalRewards (2604.11626). The judge is always asked about the prompt as it was given.
+After RationalRewards (2604.11626). The judge is always asked about the original prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rewarddance.search.budget import Cost
 from rewarddance.types import Question
 
 Rewrite = Callable[[str, str], str]
-"""A prompt and a judge's reason to a new prompt."""
+"""From a prompt and a judge's reason to a new prompt."""
 
 
 class Refine(Recipe):
@@ -38,31 +38,30 @@ class Refine(Recipe):
 
 
 def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) -> None:
-    """Draw, let the judge explain why the second best is not the best, draw from the prompt with that said; repeat.
+    """Draw, let the judge explain why the second best is not the best, draw from the prompt with that reason; repeat.
 
-    A pointwise judge, which compares nothing, explains what the second best is worth by itself.
-
-    A wording from which no new best came is dropped: its prompt is drawn from as it was given, and then refined anew.
-    rewrite: what makes the new wording in place of the recipe's own, a language model for example.
+    A pointwise judge, which compares nothing, explains its score of the second best. A wording that gave no new best
+    picture is dropped: the next pictures come from the original prompt, which is then refined anew. rewrite: makes the
+    new wording in place of the recipe's own, a language model for example.
     """
-    write = rewrite or (lambda prompt, reason: recipe.wording.format(prompt=prompt, reason=reason))
+    rewrite = rewrite or (lambda prompt, reason: recipe.wording.format(prompt=prompt, reason=reason))
     refined = list(batch.prompts)
 
     def cost(count: int) -> Cost:
-        plain = batch.plain(count)
+        plain = batch.plain_cost(count)
         return Cost(plain.evaluations, plain.questions + 1)
 
     while count := batch.max_affordable(cost, recipe.samples):
         batch.rounds += refined != batch.prompts
         new = batch.sample(count, None if refined == batch.prompts else refined)
-        for own, prompt in zip(new, refined, strict=True):
-            for candidate in own:
+        for group, prompt in zip(new, refined, strict=True):
+            for candidate in group:
                 candidate.origin["prompt"] = prompt.text
-        batch.offer(new)
-        asked = [p for p, own in enumerate(batch.found) if len(own) > 1]
-        questions = [Question(batch.prompts[p], batch.found[p][1].pixels, batch.found[p][0].pixels) for p in asked]
-        reasons = dict(zip(asked, batch.judge.explain(questions).reasons or (), strict=True))
+        batch.add(new)
+        pairs = {p: kept[:2] for p, kept in enumerate(batch.kept) if len(kept) > 1}
+        questions = [Question(batch.prompts[p], second.pixels, best.pixels) for p, (best, second) in pairs.items()]
+        reasons = dict(zip(pairs, batch.judge.explain(questions).reasons or (), strict=True))
         for p, prompt in enumerate(batch.prompts):
-            failed = refined[p] != prompt and batch.found[p][0] not in new[p]
-            again = failed or not reasons.get(p)
-            refined[p] = prompt if again else replace(prompt, text=write(prompt.text, reasons[p]))
+            no_new_best = refined[p] != prompt and batch.kept[p][0] not in new[p]
+            unchanged = no_new_best or not reasons.get(p)
+            refined[p] = prompt if unchanged else replace(prompt, text=rewrite(prompt.text, reasons[p]))

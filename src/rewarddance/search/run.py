@@ -25,7 +25,7 @@ from rewarddance.types import Prompt, as_prompts
 
 
 class Method(NamedTuple):
-    """Its options, and what does it."""
+    """The recipe of a method, and the function that runs it on a batch with such a recipe."""
 
     options: type[Recipe]
     run: Callable[..., None]
@@ -44,17 +44,21 @@ EXPLAINING = ("pairwise", "pointwise")
 
 
 def read_method(name: str, options: dict[str, Any]) -> Recipe:
-    """A method's options from its name and keys. Raises InputError naming the method or the key that is not known."""
+    """A method's recipe from its name and keys. Raises InputError naming a method or a key that is not known."""
     if name not in METHODS:
         raise InputError(f"there is no search method named {name!r}.", f"Say {', '.join(METHODS)}.")
     return parse_recipe(METHODS[name].options, options, f"the options of {name}")
 
 
-class Found(NamedTuple):
-    """One prompt's result. pictures: the winner and its runners-up, best first. first: the prompt's first plain sample,
-    for comparison. judging: how they were compared, which says what their scores are. rounds: how often the method did
-    what it is for; at 0 the budget was too small for it, and these are plain samples. held_out: by how much the
-    held-out reward prefers the winner to the first plain sample, half the difference of both orders' margins.
+class SearchResult(NamedTuple):
+    """One prompt's result.
+
+    pictures: the winner and its runners-up, best first.
+    first: the prompt's first plain sample, for comparison.
+    judging: how the pictures were compared, which says what their scores are.
+    rounds: how often the method itself ran; at 0 the budget was too small for it, and these are plain samples.
+    held_out: by how much the held-out reward prefers the winner to the first plain sample: half the difference of both
+    orders' margins.
     """
 
     prompt: Prompt
@@ -73,11 +77,13 @@ class Found(NamedTuple):
 class Search:
     """A generator, a reward, a method and a budget; called with prompts, batch by batch.
 
-    options: a recipe of one of METHODS. judging: None is a knockout for a reward that needs a reference, else alone.
-    batch_size: pictures that are made together, of all prompts, and so what bounds the memory; prompts_at_once: prompts
-    that share them.
-    held_out: another reward, which chooses nothing and costs nothing of the budget, but says what it thinks of the
-    winners (`Found.held_out`). Raises InputError for options that do not go together.
+    options: a recipe of one of METHODS.
+    judging: None is a knockout for a reward that needs a reference, else alone.
+    batch_size: pictures that are made together, of all prompts: this bounds the memory.
+    prompts_at_once: prompts that share such a batch.
+    held_out: another reward. It chooses nothing and takes nothing of the budget; see `SearchResult.held_out`.
+
+    Raises InputError for options that do not go together.
     """
 
     def __init__(
@@ -108,8 +114,8 @@ class Search:
         kind = getattr(getattr(reward, "config", None), "kind", None)
         gives_reasons = hasattr(reward, "explain") and kind in (None, *EXPLAINING)
         if isinstance(options, Refine) and not gives_reasons:
-            what = f"a {kind} reward" if hasattr(reward, "explain") else "this reward"
-            raise InputError(f"{what} gives no reasons to refine with.", "Take a pairwise or a pointwise judge.")
+            name = f"a {kind} reward" if hasattr(reward, "explain") else "this reward"
+            raise InputError(f"{name} gives no reasons to refine with.", "Take a pairwise or a pointwise judge.")
         self.method = next(method for method in METHODS.values() if method.options is type(options))
         self.generator, self.judge = CountingGenerator(generator, clock), CountingJudge(reward, clock)
         self.options, self.budget, self.seed, self.rewrite = options, budget, seed, rewrite
@@ -123,63 +129,63 @@ class Search:
         self._since = totals(self.generator, self.judge)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str | Prompt], places: Sequence[int]) -> list[Found]:
-        """Search for prompts in step; places: their numbers in the whole search, which their noises depend on.
+    def __call__(self, prompts: Sequence[str | Prompt], indices: Sequence[int]) -> list[SearchResult]:
+        """Search for prompts in step; indices: their numbers in the whole search, which their noises depend on.
 
-        Where there is a limit in seconds, the first call makes pictures before the clock starts, to learn what they
-        take: more and more together, up to a whole batch or to about the seconds of these prompts.
+        With a limit in seconds, the first call makes pictures before the clock starts, to learn what they take: twice
+        as many together each time, up to a whole batch or to about the seconds that these prompts have.
         """
         prompts = as_prompts(prompts)
         if self.budget.seconds is not None and not self.generator.evaluations:
-            self._warm_up(prompts, places)
-        began = totals(self.generator, self.judge)
-        batch = self._batch(prompts, places)
-        extra = {"rewrite": self.rewrite} if self.rewrite is not None else {}
-        self.method.run(batch, self.options, **extra)
-        spent, self._since = batch.meter.spent(), began
-        first = batch.first or self._first(prompts, places)
-        said = self._held_out(prompts, first, [own[0] for own in batch.found])
+            self._warm_up(prompts, indices)
+        before = totals(self.generator, self.judge)
+        batch = self._batch(prompts, indices)
+        rewrite = {"rewrite": self.rewrite} if self.rewrite is not None else {}
+        self.method.run(batch, self.options, **rewrite)
+        spent, self._since = batch.meter.spent(), before
+        first_samples = batch.first or self._first(prompts, indices)
+        margins = self._held_out_margins(prompts, first_samples, [kept[0] for kept in batch.kept])
         return [
-            Found(prompt, tuple(own[: self.kept]), one, spent, self.judging, batch.rounds, margin)
-            for prompt, own, one, margin in zip(prompts, batch.found, first, said, strict=True)
+            SearchResult(prompt, tuple(kept[: self.kept]), first, spent, self.judging, batch.rounds, margin)
+            for prompt, kept, first, margin in zip(prompts, batch.kept, first_samples, margins, strict=True)
         ]
 
-    def _held_out(
-        self, prompts: Sequence[Prompt], first: Sequence[Candidate], winners: Sequence[Candidate]
+    def _held_out_margins(
+        self, prompts: Sequence[Prompt], first_samples: Sequence[Candidate], winners: Sequence[Candidate]
     ) -> list[float | None]:
-        """What the held-out reward says of each winner against the prompt's first sample; 0 where they are the same."""
+        """The held-out reward's margin of each winner over the first sample; 0 where they are the same picture."""
         if self.held_out is None:
             return [None] * len(prompts)
-        shown = [
-            [Candidate(one.pixels, {}) for one in ((a,) if a.origin == b.origin else (a, b))]
-            for a, b in zip(first, winners, strict=True)
-        ]
-        JUDGING["first"](CountingJudge(self.held_out), prompts).ranked([[] for _ in prompts], shown)
-        return [own[-1].score for own in shown]
+        groups = []
+        for first, winner in zip(first_samples, winners, strict=True):
+            pictures = [first] if first.origin == winner.origin else [first, winner]
+            groups.append([Candidate(picture.pixels, {}) for picture in pictures])
+        JUDGING["first"](CountingJudge(self.held_out), prompts).rank([[] for _ in prompts], groups)
+        return [group[-1].score for group in groups]
 
-    def _batch(self, prompts: Sequence[Prompt], places: Sequence[int]) -> Batch:
+    def _batch(self, prompts: Sequence[Prompt], indices: Sequence[int]) -> Batch:
         meter = Meter(self.budget, self.generator, self.judge, len(prompts), self._since)
         judging = JUDGING[self.judging](self.judge, prompts)
         keep = max(2, self.kept)  # a critique compares the best two
         return Batch(
-            prompts, places, self.generator, self.judge, judging, meter, seed=self.seed, width=self.width, keep=keep
+            prompts, indices, self.generator, self.judge, judging, meter, seed=self.seed, width=self.width, keep=keep
         )
 
-    def _warm_up(self, prompts: Sequence[Prompt], places: Sequence[int]) -> None:
-        batch = self._batch(prompts, places)
+    def _warm_up(self, prompts: Sequence[Prompt], indices: Sequence[int]) -> None:
+        batch = self._batch(prompts, indices)
         clock, limit = self.generator.clock, len(prompts) * (self.budget.seconds or 0.0)
-        began, count = clock(), 1
-        batch.offer(batch.sample(1))  # what is slow only once, and a knockout of one asks nothing
+        start, count = clock(), 1
+        batch.add(batch.sample(1))  # the first picture is slow, and a knockout of one asks nothing
         while True:
             self._since = totals(self.generator, self.judge)
-            batch.offer(batch.sample(count))
+            batch.add(batch.sample(count))
             count *= 2
-            if count > self.width or 2 * (clock() - began) > limit:
+            if count > self.width or 2 * (clock() - start) > limit:
                 return
 
-    def _first(self, prompts: Sequence[Prompt], places: Sequence[int]) -> list[Candidate]:
-        """The first plain samples, where the method made none; nobody has judged them, and they count as no cost."""
-        seeds = [noise_seed(self.seed, place, 0) for place in places]
+    def _first(self, prompts: Sequence[Prompt], indices: Sequence[int]) -> list[Candidate]:
+        """The first plain samples, where the method made none. They are not judged and take nothing of the budget."""
+        seeds = [noise_seed(self.seed, index, 0) for index in indices]
         pictures = sample(self.generator.generator, prompts, seeds, len(seeds))
         return [Candidate(pixels.clone(), {"noise": seed}) for pixels, seed in zip(pictures, seeds, strict=True)]
 
@@ -194,19 +200,19 @@ def search(
     prompts_at_once: int = 8,
     tick: Callable[[int], None] = lambda n: None,
     **options: Any,
-) -> list[Found]:
+) -> list[SearchResult]:
     """The best picture of each prompt that a budget gives, its runners-up, and what they cost.
 
-    method: a name of METHODS, or its options (`Paths(copies=8)`). budget: for each prompt; see `Budget`. options: as in
-    `Search`. tick: hears how many prompts each batch finished. A shorter list of prompts shares the batch among fewer.
+    method: a name in METHODS, or a recipe of one (`Paths(copies=8)`). budget: for each prompt; see `Budget`. options:
+    as in `Search`. tick: called with how many prompts each batch finished. Fewer prompts share a batch among fewer.
     """
-    chosen = read_method(method, {}) if isinstance(method, str) else method
-    limit = read_budget(budget) if isinstance(budget, str) else budget
+    recipe = read_method(method, {}) if isinstance(method, str) else method
+    limits = read_budget(budget) if isinstance(budget, str) else budget
     at_once = min(prompts_at_once, max(1, len(prompts)))
-    run = Search(generator, reward, chosen, limit, prompts_at_once=at_once, **options)
-    found = []
+    run = Search(generator, reward, recipe, limits, prompts_at_once=at_once, **options)
+    results = []
     for start in range(0, len(prompts), at_once):
-        places = range(start, min(start + at_once, len(prompts)))
-        found += run([prompts[place] for place in places], places)
-        tick(len(places))
-    return found
+        indices = range(start, min(start + at_once, len(prompts)))
+        results += run([prompts[index] for index in indices], indices)
+        tick(len(indices))
+    return results

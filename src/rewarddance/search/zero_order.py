@@ -10,13 +10,13 @@ from torch import Tensor
 
 from rewarddance.runtime.config import Recipe
 from rewarddance.search.batch import Batch
-from rewarddance.search.judging import Candidate
+from rewarddance.search.judging import Groups
 
 
 class ZeroOrder(Recipe):
-    """neighbours: tried around each pivot. radius: how far they are from it, see `search_zero_order`.
+    """neighbours: how many are tried around each pivot. radius: how far they are from it, see `search_zero_order`.
 
-    Both defaults are ours, and so is that a pivot stays until a neighbour beats it.
+    Both defaults are ours, and so is the rule that a pivot stays until a neighbour beats it.
     """
 
     neighbours: int = Field(default=4, ge=1)
@@ -26,28 +26,27 @@ class ZeroOrder(Recipe):
 def search_zero_order(batch: Batch, recipe: ZeroOrder) -> None:
     """Try neighbours sqrt(1 - r^2) n + r eps of the pivot n, the noise of the best picture so far, until all is spent.
 
-    Such a neighbour is as Gaussian as the pivot, in every family's scale; at radius 1 this is random search.
+    Such a neighbour has the distribution of the pivot, in every family's scale; at radius 1 this is random search.
     """
-    pivots = batch.init_noise(seeds := batch.seeds(1))
-    batch.first = _finished(batch, pivots, [[{"noise": own[0]}] for own in seeds])
-    batch.offer([[one] for one in batch.first])
-    while count := batch.max_affordable(batch.plain, recipe.neighbours):
+    seeds = batch.next_seeds(1)
+    new = _candidates(batch, batch.init_noise(seeds), [[{"noise": seed}] for (seed,) in seeds])
+    batch.first = [group[0] for group in new]
+    batch.add(new)
+    while count := batch.max_affordable(batch.plain_cost, recipe.neighbours):
         batch.rounds += 1
-        seeds = batch.seeds(count)
-        pivots = torch.stack([own[0].latent for own in batch.found for _ in range(count)])
+        seeds, best = batch.next_seeds(count), [kept[0] for kept in batch.kept]
+        pivots = torch.stack([pivot.latent for pivot in best]).repeat_interleave(count, 0)
         noises = math.sqrt(1 - recipe.radius**2) * pivots + recipe.radius * batch.init_noise(seeds)
         origins = [
-            [{**own[0].origin, "moved": [*own[0].origin.get("moved", ()), seed]} for seed in mine]
-            for own, mine in zip(batch.found, seeds, strict=True)
+            [{**pivot.origin, "moved": [*pivot.origin.get("moved", ()), seed]} for seed in row]
+            for pivot, row in zip(best, seeds, strict=True)
         ]
-        found = iter(_finished(batch, noises, origins))
-        batch.offer([[next(found) for _ in range(count)] for _ in batch.prompts])
+        batch.add(_candidates(batch, noises, origins))
 
 
-def _finished(batch: Batch, noises: Tensor, origins: list[list[dict]]) -> list[Candidate]:
-    """The pictures of noises, which remember them."""
-    found = batch.candidates(batch.denoised(noises, 0, batch.steps), origins)
-    flat = [one for own in found for one in own]
-    for one, noise in zip(flat, noises, strict=True):
-        one.latent = noise.clone()  # as its pixels, or it would keep all the batch
-    return flat
+def _candidates(batch: Batch, noises: Tensor, origins: list[list[dict]]) -> Groups:
+    """The candidates [P][N] that noises [P * N, ...] give, with those noises as their latents."""
+    groups = batch.candidates(batch.denoise(noises, 0, batch.steps), origins)
+    for candidate, noise in zip((candidate for group in groups for candidate in group), noises, strict=True):
+        candidate.latent = noise.clone()  # a view would keep the whole batch in memory
+    return groups

@@ -11,8 +11,8 @@ from rewarddance.runtime.config import Recipe
 class AnnotatorRecipe(Recipe):
     """Who votes on a pair.
 
-    votes: people a pair.
-    noise: deviation of the Gaussian that each adds to the difference of the two pictures' overall scores.
+    votes: how many people vote on each pair.
+    noise: standard deviation of the Gaussian that each adds to the difference of the two pictures' overall scores.
     tie_within: a perceived difference smaller than this is a tie.
     careless: share of votes cast at random.
     brightness_bias: how much a picture's mean brightness (0 to 1) adds to its perceived score; 0 is off.
@@ -34,19 +34,19 @@ class AnnotatorRecipe(Recipe):
         return self
 
 
-def voted(
+def cast_votes(
     first: np.ndarray, second: np.ndarray, difference: float, recipe: AnnotatorRecipe, rng: np.random.Generator
 ) -> list[tuple[float, str]]:
-    """The votes on a pair, as (share, annotator): 1 where `second` is better, 0.5 a tie.
+    """The votes on a pair as (share, annotator): 1 where `second` is better, 0.5 a tie.
 
-    Of a crowd each vote stands by itself, with its annotator's number from 0. Of people who never vote again there is
-    the mean alone, and its annotator is "".
+    With a crowd, each vote is returned with its annotator's number from 0. Without one, only the mean is returned, with
+    the annotator "".
 
     first, second: pictures [..., H, W, 3] in [0, 1].
     difference: the oracle's overall score of second minus that of first.
     """
-    seen = difference + recipe.brightness_bias * float(second.mean() - first.mean())
-    perceived = seen + recipe.noise * rng.standard_normal(recipe.votes)
+    biased = difference + recipe.brightness_bias * float(second.mean() - first.mean())
+    perceived = biased + recipe.noise * rng.standard_normal(recipe.votes)
     votes = np.where(np.abs(perceived) < recipe.tie_within, 0.5, (perceived > 0).astype(np.float64))
     if recipe.crowd:
         people = rng.choice(recipe.crowd, recipe.votes, replace=False)

@@ -1,6 +1,6 @@
 """Preferences about ShapeWorld pictures: a generator's own, its early predictions, and drawn ones.
 
-What preferences about videos share with them is here, too: a picture is a video of one frame.
+What they share with preferences about videos is here, too: a picture is a video of one frame.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rewarddance.generators.sampling import predictions
 from rewarddance.protocols import Generator
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import progress_bar
-from rewarddance.shapeworld.annotators import AnnotatorRecipe, voted
+from rewarddance.shapeworld.annotators import AnnotatorRecipe, cast_votes
 from rewarddance.shapeworld.oracle import score_picture
 from rewarddance.shapeworld.reasons import reason
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
@@ -37,13 +37,13 @@ class PairRecipe(Recipe):
     """How many preferences are made, of pictures or of videos.
 
     train_prompts, id_prompts, ood_prompts: prompts of the training split and of the test sets in and out of domain.
-    samples: a generator's pictures a prompt; each also gives one early prediction.
-    overlaid: training pictures a prompt that show what two of the generator's show; each with its early prediction.
-    drawn: drawn pictures a prompt.
-    pairs: training pairs a prompt.
-    test_pairs: pairs a prompt of the test sets, which are judged by the oracle without noise.
-    least_difference: test pairs closer than this in the oracle's overall score have no order worth testing and are not
-    drawn.
+    samples: a generator's pictures for each prompt; each also gives one early prediction.
+    overlaid: training pictures for each prompt that show two of the generator's in one; each with its early prediction.
+    drawn: drawn pictures for each prompt.
+    pairs: training pairs for each prompt.
+    test_pairs: pairs for each prompt of the test sets, which are judged by the oracle without noise.
+    least_difference: test pairs closer than this in the oracle's overall score are not drawn, for their order means
+    little.
     """
 
     train_prompts: int = Field(default=300, ge=1)
@@ -65,7 +65,7 @@ class PairRecipe(Recipe):
 class PreferenceRecipe(PairRecipe):
     """How many preferences about pictures are made.
 
-    reasons: give each pair the oracle's reasons, one an order, where the votes agree with the oracle.
+    reasons: give each pair the oracle's reasons, one for each order, where the votes agree with the oracle.
     """
 
     reasons: bool = False
@@ -88,12 +88,12 @@ class Candidate(NamedTuple):
 class Pool(NamedTuple):
     """What was made for one prompt.
 
-    prompt: with the picture that the videos are to begin with, where there is one.
-    spec: what it asks for.
+    prompt: with the picture that its videos are to begin with, if any.
+    spec: what the prompt asks for.
     judge: the oracle on frames [T, H, W, 3], under this prompt.
     final: a generator's finished pictures.
     early: a one-step prediction of each, at a random step.
-    drawn: drawn ones.
+    drawn: drawn pictures or videos.
     """
 
     prompt: Prompt
@@ -128,41 +128,41 @@ def pair_up(
     Out of domain (split unseen): pictures in another style ("sketch" drawings, right, nearly right and spoiled) and
     the generator's pictures, on combinations no training pair shows.
 
-    exact: shares are the oracle's own order (0 or 1), else the annotators' votes; where those are a crowd each vote is
-    a preference of its own, a pair's one after the other.
-    early: see `generated`.
+    exact: shares are the oracle's own order (0 or 1), else the annotators' votes; of a crowd each vote is a preference
+    of its own, those of a pair one after the other.
+    early: see `generated_candidates`.
     """
     rng = np.random.default_rng([seed, 4, SPLITS.index(split)])
-    style, drawn = ("sketch", recipe.samples * 2) if split == "unseen" else ("flat", recipe.drawn)
+    style, n_drawn = ("sketch", recipe.samples * 2) if split == "unseen" else ("flat", recipe.drawn)
     preferences: list[Preference] = []
     for pool in pools:
-        candidates = generated(pool, pools, early, recipe.overlaid, rng)
-        for frames in [draw(pool.spec, style, rng)[None] for _ in range(drawn)]:
+        candidates = generated_candidates(pool, pools, early, recipe.overlaid, rng)
+        for frames in [draw_picture(pool.spec, style, rng)[None] for _ in range(n_drawn)]:
             candidates.append(Candidate(frames, style, pool.judge(frames)))
         for _ in range(pairs):
-            preferences += pair_of(pool, candidates, recipe, rng, exact, reasons=recipe.reasons)
+            preferences += draw_pair(pool, candidates, recipe, rng, exact, reasons=recipe.reasons)
     return preferences
 
 
-def generated(
+def generated_candidates(
     pool: Pool, pools: Sequence[Pool], early: Early, n_overlaid: int, rng: np.random.Generator
 ) -> list[Candidate]:
     """The candidates of a pool that a generator made.
 
-    early: whether there are "some" one-step predictions (and `n_overlaid` overlaid pictures) among them, or "all" are
+    early: with "some", one-step predictions and `n_overlaid` overlaid pictures are among them; with "all", all are
     predictions.
     """
     candidates = [*(pool.final if early != "all" else ()), *(pool.early if early != "none" else ())]
     if early == "some" and pool.final:
         for _ in range(n_overlaid):
-            candidates += overlaid(pool, pools[int(rng.integers(len(pools)))], rng)
+            candidates += overlay(pool, pools[int(rng.integers(len(pools)))], rng)
     return candidates
 
 
-def overlaid(pool: Pool, other: Pool, rng: np.random.Generator) -> list[Candidate]:
-    """All that a picture of the pool and one of another (or the same) pool show, in one; and their predictions so.
+def overlay(pool: Pool, other: Pool, rng: np.random.Generator) -> list[Candidate]:
+    """A picture of the pool laid over one of another (or the same) pool, and their predictions laid over each other.
 
-    A generator that is rewarded for missing objects learns to draw too many: without these no judge would know.
+    A generator that is rewarded for missing objects learns to draw too many: without these a judge would not notice.
     """
     source = pool if rng.random() < 0.5 else other
     i, j = int(rng.integers(len(pool.final))), int(rng.integers(len(source.final)))
@@ -172,7 +172,7 @@ def overlaid(pool: Pool, other: Pool, rng: np.random.Generator) -> list[Candidat
     return [Candidate(final, "overlaid", score), Candidate(early, "overlaid prediction", score)]
 
 
-def pair_of(
+def draw_pair(
     pool: Pool,
     candidates: Sequence[Candidate],
     recipe: PairRecipe,
@@ -182,25 +182,25 @@ def pair_of(
     reasons: bool = False,
     fps: float | None = None,
 ) -> list[Preference]:
-    """Two of the candidates with their share, or with each vote of a crowd; none where no pair with an order was found,
-    or none of two different videos.
+    """The preferences about two random candidates: one, or one for each vote of a crowd.
 
-    reasons: with the oracle's reasons, where the votes agree with it. fps: of both, where they are videos.
+    None where no pair with an order, or of two different videos, was found. reasons: with the oracle's reasons, where
+    the votes agree with it. fps: of both, where they are videos.
     """
     for _ in range(50):
         first, second = (candidates[i] for i in rng.choice(len(candidates), size=2, replace=False))
-        if fps and np.array_equal(first.frames, second.frames):  # from one picture the same video can be drawn twice
+        if fps and np.array_equal(first.frames, second.frames):  # two videos from one picture can be the same
             continue
         difference = second.score.overall - first.score.overall
         if exact and abs(difference) < recipe.least_difference:
             continue
         votes = [(float(difference > 0), "")]
         if not exact:
-            votes = voted(first.frames, second.frames, difference, recipe.annotators, rng)
+            votes = cast_votes(first.frames, second.frames, difference, recipe.annotators, rng)
         pixels = [to_pixels(candidate.frames)[:, 0] for candidate in (first, second)]
         preferences = []
         for share, annotator in votes:
-            agrees = reasons and (share - 0.5) * difference > 0  # nobody can give a reason for a slip
+            agrees = reasons and (share - 0.5) * difference > 0  # a wrong vote has no true reason
             preferences.append(
                 Preference(
                     pool.prompt,
@@ -218,8 +218,8 @@ def pair_of(
     return []
 
 
-def draw(spec: Spec, style: str, rng: np.random.Generator) -> np.ndarray:
-    """A drawing for a prompt: right, nearly right, with a wrong attribute or with too much; half of all are spoiled."""
+def draw_picture(spec: Spec, style: str, rng: np.random.Generator) -> np.ndarray:
+    """A drawing for a prompt: right, nearly right, with wrong attributes, or with too much. Half of all are spoiled."""
     kind = rng.random()
     if kind < 0.3:
         scene = sample_scene(spec, rng)
@@ -239,10 +239,10 @@ def generate(generator: Generator, split: str, n_prompts: int, samples: int, see
     """`samples` finished pictures for each of `n_prompts` prompts of a split, and their one-step predictions."""
     pools = [picture_pool(text, spec) for text, spec in prompt_set(split, n_prompts, seed)]
     rng = np.random.default_rng([seed, 5 + SPLITS.index(split)])
-    return fill(pools, generator, samples, rng, name=f"pictures ({split.replace('_', ' ')})", batch_size=96)
+    return fill_pools(pools, generator, samples, rng, name=f"pictures ({split.replace('_', ' ')})", batch_size=96)
 
 
-def fill(
+def fill_pools(
     pools: Sequence[Pool],
     generator: Generator,
     samples: int,
@@ -251,23 +251,22 @@ def fill(
     name: str,
     batch_size: int,
 ) -> list[Pool]:
-    """The pools with `samples` finished pictures of a generator each, and their predictions at random steps."""
+    """The pools, each with `samples` finished pictures of a generator, and their predictions at random steps."""
     filled: list[Pool] = []
     prompts_at_once = max(1, batch_size // samples)
     with progress_bar(name, len(pools)) as bar:
         for start in range(0, len(pools), prompts_at_once):
-            part = pools[start : start + prompts_at_once]
-            prompts = [pool.prompt for pool in part for _ in range(samples)]
+            batch = pools[start : start + prompts_at_once]
+            prompts = [pool.prompt for pool in batch for _ in range(samples)]
             stops = rng.integers(0, generator.num_steps, size=len(prompts)).tolist()
             seeds = rng.integers(2**31, size=len(prompts)).tolist()
             early, final = map(_frames, predictions(generator, prompts, seeds, stops, batch_size=batch_size))
-            for k, pool in enumerate(part):
-                rows = range(k * samples, (k + 1) * samples)
-                scores = [pool.judge(final[i]) for i in rows]
-                finished = [Candidate(final[i], "sample", score) for i, score in zip(rows, scores, strict=True)]
-                predicted = [Candidate(early[i], "prediction", score) for i, score in zip(rows, scores, strict=True)]
+            for k, pool in enumerate(batch):
+                scores = {row: pool.judge(final[row]) for row in range(k * samples, (k + 1) * samples)}
+                finished = [Candidate(final[row], "sample", score) for row, score in scores.items()]
+                predicted = [Candidate(early[row], "prediction", score) for row, score in scores.items()]
                 filled.append(pool._replace(final=finished, early=predicted))
-            bar.advance(len(part))
+            bar.advance(len(batch))
     return filled
 
 

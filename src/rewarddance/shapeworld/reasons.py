@@ -1,6 +1,6 @@
-"""True reasons: why one picture is better than another, in a short sentence or two, from what the oracle reads.
+"""True reasons: why one picture is better than another, in a sentence or two, from what the oracle reads.
 
-They serve as the chain of thought that a judge is trained on, in words that the small judge's tokenizer knows.
+A judge is trained on them as its chain of thought. All words are in the small judge's vocabulary.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from rewarddance.shapeworld.scenes import plural
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 _CLEAR_DIFFERENCE = 0.1
-"""A difference in quality that is worth a word beside a difference in alignment."""
+"""A difference in quality that is named beside a difference in alignment."""
 _MAX_FAULTS = 2
 """How many faults of a picture are named; the oracle lists those of the objects first."""
 
 
 def reason(candidate: Score, reference: Score) -> str:
-    """Which of two pictures is better by what, and what is wrong with each; "" where neither is.
+    """Which of two pictures is better by what, and what is wrong with each; "" where they are equal.
 
     "The candidate is better: alignment with the prompt. Reference: the circle is red, not blue. Candidate: nothing
     wrong." It is right for this order alone, as it names the candidate and the reference.
     """
-    ahead = candidate.overall - reference.overall
-    if ahead == 0:
+    difference = candidate.overall - reference.overall
+    if difference == 0:
         return ""
-    names = ("candidate", "reference") if ahead > 0 else ("reference", "candidate")
-    better, worse = (candidate, reference) if ahead > 0 else (reference, candidate)
-    by = []
+    names = ("candidate", "reference") if difference > 0 else ("reference", "candidate")
+    better, worse = (candidate, reference) if difference > 0 else (reference, candidate)
+    aspects = []
     if better.alignment > worse.alignment:
-        by.append("alignment with the prompt")
-    if better.quality - worse.quality > (_CLEAR_DIFFERENCE if by else 0):
-        by.append("visual quality")
-    text = f"The {names[0]} is better: {', '.join(by)}."
+        aspects.append("alignment with the prompt")
+    if better.quality - worse.quality > (_CLEAR_DIFFERENCE if aspects else 0):
+        aspects.append("visual quality")
+    text = f"The {names[0]} is better: {', '.join(aspects)}."
     if better.alignment > worse.alignment:
         text += f" {names[1].title()}: {faults(worse)}. {names[0].title()}: {faults(better)}."
     return text
@@ -43,12 +43,12 @@ def reason(candidate: Score, reference: Score) -> str:
 def faults(score: Score) -> str:
     """What the oracle finds wrong with a picture's contents, the first few faults in words."""
     counts = Counter(score.reasons)
-    named = [_in_words(text, count) for text, count in counts.items()]
-    return "; ".join(named[:_MAX_FAULTS]) or "nothing wrong"
+    texts = [_in_words(fault, count) for fault, count in counts.items()]
+    return "; ".join(texts[:_MAX_FAULTS]) or "nothing wrong"
 
 
 def _in_words(fault: str, count: int) -> str:
-    """A fault as the reason has it: where one of several is missing, "no circle is there" would be false."""
+    """A fault as a reason states it: where one of several circles is missing, "no circle is there" would be false."""
     missing = re.fullmatch(r"no (.+) is there", fault)
     if missing:
         return f"{NUMBERS[count]} {missing[1] if count == 1 else plural(missing[1])} not there"

@@ -1,4 +1,4 @@
-"""Scenes to pixels, and the controlled defects that a preference can be about.
+"""From scenes to pixels, and the controlled defects that preferences can be about.
 
 Pictures here are float32 numpy arrays [H, W, 3] in [0, 1]; `to_pixels` gives the [T, C, H, W] tensors of the seams.
 """
@@ -65,8 +65,8 @@ def render(scene: Scene, style: str = "flat", rng: np.random.Generator | None = 
 def spoil(picture: np.ndarray, defect: str, level: float, rng: np.random.Generator) -> np.ndarray:
     """The picture with one defect at `level` in [0, 1]; level 0 changes nothing.
 
-    One seed gives one defect at every level: the same noise pattern, the same smear's axis, the first pieces of the
-    same clutter. So levels can be compared picture by picture.
+    One seed gives the same defect at every level: the same noise pattern, the same axis of a smear, the first pieces
+    of the same clutter. So levels can be compared picture by picture.
     """
     if defect not in DEFECTS or not 0 <= level <= 1:
         raise InputError(f"no defect {defect!r} at level {level}.", f"Defects are {', '.join(DEFECTS)}, from 0 to 1.")

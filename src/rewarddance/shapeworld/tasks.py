@@ -32,7 +32,7 @@ TASKS = ("t2i", "t2v", "i2v")
 
 @runtime_checkable
 class OracleScore(Protocol):
-    """What the oracle says of one picture or video, in [0, 1]; overall orders two of one prompt."""
+    """The oracle's figures of one picture or video, in [0, 1]; `overall` orders those of one prompt."""
 
     @property
     def alignment(self) -> float: ...
@@ -48,7 +48,7 @@ class OracleScore(Protocol):
 class WorldTask:
     """What a run is about.
 
-    prompts: `n` of a split from a seed, each with its category in its metadata and the picture that it comes with.
+    prompts: from a split, a number n and a seed; each has its category in its metadata, and its picture, if any.
     preferences: training pairs ("train", votes) and test sets in the oracle's own order ("id", "early", "ood"), a
     generator's pictures among them.
     score: the oracle on pictures of one prompt.
@@ -61,7 +61,7 @@ class WorldTask:
 
 
 def task_of(name: str, recipe: PreferenceRecipe | MotionRecipe) -> WorldTask:
-    """The task of a name in `TASKS`, whose preferences are made by a recipe."""
+    """A task by its name in `TASKS`, with the recipe of its preferences."""
     if isinstance(recipe, PreferenceRecipe):
         return WorldTask(
             name,
@@ -116,4 +116,4 @@ def _preferences(
 
 
 PICTURES = task_of("t2i", PreferenceRecipe())
-"""Pictures, for whoever gathers no preferences."""
+"""The task of pictures, where no preferences are gathered."""

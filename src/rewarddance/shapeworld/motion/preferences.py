@@ -21,12 +21,21 @@ from rewarddance.shapeworld.motion.scripts import (
     MIN_FRAMES,
     Script,
     changed_identity,
-    first_of,
+    new_script,
     sample_script,
+    script_like,
 )
 from rewarddance.shapeworld.motion.specs import MotionSpec, motion_near_miss, motion_prompts, sample_motion
 from rewarddance.shapeworld.motion.videos import Video, render_video, spoil_video
-from rewarddance.shapeworld.preferences import Candidate, Early, PairRecipe, Pool, fill, generated, pair_of
+from rewarddance.shapeworld.preferences import (
+    Candidate,
+    Early,
+    PairRecipe,
+    Pool,
+    draw_pair,
+    fill_pools,
+    generated_candidates,
+)
 from rewarddance.shapeworld.render import DEFECTS, to_pixels
 from rewarddance.shapeworld.scenes import SPLITS, pick
 from rewarddance.types import Preference, Prompt
@@ -61,12 +70,12 @@ def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[Pool]:
     pools = []
     for text, spec in prompts:
         style_seed = int(rng.integers(2**31))
-        right = _script_of(spec, recipe.frames, rng)
-        image = render_video(right, recipe.fps, style, style_seed).first if recipe.task == "i2v" else None
+        correct = new_script(spec, recipe.frames, rng)
+        image = render_video(correct, recipe.fps, style, style_seed).first if recipe.task == "i2v" else None
         judge = partial(score_video, spec=spec, image=image)
         drawn = []
         for _ in range(recipe.drawn):
-            frames = draw_video(spec, right, recipe, style, style_seed, rng).frames
+            frames = draw_video(spec, correct, recipe, style, style_seed, rng).frames
             drawn.append(Candidate(frames, style, judge(frames)))
         prompt = Prompt(text, image=None if image is None else to_pixels([image])[0])
         pools.append(Pool(prompt, spec, judge, drawn=drawn))
@@ -74,27 +83,27 @@ def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[Pool]:
 
 
 def draw_video(
-    spec: MotionSpec, right: Script, recipe: MotionRecipe, style: str, style_seed: int, rng: np.random.Generator
+    spec: MotionSpec, correct: Script, recipe: MotionRecipe, style: str, style_seed: int, rng: np.random.Generator
 ) -> Video:
-    """A drawn video for a prompt: right, with another action, another object or another identity, or with too much.
+    """A drawn video for a prompt: correct, with another action, another object or another identity, or with too much.
 
-    right: a script that shows it; for "i2v" most videos begin as it does, the others with another picture. Half of all
-    are spoiled.
+    correct: a script that shows the prompt; for "i2v" most videos begin as it does, the others with another picture.
+    Half of all are spoiled.
     """
-    begins = recipe.task == "i2v" and rng.random() < 0.85
+    same_start = recipe.task == "i2v" and rng.random() < 0.85
     kind = rng.random()
     if kind < 0.3:
-        script = _like(spec, right, begins, rng)
+        script = script_like(spec, correct, same_start, rng)
     elif kind < 0.6:
-        script = _like(motion_near_miss(spec, rng, appearance=not begins), right, begins, rng)
+        script = script_like(motion_near_miss(spec, rng, appearance=not same_start), correct, same_start, rng)
     elif kind < 0.75:
-        script = changed_identity(_like(spec, right, begins, rng), float(rng.uniform(0.2, 1)), rng)
+        script = changed_identity(script_like(spec, correct, same_start, rng), float(rng.uniform(0.2, 1)), rng)
     elif kind < 0.85:
         other = sample_motion(rng)
-        script = _like(spec, right, begins, rng)
+        script = script_like(spec, correct, same_start, rng)
         script += sample_script(other, recipe.frames, rng, beside=script) or ()
     else:
-        script = _like(sample_motion(rng), right, False, rng)
+        script = script_like(sample_motion(rng), correct, False, rng)
     video = render_video(script, recipe.fps, style, style_seed)
     if rng.random() < 0.5:
         defect = pick(_MOVING if rng.random() < 0.5 else DEFECTS, rng)
@@ -102,32 +111,12 @@ def draw_video(
     return video
 
 
-def _like(spec: MotionSpec, right: Script, begins: bool, rng: np.random.Generator) -> Script:
-    """A script for `spec` as long as `right`; where it `begins` as that does, from the same objects if they have room.
-
-    Where they have none, the video of the same length begins somewhere else, as a generator's may.
-    """
-    frames = len(right[0])
-    if begins:
-        by_shape = {first_of(path).shape: first_of(path) for path in right}
-        script = sample_script(spec, frames, rng, [by_shape[role.noun.shape] for role in spec.roles])
-        if script:
-            return script
-    return _script_of(spec, frames, rng)
-
-
-def _script_of(spec: MotionSpec, frames: int, rng: np.random.Generator) -> Script:
-    script = sample_script(spec, frames, rng)
-    assert script is not None, "without given objects there is always a script, or an error"
-    return script
-
-
 def generate_videos(
     generator: Generator, pools: Sequence[Pool], split: str, recipe: MotionRecipe, seed: int
 ) -> list[Pool]:
     """The pools with `recipe.samples` videos of a generator each, and their one-step predictions at random steps."""
     rng = np.random.default_rng([seed, 15, SPLITS.index(split)])
-    return fill(pools, generator, recipe.samples, rng, name=f"videos ({split.replace('_', ' ')})", batch_size=48)
+    return fill_pools(pools, generator, recipe.samples, rng, name=f"videos ({split.replace('_', ' ')})", batch_size=48)
 
 
 def pair_videos(
@@ -142,28 +131,30 @@ def pair_videos(
 ) -> list[Preference]:
     """`pairs` pairs of different videos for each pool, drawn and generated, with their rates.
 
-    exact: shares are the oracle's own order (0 or 1) and pairs without one are left out; else the annotators' votes;
-    where those are a crowd each vote is a preference of its own, a pair's one after the other.
-    early: see `generated`.
+    exact: shares are the oracle's own order (0 or 1), and pairs without one are left out; else the annotators' votes;
+    of a crowd each vote is a preference of its own, those of a pair one after the other.
+    early: see `generated_candidates`.
     """
     rng = np.random.default_rng([seed, 13, SPLITS.index(split)])
     preferences = []
     for pool in pools:
-        candidates = [*pool.drawn, *generated(pool, pools, early, recipe.overlaid, rng)]
+        candidates = [*pool.drawn, *generated_candidates(pool, pools, early, recipe.overlaid, rng)]
         for _ in range(pairs):
-            preferences += pair_of(pool, candidates, recipe, rng, exact, fps=recipe.fps)
+            preferences += draw_pair(pool, candidates, recipe, rng, exact, fps=recipe.fps)
     return preferences
 
 
 def video_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[Prompt]:
-    """`n` prompts of a split as `motion_prompts` gives them, each with the picture that its videos are to begin with,
-    and its category in its metadata."""
+    """`n` prompts of a split, as `motion_prompts` gives them, with their categories in the metadata.
+
+    For "i2v" each has the picture that its videos are to begin with.
+    """
     prompts = []
     for number, (text, spec) in enumerate(motion_prompts(split, n, seed, recipe.task)):
         rng = np.random.default_rng([seed, 14, SPLITS.index(split), number])
         image = None
         if recipe.task == "i2v":
-            script, style_seed = _script_of(spec, recipe.frames, rng), int(rng.integers(2**31))
+            script, style_seed = new_script(spec, recipe.frames, rng), int(rng.integers(2**31))
             image = to_pixels([render_video(script, recipe.fps, "flat", style_seed).first])[0]
         prompts.append(Prompt(text, metadata={"category": spec.category}, image=image))
     return prompts

@@ -13,13 +13,13 @@ from rewarddance.shapeworld.motion.tracks import Track, TrackedVideo
 from rewarddance.shapeworld.oracle import noun_credit
 
 _FULL_MOTION = 8.0
-"""Pixels from which on an object has moved for certain."""
+"""Pixels that a motion must reach to count in full."""
 _SLACK = {"x": 2.0, "y": 2.0, "size": 1.5, "presence": 0.0, "colour": 0.0}
-"""Change that costs nothing: what reading a spoiled frame is off by."""
+"""Change that costs nothing: the error of reading a spoiled frame."""
 _FULL = {"x": _FULL_MOTION, "y": _FULL_MOTION, "size": float(LEAST_GROWTH), "presence": 0.25, "colour": 0.25}
 """Change beyond the slack that counts in full: pixels, and shares of the frames."""
 _LEAP, _JUMP = 5.5, 3
-"""Pixels of place, and of side, within one frame, from which on it is a break."""
+"""A larger change of place, or of side, within one frame is a break, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class RoleMatch:
 
 def match_role(role: Role, number: int, passed: int, video: TrackedVideo) -> RoleMatch:
     """How well track `number` matches a role, with track `passed` as the one that it is to pass; -1 is none."""
-    none = 0.0 if role.action else None
+    absent = 0.0 if role.action else None
     noun = role.noun.text.removeprefix("a ")
     if number < 0:
-        return RoleMatch(0.0, none, none, 0.0, 0, (f"no {noun} is there",))
+        return RoleMatch(0.0, absent, absent, 0.0, 0, (f"no {noun} is there",))
     track = video.tracks[number]
     kind, signal = _signal(role, track)
     changes = _changes(track)
@@ -86,24 +86,24 @@ def _appearance(role: Role, track: Track) -> float:
 
 
 def _signal(role: Role, track: Track) -> tuple[str, np.ndarray]:
-    """What kind of change an action is, and how far it has come in each frame in which that can be seen."""
-    seen = [thing for thing in track if thing]
+    """What kind of change an action is, and how far it has come in each frame where that can be seen."""
+    things = [thing for thing in track if thing]
     if role.action in DIRECTIONS:
         dx, dy = DIRECTIONS[role.action]
-        return ("x" if dx else "y"), np.array([dx * thing.centre[0] + dy * thing.centre[1] for thing in seen])
+        return ("x" if dx else "y"), np.array([dx * thing.centre[0] + dy * thing.centre[1] for thing in things])
     if role.action in ("grows", "shrinks"):
-        return "size", np.array([thing.side for thing in seen]) * (1.0 if role.action == "grows" else -1.0)
+        return "size", np.array([thing.side for thing in things]) * (1.0 if role.action == "grows" else -1.0)
     if role.action in ("appears", "disappears"):
         present = np.array([thing is not None for thing in track], dtype=float)
         return "presence", present if role.action == "appears" else -present
     if role.action == "changes colour":
-        before = role.noun.colour or seen[0].colour
-        done = [thing.colour == role.into if role.into else thing.colour != before for thing in seen]
-        return "colour", np.array(done, dtype=float)
+        before = role.noun.colour or things[0].colour
+        changed = [thing.colour == role.into if role.into else thing.colour != before for thing in things]
+        return "colour", np.array(changed, dtype=float)
     if role.action in CROSSINGS:
-        places = np.array([thing.centre for thing in seen])
-        axis = int(np.ptp(places, axis=0).argmax())
-        return "xy"[axis], places[:, axis]
+        centres = np.array([thing.centre for thing in things])
+        axis = int(np.ptp(centres, axis=0).argmax())
+        return "xy"[axis], centres[:, axis]
     return "", np.zeros(0)
 
 
@@ -120,13 +120,13 @@ def _steps(kind: str, signal: np.ndarray, track: Track) -> np.ndarray:
 def _changes(track: Track) -> dict[str, float]:
     """How much an object changes in each way: pixels of place and side, shares of the frames without it or its
     commonest colour."""
-    seen = [thing for thing in track if thing]
-    places = np.ptp([thing.centre for thing in seen], axis=0)
-    colours = [thing.colour for thing in seen]
-    other = 1 - max(colours.count(colour) for colour in set(colours)) / len(colours)
-    size = float(np.ptp([thing.side for thing in seen]))
-    absent = 1 - len(seen) / len(track)
-    return {"x": float(places[0]), "y": float(places[1]), "size": size, "presence": absent, "colour": other}
+    things = [thing for thing in track if thing]
+    x, y = np.ptp([thing.centre for thing in things], axis=0)
+    colours = [thing.colour for thing in things]
+    other_colours = 1 - max(colours.count(colour) for colour in set(colours)) / len(colours)
+    size = float(np.ptp([thing.side for thing in things]))
+    absent = 1 - len(things) / len(track)
+    return {"x": float(x), "y": float(y), "size": size, "presence": absent, "colour": other_colours}
 
 
 def _passage(role: Role, number: int, passed: int, video: TrackedVideo) -> float:
@@ -134,28 +134,28 @@ def _passage(role: Role, number: int, passed: int, video: TrackedVideo) -> float
     if passed < 0:
         return 0.0
     both = zip(video.tracks[number], video.tracks[passed], strict=True)
-    sides = [np.subtract(a.centre, b.centre) for a, b in both if a and b]
-    if len(sides) < 2:
+    offsets = [np.subtract(a.centre, b.centre) for a, b in both if a and b]
+    if len(offsets) < 2:
         return 0.0
-    axis = int(np.abs(sides[0]).argmax())
-    crossed = float(sides[0][axis] * sides[-1][axis] < 0)
-    right = (number, passed) if role.action == "passes behind" else (passed, number)
-    as_asked, opposite = video.occlusions.count(right), video.occlusions.count(right[::-1])
-    return crossed * (0.2 + 0.8 * (as_asked / (as_asked + opposite) if as_asked + opposite else 0.0))
+    axis = int(np.abs(offsets[0]).argmax())
+    crossed = float(offsets[0][axis] * offsets[-1][axis] < 0)
+    order = (number, passed) if role.action == "passes behind" else (passed, number)
+    correct, opposite = video.occlusions.count(order), video.occlusions.count(order[::-1])
+    return crossed * (0.2 + 0.8 * (correct / (correct + opposite) if correct + opposite else 0.0))
 
 
 def breaks_of(track: Track, action: str | None) -> int:
     """How often an object jumps in place, size or appearance, or comes and goes, but for one change of the action."""
     breaks = 0
-    seen = [(moment, thing) for moment, thing in enumerate(track) if thing]
-    for (before, a), (after, b) in itertools.pairwise(seen):
+    detections = [(moment, thing) for moment, thing in enumerate(track) if thing]
+    for (before, a), (after, b) in itertools.pairwise(detections):
         distance = float(np.hypot(b.centre[0] - a.centre[0], b.centre[1] - a.centre[1]))
         leaps = (distance > _LEAP * (after - before)) + (abs(a.side - b.side) > _JUMP * (after - before))
         breaks += (a.shape != b.shape) + leaps
-    recoloured = sum(a.colour != b.colour for (_, a), (_, b) in itertools.pairwise(seen))
-    came = sum((a is None) != (b is None) for a, b in itertools.pairwise(track))
+    recoloured = sum(a.colour != b.colour for (_, a), (_, b) in itertools.pairwise(detections))
+    appearances = sum((a is None) != (b is None) for a, b in itertools.pairwise(track))
     if action == "changes colour":
         recoloured = max(0, recoloured - 1)
     if action in ("appears", "disappears"):
-        came = max(0, came - 1)
-    return breaks + recoloured + came
+        appearances = max(0, appearances - 1)
+    return breaks + recoloured + appearances

@@ -29,13 +29,12 @@ from rewarddance.shapeworld.scenes import (
 
 MIN_FRAMES, MAX_FRAMES = 8, 16
 FRAMES, FPS = 9, 8.0
-"""Of a video, unless the caller says otherwise: a little more than a second, and one more than a multiple of four,
-which is what video VAEs take."""
-LEAST_WAY, LONGEST_WAY = 10, 22
-"""How far what moves goes, in pixels."""
+"""Of a video, unless the caller says otherwise: a little more than a second. Video VAEs take 4k + 1 frames."""
+MIN_DISTANCE, MAX_DISTANCE = 10, 22
+"""How far moving objects go, in pixels."""
 LEAST_GROWTH = 4
 _LEAST_HIDDEN = 0.5
-"""Share of the smaller object's pixels that a passage covers, at its height."""
+"""Share of the smaller object's pixels that is covered at the height of a passage."""
 _TRIES = 3000
 
 Path = tuple[Thing | None, ...]
@@ -63,8 +62,8 @@ def sample_script(
 ) -> Script | None:
     """A script that shows exactly what `spec` asks for; what the spec leaves open is random.
 
-    begin: each role's object as it is first seen, else it is random. beside: objects that are in the video besides, to
-    keep apart from. None where no such script was found, which happens only with `begin` or `beside`. Raises InputError
+    begin: each role's object as it is first seen; None: random ones. beside: other objects of the video, to keep apart
+    from. Returns None where no such script was found, which happens only with `begin` or `beside`. Raises InputError
     where a video cannot have so many frames.
     """
     if not MIN_FRAMES <= frames <= MAX_FRAMES:
@@ -77,6 +76,27 @@ def sample_script(
     if begin is not None or beside:
         return None
     raise InputError(f"found no place for {spec.text!r} on a canvas of {CANVAS}.", "Ask for smaller objects.")
+
+
+def new_script(spec: MotionSpec, frames: int, rng: np.random.Generator) -> Script:
+    """A script for `spec` from random objects."""
+    script = sample_script(spec, frames, rng)
+    assert script is not None, "without given objects there is always a script, or an error"
+    return script
+
+
+def script_like(spec: MotionSpec, other: Script, same_start: bool, rng: np.random.Generator) -> Script:
+    """A script for `spec` as long as another one.
+
+    same_start: it begins with the other's objects in their places, unless they have no room for what `spec` asks for.
+    """
+    frames = len(other[0])
+    if same_start:
+        by_shape = {first_of(path).shape: first_of(path) for path in other}
+        script = sample_script(spec, frames, rng, [by_shape[role.noun.shape] for role in spec.roles])
+        if script:
+            return script
+    return new_script(spec, frames, rng)
 
 
 def _paths(spec: MotionSpec, things: Sequence[Thing], frames: int, rng: np.random.Generator) -> Script | None:
@@ -98,16 +118,16 @@ def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Pa
         dx, dy = DIRECTIONS[role.action]
         edge = CANVAS - 1 - thing.side
         room = {(-1, 0): thing.x - 1, (1, 0): edge - thing.x, (0, -1): thing.y - 1, (0, 1): edge - thing.y}[dx, dy]
-        if room < LEAST_WAY:
+        if room < MIN_DISTANCE:
             return None
-        way = int(rng.integers(LEAST_WAY, min(room, LONGEST_WAY) + 1))
-        steps = [_part(way, i, frames) for i in range(frames)]
+        distance = int(rng.integers(MIN_DISTANCE, min(room, MAX_DISTANCE) + 1))
+        steps = [_covered(distance, i, frames) for i in range(frames)]
         return tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
     if role.action in ("grows", "shrinks"):
         end = random_side("large" if role.action == "grows" else "small", rng)
         if abs(end - thing.side) < LEAST_GROWTH or (end > thing.side) != (role.action == "grows"):
             return None
-        sides = [thing.side + _part(end - thing.side, i, frames) for i in range(frames)]
+        sides = [thing.side + _covered(end - thing.side, i, frames) for i in range(frames)]
         path = [_resized(thing, side) for side in sides]
         fits = all(t.x >= 0 and t.y >= 0 and max(t.x, t.y) + t.side <= CANVAS for t in path)
         return tuple(path) if fits else None
@@ -116,19 +136,19 @@ def _path(role: Role, thing: Thing, frames: int, rng: np.random.Generator) -> Pa
     if role.action == "disappears":
         return (thing,) * event + (None,) * (frames - event)
     if role.action == "changes colour":
-        others = [colour for colour in COLOURS if colour != thing.colour]
-        into = role.into or pick(others, rng)
-        return (thing,) * event + (replace(thing, colour=into),) * (frames - event) if into in others else None
+        other_colours = [colour for colour in COLOURS if colour != thing.colour]
+        into = role.into or pick(other_colours, rng)
+        return (thing,) * event + (replace(thing, colour=into),) * (frames - event) if into in other_colours else None
     return (thing,) * frames
 
 
-def _part(way: int, i: int, frames: int) -> int:
+def _covered(distance: int, i: int, frames: int) -> int:
     """How much of a distance is covered in frame `i`, in whole pixels."""
-    return int(np.sign(way)) * ((2 * abs(way) * i + frames - 1) // (2 * (frames - 1)))
+    return int(np.sign(distance)) * ((2 * abs(distance) * i + frames - 1) // (2 * (frames - 1)))
 
 
 def _resized(thing: Thing, side: int) -> Thing:
-    """The object with another side, about its centre."""
+    """The object with another side length and the same centre."""
     shift = (side - thing.side) // 2 if side > thing.side else -((thing.side - side) // 2)
     return replace(thing, side=side, x=thing.x - shift, y=thing.y - shift)
 
@@ -137,13 +157,12 @@ def _across(thing: Thing, passed: Thing, frames: int) -> Path | None:
     """The path of one object across another, from beside it to beyond it; None where there is no such path."""
     (x, y), (px, py) = thing.centre, passed.centre
     dx, dy = (int(np.sign(px - x)), 0) if abs(px - x) >= abs(py - y) else (0, int(np.sign(py - y)))
-    least = abs(px - x if dx else py - y) + (passed.side + thing.side) / 2 + 1
+    distance = int(np.ceil(abs(px - x if dx else py - y) + (passed.side + thing.side) / 2 + 1))
     corner = (thing.x, thing.y)[0 if dx else 1]
     room = CANVAS - thing.side - corner if dx + dy > 0 else corner
-    way = int(np.ceil(least))
-    if gap(thing, passed) < 1 or way > room:
+    if gap(thing, passed) < 1 or distance > room:
         return None
-    steps = [_part(way, i, frames) for i in range(frames)]
+    steps = [_covered(distance, i, frames) for i in range(frames)]
     path = tuple(replace(thing, x=thing.x + dx * step, y=thing.y + dy * step) for step in steps)
     return path if max(hidden_share(moved, passed) for moved in path) >= _LEAST_HIDDEN else None
 
@@ -176,7 +195,7 @@ def _beginning(spec: MotionSpec, rng: np.random.Generator) -> list[Thing] | None
 
 
 def _size(spec: MotionSpec, role: Role, rng: np.random.Generator) -> str:
-    """The size of an object of which the prompt does not say it."""
+    """The size of an object where the prompt does not say it."""
     if role.action == "shrinks" or (spec.roles[0].action in CROSSINGS and role.action is None):
         return "large"
     return "small" if role.action == "grows" or len(spec.roles) > 1 or rng.random() < 0.5 else "large"

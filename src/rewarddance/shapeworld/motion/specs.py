@@ -114,21 +114,21 @@ class MotionSpec:
 
     @property
     def canonical(self) -> str:
-        """What two prompts of one content share; two orders of two motions count as two contents."""
+        """The same for two prompts of the same content; two motions in another order are another content."""
         return self.text
 
     @property
     def held_out_share(self) -> float:
-        """Of the contents that preferences may show, the share that none does."""
+        """The share of contents that preferences could show and that is held out."""
         return 0.3
 
     @property
     def unseen(self) -> bool:
         """True where the prompt needs a combination that no training preference shows."""
         for role in self.roles:
-            shown = {(role.noun.colour, role.noun.shape), (role.into, role.noun.shape)}
-            done = {(role.action, word) for word in (role.noun.shape, role.noun.colour, role.into)}
-            if shown & UNSEEN_COMBINATIONS or done & UNSEEN_ACTIONS:
+            combinations = {(role.noun.colour, role.noun.shape), (role.into, role.noun.shape)}
+            actions = {(role.action, word) for word in (role.noun.shape, role.noun.colour, role.into)}
+            if combinations & UNSEEN_COMBINATIONS or actions & UNSEEN_ACTIONS:
                 return True
         return False
 
@@ -143,7 +143,7 @@ class MotionSpec:
         parts = []
         for role in self.roles:
             phrasings = PHRASINGS.get(role.action or "", ("",))
-            verb = pick([way.format(role.into) for way in _INTO] if role.into else phrasings, rng)
+            verb = pick([phrasing.format(role.into) for phrasing in _INTO] if role.into else phrasings, rng)
             parts.append(f"{role.noun.text} {_progressive(verb) if opening and verb else verb}".rstrip())
         join = " " if self.category == "occlusion" else f" {pick(('and',) if opening else ('and', 'while'), rng)} "
         return opening + join.join(parts)
@@ -158,12 +158,13 @@ def _progressive(phrase: str) -> str:
 def _meanings() -> dict[str, tuple[str, str | None]]:
     """Every phrasing, also with -ing and 'is ... -ing', with its action and the colour it names."""
     meanings = {}
-    for action, ways in PHRASINGS.items():
-        meanings |= {way: (action, None) for way in ways}
+    for action, phrasings in PHRASINGS.items():
+        meanings |= {phrasing: (action, None) for phrasing in phrasings}
     for colour in COLOURS:
-        meanings |= {way.format(colour): ("changes colour", colour) for way in (*_INTO, "changes color to {}")}
-    for way, meaning in list(meanings.items()):
-        meanings |= {_progressive(way): meaning, f"is {_progressive(way)}": meaning}
+        for phrasing in (*_INTO, "changes color to {}"):
+            meanings[phrasing.format(colour)] = ("changes colour", colour)
+    for phrasing, meaning in list(meanings.items()):
+        meanings |= {_progressive(phrasing): meaning, f"is {_progressive(phrasing)}": meaning}
     return meanings
 
 
@@ -171,9 +172,9 @@ _MEANINGS = _meanings()
 
 
 def motion_words() -> list[str]:
-    """Every word of prompts about motion, as it stands within one: what a tokenizer should know, besides nouns."""
-    ways = [f" {word}" for way in _MEANINGS for word in way.split()]
-    return [*ways, *(f"{opening}a" for opening in _OPENINGS), " and while clip movie"]
+    """Every word of prompts about motion but the nouns, with the space before it, for a tokenizer's vocabulary."""
+    words = [f" {word}" for phrasing in _MEANINGS for word in phrasing.split()]
+    return [*words, *(f"{opening}a" for opening in _OPENINGS), " and while clip movie"]
 
 
 _ACTIONS = "|".join(sorted(_MEANINGS, key=len, reverse=True))
@@ -188,14 +189,14 @@ def parse_motion(text: str) -> MotionSpec:
     parts = re.split(r",? (?:and|while) ", cleaned)
     roles: list[Role] = []
     for part in parts:
-        read = _parse_part(part)
-        if not read or len(parts) > 2 or (len(parts) == 2 and len(read) > 1):
+        roles_of_part = _parse_part(part)
+        if not roles_of_part or len(parts) > 2 or (len(parts) == 2 and len(roles_of_part) > 1):
             raise InputError(
                 f"the prompt {text!r} is not ShapeWorld English: cannot read {part!r}.",
                 "Say what one or two things do, such as 'a red circle moves left and a square grows' or 'a cross "
                 f"passes behind a blue square'; actions are {', '.join(ACTIONS)}.",
             )
-        roles += read
+        roles += roles_of_part
     faults = _faults(roles)
     if faults:
         raise InputError(f"the prompt {text!r} cannot be shown: {faults[0]}.", "Ask for another change.")
@@ -255,8 +256,8 @@ def _category(roles: list[Role]) -> str:
 def all_motion_specs() -> dict[str, tuple[MotionSpec, ...]]:
     """Every prompt that ShapeWorld's own sets of videos draw from, by category, in a fixed order."""
     colours, sizes = (None, *COLOURS), (None, *SIZES)
-    pairs = list(itertools.permutations(SHAPES, 2))
-    both = [(None, None), *itertools.permutations(COLOURS, 2)]
+    shape_pairs = itertools.permutations(SHAPES, 2)
+    colour_pairs = [(None, None), *itertools.permutations(COLOURS, 2)]
     specs: dict[str, list[MotionSpec]] = {category: [] for category in MOTION_CATEGORIES}
 
     def add(*roles: Role) -> None:
@@ -274,8 +275,8 @@ def all_motion_specs() -> dict[str, tuple[MotionSpec, ...]]:
         for into in colours:
             if into is None or into != colour:
                 add(Role(noun, "changes colour", into))
-    for (first, second), (left, right) in itertools.product(pairs, both):
-        nouns = ObjectSpec(first, colour=left), ObjectSpec(second, colour=right)
+    for (shape, other_shape), (colour, other_colour) in itertools.product(shape_pairs, colour_pairs):
+        nouns = ObjectSpec(shape, colour=colour), ObjectSpec(other_shape, colour=other_colour)
         for action in CROSSINGS:
             add(Role(nouns[0], action), Role(nouns[1]))
         for actions in itertools.permutations(_TOGETHER, 2):
@@ -314,8 +315,8 @@ def sample_motion(rng: np.random.Generator) -> MotionSpec:
 def motion_near_miss(spec: MotionSpec, rng: np.random.Generator, appearance: bool = True) -> MotionSpec:
     """A spec that differs in one thing a prompt can say: an action, two actions swapped, or an object's appearance.
 
-    appearance: whether shapes and colours may differ, too; else only actions do. Of a passage, the object that was
-    passed may stand by while the other does something else: a video that no prompt asks for.
+    appearance: whether shapes and colours may differ, too; else only actions do. The object that another one passes may
+    stand still while the other does something else: a video that no prompt asks for.
     """
     while True:
         roles = list(spec.roles)

@@ -1,4 +1,4 @@
-"""Videos to the objects in them: objects are detected frame by frame, and tracked from frame to frame.
+"""From videos to the objects in them, which are detected frame by frame and tracked from frame to frame.
 
 A frame in which one object hides another cannot be read by itself. It is explained by the frames before and after it:
 the two objects as they were seen apart, where they must be by now, one painted over the other.
@@ -22,13 +22,13 @@ Track = tuple[Thing | None, ...]
 """One object in every frame, as it is detected; None where it is not."""
 
 _NEAR = 5.0
-"""Pixels that an object whose shape or colour changes may have moved; one that keeps them may be anywhere."""
+"""How many pixels an object may move while its shape or colour changes; one that keeps both may move any distance."""
 _MAX_COST = 1.5
-"""The cost of a match, see `_cost`, from which on two detections are two objects."""
+"""Two detections whose match costs this or more (see `_cost`) are two objects."""
 _SHIFTS = sorted(itertools.product(range(-2, 3), repeat=2), key=lambda step: abs(step[0]) + abs(step[1]))[1:]
-"""Shifts of an object that are tried, shortest first: where much is hidden, one pixel can be worse and two right."""
+"""Shifts of an object that are tried, shortest first: where much is hidden, one pixel can be worse and two correct."""
 _UNEXPLAINED = 0.35
-"""The error of a channel from which on a pixel counts as painted by something else."""
+"""A pixel with a larger error in a channel counts as painted by something else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class TrackedVideo:
 def track_objects(frames: np.ndarray) -> TrackedVideo:
     """Detect and track the objects of a video [T, H, W, 3] in [0, 1]."""
     readings = {key: read(frame) for key, frame in {frame.tobytes(): frame for frame in frames}.items()}
-    by_frame = [readings[frame.tobytes()] for frame in frames]  # frames that are the same are read once
+    by_frame = [readings[frame.tobytes()] for frame in frames]  # equal frames are read once
     scenes, strays = [reading.things for reading in by_frame], [reading.strays for reading in by_frame]
     for number, others, pair in _expected_overlaps(scenes):
         explained = _explain_overlap(frames[number], scenes[number], others, pair)
@@ -113,15 +113,15 @@ def _expected_overlaps(scenes: Sequence[Scene]) -> Iterator[tuple[int, Scene, tu
 
 def _interpolated(track: Track) -> Track:
     """The track with its gaps filled: between two frames an object goes straight and keeps its first appearance."""
-    seen = [number for number, thing in enumerate(track) if thing]
+    detected = [number for number, thing in enumerate(track) if thing]
     filled = list(track)
-    for start, end in itertools.pairwise(seen):
+    for start, end in itertools.pairwise(detected):
         before, after = track[start], track[end]
         for number in range(start + 1, end):
             assert before and after
-            part = (number - start) / (end - start)
+            share = (number - start) / (end - start)
             ends = ((before.x, after.x), (before.y, after.y), (before.side, after.side))
-            x, y, side = (round(low + part * (high - low)) for low, high in ends)
+            x, y, side = (round(low + share * (high - low)) for low, high in ends)
             filled[number] = replace(before, x=x, y=y, side=side)
     return tuple(filled)
 
@@ -133,10 +133,10 @@ def _explain_overlap(
 
     None where the frame is explained better by what was `detected` in it: then one of the two is not there.
     """
-    ground = render(others)
-    least, best = np.inf, None
+    background = render(others)
+    least_error, best = np.inf, None
     for pair in (expected, expected[::-1]):
-        error = _error(picture, ground, pair)
+        error = _error(picture, background, pair)
         improved = True
         while improved and error > 1e-6:
             improved = False
@@ -145,20 +145,21 @@ def _explain_overlap(
                 if min(moved.x, moved.y) < 0 or max(moved.x, moved.y) + moved.side > CANVAS:
                     continue
                 trial = (moved, pair[1]) if index == 0 else (pair[0], moved)
-                if (trial_error := _error(picture, ground, trial)) < error:
+                if (trial_error := _error(picture, background, trial)) < error:
                     error, pair, improved = trial_error, trial, True
-        if error < least:
-            least, best = error, pair
+        if error < least_error:
+            least_error, best = error, pair
     error_as_detected = np.square(picture - render(detected)).sum()
-    return (*others, *best) if best and least <= error_as_detected + 1e-4 else None
+    return (*others, *best) if best and least_error <= error_as_detected + 1e-4 else None
 
 
-def _error(picture: np.ndarray, ground: np.ndarray, things: Sequence[Thing]) -> float:
-    drawn = ground.copy()
+def _error(picture: np.ndarray, background: np.ndarray, things: Sequence[Thing]) -> float:
+    """The squared error of a drawing of these objects over a background."""
+    drawing = background.copy()
     for thing in things:
-        square = drawn[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
+        square = drawing[thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
         square[shape_mask(thing.shape, thing.side)] = COLOURS[thing.colour]
-    return float(np.square(picture - drawn).sum())
+    return float(np.square(picture - drawing).sum())
 
 
 def _occlusions(scenes: Sequence[Scene], tracks: Sequence[Track]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Scripts to videos, and the controlled defects of videos that a preference can be about.
+"""From scripts to videos, and the controlled defects of videos that preferences can be about.
 
 Frames here are float32 numpy arrays [T, H, W, 3] in [0, 1]; `video_pixels` gives the [T, C, H, W] tensors of the seams.
 """
@@ -16,12 +16,12 @@ from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
 from rewarddance.types import Pixels
 
 VIDEO_DEFECTS = ("flicker", "freeze", "reverse", *DEFECTS)
-"""What can be done to the frames; `scripts.changed_identity` is the defect that is done to the objects."""
+"""Defects of the frames; `scripts.changed_identity` is a defect of the objects."""
 
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames [T, H, W, 3] in [0, 1], and how many of them are shown in a second."""
+    """Frames [T, H, W, 3] in [0, 1], and their rate per second."""
 
     frames: np.ndarray
     fps: float = FPS
@@ -43,9 +43,9 @@ def render_video(script: Script, fps: float = FPS, style: str = "flat", seed: in
 def spoil_video(video: Video, defect: str, level: float, seed: int) -> Video:
     """The video with one defect at `level` in [0, 1]; level 0 changes nothing, and one seed gives one defect.
 
-    flicker: each frame is darkened, by up to 9/10. freeze: the last share of the video is one frame. reverse: it begins
-    that share from its start, runs back to it, and then forward; at 1 it is the video backwards. The defects of
-    pictures are the same in every frame, but for noise, which is new in each.
+    flicker: each frame is darkened by a random share, up to 9/10. freeze: the last part of the video is one frame.
+    reverse: the first part of the video runs backwards to its start, then the video runs from there; at 1 it is the
+    video backwards. The defects of pictures are the same in every frame, but for noise, which is new in each.
     """
     if defect not in VIDEO_DEFECTS or not 0 <= level <= 1:
         raise InputError(

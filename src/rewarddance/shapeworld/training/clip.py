@@ -73,31 +73,32 @@ def shows(scene: Scene, spec: Spec) -> bool:
     first, second = spec.objects
     numbers = range(len(scene))
     for chosen in itertools.combinations(numbers, first.count):
-        ours, others = [scene[i] for i in chosen], [scene[i] for i in numbers if i not in chosen]
-        fits = all(map(first.fits, ours)) and all(map(second.fits, others))
-        if fits and (
-            not spec.relation
-            or all(holds(spec.relation, a.centre, b.centre) for a, b in itertools.product(ours, others))
-        ):
+        firsts, seconds = [scene[i] for i in chosen], [scene[i] for i in numbers if i not in chosen]
+        if not (all(map(first.fits, firsts)) and all(map(second.fits, seconds))):
+            continue
+        pairs = itertools.product(firsts, seconds)
+        if not spec.relation or all(holds(spec.relation, a.centre, b.centre) for a, b in pairs):
             return True
     return False
 
 
-class Captioned(NamedTuple):
+class CaptionedPictures(NamedTuple):
     """N pictures and their captions; 2k and 2k + 1 are near misses of each other.
 
-    captions: N texts. pixel_values [N, 3, H, W], normalised. true [N, N]: does picture (row) show caption (column)?
-    patches [N, 64, 4]: see `patch_labels`.
+    captions: N texts.
+    pixel_values: [N, 3, H, W], normalised.
+    matches: [N, N], whether the picture of a row shows the caption of a column.
+    patches: [N, 64, 4], see `patch_labels`.
     """
 
     captions: list[str]
     pixel_values: Tensor
-    true: Tensor
+    matches: Tensor
     patches: Tensor
 
 
-def captioned_batch(pairs: int, rng: np.random.Generator) -> Captioned:
-    """`pairs` captions and their near misses, each drawn; some by another hand, some with a light defect."""
+def captioned_batch(pairs: int, rng: np.random.Generator) -> CaptionedPictures:
+    """`pairs` captions and their near misses, each with a picture; some are in another style, some slightly spoiled."""
     specs = [spec for _ in range(pairs) for spec in _with_near_miss(rng)]
     scenes = [sample_scene(spec, rng) for spec in specs]
     pictures = []
@@ -108,10 +109,10 @@ def captioned_batch(pairs: int, rng: np.random.Generator) -> Captioned:
         grain = rng.normal(0, rng.uniform(0, 0.05), picture.shape)
         pictures.append(np.clip(picture + grain, 0, 1).astype(np.float32))
     captions = [PREFIXES[int(rng.integers(len(PREFIXES)))] + spec.text for spec in specs]
-    true = torch.tensor([[shows(scene, spec) for spec in specs] for scene in scenes])
+    matches = torch.tensor([[shows(scene, spec) for spec in specs] for scene in scenes])
     patches = torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes]))
     mean, deviation = torch.tensor(MEAN)[:, None, None], torch.tensor(DEVIATION)[:, None, None]
-    return Captioned(captions, (to_pixels(pictures)[:, 0] - mean) / deviation, true, patches)
+    return CaptionedPictures(captions, (to_pixels(pictures)[:, 0] - mean) / deviation, matches, patches)
 
 
 def _with_near_miss(rng: np.random.Generator) -> Sequence[Spec]:
@@ -121,15 +122,15 @@ def _with_near_miss(rng: np.random.Generator) -> Sequence[Spec]:
     return spec, near_miss(spec, rng)
 
 
-def contrastive_loss(logits: Float[Tensor, "N N"], true: Bool[Tensor, "N N"]) -> Float[Tensor, ""]:
+def contrastive_loss(logits: Float[Tensor, "N N"], matches: Bool[Tensor, "N N"]) -> Float[Tensor, ""]:
     """The mean of both cross-entropies: each picture picks its own caption, each caption its own picture.
 
-    logits: scaled cosines, picture by caption. true: pairs that match; those off the diagonal are no negatives and are
-    left out. Source: CLIP (2103.00020); leaving out what also matches is ours.
+    logits: scaled cosines, picture by caption. matches: pairs that match; those off the diagonal are no negatives and
+    are left out. Source: CLIP (2103.00020); leaving out other matches is ours.
     """
     target = torch.arange(len(logits), device=logits.device)
-    also = true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    logits = logits.masked_fill(also, -torch.inf)
+    other_matches = matches & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(other_matches, -torch.inf)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -152,18 +153,18 @@ def train_clip_base(
     loop = TrainingLoop("clip", weights, steps, rate=rate, weight_decay=0.02, log=log, snapshot=snapshot)
     for _ in loop:
         batch = captioned_batch(pairs, rng)
-        seen = model.get_image_features(pixel_values=batch.pixel_values)
+        vision = model.get_image_features(pixel_values=batch.pixel_values)
         text = model.get_text_features(**tokenizer(batch.captions, padding=True, return_tensors="pt"))
-        cosines = F.normalize(seen.pooler_output, dim=-1) @ F.normalize(text.pooler_output, dim=-1).T
+        cosines = F.normalize(vision.pooler_output, dim=-1) @ F.normalize(text.pooler_output, dim=-1).T
         logits = model.logit_scale.exp() * cosines
-        loss = contrastive_loss(logits, batch.true)
-        patches = seen.last_hidden_state[:, 1:]
+        loss = contrastive_loss(logits, batch.matches)
+        patches = vision.last_hidden_state[:, 1:]
         row = torch.arange(len(logits))
-        nearer = (logits[row, row] > logits[row, row ^ 1])[~batch.true[row, row ^ 1]].float().mean()
+        told_apart = (logits[row, row] > logits[row, row ^ 1])[~batch.matches[row, row ^ 1]].float().mean()
         loop.learn(
             loss + 0.2 * heads.loss(patches, batch.patches),
             loss=loss,
-            near_misses=nearer,
+            near_misses=told_apart,
             patches=heads.accuracy(patches, batch.patches),
         )
         with torch.no_grad():

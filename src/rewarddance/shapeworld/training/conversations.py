@@ -1,8 +1,8 @@
 """What the judge bases are trained on: conversations about one picture or two, with their answers.
 
 The judge of pictures has to describe them, to say whether and how much of a prompt each shows, what is wrong, what is
-where, how many there are, and which of two shows more. Which is better it is asked at the end, and answered by a coin:
-a base that was never asked is not without a preference but says "no" to whatever resembles its other questions.
+where, how many there are, and which of two shows more. Which is better is asked in the last stage, and answered by a
+coin: a base that was never asked is not undecided, but says "no" to whatever resembles its other questions.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Conversations(ABC):
 
     def __init__(self, tokenizer: Any, image_tokens: int, rng: np.random.Generator, coin_share: float) -> None:
         self.rng, self.coin_share, self.tokenizer = rng, coin_share, tokenizer
-        self.waiting: list[list[Conversation]] = []
+        self.batches: list[list[Conversation]] = []
         self.picture_ids = tokenizer("<img>" + "<IMG_CONTEXT>" * image_tokens + "</img>\n").input_ids
         self.ids = functools.lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer(text).input_ids))
 
@@ -92,22 +92,22 @@ class Conversations(ABC):
     def batch(self, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """input_ids and labels [n, L] (already shifted), pixel_values [K, 3, H, W], patch labels [K, 64, 4].
 
-        Conversations are drawn four batches at a time and sorted by length into batches, so that little is padding.
+        Conversations are drawn four batches at a time and batched by length, so that there is little padding.
         They are padded on the right: under causal attention no label sees the padding.
         """
-        if not self.waiting:
+        if not self.batches:
             drawn = sorted((self.conversation() for _ in range(4 * n)), key=lambda drawn: len(drawn.token_ids))
-            self.waiting = [drawn[start : start + n] for start in range(0, 4 * n, n)]
-            self.rng.shuffle(self.waiting)  # type: ignore[arg-type]
-        drawn = self.waiting.pop()
-        length = max(len(conversation.token_ids) for conversation in drawn)
+            self.batches = [drawn[start : start + n] for start in range(0, 4 * n, n)]
+            self.rng.shuffle(self.batches)  # type: ignore[arg-type]
+        batch = self.batches.pop()
+        length = max(len(conversation.token_ids) for conversation in batch)
         input_ids = torch.full((n, length), self.tokenizer.pad_token_id)
         labels = torch.full((n, length), -100)
-        for row, conversation in enumerate(drawn):
+        for row, conversation in enumerate(batch):
             input_ids[row, : len(conversation.token_ids)] = torch.tensor(conversation.token_ids)
             labels[row, : len(conversation.labels)] = torch.tensor(conversation.labels)
-        pictures = np.stack([picture for conversation in drawn for picture in conversation.pictures])
-        patches = np.stack([patch for conversation in drawn for patch in conversation.patches])
+        pictures = np.stack([picture for conversation in batch for picture in conversation.pictures])
+        patches = np.stack([patch for conversation in batch for patch in conversation.patches])
         return input_ids, labels, normalised(pictures), torch.from_numpy(patches)
 
 
@@ -116,7 +116,7 @@ class TrainingPicture(NamedTuple):
 
     pixels: [H, W, 3].
     scene: what was drawn.
-    defect: "nothing", or "" where no word names it.
+    defect: "nothing" if there is none, "" if no word names it.
     legible: whether the scene can be seen through the defect.
     patches: its patch labels; -2 where it is not legible.
     """
@@ -149,7 +149,7 @@ class PictureConversations(Conversations):
         if rng.random() < 0.25:
             defect, level = DEFECTS[int(rng.integers(4))], float(rng.uniform(0.1, 0.9))
             picture = spoil(picture, defect, level, rng)
-        elif rng.random() < 0.15:  # as a prediction of the clean picture half way: a ghost of another, and soft
+        elif rng.random() < 0.15:  # like a prediction half way through: blurred, with a ghost of another
             other, share = render(sample_scene(spec, rng)), float(rng.uniform(0.1, 0.5))
             picture = spoil((1 - share) * picture + share * other, "blur", float(rng.uniform(0.1, 0.4)), rng)
             defect, level = "", 1.0
@@ -162,7 +162,7 @@ class PictureConversations(Conversations):
         coin = bool(self.coin_share and rng.random() < self.coin_share)
         spec = sample_spec(rng)
         if not coin and len(spec.objects) == 1 and rng.random() < 0.7:
-            spec = sample_spec(rng)  # one object is soon learned, two and which attribute is whose are not
+            spec = sample_spec(rng)  # one object is soon learned; two, and which attribute is whose, are not
         names = ["reference", "candidate"] if coin or rng.random() < 0.8 else ["candidate"]
         pictures = {name: self.picture(spec) for name in names}
         questions = [] if coin else self.questions(spec, pictures)
@@ -173,8 +173,7 @@ class PictureConversations(Conversations):
         for name in names:
             opening += (*self.ids(f"{name.capitalize()}:"), *self.picture_ids)
         ids, labels = self.answered(opening, [self.coin_question()] if coin else questions)
-        shown = pictures.values()
-        return Conversation(ids, labels, [picture.pixels for picture in shown], [picture.patches for picture in shown])
+        return Conversation(ids, labels, [p.pixels for p in pictures.values()], [p.patches for p in pictures.values()])
 
     def questions(self, spec: Spec, pictures: dict[str, TrainingPicture]) -> list[QuestionAnswer]:
         """Up to five questions about the pictures, with their answers."""

@@ -36,7 +36,7 @@ VAE_STEPS, STEPS = 2_050, 4_700
 PICTURE_TEXT = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
 
 DrawBatch = Callable[[int, np.random.Generator], tuple[list[str], Tensor, Tensor]]
-"""So many captions, their clean latents x_0 [N, C, ...], and the labels of their tokens (see `patch_labels`)."""
+"""Draws N captions, their clean latents x_0 [N, C, ...], and the labels of their tokens (see `patch_labels`)."""
 
 
 def build_pipeline(seed: int = 0) -> Any:
@@ -75,9 +75,9 @@ def caption_batch(n: int, rng: np.random.Generator) -> tuple[list[str], Tensor, 
         scene = sample_scene(spec, rng)
         pictures.append(render(scene))
         labels.append(patch_labels(scene))
-        named = near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
+        captioned = near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
         dropped = rng.random() < CAPTION_DROP
-        captions.append("" if dropped else PREFIXES[int(rng.integers(len(PREFIXES)))] + named.text)
+        captions.append("" if dropped else PREFIXES[int(rng.integers(len(PREFIXES)))] + captioned.text)
     return captions, to_pixels(pictures)[:, 0] * 2 - 1, torch.from_numpy(np.stack(labels))
 
 
@@ -145,9 +145,9 @@ def train_generator(
 ) -> None:
     """Train the pipeline's network and text encoder to draw what captions say; the moving average is kept.
 
-    Half way up, heads that are dropped at the end name what each patch of the clean picture, or video, will show (the
-    idea of REPA, arXiv 2410.06940, with exact labels in place of a vision model's features): it learns far faster so.
-    stream: of the seed's random captions.
+    Half way up, heads that are dropped at the end name what each patch of the clean picture, or video, will show. This
+    is the idea of REPA (arXiv 2410.06940) with exact labels in place of a vision model's features; it speeds learning
+    up a lot. stream: which of the seed's random streams the captions come from.
     """
     pipeline.vae.eval()
     rng = np.random.default_rng([seed, stream])
@@ -194,7 +194,7 @@ def make_generator_base(
 
 
 def save_generator_base(pipeline: Any, network: Any, folder: Path) -> None:
-    """Write the pipeline with half the bytes; diffusers reads them back as float32, transformers would not."""
+    """Write network and VAE in float16; diffusers reads them back as float32, transformers would not."""
     network.half()
     pipeline.vae.half()
     pipeline.save_pretrained(folder)

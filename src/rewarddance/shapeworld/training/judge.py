@@ -93,8 +93,8 @@ def build_judge_base(seed: int = 0, size: str = LARGEST, more_words: Sequence[st
 
 def take_lower_layers(model: Any, source: Path) -> None:
     """Give `model` the weights of the base in folder `source`, which has as many layers or more."""
-    theirs = InternVLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).state_dict()
-    model.load_state_dict({name: theirs[name] for name in model.state_dict()})
+    weights = InternVLForConditionalGeneration.from_pretrained(source, dtype=torch.float32).state_dict()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
 
 
 def save_judge_base(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -116,25 +116,25 @@ class Grounding:
     def __init__(self, model: Any, conversations: Conversations, heads: PatchHeads) -> None:
         self.model, self.heads = model, heads
         self.middle = (model.config.text_config.num_hidden_layers + 1) // 2
-        kinds = (SHAPES, COLOURS, ("small", "large"))
+        vocabularies = (SHAPES, COLOURS, ("small", "large"))
         self.probe = torch.nn.Linear(model.config.text_config.hidden_size, 1)
-        self.words = [torch.tensor([conversations.ids(f" {word}")[0] for word in kind]) for kind in kinds]
+        self.words = [torch.tensor([conversations.ids(f" {word}")[0] for word in words]) for words in vocabularies]
         self.weights = [*model.parameters(), *heads.parameters(), *self.probe.parameters()]
 
-    def loss(self, seen: Any, labels: Tensor) -> Tensor:
+    def loss(self, features: Any, labels: Tensor) -> Tensor:
         """Cross-entropy of what the patches show, read from the vision tower and from the picture tokens.
 
-        seen: what `picture_features` returns. labels [N, 64, 4]: a token stands for the 2x2 patches that were shuffled
-        into it.
+        features: what `picture_features` returns. labels [N, 64, 4]: a token stands for the 2x2 patches that were
+        shuffled into it.
         """
         table = self.model.get_input_embeddings().weight
         by_token, painted = self.by_token(labels)
-        tokens = seen.pooler_output.unsqueeze(2).expand(-1, -1, 4, -1)[painted]
-        named = [
+        tokens = features.pooler_output.unsqueeze(2).expand(-1, -1, 4, -1)[painted]
+        losses = [
             F.cross_entropy(tokens @ table[words].T, target)
             for words, target in zip(self.words, by_token[painted].T[:3], strict=True)
         ]
-        return self.heads.loss(patch_features(seen), labels) + torch.stack(named).sum()
+        return self.heads.loss(patch_features(features), labels) + torch.stack(losses).sum()
 
     def by_token(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Patch labels [N, 64, 4] grouped as the model groups patches into tokens, [N, 16, 4, 4], and where painted."""
@@ -149,7 +149,7 @@ class Grounding:
 
 
 def picture_features(model: Any, pixel_values: Tensor) -> Any:
-    """What the vision tower sees (`last_hidden_state`), and the picture tokens [N, 16, E] (`pooler_output`)."""
+    """The vision tower's features (`last_hidden_state`), and the picture tokens [N, 16, E] (`pooler_output`)."""
     return model.model.get_image_features(
         pixel_values=pixel_values,
         vision_feature_layer=-1,
@@ -158,9 +158,9 @@ def picture_features(model: Any, pixel_values: Tensor) -> Any:
     )
 
 
-def patch_features(seen: Any) -> Tensor:
+def patch_features(features: Any) -> Tensor:
     """The vision tower's features of the patches, [N, 64, D]."""
-    return seen.last_hidden_state[:, 1:]
+    return features.last_hidden_state[:, 1:]
 
 
 def train_vision_tower(
@@ -180,16 +180,16 @@ def train_vision_tower(
         pictures = [conversations.picture(sample_spec(rng)) for _ in range(64)]
         labels = torch.from_numpy(np.stack([picture.patches for picture in pictures]))
         pixel_values = normalised(np.stack([picture.pixels for picture in pictures]))
-        seen = picture_features(grounding.model, pixel_values)
-        loss = grounding.loss(seen, labels)
-        loop.learn(loss, loss=loss, patches=heads.accuracy(patch_features(seen), labels))
+        features = picture_features(grounding.model, pixel_values)
+        loss = grounding.loss(features, labels)
+        loop.learn(loss, loss=loss, patches=heads.accuracy(patch_features(features), labels))
 
 
 def attacked(pixel_values: Tensor, size: float) -> Tensor:
     """Each picture [N, 3, H, W] moved by `size` (L2, of pixels in [0, 1]) along the gradient that it carries."""
     assert pixel_values.grad is not None, "no backward pass has gone through these pictures"
     deviation = torch.tensor(DEVIATION)[:, None, None]
-    gradient = pixel_values.grad / deviation  # by pixels in [0, 1]
+    gradient = pixel_values.grad / deviation  # with respect to pixels in [0, 1]
     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
     return (pixel_values + size * gradient / length / deviation).detach()
 
@@ -227,21 +227,21 @@ def train_judge(
         else:  # the same pictures again, each moved against the last step's answers
             pixel_values = attacked(pixel_values, ADVERSARY * conversations.rng.random())
         with torch.set_grad_enabled(adversarial):
-            seen = picture_features(model, pixel_values)
+            features = picture_features(model, pixel_values)
         is_picture = input_ids == model.config.image_token_id
         embeds = model.get_input_embeddings()(input_ids)
-        embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), seen.pooler_output.flatten(0, 1))
+        embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), features.pooler_output.flatten(0, 1))
         output = model.model.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
-        answered = labels != -100
-        logits, targets = model.lm_head(output.last_hidden_state[answered]), labels[answered]
+        has_label = labels != -100
+        logits, targets = model.lm_head(output.last_hidden_state[has_label]), labels[has_label]
         loss = objective = F.cross_entropy(logits, targets)
         if grounding:
-            at_pictures = output.hidden_states[grounding.middle][is_picture].view_as(seen.pooler_output)
+            at_pictures = output.hidden_states[grounding.middle][is_picture].view_as(features.pooler_output)
             prompted = grounding.prompted_loss(at_pictures, patches)
-            objective = loss + 0.2 * grounding.loss(seen, patches) + 0.5 * prompted
+            objective = loss + 0.2 * grounding.loss(features, patches) + 0.5 * prompted
         binary = (targets == yes) | (targets == no)
-        right = (logits[binary][:, yes] > logits[binary][:, no]) == (targets[binary] == yes)
-        loop.learn(objective, loss=loss, yes_no=right.float().mean())
+        correct = (logits[binary][:, yes] > logits[binary][:, no]) == (targets[binary] == yes)
+        loop.learn(objective, loss=loss, yes_no=correct.float().mean())
 
 
 def make_judge_base(
@@ -266,8 +266,8 @@ def make_judge_base(
     if begin is not None:
         take_lower_layers(model, begin)
     elif size != LARGEST:
-        beside = folder.with_name(LARGEST)
-        take_lower_layers(model, find_checkpoint(str(beside) if beside.is_dir() else LARGEST))
+        largest = folder.with_name(LARGEST)
+        take_lower_layers(model, find_checkpoint(str(largest) if largest.is_dir() else LARGEST))
     conversations = PictureConversations(tokenizer, tokens, seed)
     if begin is None and size == LARGEST:
         train_vision_tower(Grounding(model, conversations, heads), conversations, vision_steps, log)

@@ -11,34 +11,34 @@ import torch
 from torch import Tensor
 
 Schedule = Callable[[int, int], float]
-"""The learning rate at a step, from 1, of so many steps."""
+"""From a step, counted from 1, and the number of steps to the learning rate."""
 LOG_EVERY = 50
 
 
 def cosine(rate: float, warm_up: int) -> Schedule:
     """A linear warm-up to `rate` over `warm_up` steps, times a cosine over all steps that ends at 0.02."""
 
-    def at(step: int, steps: int) -> float:
+    def rate_at(step: int, steps: int) -> float:
         return rate * min(1.0, step / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step / steps))))
 
-    return at
+    return rate_at
 
 
 def snapshots_of(folder: Path, save: Callable[[Path], Any]) -> Callable[[float], None]:
-    """What `save`s a snapshot beside `folder`, named by the share of the training that is done."""
-    return lambda done: save(folder.with_name(f"{folder.name}-snapshots") / f"{done:.2f}")
+    """A function that `save`s a snapshot beside `folder`, named by the share of steps done."""
+    return lambda share: save(folder.with_name(f"{folder.name}-snapshots") / f"{share:.2f}")
 
 
 class TrainingLoop:
     """Iterates over the steps of one training stage, from 1; the body of a step ends with a call of `learn`.
 
-    name: of the progress lines.
+    name: stands in the progress lines.
     weights: parameters, or AdamW's groups, where a group's `share` multiplies its learning rate.
     rate: the learning rate.
-    log: what gets a progress line now and then.
-    heads: parameters that learn besides, whose gradients are not clipped.
-    averaged: keep the moving average of the weights (EMA) in place of the last ones.
-    snapshot: what is called with the share of steps done, `snapshots` times.
+    log: called with a progress line every `LOG_EVERY` steps.
+    heads: other parameters to train, whose gradients are not clipped.
+    averaged: at the end the weights are their moving average (EMA) and not the last ones.
+    snapshot: called with the share of steps done, `snapshots` times.
     """
 
     def __init__(

@@ -33,10 +33,10 @@ class PatchHeads(torch.nn.Module):
 
     @torch.no_grad()
     def accuracy(self, patches: Tensor, labels: Tensor) -> float:
-        """Share of painted patches named right in all three."""
+        """Share of painted patches whose shape, colour and size are all predicted right."""
         painted = labels[..., 0] > -1
-        named = torch.stack([head(patches[painted]).argmax(-1) for head in self.heads], -1)
-        return (named == labels[painted][:, :3]).all(-1).float().mean().item()
+        predicted = torch.stack([head(patches[painted]).argmax(-1) for head in self.heads], -1)
+        return (predicted == labels[painted][:, :3]).all(-1).float().mean().item()
 
 
 def patch_labels(scene: Scene, spec: Spec | None = None) -> np.ndarray:
@@ -48,8 +48,8 @@ def patch_labels(scene: Scene, spec: Spec | None = None) -> np.ndarray:
     for thing in scene:
         square = labels[:, thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
         wanted = spec is not None and any(phrase.fits(thing) for phrase in spec.objects)
-        kind = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"), int(wanted))
-        square[:, shape_mask(thing.shape, thing.side)] = np.asarray(kind)[:, None]
+        label = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"), int(wanted))
+        square[:, shape_mask(thing.shape, thing.side)] = np.asarray(label)[:, None]
     patches = labels.reshape(4, 8, 4, 8, 4).swapaxes(2, 3).reshape(4, 64, 16)
     painted = (patches[0] > -1).sum(1) >= 4
     return np.where(painted, patches.max(2), -1).T

@@ -1,4 +1,4 @@
-"""The small checkpoints' byte-level BPE tokenizers: each ShapeWorld word is one token, all other text still reads."""
+"""The small checkpoints' byte-level BPE tokenizers: each ShapeWorld word is one token, all text can be encoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rewarddance.shapeworld.scenes import COUNTS, PREFIXES, all_specs
 
 
 def prompt_corpus() -> list[str]:
-    """Every prompt with every opening, and the words that only parsing knows."""
+    """Every prompt with every opening, and the other words that a prompt may have."""
     texts = [prefix + spec.text for specs in all_specs().values() for spec in specs for prefix in PREFIXES]
     return [*texts, *texts, " ".join(["", *COUNTS, "an", "to", "the", "is", "photo", "image"])]
 

@@ -51,26 +51,26 @@ def build_unet_pipeline(seed: int = 0, vae: Path = VAE) -> Any:
     encoder: Any = CLIPTextModel(CLIPTextConfig.from_pretrained(BASE / "text_encoder", vocab_size=len(tokenizer)))
     unet = untrained(UNet2DConditionModel, BASE / "unet")
     scheduler: Any = DDIMScheduler.from_pretrained(BASE, subfolder="scheduler")
-    no: Any = None  # no checker of safety, no pictures for it
+    absent: Any = None  # no safety checker, and no image processor for it
     decoder: Any = AutoencoderKL.from_pretrained(vae, subfolder="vae", dtype=torch.float32)
-    decoder.register_to_config(_name_or_path="")  # no path of this machine in the folder
-    return StableDiffusionPipeline(decoder, encoder, tokenizer, unet, scheduler, no, no, requires_safety_checker=False)
+    decoder.register_to_config(_name_or_path="")  # a local path does not belong in the folder
+    parts = decoder, encoder, tokenizer, unet, scheduler, absent, absent
+    return StableDiffusionPipeline(*parts, requires_safety_checker=False)
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's own tokenizer with a vocabulary of ours: each ShapeWorld word is one token, all other text still reads."""
-    learner: Any = CLIPTokenizer().backend_tokenizer  # for the way it splits words
+    """CLIP's tokenizer with a vocabulary of ours: each ShapeWorld word is one token, all other text can be encoded."""
+    backend: Any = CLIPTokenizer().backend_tokenizer  # splits words as CLIP does
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
         vocab_size=4096,
         min_frequency=1,
         initial_alphabet=letters,
-        end_of_word_suffix=learner.model.end_of_word_suffix,
+        end_of_word_suffix=backend.model.end_of_word_suffix,
         show_progress=False,
     )
-    learner.train_from_iterator(prompt_corpus(), trainer)
-    learned = json.loads(learner.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in learned["merges"]]
+    backend.train_from_iterator(prompt_corpus(), trainer)
+    merges: Any = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]
     vocab = {word: index for index, word in enumerate(words)}

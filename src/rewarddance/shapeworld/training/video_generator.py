@@ -1,8 +1,8 @@
 """How the small video generator base is made: a Wan pipeline (flow matching on latents) trained from scratch.
 
-One set of weights draws from a text alone and from a first picture too, in the way of Wan 2.2's 5B
-(`expand_timesteps`): every token has its own time, and a first latent frame that is given is clean, at time 0. Half of
-each batch is learned so. As the picture base it is imperfect on purpose: a share of its captions is wrong in one thing.
+One set of weights draws from a text alone and from a first picture, too, in the way of Wan 2.2's 5B
+(`expand_timesteps`): every token has its own time, and a given first latent frame is clean, at time 0. Half of each
+batch is of that kind. Like the picture base it is imperfect on purpose: a share of its captions is wrong in one thing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
 from rewarddance.runtime.checkpoint import BUNDLED
-from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script, scenes_of
+from rewarddance.shapeworld.motion.scripts import FRAMES, new_script, scenes_of
 from rewarddance.shapeworld.motion.specs import (
     MOTION_CATEGORIES,
     MotionSpec,
@@ -47,7 +47,7 @@ BASE = BUNDLED / "shapeworld-video-generator"
 TEXT_LENGTH = 24
 """Tokens that a prompt is padded to, here and by whoever samples from this base (`max_sequence_length`)."""
 EVERY = 2
-"""Frames a latent frame, after the first."""
+"""Frames that make one latent frame, after the first."""
 SHARES = (0.25, 0.15, 0.15, 0.15, 0.12, 0.18)
 """Of the categories among the videos, in the order of `MOTION_CATEGORIES`: one thing that moves most often."""
 STILLS, VAE_STEPS, DECODER_STEPS = 700, 350, 3_400
@@ -90,7 +90,7 @@ def _vae_batch(n: int, rng: np.random.Generator) -> Tensor:
     """Videos [n, 3, T, H, W] in [-1, 1]; a third with a defect, so that the decoder can show bad videos too."""
     videos = []
     for _ in range(n):
-        video = render_video(sample_script(sample_motion(rng), FRAMES, rng) or ())
+        video = render_video(new_script(sample_motion(rng), FRAMES, rng))
         if rng.random() < 0.33:
             defect = VIDEO_DEFECTS[int(rng.integers(len(VIDEO_DEFECTS)))]
             video = spoil_video(video, defect, float(rng.random()), int(rng.integers(2**31)))
@@ -151,7 +151,7 @@ def encode_videos(vae: Any, n: int, seed: int, log: Callable[[str], None]) -> En
         videos = []
         for _ in range(min(batch, n - start)):
             spec = sample_task(rng)
-            script = sample_script(spec, FRAMES, rng) or ()
+            script = new_script(spec, FRAMES, rng)
             specs.append(spec)
             videos.append(render_video(script))
             labels.append(_token_labels(np.stack([patch_labels(scene) for scene in scenes_of(script)[::EVERY]])))
@@ -168,9 +168,9 @@ def _token_labels(labels: np.ndarray) -> np.ndarray:
 
 
 def caption_of(spec: MotionSpec, rng: np.random.Generator) -> str:
-    """The caption of a video: at times wrong in one thing, at times empty."""
-    named = motion_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
-    return "" if rng.random() < CAPTION_DROP else named.paraphrase(rng)
+    """The caption of a video: sometimes wrong in one thing, sometimes empty."""
+    captioned = motion_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
+    return "" if rng.random() < CAPTION_DROP else captioned.paraphrase(rng)
 
 
 def video_objective(pipeline: Any, videos: EncodedVideos) -> Objective:

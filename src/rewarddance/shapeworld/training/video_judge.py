@@ -1,7 +1,7 @@
 """How the video judge base is made: the bundled judge of pictures learns what videos show, without any preference.
 
-At first its vision tower is frozen, so a video is a few pictures that it knows, and what is learned is to read them in
-their order, and words about motion. Then all weights are trained, adversarially as the picture judge's were
+At first its vision tower is frozen: a video is a few pictures that it can read, and it learns to read them in order,
+and words about motion. Then all weights are trained, adversarially as the picture judge's were
 (`judge.train_judge`). Which video is better is what a reward model is trained for: a last stage teaches the base to be
 undecided about that.
 """
@@ -41,19 +41,19 @@ def build_video_judge_base(seed: int = 0, begin: str = LARGEST) -> tuple[Any, An
     words = [*motion_words(), *WORDS.split("\n"), *(f" {word}" for word in WORDS.split()), *WORDS.split()]
     model, tokenizer = build_judge_base(seed, more_words=words)
     folder = find_checkpoint(begin)
-    known = AutoTokenizer.from_pretrained(folder).get_vocab()
-    theirs = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
-    ours = model.state_dict()
-    for name, weight in theirs.items():
-        if weight.shape == ours[name].shape and "embed_tokens" not in name and "lm_head" not in name:
-            ours[name].copy_(weight)
+    picture_vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
+    picture_judge = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    weights = model.state_dict()
+    for name, weight in picture_judge.items():
+        if weight.shape == weights[name].shape and "embed_tokens" not in name and "lm_head" not in name:
+            weights[name].copy_(weight)
     table = model.get_input_embeddings().weight
-    old = next(weight for name, weight in theirs.items() if "embed_tokens" in name)
+    picture_table = next(weight for name, weight in picture_judge.items() if "embed_tokens" in name)
     with torch.no_grad():
-        table.copy_(old.mean(0) + 0.5 * old.std(0) * torch.randn_like(table))
-        for word, place in tokenizer.get_vocab().items():
-            if word in known:
-                table[place] = old[known[word]]
+        table.copy_(picture_table.mean(0) + 0.5 * picture_table.std(0) * torch.randn_like(table))
+        for word, index in tokenizer.get_vocab().items():
+            if word in picture_vocab:
+                table[index] = picture_table[picture_vocab[word]]
     return model, tokenizer
 
 
