@@ -215,7 +215,7 @@ def test_the_command_counts_what_is_in_quarantine_aloud_and_ends_with_1(tmp_path
         assert sum(json.loads(done.out)["rows"].values()) == 11
     put(tmp_path, *[f"images/{i}.png" for i in range(20)])
     done = command(*arguments[:5], tmp_path / "two.jsonl", "--media-root", tmp_path / "nowhere")
-    assert done.code == 1 and "12 of 12 rows are in quarantine" in done.err
+    assert done.code == 2 and "12 of 12 rows are in quarantine" in done.err
     done = command(*arguments[:5], tmp_path / "two.jsonl")  # nothing was written, so another root may be tried
     assert done.code == 1 and json.loads(done.out)["rows"] == {str(tmp_path / "two.jsonl"): 11}
     done = command(*arguments[:2], "hpdv4", *arguments[3:])

@@ -103,7 +103,8 @@ def test_sdxl_without_a_negative_prompt_is_guided_away_from_zeros():
 
 
 def test_prompts_longer_than_asked_for_are_cut_as_the_pipeline_cuts_them():
-    short = load_generator(str(pipeline_folder("flux-dev")), STEPS, **{**options("flux-dev"), "max_sequence_length": 4, "cut_prompts": True})
+    cut = {**options("flux-dev"), "max_sequence_length": 4, "cut_prompts": True}
+    short = load_generator(str(pipeline_folder("flux-dev")), STEPS, **cut)
     assert short.encode(["a red circle"])["encoder_hidden_states"].shape[1] == 4
 
 

@@ -107,10 +107,10 @@ def test_a_pair_that_cannot_be_judged_takes_no_other_with_it(tests, tmp_path):
     done = command(*asked, "--skip-faulty")
     assert done.code == 1, done.err
     result = json.loads(done.out)
-    assert result["failed"] == 1 and sets_of(result["evaluation"])["ood"].pairs == 7
-    (row,) = [json.loads(line) for line in Path(result["failures"]).read_text().splitlines()]
-    assert (row["test"], row["pair"]) == ("ood", 2) and "000002_b.png" in row["reason"]
-    assert "pairs: 1 failed" in done.err and "evaluation.failed.jsonl says why" in done.err
+    assert result["skipped"] == 1 and sets_of(result["evaluation"])["ood"].pairs == 7
+    (row,) = [json.loads(line) for line in Path(result["faulty"]).read_text().splitlines()]
+    assert "line 3 of the preferences file" in row["where"] and "000002_b.png" in row["what"]
+    assert "were left out" in done.err and "faulty.jsonl says why" in done.err
 
 
 def test_a_judge_asked_in_both_orders_says_so_and_gets_no_card(tests, tmp_path):

@@ -138,7 +138,8 @@ class FinetunedPipeline:
         if not self._uses_initial and getattr(self.network, "peft_config", None):
             for layer in (module for module in self.network.modules() if isinstance(module, LoraLayer)):
                 weight = layer.get_base_layer().weight
-                if type(weight.data) is Tensor and weight.dtype == torch.float32 and not weight.is_meta:
+                has_values = not any(parameter.is_meta for parameter in layer.parameters())
+                if type(weight.data) is Tensor and weight.dtype == torch.float32 and has_values:
                     kept.append((layer, weight, weight.data))
         try:
             with torch.no_grad():
