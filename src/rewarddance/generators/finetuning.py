@@ -136,7 +136,8 @@ class FinetunedPipeline:
         """
         kept = []
         if not self._uses_initial and getattr(self.network, "peft_config", None):
-            for layer in (module for module in self.network.modules() if isinstance(module, LoraLayer)):
+            layers: list[Any] = [module for module in self.network.modules() if isinstance(module, LoraLayer)]
+            for layer in layers:
                 weight = layer.get_base_layer().weight
                 has_values = not any(parameter.is_meta for parameter in layer.parameters())
                 if type(weight.data) is Tensor and weight.dtype == torch.float32 and has_values:

@@ -86,10 +86,11 @@ def tables(scores: dict[str, Scores], prompts: Sequence[Prompt], count: int) -> 
     before = {arm: np.array(means["oracle"]["sft"]) if arm == "best_of_n" else paired for arm in scores}
     gains = {arm: np.array(means["oracle"][arm]) - before[arm] for arm in scores if arm != "sft"}
     result["oracle"] |= {f"gain_{arm}": interval(values)._asdict() for arm, values in gains.items()}
-    categories, layouts = ([prompt.metadata.get(key) for prompt in prompts] for key in ("category", "layout"))
+    categories = [prompt.metadata["category"] for prompt in prompts]
+    layouts = [prompt.metadata.get("layout", "") for prompt in prompts]
     by = {arm: by_category(values, categories) for arm, values in means["oracle"].items()}
     result["by_category"] = {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in by["sft"]}
-    if None not in layouts:
+    if all(layouts):
         gained = {arm: by_category(values, layouts) for arm, values in gains.items()}
         kinds = dict.fromkeys(layouts)
         result["by_layout"] = {kind: {arm: gained[arm][kind]._asdict() for arm in gained} for kind in kinds}

@@ -121,7 +121,7 @@ def read(picture: np.ndarray) -> Reading:
     strays = int(layers.sum() + (painted & ~pure).sum())
     clean = render(tuple(things))
     quality = explained(picture, clean) if things else 0.0  # without objects there is none
-    beside = ~ndimage.binary_dilation((clean != _BACKGROUND).any(2), _CONNECTED[1], iterations=2)
+    beside = np.logical_not(ndimage.binary_dilation((clean != _BACKGROUND).any(2), _CONNECTED[1], iterations=2))
     faint = (reach >= _FAINT * _LENGTH[colour]) & ~(painted & pure) & beside.ravel()
     return Reading(tuple(things), strays, int(faint.sum()), quality)
 
