@@ -160,7 +160,7 @@ def test_memory_that_runs_out_is_an_error_that_names_the_part_and_what_to_lower(
     generator = Small(part, with_graph)
     generator.add_lora(2, 2)
     with pytest.raises(InputError, match=re.escape(f"memory ran out in {named}")) as caught:
-        recipe = RECIPE.model_copy(update={"grad_step_range": (0.4, 1), "decode_batch": None if with_graph else 1})
+        recipe = RECIPE.model_copy(update={"grad_step_range": (0.4, 1)})
         refl_step(generator, BrightnessJudge(), bank_of(generator, 4), recipe, seed=0, step=0)
     assert all(key in caught.value.remedy for key in keys) and "2.00 GiB" in caught.value.what
 

@@ -174,6 +174,13 @@ def test_more_aligned_samples_than_the_base_has_are_refused_at_once(tmp_path):
         load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["evaluation.n=4", "evaluation.aligned_samples=5"])
 
 
+def test_a_run_that_was_refused_leaves_its_name_free(tmp_path):
+    asked = ("quickstart", "--recipe", quickstart_recipe(tmp_path), "--output", tmp_path, "--name", "one")
+    done = command(*asked, "evaluation.prompts=155")
+    assert done.code == 2 and "155 prompts of the split 'held_out'" in done.err
+    assert not (tmp_path / "one" / "config.yaml").exists()
+
+
 def test_another_seed_is_another_run(whole):
     other = whole.recipe.model_copy(update={"seed": 4})
     assert training_prompts(other, other.refl_prompts) != training_prompts(whole.recipe, whole.recipe.refl_prompts)

@@ -32,8 +32,6 @@ def decoder_vjp(
     `at_once` at a time, to send the gradient that it left on them further. Exact: samples do not meet in a decoder.
     """
     parts = torch.arange(len(x_0)).split(at_once)
-    if len(parts) == 1:
-        return _decoded_once(decode, x_0, ask)
     with torch.no_grad(), memory_for(*SHORT):
         pixels = torch.cat([decode(x_0[rows]) for rows in parts])
     pixels.requires_grad_()
@@ -46,21 +44,6 @@ def decoder_vjp(
                 latents = x_0[rows].detach().requires_grad_()
                 gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])
     return answer, torch.cat(gradients)
-
-
-def _decoded_once(
-    decode: Callable[[Tensor], PixelBatch], x_0: Tensor, ask: Callable[[PixelBatch], T]
-) -> tuple[T, Tensor]:
-    """`decoder_vjp` where all pictures fit at once: the decoder's graph waits for the judge's gradient."""
-    latents = x_0.detach().requires_grad_()
-    with torch.enable_grad(), memory_for(*SHORT):
-        decoded = decode(latents)
-    pixels = decoded.detach().requires_grad_()
-    with torch.enable_grad():
-        answer = ask(pixels)
-    assert pixels.grad is not None, "no loss was sent back through the pictures"
-    with memory_for(*SHORT):
-        return answer, torch.autograd.grad(decoded, latents, pixels.grad)[0]
 
 
 class Stage(NamedTuple):

@@ -215,7 +215,12 @@ def quickstart(run: Run) -> dict[str, Any]:
     check_trackers(run.recipe.report_to)
     with locked(run.folder):
         if "judge" not in run.stages:
-            preflight(run)
+            try:
+                preflight(run)
+            except InputError:
+                if not run.stages:  # nothing was done: the corrected run may have the same name
+                    (run.folder / CONFIG).unlink()
+                raise
         console.print(f"report, while it runs too: {(run.folder / 'report.html').resolve()}", soft_wrap=True)
         torch.manual_seed(run.recipe.seed)
         work: dict[str, tuple[str, Callable[[Run], dict[str, Any]]]] = {
