@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.prefix_attention import ScoreMatrix
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.shapeworld.training.judge import build_judge_base, save_judge_base
 from rewarddance.types import Question
@@ -103,7 +105,8 @@ def naive(judge: PairwiseReward, questions: Sequence[Question]) -> Tensor:
 
 def flops(work: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, attention's included (as plain products)."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    written_out = patch("rewarddance.reward.prefix_attention.kernel_for", lambda query: ScoreMatrix)
+    with sdpa_kernel(SDPBackend.MATH), written_out, FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 

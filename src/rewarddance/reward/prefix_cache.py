@@ -10,9 +10,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from rewarddance.reward.prefix_attention import prefix_attention
 
 WORTH_SHARING = 0.05
 """Share of its tokens that a group must save, or it is read row by row."""
@@ -128,14 +129,18 @@ def common_length(sequences: Sequence[tuple[int, ...]]) -> int:
 class Prefix:
     """Keys and values of G prefixes, kept layer by layer while they are read, and attended to afterwards.
 
-    lengths [G]: of the prefixes, which are padded on the right to the longest.
+    lengths [G]: tokens of the prefixes, which are padded on the right to the longest; empty where nothing is shared.
     """
 
-    def __init__(self, lengths: Tensor) -> None:
+    def __init__(self, lengths: Sequence[int] = ()) -> None:
+        self.lengths = tuple(lengths)
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self.complete = False
-        unseen = torch.arange(int(lengths.max()), device=lengths.device) >= lengths[:, None]
-        self.unseen = unseen if unseen.any() else None
+
+    def keep(self, layer: int, key: Float[Tensor, "G kv P D"], value: Float[Tensor, "G kv P D"]) -> None:
+        """Keep a layer's keys and values, where something is shared."""
+        if self.lengths:
+            self.layers[layer] = (key, value)
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
@@ -144,27 +149,7 @@ class Prefix:
 
         query [B, heads, L, D]; key, value [B, kv_heads, L, D]; the prefix's [G, kv_heads, P, D] are never copied.
         """
-        prefix_key, prefix_value = self.layers[layer]
-        groups, kv_heads, prefix_length, width = prefix_key.shape
-        batch, heads, length, _ = query.shape
-        rows, shared = batch // groups, heads // kv_heads
-        query = (query * scaling).reshape(groups, rows, kv_heads, shared * length, width)
-        together = query.transpose(1, 2).reshape(groups, kv_heads, rows * shared * length, width)
-        to_prefix = together @ prefix_key.transpose(-1, -2)
-        if self.unseen is not None:
-            to_prefix = to_prefix.masked_fill(self.unseen[:, None, None], -torch.inf)
-        to_prefix = to_prefix.reshape(groups, kv_heads, rows, shared * length, prefix_length).transpose(1, 2)
-        own = query.reshape(batch, kv_heads, shared * length, width) @ key.transpose(-1, -2)
-        later = torch.ones(length, length, dtype=torch.bool, device=own.device).triu(1)
-        own = own.view(batch, kv_heads, shared, length, length).masked_fill(later, -torch.inf)
-        own = own.reshape(groups, rows, kv_heads, shared * length, length)
-        weights = torch.cat([to_prefix, own], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
-        of_prefix = weights[..., :prefix_length].transpose(1, 2)
-        of_prefix = of_prefix.reshape(groups, kv_heads, rows * shared * length, prefix_length) @ prefix_value
-        of_prefix = of_prefix.view(groups, kv_heads, rows, shared * length, width).transpose(1, 2)
-        of_own = weights[..., prefix_length:].reshape(batch, kv_heads, shared * length, length) @ value
-        found = of_prefix.reshape(batch, heads, length, width) + of_own.view(batch, heads, length, width)
-        return found.transpose(1, 2)
+        return prefix_attention(query, key, value, self.layers[layer], self.lengths, scaling).transpose(1, 2)
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:

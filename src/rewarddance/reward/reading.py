@@ -238,11 +238,11 @@ class Reading(ABC):
         depend on what else is in the batch.
         """
         shared = batch.groups[0].prefix > 0
-        cuts, prefix = [0] * len(sequences), None
+        cuts, prefix = [0] * len(sequences), Prefix()
         if shared:
             size = len(batch.groups[0].members)
             first = sequences[::size]
-            prefix = Prefix(torch.tensor([group.prefix for group in batch.groups], device=self.device))
+            prefix = Prefix([group.prefix for group in batch.groups])
             self._through_text(first, [(0, group.prefix) for group in batch.groups], pictures, encoded, prefix)
             prefix.complete = True
             cuts = [group.prefix for group in batch.groups for _ in range(size)]
@@ -260,7 +260,7 @@ class Reading(ABC):
         spans: Sequence[tuple[int, int]],
         pictures: Sequence[Tensor],
         encoded: Sequence[Encoded],
-        prefix: Prefix | None,
+        prefix: Prefix,
     ) -> Float[Tensor, "B L D"]:
         """Tokens start .. end of each sequence through the language model, picture tokens put in their places."""
         ids, positions, tokens, deep = [], [], [], []
@@ -284,7 +284,8 @@ class Reading(ABC):
         real = torch.tensor([end - start for start, end in spans], device=self.device)
         here = (input_ids == self._image_token) & (torch.arange(input_ids.shape[1], device=self.device) < real[:, None])
         embeds = self.model.get_input_embeddings()(input_ids.masked_fill(here, 0))  # it may be beyond the vocabulary
-        extra: dict[str, Any] = {} if prefix is None else {"prefix": prefix}
+        # A mask that is given is not made: the library's own would look for packed sequences, and the host wait for it.
+        extra: dict[str, Any] = {"prefix": prefix, "attention_mask": embeds.new_zeros(1, 1, 1, 1)}
         if tokens and here.any():
             embeds = embeds.masked_scatter(here.unsqueeze(-1), torch.cat(tokens).to(embeds.dtype))
             if deep[0]:

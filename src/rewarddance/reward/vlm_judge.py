@@ -44,13 +44,17 @@ ATTENTION = "rewarddance_prefix"
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    """Ordinary attention, except where a `prefix` is handed down: it is filled first, and attended to afterwards."""
+    """Ordinary attention, except where a `prefix` is handed down: it is filled first, and attended to afterwards.
+
+    Rows that come with a prefix are padded on the right only, so that causal attention needs no mask beside.
+    """
     prefix: Prefix | None = kwargs.pop("prefix", None)
-    if prefix is not None and prefix.complete:
+    if prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if prefix.complete:
         return prefix.attend(module.layer_idx, query, key, value, kwargs["scaling"]), None
-    if prefix is not None:
-        prefix.layers[module.layer_idx] = (key, value)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    prefix.keep(module.layer_idx, key, value)
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs | {"is_causal": True})
 
 
 AttentionInterface.register(ATTENTION, _attend)
