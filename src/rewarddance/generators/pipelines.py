@@ -114,7 +114,11 @@ def adapter_of(name: str, source: str | Path, pipeline: str | None = None) -> ty
     except LOAD_ERRORS as error:
         what = f"the generator {name!r} cannot be loaded: {first_line(error)}."
         raise InputError(what, "Give a diffusers folder.") from error
-    kind = config.get("_class_name")
+    return adapter_class(name, config.get("_class_name"), pipeline)
+
+
+def adapter_class(name: str, kind: Any, pipeline: str | None = None) -> type[PipelineGenerator]:
+    """The adapter for a pipeline class, or for `pipeline` in its place. Raises InputError where there is none."""
     if pipeline is not None and (pipeline not in ADAPTERS or _family(pipeline) != _family(kind)):
         raise InputError(
             f"the generator {name!r} is a {kind}, which cannot be a {pipeline}.",

@@ -9,10 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References, candidate_seeds
@@ -43,6 +45,8 @@ from rewarddance.runtime.sharding import BUCKET, outer_blocks
 from rewarddance.types import Prompt
 
 ACTIVATIONS = "activations"
+_CHECKPOINTED = {"generator": "generator", "backward": "generator", "decoder": "decoder", "judge": "judge"}
+"""The part whose layers can be computed again, by the phase that then holds less."""
 JUDGE_PHASES = ("judge", "references: encoding", "references: tournament")
 
 
@@ -96,6 +100,10 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
         options = options.model_copy(update={"gpus": max(options.gpus, 2)})
     processes = processes_of(run, options.gpus)
     prompts, source = _prompts(run, options)
+    judge_source = run.judge
+    if Path(run.judge).name == "reward" and not Path(run.judge).is_dir():
+        judge_source = f"made up, for {run.judge} is not here: {options.judge_base}"
+        run = run.model_copy(update={"judge": options.judge_base})
     models = meta_models(run)
     step, sampling = _step(models, run.refl, prompts, processes), _sampling(models, run.refl, prompts, processes)
     bank = _references(models, run, prompts)
@@ -106,7 +114,7 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
     vlm: Any = models.judge.vlm  # type: ignore[attr-defined]
     plan = Plan(
         job="align",
-        sources={"generator": run.generator, "judge": run.judge, **vlm.sources._asdict(), "prompts": source},
+        sources={"generator": run.generator, "judge": judge_source, **vlm.sources._asdict(), "prompts": source},
         parameters={
             **{name: _count(part.parameters()) for name, part in models.components.items()},
             "judge": _count(models.judge.model.parameters()),
@@ -233,11 +241,17 @@ class _CountedGenerator:
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         self._counts.begin("generator")
-        return self._generator.predict(x_t, step, condition)
+        if torch.is_grad_enabled():
+            return self._generator.predict(x_t, step, condition)
+        lengths = [leaf.shape for leaf in tree_leaves(condition) if isinstance(leaf, Tensor)]
+        key = "predict", self._generator._uses_initial, x_t.shape, *lengths
+        return self._counts.repeated(key, lambda: self._generator.predict(x_t, step, condition))
 
     def decode(self, x_0: Tensor) -> Tensor:
         self._counts.begin("decoder")
-        return self._generator.decode(x_0)
+        if torch.is_grad_enabled():
+            return self._generator.decode(x_0)
+        return self._counts.repeated(("decode", x_0.shape), lambda: self._generator.decode(x_0))
 
 
 class _CountedJudge:
@@ -402,6 +416,10 @@ def _suggestions(run: AlignRun, options: PlanOptions, prompts: Sequence[str], pl
     if fewer and large.keys() <= batches.keys():
         effect = ", ".join(dict.fromkeys(text for key, _, text in batches.values() if key in fewer))
         same = [Edit(fewer, f"fewer at once {effect}"), Edit(least, "one at a time")]
+    again = {_CHECKPOINTED[phase] for phase in large.keys() & _CHECKPOINTED.keys()} - set(run.refl.checkpointing)
+    if again:
+        parts = sorted({*again, *run.refl.checkpointing})
+        same.append(Edit({"refl.checkpointing": parts}, f"layers computed again on the way back: {', '.join(parts)}"))
     if processes > 1 and not run.refl.sharded:
         same.append(Edit({"refl.sharded": True}, "weights in shards over the GPUs"))
     other = _other_result(run, options.gpus, dict.fromkeys(fewer, 1))

@@ -40,6 +40,15 @@ _VALUES: dict[str, Callable[[Tensor], Any]] = {
 _aten = torch.ops.aten
 
 
+class _Repeat(NamedTuple):
+    """A computation that was run: its operations, how far it raised the bytes held, and its result."""
+
+    flops: int
+    rise: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
 class Counting:
     """What was counted. A backward pass that ends in weights is a phase of its own, "backward".
 
@@ -58,6 +67,28 @@ class Counting:
         self.at_peak: dict[str, int] = {}
         self._live_by_phase: Counter[str] = Counter()
         self._storages: dict[int, weakref.ref] = {}
+        self._repeats: dict[Any, _Repeat] = {}
+
+    def repeated(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns, a tensor without graph; run once for each key, and from then on only counted.
+
+        key: all that its shapes depend on. It leaves nothing in memory but its result.
+        """
+        if key not in self._repeats:
+            flops, peak, live = self.flops[self.phase], self.peaks[self.phase], self.live
+            self.peaks[self.phase] = live
+            result = compute()
+            rise = self.peaks[self.phase] - live
+            self.peaks[self.phase] = max(self.peaks[self.phase], peak)
+            self._repeats[key] = _Repeat(self.flops[self.phase] - flops, rise, result.shape, result.dtype)
+            return result
+        repeat = self._repeats[key]
+        self.flops[self.phase] += repeat.flops
+        self.peaks[self.phase] = max(self.peaks[self.phase], self.live + repeat.rise)
+        if self.live + repeat.rise > self.peak:
+            self.peak, held = self.live + repeat.rise, self._live_by_phase
+            self.at_peak = {**held, self.phase: held[self.phase] + repeat.rise}
+        return torch.empty(repeat.shape, dtype=repeat.dtype, device=META)
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:

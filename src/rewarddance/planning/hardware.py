@@ -21,7 +21,7 @@ class Gpu:
     memory: GiB, as nvidia-smi reports it.
     bf16: TFLOP/s of matrix products in bfloat16, summed in float32.
     fp32: TFLOP/s of matrix products in float32 without TF32, which torch leaves off by default.
-    source: NVIDIA's document that states both.
+    source: the maker's document that states both.
     """
 
     name: str
@@ -56,12 +56,13 @@ GPUS = {
         Gpu(
             "a6000", 48.0, 154.8, 38.7, "RTX A6000 datasheet, proviz-print-nvidia-rtx-a6000-datasheet-us-nvidia-1454980"
         ),
+        Gpu("mi300x", 192.0, 1307.4, 163.4, "AMD Instinct MI300X data sheet, amd.com"),
         Gpu("rtx5090", 31.8, 209.5, 104.8, _BLACKWELL_RTX),
         Gpu("rtx4090", 24.0, 165.2, 82.6, _ADA_RTX),
         Gpu("rtx3090", 24.0, 71.0, 35.6, _AMPERE_RTX),
     )
 }
-"""Data-centre GPUs are the SXM versions where there are several. NVIDIA's documents were not opened themselves: the
+"""Data-centre GPUs are the SXM versions where there are several. The makers' documents were not opened themselves: the
 figures were read off public pages and code that quote and name them. Memory is from public logs of nvidia-smi.
 Documents that state peaks with sparsity only (Hopper, L4, A6000) say that half of it holds without."""
 

@@ -6,21 +6,31 @@ that size would take.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+import yaml
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
-from rewarddance.generators.pipelines import adapter_of
+from rewarddance.generators.pipelines import adapter_class, adapter_of
+from rewarddance.planning.meta_judge import PIECES
 from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.runtime.config import parse_recipe
 
+_GENERATORS = Path(__file__).parent / "generators.yaml"
+_CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
@@ -31,34 +41,94 @@ def meta_generator(
     pipeline: str | None = None,
     **options: Any,
 ) -> PipelineGenerator:
-    """A diffusers folder's pipeline from its configs, tokenizers and scheduler alone; weights may be missing.
+    """The pipeline of a diffusers folder, from its configs, tokenizers and scheduler alone, or of a public generator.
 
-    pipeline: as in `load_generator`. options: the other fields of `GeneratorOptions`. Raises InputError where there is
-    no such folder, where one of its configs is missing, and as `load_generator` does.
+    name: weights may be missing in the folder; a public generator (`known_generators`) needs none. pipeline: as in
+    `load_generator`. options: the other fields of `GeneratorOptions`. Raises InputError for a name that is neither,
+    where one of the folder's configs is missing, and as `load_generator` does.
     """
     options = {"num_inference_steps": num_inference_steps, **options}
     parsed = parse_recipe(GeneratorOptions, options, "the options of the generator")
     folders = [path for path in (Path(name), BUNDLED / name) if (path / "model_index.json").is_file()]
-    if not folders:
+    if not folders and name in known_generators():
+        whole = _from_table(name, pipeline, dtype)
+        adapter = adapter_class(name, type(whole).__name__, pipeline)
+    elif folders:
+        disable_progress_bar()
+        adapter = adapter_of(name, folders[0], pipeline)
+        whole = _from_folder(name, folders[0], pipeline, dtype)
+    else:
         raise InputError(
             f"the architecture of the generator {name!r} is not known here.",
-            "Give a diffusers folder; its configs, tokenizers and scheduler are enough: hf download NAME --include "
-            "'*.json' '*.txt' '*.model' --local-dir FOLDER.",
+            f"Give one of {', '.join(known_generators())}, or a diffusers folder; its configs, tokenizers and "
+            "scheduler are enough: hf download NAME --include '*.json' '*.txt' '*.model' --local-dir FOLDER.",
         )
-    folder = folders[0]
-    disable_progress_bar()
-    adapter = adapter_of(name, folder, pipeline)
+    device = property(lambda self: torch.device("cpu"), doc="The device of integers and schedules, which are real.")
+    return type(adapter.__name__, (adapter,), {"device": device})(whole, parsed)
+
+
+def known_generators() -> list[str]:
+    """The public generators whose architecture is known without their folder, by their hub name."""
+    return list(_table())
+
+
+@functools.cache
+def _table() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(_GENERATORS.read_text(encoding="utf-8"))["generators"]
+
+
+def _from_table(name: str, pipeline: str | None, dtype: torch.dtype) -> Any:
+    """The pipeline of a public generator, with networks on the meta device and stand-ins for its tokenizers."""
+    entry = dict(_table()[name])
+    kind = getattr(diffusers, pipeline or entry.pop("pipeline"))
+    entry.pop("pipeline", None)
+    parts: dict[str, Any] = entry.pop("settings", {})
+    for part, facts in entry.items():
+        parts[part] = _known_part(part, dict(facts), dtype)
+    return kind(**parts)
+
+
+def _known_part(part: str, facts: dict[str, Any], dtype: torch.dtype) -> Any:
+    """A network, a scheduler, a tokenizer or an image processor from the table's facts."""
+    if "tokens" in facts:
+        return _stand_in_tokenizer(facts["tokens"], facts.get("chat", False))
+    if "side" in facts:
+        side = facts["side"]
+        return transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    model_class: Any = getattr(diffusers, facts["class"], None) or getattr(transformers, facts["class"])
+    settings = {key: value for key, value in facts.items() if key != "class"}
+    if part == "scheduler":
+        return model_class(**settings)
+    with torch.device("meta"):
+        if issubclass(model_class, transformers.PreTrainedModel):
+            return model_class._from_config(model_class.config_class(**settings), dtype=dtype).eval()
+        return _cast(model_class(**settings), dtype)
+
+
+def _stand_in_tokenizer(length: int, chat: bool) -> Any:
+    """One token for each word, digit and run of signs, as nearly all English words have; the last one ends a text."""
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    stand_in = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>", pad_token="<end>", model_max_length=length
+    )
+    if chat:
+        stand_in.chat_template = _CHAT
+    return stand_in
+
+
+def _from_folder(name: str, folder: Path, pipeline: str | None, dtype: torch.dtype) -> Any:
+    """The pipeline of a diffusers folder. Raises InputError where a config is missing or cannot be read."""
     kind: Any = getattr(diffusers, pipeline) if pipeline else DiffusionPipeline
     try:
         parts = {part: _component(folder / part, *kind, dtype) for part, kind in _components(folder).items()}
-        whole = kind.from_pretrained(folder, **parts)
+        return kind.from_pretrained(folder, **parts)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"the generator {name!r} cannot be planned: {str(error).splitlines()[0]}.",
             "Its folder needs the config of every part, and its tokenizers' and scheduler's files.",
         ) from error
-    device = property(lambda self: torch.device("cpu"), doc="The device of integers and schedules, which are real.")
-    return type(adapter.__name__, (adapter,), {"device": device})(whole, parsed)
 
 
 def _components(folder: Path) -> dict[str, tuple[str, str]]:
@@ -88,4 +158,14 @@ def _component(folder: Path, library: str, kind: str, dtype: torch.dtype) -> Any
     with torch.device("meta"):
         if library == "transformers":
             return model_class._from_config(model_class.config_class.from_pretrained(folder), dtype=dtype).eval()
-        return model_class.from_config(model_class.load_config(folder)).to(dtype).eval()
+        return _cast(model_class.from_config(model_class.load_config(folder)), dtype)
+
+
+def _cast(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A network of diffusers in a precision, but for what its class keeps in float32 when it loads weights."""
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    torch.nn.Module.to(network, dtype)  # the class's own would warn that it casts what it would keep
+    for name, module in network.named_modules():
+        if kept.intersection(name.split(".")):
+            torch.nn.Module.to(module, torch.float32)
+    return network.eval()

@@ -36,7 +36,7 @@ from rewarddance.types import Preference
 KINDS: dict[str, Any] = {"pairwise": PairwiseReward, "pointwise": PointwiseReward, "regressive": RegressiveReward}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _ARCHITECTURES = Path(__file__).parent / "architectures.yaml"
-_PIECES = (
+PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How the tokenizers of all families split text into words before they look for tokens."""
@@ -192,7 +192,7 @@ def stand_in_tokenizer(config: Any) -> Any:
     words = ["<unk>", "<|im_start|>", "<|im_end|>", start, end, *YES, *NO]
     vocabulary = {word: number for number, word in enumerate(words)} | {picture: config.image_token_id}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", picture, start, end])
     names: dict[str, Any] = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
     if config.model_type == "internvl":

@@ -135,7 +135,7 @@ def suggestions(
             except RewardDanceError:  # keys that do not go together
                 continue
             if needed <= options.hardware.memory * GIB:
-                texts = {key: str(value).lower() if isinstance(value, bool) else value for key, value in keys.items()}
+                texts = {key: _as_override(value) for key, value in keys.items()}
                 effect = "; ".join(dict.fromkeys(edit.effect for edit in chosen))
                 more = sum(edit.more_gpus for edit in chosen)
                 changes = tuple(f"{prefix}{key}={text}" for key, text in texts.items())
@@ -148,6 +148,13 @@ def suggestions(
     spreads = (first_that_fits([Edit(spread(gpus), "more GPUs; the result is the same")], gpus) for gpus in counts)
     tried = first_that_fits(other, options.gpus), next(filter(None, spreads), None)
     return tuple(suggestion for suggestion in tried if suggestion)
+
+
+def _as_override(value: Any) -> str:
+    """A value as it is written on the command line, where it is YAML without spaces."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_override, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def edited(recipe: SomeRecipe, keys: dict[str, Any]) -> SomeRecipe:

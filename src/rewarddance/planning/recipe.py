@@ -24,6 +24,8 @@ class PlanOptions(Recipe):
     """Height and width of pictures where the recipe's files are not here, such as 1024x1024."""
     prompt_words: int = Field(default=40, ge=1)
     """Words of a prompt where the recipe's files are not here."""
+    judge_base: str = "OpenGVLab/InternVL3-8B-hf"
+    """Judge to plan an alignment with where the recipe's judge, OUTPUT/reward of a training, is not here."""
 
     @field_validator("picture", mode="before")
     @classmethod
