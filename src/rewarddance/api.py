@@ -30,7 +30,7 @@ from rewarddance.reward.function_reward import ScoreFunction, as_reward
 from rewarddance.reward.judge import Judge, all_pixels
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
-from rewarddance.runtime.config import keep_recipe, parse_recipe
+from rewarddance.runtime.config import Precision, keep_recipe, parse_recipe
 from rewarddance.runtime.devices import find_device, find_dtype
 from rewarddance.search.recipe import Budget
 from rewarddance.search.run import METHODS, SearchResult, read_method
@@ -115,7 +115,7 @@ def align(
         parts["held_out"] = as_reward(run["held_out"])
         run["held_out"] = _name(parts["held_out"])
     if any(not isinstance(judge, str) for judge in run.get("more_judges", {})):
-        place, precision = find_device(run.get("judge_device")), run.get("judge_dtype", "float32")
+        place, precision = find_device(run.get("judge_device")), run.get("judge_dtype", "auto")
         judges = [(_reward(judge, place, precision), weight) for judge, weight in run["more_judges"].items()]
         parts["more_judges"], run["more_judges"] = judges, {_name(judge): weight for judge, weight in judges}
     if not isinstance(prompts, str | Path):
@@ -137,7 +137,7 @@ def search(
     budget: str | Budget = "samples=16",
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
-    dtype: str = "float32",
+    dtype: Precision = "auto",
     device: str | None = None,
     tick: Callable[[int], None] = lambda n: None,
     **options: Any,
@@ -161,7 +161,7 @@ def search(
         known = [*METHODS[method].options.model_fields, *SEARCH_OPTIONS]
         raise InputError(f"{method} has no option {unknown[0]!r}.", f"Known are {', '.join(known)}.")
     if isinstance(generator, str | Path):
-        place, precision = find_device(device), find_dtype(dtype)
+        place, precision = find_device(device), find_dtype(dtype, device)
         steps = 28 if num_inference_steps is None else num_inference_steps
         generator = load_generator(str(generator), steps, guidance_scale, device=place, dtype=precision)
     elif num_inference_steps is not None or guidance_scale is not None:
@@ -184,6 +184,7 @@ def score(
     batch_size: int = 32,
     max_frames: int = 16,
     device: str | None = None,
+    dtype: Precision = "auto",
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Verdicts on pictures or videos: a row for each, with prompt, probability (P("yes")) and margin.
@@ -200,7 +201,7 @@ def score(
     >>> score("shapeworld-judge", "pictures/", kind="pointwise")[0]["probability"]
     >>> score(judge, [image_a, image_b], "a red circle", reference=image_c)
     """
-    judge = _reward(reward, device, **options)
+    judge = _reward(reward, device, dtype, **options)
     if not _is_table(candidates):
         if output is not None:
             raise InputError("output is for a folder or a file of rows.", "Leave it out; the rows are returned.")
@@ -215,7 +216,14 @@ def score(
         raise InputError("a folder or file has its own prompts.", "Give one text for those that have none.")
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "scores.jsonl" if output is None else Path(output)
-        content = {"input": candidates, "output": place, "judge": _name(judge), "prompt": prompts, "device": device}
+        content = {
+            "input": candidates,
+            "output": place,
+            "judge": _name(judge),
+            "prompt": prompts,
+            "device": device,
+            "dtype": dtype,
+        }
         content |= {"reference": reference, "batch_size": batch_size, "max_frames": max_frames, "explain": explain}
         run = parse_recipe(ScoreRun, content | {"strict": True}, "the options of score")
         run_scoring(run, judge)
@@ -228,7 +236,7 @@ def evaluate(
     *,
     output: str | Path | None = None,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: Precision = "auto",
     exam: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -261,10 +269,10 @@ def evaluate(
     return examined.evaluation
 
 
-def _reward(reward: AnyReward, device: str | None = None, dtype: str = "float32", **options: Any) -> RewardModel:
+def _reward(reward: AnyReward, device: str | None = None, dtype: Precision = "auto", **options: Any) -> RewardModel:
     """A reward that is given by name, as a function or as an object. Raises InputError for options of an object."""
     if isinstance(reward, str | Path):
-        return load_reward(reward, find_device(device), find_dtype(dtype), **options)
+        return load_reward(reward, find_device(device), find_dtype(dtype, device), **options)
     if options:
         raise InputError(f"{next(iter(options))} is an option of load_reward.", "Give it there, or name the reward.")
     return as_reward(reward)

@@ -30,7 +30,7 @@ def test_a_recipe_is_readable_and_says_how_to_start_it_and_that_it_was_not_run(p
     assert any("not run: no such GPU here" in line for line in head)
     assert run.judge.base.lower().removesuffix("-hf").removesuffix("-instruct").endswith(path.stem)
     assert run.judge.keep_best == "accuracy_ood" and "ood" in run.tests
-    assert run.judge.dtype == "bf16" and run.judge.checkpointing
+    assert run.judge.dtype == "bfloat16" and run.judge.checkpointing
 
 
 def test_the_best_can_only_be_chosen_by_a_test_set_that_is_there():

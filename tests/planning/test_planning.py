@@ -88,9 +88,9 @@ def test_operations_are_those_of_a_real_step_to_three_percent(kind: str):
     "keys",
     [
         {},
-        {"dtype": "bf16"},
+        {"dtype": "bfloat16"},
         {"lora_rank": 4},
-        {"lora_rank": 4, "dtype": "bf16", "freeze_vision_tower": True},
+        {"lora_rank": 4, "dtype": "bfloat16", "freeze_vision_tower": True},
         {"kind": "regressive", "lora_rank": 2},
     ],
     ids=["all", "bf16", "lora", "lora-bf16-frozen", "regressive-lora"],
@@ -109,7 +109,7 @@ def test_weights_gradients_and_optimiser_are_stored_as_in_a_real_run(keys: dict[
 
 
 def test_shards_divide_what_is_kept_and_gather_a_few_layers():
-    keys: dict[str, object] = {"batch_size": 4, "dtype": "bf16"}
+    keys: dict[str, object] = {"batch_size": 4, "dtype": "bfloat16"}
     whole, sharded = sizes(judge(**keys)), sizes(judge(**keys, sharded=True), 4)
     for name in ("weights", "gradients", "optimiser"):
         assert sharded[name] == whole[name] // 4
@@ -174,7 +174,9 @@ def test_the_command_says_what_fits_and_where_figures_are_from(tmp_path: Path):
 
 
 def test_json_has_bytes_and_seconds_that_follow_from_the_peak(tmp_path: Path):
-    plan = json.loads(command("plan", training(tmp_path, dtype="bf16"), "--json-output", "--utilisation", "0.5").out)
+    plan = json.loads(
+        command("plan", training(tmp_path, dtype="bfloat16"), "--json-output", "--utilisation", "0.5").out
+    )
     assert plan["seconds"] == pytest.approx(sum(plan["flops"].values()) / (0.5 * GPUS["h100"].bf16 * 1e12))
     assert plan["fits"] and plan["size"] > sum(part["size"] for part in plan["memory"])
     weights = load_reward("shapeworld-judge").model.parameters()
@@ -214,6 +216,8 @@ def alignment(refl: dict[str, object] | None = None, **keys: object) -> AlignRun
         "generator": str(generator_folder()),
         "num_inference_steps": 3,
         "judge": str(judge_folder()),
+        "dtype": "float32",
+        "judge_dtype": "float32",
         "prompts": "no.txt",
         "output": "runs/x",
         "references": {"candidates": 2},

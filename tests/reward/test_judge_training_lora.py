@@ -28,7 +28,7 @@ RECIPE = JudgeRecipe(
     base=str(judge_folder()), instruction="t2i-brief", learning_rate=3e-3, batch_size=4, epochs=2, save_every=2
 )
 LORA = RECIPE.model_copy(update={"lora_rank": 4, "lora_alpha": 8})
-HALF = LORA.model_copy(update={"dtype": "bf16", "checkpointing": True})
+HALF = LORA.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
 
 
 def margins(judge: RewardModel) -> dict[str, float]:
@@ -101,7 +101,7 @@ def test_a_regressive_head_is_trained_whole_beside_lora(tmp_path):
 @pytest.mark.parametrize("base", ["internvl", "qwen3_vl"])
 def test_half_precision_trains_and_is_stored_in_half(tmp_path, base):
     recipe = RECIPE.model_copy(
-        update={"dtype": "bf16", "learning_rate": 1e-3, "base": str(family_folder(base)), "instruction": "t2i"}
+        update={"dtype": "bfloat16", "learning_rate": 1e-3, "base": str(family_folder(base)), "instruction": "t2i"}
     )
     before = load_reward(str(family_folder(base)), kind="pairwise", instruction="t2i")
     judge = train(tmp_path, recipe)
@@ -116,7 +116,7 @@ def test_half_precision_trains_and_is_stored_in_half(tmp_path, base):
 
 
 def test_a_step_that_is_smaller_than_half_precision_can_hold_is_not_lost(tmp_path):
-    train(tmp_path, RECIPE.model_copy(update={"dtype": "bf16", "learning_rate": 1e-6, "epochs": 1}), None)
+    train(tmp_path, RECIPE.model_copy(update={"dtype": "bfloat16", "learning_rate": 1e-6, "epochs": 1}), None)
     before = load_file(judge_folder() / "model.safetensors")
     after = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
     moved = [(after[name] - before[name]).abs().mean().item() for name in before]
@@ -125,7 +125,7 @@ def test_a_step_that_is_smaller_than_half_precision_can_hold_is_not_lost(tmp_pat
 
 @pytest.mark.parametrize(
     "recipe",
-    [HALF, RECIPE.model_copy(update={"dtype": "bf16"}), LORA],
+    [HALF, RECIPE.model_copy(update={"dtype": "bfloat16"}), LORA],
     ids=["half lora with checkpointing", "half", "lora"],
 )
 def test_an_interrupted_run_in_parts_goes_on_to_the_very_same_result(tmp_path, recipe):

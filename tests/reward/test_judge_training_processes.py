@@ -86,7 +86,7 @@ def test_two_processes_train_as_one_does(tmp_path, changes):
 
 
 def test_lora_in_float32_on_a_base_in_bfloat16_trains_in_pieces(tmp_path):
-    recipe = RECIPE.model_copy(update={"lora_rank": 4, "dtype": "bf16", "checkpointing": True})
+    recipe = RECIPE.model_copy(update={"lora_rank": 4, "dtype": "bfloat16", "checkpointing": True})
     train(tmp_path / "one", recipe)
     in_processes(2, train, tmp_path / "two", recipe.model_copy(update={"sharded": True}))
     assert_alike(tmp_path / "two", tmp_path / "one", 0.05, 5e-3)
@@ -97,7 +97,7 @@ def test_lora_in_float32_on_a_base_in_bfloat16_trains_in_pieces(tmp_path):
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "in pieces"])
 def test_an_interrupted_run_of_two_processes_goes_on_to_the_same_result(tmp_path, sharded):
-    recipe = RECIPE.model_copy(update={"sharded": sharded, "pixel_noise": 0.05, "dtype": "bf16"})
+    recipe = RECIPE.model_copy(update={"sharded": sharded, "pixel_noise": 0.05, "dtype": "bfloat16"})
 
     def both() -> None:
         train(tmp_path / "whole", recipe)

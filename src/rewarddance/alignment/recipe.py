@@ -18,7 +18,7 @@ class AlignRun(AlgorithmConfig):
     """`rewarddance align`: a generator, a judge and prompts (and `AlgorithmConfig`: the algorithm with its keys).
 
     generator_options, guidance_scale: of `load_generator`, which knows what each family does with them.
-    dtype: what the generator computes in; judge_dtype: of the judge's weights.
+    dtype: what the generator computes in; judge_dtype: of the judge's weights. auto: bfloat16 on a GPU, else float32.
     device, judge_device: cpu, cuda or cuda:1; by default cuda where there is one, and for the judge the generator's. Of
         several processes each has its own GPU for both.
     judge: a trained reward's folder or name, or `package.module:factory`; more_judges and held_out likewise.
@@ -36,11 +36,11 @@ class AlignRun(AlgorithmConfig):
     num_inference_steps: int = Field(default=28, ge=2)
     guidance_scale: float | None = Field(default=None, ge=0)
     generator_options: dict[str, Any] = Field(default_factory=dict)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str | None = None
     judge: str
     judge_options: dict[str, Any] = Field(default_factory=dict)
-    judge_dtype: Literal["float32", "bfloat16"] = "float32"
+    judge_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_device: str | None = None
     more_judges: dict[str, float] = Field(default_factory=dict)
     held_out: str | None = None

@@ -73,7 +73,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
     generator = parts.generator or _generator(recipe, device)
     generator.check_lora(recipe.chosen.lora_targets)
-    load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype))
+    load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype, judge_device))
     judge = parts.judge or load(recipe.judge, **recipe.judge_options)
     more_judges = parts.more_judges
     if more_judges is None:
@@ -136,5 +136,5 @@ def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 def _generator(recipe: AlignRun, device: str) -> PipelineGenerator:
     sampling = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
-    sampling |= {"device": device, "dtype": find_dtype(recipe.dtype)}
+    sampling |= {"device": device, "dtype": find_dtype(recipe.dtype, device)}
     return load_generator(recipe.generator, **{**sampling, **recipe.generator_options})

@@ -45,7 +45,8 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
     folder = None if is_factory(run.judge) else find_checkpoint(run.judge)
     if run.card:
         _check_trained(run, folder)
-    device, dtype = find_device(run.device), find_dtype(run.dtype)
+    device = find_device(run.device)
+    dtype = find_dtype(run.dtype, device)
     output = writable_folder(run.output or default_output(run.judge, folder))
     if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
         (output / CONFIG).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.planning.recipe import PlanOptions
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Precision, Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
 
 
@@ -34,6 +34,8 @@ class JudgeChoice(Recipe):
     """Further options of the judge, or of the factory."""
     device: str | None = None
     """cpu or cuda. Default: cuda where there is one."""
+    dtype: Precision = "auto"
+    """Of all weights: float32, bfloat16, float16, or auto, which is bfloat16 on a GPU and float32 elsewhere."""
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -104,8 +106,6 @@ class SearchRun(JudgeChoice):
     """Another judge, which says how often it prefers the winners to first samples."""
     judge_batch: int | None = Field(default=None, ge=1)
     """Questions that a judge looks at together. Default: its own."""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16, of generator and judge."""
     skip_faulty: bool = Field(default=False, exclude=True)
     """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
 
@@ -122,8 +122,6 @@ class EvaluateRun(JudgeChoice):
     """A preferences file under its name; may be given again. A file alone goes by its own name."""
     output: Path | None = None
     """A folder. Default: evaluation beside a trained reward's folder, else evaluation-<name> where you are."""
-    dtype: str = "float32"
-    """float32, bfloat16 or float16, of the weights."""
     skip_faulty: bool = Field(default=False, exclude=True)
     """Leave out pairs that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
     card: bool = Field(default=False, exclude=True)

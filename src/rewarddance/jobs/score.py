@@ -39,7 +39,7 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
-from rewarddance.runtime.devices import digest_of, find_device
+from rewarddance.runtime.devices import digest_of, find_device, find_dtype
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
@@ -87,7 +87,9 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
         if not results.progress.finished:
             if run.instruction is not None:
                 load_instruction(run.instruction)
-            asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", **run.changes)
+            asked: RewardModel = judge or load_reward(
+                run.judge, run.device or "cpu", find_dtype(run.dtype, run.device), **run.changes
+            )
             explain = explainer(asked) if run.explain else None
             reader = RowReader(run, asked, table)
             if not begun and not run.skip_faulty:

@@ -176,7 +176,7 @@ def preference(margin: float) -> float:
 
 def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel | None]:
     """The generator, the judge, and the held-out one if there is any."""
-    device, dtype = run.device or "cpu", find_dtype(run.dtype)
+    device, dtype = run.device or "cpu", find_dtype(run.dtype, run.device or "cpu")
     drawing = {"device": device, "dtype": dtype, **run.generator_options}
     generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
     batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}

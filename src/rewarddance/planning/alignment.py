@@ -104,6 +104,7 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
     if Path(run.judge).name == "reward" and not Path(run.judge).is_dir():
         judge_source = f"made up, for {run.judge} is not here: {options.judge_base}"
         run = run.model_copy(update={"judge": options.judge_base})
+    run = run.model_copy(update={key: _on_gpu(getattr(run, key)) for key in ("dtype", "judge_dtype")})
     models = meta_models(run)
     step, sampling = _step(models, run.refl, prompts, processes), _sampling(models, run.refl, prompts, processes)
     bank = _references(models, run, prompts)
@@ -135,6 +136,10 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
         ),
     )
     return plan if plan.fits else replace(plan, suggestions=_suggestions(run, options, prompts, plan))
+
+
+def _on_gpu(dtype: str) -> str:
+    return "bfloat16" if dtype == "auto" else dtype
 
 
 def processes_of(run: AlignRun, gpus: int) -> int:

@@ -63,7 +63,7 @@ def plan_training(recipe: JudgeRecipe, preferences: Path, options: PlanOptions) 
         gpu=gpu,
         gpus=gpus,
         utilisation=options.utilisation,
-        seconds=gpu.seconds(sum(flops.values()), recipe.dtype == "bf16", options.utilisation) / gpus,
+        seconds=gpu.seconds(sum(flops.values()), recipe.dtype == "bfloat16", options.utilisation) / gpus,
         steps=None if total is None else math.ceil(total / recipe.batch_size * recipe.epochs),
         notes=("Time is that of the steps: reading pictures and evaluations at checkpoints come on top.",),
     )
@@ -128,7 +128,7 @@ def kept_between_steps(student: Trainable, recipe: JudgeRecipe, gpus: int) -> li
         layers = [list(layer.parameters()) for layer in layers_of(student.module)]
         inside = {weight for layer in layers for weight in layer}
         others = [weight for weight in student.module.parameters() if weight not in inside]
-        parts.append(gathered(layers, others, 2 if recipe.dtype == "bf16" else 4))
+        parts.append(gathered(layers, others, 2 if recipe.dtype == "bfloat16" else 4))
     elif gpus > 1:
         parts.append(MemoryPart("DDP's buckets", gradients, "gradients once more, to be averaged"))
     return parts
@@ -141,7 +141,7 @@ def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[Memo
     """
     student = meta_student(recipe)
     parts = kept_between_steps(student, recipe, gpus)
-    if recipe.sharded and recipe.dtype == "bf16":
+    if recipe.sharded and recipe.dtype == "bfloat16":
         _store_as_gathered(student)
     pairs = math.ceil(recipe.batch_size / (gpus * recipe.gradient_accumulation_steps))
     at_peak = _step(student, [on_meta(longest) for _ in range(pairs)], recipe.sharded).at_peak
@@ -245,8 +245,8 @@ def _same_result(recipe: JudgeRecipe, gpus: int) -> list[Edit]:
 def _other_result(recipe: JudgeRecipe) -> list[Edit]:
     """Edits that change what is learned, the gentlest first."""
     edits = []
-    if recipe.dtype == "fp32":
-        edits.append(Edit({"dtype": "bf16"}, "computed in bfloat16"))
+    if recipe.dtype == "float32":
+        edits.append(Edit({"dtype": "bfloat16"}, "computed in bfloat16"))
     if recipe.lora_rank == 0:
         edits.append(Edit({"lora_rank": 64, "lora_alpha": 128}, "LoRA instead of all weights: raise learning_rate"))
     if not recipe.freeze_vision_tower:

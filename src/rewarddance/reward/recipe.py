@@ -20,8 +20,8 @@ class JudgeRecipe(RewardOptions):
     weight_decay: of all weights but biases and those of norms.
     freeze_vision_tower: train the rest only.
     lora_rank: 0 trains all weights. lora_alpha: by default the rank.
-    dtype: bf16 computes in bfloat16, while trained weights and optimiser stay in float32; the reward is then stored in
-        bfloat16.
+    dtype: what layers compute in. With bfloat16 trained weights and optimiser stay in float32, and the reward is stored
+        in bfloat16.
     sharded: the weights are split over the processes (FSDP2); else each process has all of them.
     pixel_noise: standard deviation of Gaussian noise added to the pictures at each step, against overfitting to pixels.
     workers: processes that read pictures ahead.
@@ -41,7 +41,7 @@ class JudgeRecipe(RewardOptions):
     freeze_vision_tower: bool = False
     lora_rank: int = Field(default=0, ge=0)
     lora_alpha: int | None = Field(default=None, ge=1)
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     sharded: bool = False
     pixel_noise: float = Field(default=0.0, ge=0)
     workers: int = Field(default=0, ge=0)

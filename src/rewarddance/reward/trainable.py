@@ -41,7 +41,7 @@ class Trainable:
     def __init__(self, build: Callable[[torch.dtype], Judge], recipe: JudgeRecipe) -> None:
         """build: loads the judge with weights of the given precision, on the CPU."""
         self._build, self.recipe = build, recipe
-        half = recipe.dtype == "bf16"
+        half = recipe.dtype == "bfloat16"
         mesh = device_mesh() if recipe.sharded else None
         with one_process_at_a_time() if recipe.sharded else nullcontext():
             self.reward = build(torch.bfloat16 if half and recipe.lora_rank else torch.float32)
@@ -110,7 +110,7 @@ class Trainable:
                 if written:
                     _write_adapter(self.adapter, self._saved_weights(), written / ADAPTER)
                 self.adapter.merge_and_unload()
-            if self.recipe.dtype == "bf16":
+            if self.recipe.dtype == "bfloat16":
                 _store_in_half(self.reward)
             self.reward.freeze()
             if written:

@@ -54,7 +54,8 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     if prefix.complete:
         return prefix.attend(module.layer_idx, query, key, value, kwargs["scaling"]), None
     prefix.keep(module.layer_idx, key, value)
-    return sdpa_attention_forward(module, query, key, value, None, **kwargs | {"is_causal": True})
+    kwargs["is_causal"] = True
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,6 +15,8 @@ from rewarddance.runtime.files import DEEPEST, read_text
 
 R = TypeVar("R", bound="Recipe")
 T = TypeVar("T")
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""auto: bfloat16 on a GPU that computes in it, float32 elsewhere. Margins are taken in float32 in all of them."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
 LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000

@@ -16,23 +16,39 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def find_device(name: str | None) -> str:
-    """`cpu`, `cuda` or `cuda:1`; None is cuda where there is one. Raises InputError naming one that is not there."""
+    """`cpu`, `cuda` or `cuda:1`; None is cuda where there is one. Raises InputError naming one that is not there.
+
+    On a GPU, products in float32 are from now on taken by its TF32 units, as convolutions are by default.
+    """
     there = torch.cuda.is_available()
     if name is None:
-        return "cuda" if there else "cpu"
+        return _with_tf32("cuda" if there else "cpu")
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
         raise InputError(f"there is no device named {name!r}.", "Say cpu or cuda, or cuda:1 for the second GPU.")
     if name != "cpu" and not there:
         raise InputError("there is no CUDA device here.", "Leave the device out, or say cpu.")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise InputError(f"there is no device {name}: {torch.cuda.device_count()} are here.", "They count from cuda:0.")
+    return _with_tf32(name)
+
+
+def _with_tf32(name: str) -> str:
+    if name != "cpu":
+        torch.backends.cuda.matmul.allow_tf32 = True
     return name
 
 
-def find_dtype(name: str) -> torch.dtype:
-    """Raises InputError naming one that is not known."""
+def find_dtype(name: str, device: str | None = "cpu") -> torch.dtype:
+    """The precision of a name (`Precision`) on a device, None being cuda where there is one.
+
+    Raises InputError naming one that is not known.
+    """
+    if name == "auto":
+        is_gpu = (device or find_device(None)) != "cpu"
+        half = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if half else torch.float32
     if name not in DTYPES:
-        raise InputError(f"there is no precision named {name!r}.", f"Say {', '.join(DTYPES)}.")
+        raise InputError(f"there is no precision named {name!r}.", f"Say auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
 
 
