@@ -217,7 +217,7 @@ def test_options_of_a_method_are_read_and_unknown_ones_refused(arguments, tmp_pa
         (["--budget", "3"], "the budget '3' is not of the form"),
         (["--budget", "samples=2", "--method", "beam"], "no search method named 'beam'"),
         (["--budget", "samples=2", "--judging", "twice"], "'judging'"),
-        (["--budget", "samples=2", "--dtype", "int8"], "no precision named 'int8'"),
+        (["--budget", "samples=2", "--dtype", "int8"], "dtype"),
         (["--budget", "evaluations=3"], "does not give one picture"),
         (["--budget", "samples=2", "--judging", "alone"], "cannot judge a picture by itself"),
         (["--budget", "samples=2", "--generator-options", "hight=8"], "'hight'"),
