@@ -18,7 +18,7 @@ from rewarddance.alignment.policy import Draws, PolicyRecipe, add_share, reward_
 from rewarddance.alignment.safeguards import Ema, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable
 from rewarddance.errors import InputError
-from rewarddance.generators.sampling import encoded, merged_lora, sample_with_latents
+from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import as_prompts
@@ -131,7 +131,7 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
             for rows in batch:
                 noised = draw(rows)
                 conditions = [encoded(generator, prompts, part.rows) for part in noised]
-                with torch.no_grad(), ema.applied(), merged_lora(generator):
+                with torch.no_grad(), ema.applied(), for_sampling(generator):
                     old = [
                         _predict_x0(generator, part.x_t, part.step, condition)[1]
                         for part, condition in zip(noised, conditions, strict=True)

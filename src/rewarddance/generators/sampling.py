@@ -19,10 +19,10 @@ def encoded(generator: Generator, prompts: Sequence[Prompt], rows: Iterable[int]
     return generator.encode([prompts[int(row)] for row in rows])
 
 
-def merged_lora(generator: Generator) -> Any:
-    """A block for forwards without a gradient, which cost less so where the generator knows how to merge its LoRA."""
-    merge = getattr(generator, "merged_lora", None)
-    return merge() if merge else nullcontext()
+def for_sampling(generator: Generator) -> Any:
+    """A block for forwards without a gradient, which cost less so where the generator knows how to save some."""
+    saving = getattr(generator, "for_sampling", None)
+    return saving() if saving else nullcontext()
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def rollout(generator: Generator, prompts: Sequence[str | Prompt], seeds: Sequen
     prompts = as_prompts(prompts)
     condition = generator.encode(prompts)
     noise = x_t = generator.init_noise(seeds)
-    with merged_lora(generator):
+    with for_sampling(generator):
         for step in range(stop):
             x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
     return Rollout(tuple(prompts), noise, x_t, stop)
@@ -54,7 +54,7 @@ def dpm_rollout(generator: Generator, prompts: Sequence[str | Prompt], seeds: Se
     steps = [k * generator.num_steps // forwards for k in range(forwards)] + [generator.num_steps]
     ratios = [_log_ratio(*generator.scales(step)) for step in steps]
     before: Tensor | None = None
-    with merged_lora(generator):
+    with for_sampling(generator):
         for k, step in enumerate(steps[:-1]):
             x_0 = generator.predict_x0(x_t, generator.predict(x_t, step, condition), step)
             (_, sigma), (alpha_next, sigma_next) = generator.scales(step), generator.scales(steps[k + 1])
@@ -128,11 +128,12 @@ def predictions(
         condition = generator.encode(as_prompts(prompts[part]))
         x_t, stop = generator.init_noise(seeds[part]), torch.tensor(stops[part])
         kept = torch.zeros_like(x_t)
-        for step in range(generator.num_steps):
-            prediction = generator.predict(x_t, step, condition)
-            here = stop == step
-            kept[here] = generator.predict_x0(x_t, prediction, step)[here]
-            x_t = generator.advance(x_t, prediction, step)
+        with for_sampling(generator):
+            for step in range(generator.num_steps):
+                prediction = generator.predict(x_t, step, condition)
+                here = stop == step
+                kept[here] = generator.predict_x0(x_t, prediction, step)[here]
+                x_t = generator.advance(x_t, prediction, step)
         early.append(generator.decode(kept))
         final.append(generator.decode(x_t))
     return torch.cat(early), torch.cat(final)
