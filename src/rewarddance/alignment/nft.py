@@ -98,13 +98,15 @@ class NftRecipe(PolicyRecipe):
 class Noised(NamedTuple):
     """Samples of this process that are learned at the noise level before `step`.
 
-    rows: their numbers. x_t: their latents there. is_first: of each, whether it is the first of the sample's levels.
+    rows: their numbers. x_t: their latents there. first: those of them, by place, that have no level before it. weight:
+    0 of a sample that only keeps a process in step with others, else 1.
     """
 
     step: int
     rows: Tensor
     x_t: Tensor
-    is_first: Tensor
+    first: Tensor
+    weight: float = 1.0
 
 
 def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
@@ -139,19 +141,19 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                 for part, x_0_old, condition in zip(noised, old, conditions, strict=True):
                     v, x_0_hat = _predict_x0(generator, part.x_t, part.step, condition)
                     loss = nft_loss(x_0_hat, x_0_old, x_0[part.rows], r[part.rows], recipe.beta)
-                    share = len(part.rows) / (n * recipe.levels)
-                    total = share * loss
-                    add_share(means, {"loss": loss.item()}, share)
-                    if part.is_first.any():
-                        first = part.rows[part.is_first]
+                    share = part.weight * len(part.rows) / (n * recipe.levels)
+                    total, figures = share * loss, {"loss": share * loss.item()}
+                    if len(part.first) or recipe.sharded:
+                        asked = part.first if len(part.first) else torch.tensor([0])
                         with generator.as_before_training(), torch.no_grad():
-                            condition = encoded(generator, prompts, first)
-                            v_base = generator.predict(part.x_t[part.is_first], part.step, condition)
-                        distance, share = velocity_mse(v[part.is_first], v_base), len(first) / n
-                        total = total + share * recipe.velocity_mse * distance
-                        far = {"loss": recipe.velocity_mse * distance.item(), "velocity_mse": distance.item()}
-                        add_share(means, far, share)
+                            condition = encoded(generator, prompts, part.rows[asked])
+                            v_base = generator.predict(part.x_t[asked], part.step, condition)
+                        distance = part.weight * len(part.first) / n * velocity_mse(v[asked], v_base)
+                        total = total + recipe.velocity_mse * distance
+                        figures["velocity_mse"] = distance.item()
+                        figures["loss"] += recipe.velocity_mse * distance.item()
                     total.backward()
+                    add_share(means, figures, 1.0)
         yield {**reward_figures(scored), **means}
 
 
@@ -164,21 +166,29 @@ def _predict_x0(generator: Trainable, x_t: Tensor, step: int, condition: object)
 def _noise_drawer(
     generator: Trainable, x_0: Tensor, recipe: NftRecipe, draws: Draws
 ) -> Callable[[Tensor], list[Noised]]:
-    """Draws an update's levels and noises, for the samples of all processes; then gives those of some rows of x_0."""
+    """Draws an update's levels and noises, for the samples of all processes; then gives those of some rows of x_0.
+
+    Processes that share a network go forward through it together, so each has a sample at every level.
+    """
     count = len(x_0) * world_size()
-    steps = torch.from_numpy(recipe.draw_levels(count, generator.num_steps, draws.rng))
+    of_all = torch.from_numpy(recipe.draw_levels(count, generator.num_steps, draws.rng))
     eps = torch.randn((count, recipe.levels, *x_0.shape[1:]), generator=draws.noise_rng)
-    steps, eps = local_shard(steps, recipe.updates), local_shard(eps, recipe.updates)
+    steps, eps = local_shard(of_all, recipe.updates), local_shard(eps, recipe.updates)
 
     def of(rows: Tensor) -> list[Noised]:
         """By level, x_t = alpha x_0 + sigma eps."""
         found = []
-        for step in steps[rows].unique().tolist():
+        for step in of_all.unique().tolist():
             place, level = (steps[rows] == step).nonzero(as_tuple=True)
+            weight = float(len(place) > 0)
+            if not weight:
+                if not recipe.sharded:
+                    continue
+                place, level = torch.zeros(2, 1, dtype=torch.long)
             at = rows[place]
             alpha, sigma = generator.scales(step)
             x_t = alpha * x_0[at] + sigma * eps[at, level].to(x_0)
-            found.append(Noised(step, at, x_t, level == 0))
+            found.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
         return found
 
     return of
