@@ -71,7 +71,7 @@ both = pytest.mark.parametrize("algorithm", ["grpo", "nft"])
 @pytest.mark.parametrize("judging", ["alone", "group", "references"])
 def test_what_the_judge_rewards_is_raised_however_it_is_asked(tmp_path, algorithm, judging):
     judge = Mean() if judging == "alone" else BrightnessJudge()
-    assert gain(train(algorithm, tmp_path, judge, judging)) > 0.005
+    assert gain(train(algorithm, tmp_path, judge, judging, steps=24)) > 0.005
 
 
 @both
@@ -200,6 +200,40 @@ def test_a_gradient_in_parts_is_that_of_the_whole(algorithm):
         gradients.append([weight.grad for weight in weights])
     for whole, parted in zip(*gradients, strict=True):
         torch.testing.assert_close(parted, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_each_sample_is_learned_at_its_own_levels_of_the_range():
+    rng = np.random.default_rng(0)
+    levels = NftRecipe(levels=2, level_range=(0.2, 0.6)).draw_levels(50, 11, rng)
+    assert levels.shape == (50, 2) and {*levels.flatten().tolist()} == {2, 3, 4, 5, 6}
+    assert (levels[:, 0] != levels[:, 1]).all() and len({*map(tuple, levels.tolist())}) > 10
+    assert NftRecipe(levels=4, level_range=(0.0, 0.1)).draw_levels(3, 11, rng).shape == (3, 4)  # two steps, some twice
+
+
+def test_the_base_is_asked_at_one_level_of_each_sample():
+    generator, weights = with_lora(num_steps=5)
+    asked = {True: 0, False: 0}
+    predict = generator.predict
+
+    def counted(x_t, step, condition):
+        asked[generator.trained] += len(x_t)
+        return predict(x_t, step, condition)
+
+    generator.predict = counted
+    recipe = NFT.model_copy(update={"levels": 3, "rollout_forwards": 2})
+    (figures,) = updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, weights=weights)
+    assert asked[False] == 18 and asked[True] == 18 * (2 + 3 + 3)  # a rollout, the old policy, the new one
+    assert figures["velocity_mse"] >= 0
+
+
+def test_a_rollout_takes_no_more_forwards_than_the_sampler_has_steps(tmp_path):
+    with pytest.raises(InputError, match=r"rollout_forwards is 6, and the generator takes 5 steps"):
+        train("nft", tmp_path, rollout_forwards=6)
+
+
+def test_levels_are_drawn_from_a_rising_range():
+    with pytest.raises(InputError, match="level_range must be two shares"):
+        parse_recipe(NftRecipe, {"level_range": [0.5, 0.2]}, "recipe.yaml")
 
 
 def test_every_update_gets_its_share_of_the_prompts():

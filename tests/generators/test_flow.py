@@ -7,7 +7,7 @@ import torch
 from tiny import GaussianGenerator
 
 from rewarddance.generators.flow import euler_step, noised, predicted_x_0
-from rewarddance.generators.sampling import rollout, sample
+from rewarddance.generators.sampling import dpm_rollout, rollout, sample
 
 SIGMAS = (0.1, 0.5, 0.9, 1.0)
 
@@ -75,3 +75,28 @@ def test_the_samplers_error_halves_when_its_steps_double():
         errors.append((sample(generator, ["p", "p"], [0, 1])[:, 0] - exact).abs().mean().item())
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
+
+
+def error_of(steps: int, forwards: int | None) -> float:
+    """Of a Gaussian's samples, which the exact flow carries from eps to mean + deviation eps."""
+    generator, seeds = GaussianGenerator(mean=2.0, deviation=0.5, num_steps=steps), [0, 1, 2, 3]
+    done = (
+        rollout(generator, ["p"] * 4, seeds, steps)
+        if forwards is None
+        else dpm_rollout(generator, ["p"] * 4, seeds, forwards)
+    )
+    return (done.x_t - 2.0 - 0.5 * done.noise).abs().mean().item()
+
+
+def test_dpm_in_half_as_many_forwards_is_closer_than_euler():
+    assert error_of(12, 6) < error_of(12, None)
+    assert error_of(24, 12) < error_of(24, None) / 5
+
+
+def test_dpm_is_of_second_order():
+    assert error_of(240, 6) / error_of(240, 12) > 4
+
+
+def test_dpm_takes_no_more_forwards_than_the_sampler_has_steps():
+    with pytest.raises(ValueError, match="has 12 steps"):
+        error_of(12, 13)

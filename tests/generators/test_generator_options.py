@@ -35,7 +35,7 @@ from rewarddance.data.media import as_pixels
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.generators.sampling import sample
+from rewarddance.generators.sampling import rollout, sample
 from rewarddance.types import Prompt
 
 
@@ -217,3 +217,18 @@ def test_a_prompts_own_negative_text_goes_before_the_option(family):
     torch.testing.assert_close(mixed[1], sample(without, PROMPTS, SEEDS)[1], atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="negative text, which says nothing without guidance"):
         frozen(family).encode([Prompt(PROMPTS[0], negative="blur")])
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd15-ddim"])
+@pytest.mark.parametrize("can", [True, False])
+def test_half_sampling_is_close_and_leaves_gradients_as_they_are(family, can, monkeypatch):
+    monkeypatch.setattr("rewarddance.generators.adapter.multiplies_bfloat16", lambda device: can)
+    whole, half = (
+        fresh(family),
+        load_generator(str(pipeline_folder(family)), STEPS, half_sampling=True, **options(family)),
+    )
+    expected, found = (rollout(each, PROMPTS, SEEDS, STEPS).x_t for each in (whole, half))
+    assert torch.equal(found, expected) is not can
+    torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
+    x_t, condition = half.init_noise(SEEDS), half.encode(PROMPTS)
+    assert torch.equal(half.predict(x_t, 1, condition), whole.predict(x_t, 1, condition))

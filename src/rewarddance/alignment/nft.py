@@ -5,18 +5,21 @@ First its formulas, pure functions of tensors that need clean samples and reward
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
-from pydantic import Field
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from rewarddance.alignment.policy import PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
+from rewarddance.alignment.policy import Draws, PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
 from rewarddance.alignment.safeguards import Ema, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable
-from rewarddance.generators.sampling import encoded, merged_lora, sample_with_latents
+from rewarddance.errors import InputError
+from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
+from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import as_prompts
 
@@ -51,22 +54,59 @@ class NftRecipe(PolicyRecipe):
 
     ema_decay: of the weights' average, which is the policy that samples, and "old" in the loss.
     beta: how far the implicit policies reach.
-    levels: noise levels at which each sample is learned, drawn anew each step.
-    velocity_mse: weight of the distance to the base's velocity.
+    levels: noise levels at which each sample is learned, its own ones, drawn anew each step.
+    level_range: the steps of the sampler whose noise levels are drawn, as shares of the schedule (0 pure noise, 1 the
+        last step): what a prompt asks for is decided early.
+    rollout_forwards: samples are drawn by DPM-Solver++(2M) in so many forwards (`dpm_rollout`); by default by the
+        generator's own sampler.
+    velocity_mse: weight of the distance to the base's velocity, at the first of each sample's levels.
     """
 
     ema_decay: float = Field(default=0.5, ge=0, lt=1)
     spread: Literal["prompt", "global"] = "global"
     beta: float = Field(default=1.0, gt=0)
     levels: int = Field(default=2, ge=1)
+    level_range: tuple[float, float] = (0.0, 1.0)
+    rollout_forwards: int | None = Field(default=None, ge=1)
     velocity_mse: float = Field(default=1e-2, ge=0)
+
+    @model_validator(mode="after")
+    def _levels_are_a_range(self) -> NftRecipe:
+        if not 0 <= self.level_range[0] <= self.level_range[1] <= 1:
+            raise ValueError("level_range must be two shares between 0 and 1, the lower one first")
+        return self
+
+    def check(self, generator: Generator, judge: RewardModel) -> None:
+        """Raises InputError where a rollout has more forwards than the sampler has steps."""
+        super().check(generator, judge)
+        if (self.rollout_forwards or 0) > generator.num_steps:
+            raise InputError(
+                f"nft.rollout_forwards is {self.rollout_forwards}, and the generator takes {generator.num_steps} "
+                "steps.",
+                "Lower it.",
+            )
+
+    def draw_levels(self, n: int, num_steps: int, rng: np.random.Generator) -> Int[np.ndarray, "n L"]:
+        """The steps at whose noise levels each of n samples is learned: different ones, if there are so many."""
+        low, high = (round(share * (num_steps - 1)) for share in self.level_range)
+        steps = np.arange(low, high + 1)
+        if self.levels > len(steps):
+            return rng.choice(steps, size=(n, self.levels))
+        return rng.permuted(np.tile(steps, (n, 1)), axis=1)[:, : self.levels]
 
 
 class Noised(NamedTuple):
-    """Clean latents of this process's samples, brought to the noise level before `step`."""
+    """Samples of this process that are learned at the noise level before `step`.
+
+    rows: their numbers. x_t: their latents there. first: those of them, by place, that have no level before it. weight:
+    0 of a sample that only keeps a process in step with others, else 1.
+    """
 
     step: int
+    rows: Tensor
     x_t: Tensor
+    first: Tensor
+    weight: float = 1.0
 
 
 def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
@@ -81,28 +121,39 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     prompts = as_prompts(run.prompts[i] for i in own for _ in range(recipe.group_size))
     seeds = [seed for of_prompt in local_shard(draws.seeds, recipe.updates) for seed in of_prompt]
     with ema.applied():
-        pixels, x_0 = sample_with_latents(generator, prompts, seeds, recipe.generator_batch or len(prompts))
+        at_once = recipe.generator_batch or len(prompts)
+        pixels, x_0 = sample_with_latents(generator, prompts, seeds, at_once, forwards=recipe.rollout_forwards)
     scored = score_rollouts(run, pixels, draws)
     r = optimality(scored.advantages.values.flatten(), recipe.advantage_clip)
     r = local_shard(r, recipe.updates).to(x_0.device)
     for batch in recipe.batches(len(own)):
-        n, means = sum(len(rows) for rows in batch) * recipe.levels, Figures()
-        levels = draws.rng.integers(generator.num_steps, size=recipe.levels).tolist()
-        noised = [_noise(generator, x_0, level, draws.noise_rng, recipe.updates) for level in levels]  # for all parts
+        n, means = sum(len(rows) for rows in batch), Figures()
+        draw = _noise_drawer(generator, x_0, recipe, draws)
         with recipe.learning(generator):
             for rows in batch:
-                condition, share = encoded(generator, prompts, rows), len(rows) / n
-                with torch.no_grad(), ema.applied(), merged_lora(generator):
-                    old = [_predict_x0(generator, latents.x_t[rows], latents.step, condition)[1] for latents in noised]
-                for latents, x_0_old in zip(noised, old, strict=True):
-                    x_t = latents.x_t[rows]
-                    with generator.as_before_training(), torch.no_grad():
-                        v_base = generator.predict(x_t, latents.step, condition)
-                    v, x_0_hat = _predict_x0(generator, x_t, latents.step, condition)
-                    distance = velocity_mse(v, v_base)
-                    loss = nft_loss(x_0_hat, x_0_old, x_0[rows], r[rows], recipe.beta) + recipe.velocity_mse * distance
-                    (share * loss).backward()
-                    add_share(means, {"loss": loss.item(), "velocity_mse": distance.item()}, share)
+                noised = draw(rows)
+                conditions = [encoded(generator, prompts, part.rows) for part in noised]
+                with torch.no_grad(), ema.applied(), for_sampling(generator):
+                    old = [
+                        _predict_x0(generator, part.x_t, part.step, condition)[1]
+                        for part, condition in zip(noised, conditions, strict=True)
+                    ]
+                for part, x_0_old, condition in zip(noised, old, conditions, strict=True):
+                    v, x_0_hat = _predict_x0(generator, part.x_t, part.step, condition)
+                    loss = nft_loss(x_0_hat, x_0_old, x_0[part.rows], r[part.rows], recipe.beta)
+                    share = part.weight * len(part.rows) / (n * recipe.levels)
+                    total, figures = share * loss, {"loss": share * loss.item()}
+                    if len(part.first) or recipe.sharded:
+                        asked = part.first if len(part.first) else torch.tensor([0])
+                        with generator.as_before_training(), torch.no_grad():
+                            condition = encoded(generator, prompts, part.rows[asked])
+                            v_base = generator.predict(part.x_t[asked], part.step, condition)
+                        distance = part.weight * len(part.first) / n * velocity_mse(v[asked], v_base)
+                        total = total + recipe.velocity_mse * distance
+                        figures["velocity_mse"] = distance.item()
+                        figures["loss"] += recipe.velocity_mse * distance.item()
+                    total.backward()
+                    add_share(means, figures, 1.0)
         yield {**reward_figures(scored), **means}
 
 
@@ -112,8 +163,32 @@ def _predict_x0(generator: Trainable, x_t: Tensor, step: int, condition: object)
     return prediction, generator.predict_x0(x_t, prediction, step)
 
 
-def _noise(generator: Trainable, x_0: Tensor, step: int, noise_rng: torch.Generator, updates: int) -> Noised:
-    """x_t = alpha x_0 + sigma eps; eps is drawn for the samples of all processes."""
-    alpha, sigma = generator.scales(step)
-    eps = torch.randn((len(x_0) * world_size(), *x_0.shape[1:]), generator=noise_rng)
-    return Noised(step, alpha * x_0 + sigma * local_shard(eps, updates).to(x_0))
+def _noise_drawer(
+    generator: Trainable, x_0: Tensor, recipe: NftRecipe, draws: Draws
+) -> Callable[[Tensor], list[Noised]]:
+    """Draws an update's levels and noises, for the samples of all processes; then gives those of some rows of x_0.
+
+    Processes that share a network go forward through it together, so each has a sample at every level.
+    """
+    count = len(x_0) * world_size()
+    of_all = torch.from_numpy(recipe.draw_levels(count, generator.num_steps, draws.rng))
+    eps = torch.randn((count, recipe.levels, *x_0.shape[1:]), generator=draws.noise_rng)
+    steps, eps = local_shard(of_all, recipe.updates), local_shard(eps, recipe.updates)
+
+    def of(rows: Tensor) -> list[Noised]:
+        """By level, x_t = alpha x_0 + sigma eps."""
+        found = []
+        for step in of_all.unique().tolist():
+            place, level = (steps[rows] == step).nonzero(as_tuple=True)
+            weight = float(len(place) > 0)
+            if not weight:
+                if not recipe.sharded:
+                    continue
+                place, level = torch.zeros(2, 1, dtype=torch.long)
+            at = rows[place]
+            alpha, sigma = generator.scales(step)
+            x_t = alpha * x_0[at] + sigma * eps[at, level].to(x_0)
+            found.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
+        return found
+
+    return of

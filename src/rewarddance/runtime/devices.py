@@ -52,6 +52,11 @@ def find_dtype(name: str, device: str | None = "cpu") -> torch.dtype:
     return DTYPES[name]
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Is this the CPU, and does it have instructions for products of bfloat16? Without them they are slower."""
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def digest_of(files: Iterable[Path]) -> str:
     """Of the files' sizes and times of writing: weights are too large to be read for this."""
     stats = sorted((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
