@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
+from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.devices import multiplies_bfloat16
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
@@ -66,6 +67,11 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     """Options of the family besides EVERY_FAMILY."""
     needs_image: ClassVar[bool] = False
     """Does every prompt come with a picture? If not, none does."""
+
+    shared_conditioning: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the conditioning that are not by text."""
+    encodes_alone: ClassVar[bool] = True
+    """Is a text's conditioning the same whatever texts are encoded beside it? Not where it is padded to the longest."""
 
     timesteps: Tensor
 
@@ -162,7 +168,15 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         texts = [prompt.text for prompt in prompts]
         if self.branch_scale is not None:
             texts += self._negatives(prompts)
-        return self._text(texts)
+        return self._encoded(texts)
+
+    def _encoded(self, texts: list[str]) -> Any:
+        """`_text` of the texts, each encoded once (`TextMemory`)."""
+        return self._texts(texts, self._text, self.device)
+
+    @cached_property
+    def _texts(self) -> TextMemory:
+        return TextMemory(self.shared_conditioning, self.encodes_alone)
 
     def _negatives(self, prompts: Sequence[Prompt]) -> list[str]:
         """The texts of the second branch: a prompt's own, or else the option's."""

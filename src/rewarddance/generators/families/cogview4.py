@@ -25,6 +25,7 @@ class CogView4Generator(FlowGenerator):
     """A CogView4 pipeline. Its texts are padded without a mask, so branches of two lengths need two forwards."""
 
     uses = frozenset({"negative_prompt", "max_sequence_length"})
+    encodes_alone = False
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def _default_size(self) -> tuple[int, int]:
@@ -46,8 +47,8 @@ class CogView4Generator(FlowGenerator):
     def encode(self, prompts: Sequence[str | Prompt]) -> Condition:
         prompts = as_prompts(prompts)
         self.check_prompts(prompts)
-        text = self._text([prompt.text for prompt in prompts])
-        return Condition(text, None if self.branch_scale is None else self._text(self._negatives(prompts)))
+        text = self._encoded([prompt.text for prompt in prompts])
+        return Condition(text, None if self.branch_scale is None else self._encoded(self._negatives(prompts)))
 
     def _text(self, texts: list[str]) -> Tensor:
         length = self._option("max_sequence_length")

@@ -10,6 +10,7 @@ from rewarddance.generators.families.packed import PackedGenerator
 class FluxGenerator(PackedGenerator):
     """A FLUX.1 pipeline."""
 
+    shared_conditioning = frozenset({"txt_ids"})
     lora_targets = (
         *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
         *("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),

@@ -13,6 +13,7 @@ from rewarddance.types import PixelBatch
 class QwenImageGenerator(PackedGenerator):
     """A Qwen-Image pipeline: a video VAE of one frame, its latents normalised by channel; texts have a mask."""
 
+    encodes_alone = False
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     def _guided(self, toward: Tensor, away: Tensor, scale: float) -> Tensor:

@@ -59,12 +59,12 @@ class SDXLGenerator(StableDiffusionGenerator):
             return super().encode(prompts)
         prompts = as_prompts(prompts)
         self.check_prompts(prompts)
-        encoded = self._text([prompt.text for prompt in prompts])
+        encoded = self._encoded([prompt.text for prompt in prompts])
         text, added = encoded["encoder_hidden_states"], encoded["added_cond_kwargs"]
         pooled, sizes = added["text_embeds"], added["time_ids"]
         away_text, away_pooled = torch.zeros_like(text), torch.zeros_like(pooled)
         if rows := [row for row, prompt in enumerate(prompts) if prompt.negative]:
-            away = self._text([prompts[row].negative for row in rows])
+            away = self._encoded([prompts[row].negative for row in rows])
             away_text[rows] = away["encoder_hidden_states"]
             away_pooled[rows] = away["added_cond_kwargs"]["text_embeds"]
         return {
