@@ -15,7 +15,7 @@ from tiny import BrightnessJudge, judge_folder, pictures
 from rewarddance.alignment.references import ReferenceRecipe
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError, RewardError
-from rewarddance.integrations.references import References
+from rewarddance.data.references import References
 from rewarddance.integrations.scorer import Scorer, channels_first
 from rewarddance.reward.loading import load_reward
 from rewarddance.types import Question, Verdict
@@ -147,11 +147,11 @@ def test_a_failure_is_raised_and_names_the_item(tmp_path):
 
 def test_references_that_cannot_be_used_are_refused_at_the_start(tmp_path):
     rows = {
-        "second": [{"prompt": "a", "reference": "0.png"}] * 2,
+        "second": [{"prompt": "a", "reference": "0.png"}, {"prompt": "a", "reference": "1.png"}],
         "missing": [{"prompt": "a", "reference": "none.png"}],
         "no prompt": [{"reference": "0.png"}],
     }
-    written(tmp_path, SHOTS[:1])
+    written(tmp_path, SHOTS[:2])
     for fault, content in rows.items():
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
         with pytest.raises(InputError, match=fault):

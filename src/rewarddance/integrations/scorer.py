@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardError
-from rewarddance.integrations.references import References
+from rewarddance.data.references import References
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.function_reward import as_reward
 from rewarddance.reward.judge import checked

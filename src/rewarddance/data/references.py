@@ -1,9 +1,9 @@
-"""What a trainer's samples are compared with: one picture a prompt, from a bank, a folder, a file or a dict."""
+"""What samples are compared with: one picture a prompt, from a bank, a folder, a file or a dict."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.types import Pixels
 
 _KEPT = 64
-"""Decoded references kept in memory; questions that share one of them share its encoding."""
+"""Decoded references kept in memory; questions that hold one and the same share its encoding."""
 
 
-class References:
-    """The reference of each prompt, read when it is first asked for.
+class References(Mapping[str, Pixels]):
+    """The reference of each prompt, read when it is asked for; a file that several prompts name is one tensor.
 
     source: a bank that `rewarddance align` or `rewarddance references` made (its folder: the best of each prompt's
     references counts), a folder of pictures with each prompt in a .txt of the same name, a .jsonl or .parquet file of
@@ -30,10 +30,20 @@ class References:
     def __init__(self, source: Mapping[str, Media] | str | Path) -> None:
         self.source = "the references given" if isinstance(source, Mapping) else str(source)
         self._media = dict(source) if isinstance(source, Mapping) else _read(Path(source))
-        self._pixels = functools.lru_cache(_KEPT)(lambda prompt: as_pixels(self._media[prompt], f"its {prompt!r}"))
+        self._decode = functools.lru_cache(_KEPT)(self._decoded)
 
     def __len__(self) -> int:
         return len(self._media)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._media)
+
+    def __getitem__(self, prompt: str) -> Pixels:
+        media = self._media[prompt]
+        return self._decode(media if isinstance(media, Path) else prompt)
+
+    def _decoded(self, of: Path | str) -> Pixels:
+        return as_pixels(of if isinstance(of, Path) else self._media[of], f"the reference of {short(str(of))}")
 
     def of(self, prompt: str) -> Pixels:
         """Raises RewardError where the prompt has none: a reward against nothing is no number."""
@@ -42,7 +52,7 @@ class References:
                 f"there is no reference for the prompt {short(prompt)} among the {len(self)} of {self.source}.",
                 "Add one for each prompt of the training, word for word as the trainer hands it on.",
             )
-        return self._pixels(prompt)
+        return self[prompt]
 
 
 def _read(source: Path) -> dict[str, Media]:
@@ -59,11 +69,10 @@ def _read(source: Path) -> dict[str, Media]:
                 f"{where} holds {short(content)}, no prompt with its reference.",
                 'Write {"prompt": "a red circle", "reference": "red.png"}; in a folder, a .txt beside each picture.',
             )
-        if prompt in media:
+        if media.setdefault(prompt, picture) != picture:
             raise InputError(f"{where} is a second reference for {short(prompt)}.", "Keep one for each prompt.")
         if isinstance(picture, Path) and not picture.exists():
             raise InputError(f"the reference {picture} ({where}) is missing.", "Correct the path, or restore it.")
-        media[prompt] = picture
     return media
 
 

@@ -1,0 +1,136 @@
+"""`rewarddance score` by workers of Ray against one process: rows a second, and what a killed worker or run leaves.
+
+python benchmarks/fleet.py [ROWS] [WORKERS]     needs the extra `ray`; the last line is JSON, figure name to number
+
+Each run is the command itself, with the bundled judge and one thread a process. Rows a second are those from the first
+rows written to the last, so neither Ray's start nor loading the judge is in them; the seconds beside them are of all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from rewarddance.data.media import write_picture
+
+PROMPTS = ("a red circle", "two blue crosses", "a small green square", "a large yellow triangle")
+PICTURES = 64
+
+
+class Ran(NamedTuple):
+    """A run of the command. code: its exit code. seconds: from start to end. rate: rows a second while it wrote."""
+
+    code: int
+    seconds: float
+    rate: float
+
+
+def table(folder: Path, rows: int) -> Path:
+    """Rows of noise against noise: 64 pictures, 16 references, so that a batch shares some of them."""
+    rng = torch.Generator().manual_seed(0)
+    for number in range(PICTURES):
+        write_picture(torch.rand(1, 3, 32, 32, generator=rng), folder / f"{number}.png")
+    content = [
+        {
+            "id": n,
+            "prompt": PROMPTS[n // 8 % 4],
+            "candidate": f"{n * 7 % PICTURES}.png",
+            "reference": f"{n // 8 % 16}.png",
+        }
+        for n in range(rows)
+    ]
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder / "in.jsonl"
+
+
+def run(source: Path, name: str, *options: str, meanwhile: Callable[[psutil.Process], bool] | None = None) -> Ran:
+    """Score the table into `name`.jsonl. meanwhile: called with the process once rows stand there, until True."""
+    output = source.parent / f"{name}.jsonl"
+    words = ["score", str(source), "--judge", "shapeworld-judge", "--device", "cpu", "--output", str(output)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    start = time.monotonic()
+    with (source.parent / f"{name}.log").open("w") as log:
+        command = [sys.executable, "-m", "rewarddance", *words, *options]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        seen: list[tuple[float, int]] = []  # when how many rows had been written
+        while process.poll() is None:
+            time.sleep(0.02)
+            if (rows := written(output)) > (seen[-1][1] if seen else 0):
+                seen.append((time.monotonic(), rows))
+            if seen and meanwhile is not None and meanwhile(psutil.Process(process.pid)):
+                meanwhile = None
+    (begin, before), (end, after) = seen[0], seen[-1]
+    return Ran(process.returncode, time.monotonic() - start, (after - before) / max(end - begin, 1e-9))
+
+
+def written(output: Path) -> int:
+    """How many rows the run has noted as written."""
+    try:
+        return json.loads(output.with_name(f"{output.name}.progress.json").read_text())["read"]
+    except (OSError, ValueError):
+        return 0
+
+
+def compared(source: Path, name: str, base: str = "process") -> dict[str, Any]:
+    """A run's rows against those of one process."""
+    ids, expected = (
+        [json.loads(line)["id"] for line in (source.parent / f"{which}.jsonl").read_text().splitlines()]
+        for which in (name, base)
+    )
+    same = (source.parent / f"{name}.jsonl").read_bytes() == (source.parent / f"{base}.jsonl").read_bytes()
+    twice = sum(count > 1 for count in Counter(ids).values())
+    return {"missing": len(set(expected) - set(ids)), "twice": twice, "in_order": ids == expected, "same_bytes": same}
+
+
+def main(rows: int = 2000, workers: int = 2) -> None:
+    ray = ("--ray", "local", "--workers", str(workers))
+    with tempfile.TemporaryDirectory() as scratch:
+        source = table(Path(scratch), rows)
+        figures: dict[str, Any] = {"rows": rows, "workers": workers}
+
+        def worker_killed(process: psutil.Process) -> bool:
+            ours = [one for one in process.children(recursive=True) if "MapWorker" in " ".join(one.cmdline())]
+            if written(source.parent / "killed-worker.jsonl") < rows // 4 or not ours:
+                return False
+            os.kill(ours[0].pid, signal.SIGKILL)
+            return True
+
+        def run_killed(process: psutil.Process) -> bool:
+            if written(source.parent / "killed-run.jsonl") < rows // 4:
+                return False
+            for one in [*process.children(recursive=True), process]:  # Ray's own processes go with it
+                os.kill(one.pid, signal.SIGKILL)
+            return True
+
+        for name, options, meanwhile in (
+            ("process", (), None),
+            ("fleet", ray, None),
+            ("killed-worker", ray, worker_killed),
+            ("killed-run", ray, run_killed),
+        ):
+            ran = run(source, name, *options, meanwhile=meanwhile)
+            done = written(source.parent / f"{name}.jsonl")
+            if name == "killed-run":
+                print(f"killed after {done} rows, exit code {ran.code}; the same command again")
+                ran = run(source, name, *options)
+            if ran.code:
+                raise SystemExit((source.parent / f"{name}.log").read_text()[-4000:])
+            figures[name] = {"rows_a_second": ran.rate, "seconds": ran.seconds, **compared(source, name)}
+            print(name, json.dumps(figures[name]), flush=True)
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:3]))
