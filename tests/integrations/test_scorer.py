@@ -14,8 +14,8 @@ from tiny import BrightnessJudge, judge_folder, pictures
 
 from rewarddance.alignment.references import ReferenceRecipe
 from rewarddance.data.media import write_picture
-from rewarddance.errors import InputError, RewardError
 from rewarddance.data.references import References
+from rewarddance.errors import InputError, RewardError
 from rewarddance.integrations.scorer import Scorer, channels_first
 from rewarddance.reward.loading import load_reward
 from rewarddance.types import Question, Verdict

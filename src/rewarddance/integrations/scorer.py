@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
-from rewarddance.errors import InputError, RewardError
 from rewarddance.data.references import References
+from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.function_reward import as_reward
 from rewarddance.reward.judge import checked
