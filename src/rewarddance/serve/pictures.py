@@ -9,9 +9,9 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +44,9 @@ class PictureStore:
         self._alive: WeakValueDictionary[bytes, Tensor] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def get(self, content: bytes, form: str, make: Callable[[], Pixels]) -> Pixels:
+    def get(self, content: bytes | np.ndarray, form: str, make: Callable[[], Pixels]) -> Pixels:
         """The pixels of a content, made by `make` where it is not known. form: of what kind the content is."""
-        key = hashlib.blake2b(content, digest_size=16, key=form.encode()[:64]).digest()
+        key = hashlib.blake2b(content, digest_size=16, key=form.encode()[:64]).digest()  # type: ignore[arg-type]
         with self._lock:
             if (pixels := self._alive.get(key)) is not None:
                 self.hits += 1
@@ -158,7 +158,7 @@ class RequestPictures:
         if tensor.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
             raise InputError(f"{name} holds {tensor.dtype}.", "Send uint8, float16, bfloat16 or float32.")
         self.take_pixels(math.prod(tensor.shape) // 3)
-        content: Any = tensor.contiguous().view(torch.uint8).numpy()
+        content = tensor.contiguous().view(torch.uint8).numpy()
         return self._store.get(content, f"{tensor.dtype} {[*tensor.shape]}", lambda: _floats(tensor))
 
 
