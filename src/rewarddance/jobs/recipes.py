@@ -15,6 +15,7 @@ from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
+from rewarddance.serve.recipe import ServeOptions
 
 
 class JudgeChoice(Recipe):
@@ -145,6 +146,13 @@ class EvaluateRun(JudgeChoice):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return named_tests(value) if isinstance(value, list) else value
+
+
+class ServeRun(JudgeChoice, ServeOptions):
+    """`rewarddance serve`: which judge answers, and to whom."""
+
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, of the weights."""
 
 
 class PlanRun(PlanOptions):
