@@ -2,8 +2,8 @@
 
 python benchmarks/fleet.py [ROWS] [WORKERS]     needs the extra `ray`; the last line is JSON, figure name to number
 
-Each run is the command itself, with the bundled judge and one thread a process. Rows a second are those from the first
-rows written to the last, so neither Ray's start nor loading the judge is in them; the seconds beside them are of all.
+Each run is the command itself, with the bundled judge and one thread a process. `start` is what the same command takes
+for one batch of rows: Ray's start and loading the judges. Rows a second are those of the rest in the rest of the time.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ import torch
 from rewarddance.data.media import write_picture
 
 PROMPTS = ("a red circle", "two blue crosses", "a small green square", "a large yellow triangle")
-PICTURES = 64
+PICTURES, BATCH = 64, 32
 
 
 class Ran(NamedTuple):
-    """A run of the command. code: its exit code. seconds: from start to end. rate: rows a second while it wrote."""
+    """A run of the command. code: its exit code. seconds: from start to end."""
 
     code: int
     seconds: float
-    rate: float
 
 
-def table(folder: Path, rows: int) -> Path:
+def table(folder: Path, rows: int, name: str = "in.jsonl") -> Path:
     """Rows of noise against noise: 64 pictures, 16 references, so that a batch shares some of them."""
     rng = torch.Generator().manual_seed(0)
     for number in range(PICTURES):
@@ -51,28 +50,25 @@ def table(folder: Path, rows: int) -> Path:
         }
         for n in range(rows)
     ]
-    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    return folder / "in.jsonl"
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder / name
 
 
 def run(source: Path, name: str, *options: str, meanwhile: Callable[[psutil.Process], bool] | None = None) -> Ran:
     """Score the table into `name`.jsonl. meanwhile: called with the process once rows stand there, until True."""
     output = source.parent / f"{name}.jsonl"
     words = ["score", str(source), "--judge", "shapeworld-judge", "--device", "cpu", "--output", str(output)]
+    words += ["--skip-faulty", "--batch-size", str(BATCH)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     start = time.monotonic()
     with (source.parent / f"{name}.log").open("w") as log:
         command = [sys.executable, "-m", "rewarddance", *words, *options]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        seen: list[tuple[float, int]] = []  # when how many rows had been written
         while process.poll() is None:
             time.sleep(0.02)
-            if (rows := written(output)) > (seen[-1][1] if seen else 0):
-                seen.append((time.monotonic(), rows))
-            if seen and meanwhile is not None and meanwhile(psutil.Process(process.pid)):
+            if meanwhile is not None and written(output) and meanwhile(psutil.Process(process.pid)):
                 meanwhile = None
-    (begin, before), (end, after) = seen[0], seen[-1]
-    return Ran(process.returncode, time.monotonic() - start, (after - before) / max(end - begin, 1e-9))
+    return Ran(process.returncode, time.monotonic() - start)
 
 
 def written(output: Path) -> int:
@@ -97,7 +93,7 @@ def compared(source: Path, name: str, base: str = "process") -> dict[str, Any]:
 def main(rows: int = 2000, workers: int = 2) -> None:
     ray = ("--ray", "local", "--workers", str(workers))
     with tempfile.TemporaryDirectory() as scratch:
-        source = table(Path(scratch), rows)
+        source, few = table(Path(scratch), rows), table(Path(scratch), BATCH, "few.jsonl")
         figures: dict[str, Any] = {"rows": rows, "workers": workers}
 
         def worker_killed(process: psutil.Process) -> bool:
@@ -127,7 +123,10 @@ def main(rows: int = 2000, workers: int = 2) -> None:
                 ran = run(source, name, *options)
             if ran.code:
                 raise SystemExit((source.parent / f"{name}.log").read_text()[-4000:])
-            figures[name] = {"rows_a_second": ran.rate, "seconds": ran.seconds, **compared(source, name)}
+            figures[name] = {"seconds": ran.seconds, **compared(source, name)}
+            if meanwhile is None:
+                start = run(few, f"few-{name}", *options).seconds
+                figures[name] |= {"start": start, "rows_a_second": (rows - BATCH) / (ran.seconds - start)}
             print(name, json.dumps(figures[name]), flush=True)
         print(json.dumps(figures))
 

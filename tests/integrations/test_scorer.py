@@ -148,7 +148,7 @@ def test_a_failure_is_raised_and_names_the_item(tmp_path):
 def test_references_that_cannot_be_used_are_refused_at_the_start(tmp_path):
     rows = {
         "second": [{"prompt": "a", "reference": "0.png"}, {"prompt": "a", "reference": "1.png"}],
-        "missing": [{"prompt": "a", "reference": "none.png"}],
+        "none.png": [{"prompt": "a", "reference": "none.png"}],
         "no prompt": [{"reference": "0.png"}],
     }
     written(tmp_path, SHOTS[:2])

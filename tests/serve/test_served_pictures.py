@@ -13,9 +13,9 @@ from PIL import Image
 from tiny import pictures
 
 from rewarddance.data.media import as_images, write_picture
+from rewarddance.data.references import References
 from rewarddance.errors import InputError
 from rewarddance.serve.pictures import Busy, Memory, PictureStore, RequestPictures, TooLarge
-from rewarddance.serve.references import read_references
 
 
 def png(pixels: torch.Tensor) -> bytes:
@@ -106,9 +106,9 @@ def test_references_are_read_by_prompt(tmp_path: Path):
     (tmp_path / "bank" / "references.jsonl").write_text(
         json.dumps({"prompt": "z", "files": ["../folder/b.png", "../folder/a.png"], "seeds": [1, 2], "wins": [1, 0]})
     )
-    of_folder, of_rows = read_references(tmp_path / "folder"), read_references(tmp_path / "rows.jsonl")
+    of_folder, of_rows = References(tmp_path / "folder"), References(tmp_path / "rows.jsonl")
     assert torch.equal(of_folder["prompt b"], b) and of_rows["x"] is of_rows["y"]
-    assert torch.equal(read_references(tmp_path / "bank")["z"], b)
+    assert torch.equal(References(tmp_path / "bank")["z"], b)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}\n')
-    with pytest.raises(InputError, match="row 1"):
-        read_references(tmp_path / "rows.jsonl")
+    with pytest.raises(InputError, match="line 1"):
+        References(tmp_path / "rows.jsonl")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewarddance.data.fields import short
-from rewarddance.data.media import Media, as_pixels
+from rewarddance.data.media import Media, as_pixels, media_size
 from rewarddance.data.tables import Table, open_table
 from rewarddance.errors import InputError, RewardError
 from rewarddance.types import Pixels
@@ -24,7 +24,8 @@ class References(Mapping[str, Pixels]):
     references counts), a folder of pictures with each prompt in a .txt of the same name, a .jsonl or .parquet file of
     {"prompt", "reference"} with paths relative to it, or a dict from prompts to pictures.
 
-    Raises InputError naming a row without prompt or reference, a prompt with two, or a file that is missing.
+    Raises InputError naming a row without prompt or reference, a prompt with two, or a file that is missing
+    or no picture.
     """
 
     def __init__(self, source: Mapping[str, Media] | str | Path) -> None:
@@ -71,8 +72,8 @@ def _read(source: Path) -> dict[str, Media]:
             )
         if media.setdefault(prompt, picture) != picture:
             raise InputError(f"{where} is a second reference for {short(prompt)}.", "Keep one for each prompt.")
-        if isinstance(picture, Path) and not picture.exists():
-            raise InputError(f"the reference {picture} ({where}) is missing.", "Correct the path, or restore it.")
+        if isinstance(picture, Path):
+            media_size(picture)  # its header only
     return media
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 
+from rewarddance.data.references import References
 from rewarddance.errors import InputError
 from rewarddance.jobs.recipes import ServeRun
 from rewarddance.reward.function_reward import is_factory
@@ -13,7 +14,6 @@ from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.devices import find_device, find_dtype
 from rewarddance.serve.judge import ServedJudge, mark_of
 from rewarddance.serve.recipe import ServeOptions
-from rewarddance.serve.references import read_references
 
 _NEEDED = ("fastapi", "prometheus_client", "uvicorn")
 
@@ -28,12 +28,22 @@ def run_server(run: ServeRun, say: Callable[[str], object]) -> None:
         raise InputError(f"serving needs {missing[0]}, which is not installed.", "pip install 'rewarddance[serve]'")
     from rewarddance.serve.server import JudgeServer, listen, token_of
 
-    options = ServeOptions(**{name: getattr(run, name) for name in ServeOptions.model_fields})
+    options = options_of(run)
     token_of(options)
     listen(options).close()  # a port that is taken is said before minutes of loading
-    references = read_references(run.references) if run.references else {}
-    reward = load_reward(run.judge, find_device(run.device), find_dtype(run.dtype), **run.changes)
-    folder = None if is_factory(run.judge) or "://" in run.judge else find_checkpoint(run.judge)
-    judge = ServedJudge(reward, run.judge, mark_of(reward, folder), references)
+    judge = load_served(run)
     about = f"{judge.name} ({judge.kind}{', compares with a reference' if judge.needs_reference else ''})"
     JudgeServer(judge, options).run(lambda address: say(f"serving {about} at {address}"))
+
+
+def options_of(run: ServeRun) -> ServeOptions:
+    """The server's own part of a run."""
+    return ServeOptions(**{name: getattr(run, name) for name in ServeOptions.model_fields})
+
+
+def load_served(run: ServeRun) -> ServedJudge:
+    """The judge that a run names, with its references. Raises InputError for what cannot be had."""
+    references = References(run.references) if run.references else {}
+    reward = load_reward(run.judge, find_device(run.device), find_dtype(run.dtype), **run.changes)
+    folder = None if is_factory(run.judge) or "://" in run.judge else find_checkpoint(run.judge)
+    return ServedJudge(reward, run.judge, mark_of(reward, folder), references)
