@@ -10,6 +10,7 @@ from tiny import judge_folder, pictures
 
 from rewarddance.jobs.deployment import application
 from rewarddance.reward.loading import load_reward
+from rewarddance.reward.remote.served import ServedReward
 from rewarddance.types import Question
 
 serve = pytest.importorskip("ray.serve", exc_type=ImportError)
@@ -29,7 +30,7 @@ def test_ray_serves_replicas_that_answer_as_the_judge_here():
         shots = pictures(5)
         asked = [Question("a red circle", shot, shots[0]) for shot in shots[1:]]
         expected = load_reward(judge_folder())(asked).margin
-        remote = load_reward(f"http://127.0.0.1:{port}")
+        remote = ServedReward(f"http://127.0.0.1:{port}")
         for _ in range(4):  # both replicas have their turn
             torch.testing.assert_close(remote(asked).margin, expected, atol=1e-4, rtol=1e-4)
     finally:

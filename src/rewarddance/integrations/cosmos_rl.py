@@ -1,6 +1,6 @@
 """A judge in the reward service of cosmos-rl (`cosmos_rl_reward`, beside the package of that name).
 
-In `cosmos_rl_reward/model/__init__.py`:
+In `cosmos_rl_reward/model/__init__.py`::
 
     from rewarddance.integrations.cosmos_rl import JudgeReward
 

@@ -1,4 +1,4 @@
-"""A judge in Flow-Factory: two classes for `reward_model` in its YAML.
+"""A judge in Flow-Factory: two classes for `reward_model` in its YAML::
 
     rewards:
       - name: judge

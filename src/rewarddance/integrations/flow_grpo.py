@@ -1,6 +1,6 @@
 """A judge in flow_grpo and in DiffusionNFT (NVlabs), which has flow_grpo's rewards: an entry of `multi_score`.
 
-In their `flow_grpo/rewards.py`:
+In their `flow_grpo/rewards.py`::
 
     from rewarddance.integrations.flow_grpo import judge_score
 

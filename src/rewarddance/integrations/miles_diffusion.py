@@ -1,6 +1,6 @@
 """A judge in miles_diffusion: a function for `--custom-rm-path`.
 
-In a file of your own, say `my_reward.py`:
+In a file of your own, say `my_reward.py`::
 
     from rewarddance.integrations.miles_diffusion import judge_rm
 

@@ -1,4 +1,4 @@
-"""A judge in ms-swift's GRPO: a class for `orms`, in a plugin file.
+"""A judge in ms-swift's GRPO: a class for `orms`, in a plugin file::
 
     from swift.rewards import orms
     from rewarddance.integrations.ms_swift import judge_orm

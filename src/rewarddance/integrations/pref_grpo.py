@@ -1,6 +1,6 @@
 """A judge in Pref-GRPO: its own name in `--reward_spec`, win rates over all ordered pairs of a group.
 
-Before a training script makes its `RewardDispatcher`:
+Before a training script makes its `RewardDispatcher`::
 
     from fastvideo.rewards import dispatcher
     from rewarddance.integrations import pref_grpo

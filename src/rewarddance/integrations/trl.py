@@ -1,4 +1,4 @@
-"""A judge in TRL's GRPOTrainer: a policy that writes is judged on the pictures that its writing makes.
+"""A judge in TRL's GRPOTrainer: a policy that writes is judged on the pictures that its writing makes::
 
     from rewarddance.integrations.trl import judge_reward
 
@@ -30,7 +30,7 @@ def judge_reward(
     undrawable: float | None = None,
     **options: Any,
 ) -> Callable[..., list[float]]:
-    """The function that TRL calls: f(prompts, completions, **columns) -> scores.
+    """The function that TRL calls: `f(prompts, completions, **columns) -> scores`.
 
     references: see `References`. prompt_column: the data's column with what the picture is to show, where the prompt
     says more than that (a system's words, an example). undrawable: what a completion is worth for which `render`

@@ -1,4 +1,4 @@
-"""A judge in UniRL: a reward backend, by Hydra's `_target_`. Exists where unirl is installed.
+"""A judge in UniRL: a reward backend, by Hydra's `_target_`. Exists where unirl is installed::
 
     reward:
       _target_: unirl.reward.service.RewardService

@@ -1,4 +1,4 @@
-"""A judge in verl-omni: `compute_score`, which its reward workers call with one sample at a time.
+"""A judge in verl-omni: `compute_score`, which its reward workers call with one sample at a time::
 
     reward.custom_reward_function.path=pkg://rewarddance.integrations.verl_omni
     reward.custom_reward_function.name=compute_score
