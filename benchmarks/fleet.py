@@ -1,13 +1,16 @@
-"""`rewarddance score` by workers of Ray against one process: rows a second, and what a killed worker or run leaves.
+"""`rewarddance score` by workers of Ray against one process: what a row costs, and what a killed worker or run leaves.
 
 python benchmarks/fleet.py [ROWS] [WORKERS]     needs the extra `ray`; the last line is JSON, figure name to number
 
 Each run is the command itself, with the bundled judge and one thread a process. `start` is what the same command takes
-for one batch of rows: Ray's start and loading the judges. Rows a second are those of the rest in the rest of the time.
+for one batch of rows: Ray's start and loading the judges; rows a second are those of the rest in the rest of the time.
+On a machine that others use too, look at the processor's milliseconds a row: of all processes of the command but Ray's
+own daemons, again without those of one batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,10 +33,11 @@ PICTURES, BATCH = 64, 32
 
 
 class Ran(NamedTuple):
-    """A run of the command. code: its exit code. seconds: from start to end."""
+    """A run of the command. code: its exit code. seconds: from start to end. cpu: seconds of the processor."""
 
     code: int
     seconds: float
+    cpu: float
 
 
 def table(folder: Path, rows: int, name: str = "in.jsonl") -> Path:
@@ -64,11 +68,25 @@ def run(source: Path, name: str, *options: str, meanwhile: Callable[[psutil.Proc
     with (source.parent / f"{name}.log").open("w") as log:
         command = [sys.executable, "-m", "rewarddance", *words, *options]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        used: dict[int, float] = {}
         while process.poll() is None:
-            time.sleep(0.02)
+            time.sleep(0.05)
+            used |= computing(process.pid)
             if meanwhile is not None and written(output) and meanwhile(psutil.Process(process.pid)):
                 meanwhile = None
-    return Ran(process.returncode, time.monotonic() - start)
+    return Ran(process.returncode, time.monotonic() - start, sum(used.values()))
+
+
+def computing(pid: int) -> dict[int, float]:
+    """Seconds of the processor of the command and of its workers, by process."""
+    found = {}
+    with contextlib.suppress(psutil.Error):
+        command = psutil.Process(pid)
+        for one in [command, *command.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                if one.pid == pid or "MapWorker" in " ".join(one.cmdline()):
+                    found[one.pid] = sum(one.cpu_times()[:2])
+    return found
 
 
 def written(output: Path) -> int:
@@ -125,8 +143,10 @@ def main(rows: int = 2000, workers: int = 2) -> None:
                 raise SystemExit((source.parent / f"{name}.log").read_text()[-4000:])
             figures[name] = {"seconds": ran.seconds, **compared(source, name)}
             if meanwhile is None:
-                start = run(few, f"few-{name}", *options).seconds
-                figures[name] |= {"start": start, "rows_a_second": (rows - BATCH) / (ran.seconds - start)}
+                start = run(few, f"few-{name}", *options)
+                figures[name] |= {"start": start.seconds, "cpu_start": start.cpu}
+                figures[name] |= {"rows_a_second": (rows - BATCH) / (ran.seconds - start.seconds)}
+                figures[name] |= {"cpu_ms_a_row": 1000 * (ran.cpu - start.cpu) / (rows - BATCH)}
             print(name, json.dumps(figures[name]), flush=True)
         print(json.dumps(figures))
 

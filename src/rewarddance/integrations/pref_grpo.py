@@ -3,8 +3,8 @@
 Before a training script makes its `RewardDispatcher`::
 
     from fastvideo.rewards import dispatcher
-    from rewarddance.integrations import pref_grpo
-    pref_grpo.register(dispatcher, "http://localhost:8000")
+    from rewarddance.integrations.pref_grpo import register
+    register(dispatcher, "http://localhost:8000")
 
 and then `--reward_spec '{"rewarddance": 1.0}'`.
 """
