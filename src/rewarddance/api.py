@@ -31,7 +31,7 @@ from rewarddance.reward.judge import Judge, all_pixels
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Precision, keep_recipe, parse_recipe
-from rewarddance.runtime.devices import find_device, find_dtype
+from rewarddance.runtime.devices import find_device
 from rewarddance.search.recipe import Budget
 from rewarddance.search.run import METHODS, SearchResult, read_method
 from rewarddance.search.run import search as search_prompts
@@ -161,9 +161,9 @@ def search(
         known = [*METHODS[method].options.model_fields, *SEARCH_OPTIONS]
         raise InputError(f"{method} has no option {unknown[0]!r}.", f"Known are {', '.join(known)}.")
     if isinstance(generator, str | Path):
-        place, precision = find_device(device), find_dtype(dtype, device)
+        place = find_device(device)
         steps = 28 if num_inference_steps is None else num_inference_steps
-        generator = load_generator(str(generator), steps, guidance_scale, device=place, dtype=precision)
+        generator = load_generator(str(generator), steps, guidance_scale, device=place, dtype=dtype)
     elif num_inference_steps is not None or guidance_scale is not None:
         raise InputError("the generator has its own steps and guidance.", "Give them to load_generator.")
     asked = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else as_prompts(prompts)
@@ -272,7 +272,7 @@ def evaluate(
 def _reward(reward: AnyReward, device: str | None = None, dtype: Precision = "auto", **options: Any) -> RewardModel:
     """A reward that is given by name, as a function or as an object. Raises InputError for options of an object."""
     if isinstance(reward, str | Path):
-        return load_reward(reward, find_device(device), find_dtype(dtype, device), **options)
+        return load_reward(reward, find_device(device), dtype, **options)
     if options:
         raise InputError(f"{next(iter(options))} is an option of load_reward.", "Give it there, or name the reward.")
     return as_reward(reward)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,6 +146,27 @@ def build_references(
     the folder must be one that all of them see. Raises InputError where the folder's bank was made under another seed,
     or from other candidates.
     """
+
+    def make(parts: Sequence[Sequence[Candidates]]) -> Iterator[list[str]]:
+        for turn in range(0, len(parts), world_size()):
+            number = turn + rank()  # a process that has no part left draws along: weights may be sharded
+            drawn = _draw(generator, parts[min(number, len(parts) - 1)], recipe.batch_size)
+            lines = _keep(judge, drawn, recipe, folder) if number < len(parts) else []
+            yield [line for of_process in gather_objects(lines) for line in of_process]
+
+    return fill_bank(prompts, recipe, make, folder=folder, seed=seed, step=step)
+
+
+def fill_bank(
+    prompts: Sequence[str | Prompt],
+    recipe: ReferenceRecipe,
+    make: Callable[[Sequence[Sequence[Candidates]]], Iterable[list[str]]],
+    *,
+    folder: Path,
+    seed: int,
+    step: int = 0,
+) -> list[References]:
+    """`build_references` with the work done by `make`: parts of prompts to the lines of the index, in their order."""
     prompts = as_prompts(prompts)
     keys, index = [_key(prompt) for prompt in prompts], folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
@@ -160,11 +181,7 @@ def build_references(
     parts = [missing[at : at + recipe.prompts_at_once] for at in range(0, len(missing), recipe.prompts_at_once)]
     bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_main_process() else nullcontext()
     with bars as bar:
-        for turn in range(0, len(parts), world_size()):
-            number = turn + rank()  # a process that has no part left draws along: weights may be sharded
-            drawn = _draw(generator, parts[min(number, len(parts) - 1)], recipe.batch_size)
-            lines = _keep(judge, drawn, recipe, folder) if number < len(parts) else []
-            lines = [line for of_process in gather_objects(lines) for line in of_process]
+        for lines in make(parts):
             if bar is not None:
                 with index.open("a", encoding="utf-8") as file:  # whole parts: a resumed run makes the same batches
                     file.write("".join(lines))
@@ -172,6 +189,13 @@ def build_references(
     with main_process_first():
         bank = _read(index)
     return [replace(bank[key], prompt=prompt, choice=recipe.choice) for key, prompt in zip(keys, prompts, strict=True)]
+
+
+def make_part(
+    generator: Generator, judge: RewardModel, part: Sequence[Candidates], recipe: ReferenceRecipe, folder: Path
+) -> list[str]:
+    """The lines of one part's prompts, in a process of its own; their files are written. The same whoever makes it."""
+    return _keep(judge, _draw(generator, part, recipe.batch_size), recipe, folder)
 
 
 class Candidates(NamedTuple):

@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
-ORDER = ("quickstart", "train", "align", "plan", "score", "search", "evaluate", "distil", "gsb", "report")
-ORDER += ("data", "bases")
+ORDER = ("quickstart", "train", "references", "align", "plan", "score", "serve", "search", "evaluate", "distil")
+ORDER += ("gsb", "report", "data", "bases")
 
 
 class InOrder(TyperGroup):

@@ -102,6 +102,32 @@ def align(
         print_result(aligned.as_json())
 
 
+@app.command(epilog=example("rewarddance references recipes/shapeworld_refl.yaml --ray local --workers 2"))
+def references(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file of align.")],
+    overrides: Overrides = None,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local: make them there.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes of Ray, with generator and judge each.", min=1)] = 1,
+    skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help=_SKIP)] = False,
+) -> None:
+    """Make the reference bank of an align recipe before it runs; run again to continue an interrupted one.
+
+    `rewarddance align` with the same recipe then takes it from the run's folder. With --ray it is made by workers on
+    other machines, and is the same bank; all must see the folder.
+    """
+    quiet()
+    from rewarddance.alignment.recipe import AlignRun
+    from rewarddance.jobs.fleet import Fleet
+    from rewarddance.jobs.references import run_references
+    from rewarddance.runtime.config import load_recipe
+
+    if workers > 1 and ray is None:
+        raise InputError("--workers are those of Ray.", "Say where it is: --ray local, or a cluster's address.")
+    run = load_recipe(AlignRun, recipe, _with_skip(overrides, skip_faulty))
+    fleet = None if ray is None else Fleet.join(ray, workers, run.device)
+    print_result(run_references(run, fleet))
+
+
 @recipe_command(
     app,
     PlanRun,

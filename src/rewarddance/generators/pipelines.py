@@ -17,7 +17,8 @@ from torch import nn
 from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.runtime.checkpoint import find_checkpoint
-from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.config import Precision, parse_recipe
+from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module, variant_of
 
 ADAPTERS = {
@@ -42,20 +43,21 @@ def load_generator(
     num_inference_steps: int,
     guidance_scale: float | None = None,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Precision = "auto",
     pipeline: str | None = None,
     **options: Any,
 ) -> PipelineGenerator:
     """Load a diffusers pipeline: a folder, an id of the model hub, or a bundled one by name; frozen.
 
-    dtype: what the networks compute in; latents are float32. pipeline: the class of the pipeline, where it is not the
-    one that the folder names: WanImageToVideoPipeline begins from a picture with the weights of Wan 2.2's 5B. options:
-    the other fields of `GeneratorOptions`.
+    dtype: what the networks compute in, auto being bfloat16 on a GPU and float32 elsewhere; latents are float32.
+    pipeline: the class of the pipeline, where it is not the one that the folder names: WanImageToVideoPipeline begins
+    from a picture with the weights of Wan 2.2's 5B. options: the other fields of `GeneratorOptions`.
     Raises InputError where there is no such checkpoint, no adapter for its pipeline class, an unknown option or one
     that the family does not use, or weights of a component that are missing, left over, misshapen or not finite.
     """
     given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **options}
     parsed = parse_recipe(GeneratorOptions, given, "the options of load_generator")
+    dtype = find_dtype(dtype, device)
     disable_progress_bar()  # a bar for five files stands in the way of ours
     folder = find_checkpoint(name, _download)
     adapter = adapter_of(name, folder, pipeline)

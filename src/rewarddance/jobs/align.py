@@ -24,7 +24,6 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
-from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
@@ -71,9 +70,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     device, judge_device = recipe.devices()
     faults: list[FaultyRow] = []
     prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
-    generator = parts.generator or _generator(recipe, device)
+    generator = parts.generator or load_policy(recipe, device)
     generator.check_lora(recipe.chosen.lora_targets)
-    load = partial(load_reward, device=judge_device, dtype=find_dtype(recipe.judge_dtype, judge_device))
+    load = partial(load_reward, device=judge_device, dtype=recipe.judge_dtype)
     judge = parts.judge or load(recipe.judge, **recipe.judge_options)
     more_judges = parts.more_judges
     if more_judges is None:
@@ -134,7 +133,8 @@ def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
     return list(dict(zip(keys, prompts, strict=True)).values())
 
 
-def _generator(recipe: AlignRun, device: str) -> PipelineGenerator:
+def load_policy(recipe: AlignRun, device: str) -> PipelineGenerator:
+    """The generator that a recipe begins with, and its sampling."""
     sampling = {"num_inference_steps": recipe.num_inference_steps, "guidance_scale": recipe.guidance_scale}
-    sampling |= {"device": device, "dtype": find_dtype(recipe.dtype, device)}
+    sampling |= {"device": device, "dtype": recipe.dtype}
     return load_generator(recipe.generator, **{**sampling, **recipe.generator_options})

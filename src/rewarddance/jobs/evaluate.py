@@ -28,7 +28,7 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import keep_recipe, save_recipe
-from rewarddance.runtime.devices import find_device, find_dtype
+from rewarddance.runtime.devices import find_device
 from rewarddance.runtime.tracking import machine
 
 CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
@@ -46,12 +46,11 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
     if run.card:
         _check_trained(run, folder)
     device = find_device(run.device)
-    dtype = find_dtype(run.dtype, device)
     output = writable_folder(run.output or default_output(run.judge, folder))
     if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
         (output / CONFIG).unlink(missing_ok=True)
     keep_recipe(run, output / CONFIG)
-    judge = load_reward(run.judge, device, dtype, **run.changes)
+    judge = load_reward(run.judge, device, run.dtype, **run.changes)
     check_pairs(sets.values(), judge, faults, skip=run.skip_faulty, folder=output)
     facts = judge_facts(judge, run.judge, folder)
     examined = examine_sets(run, judge, facts, sets)

@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Precision, Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
+from rewarddance.serve.recipe import ServeOptions
 
 
 class JudgeChoice(Recipe):
@@ -65,6 +66,16 @@ class ScoreRun(JudgeChoice):
     """Stop at the first row that cannot be scored."""
     skip_faulty: bool = Field(default=False, exclude=True)
     """Leave out rows that cannot be scored, and list them with the reason; else a run with one does not begin."""
+    ray: str | None = Field(default=None, exclude=True)
+    """Ask on the machines of a Ray cluster at this address, or on this one (local)."""
+    workers: int = Field(default=1, ge=1, exclude=True)
+    """Processes of Ray with a judge each."""
+
+    @model_validator(mode="after")
+    def _workers_are_of_ray(self) -> ScoreRun:
+        if self.workers > 1 and self.ray is None:
+            raise ValueError("workers are those of Ray; say where it is (ray)")
+        return self
 
     @property
     def answer_keys(self) -> set[str]:
@@ -133,6 +144,10 @@ class EvaluateRun(JudgeChoice):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return named_tests(value) if isinstance(value, list) else value
+
+
+class ServeRun(JudgeChoice, ServeOptions):
+    """`rewarddance serve`: which judge answers, and to whom."""
 
 
 class PlanRun(PlanOptions):

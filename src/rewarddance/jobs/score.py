@@ -12,9 +12,10 @@ A row holds a prompt and one candidate, or several in `candidates`. What is aske
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -30,6 +31,7 @@ from rewarddance.data.journal import RowFile, beside
 from rewarddance.data.media import as_pixels, media_size, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table, open_table
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.jobs.fleet import Fleet, absolute
 from rewarddance.jobs.preflight import blank
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
@@ -39,7 +41,7 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
-from rewarddance.runtime.devices import digest_of, find_device, find_dtype
+from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
@@ -64,15 +66,21 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     """Score every row; returns where the scores are, and how many rows were scored and failed.
 
     judge: in the place of the one that the run names. An interrupted run goes on where it stopped. A row that cannot be
-    scored goes with its reason to `<output>.failed.jsonl`; with `strict` it ends the run. Raises InputError for what is
-    wrong with all rows: the files, the judge, an output that holds another run.
+    scored goes with its reason to `<output>.failed.jsonl`; with `strict` it ends the run. With `ray`, workers on other
+    machines ask the judge, and rows, order and answers are those of one process; a run may go on with it or without.
+    Raises InputError for what is wrong with all rows: the files, the judge, an output that holds another run.
     """
     if run.output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
     table = open_table(run.input)
     if run.output.resolve() == run.input.resolve():
         raise InputError(f"the output {run.output} is the input.", "Choose another output.")
-    run = run.model_copy(update={"device": find_device(run.device)})
+    fleet = None
+    if run.ray is not None:
+        if judge is not None:
+            raise InputError(f"{judge!r} cannot be handed to workers of Ray.", "Give the judge's name.")
+        fleet = Fleet.join(run.ray, run.workers, run.device)
+    run = run.model_copy(update={"device": fleet.device if fleet else find_device(run.device)})
     recorded, record = _recorded(run, table, named=judge is None), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
     with locked(run.output.parent, f".{run.output.name}.lock"):
@@ -87,17 +95,18 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
         if not results.progress.finished:
             if run.instruction is not None:
                 load_instruction(run.instruction)
-            asked: RewardModel = judge or load_reward(
-                run.judge, run.device or "cpu", find_dtype(run.dtype, run.device), **run.changes
-            )
-            explain = explainer(asked) if run.explain else None
-            reader = RowReader(run, asked, table)
-            if not begun and not run.skip_faulty:
-                preflight(reader, table, asked)
+            answers = _of_fleet(run, table, results, fleet, begun) if fleet else None
+            if answers is None:
+                asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", run.dtype, **run.changes)
+                explain = explainer(asked) if run.explain else None
+                reader = RowReader(run, asked, table)
+                if not begun and not run.skip_faulty:
+                    refuse(row_faults(reader, table.rows(), asked), table)
+                answers = _of_process(reader, table, results, asked, explain)
             if not begun:  # nothing was written under it yet, so it binds nobody
                 record.unlink(missing_ok=True)
             keep_recipe(recorded, record)
-            _fill(results, table, reader, asked, explain, strict=run.strict)
+            _fill(results, table, answers, strict=run.strict)
             results.finish()
     done = results.progress
     result = {"scores": str(run.output), "rows": done.read, "scored": done.written, "failed": done.failed}
@@ -106,11 +115,10 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
     return result | ({"failures": str(results.failures)} if done.failed else {})
 
 
-def preflight(reader: RowReader, table: Table, judge: RewardModel) -> None:
-    """Look at all rows, their media by their headers alone. Raises FaultyRows naming all that cannot be scored."""
-    found: list[FaultyRow] = []
+def row_faults(reader: RowReader, rows: Iterable[Row], judge: RewardModel) -> Iterator[FaultyRow | None]:
+    """Of each row why it cannot be scored, or None; of media only the headers are read."""
     reader.sizes_only = True
-    for number, content in table.rows():
+    for number, content in rows:
         try:
             if isinstance(content, InputError):
                 raise content
@@ -118,10 +126,16 @@ def preflight(reader: RowReader, table: Table, judge: RewardModel) -> None:
             for fault in getattr(judge, "faults", lambda asked: ())(questions):
                 if fault is not None:
                     raise fault
+            yield None
         except RewardDanceError as error:
-            found.append(FaultyRow(f"line {number} of {table.path}", error.what, error.remedy))
+            yield FaultyRow(f"line {number} of {reader.source}", error.what, error.remedy)
         reader.seen.clear()
     reader.sizes_only = False
+
+
+def refuse(faults: Iterable[FaultyRow | None], table: Table) -> None:
+    """Raises FaultyRows naming all rows that cannot be scored, if there are any."""
+    found = [fault for fault in faults if fault is not None]
     if found:
         raise FaultyRows(found, can_skip=len(found) < len(table))
 
@@ -153,23 +167,44 @@ def _recorded(run: ScoreRun, table: Table, named: bool) -> RecordedRun:
     return RecordedRun.model_validate(fields)
 
 
-def _fill(
-    results: RowFile, table: Table, reader: RowReader, judge: RewardModel, explain: Explain | None, *, strict: bool
-) -> None:
-    """Read, ask and write the rows that are left, batch by batch.
+Answered = tuple[int, dict[str, Any] | RewardDanceError]
+"""A row's number, and its output row or why there is none."""
 
-    A batch ends at the same rows whether the run was interrupted or not, so that the answers are the same to the bit.
+
+def _of_process(
+    reader: RowReader, table: Table, results: RowFile, judge: RewardModel, explain: Explain | None
+) -> Iterator[list[Answered]]:
+    """The answers to the rows that are left, batch by batch, in this process."""
+    begin = results.progress.read
+    for batch in ahead(batches(reader, table.rows(begin), results, begin)):
+        yield answered(judge, batch, explain)
+
+
+def answered(
+    judge: RewardModel, batch: Sequence[tuple[int, Task | RewardDanceError]], explain: Explain | None
+) -> list[Answered]:
+    """A batch asked together, each row with its answer."""
+    answers = iter(ask(judge, [task for _, task in batch if isinstance(task, Task)], explain))
+    found: list[Answered] = []
+    for number, task in batch:
+        answer = next(answers) if isinstance(task, Task) else task
+        found.append((number, task.row | answer if isinstance(task, Task) and isinstance(answer, dict) else answer))
+    return found
+
+
+def _fill(results: RowFile, table: Table, answers: Iterable[Sequence[Answered]], *, strict: bool) -> None:
+    """Write the answers as they come, batch by batch.
+
+    A batch ends at the same rows whether the run was interrupted or not, and in whichever process it is asked, so that
+    the answers are the same to the bit.
     """
     begin, started = results.progress.read, time.monotonic()
     with progress_bar("scoring", len(table), begin) as bar:
-        for batch in ahead(batches(reader, table.rows(begin), results)):
-            answers = iter(ask(judge, [task for _, task in batch if isinstance(task, Task)], explain))
+        for batch in answers:
             rows, failures = [], []
-            for number, task in batch:
-                if isinstance(task, RewardDanceError):
-                    answer = task
-                elif isinstance(answer := next(answers), dict):
-                    rows.append(task.row | answer)
+            for number, answer in batch:
+                if isinstance(answer, dict):
+                    rows.append(answer)
                     continue
                 if strict:
                     raise InputError(f"line {number} of {table.path}: {answer.what}", answer.remedy)
@@ -177,6 +212,54 @@ def _fill(
             results.commit(rows, failures, len(batch))
             bar.advance(len(batch))
             bar.show(**{"rows/s": (results.progress.read - begin) / (time.monotonic() - started)})
+
+
+# -- on many machines --------------------------------------------------------------------------------------------------
+
+
+class ScoreWorker:
+    """In a worker of a fleet: a judge, and the answers to the rows of one part of the table.
+
+    A part is `batch_size` rows. check: give the rows' faults (`row_faults`) in place of their answers.
+    """
+
+    def __init__(self, run: ScoreRun, schema: pa.Schema | None, check: bool) -> None:
+        self.run, self.check, self.table = run, check, open_table(run.input)
+        self.judge = load_reward(run.judge, run.device or "cpu", run.dtype, **run.changes)
+        self.explain = explainer(self.judge) if run.explain else None
+        self.reader, self.results = RowReader(run, self.judge, self.table), RowFile(run.output, schema)
+
+    def __call__(self, part: int) -> list[Any]:
+        begin = part * self.run.batch_size
+        rows = itertools.islice(self.table.rows(begin), self.run.batch_size)
+        if self.check:
+            return [*row_faults(self.reader, rows, self.judge)]
+        parts = batches(self.reader, rows, self.results, begin)
+        return [*itertools.chain.from_iterable(answered(self.judge, batch, self.explain) for batch in parts)]
+
+
+def _of_fleet(run: ScoreRun, table: Table, results: RowFile, fleet: Fleet, begun: bool) -> Iterator[list[Answered]]:
+    """The answers to the rows that are left, from the workers of a fleet, which look at all rows first."""
+    run = _everywhere(run)
+    size, begin = run.batch_size, results.progress.read
+
+    def parts(first: int, check: bool) -> Iterator[list[Any]]:
+        work = functools.partial(ScoreWorker, run, results.schema, check)
+        for part, found in enumerate(fleet.in_order(work, range(first, -(-len(table) // size))), start=first):
+            yield found[max(0, begin - part * size) :]
+            if len(found) < min(size, len(table) - part * size):  # the file is broken from here on
+                return
+
+    if not begun and not run.skip_faulty:
+        refuse(itertools.chain.from_iterable(parts(0, check=True)), table)
+    return parts(begin // size, check=False)
+
+
+def _everywhere(run: ScoreRun) -> ScoreRun:
+    """The run with paths that hold wherever a worker stands."""
+    changes = {name: absolute(getattr(run, name)) for name in ("judge", "instruction", "criteria")}
+    files = {name: getattr(run, name) for name in ("input", "output", "reference")}
+    return run.model_copy(update=changes | {name: file and file.resolve() for name, file in files.items()})
 
 
 # -- rows in -----------------------------------------------------------------------------------------------------------
@@ -210,7 +293,7 @@ class RowReader:
 
     def __init__(self, run: ScoreRun, judge: RewardModel, table: Table) -> None:
         """Raises InputError where no row of the table could be answered, and for a reference that cannot be read."""
-        self.run, self.folder, self.compares = run, table.folder, needs_reference(judge)
+        self.run, self.source, self.folder, self.compares = run, table.path, table.folder, needs_reference(judge)
         self.knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
         self.sizes_only = False  # media are blank, of the sizes that their headers say
         self.seen: dict[Path | bytes, tuple[Pixels, float | None]] = {}
@@ -296,12 +379,16 @@ class RowReader:
 
 
 def batches(
-    reader: RowReader, rows: Iterator[Row], results: RowFile
+    reader: RowReader, rows: Iterable[Row], results: RowFile, begin: int
 ) -> Iterator[list[tuple[int, Task | RewardDanceError]]]:
-    """Rows as tasks, or as the errors that say why they are none, with their numbers; the run's batch size together."""
+    """Rows as tasks, or as the errors that say why they are none, with their numbers; the run's batch size together.
+
+    begin: how many rows of the table stand before these. A batch never goes on beyond a multiple of the batch size,
+    even after one that was closed early, so batches do not depend on where the reading began.
+    """
     run = reader.run
     batch: list[tuple[int, Task | RewardDanceError]] = []
-    for number, content in rows:
+    for read, (number, content) in enumerate(rows, start=begin + 1):
         try:
             if isinstance(content, InputError):
                 raise content
@@ -312,7 +399,7 @@ def batches(
             batch.append((number, task))
         except InputError as error:
             batch.append((number, error))
-        if len(batch) == run.batch_size or sum(pixels.numel() for pixels, _ in reader.seen.values()) > PIXEL_VALUES:
+        if read % run.batch_size == 0 or sum(pixels.numel() for pixels, _ in reader.seen.values()) > PIXEL_VALUES:
             yield batch
             batch, reader.seen = [], {}
     if batch:

@@ -27,7 +27,7 @@ from rewarddance.protocols import RewardModel
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import BUNDLED, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
-from rewarddance.runtime.devices import digest_of, find_device, find_dtype
+from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.search.budget import Spent
 from rewarddance.search.judging import Candidate
@@ -176,7 +176,7 @@ def preference(margin: float) -> float:
 
 def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel | None]:
     """The generator, the judge, and the held-out one if there is any."""
-    device, dtype = run.device or "cpu", find_dtype(run.dtype, run.device or "cpu")
+    device, dtype = run.device or "cpu", run.dtype
     drawing = {"device": device, "dtype": dtype, **run.generator_options}
     generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
     batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}

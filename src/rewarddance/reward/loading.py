@@ -19,7 +19,8 @@ from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.regressive import RegressiveReward, has_head
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
-from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.config import Precision, parse_recipe
+from rewarddance.runtime.devices import find_dtype
 from rewarddance.runtime.files import parse_json, read_text
 
 
@@ -42,12 +43,14 @@ def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: to
     return judge if config.criteria is None else CriteriaReward(judge, config.criteria, config.criteria_average)
 
 
-def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, **changes: object) -> Any:
+def load_reward(
+    name: str | Path, device: str = "cpu", dtype: torch.dtype | Precision = "auto", **changes: object
+) -> Any:
     """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
 
     name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a reward of your
     own (`load_function`; it has no more of a judge than that it can be called).
-    dtype: of the weights; the margin is always taken in float32.
+    dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin is always taken in float32.
     changes: fields of `RewardConfig` to set differently, such as kind, orders="both", or criteria="t2i" for a tree of
     criteria in place of the one question (`CriteriaReward`); or the factory's options.
 
@@ -90,7 +93,7 @@ def load_reward(name: str | Path, device: str = "cpu", dtype: torch.dtype = torc
             f"{name!r} has no reward head, so it gives no regressive reward.",
             "Train one (kind: regressive), or ask the model zero-shot with kind 'pairwise' or 'pointwise'.",
         )
-    return build_reward(name, config, device, dtype).freeze()
+    return build_reward(name, config, device, find_dtype(dtype, device)).freeze()
 
 
 def as_kind(saved: dict, kind: str, name: str) -> dict:

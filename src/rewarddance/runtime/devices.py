@@ -38,11 +38,13 @@ def _with_tf32(name: str) -> str:
     return name
 
 
-def find_dtype(name: str, device: str | None = "cpu") -> torch.dtype:
+def find_dtype(name: str | torch.dtype, device: str | None = "cpu") -> torch.dtype:
     """The precision of a name (`Precision`) on a device, None being cuda where there is one.
 
     Raises InputError naming one that is not known.
     """
+    if isinstance(name, torch.dtype):
+        return name
     if name == "auto":
         is_gpu = (device or find_device(None)) != "cpu"
         half = is_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
