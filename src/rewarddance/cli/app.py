@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
-ORDER = ("quickstart", "train", "align", "plan", "score", "search", "evaluate", "distil", "gsb", "report")
+ORDER = ("quickstart", "train", "align", "plan", "score", "search", "evaluate", "export", "distil", "gsb", "report")
 ORDER += ("data", "bases")
 
 

@@ -137,6 +137,19 @@ class EvaluateRun(JudgeChoice):
         return named_tests(value) if isinstance(value, list) else value
 
 
+class ExportRun(JudgeChoice):
+    """`rewarddance export`: which judge becomes a folder for other servers."""
+
+    output: Path
+    """The folder to write."""
+    merge: bool = False
+    """Add a LoRA's weights to its base's."""
+    one_spelling: bool = False
+    """Ask for one spelling each of yes and no, here and there, so that other servers' P("yes") is exact."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, of the weights."""
+
+
 class PlanRun(PlanOptions):
     """`rewarddance plan`: which recipe is planned, on what."""
 
