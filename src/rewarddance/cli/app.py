@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
-ORDER = ("quickstart", "train", "align", "plan", "score", "search", "evaluate", "export", "distil", "gsb", "report")
-ORDER += ("data", "bases")
+ORDER = ("quickstart", "train", "align", "plan", "score", "serve", "search", "evaluate", "export", "distil", "gsb")
+ORDER += ("report", "data", "bases")
 
 
 class InOrder(TyperGroup):

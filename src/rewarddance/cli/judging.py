@@ -9,7 +9,7 @@ import typer
 
 from rewarddance.cli.app import app, example, print_result, quiet
 from rewarddance.cli.options import recipe_command
-from rewarddance.jobs.recipes import DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun
+from rewarddance.jobs.recipes import DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun, ServeRun
 
 
 @recipe_command(
@@ -36,6 +36,22 @@ def score(run: ScoreRun) -> None:
     from rewarddance.jobs.score import run_scoring
 
     print_result(run_scoring(run), "rows")
+
+
+@recipe_command(app, ServeRun, arguments=("judge",), example="rewarddance serve my-judge --port 8000 --device cuda")
+def serve(run: ServeRun) -> None:
+    """Serve a judge over HTTP, until SIGTERM or Ctrl-C; what is in flight then is still answered.
+
+    Questions of all clients go into the judge's batches. load_reward("http://127.0.0.1:8000") is the same judge at the
+    other end, with gradients; OpenAI's client, transformers', UniRL's and Flow-Factory's protocols are answered, too:
+    docs/guides/serving.md.
+
+    Only this machine may ask, unless a token is in the environment.
+    """
+    quiet()
+    from rewarddance.jobs.serve import run_server
+
+    run_server(run, lambda what: typer.echo(what))
 
 
 @recipe_command(

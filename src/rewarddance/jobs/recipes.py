@@ -15,6 +15,7 @@ from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
+from rewarddance.serve.recipe import ServeOptions
 
 
 class JudgeChoice(Recipe):
@@ -146,6 +147,13 @@ class ExportRun(JudgeChoice):
     """Add a LoRA's weights to its base's."""
     one_spelling: bool = False
     """Ask for one spelling each of yes and no, here and there, so that other servers' P("yes") is exact."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, of the weights."""
+
+
+class ServeRun(JudgeChoice, ServeOptions):
+    """`rewarddance serve`: which judge answers, and to whom."""
+
     dtype: str = "float32"
     """float32, bfloat16 or float16, of the weights."""
 

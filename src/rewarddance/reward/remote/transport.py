@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -262,8 +262,3 @@ def _checked(address: str) -> str:
     if parts is None or not right or parts.query or parts.fragment or not address.isprintable():
         raise InputError(f"{shown(address)} is no address of a server.", "Give one such as http://127.0.0.1:8000.")
     return address.rstrip("/")
-
-
-def split_evenly(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Items in parts of at most `size`, in order."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,57 @@
+"""`rewarddance serve` as a process: what it says, how it ends, and a short hard day of it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+import torch
+from serving_soak import Server, free_port, soak
+from tiny import command, judge_folder, pictures
+
+from rewarddance.reward.remote.wire import read_reply, write_questions
+from rewarddance.types import Question
+
+
+def test_a_server_that_cannot_begin_says_why(monkeypatch):
+    monkeypatch.delenv("REWARDDANCE_TOKEN", raising=False)
+    done = command("serve", "shapeworld-judge", "--host", "0.0.0.0")
+    assert done.code == 2 and "REWARDDANCE_TOKEN" in done.err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = command("serve", "shapeworld-judge", "--port", str(taken.getsockname()[1]))
+    assert done.code == 2 and "cannot listen" in done.err
+    done = command("serve", "shapeworld-judge", "--port", "0", "--references", "nowhere")
+    assert done.code == 2 and "nowhere" in done.err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = command("serve", "shapeworld-judge")
+    assert done.code == 2 and "rewarddance[serve]" in done.err
+
+
+def test_what_is_in_flight_is_answered_when_the_server_is_told_to_end():
+    server = Server(str(judge_folder()), free_port(), "--instruction", "t2i-brief", "--wait-ms", "1000")
+    reference, *shown = pictures(3)
+    content, replies = write_questions([Question("a circle", picture, reference) for picture in shown]), []
+
+    def ask() -> None:
+        replies.append(httpx2.post(server.address + "/questions", content=content, timeout=60).content)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.1)
+    code = server.end(signal.SIGTERM)
+    asking.join()
+    assert code == 0 and torch.isfinite(read_reply(replies[0], 2).margin).all()
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(server.address + "/health")
+
+
+def test_nothing_is_lost_or_invented_when_a_server_is_killed():
+    found = soak(300, "shapeworld-judge", "--instruction", "t2i-brief")
+    assert (found["right"], found["failed"]) == (297, 3)
+    assert found["wrong"] == found["invented"] == found["lost"] == found["exit_code"] == 0
