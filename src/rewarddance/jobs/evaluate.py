@@ -141,9 +141,14 @@ def document(
 
 
 def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFacts:
-    """Who is examined, from its config and what its folder says of its training; of a function, its name alone."""
-    if is_address(name):
-        return JudgeFacts(name=name, kind=judge.config.kind)  # type: ignore[attr-defined]
+    """Who is examined, from its config and what its folder says of its training; of a function, its name alone.
+
+    Of a judge at an address its config says what is asked here; what it was trained with, nobody does.
+    """
+    asked = getattr(judge, "config", None)
+    if folder is None and asked is not None and not isinstance(judge, Judge):
+        said = {key: value for key in ("instruction", "orders") if (value := getattr(asked, key, None)) is not None}
+        return JudgeFacts(name=name, kind=asked.kind, **said)
     if folder is None or not isinstance(judge, Judge):
         return JudgeFacts(name=name.rpartition(":")[2], kind="function")
     config, training = judge.config, read_training(folder)

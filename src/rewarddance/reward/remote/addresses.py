@@ -8,6 +8,7 @@ from typing import Any
 from rewarddance.errors import InputError, shown
 from rewarddance.reward.remote.chat import ChatReward
 from rewarddance.reward.remote.decisions import DecisionsReward
+from rewarddance.reward.remote.served import ServedReward
 from rewarddance.reward.remote.systemone import SystemOneReward
 
 PROTOCOLS = {kind.scheme: kind for kind in (ChatReward, DecisionsReward, SystemOneReward)}
@@ -28,8 +29,6 @@ def load_remote(name: str, **options: Any) -> Any:
     assert match is not None
     protocol = match["protocol"]
     if protocol is None:
-        from rewarddance.reward.remote.served import ServedReward
-
         return ServedReward(match["address"], **options)
     if protocol not in PROTOCOLS:
         known = ", ".join(f"{known}+http" for known in PROTOCOLS)

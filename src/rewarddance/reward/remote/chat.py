@@ -37,17 +37,8 @@ class ChatReward(EndpointReward):
     scheme = "chat"
     tokens: tuple[list[int], list[int]] | None = None
 
-    def __init__(self, address: str, **options: Any) -> None:
-        root = address.rstrip("/").removesuffix("/v1")  # where vLLM's tokenizer is asked
-        self._prefix = address.rstrip("/")[len(root) :]
-        super().__init__(root, **options)
-
-    def __reduce__(self) -> Any:
-        kind, (own, address, options) = super().__reduce__()
-        return kind, (own, address + self._prefix, options)
-
-    def _path(self, path: str) -> str:
-        return self._prefix + path
+    def _root(self) -> str:
+        return self.address.removesuffix("/v1")  # beside it vLLM's tokenizer is asked
 
     def _prepare(self) -> bool:
         """Find the tokens of yes and no, and whether the server tells just these. Raises InputError where it must."""
@@ -64,7 +55,7 @@ class ChatReward(EndpointReward):
             self.tokens = None
             if self.config.token_ids:
                 raise InputError(
-                    f"{self.transport.address} does not tell the tokens of yes and no by number: {error.what}",
+                    f"{self.address} does not tell the tokens of yes and no by number: {error.what}",
                     "Leave out token_ids, or ask a vLLM of July 2026 or later.",
                 ) from error
             return False

@@ -13,7 +13,6 @@ from pydantic import Field
 
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.remote.endpoint import Asked, EndpointOptions, EndpointReward, PngPictures, logit, refused
-from rewarddance.reward.remote.transport import split_evenly
 
 
 class DecisionsOptions(EndpointOptions):
@@ -34,7 +33,8 @@ class DecisionsReward(EndpointReward):
         for one in asked:
             *shared, _ = one.pictures
             groups.setdefault((_before(one), *map(id, shared)), []).append(one)
-        requests = [part for group in groups.values() for part in split_evenly(group, self.config.predicates)]
+        most = self.config.predicates
+        requests = [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
         margins: dict[int, float] = {}
         for request, found in zip(
             requests, self.transport.map(lambda request: self._answer(request, png), requests), strict=True

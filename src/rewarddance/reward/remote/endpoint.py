@@ -111,7 +111,8 @@ class EndpointReward(ABC):
     def __init__(self, address: str, **options: Any) -> None:
         self.config: Any = parse_recipe(self.Options, options, f"the options for {self.scheme}+{address}")
         told = self.config.model_dump(include={"concurrency", "retries", "backoff", "timeout"})
-        self.transport = Transport(address, TransportOptions(**told, token_env=self.config.api_key_env))
+        self.address = address.rstrip("/")
+        self.transport = Transport(self._root(), TransportOptions(**told, token_env=self.config.api_key_env))
         self.needs_reference = self.config.kind == "pairwise"
         self.instruction = load_instruction(self.config.instruction)
         self.model: str = self.config.model or self.transport.get_json(self._path("/models"), self._first_model)
@@ -120,10 +121,10 @@ class EndpointReward(ABC):
 
     def __repr__(self) -> str:
         told = f"model={self.model!r}, kind={self.config.kind!r}, instruction={self.config.instruction!r}"
-        return f"{type(self).__name__}({self.transport.address!r}, {told})"
+        return f"{type(self).__name__}({self.address!r}, {told})"
 
     def __reduce__(self) -> Any:
-        return _again, (type(self), self.transport.address, self.config.model_dump(exclude_unset=True))
+        return _again, (type(self), self.address, self.config.model_dump(exclude_unset=True))
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """Margins [B], the logits of the probabilities that the server tells.
@@ -160,9 +161,13 @@ class EndpointReward(ABC):
         """Find out what the protocol needs to know of the server. Has that shown that it answers?"""
         return False
 
+    def _root(self) -> str:
+        """What all paths that are asked have in common."""
+        return self.address
+
     def _path(self, path: str) -> str:
-        """Where the protocol's own path is, behind the transport's address."""
-        return path
+        """Where the protocol's own path is, behind the root."""
+        return self.address[len(self._root()) :] + path
 
     # -- shared --------------------------------------------------------------------------------------------------------
 
@@ -203,7 +208,7 @@ class EndpointReward(ABC):
 
     def _first_model(self, reply: Any) -> str:
         if not reply["data"]:
-            raise InputError(f"{self.transport.address} lists no model.", "Say which with the option model.")
+            raise InputError(f"{self.address} lists no model.", "Say which with the option model.")
         return str(reply["data"][0]["id"])
 
     def _try(self) -> None:
@@ -214,8 +219,7 @@ class EndpointReward(ABC):
         try:
             self([Question(prompt, grey[0], grey[1] if self.needs_reference else None)])
         except RewardDanceError as error:
-            where = self.transport.address
-            raise InputError(f"the judge at {where} cannot be used: {error.what}", error.remedy) from error
+            raise InputError(f"the judge at {self.address} cannot be used: {error.what}", error.remedy) from error
 
 
 def _again(kind: type[EndpointReward], address: str, options: dict[str, Any]) -> EndpointReward:
