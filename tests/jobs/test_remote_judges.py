@@ -12,6 +12,7 @@ from tiny_endpoints import chat, decisions, served, sure, systemone
 
 from rewarddance import as_pixels, evaluate, load_reward, search
 from rewarddance.data.media import write_picture
+from rewarddance.errors import InputError
 from rewarddance.types import Question
 
 FAST = ("backoff=0.01", "retries=1", "model=m")
@@ -96,3 +97,16 @@ def test_align_asks_a_server_by_policy_gradient_and_not_by_refl(local, tmp_path)
         done = command("align", recipe)
         assert done.code == 0, done.err
         assert len(endpoint.posted("/v1/decisions")) > 1
+
+
+def test_an_address_without_a_protocol_is_a_server_of_ours(local):
+    pytest.importorskip("fastapi")
+    from rewarddance.serve.server import serving
+
+    asked = [Question("a red circle", *pictures(2, 4))]
+    with serving(local) as address:
+        near, far = load_reward(address), load_reward(f"systemone+{address}/v1", model="m", state="places")
+        torch.testing.assert_close(near(asked).margin, local(asked).margin, atol=1e-6, rtol=0)
+        torch.testing.assert_close(far(asked).margin, local(asked).margin, atol=1e-4, rtol=0)
+        with pytest.raises(InputError, match="cannot be used"):  # it asks its own question, in no other words
+            load_reward(f"decisions+{address}/v1", model="m")

@@ -6,10 +6,14 @@ import itertools
 import math
 import pickle
 import time
+from collections.abc import Iterable
 from functools import cache
 
 import pytest
 import torch
+from openai.types import DecisionCreateParams
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+from pydantic import TypeAdapter
 from tiny import judge_folder, pictures
 from tiny_endpoints import MODELS, answered, chat, decisions, probability_of, served, sure, systemone
 
@@ -349,6 +353,30 @@ def test_a_copy_asks_as_the_first_does():
         copy = pickle.loads(pickle.dumps(away))
         assert copy.tokens == away.tokens and repr(copy) == repr(away)
         assert torch.equal(copy(questions()[:2]).margin, away(questions()[:2]).margin)
+
+
+def exhausted(value):
+    """pydantic looks at an iterable's items when they are taken."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    if isinstance(value, dict):
+        return {key: exhausted(item) for key, item in value.items()}
+    return [exhausted(item) for item in value]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path", "form"),
+    [
+        ("chat", "chat/completions", CompletionCreateParamsNonStreaming),
+        ("decisions", "decisions", DecisionCreateParams),
+    ],
+)
+def test_what_is_sent_is_of_openais_own_form(protocol, path, form):
+    server = {"chat": lambda path, body: sure(0.7), "decisions": decisions(judge())}[protocol]
+    with served(server) as endpoint:
+        ask(endpoint, protocol)(questions())
+        (body, *_) = endpoint.posted(f"/v1/{path}")
+    assert exhausted(TypeAdapter(form).validate_python(body)) == body
 
 
 def test_no_question_is_no_request():
