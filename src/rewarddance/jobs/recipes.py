@@ -22,7 +22,7 @@ class JudgeChoice(Recipe):
     """Which judge is asked, and what is asked of it differently from what its folder says."""
 
     judge: str
-    """A trained reward's folder, a model's id, a bundled name, or package.module:factory."""
+    """A trained reward's folder, a model's id, a bundled name, package.module:factory, or a server's address."""
     kind: str | None = None
     """pairwise, pointwise, regressive or clip, where it is not the judge's own."""
     orders: str | None = None

@@ -226,7 +226,7 @@ def _again(kind: type[EndpointReward], address: str, options: dict[str, Any]) ->
     return kind(address, **{**options, "try_first": False})
 
 
-def _pixels_of(question: Question) -> list[Pixels]:
+def _pixels_of(question: Question) -> list[Tensor]:
     found = question.prompt.image, question.candidate, question.reference
     return [pixels for pixels in found if pixels is not None]
 
