@@ -41,7 +41,7 @@ def chat_template_file(folder: Path) -> str | None:
     return None
 
 
-def copy_processor(source: Path, folder: Path, settings: dict[str, Any]) -> None:
+def copy_processor(source: Path, folder: Path, settings: dict[str, Any] | None = None) -> None:
     """Copy the processor's files, which a tokenizer's save_pretrained leaves behind.
 
     settings: what the image processor's config says in the copy, so that others see the pixels that the judge sees.
