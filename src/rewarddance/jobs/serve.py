@@ -33,7 +33,7 @@ def run_server(run: ServeRun, say: Callable[[str], object]) -> None:
     listen(options).close()  # a port that is taken is said before minutes of loading
     references = read_references(run.references) if run.references else {}
     reward = load_reward(run.judge, find_device(run.device), find_dtype(run.dtype), **run.changes)
-    folder = None if is_factory(run.judge) else find_checkpoint(run.judge)
+    folder = None if is_factory(run.judge) or "://" in run.judge else find_checkpoint(run.judge)
     judge = ServedJudge(reward, run.judge, mark_of(reward, folder), references)
     about = f"{judge.name} ({judge.kind}{', compares with a reference' if judge.needs_reference else ''})"
     JudgeServer(judge, options).run(lambda address: say(f"serving {about} at {address}"))

@@ -42,6 +42,8 @@ PROTOCOLS = (
     unirl.PROTOCOL,
     flow_factory.PROTOCOL,
 )
+_SMALL = 1 << 16
+"""Bytes of a request that is read in less time than it takes to hand it to a thread."""
 _BODY_SECONDS = 60.0
 """In which a request's body has to be there."""
 
@@ -130,7 +132,8 @@ class JudgeServer:
             with RequestPictures(self.store, self.memory, self.options.max_pixels) as pictures:
                 body = await self._body(request, pictures)
                 judge, most = self.judge, self.options.max_questions
-                asked = await asyncio.to_thread(protocol.read, body, pictures, judge, most)
+                asked = await _aside(len(body), protocol.read, body, pictures, judge, most)
+                size = len(body)
                 del body
                 outcomes: list[Outcome] = [error for error in asked.questions if isinstance(error, RewardDanceError)]
                 sound = [n for n, question in enumerate(asked.questions) if not isinstance(question, RewardDanceError)]
@@ -140,7 +143,7 @@ class JudgeServer:
                     answers = await unless_gone(request, self.batcher.ask(questions, wanted))
                     placed = dict(zip(sound, answers, strict=True))
                     outcomes = [placed.get(n, question) for n, question in enumerate(asked.questions)]  # type: ignore[misc]
-                content = await asyncio.to_thread(protocol.write, asked, outcomes, judge)
+                content = await _aside(size, protocol.write, asked, outcomes, judge)
                 return Response(content, media_type=protocol.media_type)
 
         return self._guarded(handle)
@@ -270,6 +273,11 @@ def listen(options: ServeOptions) -> socket.socket:
             "Choose another --port, or end what has it.",
         ) from error
     return listening
+
+
+async def _aside(size: int, work: Callable[..., Any], *given: Any) -> Any:
+    """What `work` returns, from a thread of its own where the request is so large that others would wait for it."""
+    return work(*given) if size < _SMALL else await asyncio.to_thread(work, *given)
 
 
 async def unless_gone(request: Request, answer: Any) -> Any:

@@ -26,8 +26,8 @@ from rewarddance.runtime.config import Recipe
 
 T = TypeVar("T")
 Item = TypeVar("Item")
-_LONGEST_WAIT = 60.0
-"""Seconds: of a pause, whatever the server says."""
+_LONGEST_WAIT, _LONGEST_BACKOFF = 60.0, 10.0
+"""Seconds: of a pause, whatever the server says; and of one where it says nothing."""
 _CONNECT_SECONDS = 10.0
 _AGAIN = frozenset({408, 425, 429})
 """Statuses that may pass, beside those from 500 on."""
@@ -41,10 +41,10 @@ class TransportOptions(Recipe):
 
     concurrency: int = Field(default=32, ge=1, le=1024)
     """Requests at once."""
-    retries: int = Field(default=6, ge=0)
+    retries: int = Field(default=8, ge=0)
     """Further tries of what may pass: a busy or restarting server, a broken connection, a reply that is none."""
     backoff: float = Field(default=0.5, gt=0)
-    """Seconds before the second try; doubled before each further one, and shortened by up to half at random."""
+    """Seconds before the second try; doubled before each further one, up to 10, and shortened by chance."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds for one answer."""
     token_env: str = "REWARDDANCE_TOKEN"
@@ -157,7 +157,7 @@ class Transport:
                 return self._try(method, url, body, headers, read, prefix)
             except _MayPass as error:
                 trouble = str(error)
-                pause = min(_LONGEST_WAIT, self.options.backoff * 2.0**tried) * random.uniform(0.5, 1)
+                pause = min(_LONGEST_BACKOFF, self.options.backoff * 2.0**tried) * random.uniform(0.5, 1)
                 if error.wait is not None:  # many clients were told the same
                     pause = min(_LONGEST_WAIT, error.wait * random.uniform(1, 1.25))
                 if tried + 1 < tries and interrupted.wait(pause):
