@@ -49,12 +49,11 @@ def copy_processor(source: Path, folder: Path, settings: dict[str, Any] | None =
     for path in (source / name for name in (*FILES, VIDEO_FILE, TEMPLATES[1])):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    if not settings:
-        return
-    for path in (folder / name for name in FILES):
-        content = read_object(path) if path.is_file() else {}
-        image = content.get("image_processor", content if path.name == FILES[0] else {})
-        if image:
+    found = [path for path in (folder / name for name in FILES) if path.is_file()]
+    for path in found if settings else ():
+        content = read_object(path)
+        image = content.get("image_processor", content if path.name == FILES[0] or len(found) == 1 else None)
+        if image is not None:
             image.update(settings)
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
