@@ -21,8 +21,9 @@ class AlignRun(AlgorithmConfig):
     dtype: what the generator computes in; judge_dtype: of the judge's weights. auto: bfloat16 on a GPU, else float32.
     device, judge_device: cpu, cuda or cuda:1; by default cuda where there is one, and for the judge the generator's. Of
         several processes each has its own GPU for both.
-    judge: a trained reward's folder or name, or `package.module:factory`; more_judges and held_out likewise.
-    judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory.
+    judge: a trained reward's folder or name, `package.module:factory`, or the address of a server (http://...; chat+,
+    decisions+ and systemone+http://... for grpo and nft); more_judges and held_out likewise.
+    judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
     begin_with: the folder of a LoRA that training goes on from; distances are still from the generator without it.

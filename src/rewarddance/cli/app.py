@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
-ORDER = ("quickstart", "train", "references", "align", "plan", "score", "serve", "search", "evaluate", "distil")
-ORDER += ("gsb", "report", "data", "bases")
+ORDER = ("quickstart", "train", "references", "align", "plan", "score", "serve", "search", "evaluate", "export")
+ORDER += ("distil", "gsb", "report", "data", "bases")
 
 
 class InOrder(TyperGroup):

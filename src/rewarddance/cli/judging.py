@@ -9,7 +9,7 @@ import typer
 
 from rewarddance.cli.app import app, example, print_result, quiet
 from rewarddance.cli.options import recipe_command
-from rewarddance.jobs.recipes import DistilRun, EvaluateRun, ScoreRun, SearchRun, ServeRun
+from rewarddance.jobs.recipes import DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun, ServeRun
 
 
 @recipe_command(
@@ -95,6 +95,25 @@ def evaluate(run: EvaluateRun) -> None:
     from rewarddance.jobs.evaluate import run_evaluation
 
     print_result(run_evaluation(run), "pairs")
+
+
+@recipe_command(
+    app,
+    ExportRun,
+    arguments=("judge", "output"),
+    example="rewarddance export runs/my-judge/reward served-judge",
+)
+def export(run: ExportRun) -> None:
+    """Write a judge as a folder that vllm serve, transformers serve and pipeline("decision") take unmodified.
+
+    A trained judge's own folder is one already; this is for other checkpoints, for a LoRA, and to change how a judge is
+    asked. Where its tokenizer has several spellings of yes or no, "noul_is_exact" is false: transformers' P("yes") is
+    then exact as a choice of all of them, or with --one-spelling.
+    """
+    quiet()
+    from rewarddance.jobs.export import run_export
+
+    print_result(run_export(run))
 
 
 @recipe_command(

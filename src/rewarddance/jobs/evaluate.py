@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import keep_recipe, save_recipe
 from rewarddance.runtime.devices import find_device
@@ -42,7 +44,7 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
     """
     faults: list[FaultyRow] = []
     sets = {name: PreferenceSet(path, faults=faults) for name, path in run.tests.items()}
-    folder = None if is_factory(run.judge) else find_checkpoint(run.judge)
+    folder = None if is_factory(run.judge) or is_address(run.judge) else find_checkpoint(run.judge)
     if run.card:
         _check_trained(run, folder)
     device = find_device(run.device)
@@ -139,7 +141,14 @@ def document(
 
 
 def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFacts:
-    """Who is examined, from its config and what its folder says of its training; of a function, its name alone."""
+    """Who is examined, from its config and what its folder says of its training; of a function, its name alone.
+
+    Of a judge at an address its config says what is asked here; what it was trained with, nobody does.
+    """
+    asked = getattr(judge, "config", None)
+    if folder is None and asked is not None and not isinstance(judge, Judge):
+        said = {key: value for key in ("instruction", "orders") if (value := getattr(asked, key, None)) is not None}
+        return JudgeFacts(name=name, kind=asked.kind, **said)
     if folder is None or not isinstance(judge, Judge):
         return JudgeFacts(name=name.rpartition(":")[2], kind="function")
     config, training = judge.config, read_training(folder)
@@ -163,6 +172,8 @@ def name_of(folder: Path) -> str:
 
 
 def default_output(judge: str, folder: Path | None) -> Path:
+    if is_address(judge):
+        return Path("evaluation-" + re.sub(r"[^A-Za-z0-9.-]+", "-", judge.partition("://")[2]).strip("-"))
     if folder is None:
         return Path(f"evaluation-{judge.rpartition(':')[2]}")
     return folder.parent / "evaluation" if (folder / CONFIG_FILE).is_file() else Path(f"evaluation-{name_of(folder)}")

@@ -22,7 +22,7 @@ class JudgeChoice(Recipe):
     """Which judge is asked, and what is asked of it differently from what its folder says."""
 
     judge: str
-    """A trained reward's folder, a model's id, a bundled name, or package.module:factory."""
+    """A trained reward's folder, a model's id, a bundled name, package.module:factory, or a server's address."""
     kind: str | None = None
     """pairwise, pointwise, regressive or clip, where it is not the judge's own."""
     orders: str | None = None
@@ -144,6 +144,19 @@ class EvaluateRun(JudgeChoice):
     @classmethod
     def _named(cls, value: Any) -> Any:
         return named_tests(value) if isinstance(value, list) else value
+
+
+class ExportRun(JudgeChoice):
+    """`rewarddance export`: which judge becomes a folder for other servers."""
+
+    output: Path
+    """The folder to write."""
+    merge: bool = False
+    """Add a LoRA's weights to its base's."""
+    one_spelling: bool = False
+    """Ask for one spelling each of yes and no, here and there, so that other servers' P("yes") is exact."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16, of the weights."""
 
 
 class ServeRun(JudgeChoice, ServeOptions):

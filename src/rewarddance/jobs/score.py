@@ -39,6 +39,7 @@ from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
+from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
@@ -151,7 +152,7 @@ def explainer(judge: RewardModel) -> Explain:
 
 def _recorded(run: ScoreRun, table: Table, named: bool) -> RecordedRun:
     """The run with its files' digests. named: the judge is the one of that name, and no object."""
-    from_code, reference = not named or is_factory(run.judge), run.reference
+    from_code, reference = not named or is_factory(run.judge) or is_address(run.judge), run.reference
     judge = Path(run.judge.rpartition(":")[0]) if from_code else find_checkpoint(run.judge).resolve()
     template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
     fields = run.model_dump() | {

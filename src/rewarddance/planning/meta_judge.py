@@ -28,6 +28,7 @@ from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.prefix_cache import Sharing
 from rewarddance.reward.reading import JudgeInput, Tokens
 from rewarddance.reward.regressive import RegressiveReward
+from rewarddance.reward.remote.addresses import is_address
 from rewarddance.reward.vlm_judge import ATTENTION, VisionLanguageModel
 from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.runtime.config import parse_recipe
@@ -101,6 +102,8 @@ class MetaModel(VisionLanguageModel):
 
 def meta_reward(name: str, config: RewardConfig | None, dtype: torch.dtype) -> Judge:
     """A judge on the meta device. config: None takes that of the trained reward in the folder `name`, else defaults."""
+    if is_address(name):
+        raise InputError(f"the judge at {name} takes its own memory.", "Plan with the judge's folder, or without it.")
     config = config or _saved_config(name)
     if config.kind not in KINDS:
         raise InputError(

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.errors import InputError
+from rewarddance.reward.decision_files import write_decision_files
 from rewarddance.reward.instructions import Reasoning, load_instruction, pictures_of
 from rewarddance.reward.judge import Judge, LossNormalizer, RewardConfig, checked
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
@@ -99,6 +100,7 @@ class PairwiseReward(Judge):
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
         self._save_config(folder)
+        write_decision_files(self, folder)
 
 
 def swapped(question: Question) -> Question:

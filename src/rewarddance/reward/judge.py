@@ -69,6 +69,8 @@ class RewardOptions(Recipe):
     """What a reward is and how it learns: the options that its folder and its training recipe have in common.
 
     kind: which question is asked and how it is answered. instruction: the template used where a question names none.
+    yes, no: spellings of the two answers; those that are one token are summed. With one of each the P("yes") of other
+    servers is exact (`decision_files`).
     answer_weight: weight of the answers' cross-entropy beside Bradley-Terry (pointwise only; None is 0.1).
     difference_weight: share of the loss that is on half the difference of the two orders' margins, the rest is on the
     answers themselves; 0 is the paper's objective (pairwise only; see `pairwise_cross_entropy`).
@@ -84,6 +86,8 @@ class RewardOptions(Recipe):
 
     kind: Kind = "pairwise"
     instruction: str = "t2i"
+    yes: tuple[str, ...] = Field(default=YES, min_length=1)
+    no: tuple[str, ...] = Field(default=NO, min_length=1)
     answer_weight: float | None = Field(default=None, ge=0, validate_default=True)
     difference_weight: float = Field(default=0.5, ge=0, le=1)
     tie_threshold: float | None = Field(default=None, gt=0)
@@ -111,19 +115,17 @@ class RewardConfig(RewardOptions):
     criteria: a tree of criteria, by name or a YAML file's path, whose questions are asked in place of the instruction's
     (see `CriteriaReward`). criteria_average: what is averaged over the tree, the "margin" or the "probability".
     instruction_version: the instruction's version at training time. orders: "forward" asks once; "both" also asks with
-    the pictures swapped and averages, which cancels a bias to either place (pairwise only). yes, no: spellings of the
-    two answers. among: P("yes") is its share among the "answers", or in the whole "vocabulary", where one that would
-    say something else has a small P for every picture; it learns among the answers. batch_size: questions looked at
-    together when no gradient is kept. reasons: how many are sampled, at reason_temperature, before the answer; the
-    probabilities are averaged. max_reason_tokens: longest reason, also of `explain`.
+    the pictures swapped and averages, which cancels a bias to either place (pairwise only). among: P("yes") is
+    its share among the "answers", or in the whole "vocabulary", where one that would say something else has a small P
+    for every picture; it learns among the answers. batch_size: questions looked at together when no gradient is kept.
+    reasons: how many are sampled, at reason_temperature, before the answer; the probabilities are averaged.
+    max_reason_tokens: longest reason, also of `explain`.
     """
 
     criteria: str | None = None
     criteria_average: Literal["margin", "probability"] = "margin"
     instruction_version: int = 1
     orders: Literal["forward", "both"] = "forward"
-    yes: tuple[str, ...] = Field(default=YES, min_length=1)
-    no: tuple[str, ...] = Field(default=NO, min_length=1)
     among: Literal["answers", "vocabulary"] = "answers"
     batch_size: int = Field(default=1024, ge=1)
     reasons: int = Field(default=1, ge=1)

@@ -17,6 +17,7 @@ from rewarddance.reward.instructions import check_version, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, CRITERIA_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.regressive import RegressiveReward, has_head
+from rewarddance.reward.remote.addresses import is_address, load_remote
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Precision, parse_recipe
@@ -49,16 +50,20 @@ def load_reward(
     """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
 
     name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a reward of your
-    own (`load_function`; it has no more of a judge than that it can be called).
+    own (`load_function`; it has no more of a judge than that it can be called). Or an address (`load_remote`): of
+    `rewarddance serve` (http://...), or of another program (chat+, decisions+ or systemone+http://...), which is only
+    asked; device and dtype are then the server's affair.
     dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin is always taken in float32.
     changes: fields of `RewardConfig` to set differently, such as kind, orders="both", or criteria="t2i" for a tree of
-    criteria in place of the one question (`CriteriaReward`); or the factory's options.
+    criteria in place of the one question (`CriteriaReward`); or the options of the factory or of the address.
 
     Raises InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that
     cannot answer as the kind asked, or an instruction that is another version than the one trained with; one named in
     `changes` is taken as it is here.
     """
     name = str(name)
+    if is_address(name):
+        return load_remote(name, **changes)
     if is_factory(name):
         return load_function(name, device, **changes)
     folder = find_checkpoint(name)

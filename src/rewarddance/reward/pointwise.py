@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.reward.decision_files import write_decision_files
 from rewarddance.reward.instructions import Instruction, Reasoning, load_instruction, pictures_of
 from rewarddance.reward.judge import Judge, LossNormalizer, RewardConfig, checked
 from rewarddance.reward.objectives import (
@@ -131,6 +132,7 @@ class PointwiseReward(PointwiseJudge):
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
         self._save_config(folder)
+        write_decision_files(self, folder)
 
 
 def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none") -> list[JudgeInput]:

@@ -27,13 +27,13 @@ from transformers.masking_utils import sdpa_mask
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.any import AnyFamily, drawn
 from rewarddance.reward.families.family import Family, Parts, Sizes
-from rewarddance.reward.families.processor_files import chat_template_file, copy_processor, image_config
+from rewarddance.reward.families.processor_files import chat_template_file, copy_processor, has_processor, image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
 from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
-from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
+from rewarddance.runtime.weights import ADAPTER_CONFIG, LOAD_ERRORS, adapter_base, library_warnings, load_module
 from rewarddance.types import Pixels
 
 _REMEDY = (
@@ -71,7 +71,8 @@ class VisionLanguageModel(Reading):
     is_checking: questions are made and measured, and not read: every answer is 0.
 
     max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
-    `Reading`. Raises InputError where the folder is no checkpoint, or of a model that cannot be asked.
+    `Reading`. Of a LoRA's folder without a processor's files those of its base are read. Raises InputError where the
+    folder is no checkpoint, or of a model that cannot be asked.
     """
 
     def __init__(
@@ -87,6 +88,9 @@ class VisionLanguageModel(Reading):
         self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
         model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
         self.model: Any = model.eval().to(device)
+        self._processor_folder = self.folder
+        if (self.folder / ADAPTER_CONFIG).is_file() and not has_processor(self.folder):
+            self._processor_folder = adapter_base(self.folder, f"the judge {name!r}", _REMEDY)
         try:
             with library_warnings(f"the judge {name!r}"):
                 self.family = self._family(name, max_pixels)
@@ -103,9 +107,9 @@ class VisionLanguageModel(Reading):
     def _family(self, name: str, max_pixels: int | None) -> Family:
         kind = self.model.config.model_type
         if kind in FAMILIES:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder)
-            tokenizer.chat_template = tokenizer.chat_template or chat_template_file(self.folder)
-            return FAMILIES[kind](self.model, tokenizer, image_config(self.folder), max_pixels)
+            tokenizer = AutoTokenizer.from_pretrained(self._processor_folder)
+            tokenizer.chat_template = tokenizer.chat_template or chat_template_file(self._processor_folder)
+            return FAMILIES[kind](self.model, tokenizer, image_config(self._processor_folder), max_pixels)
         if max_pixels is not None:
             raise InputError(f"the judge {name!r} prepares pictures in its own way.", "Leave max_pixels out.")
         if self.model.config.is_encoder_decoder or not hasattr(self.model, "model"):
@@ -114,7 +118,7 @@ class VisionLanguageModel(Reading):
                 "Choose a model that chats about pictures, such as InternVL, Qwen3-VL or LLaVA.",
             )
         try:
-            processor = AutoProcessor.from_pretrained(self.folder)
+            processor = AutoProcessor.from_pretrained(self._processor_folder)
             told = "" if hasattr(processor, "image_processor") else "it has none of pictures"
         except (ImportError, OSError, TypeError, ValueError) as error:
             told = first_line(error)
@@ -276,14 +280,20 @@ class VisionLanguageModel(Reading):
         return inputs
 
     def save(self, folder: Path) -> None:
-        """Write a plain save_pretrained folder: weights, tokenizer, and the processor's files as they came."""
+        """Write a plain save_pretrained folder: weights, tokenizer, and the processor's files.
+
+        The image processor's config says what others need to see the same pixels (`Family.image_settings`).
+        """
         self.model.save_pretrained(folder)
         self.family.chat.keep(folder)
+        settings = self.family.image_settings()
         if isinstance(self.family, AnyFamily):
+            for name, value in settings.items():
+                setattr(self.family.processor.image_processor, name, value)
             self.family.processor.save_pretrained(folder)
             return
         self.tokenizer.save_pretrained(folder)
-        copy_processor(self.folder, folder)
+        copy_processor(self._processor_folder, folder, settings)
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

@@ -60,14 +60,34 @@ def load_module(kind: Any, folder: Path, what: str, remedy: str, **options: Any)
     return module
 
 
-def _with_adapter(kind: Any, folder: Path, what: str, remedy: str, options: Mapping[str, Any]) -> Any:
-    """A folder of PEFT's two files: its base, whole, and the adapter on it, whole."""
+def adapter_base(folder: Path, what: str, remedy: str) -> Path:
+    """The folder of the model that an adapter of PEFT's is for. Raises InputError where it is not there."""
     try:
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        place = find_checkpoint(str(base))
+        return find_checkpoint(str(base))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{what} is an adapter whose base is not said: {first_line(error)}.", remedy) from error
-    module = load_module(kind, place, f"{base!r}, the base of {what},", remedy, **options)
+
+
+def merge_adapter(module: Any) -> None:
+    """Add the adapter that `load_module` has put on a module to its weights; what is left is a plain module."""
+    from peft.tuners.tuners_utils import BaseTunerLayer  # heavy, and seldom needed
+
+    for name, layer in [*module.named_modules()]:
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, own = name.rpartition(".")
+            setattr(module.get_submodule(parent), own, layer.get_base_layer())
+    # save_pretrained would write the adapter alone, and under PEFT's names
+    module._hf_peft_config_loaded = False
+    module._weight_conversions = module._base_weight_conversions
+
+
+def _with_adapter(kind: Any, folder: Path, what: str, remedy: str, options: Mapping[str, Any]) -> Any:
+    """A folder of PEFT's two files: its base, whole, and the adapter on it, whole."""
+    place = adapter_base(folder, what, remedy)
+    module = load_module(kind, place, f"{str(place)!r}, the base of {what},", remedy, **options)
+    module._base_weight_conversions = getattr(module, "_weight_conversions", None)
     try:
         with library_warnings(what):
             report = module.load_adapter(str(folder), use_safetensors=True)

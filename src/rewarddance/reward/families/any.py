@@ -87,6 +87,10 @@ class AnyFamily(Family):
             )
         return self.preparation(pixels.to(self.model.device, torch.float32))
 
+    def image_settings(self) -> dict[str, Any]:
+        image = self.processor.image_processor
+        return self._options | {name: 1 for name in ("min_patches", "max_patches") if hasattr(image, name)}
+
     def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         found = self._with_pixels(tuple((True, "") for _ in frames), frames)
         return {name: value for name, value in found.items() if name in self._of_pictures}

@@ -113,6 +113,10 @@ class Family(ABC):
                 raise InputError(f"the text {near!r} contains the token {found!r}.", "Remove it from the prompt.")
         return parts
 
+    def image_settings(self) -> dict[str, Any]:
+        """What its image processor's file must say for other programs to see the pixels that are seen here."""
+        return {}
+
     def scaled(self, logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:
         """What the family still does to the products of the last state with the head's rows: mostly nothing."""
         return logits

@@ -43,6 +43,10 @@ class InternVL(KnownFamily):
         start, end = self.tokenizer.start_image_token, self.tokenizer.end_image_token
         return "\n".join(f"{start}{self.placeholder * n}{end}" for n in frames)
 
+    def image_settings(self) -> dict[str, Any]:
+        # its processor cuts into patches whatever the file says; of one patch it makes the tile that is read here
+        return {"crop_to_patches": False, "min_patches": 1, "max_patches": 1}
+
     def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"pixel_values": torch.cat([self.preprocess(pixels) for pixels in frames])}
 

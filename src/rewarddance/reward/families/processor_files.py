@@ -9,8 +9,14 @@ from typing import Any
 
 FILES = ("preprocessor_config.json", "processor_config.json")
 """An image processor's config has a file of its own or, as transformers 5 writes it, a part of the processor's."""
+VIDEO_FILE = "video_preprocessor_config.json"
+"""Asked for by the processors of families that take videos; a judge is shown their frames as pictures."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 """Where a chat template stands when it is not in the tokenizer's config; the second is of processors before 4.51."""
+
+
+def has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
 
 
 def image_config(folder: Path) -> dict[str, Any]:
@@ -35,11 +41,21 @@ def chat_template_file(folder: Path) -> str | None:
     return None
 
 
-def copy_processor(source: Path, folder: Path) -> None:
-    """Copy the processor's files as they came, which a tokenizer's save_pretrained leaves behind."""
-    for path in (source / name for name in (*FILES, TEMPLATES[1])):
+def copy_processor(source: Path, folder: Path, settings: dict[str, Any] | None = None) -> None:
+    """Copy the processor's files, which a tokenizer's save_pretrained leaves behind.
+
+    settings: what the image processor's config says in the copy, so that others see the pixels that the judge sees.
+    """
+    for path in (source / name for name in (*FILES, VIDEO_FILE, TEMPLATES[1])):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    found = [path for path in (folder / name for name in FILES) if path.is_file()]
+    for path in found if settings else ():
+        content = read_object(path)
+        image = content.get("image_processor", content if path.name == FILES[0] or len(found) == 1 else None)
+        if image is not None:
+            image.update(settings)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_object(path: Path) -> dict[str, Any]:

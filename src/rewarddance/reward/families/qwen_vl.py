@@ -25,12 +25,23 @@ class QwenVL(KnownFamily):
     def _edge(self) -> int:
         return self.image["patch_size"] * self.image["merge_size"]
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Multiples of one token's side, area within the processor's bounds (and `max_pixels`), shape kept."""
-        bounds, edge = self.image.get("size") or {}, self._edge
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        """Fewest and most pixels of a frame after resizing."""
+        bounds = self.image.get("size") or {}
         least = bounds.get("shortest_edge") or self.image["min_pixels"]
         most = bounds.get("longest_edge") or self.image["max_pixels"]
-        most = min(most, self.max_pixels or most)
+        return least, min(most, self.max_pixels or most)
+
+    def image_settings(self) -> dict[str, Any]:
+        if self.max_pixels is None:
+            return {}
+        least, most = self._bounds  # `size` is what transformers reads now, the other two what it read before
+        return {"size": {"shortest_edge": least, "longest_edge": most}, "min_pixels": least, "max_pixels": most}
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Multiples of one token's side, area within the processor's bounds (and `max_pixels`), shape kept."""
+        (least, most), edge = self._bounds, self._edge
         if max(height, width) > 200 * min(height, width):
             raise InputError(
                 f"a picture of {height}x{width} pixels is too long.", "Sides may differ 200 times at most."

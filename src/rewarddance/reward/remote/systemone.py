@@ -1,0 +1,87 @@
+"""`POST /v1/systemone`, as `transformers serve` speaks it: a state with marks for pictures, and questions about it.
+
+By default the state is the whole question in our words, which a judge's folder puts into one user's turn
+(`decision_files`) and any other model is asked with transformers' own few words about yes and no behind it. With
+state="places" only the prompt and the pictures are sent, and a judge's folder asks its own question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rewarddance.errors import InputError
+from rewarddance.reward.instructions import Picture
+from rewarddance.reward.remote.endpoint import Asked, EndpointOptions, EndpointReward, PngPictures, logit, refused
+
+NAME = "better"
+
+
+class SystemOneOptions(EndpointOptions):
+    """How a System One server is asked.
+
+    yes, no: one spelling each is asked as a noul. Several are asked as a choice, and must be those of the folder's
+    decision.json (labels.choice), in their order.
+    """
+
+    yes: tuple[str, ...] = Field(default=("yes",), min_length=1)
+    no: tuple[str, ...] = Field(default=("no",), min_length=1)
+    state: Literal["question", "places"] = "question"
+    """Whether the question is sent in words, or its prompt and pictures for the folder's own words."""
+
+
+class SystemOneReward(EndpointReward):
+    """`systemone+http(s)://HOST/v1`."""
+
+    Options = SystemOneOptions
+    scheme = "systemone"
+
+    def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
+        return self.transport.map(lambda one: self._answer(one, png), asked)
+
+    def _answer(self, asked: Asked, png: PngPictures) -> float:
+        state, assets = self._state(asked, png)
+        answers = [*self.config.yes, *self.config.no]
+        question: dict[str, Any] = {"type": "noul"}
+        if len(answers) > 2:
+            question = {"type": "choice", "criteria": dict.fromkeys(answers)}
+        body = self._request(state=state, questions={NAME: question}, assets=assets)
+
+        def read(reply: Any) -> float:
+            answer = reply["answers"][NAME]
+            if "error" in answer or answer.get("type") == "refusal":
+                raise refused(asked.about, answer.get("error"))
+            if question["type"] == "noul":
+                return logit(answer["noul"], asked.about)
+            return logit(min(1.0, sum(answer["probabilities"][word] for word in self.config.yes)), asked.about)
+
+        return self.transport.post_json(self._path("/systemone"), body, read, asked.about)
+
+    def _state(self, asked: Asked, png: PngPictures) -> tuple[Any, dict[str, Any]]:
+        """The state, and the pictures under the marks that stand for them in it."""
+        if self.config.state == "places" and asked.question.instruction is not None:
+            raise InputError(
+                f"{asked.about} names an instruction, and the served judge asks its own.", "Set state to question."
+            )
+        text = "".join(asked.parts)
+        opening = "<picture"
+        while opening in text:  # a prompt that says so would be taken for a picture
+            opening += "-"
+        assets: dict[str, Any] = {}
+        left = iter(asked.pictures)
+        places: dict[str, str] = {"prompt": asked.question.prompt.text}
+        words = ""
+        for part in asked.parts:
+            if not isinstance(part, Picture):
+                words += part
+                continue
+            marks = ""
+            for url in png.urls(next(left), asked.about):
+                mark = f"{opening}{len(assets)}>"
+                assets[mark] = {"type": "image", "format": "png", "data_base64": url.partition(",")[2]}
+                marks += mark
+            places[str(part)] = marks
+            words += marks
+        return (places if self.config.state == "places" else words), assets
