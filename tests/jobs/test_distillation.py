@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.jobs.distil import Unanswered, decision, distil
 from rewarddance.jobs.recipes import DistilRun
+from rewarddance.runtime.checkpoint import locked
 from rewarddance.types import Preference
 
 PROMPTS = ("a dark one", "a light one", "any one", "a grey one")
@@ -172,6 +174,51 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(pairs, start, 
     other = start(right)
     distil(recipe(pairs, other, output=run.output.with_name("again.jsonl"), api_key_env="MY_KEY"))
     assert other.keys == {None}
+
+
+@pytest.mark.parametrize("status", [200, 400, 401])
+def test_a_key_that_the_teacher_quotes_is_in_no_file_and_no_message(pairs, start, monkeypatch, status):
+    monkeypatch.setenv("MY_KEY", "secret-123")
+    monkeypatch.setenv("OTHER_API_TOKEN", "hidden-456")
+    said = "Yes. I know secret-123 and hidden-456"
+
+    def say(body: dict, number: int):
+        quoted = completion(said)[1] if status == 200 else said
+        return (status, quoted, {}) if asked(body)[0] == PROMPTS[1] else right(body, number)
+
+    teacher = start(say)
+    endpoint = teacher.endpoint.replace("//", "//me:pass-789@") if status == 401 else teacher.endpoint
+    run = recipe(pairs, teacher, api_key_env="MY_KEY", endpoint=endpoint, body={"user": "hidden-456"})
+    told = ""
+    try:
+        distil(run)
+    except InputError as error:
+        told = str(error)
+    assert bool(told) == (status == 401)
+    told += "".join(file.read_text() for file in run.output.parent.iterdir())
+    assert not any(word in told for word in ("secret-123", "hidden-456", "pass-789"))
+    assert "($MY_KEY)" in told
+
+
+def test_what_a_teacher_said_is_readable_by_its_owner_alone(pairs, start):
+    run = recipe(pairs, start(right))
+    before = os.umask(0o022)
+    try:
+        distil(run)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in run.output.parent.iterdir()}
+    assert modes.pop("reasons.jsonl") == 0o644
+    assert set(modes) == {f"reasons.{name}.jsonl" for name in ("answers", "disagreed", "failed")}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_second_distillation_of_one_output_is_refused(pairs, start):
+    run = recipe(pairs, start(right))
+    run.output.parent.mkdir(parents=True)
+    with locked(run.output.parent, ".reasons.jsonl.lock"), pytest.raises(InputError, match="in use by another run"):
+        distil(run)
+    assert distil(run)["kept"] == 6 and not (run.output.parent / ".reasons.jsonl.lock").exists()
 
 
 def test_an_answer_against_the_votes_stands_apart_with_its_reason(pairs, start):

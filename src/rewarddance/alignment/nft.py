@@ -13,12 +13,20 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from rewarddance.alignment.policy import PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
+from rewarddance.alignment.failed_groups import drawn_apart
+from rewarddance.alignment.policy import (
+    PolicyRecipe,
+    add_share,
+    reward_figures,
+    sample_step,
+    score_rollouts,
+    with_stand_ins,
+)
 from rewarddance.alignment.safeguards import Ema, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable
 from rewarddance.generators.sampling import encoded, merged_lora, sample_with_latents
 from rewarddance.runtime.process_group import local_shard, world_size
-from rewarddance.types import as_prompts
+from rewarddance.types import PixelBatch, Prompt, as_prompts
 
 
 def optimality(advantage: Float[Tensor, " B"], clip: float) -> Float[Tensor, " B"]:
@@ -80,18 +88,27 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     own = local_shard(draws.chosen, recipe.updates)
     prompts = as_prompts(run.prompts[i] for i in own for _ in range(recipe.group_size))
     seeds = [seed for of_prompt in local_shard(draws.seeds, recipe.updates) for seed in of_prompt]
+
+    def draw(texts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
+        return sample_with_latents(generator, texts, seeds, recipe.generator_batch or len(texts))
+
     with ema.applied():
-        pixels, x_0 = sample_with_latents(generator, prompts, seeds, recipe.generator_batch or len(prompts))
-    scored = score_rollouts(run, pixels, draws)
+        (pixels, x_0), prompts, unread = drawn_apart(
+            generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
+        )
+    scored = score_rollouts(run, pixels, draws, step, unread)
+    if scored.failed:
+        prompts = with_stand_ins(run, draws, scored, prompts)
+        x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite
     r = optimality(scored.advantages.values.flatten(), recipe.advantage_clip)
     r = local_shard(r, recipe.updates).to(x_0.device)
-    for batch in recipe.batches(len(own)):
-        n, means = sum(len(rows) for rows in batch) * recipe.levels, Figures()
+    for batch in recipe.learned(scored.failed):
+        n, means = batch.size * recipe.levels, Figures()
         levels = draws.rng.integers(generator.num_steps, size=recipe.levels).tolist()
         noised = [_noise(generator, x_0, level, draws.noise_rng, recipe.updates) for level in levels]  # for all parts
         with recipe.learning(generator):
-            for rows in batch:
-                condition, share = encoded(generator, prompts, rows), len(rows) / n
+            for rows, count in batch.parts:
+                condition, share = encoded(generator, prompts, rows), count / n
                 with torch.no_grad(), ema.applied(), merged_lora(generator):
                     old = [_predict_x0(generator, latents.x_t[rows], latents.step, condition)[1] for latents in noised]
                 for latents, x_0_old in zip(noised, old, strict=True):
