@@ -15,7 +15,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.pipelines import adapter_of
 from rewarddance.runtime.checkpoint import BUNDLED
@@ -54,7 +54,7 @@ def meta_generator(
         whole = kind.from_pretrained(folder, **parts)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f"the generator {name!r} cannot be planned: {str(error).splitlines()[0]}.",
+            f"the generator {name!r} cannot be planned: {first_line(error)}.",
             "Its folder needs the config of every part, and its tokenizers' and scheduler's files.",
         ) from error
     device = property(lambda self: torch.device("cpu"), doc="The device of integers and schedules, which are real.")

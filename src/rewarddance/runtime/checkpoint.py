@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.runtime import process_group
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
@@ -44,7 +44,7 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
         try:
             return Path(download(name))
         except (OSError, ValueError, RuntimeError) as error:  # its own errors are these three
-            told = f" (the model hub: {str(error).splitlines()[0]})"
+            told = f" (the model hub: {first_line(error)})"
     bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
     raise InputError(
         f"there is no checkpoint at {name!r}{told}.",
