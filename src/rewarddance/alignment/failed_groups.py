@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rewarddance.errors import RewardDanceError, RewardError, first_line, shown
 from rewarddance.protocols import Generator
+from rewarddance.reward.pixel_gradient import NoGradient
 from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
 from rewarddance.runtime.memory import is_out_of_memory
 from rewarddance.runtime.process_group import ProcessStopped, is_main_process
@@ -130,7 +131,7 @@ def each_apart(ask: Callable[[list[int]], T], numbers: Iterable[int]) -> tuple[l
     """What `ask` answers about the items of these numbers: about all together or, where that fails, about each alone.
 
     Returns the answers with the numbers that they are of, and what was wrong with the others. Raises what is not of the
-    items: that memory ran out, or another process is gone.
+    items: that memory ran out, that a reward has no gradient at all, or that another process is gone.
     """
     numbers = list(numbers)
     if not numbers:
@@ -154,7 +155,7 @@ def as_fault(error: Exception) -> RewardDanceError:
     """Whatever a reward or an encoder raised, as an error of ours. Raises it where it is not of what was asked."""
     told: BaseException | None = error
     while told is not None:
-        if is_out_of_memory(told) or isinstance(told, MemoryError | ProcessStopped):
+        if is_out_of_memory(told) or isinstance(told, MemoryError | NoGradient | ProcessStopped):
             raise error
         told = told.__cause__
     if isinstance(error, RewardDanceError):

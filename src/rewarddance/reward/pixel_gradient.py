@@ -28,6 +28,10 @@ class PixelGradient(NamedTuple):
     gradients: tuple[Tensor, ...]
 
 
+class NoGradient(InputError):
+    """A reward whose answers do not depend on the pictures in the autograd graph, whatever it is asked."""
+
+
 @contextmanager
 def checkpointing(judge: RewardModel) -> Iterator[None]:
     """Within the block the judge keeps its layers' inputs only: far less memory, a third more time.
@@ -64,7 +68,7 @@ def pixel_gradient(
         with torch.enable_grad():
             margin = judge([replace(q, candidate=pixels) for q, pixels in zip(part, cut, strict=True)]).margin
             if not margin.requires_grad:
-                raise InputError("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
+                raise NoGradient("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
             value = loss(margin) * (len(part) / len(questions))
             gradients += torch.autograd.grad(value, cut)
         margins.append(margin.detach())
