@@ -283,6 +283,15 @@ def test_what_does_not_pass_fails_by_itself_and_says_why(pairs, start, trouble, 
     assert Counter(asked(body)[0] for body in teacher.requests)[PROMPTS[1]] == tries
 
 
+@pytest.mark.parametrize(("limit", "most"), [("_LONGEST_REPLY", 1000), ("_LONGEST_SECONDS", 0.0)])
+def test_a_reply_that_does_not_end_is_given_up(pairs, start, monkeypatch, limit, most):
+    monkeypatch.setattr(f"rewarddance.jobs.distil.{limit}", most)
+    run = recipe(pairs, start(lambda body, number: completion("Yes. " + "very " * 2000)), orders="forward", retries=1)
+    assert distil(run)["failed"] == 3
+    failures = lines(run.output.with_name("reasons.failed.jsonl"))
+    assert all("the reply does not end after" in failure["error"] for failure in failures)
+
+
 def test_a_picture_that_is_gone_fails_by_itself(pairs, start):
     (pairs.parent / "pairs_media" / "000001_b.png").write_bytes(b"no picture")
     run = recipe(pairs, start(right))
