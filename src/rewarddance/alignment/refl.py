@@ -448,7 +448,10 @@ def judge_batch(
         figures |= {"held_out_margin": _mean(other) * share, "disagreeing": _mean(against.float()) * share}
     if kept is not None:
         figures["failed_groups"] = recipe.prompts_per_step - kept.groups(recipe)
-    return JudgedBatch(loss, gather(judged.margins.T).T.contiguous(), figures, kept)
+    of_own = judged.margins.T
+    if world_size() > 1:  # where nobody answered, no judge has said on which device
+        of_own = of_own.float().cpu()
+    return JudgedBatch(loss, gather(of_own).T.contiguous(), figures, kept)
 
 
 def _mean(values: Tensor) -> float:
