@@ -121,7 +121,10 @@ def _direction(
     noise = torch.Generator().manual_seed(run.recipe.seed)
 
     def ask(pixels: PixelBatch) -> Any:
-        return judge_copies(judge, rows, pixels, frames, recipe=recipe, noise_rng=noise)
+        judged = judge_copies(judge, rows, pixels, frames, recipe=recipe, noise_rng=noise)
+        for fault in judged.faults.values():
+            raise fault
+        return judged
 
     _, gradient = decoder_vjp(decode, x_0, ask, BATCH_SIZE)
     length = _length(gradient)

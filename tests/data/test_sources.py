@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -114,6 +115,20 @@ def test_pickapic_writes_the_pictures_of_its_rows_each_once(tmp_path, name):
     folder = tmp_path / "data" / "out"
     assert [(level(folder, r["media_a"]), level(folder, r["media_b"])) for r in found] == [(1, 2), (2, 3), (3, 1)]
     assert len(list((folder / "rows_media").iterdir())) == 3 and {r["annotator"] for r in found} == {"4"}
+
+
+def test_when_a_vote_was_cast_and_why_stay_in_its_row(tmp_path):
+    said = {"caption": "a fox", "label_0": 0.0, "label_1": 1.0, "created_at": datetime(2023, 5, 1, 12, 30)}
+    row = said | {"jpg_0": png(0), "jpg_1": png(1), "justification": " it is sharper "}
+    (found,), _ = imported("pickapic-v2", as_parquet(tmp_path / "a.parquet", [row]))
+    assert (found["date"], found["rationale"]) == ("2023-05-01T12:30:00", "it is sharper")
+    put(tmp_path, "0.png", "1.png")
+    told = turns("<image><image>Which shows a fox?", "Image 2 is better because it shows a fox, not a dog.")
+    told |= {"images": ["0.png", "1.png"], "timestamp": 1700000000}
+    out = tmp_path / "out" / "m.jsonl"
+    (found,), _ = imported("messages", as_jsonl(tmp_path / "m.jsonl", [told]), output=out)
+    assert found["rationale"].startswith("Image 2 is better because") and found["date"] == "1700000000"
+    assert PreferenceSet(out)[0].reason == ""  # it speaks of first and second, not of a candidate
 
 
 def test_pickapic_without_its_pictures_says_which_version_to_download(tmp_path):

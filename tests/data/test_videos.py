@@ -234,3 +234,20 @@ def test_a_folder_without_frames_or_with_frames_of_two_sizes_is_refused(tmp_path
     grey(0, (8, 8)).save(tmp_path / "1.png")
     with pytest.raises(InputError, match="frames of different sizes"):
         read_video(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])  # the first says how many frames it has, the second does not
+def test_a_video_of_more_pixels_than_are_decoded_is_refused(tmp_path, monkeypatch, kind):
+    path = video(tmp_path / f"a.{kind}", VIDEOS[kind])
+    monkeypatch.setattr("rewarddance.data.video_io.MOST_DECODED", 5 * 32 * 48)
+    with pytest.raises(InputError, match=r"too long: of 48x32 pixels some 5 frames are read; cut or shrink it"):
+        read_video(path)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_frames_of_more_pixels_than_fit_into_memory_are_refused(tmp_path, monkeypatch, kind):
+    path = video(tmp_path / "a.mp4") if kind == "mp4" else animation(tmp_path / "a.gif", kind)
+    monkeypatch.setattr("rewarddance.data.video_io.MOST_PIXELS", 3 * 32 * 48)
+    with pytest.raises(InputError, match="too many to be a safe file"):
+        read_video(path)
+    assert len(read_video(path, 2)) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.jobs.distil import Unanswered, decision, distil
 from rewarddance.jobs.recipes import DistilRun
+from rewarddance.runtime.checkpoint import locked
 from rewarddance.types import Preference
 
 PROMPTS = ("a dark one", "a light one", "any one", "a grey one")
@@ -174,6 +176,51 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(pairs, start, 
     assert other.keys == {None}
 
 
+@pytest.mark.parametrize("status", [200, 400, 401])
+def test_a_key_that_the_teacher_quotes_is_in_no_file_and_no_message(pairs, start, monkeypatch, status):
+    monkeypatch.setenv("MY_KEY", "secret-123")
+    monkeypatch.setenv("OTHER_API_TOKEN", "hidden-456")
+    said = "Yes. I know secret-123 and hidden-456"
+
+    def say(body: dict, number: int):
+        quoted = completion(said)[1] if status == 200 else said
+        return (status, quoted, {}) if asked(body)[0] == PROMPTS[1] else right(body, number)
+
+    teacher = start(say)
+    endpoint = teacher.endpoint.replace("//", "//me:pass-789@") if status == 401 else teacher.endpoint
+    run = recipe(pairs, teacher, api_key_env="MY_KEY", endpoint=endpoint, body={"user": "hidden-456"})
+    told = ""
+    try:
+        distil(run)
+    except InputError as error:
+        told = str(error)
+    assert bool(told) == (status == 401)
+    told += "".join(file.read_text() for file in run.output.parent.iterdir())
+    assert not any(word in told for word in ("secret-123", "hidden-456", "pass-789"))
+    assert "($MY_KEY)" in told
+
+
+def test_what_a_teacher_said_is_readable_by_its_owner_alone(pairs, start):
+    run = recipe(pairs, start(right))
+    before = os.umask(0o022)
+    try:
+        distil(run)
+    finally:
+        os.umask(before)
+    modes = {file.name: file.stat().st_mode & 0o777 for file in run.output.parent.iterdir()}
+    assert modes.pop("reasons.jsonl") == 0o644
+    assert set(modes) == {f"reasons.{name}.jsonl" for name in ("answers", "disagreed", "failed")}
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_second_distillation_of_one_output_is_refused(pairs, start):
+    run = recipe(pairs, start(right))
+    run.output.parent.mkdir(parents=True)
+    with locked(run.output.parent, ".reasons.jsonl.lock"), pytest.raises(InputError, match="in use by another run"):
+        distil(run)
+    assert distil(run)["kept"] == 6 and not (run.output.parent / ".reasons.jsonl.lock").exists()
+
+
 def test_an_answer_against_the_votes_stands_apart_with_its_reason(pairs, start):
     def say(body: dict, number: int):
         return completion("no, it is dull") if asked(body) == (PROMPTS[1], False) else right(body, number)
@@ -234,6 +281,15 @@ def test_what_does_not_pass_fails_by_itself_and_says_why(pairs, start, trouble, 
     (failure,) = lines(run.output.with_name("reasons.failed.jsonl"))
     assert failure["row"] == 1 and failure["prompt"] == PROMPTS[1] and said in failure["error"]
     assert Counter(asked(body)[0] for body in teacher.requests)[PROMPTS[1]] == tries
+
+
+@pytest.mark.parametrize(("limit", "most"), [("_LONGEST_REPLY", 1000), ("_LONGEST_SECONDS", 0.0)])
+def test_a_reply_that_does_not_end_is_given_up(pairs, start, monkeypatch, limit, most):
+    monkeypatch.setattr(f"rewarddance.jobs.distil.{limit}", most)
+    run = recipe(pairs, start(lambda body, number: completion("Yes. " + "very " * 2000)), orders="forward", retries=1)
+    assert distil(run)["failed"] == 3
+    failures = lines(run.output.with_name("reasons.failed.jsonl"))
+    assert all("the reply does not end after" in failure["error"] for failure in failures)
 
 
 def test_a_picture_that_is_gone_fails_by_itself(pairs, start):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rewarddance.jobs.recipes import EvaluateRun, named_tests
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
 from rewarddance.reward.recipe import JudgeRecipe
+from rewarddance.runtime.checkpoint import locked
 
 EXAM = ExamRecipe(probes=3, groups=2, pictures=3)
 
@@ -182,3 +184,13 @@ def test_a_reward_is_called_by_its_runs_name():
 
 def test_a_file_without_a_name_is_called_by_its_own(tests):
     assert named_tests([str(tests["id"]), f"new={tests['ood']}"]) == {"id": tests["id"], "new": tests["ood"]}
+
+
+def test_a_folder_that_another_evaluation_works_in_is_refused_and_left_as_it_is(tests, tmp_path):
+    folder = reward(tmp_path, "pairwise")
+    output = folder.parent / "evaluation"
+    output.mkdir()
+    with locked(output):
+        done = command("evaluate", folder, *arguments(tests), "--device", "cpu")
+        assert done.code == 2 and f"{output} is in use by another run (process {os.getpid()}" in done.err
+        assert [path.name for path in output.iterdir()] == [".lock"]

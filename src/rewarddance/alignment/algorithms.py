@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
+from rewarddance.alignment.failed_groups import FailedGroups
 from rewarddance.alignment.flow_grpo import GrpoRecipe, grpo_updates
 from rewarddance.alignment.group_rewards import Reward, judging_of
 from rewarddance.alignment.nft import NftRecipe, nft_updates
-from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bank_refresher, build_references
+from rewarddance.alignment.references import (
+    ReferenceBank,
+    ReferenceRecipe,
+    bank_refresher,
+    build_references,
+    failed_references,
+)
 from rewarddance.alignment.refl import ReflRecipe, refl_updates
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, Updates, train
 from rewarddance.errors import InputError
@@ -20,7 +27,7 @@ from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.types import Prompt
+from rewarddance.types import Prompt, as_prompts
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ def prepare_alignment(
 
     more_judges: further judges for policy gradients, with their weights beside the first one's 1.
     begin_with: the folder of a LoRA to go on from.
+    Prompts of which no references can be made are left out, and are among the run's `failed`.
     Raises InputError for what cannot be, before anything is made.
     """
     config.chosen.check(generator, judge)
@@ -97,12 +105,15 @@ def prepare_alignment(
         raise InputError(f"there is no LoRA in {begin_with}.", f"Give a folder that holds {LORA_FILE}.")
     rewards = [Reward(judge, config.chosen.judging_of(judge))]
     rewards += [Reward(other, judging_of(other, None), weight) for other, weight in more_judges]
-    bank = None
+    bank, failed = None, FailedGroups()
     if rewards[0].judging == "references":
-        making = (generator, judge, prompts, config.references)
-        redraw = bank_refresher(*making, folder=references_folder, seed=seed)
-        bank = ReferenceBank(build_references(*making, folder=references_folder, seed=seed), redraw)
-    return Alignment(generator, rewards, prompts, config.chosen, seed, bank, held_out, begin_with)
+        place: dict[str, Any] = {"folder": references_folder, "seed": seed}
+        references = build_references(generator, judge, prompts, config.references, **place)
+        failed = FailedGroups(failed_references(references_folder, as_prompts(prompts)))
+        prompts = [own.prompt for own in references]
+        redraw = bank_refresher(generator, judge, prompts, config.references, first=references, **place)
+        bank = ReferenceBank(references, redraw)
+    return Alignment(generator, rewards, prompts, config.chosen, seed, bank, held_out, begin_with, failed)
 
 
 def align_generator(run: Alignment, *, folder: Path, metrics: Metrics, probe: Callable[[], Figures] = dict) -> Path:

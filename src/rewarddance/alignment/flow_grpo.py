@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,15 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rewarddance.alignment.policy import PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
+from rewarddance.alignment.failed_groups import drawn_apart
+from rewarddance.alignment.policy import (
+    PolicyRecipe,
+    add_share,
+    reward_figures,
+    sample_step,
+    score_rollouts,
+    with_stand_ins,
+)
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Alignment, Figures, Trainable
 from rewarddance.errors import InputError
@@ -200,6 +208,12 @@ class Rollouts:
     pixels: PixelBatch
     graph: list[list[Step]]
 
+    def without(self, failed: Tensor, parts: Sequence[Tensor], conditions: Sequence[Any]) -> Rollouts:
+        """In other parts, and without what was sampled where `failed` [B] says so: it may not be finite."""
+        x, log_prob = self.x.clone(), self.log_prob.clone()
+        x[:, failed.to(x.device)], log_prob[:, failed.to(x.device)] = 0, 0
+        return replace(self, parts=parts, conditions=conditions, x=x, log_prob=log_prob, graph=[[] for _ in self.graph])
+
 
 @torch.no_grad()
 def random_rollouts(
@@ -279,16 +293,29 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
     seeds = local_shard(draws.seeds, recipe.updates)
     batches = recipe.batches(len(prompts))
     parts = [rows for batch in batches for rows in batch]
+
+    def draw(texts: list[Prompt]) -> Rollouts:
+        return random_rollouts(generator, texts, seeds, window, parts, noise_rng=draws.noise_rng, recipe=recipe)
+
     with memory_for(*GRAPH) if recipe.keep_graph else nullcontext():
-        rollouts = random_rollouts(generator, prompts, seeds, window, parts, noise_rng=draws.noise_rng, recipe=recipe)
-    scored = score_rollouts(run, rollouts.pixels, draws)
+        rollouts, prompts, unread = drawn_apart(
+            generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
+        )
+    unread = {k * recipe.group_size: fault for k, fault in unread.items()}
+    scored = score_rollouts(run, rollouts.pixels, draws, step, unread)
     advantage = local_shard(scored.advantages.values.flatten(), recipe.updates).to(rollouts.x.device)
-    part_numbers = itertools.count()
-    for batch in batches:
-        n, means = sum(len(rows) for rows in batch) * window.length, Figures()
+    learned, part_numbers = recipe.learned(scored.failed), itertools.count()
+    if scored.failed:
+        parts = [part.rows for batch in learned for part in batch.parts]
+        of_samples = [prompt for prompt in prompts for _ in range(recipe.group_size)]
+        of_samples = with_stand_ins(run, draws, scored, of_samples)
+        conditions = [encoded(generator, of_samples, rows) for rows in parts]
+        rollouts = rollouts.without(scored.failed_rows(recipe), parts, conditions)
+    for batch in learned:
+        n, means = batch.size * window.length, Figures()
         with recipe.learning(generator):
-            for rows in batch:
-                part, share = next(part_numbers), len(rows) / n
+            for rows, count in batch.parts:
+                part, share = next(part_numbers), count / n
                 for k in range(window.length):
                     loss, figures = part_loss(generator, rollouts, part, k, advantage[rows], recipe)
                     (share * loss).backward()
@@ -303,7 +330,8 @@ def part_loss(
     rows, condition, step = rollouts.parts[part], rollouts.conditions[part], rollouts.window.start + k
     x_t, x_next = rollouts.x[k][rows], rollouts.x[k + 1][rows]
     window, kl = rollouts.window, 0.0
-    now = rollouts.graph[k][part] if recipe.keep_graph else window.distribution(generator, x_t, step, condition)
+    kept = rollouts.graph[k]
+    now = kept[part] if kept else window.distribution(generator, x_t, step, condition)
     new, old = log_prob(x_next, now), rollouts.log_prob[k][rows]
     loss = surrogate(new, old, advantage, recipe.clip_range)
     if recipe.kl:

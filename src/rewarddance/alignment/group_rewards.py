@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewarddance.alignment.failed_groups import Faults, each_apart
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.ranking import win_rates
@@ -115,6 +116,34 @@ def scores(
     else:
         values = margins = margin.view(p, g)
     return Scores(values, margins)
+
+
+def scores_apart(
+    reward: Reward,
+    prompts: Sequence[str | Prompt],
+    groups: Sequence[Sequence[Pixels]],
+    references: Sequence[Sequence[Pixels]] | None = None,
+    *,
+    asked: Sequence[int],
+) -> tuple[Scores, Faults]:
+    """`scores`, and what is wrong with the groups that have none, whose rows hold NaN: no number stands in for them.
+
+    asked: numbers of the groups that are asked about.
+    """
+    p, g = len(groups), len(groups[0])
+
+    def ask(numbers: list[int]) -> Scores:
+        of = None if references is None else [references[k] for k in numbers]
+        return scores(reward, [prompts[k] for k in numbers], [groups[k] for k in numbers], of)
+
+    answers, faults = each_apart(ask, asked)
+    if len(answers) == 1 and len(answers[0][0]) == p:
+        return answers[0][1], faults
+    shape = (p, g, g) if reward.judging == "group" else (p, g)
+    values, margins = torch.full((p, g), math.nan), torch.full(shape, math.nan)
+    for numbers, answer in answers:
+        values[numbers], margins[numbers] = answer
+    return Scores(values, margins), faults
 
 
 def preferred(

@@ -14,14 +14,23 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rewarddance.alignment.policy import Draws, PolicyRecipe, add_share, reward_figures, sample_step, score_rollouts
+from rewarddance.alignment.failed_groups import drawn_apart
+from rewarddance.alignment.policy import (
+    Draws,
+    PolicyRecipe,
+    add_share,
+    reward_figures,
+    sample_step,
+    score_rollouts,
+    with_stand_ins,
+)
 from rewarddance.alignment.safeguards import Ema, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.process_group import local_shard, world_size
-from rewarddance.types import as_prompts
+from rewarddance.types import PixelBatch, Prompt, as_prompts
 
 
 def optimality(advantage: Float[Tensor, " B"], clip: float) -> Float[Tensor, " B"]:
@@ -120,18 +129,27 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     own = local_shard(draws.chosen, recipe.updates)
     prompts = as_prompts(run.prompts[i] for i in own for _ in range(recipe.group_size))
     seeds = [seed for of_prompt in local_shard(draws.seeds, recipe.updates) for seed in of_prompt]
+
+    def draw(texts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
+        at_once = recipe.generator_batch or len(texts)
+        return sample_with_latents(generator, texts, seeds, at_once, forwards=recipe.rollout_forwards)
+
     with ema.applied():
-        at_once = recipe.generator_batch or len(prompts)
-        pixels, x_0 = sample_with_latents(generator, prompts, seeds, at_once, forwards=recipe.rollout_forwards)
-    scored = score_rollouts(run, pixels, draws)
+        (pixels, x_0), prompts, unread = drawn_apart(
+            generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
+        )
+    scored = score_rollouts(run, pixels, draws, step, unread)
+    if scored.failed:
+        prompts = with_stand_ins(run, draws, scored, prompts)
+        x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite
     r = optimality(scored.advantages.values.flatten(), recipe.advantage_clip)
     r = local_shard(r, recipe.updates).to(x_0.device)
-    for batch in recipe.batches(len(own)):
-        n, means = sum(len(rows) for rows in batch), Figures()
-        draw = _noise_drawer(generator, x_0, recipe, draws)
+    for batch in recipe.learned(scored.failed):
+        n, means = batch.size, Figures()
+        noise = _noise_drawer(generator, x_0, recipe, draws)
         with recipe.learning(generator):
-            for rows in batch:
-                noised = draw(rows)
+            for rows, count in batch.parts:
+                noised = noise(rows)
                 conditions = [encoded(generator, prompts, part.rows) for part in noised]
                 with torch.no_grad(), ema.applied(), for_sampling(generator):
                     old = [
@@ -141,14 +159,15 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                 for part, x_0_old, condition in zip(noised, old, conditions, strict=True):
                     v, x_0_hat = _predict_x0(generator, part.x_t, part.step, condition)
                     loss = nft_loss(x_0_hat, x_0_old, x_0[part.rows], r[part.rows], recipe.beta)
-                    share = part.weight * len(part.rows) / (n * recipe.levels)
+                    weight = part.weight if count else 0.0
+                    share = weight * len(part.rows) / (n * recipe.levels)
                     total, figures = share * loss, {"loss": share * loss.item()}
                     if len(part.first) or recipe.sharded:
                         asked = part.first if len(part.first) else torch.tensor([0])
                         with generator.as_before_training(), torch.no_grad():
                             condition = encoded(generator, prompts, part.rows[asked])
                             v_base = generator.predict(part.x_t[asked], part.step, condition)
-                        distance = part.weight * len(part.first) / n * velocity_mse(v[asked], v_base)
+                        distance = weight * len(part.first) / n * velocity_mse(v[asked], v_base)
                         total = total + recipe.velocity_mse * distance
                         figures["velocity_mse"] = distance.item()
                         figures["loss"] += recipe.velocity_mse * distance.item()

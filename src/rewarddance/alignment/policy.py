@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rewarddance.alignment.failed_groups import FailedGroup, Faults, Part, drawn_apart, each_apart
 from rewarddance.alignment.group_rewards import (
     Advantages,
     Judging,
@@ -20,17 +21,17 @@ from rewarddance.alignment.group_rewards import (
     combine,
     judging_of,
     preferred,
-    scores,
+    scores_apart,
 )
 from rewarddance.alignment.references import References
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.image_stats import step_image_stats
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.memory import memory_for
-from rewarddance.runtime.process_group import all_gather, local_shard
-from rewarddance.types import PixelBatch, Pixels, as_prompts
+from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, world_size
+from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
 
 
 class PolicyRecipe(TrainRecipe):
@@ -93,6 +94,30 @@ class PolicyRecipe(TrainRecipe):
         at_once = self.generator_batch or p * self.group_size
         return [list(rows.flatten().split(at_once)) for rows in groups]
 
+    def learned(self, failed: Sequence[int]) -> list[Batch]:
+        """`batches` of this process's samples but for those of failed groups; updates of which none is left drop out.
+
+        failed: the groups' numbers among the step's prompts.
+        """
+        groups = torch.ones(self.prompts_per_step, dtype=torch.bool)
+        groups[list(failed)] = False
+        left = [int(of_update.sum()) for of_update in groups.tensor_split(self.updates)]
+        own = local_shard(groups, self.updates)
+        kept = own.repeat_interleave(self.group_size)
+        batches = zip(self.batches(len(own)), left, strict=True)
+        return [
+            Batch([Part.of(rows, kept) for rows in parts], count * self.group_size / world_size())
+            for parts, count in batches
+            if count
+        ]
+
+
+class Batch(NamedTuple):
+    """An update's parts, and over how many samples of this process its mean is taken: of all processes', its share."""
+
+    parts: list[Part]
+    size: float
+
 
 class Draws(NamedTuple):
     """A step's random draws, alike in all processes.
@@ -119,20 +144,32 @@ def sample_step(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> D
 class ScoredRollouts(NamedTuple):
     """A step's samples, judged.
 
-    advantages: [P, G], clipped.
-    scores: of each reward.
-    image_stats: figures of the pictures.
+    advantages: [P, G], clipped; 0 in the groups that failed.
+    scores: of each reward, of the groups that did not fail.
+    image_stats: figures of their pictures.
+    failed: numbers of the groups that failed among the step's P.
     """
 
     advantages: Advantages
     scores: tuple[Scores, ...]
     image_stats: Figures
+    failed: tuple[int, ...] = ()
+
+    def failed_rows(self, recipe: PolicyRecipe) -> Tensor:
+        """Which of this process's samples are of failed groups [B]."""
+        groups = torch.zeros(recipe.prompts_per_step, dtype=torch.bool)
+        groups[list(self.failed)] = True
+        return local_shard(groups, recipe.updates).repeat_interleave(recipe.group_size)
 
 
-def score_rollouts(run: Alignment, pixels: PixelBatch, draws: Draws) -> ScoredRollouts:
+def score_rollouts(
+    run: Alignment, pixels: PixelBatch, draws: Draws, step: int, unread: Faults | None = None
+) -> ScoredRollouts:
     """Ask every reward about a step's samples [P * G, T, C, H, W], and combine their advantages.
 
     pixels: of this process's share of the prompts; what is returned is of all of them, the same in all processes.
+    unread: this process's samples whose prompts the generator could not read. Their groups fail, and so do those that
+    have no reward: see `FailedGroups.add` for what is raised.
     """
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
@@ -141,15 +178,52 @@ def score_rollouts(run: Alignment, pixels: PixelBatch, draws: Draws) -> ScoredRo
     prompts = as_prompts(run.prompts[i] for i in own)
     groups = [list(group) for group in pixels.unflatten(0, (len(own), recipe.group_size))]
     references = None if run.bank is None else _choose_references(run.bank.references, draws, recipe.updates)
-    local = [scores(reward, prompts, groups, references) for reward in run.rewards]
-    of_rewards = tuple(Scores(gather(values), gather(margins)) for values, margins in local)
+    faults = {row // recipe.group_size: fault for row, fault in (unread or {}).items()}
+    asked = [k for k in range(len(own)) if k not in faults]
+    local = []
+    for reward in run.rewards:
+        answer, unanswered = scores_apart(reward, prompts, groups, references, asked=asked)
+        faults |= unanswered
+        local.append(answer)
+    failed = _failed_groups(recipe, prompts, faults)
+    run.failed.add(step, failed, len(draws.chosen))
+    kept = sorted({*range(len(draws.chosen))} - {group.number for group in failed})
+
+    def of_kept(groups: Tensor) -> Tensor:
+        return gather(groups)[kept] if failed else gather(groups)
+
+    of_rewards = tuple(Scores(of_kept(values), of_kept(margins)) for values, margins in local)
     combined = combine(
         [advantages(of_reward.values, recipe.spread) for of_reward in of_rewards],
         [reward.weight for reward in run.rewards],
     )
     clipped = combined.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
-    image_stats = step_image_stats(pixels, len(draws.chosen), gather)
-    return ScoredRollouts(Advantages(clipped, combined.zero_std_groups), of_rewards, image_stats)
+    if failed:
+        clipped = clipped.new_zeros(len(draws.chosen), recipe.group_size).index_copy(0, torch.tensor(kept), clipped)
+
+    def samples_of_kept(samples: Tensor) -> Tensor:
+        return of_kept(samples.unflatten(0, (len(own), -1))).flatten(0, 1)
+
+    image_stats = step_image_stats(pixels, len(kept), samples_of_kept)
+    numbers = tuple(group.number for group in failed)
+    return ScoredRollouts(Advantages(clipped, combined.zero_std_groups), of_rewards, image_stats, numbers)
+
+
+def with_stand_ins(run: Alignment, draws: Draws, scored: ScoredRollouts, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of this process's samples, in failed groups one of another group, which the generator can read: a
+    sample may have to go along (`Part`)."""
+    assert isinstance(run.recipe, PolicyRecipe)
+    kept = next(k for k in range(len(draws.chosen)) if k not in scored.failed)
+    (instead,) = as_prompts([run.prompts[draws.chosen[kept]]])
+    failed = scored.failed_rows(run.recipe).tolist()
+    return [instead if of_failed else prompt for prompt, of_failed in zip(prompts, failed, strict=True)]
+
+
+def _failed_groups(recipe: PolicyRecipe, prompts: Sequence[Prompt], faults: Faults) -> list[FailedGroup]:
+    """Those of all processes, in the order of the step; faults: of this one's prompts."""
+    numbers = local_shard(list(range(recipe.prompts_per_step)), recipe.updates)
+    own = [FailedGroup(numbers[k], prompts[k].text, fault.what, fault.remedy) for k, fault in faults.items()]
+    return sorted(group for of_process in gather_objects(own) for group in of_process)
 
 
 def _choose_references(bank: Sequence[References], draws: Draws, updates: int) -> list[list[Pixels]]:
@@ -175,7 +249,8 @@ def reward_figures(scored: ScoredRollouts) -> Figures:
     if not compared:  # the mean win rate of every group is a half
         figures["spread_across"] = values.mean(1).std(correction=0).item()
         figures["spread_of_reward"] = margins.sigmoid().std(correction=0).item()
-    return figures | {f"margin_{k}": other.margins.mean().item() for k, other in enumerate(others, start=2)}
+    figures |= {f"margin_{k}": other.margins.mean().item() for k, other in enumerate(others, start=2)}
+    return figures | ({"failed_groups": len(scored.failed)} if scored.failed else {})
 
 
 def add_share(totals: Figures, figures: Figures, share: float) -> None:
@@ -187,22 +262,45 @@ def add_share(totals: Figures, figures: Figures, share: float) -> None:
 def against_base(run: Alignment) -> Callable[[], Figures]:
     """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
 
-    The one figure that can rise where samples are only compared with each other. A half at the start.
+    The one figure that can rise where samples are only compared with each other. A half at the start. Prompts whose
+    pictures get no answer are left out and counted. Raises RewardError where they are most of them.
     """
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
     prompts = as_prompts(run.prompts[: recipe.probe_prompts])
     seeds = np.random.SeedSequence([run.seed, 4]).generate_state(len(prompts)).tolist()
-    draw = partial(sample, run.generator, prompts, seeds, recipe.generator_batch or len(prompts))
     before: list[PixelBatch] = []
+
+    def draw() -> tuple[PixelBatch, Faults]:
+        def of(texts: list[Prompt]) -> PixelBatch:
+            return sample(run.generator, texts, seeds, recipe.generator_batch or len(prompts))
+
+        spare = as_prompts(run.prompts)
+        pictures, _, unread = drawn_apart(run.generator, prompts, of, spare=spare, check_first=recipe.sharded)
+        return pictures, unread
 
     def probe() -> Figures:
         if not prompts:
             return {}
         if not before:
             with run.generator.as_before_training():
-                before.append(draw())
-        pairs = [list(pair) for pair in zip(draw(), before[0], strict=True)]
-        return {"preferred_to_base": preferred(run.rewards[0], prompts, pairs).mean().item()}
+                before.append(draw()[0])
+        pictures, faults = draw()
+        pairs = [list(pair) for pair in zip(pictures, before[0], strict=True)]
+
+        def ask(numbers: list[int]) -> Tensor:
+            return preferred(run.rewards[0], [prompts[k] for k in numbers], [pairs[k] for k in numbers])
+
+        answers, unanswered = each_apart(ask, [k for k in range(len(prompts)) if k not in faults])
+        if faults := faults | unanswered:
+            first = next(iter(faults))
+            if 2 * len(faults) > len(prompts):
+                raise RewardError(
+                    f"{len(faults)} of the probe's {len(prompts)} prompts have no answer; "
+                    f"{shown(prompts[first].text)}: {faults[first].what}",
+                    faults[first].remedy,
+                )
+        figures = {"preferred_to_base": torch.cat([answer for _, answer in answers]).mean().item()}
+        return figures | ({"failed_prompts": len(faults)} if faults else {})
 
     return probe

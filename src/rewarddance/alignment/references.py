@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +21,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rewarddance.alignment.failed_groups import FailedGroup, Faults, drawn_apart, each_apart
 from rewarddance.data.media import read_video, write_picture
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
-from rewarddance.reward.ranking import tournament
+from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.runtime.weights import check_values
-from rewarddance.types import Pixels, Prompt, as_prompts
+from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
 
 
 class ReferenceRecipe(Recipe):
@@ -143,16 +144,22 @@ def build_references(
 
     Prompts that are already there are not made again, so an interrupted run goes on where it stopped. The same text
     with another picture is another prompt. Several processes, which all call this alike, make as many parts at a time;
-    the folder must be one that all of them see. Raises InputError where the folder's bank was made under another seed,
-    or from other candidates.
+    the folder must be one that all of them see.
+
+    A prompt whose candidates cannot be drawn or judged has no references, and is left out of what is returned: its line
+    says why (`failed_references`). Raises RewardError where that is more than half of those that were tried, and
+    InputError where the folder's bank was made under another seed, or from other candidates.
     """
 
-    def make(parts: Sequence[Sequence[Candidates]]) -> Iterator[list[str]]:
+    prompts = as_prompts(prompts)
+
+    def make(parts: Sequence[Sequence[Candidates]]) -> Iterator[list[Row]]:
         for turn in range(0, len(parts), world_size()):
             number = turn + rank()  # a process that has no part left draws along: weights may be sharded
-            drawn = _draw(generator, parts[min(number, len(parts) - 1)], recipe.batch_size)
-            lines = _keep(judge, drawn, recipe, folder) if number < len(parts) else []
-            yield [line for of_process in gather_objects(lines) for line in of_process]
+            part = parts[min(number, len(parts) - 1)]
+            drawn, unread = _draw(generator, part, prompts, recipe.batch_size)
+            rows = _keep(judge, drawn, unread, recipe, folder) if number < len(parts) else []
+            yield [row for of_process in gather_objects(rows) for row in of_process]
 
     return fill_bank(prompts, recipe, make, folder=folder, seed=seed, step=step)
 
@@ -160,42 +167,65 @@ def build_references(
 def fill_bank(
     prompts: Sequence[str | Prompt],
     recipe: ReferenceRecipe,
-    make: Callable[[Sequence[Sequence[Candidates]]], Iterable[list[str]]],
+    make: Callable[[Sequence[Sequence[Candidates]]], Iterable[list[Row]]],
     *,
     folder: Path,
     seed: int,
     step: int = 0,
 ) -> list[References]:
-    """`build_references` with the work done by `make`: parts of prompts to the lines of the index, in their order."""
+    """`build_references` with the work done by `make`: parts of prompts to the rows of the index, in their order."""
     prompts = as_prompts(prompts)
     keys, index = [_key(prompt) for prompt in prompts], folder / "references.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with main_process_first():
         _claim(folder, {**recipe.model_dump(include={"candidates", "keep", "keep_from"}), "seed": seed, "step": step})
-        done = _read(index)
+        done, failed = _read(index)
     missing = [
         Candidates(i, prompt, candidate_seeds(seed, i, recipe.candidates, step))
         for i, prompt in enumerate(prompts)
-        if keys[i] not in done
+        if keys[i] not in done and keys[i] not in failed
     ]
+    tried = lost = 0
     parts = [missing[at : at + recipe.prompts_at_once] for at in range(0, len(missing), recipe.prompts_at_once)]
     bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_main_process() else nullcontext()
     with bars as bar:
-        for lines in make(parts):
+        for rows in make(parts):
+            tried, lost = tried + len(rows), lost + sum("failed" in row for row in rows)
+            if 2 * lost > max(tried, 2) or (lost == tried == len(prompts)):
+                first = next(row for row in rows if "failed" in row)
+                raise RewardError(
+                    f"{lost} of {tried} prompts have no references; {shown(first['prompt'])}: {first['failed']}",
+                    first["remedy"],
+                )
+            lines = [json.dumps(row) + "\n" for row in rows]
             if bar is not None:
                 with index.open("a", encoding="utf-8") as file:  # whole parts: a resumed run makes the same batches
                     file.write("".join(lines))
                 bar.advance(len(lines))
     with main_process_first():
-        bank = _read(index)
-    return [replace(bank[key], prompt=prompt, choice=recipe.choice) for key, prompt in zip(keys, prompts, strict=True)]
+        bank, _ = _read(index)
+    own = [(bank[key], prompt) for key, prompt in zip(keys, prompts, strict=True) if key in bank]
+    return [replace(references, prompt=prompt, choice=recipe.choice) for references, prompt in own]
+
+
+def failed_references(folder: Path, prompts: Sequence[Prompt]) -> list[FailedGroup]:
+    """Those of the prompts that have no references in a bank, each with its reason. They are tried again once their
+    lines are removed from `references.jsonl`."""
+    wanted = {_key(prompt) for prompt in prompts}
+    rows = [row for row in _rows(folder / "references.jsonl") if "failed" in row and _key_of(row) in wanted]
+    return [FailedGroup(0, row["prompt"], row["failed"], row["remedy"]) for row in rows]
 
 
 def make_part(
     generator: Generator, judge: RewardModel, part: Sequence[Candidates], recipe: ReferenceRecipe, folder: Path
-) -> list[str]:
-    """The lines of one part's prompts, in a process of its own; their files are written. The same whoever makes it."""
-    return _keep(judge, _draw(generator, part, recipe.batch_size), recipe, folder)
+) -> list[Row]:
+    """The rows of one part's prompts, in a process of its own; their files are written. The same whoever makes it."""
+    drawn, unread = _draw(generator, part, [candidates.prompt for candidates in part], recipe.batch_size)
+    return _keep(judge, drawn, unread, recipe, folder)
+
+
+Row = dict[str, Any]
+"""A line of a bank's index: the prompt with its files, or with why it has none."""
 
 
 class Candidates(NamedTuple):
@@ -208,30 +238,55 @@ class Candidates(NamedTuple):
     latents: Tensor = torch.empty(0)
 
 
-def _draw(generator: Generator, part: Sequence[Candidates], batch_size: int) -> list[Candidates]:
+def _draw(
+    generator: Generator, part: Sequence[Candidates], spare: Sequence[Prompt], batch_size: int
+) -> tuple[list[Candidates], Faults]:
+    """The candidates with their pictures and latents, and what is wrong with those that the generator cannot read."""
     prompts = [candidates.prompt for candidates in part for _ in candidates.seeds]
     seeds = [seed for candidates in part for seed in candidates.seeds]
-    pictures, latents = sample_with_latents(generator, prompts, seeds, batch_size)
     n = len(part[0].seeds)
+
+    def draw(prompts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
+        return sample_with_latents(generator, prompts, seeds, batch_size)
+
+    (pictures, latents), _, faults = drawn_apart(generator, prompts, draw, spare=spare, check_first=world_size() > 1)
     split = zip(part, pictures.split(n), latents.split(n), strict=True)
-    return [candidates._replace(pictures=list(own), latents=x_0) for candidates, own, x_0 in split]
+    drawn = [candidates._replace(pictures=list(own), latents=x_0) for candidates, own, x_0 in split]
+    return drawn, {row // n: fault for row, fault in faults.items()}
 
 
-def _keep(judge: RewardModel, part: Sequence[Candidates], recipe: ReferenceRecipe, folder: Path) -> list[str]:
-    """Rank each prompt's candidates and write the files of those that are kept; returns the lines of the index."""
-    lines = []
-    rankings = tournament(judge, [group.prompt for group in part], [group.pictures for group in part])
-    for group, ranking in zip(part, rankings, strict=True):
+def _keep(
+    judge: RewardModel, part: Sequence[Candidates], unread: Faults, recipe: ReferenceRecipe, folder: Path
+) -> list[Row]:
+    """Rank each prompt's candidates and write the files of those that are kept; returns the rows of the index."""
+
+    def ranked(numbers: list[int]) -> list[Ranking]:
+        rankings = tournament(judge, [part[k].prompt for k in numbers], [part[k].pictures for k in numbers])
+        for k, ranking in zip(numbers, rankings, strict=True):
+            if not torch.isfinite(ranking.margins).all():
+                raise RewardError(
+                    f"the judge gave {part[k].prompt.text!r} a score that is not finite.", "Look at its pictures."
+                )
+        return rankings
+
+    answers, faults = each_apart(ranked, [k for k in range(len(part)) if k not in unread])
+    rankings = {k: ranking for numbers, of_numbers in answers for k, ranking in zip(numbers, of_numbers, strict=True)}
+    rows = []
+    for k, group in enumerate(part):
+        text, negative, image = _key(group.prompt)
+        names = {name: value for name, value in (("negative_prompt", negative), ("image", image)) if value}
+        if fault := faults.get(k) or unread.get(k):
+            rows.append({"prompt": text, **names, "failed": fault.what, "remedy": fault.remedy})
+            continue
+        ranking = rankings[k]
         best = ranking.order[recipe.kept()].tolist()
         files = [f"{group.number:06d}_{place}.png" for place in range(len(best))]
-        for name, k in zip(files, best, strict=True):
-            write_picture(group.pictures[k], folder / name)
+        for name, place in zip(files, best, strict=True):
+            write_picture(group.pictures[place], folder / name)
         save_file({"x_0": group.latents[best].cpu()}, _latents_of(folder, files))
-        text, negative, image = _key(group.prompt)
-        row: dict[str, Any] = {"prompt": text, "files": files, "seeds": [group.seeds[k] for k in best]}
-        row |= {name: value for name, value in (("negative_prompt", negative), ("image", image)) if value}
-        lines.append(json.dumps(row | {"wins": [float(ranking.wins[k]) for k in best]}) + "\n")
-    return lines
+        row: Row = {"prompt": text, "files": files, "seeds": [group.seeds[place] for place in best]}
+        rows.append(row | names | {"wins": [float(ranking.wins[place]) for place in best]})
+    return rows
 
 
 def bank_refresher(
@@ -242,23 +297,30 @@ def bank_refresher(
     *,
     folder: Path,
     seed: int,
+    first: Sequence[References] = (),
 ) -> Callable[[int, bool], list[References]]:
     """The bank of a step of training, made by the generator as it then is, in `folder`/step-<step>: bank(step, now).
 
     now: the generator is as it was at that step, so what is missing can be made; a run that goes on from a later step
-    can only read it. Raises InputError where it then is not whole.
+    can only read it. Raises InputError where it then is not whole. first: the bank of the start, of the same prompts:
+    one that then has no references keeps those.
     """
+    kept = {_key(references.prompt): references for references in first}
 
     def bank(step: int, now: bool) -> list[References]:
         place = folder / f"step-{step}"
         with main_process_first():
-            existing = set(_read(place / "references.jsonl"))
+            existing = {key for of in _read(place / "references.jsonl") for key in of}
         if not now and not {_key(prompt) for prompt in as_prompts(prompts)} <= existing:
             raise InputError(
                 f"the references of step {step} in {place} are not all there, and the generator of then is gone.",
                 "Bring the folder back, or remove the checkpoints after that step.",
             )
-        return build_references(generator, judge, prompts, recipe, folder=place, seed=seed, step=step)
+        made = build_references(generator, judge, prompts, recipe, folder=place, seed=seed, step=step)
+        if len(made) == len(prompts):
+            return made
+        of_keys = kept | {_key(references.prompt): references for references in made}
+        return [of_keys[key] for key in map(_key, as_prompts(prompts)) if key in of_keys]
 
     return bank
 
@@ -286,24 +348,39 @@ def _key(prompt: Prompt) -> tuple[str, str, str]:
     return prompt.text, prompt.negative, digest.hexdigest()
 
 
-def _read(index: Path) -> dict[tuple[str, str, str], References]:
-    """The bank on disk, by prompt and picture; a last line that a kill cut off is removed by the first process."""
-    if not index.exists():
-        return {}
-    bank, good = {}, []
-    for line in index.read_text(encoding="utf-8").splitlines():
+Key = tuple[str, str, str]
+
+
+def _key_of(row: Mapping[str, Any]) -> Key:
+    return row["prompt"], row.get("negative_prompt", ""), row.get("image", "")
+
+
+def _rows(index: Path) -> list[dict[str, Any]]:
+    """The lines of a bank's index, but for a last one that a kill cut off."""
+    rows: list[dict[str, Any]] = []
+    for line in index.read_text(encoding="utf-8").splitlines() if index.exists() else ():
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:
             break
+    return rows
+
+
+def _read(index: Path) -> tuple[dict[Key, References], set[Key]]:
+    """The bank on disk, by prompt and picture, and the prompts that have no references; a last line that a kill cut off
+    is removed by the first process."""
+    bank, failed, rows = {}, set(), _rows(index)
+    for row in rows:
+        if "failed" in row:
+            failed.add(_key_of(row))
+            continue
         pictures = tuple(read_video(index.parent / name, sys.maxsize) for name in row["files"])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
-        key = row["prompt"], row.get("negative_prompt", ""), row.get("image", "")
-        bank[key] = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
-        good.append(line + "\n")
-    if is_main_process():
-        write_text_atomically(index, "".join(good))
-    return bank
+        own = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
+        bank[_key_of(row)] = own
+    if is_main_process() and index.exists():
+        write_text_atomically(index, "".join(json.dumps(row) + "\n" for row in rows))
+    return bank, failed
 
 
 def _latents_of(folder: Path, files: Sequence[str]) -> Path:

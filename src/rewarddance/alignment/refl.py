@@ -7,9 +7,9 @@ step: draw a batch, roll it out, judge it, and send the judge's gradient back to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from rewarddance.alignment.failed_groups import FailedGroup, FailedGroups, Faults, Part, drawn_apart, each_apart
 from rewarddance.alignment.group_rewards import Judging
 from rewarddance.alignment.references import Reference, References
 from rewarddance.alignment.relay import LastSteps, decoder_vjp
@@ -27,12 +28,12 @@ from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.frame_sampling import one_of_each
 from rewarddance.data.image_stats import step_image_stats
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import encoded, rollout
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.pixel_gradient import PixelGradient, checkpointing, pixel_gradient
 from rewarddance.runtime.memory import memory_for
-from rewarddance.runtime.process_group import all_gather, local_shard, rank, world_size
+from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, rank, world_size
 from rewarddance.types import OtherPixels, PixelBatch, Pixels, Prompt, Question
 
 LEVELS = 4
@@ -195,7 +196,16 @@ def refl_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
         with ema.applied() if recipe.refresh_from == "ema" else nullcontext():
             bank.move_to(due, now=due == step)
     judge = run.rewards[0].judge
-    yield refl_step(run.generator, judge, bank.references, recipe, seed=run.seed, step=step, held_out=run.held_out)
+    yield refl_step(
+        run.generator,
+        judge,
+        bank.references,
+        recipe,
+        seed=run.seed,
+        step=step,
+        held_out=run.held_out,
+        failed=run.failed,
+    )
 
 
 def refl_step(
@@ -207,37 +217,80 @@ def refl_step(
     seed: int,
     step: int,
     held_out: RewardModel | None = None,
+    failed: FailedGroups | None = None,
 ) -> Figures:
     """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log.
 
-    held_out: a judge that is asked beside the first and gives no gradient; see `ReflRecipe.gate`. Of several processes
-    each takes its share of the samples, and the mean of their gradients is the step's; so are the means of their
-    figures. Raises InputError naming the part that ran out of memory, and what to lower.
+    held_out: a judge that is asked beside the first and gives no gradient; see `ReflRecipe.gate`. failed: takes down
+    the groups that have no verdict, of which there is no gradient. Of several processes each takes its share of the
+    samples, and the mean of their gradients is the step's; so are the means of their figures. Raises InputError naming
+    the part that ran out of memory, and what to lower; for failed groups see `FailedGroups.add`.
     """
     batch = draw_batch(bank, recipe, generator.num_steps, seed, step)
     with checkpointed_parts(generator, judge, recipe.checkpointing):
         with memory_for(*SAMPLING):
-            x_t = rollout(generator, batch.prompts, batch.seeds, batch.first).x_t
+            x_t, drawn, unread = sampled(generator, batch, bank, check_first=recipe.sharded)
         parts = torch.arange(len(x_t)).split(recipe.generator_batch or len(x_t))
-        conditions = [encoded(generator, batch.prompts, rows) for rows in parts]
+        conditions = [encoded(generator, drawn.prompts, rows) for rows in parts]
         last_steps = LastSteps(generator, conditions, parts, batch.first, recipe.last_steps)
         with memory_for(*GENERATOR):
             x_0 = last_steps.forward(x_t)
 
         pictures = [reference.picture for reference in batch.references]
         decode, pictures = judged_frames(generator, pictures, recipe.frames, batch.rng)
-        ask = partial(judge_batch, judge, held_out, batch, pictures, recipe)
+        take_down = partial((failed or FailedGroups()).add, step)
+        ask = partial(judge_batch, judge, held_out, batch, pictures, recipe, unread=unread, take_down=take_down)
         judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0))
+        if judged.kept is not None:
+            kept = int(judged.kept.everywhere.nonzero()[0]) // recipe.group_size
+            instead = bank[prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)[kept]].prompt
+            leave_out(last_steps, generator, drawn.prompts, judged.kept, instead)
+            gradient[~judged.kept.local.to(gradient.device)] = 0  # their pictures may not be finite
         with memory_for(*GENERATOR):
             velocity_distance = last_steps.backward(gradient, recipe.velocity_mse)
         figures = judged.figures
         if recipe.reference_mse:  # a graph of its own, after the reward's is gone
             with memory_for(*GENERATOR), generator.without_guidance():
-                figures["reference_mse"] = denoise(generator, batch, recipe, like=x_t)
+                figures["reference_mse"] = denoise(generator, drawn, recipe, like=x_t)
     loss = judged.loss + recipe.velocity_mse * velocity_distance
     loss += recipe.reference_mse * figures.get("reference_mse", 0.0)
     figures |= {"loss": loss, "velocity_mse": velocity_distance, "stop": batch.first}
     return figures | margin_figures(judged.margins, recipe.group_size)
+
+
+def sampled(
+    generator: Trainable, batch: ReflBatch, bank: Sequence[References], *, check_first: bool
+) -> tuple[Tensor, ReflBatch, Faults]:
+    """The batch's latents where its gradient begins, the batch as it was drawn, and which samples are of no use.
+
+    Those are of prompts that the generator cannot read: another prompt with a reference of its own stands there.
+    """
+
+    def draw(prompts: list[Prompt]) -> Tensor:
+        return rollout(generator, prompts, batch.seeds, batch.first).x_t
+
+    spare = (references.prompt for references in bank)
+    x_t, prompts, faults = drawn_apart(generator, batch.prompts, draw, spare=spare, check_first=check_first)
+    if not faults:
+        return x_t, batch, faults
+    instead = next(references.at(0) for references in bank if references.prompt is prompts[next(iter(faults))])
+    unread = {id(batch.references[number].prompt) for number in faults}
+
+    def readable(references: Iterable[Reference]) -> list[Reference]:
+        return [instead if id(reference.prompt) in unread else reference for reference in references]
+
+    return x_t, replace(batch, references=readable(batch.references), denoised=readable(batch.denoised)), faults
+
+
+def leave_out(
+    last_steps: LastSteps, generator: Trainable, prompts: Sequence[Prompt], kept: Kept, instead: Prompt
+) -> None:
+    """Go back through the samples that are left alone. instead: a prompt of theirs, where one goes along (`Part`)."""
+    prompts = [prompt if own else instead for prompt, own in zip(prompts, kept.local.tolist(), strict=True)]
+    parts = [Part.of(rows, kept.local) for rows in last_steps.parts]
+    conditions = [encoded(generator, prompts, part.rows) for part in parts]
+    shares = [part.count * kept.weight for part in parts]
+    last_steps.replace_parts([part.rows for part in parts], conditions, shares, without=~kept.local)
 
 
 @contextmanager
@@ -318,12 +371,39 @@ def select_frames(videos: Sequence[Pixels], numbers: Sequence[int]) -> list[Othe
     return [selected[id(video)] for video in videos]
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The samples that are left of a step of which groups failed.
+
+    local [b]: which of this process's. everywhere [B]: which of all processes'.
+    """
+
+    local: Tensor
+    everywhere: Tensor
+
+    @property
+    def weight(self) -> float:
+        """Of a sample in this process's sum; the mean of the processes' sums is then the mean of all that are left."""
+        return world_size() / int(self.everywhere.sum())
+
+    def groups(self, recipe: ReflRecipe) -> int:
+        """How many groups are left."""
+        return int(self.everywhere.sum()) // recipe.group_size
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        return all_gather(rows)[self.everywhere.to(rows.device)]
+
+
 class JudgedBatch(NamedTuple):
-    """loss: of this process's samples. margins [copies, B]: those of all processes. figures: of pictures and gate."""
+    """loss: of this process's samples. margins [copies, B]: those of all processes. figures: of pictures and gate.
+
+    kept: where groups failed, which samples are left; margins are of these.
+    """
 
     loss: float
     margins: Float[Tensor, "J B"]
     figures: Figures
+    kept: Kept | None = None
 
 
 def judge_batch(
@@ -333,17 +413,82 @@ def judge_batch(
     references: Sequence[OtherPixels],
     recipe: ReflRecipe,
     pixels: PixelBatch,
+    *,
+    unread: Faults,
+    take_down: Callable[[list[FailedGroup], int], None],
 ) -> JudgedBatch:
-    """Judge the decoded pictures against `references`, and leave the loss's gradient on them."""
-    figures = step_image_stats(pixels, recipe.prompts_per_step, all_gather)
+    """Judge the decoded pictures against `references`, and leave the loss's gradient on them; none on failed groups.
+
+    unread: samples that are not of their prompts. take_down: is told the failed groups, and of how many.
+    """
+    asked = [number for number in range(len(pixels)) if number not in unread]
     with memory_for(*JUDGE):
-        judged = judge_copies(judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng)
-        margins = judged.verdict.margin.unflatten(0, (recipe.jitter_copies, len(pixels)))
+        judged = judge_copies(
+            judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng, asked=asked
+        )
+        faults, other = judged.faults | unread, None
         if held_out is not None:
-            figures |= gate_gradients(
-                held_out, batch.prompts, pixels, references, margin=margins.mean(0), gate=recipe.gate
-            )
-    return JudgedBatch(judged.loss, all_gather(margins.T).T.contiguous(), figures)
+            other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
+            faults |= unanswered
+    kept = _kept(batch, faults, recipe, take_down)
+    margins, loss, share, gather = judged.margins, judged.loss, 1.0, all_gather
+    if kept is not None:
+        rows, gather = kept.local, kept.all_gather
+        margins, other, share = margins[:, rows], None if other is None else other[rows], int(rows.sum()) * kept.weight
+        loss = _objective(recipe)(margins.flatten()).item() * share if share else 0.0
+        assert pixels.grad is not None
+        pixels.grad *= len(pixels) * kept.weight
+        pixels.grad[~rows] = 0
+    figures = step_image_stats(pixels, recipe.prompts_per_step if kept is None else kept.groups(recipe), gather)
+    if other is not None:
+        against = disagreeing(margins.mean(0), other.to(margins.device)).to(pixels.device)
+        if recipe.gate and pixels.grad is not None:
+            of_kept = torch.arange(len(pixels)) if kept is None else kept.local.nonzero().flatten()
+            pixels.grad[of_kept.to(pixels.device)[against]] = 0
+        figures |= {"held_out_margin": _mean(other) * share, "disagreeing": _mean(against.float()) * share}
+    if kept is not None:
+        figures["failed_groups"] = recipe.prompts_per_step - kept.groups(recipe)
+    of_own = judged.margins.T
+    if world_size() > 1:  # where nobody answered, no judge has said on which device
+        of_own = of_own.float().cpu()
+    return JudgedBatch(loss, gather(of_own).T.contiguous(), figures, kept)
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item() if len(values) else 0.0
+
+
+def _objective(recipe: ReflRecipe) -> Callable[[Tensor], Tensor]:
+    return partial(LOSSES[recipe.loss], cap=recipe.cap)
+
+
+def _kept(
+    batch: ReflBatch, faults: Faults, recipe: ReflRecipe, take_down: Callable[[list[FailedGroup], int], None]
+) -> Kept | None:
+    """What all processes have left of the step, or None where nothing failed. faults: of this process's samples."""
+    n, size = len(batch.prompts), recipe.group_size
+    own: dict[int, FailedGroup] = {}
+    for row, fault in sorted(faults.items()):
+        group = (rank() * n + row) // size
+        own.setdefault(group, FailedGroup(group, batch.prompts[row].text, fault.what, fault.remedy))
+    failed = {number: group for of_process in gather_objects(own) for number, group in of_process.items()}
+    if not failed:
+        return None
+    take_down([failed[number] for number in sorted(failed)], recipe.prompts_per_step)
+    everywhere = torch.ones(recipe.prompts_per_step, size, dtype=torch.bool)
+    everywhere[list(failed)] = False
+    return Kept(local_shard(everywhere.flatten()), everywhere.flatten())
+
+
+class JudgedCopies(NamedTuple):
+    """loss: the mean over all copies. margins [J, B]. Both are NaN where a picture has no answer.
+
+    faults: why it has none, by its number.
+    """
+
+    loss: float
+    margins: Float[Tensor, "J B"]
+    faults: Faults
 
 
 def judge_copies(
@@ -354,41 +499,63 @@ def judge_copies(
     *,
     recipe: ReflRecipe,
     noise_rng: torch.Generator,
-) -> PixelGradient:
-    """The loss of jittered copies of pictures [B, T, C, H, W] against their references, sent back to the pictures."""
+    asked: Sequence[int] | None = None,
+) -> JudgedCopies:
+    """The loss of jittered copies of pictures [B, T, C, H, W] against their references, sent back to the pictures.
+
+    asked: numbers of the pictures that are asked about; by default all. Those without an answer get no gradient.
+    """
     copies = [
         jittered(pixels, noise_rng, recipe.jitter_shift, recipe.jitter_noise) for _ in range(recipe.jitter_copies)
     ]
-    questions = [
-        Question(prompt, picture, reference)
-        for copy in copies
-        for prompt, picture, reference in zip(prompts, copy, references, strict=True)
-    ]
-    judged = pixel_gradient(judge, questions, partial(LOSSES[recipe.loss], cap=recipe.cap), recipe.judge_batch)
-    torch.autograd.backward([question.candidate for question in questions], judged.gradients)
-    return judged
+    pictures = [list(copy) for copy in copies]
+
+    def ask(numbers: list[int]) -> PixelGradient:
+        questions = [Question(prompts[i], copy[i], references[i]) for copy in pictures for i in numbers]
+        return pixel_gradient(judge, questions, _objective(recipe), recipe.judge_batch)
+
+    answers, faults = each_apart(ask, range(len(pixels)) if asked is None else asked)
+    if len(answers) == 1 and len(answers[0][0]) == len(pixels):
+        loss, verdict, gradients = answers[0][1]
+        torch.autograd.backward([picture for copy in pictures for picture in copy], gradients)
+        return JudgedCopies(loss, verdict.margin.unflatten(0, (recipe.jitter_copies, len(pixels))), faults)
+    margins = torch.full((recipe.jitter_copies, len(pixels)), torch.nan)
+    gradients = [[torch.zeros_like(picture) for picture in copy] for copy in pictures]
+    for numbers, judged in answers:
+        share = len(numbers) / len(pixels)
+        margins[:, numbers] = judged.verdict.margin.unflatten(0, (-1, len(numbers))).to(margins)
+        own = iter(judged.gradients)
+        for of_copy in gradients:
+            for i in numbers:
+                of_copy[i] = next(own) * share
+    torch.autograd.backward([p for copy in pictures for p in copy], [g for of_copy in gradients for g in of_copy])
+    return JudgedCopies(math.nan, margins, faults)
 
 
 @torch.no_grad()
-def gate_gradients(
+def held_out_margins(
     held_out: RewardModel,
     prompts: Sequence[Prompt],
     pixels: PixelBatch,
     references: Sequence[OtherPixels],
-    *,
-    margin: Tensor,
-    gate: bool,
-) -> Figures:
-    """Ask a held-out judge about the pictures too; with `gate`, the gradient of those it disagrees about becomes zero.
+    asked: Sequence[int],
+) -> tuple[Float[Tensor, " B"], Faults]:
+    """A held-out judge's margins of the pictures, which gate the gradient; NaN, and why, where it has none."""
+    shown = pixels.detach()
 
-    margin [B]: the answer of the judge in training. Returns what to log.
-    """
-    triples = zip(prompts, pixels.detach(), references, strict=True)
-    other = held_out([Question(prompt, picture, reference) for prompt, picture, reference in triples]).margin
-    against = disagreeing(margin, other.to(margin.device))
-    if gate and pixels.grad is not None:
-        pixels.grad[against.to(pixels.device)] = 0
-    return {"held_out_margin": other.mean().item(), "disagreeing": against.float().mean().item()}
+    def ask(numbers: list[int]) -> Tensor:
+        margin = held_out([Question(prompts[i], shown[i], references[i]) for i in numbers]).margin
+        if not torch.isfinite(margin).all():
+            raise RewardError("the held-out judge gave a score that is not finite.", "Look at its pictures.")
+        return margin
+
+    answers, faults = each_apart(ask, asked)
+    if len(answers) == 1 and len(answers[0][0]) == len(pixels):
+        return answers[0][1], faults
+    margins = torch.full((len(pixels),), torch.nan)
+    for numbers, margin in answers:
+        margins[numbers] = margin.to(margins)
+    return margins, faults
 
 
 def margin_figures(margins: Float[Tensor, "J B"], group_size: int) -> Figures:

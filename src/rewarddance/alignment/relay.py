@@ -57,15 +57,16 @@ class Stage(NamedTuple):
 class LastSteps:
     """The end of a rollout that the gradient goes through: one step and the x_0 it predicts, or the last K steps.
 
-    conditions: of the batch's parts (rows of it). Each step has a graph of its own, which begins at a leaf, so that no
-    more than one is walked at a time. They wait for the gradient where the batch is one part; of several parts each
-    step is computed again with a graph when its turn comes.
+    conditions: of the batch's parts (rows of it). shares: of the parts in the batch. Each step has a graph of its own,
+    which begins at a leaf, so that no more than one is walked at a time. They wait for the gradient where the batch is
+    one part; of several parts each step is computed again with a graph when its turn comes.
     """
 
     def __init__(
         self, generator: Trainable, conditions: Sequence[Any], parts: Sequence[Tensor], first: int, length: int
     ) -> None:
         self.generator, self.conditions, self.parts = generator, conditions, parts
+        self.shares = [len(rows) / sum(map(len, parts)) for rows in parts]
         self.steps = range(first, first + length)
         self.move = generator.advance if length > 1 else generator.predict_x0
         self.before: list[Tensor] = []
@@ -82,6 +83,15 @@ class LastSteps:
             self.kept += stages if waits else []
         return x_t
 
+    def replace_parts(
+        self, parts: Sequence[Tensor], conditions: Sequence[Any], shares: Sequence[float], without: Tensor
+    ) -> None:
+        """Go back through other parts than forward; what `without` [B] marks may not be finite, and becomes zero."""
+        self.parts, self.conditions, self.shares, self.kept = parts, conditions, list(shares), []
+        self.before = [
+            x_t.masked_fill(without.to(x_t.device).view(-1, *[1] * (x_t.ndim - 1)), 0) for x_t in self.before
+        ]
+
     def backward(self, gradient: Tensor, weight: float) -> float:
         """Send d loss / d x_0 [B, ...] to the weights, and that of weight times the velocity's distance to the base's.
 
@@ -94,7 +104,7 @@ class LastSteps:
                 x_t, v, after = self.kept.pop() if self.kept else self._stage(number, part)
                 with self.generator.as_before_training(), torch.no_grad():
                     v_base = self.generator.predict(x_t, self.steps[number], self.conditions[part])
-                far = velocity_mse(v, v_base) * (len(rows) / len(gradient) / len(self.steps))
+                far = velocity_mse(v, v_base) * (self.shares[part] / len(self.steps))
                 torch.autograd.backward([after, weight * far], [to_go, None])
                 away += far.item()
                 if number:

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
+from rewarddance.alignment.failed_groups import FailedGroups, NothingLeft
 from rewarddance.alignment.group_rewards import Judging, Reward
 from rewarddance.alignment.references import ReferenceBank
 from rewarddance.alignment.safeguards import Ema
@@ -129,6 +130,7 @@ class Alignment:
     bank: the prompts' references, where samples are judged against references.
     held_out: a judge that is asked beside the first and gates ReFL's gradient.
     begin_with: the folder of a LoRA that training goes on from; what it is held to is still the generator without it.
+    failed: the groups that had no reward.
     """
 
     generator: Trainable
@@ -139,10 +141,13 @@ class Alignment:
     bank: ReferenceBank | None = None
     held_out: RewardModel | None = None
     begin_with: Path | None = None
+    failed: FailedGroups = field(default_factory=FailedGroups)
 
 
 Updates = Callable[[Alignment, int, Ema], Iterator[Figures]]
-"""An algorithm: the updates of a step. After each one's figures a gradient lies on the weights."""
+"""An algorithm: the updates of a step. After each one's figures a gradient lies on the weights.
+
+It raises NothingLeft where no group of the step has a reward."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +246,7 @@ def train(
     first = state.resume()
     if leads:
         metrics.rewind(phase, first or -1)  # without a checkpoint the first probe comes again too
+        run.failed.begin(folder, first)
     alarms = AlarmLog(recipe.alarms, metrics, phase, first) if leads else None
     with progress_bar(title, recipe.steps, first) if leads else nullcontext() as bar:
         for step in range(first, recipe.steps + 1):
@@ -256,10 +262,13 @@ def train(
             figures = _take_step(run, updates, title, state, step)
             last_good = None
             if alarms is not None and bar is not None:
-                metrics.log(phase, step + 1, "step", **figures)
                 bar.advance()
-                bar.show(reward=figures["reward"], margin=figures["margin"])
-                last_good = alarms.check(step + 1, figures)
+                if figures:
+                    metrics.log(phase, step + 1, "step", **figures)
+                    bar.show(reward=figures["reward"], margin=figures["margin"])
+                    last_good = alarms.check(step + 1, figures)
+                else:
+                    metrics.log(phase, step + 1, "failed", failed_groups=recipe.prompts_per_step)
             last_good = process_group.gather_objects(last_good)[0]
             if last_good is not None:
                 back = state.resume(at_most=last_good)
@@ -281,13 +290,18 @@ def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Fig
 
 
 def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, step: int) -> Figures:
-    """All updates of a step, and the average's; returns the mean of their figures over updates and processes."""
+    """All updates of a step, and the average's; returns the mean of their figures over updates and processes.
+
+    A step of which no group has a reward changes nothing and has no figures.
+    """
     learning_rate = run.recipe.learning_rate * lr_factor(step, run.recipe)
     rows: list[Figures] = []
     try:
         for figures in updates(run, step, state.ema):
             norm = state.apply_gradient(learning_rate, run.recipe.max_grad_norm)
             rows.append({"gradient_norm": norm, **figures})
+    except NothingLeft:
+        return {}
     except RewardError as error:
         raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
     state.ema.update()

@@ -87,6 +87,7 @@ def align(
     """Align a generator with a trained judge; run again to continue an interrupted one.
 
     By the gradient through the judge (algorithm: refl), or by asking it alone: Flow-GRPO (grpo) or DiffusionNFT (nft).
+    Groups that have no reward go with the reason to failed_groups.jsonl, and the exit code is 1.
 
     On several GPUs: torchrun --nproc-per-node N -m rewarddance align RECIPE.
     """
@@ -99,7 +100,7 @@ def align(
     with init_process_group():  # so that of several processes one says what is wrong with the recipe
         aligned = run_alignment(load_recipe(AlignRun, recipe, _with_skip(overrides, skip_faulty)))
     if aligned is not None:
-        print_result(aligned.as_json())
+        print_result(aligned.as_json(), "groups")
 
 
 @app.command(epilog=example("rewarddance references recipes/shapeworld_refl.yaml --ray local --workers 2"))

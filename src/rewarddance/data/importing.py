@@ -260,7 +260,8 @@ class MediaStore:
 
     def _row(self, path: Path, draft: Draft) -> dict[str, Any]:
         media, value, fps = draft.media, draft.value, draft.fps
-        if self.source.first_wins and _swapped(draft):
+        swapped = self.source.first_wins and _swapped(draft)
+        if swapped:
             media, value, fps = media[::-1], 1 - value, fps[::-1]
         pair = len(media) == 2
         row: dict[str, Any] = {"prompt": draft.prompt}
@@ -270,7 +271,9 @@ class MediaStore:
         row["source"] = f"{self.source.name}/{draft.part}" if draft.part else self.source.name
         if draft.image is not None:
             row["image"] = self._path(path, draft.image)
-        row |= {key: text for key in ("criterion", "annotator") if (text := getattr(draft, key))}
+        row |= {key: text for key in ("criterion", "annotator", "date") if (text := getattr(draft, key))}
+        if draft.rationale:  # it may speak of the first and the second
+            row["rationale_swapped" if swapped else "rationale"] = draft.rationale
         rates = zip(("fps_a", "fps_b") if pair else ("fps",), fps, strict=True)
         return row | {key: rate for key, rate in rates if rate is not None}
 

@@ -6,8 +6,9 @@ found b better than a; instead of it `label` may say "a", "b" or "tie". Or one p
 
 May be left out: `criterion`, by what was voted; `image`, the picture that both were made from; `fps` of both
 videos, or `fps_a` and `fps_b`; `source`; `annotator`; `reason`, why the answer is as it is where b is the candidate and
-a the reference; `reason_swapped`, where a is the candidate and b the reference. Other keys are not read. Paths are
-relative to the file; a folder is a video's frames. docs/guides/data.md says more.
+a the reference; `reason_swapped`, where a is the candidate and b the reference. Other keys are not read: imports keep
+so the `date` of a vote and the voter's own `rationale`, of the other order `rationale_swapped`. Paths are relative to
+the file; a folder is a video's frames. docs/guides/data.md says more.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from rewarddance.types import Pixels, Preference, Prompt
 
 SHARES = {"a": 0.0, "tie": 0.5, "b": 1.0}
 _TEXTS = ("prompt", "media_a", "media_b", "media", "criterion", "image", "source", "annotator")
-_TEXTS += ("reason", "reason_swapped")
+_TEXTS += ("reason", "reason_swapped", "date", "rationale", "rationale_swapped")
 _NUMBERS = ("share", "score", "fps_a", "fps_b", "fps")
 SCHEMA = pa.schema({name: pa.string() for name in _TEXTS} | {name: pa.float64() for name in _NUMBERS})
 """The columns in Parquet; any may be missing where no row has it."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewarddance.alignment.algorithms import align_generator, prepare_alignment
+from rewarddance.alignment.failed_groups import FILE, read_failed_groups
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
+from rewarddance.alignment.train import Alignment
 from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.adapter import PipelineGenerator
@@ -39,8 +42,10 @@ class Aligned(NamedTuple):
     alarms: int
 
     def as_json(self) -> dict[str, Any]:
-        """What the command prints: the folder under its name, lora or generator."""
+        """What the command prints: the folder under its name, lora or generator; and how many groups had no reward."""
         told = {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        if failed := len(read_failed_groups(self.folder.parent)):
+            told |= {"failed": failed, "failures": str(self.folder.parent / FILE)}
         return told | skipped(self.folder.parent / FAULTY)
 
 
@@ -83,14 +88,16 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     judges = [judge, *(other for other, _ in more_judges), held_out]
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
-    with main_process_first():
-        folder = writable_folder(recipe.output)
-        if not recipe.chosen.lora_rank:
-            check_replaceable(folder / "generator")
-        keep_recipe(recipe, folder / "config.yaml")
-        if is_main_process():
-            keep_prompts(prompts, folder / "prompts.jsonl")
-    with locked(folder):
+    folder = recipe.output
+    with ExitStack() as held:
+        with main_process_first():
+            writable_folder(folder)
+            if not recipe.chosen.lora_rank:
+                check_replaceable(folder / "generator")
+            held.enter_context(locked(folder))
+            keep_recipe(recipe, folder / "config.yaml")
+            if is_main_process():
+                keep_prompts(prompts, folder / "prompts.jsonl")
         run = prepare_alignment(
             recipe,
             generator,
@@ -102,29 +109,32 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             held_out=held_out,
             begin_with=recipe.begin_with,
         )
-        with reporting(recipe.report_to, folder, recipe) as trackers:
-            page = ProgressPage(
-                folder,
-                Progress(f"aligning by {ALGORITHMS[recipe.algorithm]}", "the same command"),
-                write_alignment_page,
-            )
-            metrics, loop = Metrics(folder / "metrics.jsonl", trackers, page.renew), run.recipe
-            at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
-            probe = with_grids(
-                against_base(run) if isinstance(loop, PolicyRecipe) else dict,
-                generator,
-                prompts,
-                metrics,
-                count=recipe.grid_prompts,
-                phase=recipe.algorithm,
-                seed=recipe.seed,
-                batch_size=at_once,
-            )
-            aligned = align_generator(run, folder=folder, metrics=metrics, probe=probe)
-    if not is_main_process():
-        return None
-    console.print(f"report: {write_alignment_page(folder).resolve()}", soft_wrap=True)
-    return Aligned(generator, aligned, len(prompts), len(read_alarms(folder)))
+        aligned = _train(recipe, run, prompts)
+        if not is_main_process():
+            return None
+        console.print(f"report: {write_alignment_page(folder).resolve()}", soft_wrap=True)
+        return Aligned(generator, aligned, len(prompts), len(read_alarms(folder)))
+
+
+def _train(recipe: AlignRun, run: Alignment, prompts: Sequence[Prompt]) -> Path:
+    """Train with trackers, the page that is renewed, probes and grids; returns where the weights are."""
+    folder, loop = recipe.output, run.recipe
+    with reporting(recipe.report_to, folder, recipe) as trackers:
+        progress = Progress(f"aligning by {ALGORITHMS[recipe.algorithm]}", "the same command")
+        page = ProgressPage(folder, progress, write_alignment_page)
+        metrics = Metrics(folder / "metrics.jsonl", trackers, page.renew)
+        at_once = min(recipe.references.batch_size, loop.generator_batch or loop.prompts_per_step * loop.group_size)
+        probe = with_grids(
+            against_base(run) if isinstance(loop, PolicyRecipe) else dict,
+            run.generator,
+            prompts,
+            metrics,
+            count=recipe.grid_prompts,
+            phase=recipe.algorithm,
+            seed=recipe.seed,
+            batch_size=at_once,
+        )
+        return align_generator(run, folder=folder, metrics=metrics, probe=probe)
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -1,7 +1,9 @@
 """Reasons on real data: a larger model is asked for the answer and why, over the OpenAI-compatible chat protocol.
 
 An answer is kept where it agrees with the majority of the votes. Answers that disagree and questions that failed go to
-files of their own. A journal beside them holds every answer, so that an interrupted run goes on where it stopped.
+files of their own. A journal beside them holds every answer, so that an interrupted run goes on where it stopped. The
+key goes to the server alone: where a reply quotes it, its variable's name is written. Files of a server's own words,
+the journal and the failures, are readable by their owner alone.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rewarddance.data.media import as_images
 from rewarddance.data.preferences import PreferenceRow, read_rows
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, redacted
 from rewarddance.jobs.recipes import DistilRun
 from rewarddance.reward.instructions import Picture, load_instruction, pictures_of
-from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.checkpoint import locked, open_to_append, writable_folder, write_text_atomically
 from rewarddance.runtime.tracking import console, progress_bar
 from rewarddance.types import Question
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 Outcome = Literal["kept", "disagreed", "failed"]
 _DECISION = re.compile(r"\W*(yes|no)\b[\W_]*", re.IGNORECASE)
+_USER = re.compile(r"//[^/@]*@")
+"""A name and password in an address."""
 _END_OF_THOUGHT = "</think>"
 """Stands before the answer of a thinking teacher whose server does not keep the two apart."""
 _CUT_OFF = {"length": "at the server's limit of tokens", "content_filter": "by the server's filter"}
@@ -44,6 +48,10 @@ _UNREACHABLE = ("ConnectError", "UnsupportedProtocol")
 
 _LONGEST_REPLY, _LONGEST_SECONDS = 1 << 24, 600.0
 """Bytes of a reply, and seconds that it may take, to where it is given up."""
+
+
+_OWN = 0o600
+"""Permissions of files that hold a server's own words."""
 
 
 class Job(NamedTuple):
@@ -69,9 +77,16 @@ def distil(recipe: DistilRun) -> dict[str, Any]:
     """Ask what the journal has no answer to, failures once more, and write the three files; returns the counts.
 
     Raises InputError where the server cannot be reached or refuses all, where the journal is of another teacher,
-    question or preferences file, and where the output is a file of something else. Earlier answers are kept.
+    question or preferences file, where another run writes it, and where the output is a file of something else. Earlier
+    answers are kept.
     """
     rows = list(read_rows(recipe.preferences))
+    writable_folder(recipe.output.parent)
+    with locked(recipe.output.parent, f".{recipe.output.name}.lock"):
+        return _distil(recipe, rows)
+
+
+def _distil(recipe: DistilRun, rows: list[PreferenceRow]) -> dict[str, Any]:
     path = beside(recipe.output, "answers")
     if recipe.output.exists() and not path.exists():
         raise InputError(f"{recipe.output} exists, and no earlier distillation wrote it.", "Choose another output.")
@@ -82,12 +97,14 @@ def distil(recipe: DistilRun) -> dict[str, Any]:
     try:
         with (
             progress_bar("asking the teacher", len(jobs), len(jobs) - len(left)) as bar,
-            path.open("a", encoding="utf-8") as journal,
+            open_to_append(path) as journal,
         ):
+            journal.seek(0, os.SEEK_END)
             for answer in ask_all(recipe, rows, left):
                 answers[answer.job] = answer
                 line = {**answer.job._asdict(), "outcome": answer.outcome, "text": answer.text}
-                print(json.dumps(line), file=journal, flush=True)
+                journal.write((json.dumps(line) + "\n").encode())
+                journal.flush()
                 bar.advance()
     finally:
         counts = write_results(recipe, rows, [answers[job] for job in jobs if job in answers])
@@ -133,7 +150,7 @@ def _answer(client: OpenAI, recipe: DistilRun, row: PreferenceRow, job: Job) -> 
     except Unanswered as error:
         return Answer(job, "failed", _without_key(str(error), recipe))
     voted = (row.share < 0.5) if job.swapped else (row.share > 0.5)
-    return Answer(job, "kept" if yes == voted else "disagreed", reason)
+    return Answer(job, "kept" if yes == voted else "disagreed", _without_key(reason, recipe))
 
 
 def question(row: PreferenceRow, swapped: bool, instruction: str) -> list[dict[str, Any]]:
@@ -186,7 +203,8 @@ def _complete(client: OpenAI, recipe: DistilRun, content: Any) -> str:
     messages: Any = [{"role": "user", "content": content}]
     headers: Any = {} if os.environ.get(recipe.api_key_env) else {"Authorization": Omit()}
     ask = client.chat.completions.with_raw_response.create
-    url, tries = recipe.endpoint.rstrip("/") + "/chat/completions", recipe.retries + 1
+    url, tries = _without_key(_USER.sub("//", recipe.endpoint), recipe).rstrip("/"), recipe.retries + 1
+    url += "/chat/completions"
     trouble = ""
     for _ in range(tries):
         try:
@@ -205,7 +223,8 @@ def _complete(client: OpenAI, recipe: DistilRun, content: Any) -> str:
             cause = error.__cause__ or error
             if type(cause).__name__ in _UNREACHABLE:
                 raise InputError(
-                    f"the teacher at {url} cannot be reached: {cause}.", "Start it, then go on."
+                    f"the teacher at {url} cannot be reached: {_without_key(str(cause), recipe)}.",
+                    "Start it, then go on.",
                 ) from error
             what = f"{type(cause).__name__} {cause}".strip()
             raise Unanswered(f"the connection broke: {what} ({tries} tries)") from error
@@ -215,9 +234,9 @@ def _complete(client: OpenAI, recipe: DistilRun, content: Any) -> str:
 
 
 def _without_key(text: str, recipe: DistilRun) -> str:
-    """What a server said, without the key that it may quote."""
+    """What a server said, without the key that it may quote, and any other that stands in the environment."""
     key = os.environ.get(recipe.api_key_env)
-    return text.replace(key, f"(${recipe.api_key_env})") if key else text
+    return redacted(text.replace(key, f"(${recipe.api_key_env})") if key else text)
 
 
 def _bounded(response: Any) -> None:
@@ -267,14 +286,13 @@ def open_journal(path: Path, identity: dict[str, Any]) -> dict[Job, Answer]:
     where the identity is another one.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         whole, _, cut = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
         before, *lines = [json.loads(line) for line in whole.splitlines()] or [identity]
         jobs = [(Job(line["row"], line["swapped"]), line) for line in lines]
         answers = {job: Answer(job, line["outcome"], line["text"]) for job, line in jobs}
         changed = [key for key in identity if before.get(key) != identity[key]]
         if cut or not whole:
-            write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in (before, *lines)))
+            write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in (before, *lines)), _OWN)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the journal {path} cannot be used: {error}.", "Choose another output.") from error
     if changed:
@@ -292,7 +310,7 @@ def _identity(recipe: DistilRun) -> dict[str, Any]:
         "model": recipe.model,
         "instruction": recipe.instruction,
         "instruction_version": load_instruction(recipe.instruction).version,
-        "body": recipe.body,
+        "body": json.loads(_without_key(json.dumps(recipe.body), recipe)),
         "preferences_sha256": hashlib.sha256(recipe.preferences.read_bytes()).hexdigest(),
     }
 
@@ -312,7 +330,8 @@ def write_results(recipe: DistilRun, rows: list[PreferenceRow], answers: Iterabl
     kept = [rows[n].written(recipe.output.parent) | texts for n, texts in sorted(reasons.items())]
     files = {recipe.output: kept} | {beside(recipe.output, name): lines for name, lines in apart.items()}
     for path, lines in files.items():
-        write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+        own = 0o666 if path == recipe.output else _OWN
+        write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines), own)
     return counts | {"pairs": len(kept)}
 
 

@@ -28,7 +28,7 @@ from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.remote.addresses import is_address
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
 from rewarddance.runtime.config import keep_recipe, save_recipe
 from rewarddance.runtime.devices import find_device
 from rewarddance.runtime.tracking import machine
@@ -40,7 +40,7 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
     """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
 
     Such pairs go with the reason to evaluation.failed.jsonl. With `card` the model card goes into the reward's folder.
-    Raises InputError before anything is asked where a file cannot be used.
+    Raises InputError before anything is asked where a file cannot be used, or another run is at work in the folder.
     """
     faults: list[FaultyRow] = []
     sets = {name: PreferenceSet(path, faults=faults) for name, path in run.tests.items()}
@@ -49,15 +49,16 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
         _check_trained(run, folder)
     device = find_device(run.device)
     output = writable_folder(run.output or default_output(run.judge, folder))
-    if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
-        (output / CONFIG).unlink(missing_ok=True)
-    keep_recipe(run, output / CONFIG)
-    judge = load_reward(run.judge, device, run.dtype, **run.changes)
-    check_pairs(sets.values(), judge, faults, skip=run.skip_faulty, folder=output)
-    facts = judge_facts(judge, run.judge, folder)
-    examined = examine_sets(run, judge, facts, sets)
-    card = _card(judge, facts, folder, examined.evaluation) if run.card and folder else {}
-    result = write_evaluation(examined, output) | card
+    with locked(output):
+        if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
+            (output / CONFIG).unlink(missing_ok=True)
+        keep_recipe(run, output / CONFIG)
+        judge = load_reward(run.judge, device, run.dtype, **run.changes)
+        check_pairs(sets.values(), judge, faults, skip=run.skip_faulty, folder=output)
+        facts = judge_facts(judge, run.judge, folder)
+        examined = examine_sets(run, judge, facts, sets)
+        card = _card(judge, facts, folder, examined.evaluation) if run.card and folder else {}
+        result = write_evaluation(examined, output) | card
     return result | skipped(output / FAULTY)
 
 

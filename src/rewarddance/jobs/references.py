@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewarddance.alignment.recipe import AlignRun
-from rewarddance.alignment.references import Candidates, build_references, fill_bank, make_part
+from rewarddance.alignment.references import Candidates, Row, build_references, fill_bank, make_part
 from rewarddance.data.faults import FaultyRow
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.errors import InputError
@@ -62,7 +62,7 @@ class ReferenceWorker:
         self.recipe, self.bank = recipe.references, bank
         self.generator, self.judge = _load(recipe, device, device)
 
-    def __call__(self, part: Sequence[Candidates]) -> list[str]:
+    def __call__(self, part: Sequence[Candidates]) -> list[Row]:
         self.generator.check_prompts([candidates.prompt for candidates in part])
         return make_part(self.generator, self.judge, part, self.recipe, self.bank)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -56,35 +57,34 @@ class TrainRun(Recipe):
 def run_training(recipe: TrainRun) -> dict[str, Any]:
     """Train, examine on every test set, and say where the reward is, with its model card. An interrupted run goes on
     where it stopped. Of several processes all train, the first one examines, and the others return nothing."""
-    with init_process_group():
-        with main_process_first():
-            faults: list[FaultyRow] = []
-            training = PreferenceSet(recipe.preferences, for_training=True, faults=faults)
-            tests = {name: PreferenceSet(path, faults=faults) for name, path in recipe.tests.items()}
-            for pairs in tests.values():
-                _refuse_ties_alone(pairs)
-            check_training(recipe.judge, bool(tests))
-            folder = writable_folder(recipe.output)
-            check_replaceable(folder / "reward")
-            keep_recipe(recipe, folder / "config.yaml", binding=_has_begun(folder))
-
-        with locked(folder):
+    with ExitStack() as held:  # the lock, until all is written
+        with init_process_group():
+            with main_process_first():
+                faults: list[FaultyRow] = []
+                training = PreferenceSet(recipe.preferences, for_training=True, faults=faults)
+                tests = {name: PreferenceSet(path, faults=faults) for name, path in recipe.tests.items()}
+                for pairs in tests.values():
+                    _refuse_ties_alone(pairs)
+                check_training(recipe.judge, bool(tests))
+                folder = writable_folder(recipe.output)
+                check_replaceable(folder / "reward")
+                held.enter_context(locked(folder))
+                keep_recipe(recipe, folder / "config.yaml", binding=_has_begun(folder))
 
             def watch(judge: RewardModel) -> dict[str, float]:
                 return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
 
-            metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
-
             def preflight(judge: Judge) -> None:
                 check_pairs([training, *tests.values()], judge, faults, skip=recipe.skip_faulty, folder=folder)
 
+            metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
             judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
         if not is_main_process():
             return {}
-    facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)
-    examined = recipe.tests if _at_hand(judge) else {}
-    written = document(judge, folder / "reward", facts, examined, recipe.exam, sets=tests)
-    return {"reward": str(folder / "reward"), **skipped(folder / FAULTY), **written}
+        facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)
+        examined = recipe.tests if _at_hand(judge) else {}
+        written = document(judge, folder / "reward", facts, examined, recipe.exam, sets=tests)
+        return {"reward": str(folder / "reward"), **skipped(folder / FAULTY), **written}
 
 
 def _has_begun(folder: Path) -> bool:

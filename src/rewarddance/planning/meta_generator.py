@@ -19,7 +19,7 @@ from diffusers.utils.logging import disable_progress_bar
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.pipelines import adapter_class, adapter_of
 from rewarddance.planning.meta_judge import PIECES
@@ -80,7 +80,7 @@ def _table() -> dict[str, dict[str, Any]]:
 def _from_table(name: str, pipeline: str | None, dtype: torch.dtype) -> Any:
     """The pipeline of a public generator, with networks on the meta device and stand-ins for its tokenizers."""
     entry = dict(_table()[name])
-    kind = getattr(diffusers, pipeline or entry.pop("pipeline"))
+    kind: Any = getattr(diffusers, pipeline or entry.pop("pipeline"))
     entry.pop("pipeline", None)
     parts: dict[str, Any] = entry.pop("settings", {})
     for part, facts in entry.items():
@@ -126,7 +126,7 @@ def _from_folder(name: str, folder: Path, pipeline: str | None, dtype: torch.dty
         return kind.from_pretrained(folder, **parts)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
-            f"the generator {name!r} cannot be planned: {str(error).splitlines()[0]}.",
+            f"the generator {name!r} cannot be planned: {first_line(error)}.",
             "Its folder needs the config of every part, and its tokenizers' and scheduler's files.",
         ) from error
 

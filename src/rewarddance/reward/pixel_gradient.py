@@ -28,6 +28,10 @@ class PixelGradient(NamedTuple):
     gradients: tuple[Tensor, ...]
 
 
+class NoGradient(InputError):
+    """A reward whose answers do not depend on the pictures in the autograd graph, whatever it is asked."""
+
+
 @contextmanager
 def checkpointing(judge: RewardModel) -> Iterator[None]:
     """Within the block the judge keeps its layers' inputs only: far less memory, a third more time.
@@ -54,7 +58,8 @@ def pixel_gradient(
 
     loss: a mean over questions of a function of their margins, such as `refl.LOSSES`. Send the result on with
     `torch.autograd.backward([q.candidate for q in questions], gradients)`.
-    Raises RewardError naming the first question whose gradient is not finite, and InputError where there is none.
+    Raises RewardError naming the first question whose margin or gradient is not finite, and InputError where there is
+    none.
     """
     margins, gradients, total = [], [], 0.0
     for start in range(0, len(questions), at_once):
@@ -63,15 +68,17 @@ def pixel_gradient(
         with torch.enable_grad():
             margin = judge([replace(q, candidate=pixels) for q, pixels in zip(part, cut, strict=True)]).margin
             if not margin.requires_grad:
-                raise InputError("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
+                raise NoGradient("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
             value = loss(margin) * (len(part) / len(questions))
             gradients += torch.autograd.grad(value, cut)
         margins.append(margin.detach())
         total += value.item()
-    for number, gradient in enumerate(gradients):
-        if not torch.isfinite(gradient).all():
-            raise RewardError(
-                f"the gradient of question {number} (prompt {questions[number].prompt.text!r}) is not finite.",
-                "Look at its picture for values that are not finite, and at the judge's weights and precision.",
-            )
-    return PixelGradient(total, Verdict(torch.cat(margins)), tuple(gradients))
+    margin = torch.cat(margins)
+    for what, values in (("margin", [margin] if torch.isfinite(margin).all() else margin), ("gradient", gradients)):
+        for number, value in enumerate(values):
+            if not torch.isfinite(value).all():
+                raise RewardError(
+                    f"the {what} of question {number} (prompt {questions[number].prompt.text!r}) is not finite.",
+                    "Look at its picture for values that are not finite, and at the judge's weights and precision.",
+                )
+    return PixelGradient(total, Verdict(margin), tuple(gradients))

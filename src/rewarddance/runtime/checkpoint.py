@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.runtime import process_group
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
@@ -44,7 +44,7 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
         try:
             return Path(download(name))
         except (OSError, ValueError, RuntimeError) as error:  # its own errors are these three
-            told = f" (the model hub: {str(error).splitlines()[0]})"
+            told = f" (the model hub: {first_line(error)})"
     bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
     raise InputError(
         f"there is no checkpoint at {name!r}{told}.",
@@ -149,11 +149,14 @@ def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | 
     return steps[max(wanted)] if wanted else None
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader or a kill never sees half of it. A link in its place is replaced, not followed."""
+def write_text_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+    """Write a file so that a reader or a kill never sees half of it. A link in its place is replaced, not followed.
+
+    mode: its permissions, of which the umask takes away; 0o600 for what is nobody else's.
+    """
     scratch = _scratch(path)
     scratch.unlink(missing_ok=True)
-    with open(scratch, "x", encoding="utf-8") as file:
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -41,7 +41,8 @@ class Metrics:
     """Appends one JSON object a line to `metrics.jsonl`, flushed at once, and sends the same figures to the trackers.
 
     Every row has its phase ("judge", "refl", ...), its step, and its kind: "step" (of one training step), "probe" (of
-    the averaged generator), "evaluation" (of the judge in training), "alarm". Readers select rows by their kind.
+    the averaged generator), "evaluation" (of the judge in training), "alarm", "failed" (a step of which no group had a
+    reward). Readers select rows by their kind.
     step: the last one that was logged, 0 before any. What a resumed run logs again is not sent to the trackers again.
     watch: called once a row is written that is not of a training step: a page of the run may be made then.
     """

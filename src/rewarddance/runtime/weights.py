@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rewarddance.errors import InputError, RewardError, first_line
+from rewarddance.errors import InputError, RewardDanceError, RewardError, first_line
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.sharding import all_finite
 
@@ -200,7 +200,8 @@ def variant_of(folder: Path) -> str | None:
 def library_warnings(what: str) -> Iterator[None]:
     """What the libraries warn of within the block is said once, with `what` it is about, instead of switched off.
 
-    Their reports of weights are left out: `check_report` has refused what they tell of.
+    Their reports of weights are left out: `check_report` has refused what they tell of. What they raise that is none of
+    LOAD_ERRORS (their parts in Rust raise plain exceptions, or panic) is raised as a ValueError.
     """
     heard = _Heard()
     loggers = [logging.getLogger(name) for name in LIBRARIES]
@@ -211,6 +212,12 @@ def library_warnings(what: str) -> Iterator[None]:
         logger.propagate = False
     try:
         yield
+    except (RewardDanceError, MemoryError, *LOAD_ERRORS):
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ValueError(first_line(error)) from error
+        raise
     finally:
         for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
             logger.handlers[:] = handlers

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -30,6 +31,8 @@ class Draft:
     value: the share of votes for b, or the score.
     fps: of each of the media.
     part: of the source, where it distinguishes some.
+    date: when the vote was cast, as the set says it.
+    rationale: why, in the voter's own words.
     """
 
     prompt: str
@@ -40,6 +43,8 @@ class Draft:
     fps: tuple[float | None, ...] = (None, None)
     annotator: str = ""
     part: str = ""
+    date: str = ""
+    rationale: str = ""
 
 
 class Converted(NamedTuple):
@@ -99,7 +104,26 @@ def convert_record(
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # in what is nested
         why = f"it has another form than this source's ({type(error).__name__}: {error})"
         return [Converted(number, Fault("", why))]
-    return [Converted(number, draft) for draft in drafts]
+    beside = dated_and_explained(content) if isinstance(content, Mapping) else {}
+    return [Converted(number, replace(draft, **beside) if isinstance(draft, Draft) else draft) for draft in drafts]
+
+
+_DATES = ("created_at", "date", "timestamp", "tstamp")
+_RATIONALES = ("rationale", "reason", "reasoning", "justification", "explanation")
+
+
+def dated_and_explained(record: Mapping[str, Any]) -> dict[str, str]:
+    """The date and the voter's own reason of a record, in whatever of the usual columns they stand, as texts."""
+    found: dict[str, str] = {}
+    for key, names in (("date", _DATES), ("rationale", _RATIONALES)):
+        value = next((value for name in names if (value := record.get(name)) is not None and value != ""), None)
+        if isinstance(value, date):  # a datetime is one, too
+            found[key] = value.isoformat()
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key == "date":
+            found[key] = str(value)
+        elif isinstance(value, str) and value.strip():
+            found[key] = value.strip()
+    return found
 
 
 def medium(record: Mapping[str, Any], *names: str) -> Medium:

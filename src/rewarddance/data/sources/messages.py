@@ -48,6 +48,8 @@ _LAST = re.compile(
     r"^(?:overall|in conclusion|in summary|finally|therefore|thus|so|hence|verdict|final answer|answer)\b"
 )
 _SECOND = {"2", "b", "two", "second", "right"}
+_A_VERDICT = 7
+"""Words of an answer that says which one, and not why."""
 
 
 def pair_or_score(record: Mapping[str, Any]) -> Iterator[Draft]:
@@ -78,7 +80,8 @@ def pair_or_score(record: Mapping[str, Any]) -> Iterator[Draft]:
     else:
         if len(media) != 2:
             raise Fault(kind, f"has {len(media)} entries; an answer compares two")
-        yield Draft(prompt, (media[0], media[1]), _share(answer))
+        rationale = answer.strip() if len(answer.split()) > _A_VERDICT else ""
+        yield Draft(prompt, (media[0], media[1]), _share(answer), rationale=rationale)
 
 
 def _turns(record: Mapping[str, Any]) -> tuple[str, str]:
