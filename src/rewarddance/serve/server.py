@@ -74,17 +74,19 @@ class JudgeServer:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self.batcher = Batcher(self.judge.reward, self.options, self.metrics)
-        running = asyncio.create_task(self.batcher.run())
+        self._running = asyncio.create_task(self.batcher.run())
         yield
-        running.cancel()
+        self._running.cancel()
         with suppress(asyncio.CancelledError):
-            await running
+            await self._running
         self.batcher.close()
 
     # -- what the server says of itself --------------------------------------------------------------------------------
 
     async def _health(self, request: Request) -> Response:
         """Open to all, so that whoever watches processes needs no token."""
+        if self._running.done():  # nobody asks the judge any more
+            return _json({"status": "broken", "rewards": {REWARD: []}}, 503)
         return _json({"status": "ok", "rewards": {REWARD: ["ready"]}})
 
     async def _rewards(self, request: Request) -> Response:
@@ -157,7 +159,7 @@ class JudgeServer:
                 raise Denied(
                     "the request has no token of this server.", f"Send it as the client's ${self.options.token_env}."
                 )
-        elif urlsplit(f"//{request.headers.get('host', '')}").hostname not in LOOPBACK:
+        elif _name(request.headers.get("host", "")) not in LOOPBACK:
             raise Denied(
                 "the request is addressed to another host.", "Ask 127.0.0.1, or start the server with a token."
             )
@@ -216,6 +218,7 @@ class JudgeServer:
             server_header=False,
             ws="none",
             lifespan="on",
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=self.options.shutdown_seconds,
         )
         return uvicorn.Server(config)
@@ -273,6 +276,14 @@ def listen(options: ServeOptions) -> socket.socket:
             "Choose another --port, or end what has it.",
         ) from error
     return listening
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 async def _aside(size: int, work: Callable[..., Any], *given: Any) -> Any:
