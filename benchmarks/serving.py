@@ -1,6 +1,6 @@
 """A served judge: requests a second, the way of a picture, and a step of ReFL, each against the same without a server.
 
-python benchmarks/serving.py            about 10 minutes on 2 idle cores; the last line is JSON, figure name to number
+python benchmarks/serving.py [transport small large refl]     the last line is JSON, figure name to number
 
 64 clients ask one question each, over and over, about 64 pictures against 16 shared references. They are answered by a
 server as it is, by one that asks its judge one question at a time, and by the engine in this process in one call.
@@ -14,6 +14,7 @@ import io
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -168,14 +169,17 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, {threading.active_count()} thread, load {os.getloadavg()[0]:.1f}", flush=True)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        build_judge().save(Path(scratch))
-        for work in (
-            transport,
-            lambda: throughput("shapeworld", "shapeworld-judge", 32, "--instruction", "t2i-brief", times=10),
-            lambda: throughput("large", scratch, 280, times=2),
-            lambda: refl(scratch),
-        ):
-            found = work()
+        parts: dict[str, Callable[[], dict[str, float]]] = {
+            "transport": transport,
+            "small": lambda: throughput("small", "shapeworld-judge", 32, "--instruction", "t2i-brief", times=10),
+            "large": lambda: throughput("large", scratch, 280, times=1),
+            "refl": lambda: refl(scratch),
+        }
+        chosen = sys.argv[1:] or [*parts]
+        if {"large", "refl"} & {*chosen}:
+            build_judge().save(Path(scratch))
+        for name in chosen:
+            found = parts[name]()
             print(found, flush=True)
             figures |= found
     print(json.dumps(figures))

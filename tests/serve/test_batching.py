@@ -27,11 +27,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.gate = threading.Event()
+        self.gate, self.entered = threading.Event(), threading.Event()
         self.gate.set()
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
-        self.gate.wait(10)
+        self.entered.set()
+        self.gate.wait(60)
         self.batches.append([question.prompt.text for question in questions])
         if any(question.prompt.text == "broken" for question in questions):
             raise InputError("this prompt is broken.", "Correct it.")
@@ -48,7 +49,7 @@ def running(work: Callable[[Batcher], Awaitable[Any]], reward: Any, **options: A
         batcher = Batcher(reward, ServeOptions(**options), ServerMetrics())
         task = asyncio.create_task(batcher.run())
         try:
-            return await asyncio.wait_for(work(batcher), 20)
+            return await asyncio.wait_for(work(batcher), 60)
         finally:
             task.cancel()
             batcher.close()
@@ -58,6 +59,11 @@ def running(work: Callable[[Batcher], Awaitable[Any]], reward: Any, **options: A
 
 def question(text: str, seed: int = 0, reference: Any = None) -> Question:
     return Question(text, pictures(1, seed)[0], reference)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 async def each(batcher: Batcher, questions: Sequence[Question]) -> list[Any]:
@@ -78,10 +84,9 @@ def test_what_comes_while_the_judge_works_is_the_next_batch():
     async def work(batcher: Batcher) -> None:
         reward.gate.clear()
         first = asyncio.create_task(each(batcher, [question("first")]))
-        await asyncio.sleep(0.1)
+        await until(reward.entered.is_set)
         second = asyncio.create_task(each(batcher, [question(f"later {n}") for n in range(9)]))
-        await asyncio.sleep(0.1)
-        assert batcher.waiting == 9
+        await until(lambda: batcher.waiting == 9)
         reward.gate.set()
         await asyncio.gather(first, second)
 
@@ -117,10 +122,10 @@ def test_what_is_given_up_is_not_computed():
     async def work(batcher: Batcher) -> int:
         reward.gate.clear()
         first = asyncio.create_task(each(batcher, [question("first")]))
-        await asyncio.sleep(0.1)
+        await until(reward.entered.is_set)
         second = asyncio.create_task(each(batcher, [question("given up"), question("given up")]))
         third = asyncio.create_task(each(batcher, [question("third")]))
-        await asyncio.sleep(0.1)
+        await until(lambda: batcher.waiting == 3)
         second.cancel()
         await asyncio.sleep(0)
         reward.gate.set()
@@ -137,9 +142,9 @@ def test_a_full_queue_says_when_to_come_again():
     async def work(batcher: Batcher) -> None:
         reward.gate.clear()
         tasks = [asyncio.create_task(each(batcher, [question("a")]))]
-        await asyncio.sleep(0.1)
+        await until(reward.entered.is_set)
         tasks.append(asyncio.create_task(each(batcher, [question("b") for _ in range(4)])))
-        await asyncio.sleep(0.1)
+        await until(lambda: batcher.waiting == 4)
         with pytest.raises(Busy) as busy:
             await each(batcher, [question("c")])
         assert busy.value.seconds >= 1

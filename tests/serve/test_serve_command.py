@@ -34,8 +34,8 @@ def test_a_server_that_cannot_begin_says_why(monkeypatch):
 
 
 def test_what_is_in_flight_is_answered_when_the_server_is_told_to_end():
-    server = Server(str(judge_folder()), free_port(), "--instruction", "t2i-brief", "--wait-ms", "1000")
-    reference, *shown = pictures(3)
+    server = Server(str(judge_folder()), free_port(), "--instruction", "t2i-brief", "--max-batch", "1")
+    reference, *shown = pictures(61)
     content, replies = write_questions([Question("a circle", picture, reference) for picture in shown]), []
 
     def ask() -> None:
@@ -43,10 +43,11 @@ def test_what_is_in_flight_is_answered_when_the_server_is_told_to_end():
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.1)
+    while "rewarddance_batch_questions_count 0.0" in httpx2.get(server.address + "/metrics", timeout=20).text:
+        time.sleep(0.01)
     code = server.end(signal.SIGTERM)
     asking.join()
-    assert code == 0 and torch.isfinite(read_reply(replies[0], 2).margin).all()
+    assert code == 0 and torch.isfinite(read_reply(replies[0], 60).margin).all()
     with pytest.raises(httpx2.ConnectError):
         httpx2.get(server.address + "/health")
 

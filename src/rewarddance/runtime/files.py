@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ LARGEST_TEXT = 1 << 28
 """Bytes of a text that is read whole."""
 DEEPEST = 200
 """Levels of brackets in a JSON text; Python's reader takes memory and then the whole stack for more."""
+_JSON_MARKS = re.compile(r'["\\\[\]{}]')
 _KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISCHR, "a device"),
@@ -75,21 +77,23 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds. Raises ValueError, also where it is nested too deep to be anything but an attack."""
     if not isinstance(text, str):
         text = decoded(text)
-    depth = most = 0
     if text.count("[") + text.count("{") > DEEPEST:
+        depth = end_of_escape = 0
         inside = False  # of a string, whose brackets do not count
-        escaped = False
-        for character in text:
+        for found in _JSON_MARKS.finditer(text):  # what lies between them may be megabytes of a picture
+            mark, place = found[0], found.start()
+            if place < end_of_escape:
+                continue
             if inside:
-                inside, escaped = character != '"' or escaped, character == "\\" and not escaped
-            elif character == '"':
+                inside = mark != '"'
+                end_of_escape = place + 2 if mark == "\\" else 0
+            elif mark == '"':
                 inside = True
-            elif character in "[{":
+            elif mark in "[{":
                 depth += 1
-                most = max(most, depth)
-                if most > DEEPEST:
+                if depth > DEEPEST:
                     raise ValueError(f"it is nested more than {DEEPEST} deep")
-            elif character in "]}":
+            elif mark in "]}":
                 depth -= 1
     try:
         return json.loads(text)

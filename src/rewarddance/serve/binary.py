@@ -18,8 +18,6 @@ def _read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int,
     asked = read_questions(body, pictures.from_tensor, most)
     if gradient and not judge.differentiable:
         raise InputError("this reward gives no gradient.", "Ask /questions.")
-    if gradient and not all(asked.wanted):
-        raise InputError("a question wants no gradient.", "Name its pictures in wanted, or ask /questions.")
 
     def known(question: Question) -> Question:
         return judge.question(

@@ -8,7 +8,7 @@ import hashlib
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -44,17 +44,18 @@ class PictureStore:
         self._alive: WeakValueDictionary[bytes, Tensor] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def get(self, content: bytes | np.ndarray, form: str, make: Callable[[], Pixels]) -> Pixels:
-        """The pixels of a content, made by `make` where it is not known. form: of what kind the content is."""
-        key = hashlib.blake2b(content, digest_size=16, key=form.encode()[:64]).digest()  # type: ignore[arg-type]
+    def find(self, key: bytes) -> Pixels | None:
+        """The pixels of a content that is known, by its `key_of`."""
         with self._lock:
             if (pixels := self._alive.get(key)) is not None:
                 self.hits += 1
                 self._keep(key, pixels)
-                return pixels
-        made = make()
+            return pixels
+
+    def add(self, key: bytes, made: Pixels) -> Pixels:
+        """The pixels of this content: those given, or another's who was first."""
         with self._lock:
-            pixels = self._alive.setdefault(key, made)  # another thread may have been first
+            pixels = self._alive.setdefault(key, made)
             self.misses += 1
             self._keep(key, pixels)
         return pixels
@@ -67,6 +68,11 @@ class PictureStore:
         while self.bytes > self.limit:
             _, last = self._kept.popitem(last=False)
             self.bytes -= last.nbytes
+
+
+def key_of(content: bytes | np.ndarray, form: str) -> bytes:
+    """The hash of a content. form: of what kind it is."""
+    return hashlib.blake2b(content, digest_size=16, key=form.encode()[:64]).digest()  # type: ignore[arg-type]
 
 
 class Memory:
@@ -121,9 +127,13 @@ class RequestPictures:
 
     def from_file(self, data: bytes, name: str) -> Pixels:
         """The bytes of a picture's or a video's file."""
+        key = key_of(data, "file")
+        if (known := self._store.find(key)) is not None:
+            self.take_pixels(known.numel() // 3)
+            return known
         frames, height, width = media_size(data, name=name)
         self.take_pixels(frames * height * width)
-        return self._store.get(data, "file", lambda: as_pixels(data, name))
+        return self._store.add(key, as_pixels(data, name))
 
     def from_base64(self, text: object, name: str) -> Pixels:
         """A file in base64, with or without the head of a data URL. No other URL is followed."""
@@ -158,8 +168,9 @@ class RequestPictures:
         if tensor.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
             raise InputError(f"{name} holds {tensor.dtype}.", "Send uint8, float16, bfloat16 or float32.")
         self.take_pixels(math.prod(tensor.shape) // 3)
-        content = tensor.contiguous().view(torch.uint8).numpy()
-        return self._store.get(content, f"{tensor.dtype} {[*tensor.shape]}", lambda: _floats(tensor))
+        key = key_of(tensor.contiguous().view(torch.uint8).numpy(), f"{tensor.dtype} {[*tensor.shape]}")
+        known = self._store.find(key)
+        return self._store.add(key, _floats(tensor)) if known is None else known
 
 
 def _floats(tensor: Tensor) -> Pixels:

@@ -64,28 +64,30 @@ class JudgeServer:
         self.store = PictureStore(int(options.cache_mb * 1e6))
         self.memory = Memory(int(options.max_waiting_mb * 1e6))
         self.app = FastAPI(title="RewardDance", lifespan=self._lifespan, openapi_url=None)
-        self.app.get("/health")(self._health)
-        self.app.get("/rewards")(self._guarded(self._rewards))
-        self.app.get("/info")(self._guarded(self._info))
-        self.app.get("/metrics")(self._guarded(self._metrics))
+        self.app.add_route("/health", self._health, ["GET"])
+        self.app.add_route("/rewards", self._guarded(self._rewards), ["GET"])
+        self.app.add_route("/info", self._guarded(self._info), ["GET"])
+        self.app.add_route("/metrics", self._guarded(self._metrics), ["GET"])
         for protocol in PROTOCOLS:
-            self.app.post(protocol.path)(self._handler(protocol))
+            self.app.add_route(protocol.path, self._handler(protocol), ["POST"])
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self.batcher = Batcher(self.judge.reward, self.options, self.metrics)
-        running = asyncio.create_task(self.batcher.run())
+        self._running = asyncio.create_task(self.batcher.run())
         yield
-        running.cancel()
+        self._running.cancel()
         with suppress(asyncio.CancelledError):
-            await running
+            await self._running
         self.batcher.close()
 
     # -- what the server says of itself --------------------------------------------------------------------------------
 
-    async def _health(self) -> dict[str, Any]:
+    async def _health(self, request: Request) -> Response:
         """Open to all, so that whoever watches processes needs no token."""
-        return {"status": "ok", "rewards": {REWARD: ["ready"]}}
+        if self._running.done():  # nobody asks the judge any more
+            return _json({"status": "broken", "rewards": {REWARD: []}}, 503)
+        return _json({"status": "ok", "rewards": {REWARD: ["ready"]}})
 
     async def _rewards(self, request: Request) -> Response:
         return _json({"rewards": [REWARD]})
@@ -157,7 +159,7 @@ class JudgeServer:
                 raise Denied(
                     "the request has no token of this server.", f"Send it as the client's ${self.options.token_env}."
                 )
-        elif urlsplit(f"//{request.headers.get('host', '')}").hostname not in LOOPBACK:
+        elif _name(request.headers.get("host", "")) not in LOOPBACK:
             raise Denied(
                 "the request is addressed to another host.", "Ask 127.0.0.1, or start the server with a token."
             )
@@ -216,6 +218,7 @@ class JudgeServer:
             server_header=False,
             ws="none",
             lifespan="on",
+            timeout_keep_alive=75,
             timeout_graceful_shutdown=self.options.shutdown_seconds,
         )
         return uvicorn.Server(config)
@@ -273,6 +276,14 @@ def listen(options: ServeOptions) -> socket.socket:
             "Choose another --port, or end what has it.",
         ) from error
     return listening
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 async def _aside(size: int, work: Callable[..., Any], *given: Any) -> Any:

@@ -57,6 +57,16 @@ def test_its_gradients_are_the_judges(judge, served):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+def test_questions_with_and_without_a_gradient_may_be_mixed(judge, served):
+    a, b = (pixels.clone() for pixels in pictures(2))
+    a.requires_grad_()
+    questions = [Question("a circle", a, b), Question("a circle", b, b)]
+    found, theirs = served(questions).margin, judge(questions).margin
+    torch.testing.assert_close(found, theirs, rtol=0, atol=1e-6)
+    (ours,) = torch.autograd.grad(found.sum(), a)
+    torch.testing.assert_close(ours, torch.autograd.grad(theirs.sum(), a)[0], rtol=0, atol=1e-6)
+
+
 def test_a_gradient_in_half_precision_comes_back_so(served):
     pixels = pictures(1)[0].bfloat16().requires_grad_()
     served([Question("a circle", pixels, pictures(2)[1])]).probability.sum().backward()

@@ -113,9 +113,9 @@ def compact(pixels: Tensor, name: str) -> Tensor:
     if pixels.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32):
         pixels = pixels.float()
     if pixels.dtype == torch.float32:
-        whole = (pixels * 255).round()
-        if bool((whole / 255 == pixels).all()) and bool(((whole >= 0) & (whole <= 255)).all()):
-            pixels = whole.to(torch.uint8)
+        eight = (pixels * 255).round_().to(torch.uint8)
+        if torch.equal(eight.float().div_(255), pixels):  # what lies outside of [0, 1], and NaN, is not equal
+            pixels = eight
     return pixels.cpu().contiguous()
 
 
