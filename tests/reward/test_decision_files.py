@@ -16,6 +16,7 @@ from rewarddance.errors import InputError
 from rewarddance.reward.decision_files import decision_files
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.types import Question
 
 PROMPT = 'a "red" circle {{ and }} 中 \\n a cross'
@@ -100,6 +101,11 @@ def test_a_noul_is_exact_only_with_one_spelling_of_each_answer(folder):
     assert content["labels"]["noul"] == ["yes", "no"] and not content["rewarddance"]["noul_is_exact"]
     one = decision_files(load_reward(str(judge_folder()), yes=("Yes",), no=("no",)))
     assert one.exact and one.config()["labels"] == {"noul": ["Yes", "no"], "choice": ["Yes", "no"]}
+
+
+def test_a_judge_is_trained_with_one_spelling_where_its_recipe_says_so():
+    config = JudgeRecipe(yes=("yes",), no=("no",)).reward_config()
+    assert (config.yes, config.no) == (("yes",), ("no",))
 
 
 @pytest.mark.parametrize(

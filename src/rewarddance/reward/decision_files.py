@@ -1,9 +1,9 @@
 """A judge's folder asked by others: decision.json and decision_template.jinja, as transformers reads them (5.24 on).
 
-`pipeline("decision", model=FOLDER)` and `transformers serve` then ask in the judge's own words. A request is
-    state: {"prompt": ..., "reference": "<a>", "candidate": "<b>"} (an "image" before them where the instruction shows
-        one; a video is the marks of its frames in one text), or one text, the whole question with marks for pictures
-    questions: {"better": {"type": "noul"}}, assets: {"<a>": picture, "<b>": picture}
+`pipeline("decision", model=FOLDER)` and `transformers serve` then ask in the judge's own words. A request's state is
+{"prompt": ..., "reference": "<a>", "candidate": "<b>"}, with an "image" before them where the instruction shows one; a
+video is the marks of its frames in one text. Or it is one text, the whole question with marks where pictures go. The
+questions are {"better": {"type": "noul"}}, and the assets {"<a>": picture, "<b>": picture}.
 
 P("yes") of a `noul` is exact where the tokenizer has one spelling each of yes and no: transformers compares two labels
 and no more. Where a judge sums several, a `choice` of all of them in the order of `labels.choice` gives each its share,

@@ -249,6 +249,19 @@ def test_the_first_question_that_fails_is_named():
         ask(endpoint)(questions())
 
 
+@pytest.mark.parametrize("options", [{"kind": "pointwise"}, {"orders": "both"}])
+def test_a_failure_has_the_number_that_the_caller_knows(options):
+    def reply(path, body):
+        crosses = "crosses" in str(body)
+        reply.crosses += crosses
+        return answered({"The": -0.1}) if crosses and reply.crosses == 2 else sure(0.7)
+
+    reply.crosses = 0
+    with served(reply) as endpoint, pytest.raises(RewardError, match=r"question 3 .*two blue crosses"):
+        first = Question("two blue crosses", *pictures(2, 6))
+        ask(endpoint, concurrency=1, **options)([*questions()[:3], first])
+
+
 # -- before it is asked ------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +336,7 @@ def test_the_first_model_of_a_server_is_asked_where_none_is_named():
         ("chat+http://127.0.0.1:1/v1", {"colour": "red"}, "colour"),
         ("decisions+http://127.0.0.1:1/v1", {"tolerance": 0.1}, "tolerance"),
         ("chat+http://127.0.0.1:1/v1", {"kind": "clip"}, "kind"),
+        ("chat+http://127.0.0.1:1/v1", {"kind": "pointwise", "orders": "both"}, "two orders"),
     ],
 )
 def test_an_address_or_option_that_there_is_not_is_refused(name, options, why):

@@ -39,8 +39,8 @@ class DecisionsReward(EndpointReward):
         for request, found in zip(
             requests, self.transport.map(lambda request: self._answer(request, png), requests), strict=True
         ):
-            margins |= zip((one.number for one in request), found, strict=True)
-        return [margins[one.number] for one in asked]
+            margins |= zip((one.place for one in request), found, strict=True)
+        return [margins[one.place] for one in asked]
 
     def _answer(self, request: Sequence[Asked], png: PngPictures) -> list[float]:
         first = request[0]
@@ -50,7 +50,7 @@ class DecisionsReward(EndpointReward):
             questions=[
                 {
                     "type": "predicate",
-                    "name": str(one.number),
+                    "name": str(one.place),
                     "instructions": _content(png, one.parts[len(before) :], one.pictures[-1:], one),
                 }
                 for one in request
@@ -59,7 +59,7 @@ class DecisionsReward(EndpointReward):
 
         def read(reply: Any) -> list[float]:
             answers = {answer["name"]: answer for answer in reply["answers"]}
-            return [_margin(answers[str(one.number)], one.about) for one in request]
+            return [_margin(answers[str(one.place)], one.about) for one in request]
 
         about = first.about if len(request) == 1 else f"{first.about} and {len(request) - 1} more"
         return self.transport.post_json(self._path("/decisions"), body, read, about)

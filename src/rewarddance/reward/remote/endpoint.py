@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.data.fields import short
@@ -82,15 +82,21 @@ class EndpointOptions(Recipe):
     try_first: bool = True
     """Ask one question when the judge is loaded, so that what is wrong shows before hours of work."""
 
+    @model_validator(mode="after")
+    def _orders_are_of_pairs(self) -> EndpointOptions:
+        if self.orders == "both" and self.kind != "pairwise":
+            raise ValueError("only rewards of kind pairwise have two orders")
+        return self
+
 
 class Asked(NamedTuple):
     """A question as it is sent.
 
-    number: its place among those that were given. about: names it in errors.
+    place: among those that are sent. about: names it in errors, by the number that the caller knows.
     parts: text and `Picture` places in order. pictures: the pixels of those places. question: where it comes from.
     """
 
-    number: int
+    place: int
     about: str
     parts: tuple[str, ...]
     pictures: tuple[Tensor, ...]
@@ -143,10 +149,10 @@ class EndpointReward(ABC):
 
     def faults(self, questions: Sequence[Question]) -> Iterator[RewardDanceError | None]:
         """Of each question why it cannot be asked, or None; the server is not asked."""
-        for question in questions:
+        for number, question in enumerate(questions):
             try:
-                both = self.needs_reference and self.config.orders == "both"
-                self._asked([question, swapped(question)] if both else [question])
+                both = self.config.orders == "both"
+                self._asked([question, swapped(question)] if both else [question], [number] * (1 + both))
                 yield None
             except RewardDanceError as error:
                 yield error
@@ -172,23 +178,25 @@ class EndpointReward(ABC):
     # -- shared --------------------------------------------------------------------------------------------------------
 
     def _margins(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+        numbers = range(len(questions))
         if not self.needs_reference:
             alone, places = distinct(questions)
-            return differences(self._ask(alone), places)
+            first = {picture: number for number in reversed(numbers) for picture in places[number]}
+            return differences(self._ask(alone, [first[picture] for picture in range(len(alone))]), places)
         if self.config.orders == "forward":
-            return self._ask(questions)
-        both = self._ask([*questions, *map(swapped, questions)])
+            return self._ask(questions, numbers)
+        both = self._ask([*questions, *map(swapped, questions)], [*numbers, *numbers])
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
-    def _ask(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
-        asked = self._asked(questions)
+    def _ask(self, questions: Sequence[Question], numbers: Sequence[int]) -> Float[Tensor, " B"]:
+        asked = self._asked(questions, numbers)
         return torch.tensor(self._answers(asked, PngPictures(asked)), dtype=torch.float32)
 
-    def _asked(self, questions: Sequence[Question]) -> list[Asked]:
-        """The questions in words. Raises InputError naming one that lacks a picture, or holds what a model may read as
-        a token of its own."""
+    def _asked(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[Asked]:
+        """The questions in words; numbers: by which the caller knows them. Raises InputError naming one that lacks a
+        picture, or holds what a model may read as a token of its own."""
         found = []
-        for number, question in enumerate(as_read(questions, self.config)):
+        for place, (number, question) in enumerate(zip(numbers, as_read(questions, self.config), strict=True)):
             about = f"question {number} ({short(question.prompt.text)})"
             own: Instruction = load_instruction(question.instruction) if question.instruction else self.instruction
             ask = own.question if self.needs_reference else own.pointwise_question
@@ -198,7 +206,7 @@ class EndpointReward(ABC):
                     f"{about} holds {match[0]!r}, which a model may take for a token of its own.",
                     "Remove it from the prompt.",
                 )
-            found.append(Asked(number, about, parts, pictures_of(parts, question, number), question))
+            found.append(Asked(place, about, parts, pictures_of(parts, question, number), question))
         return found
 
     def _request(self, **fields: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import Field
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.remote.endpoint import Asked, EndpointOptions, EndpointReward, PngPictures, logit, refused
+from rewarddance.types import Question
 
 NAME = "better"
 
@@ -37,6 +38,15 @@ class SystemOneReward(EndpointReward):
 
     Options = SystemOneOptions
     scheme = "systemone"
+
+    def _asked(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[Asked]:
+        asked = super()._asked(questions, numbers)
+        for one in asked if self.config.state == "places" else ():
+            if one.question.instruction is not None:
+                raise InputError(
+                    f"{one.about} names an instruction, and the served judge asks its own.", "Set state to question."
+                )
+        return asked
 
     def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
         return self.transport.map(lambda one: self._answer(one, png), asked)
@@ -61,10 +71,6 @@ class SystemOneReward(EndpointReward):
 
     def _state(self, asked: Asked, png: PngPictures) -> tuple[Any, dict[str, Any]]:
         """The state, and the pictures under the marks that stand for them in it."""
-        if self.config.state == "places" and asked.question.instruction is not None:
-            raise InputError(
-                f"{asked.about} names an instruction, and the served judge asks its own.", "Set state to question."
-            )
         text = "".join(asked.parts)
         opening = "<picture"
         while opening in text:  # a prompt that says so would be taken for a picture
