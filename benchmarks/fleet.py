@@ -64,6 +64,7 @@ def run(source: Path, name: str, *options: str, meanwhile: Callable[[psutil.Proc
     words = ["score", str(source), "--judge", "shapeworld-judge", "--device", "cpu", "--output", str(output)]
     words += ["--skip-faulty", "--batch-size", str(BATCH)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    environment |= {"RAY_worker_niceness": "0"}  # as one process has; by default its workers give way to all others
     start = time.monotonic()
     with (source.parent / f"{name}.log").open("w") as log:
         command = [sys.executable, "-m", "rewarddance", *words, *options]

@@ -16,6 +16,7 @@ from rewarddance.types import Question
 serve = pytest.importorskip("ray.serve", exc_type=ImportError)
 
 
+@pytest.mark.timeout(900)  # Ray starts in minutes on a busy machine
 def test_ray_serves_replicas_that_answer_as_the_judge_here():
     import ray  # type: ignore[import-not-found]
 

@@ -181,6 +181,7 @@ class Slow:
 
 
 @with_ray
+@pytest.mark.timeout(900)  # Ray starts in minutes on a busy machine
 def test_ray_does_again_what_a_killed_worker_had_in_hand(tmp_path):
     import ray.cloudpickle  # type: ignore[import-not-found]
 
@@ -192,6 +193,7 @@ def test_ray_does_again_what_a_killed_worker_had_in_hand(tmp_path):
 
 
 @with_ray
+@pytest.mark.timeout(900)  # Ray starts in minutes on a busy machine
 def test_rays_scores_are_those_of_one_process(media):
     torch.set_num_threads(1)  # as Ray's workers have
     run = run_of(media)
