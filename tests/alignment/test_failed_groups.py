@@ -208,7 +208,7 @@ def test_two_processes_leave_the_same_groups_out_as_one_does(tmp_path, algorithm
     if algorithm == "refl":
         changes |= {"reference_batch": None, "refresh_every": None}
     shared(algorithm, tmp_path / "one", **changes)
-    in_processes(2, lambda: shared(algorithm, tmp_path / "two", **changes), timeout=60)
+    in_processes(2, lambda: shared(algorithm, tmp_path / "two", **changes))
     assert read_failed_groups(tmp_path / "two") == read_failed_groups(tmp_path / "one") != []
     assert_alike(tmp_path / "two", tmp_path / "one")
 
@@ -224,7 +224,7 @@ PIECES = {
 def test_a_process_whose_groups_all_fail_goes_along_with_sharded_weights(tmp_path, algorithm):
     changes = PIECES[algorithm]
     shared(algorithm, tmp_path / "one", family="sd3", **changes)
-    in_processes(2, lambda: shared(algorithm, tmp_path / "two", family="sd3", sharded=True, **changes), timeout=60)
+    in_processes(2, lambda: shared(algorithm, tmp_path / "two", family="sd3", sharded=True, **changes))
     assert read_failed_groups(tmp_path / "two") == read_failed_groups(tmp_path / "one") != []
     assert_alike(tmp_path / "two", tmp_path / "one")
 
@@ -235,7 +235,7 @@ def test_two_processes_stop_together_where_one_of_them_has_no_reward(tmp_path):
             align_shared("grpo", tmp_path, judge=Failing(*PROMPTS))
         return caught.value.what
 
-    first, second = in_processes(2, both, timeout=60)
+    first, second = in_processes(2, both)
     assert first == second and "4 of the step's 4 groups have no reward" in first
 
 

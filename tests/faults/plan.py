@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "jobs")]
@@ -178,7 +178,7 @@ def two_runs(whole: Whole, folder: Path, share: float) -> str:
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Callable[[str], None]]:
     """A disk of so many bytes at the folder; what is yielded mounts it anew with other options."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     try:
         yield lambda options: mount("-o", f"remount,{options}", str(folder))
@@ -240,10 +240,8 @@ NEEDS_MOUNT = ("disk full", "disk read-only")
 
 def cell(kind: str, whole: Whole, place: Path, share: float) -> str:
     """What is wrong with a cell, or ""."""
-    folder: Any = place / "run"
-    folder.parent.mkdir(parents=True, exist_ok=kind not in NEEDS_MOUNT)
-    if kind in NEEDS_MOUNT:
-        folder.parent.rmdir()
+    folder = place / "run"
+    place.mkdir(parents=True)
     try:
         return FAULTS[kind](whole, folder, share)
     except AssertionError as error:

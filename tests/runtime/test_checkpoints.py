@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+import errno
+import os
+from types import SimpleNamespace
 
-from rewarddance.errors import InputError
+import pytest
+import torch
+
+from rewarddance.errors import InputError, as_ours
 from rewarddance.runtime import checkpoint
 from rewarddance.runtime.checkpoint import (
     find_checkpoint,
     newest_complete,
     replacing,
+    save_state,
     writable_folder,
     write_text_atomically,
 )
@@ -140,3 +146,15 @@ def test_an_id_of_the_hub_is_looked_for_there(tmp_path, monkeypatch):
 def test_what_the_hub_does_not_give_is_named_with_its_reason():
     with pytest.raises(InputError, match=r"no checkpoint at 'nobody/nothing' \(the model hub: .+\)"):
         find_checkpoint("nobody/nothing")
+
+
+@pytest.mark.parametrize(("free", "read_only", "code"), [(3, 0, errno.ENOSPC), (9**9, 1, errno.EROFS)])
+def test_a_state_that_torch_could_not_write_says_what_the_disk_is(tmp_path, monkeypatch, free, read_only, code):
+    def stopped(state, path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4537920 vs 4537808")
+
+    monkeypatch.setattr(torch, "save", stopped)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_flag=read_only))
+    with pytest.raises(OSError) as caught:
+        save_state({}, tmp_path / "optimiser.pt")
+    assert caught.value.errno == code and "optimiser.pt" in as_ours(caught.value).what

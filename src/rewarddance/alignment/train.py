@@ -24,7 +24,7 @@ from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import newest_complete, replacing
+from rewarddance.runtime.checkpoint import newest_complete, replacing, save_state
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import (
@@ -199,7 +199,7 @@ class TrainState:
             state = self.optimiser.state_dict()
             state["state"] = {i: gather_full_tensors(moments) for i, moments in state["state"].items()}
             if is_main_process():
-                torch.save(state, written / "optimiser.pt")
+                save_state(state, written / "optimiser.pt")
 
     def resume(self, at_most: int | None = None) -> int:
         """Load the newest complete checkpoint, of step `at_most` or before; returns its step, 0 where there is none."""

@@ -26,7 +26,7 @@ from rewarddance.reward.parallel import evaluate_together, replicate
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import COMPLETE, discard, newest_complete, replacing_together
+from rewarddance.runtime.checkpoint import COMPLETE, discard, newest_complete, replacing_together, save_state
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import full_tensor
 from rewarddance.runtime.trackers import check_trackers, reporting
@@ -226,7 +226,7 @@ def _save(folder: Path, progress: Progress, student: Trainable, optimiser: torch
         if student.module.sharded:  # each process writes its shards, and any number of them can read those again
             dcp.save(get_optimizer_state_dict(student.module, optimiser), checkpoint_id=written / "optimizer")
         elif is_main_process():
-            torch.save(optimiser.state_dict(), written / "optimizer.pt")
+            save_state(optimiser.state_dict(), written / "optimizer.pt")
         if is_main_process():
             (written / PROGRESS).write_text(json.dumps(progress._asdict()))
     if is_main_process():

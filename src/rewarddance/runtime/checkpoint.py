@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+import torch
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.runtime import process_group
@@ -161,6 +164,19 @@ def write_text_atomically(path: Path, text: str, mode: int = 0o666) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(scratch, path)
+
+
+def save_state(state: object, path: Path) -> None:
+    """torch.save, of which a full disk or one that can no longer be written is told as such: torch only says where it
+    stopped. Raises OSError."""
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "iostream" not in str(error):
+            raise
+        disk = os.statvfs(path.parent)
+        code = errno.EROFS if disk.f_flag & os.ST_RDONLY else errno.ENOSPC if disk.f_bavail < 256 else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def open_to_append(path: Path) -> IO[bytes]:
