@@ -32,7 +32,7 @@ class _JudgeReward:
     options: ClassVar[dict[str, Any]] = {}
 
     def __init__(
-        self, model_path: str = "", device: str = "cuda", dtype: str = "float32", endpoint_url: str = "", **others: Any
+        self, model_path: str = "", device: str = "cuda", dtype: Any = "float32", endpoint_url: str = "", **others: Any
     ) -> None:
         super().__init__()
         if not (endpoint_url or model_path):

@@ -99,8 +99,9 @@ def _known_part(part: str, facts: dict[str, Any], dtype: torch.dtype) -> Any:
     settings = {key: value for key, value in facts.items() if key != "class"}
     if part == "scheduler":
         return model_class(**settings)
+    of_transformers = issubclass(model_class, transformers.PreTrainedModel)
     with torch.device("meta"):
-        if issubclass(model_class, transformers.PreTrainedModel):
+        if of_transformers:
             return model_class._from_config(model_class.config_class(**settings), dtype=dtype).eval()
         return _cast(model_class(**settings), dtype)
 
