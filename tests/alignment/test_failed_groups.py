@@ -23,7 +23,7 @@ from torch import Tensor
 from rewarddance.alignment.algorithms import algorithm_of, align_generator, prepare_alignment
 from rewarddance.alignment.failed_groups import read_failed_groups
 from rewarddance.alignment.group_rewards import Reward
-from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe
+from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bank_refresher, build_references
 from rewarddance.alignment.refl import ReflRecipe
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Alignment, TrainRecipe, prompts_of_step
@@ -260,6 +260,17 @@ def test_a_prompt_without_references_is_left_out_and_not_asked_again(tmp_path):
     with pytest.raises(RewardError, match="3 of 3 prompts have no references; 'x'"):
         parts["references_folder"] = tmp_path / "others"
         prepare_alignment(Config, TinyGenerator(), Failing("x", "y", "z"), ["x", "y", "z"], **parts)  # type: ignore[arg-type]
+
+
+def test_a_bank_made_anew_keeps_the_first_references_of_a_prompt_that_fails(tmp_path):
+    made = (TinyGenerator(), ["a", "bad", "ccc"], ReferenceRecipe(candidates=3))
+    place = {"folder": tmp_path, "seed": 1}
+    first = build_references(made[0], BrightnessJudge(), *made[1:], **place)
+    later = bank_refresher(made[0], Failing("bad"), *made[1:], **place, first=first)
+    for now in (True, False):  # made, and read
+        bank = later(4, now)
+        assert [references.prompt.text for references in bank] == made[1]
+        assert bank[1] is first[1] and bank[0].seeds != first[0].seeds
 
 
 def test_the_command_lists_failed_groups_and_ends_with_one(tmp_path):

@@ -81,7 +81,7 @@ def test_the_bank_is_made_by_the_average_or_by_the_weights_of_then(tmp_path, sou
 def test_later_references_are_better_as_the_generator_is(whole):
     means, seeds = [], []
     for place in (".", "step-8"):
-        bank = bank_module._read(whole / "references" / place / "references.jsonl").values()
+        bank = bank_module._read(whole / "references" / place / "references.jsonl")[0].values()
         means.append(torch.stack([picture for one in bank for picture in one.pictures]).mean())
         seeds.append(next(iter(bank)).seeds)
     assert means[1] > means[0] + 0.005 and seeds[0] != seeds[1]
@@ -120,7 +120,7 @@ def test_a_candidate_never_meets_a_picture_of_its_own_noise_in_a_bank_made_anew(
     judge = WatchedJudge()
     train(tmp_path / "second", judge=judge)
     samples = judge.questions[-2 * 4 :]
-    banks = bank_module._read(tmp_path / "second" / "references" / "step-8" / "references.jsonl")
+    banks, _ = bank_module._read(tmp_path / "second" / "references" / "step-8" / "references.jsonl")
     met = 0
     for question, seed in zip(samples, own, strict=True):
         one = banks[question.prompt.text, "", ""]
