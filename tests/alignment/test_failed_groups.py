@@ -57,16 +57,15 @@ class Failing(BrightnessJudge):
 
 
 class Blind(TinyGenerator):
-    """Draws what is not finite for one prompt, or cannot read it."""
+    """Draws what is not finite for one prompt, or cannot read it where `raises` says so."""
 
     def __init__(self, num_steps: int = 5, bad: str = BAD, raises: bool = False) -> None:
         super().__init__(num_steps)
-        self.bad, self.raises, self.reads = bad, raises, 10**6
+        self.bad, self.raises = bad, raises
 
     def encode(self, prompts: Sequence[Any]) -> Tensor:
         bad = torch.tensor([prompt.text == self.bad for prompt in as_prompts(prompts)])
-        self.reads -= 1
-        if self.raises and self.reads < 0 and bad.any():
+        if self.raises and bad.any():
             raise RuntimeError("no such token")
         return torch.where(bad & (not self.raises), math.nan, super().encode(prompts).flatten())[:, None, None, None]
 
@@ -141,12 +140,21 @@ def test_pictures_that_are_not_finite_leave_the_gradient_as_a_judge_does(algorit
 
 @each
 def test_a_prompt_that_cannot_be_read_late_costs_its_group(tmp_path, algorithm):
-    generator = Blind(raises=True)
-    generator.reads = 20
-    run(algorithm, tmp_path, BrightnessJudge(), generator)
+    generator = Blind()
+    generator.bad = ""
+
+    class Late(Metrics):
+        def log(self, phase: str, step: int, kind: str = "step", **figures: Any) -> None:
+            super().log(phase, step, kind, **figures)
+            if step == 1:  # from the second step on
+                generator.bad, generator.raises = BAD, True
+
+    recipe, prompts = RECIPES[algorithm], [one.prompt for one in BANK]
+    made = Alignment(generator, [Reward(BrightnessJudge(), "references")], prompts, recipe, 3, ReferenceBank(BANK))
+    align_generator(made, folder=tmp_path, metrics=Late(tmp_path / "metrics.jsonl"))
     failed = read_failed_groups(tmp_path)
     assert failed and all(row["prompt"] == BAD and "no such token" in row["reason"] for row in failed)
-    assert logged(tmp_path)[-1]["kind"] == "probe"
+    assert failed[0]["step"] > 1 and logged(tmp_path)[-1]["kind"] == "probe"
 
 
 def test_a_held_out_judge_without_an_answer_costs_the_group_too(tmp_path):
