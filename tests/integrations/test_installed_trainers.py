@@ -174,15 +174,3 @@ def test_pref_grpos_own_dispatcher_has_it(tmp_path):
     own = {"gather_tensor": None, "use_group": True, "num_generations": 4}
     advantages, _ = dispatcher.compute_weighted_advantages(rewards, {"rewarddance": 1.0}, **own)
     assert advantages.mean().item() == pytest.approx(0, abs=1e-5)
-
-
-def test_a_server_answers_a_plug_in_as_the_judge_here_does():
-    pytest.importorskip("fastapi")
-    from rewarddance.reward.loading import load_reward
-    from rewarddance.reward.remote.served import ServedReward
-    from rewarddance.serve.server import serving
-
-    judge = load_reward(judge_folder())
-    expected = Scorer(judge, REFERENCES)(SHOTS[:, 0], PROMPTS)
-    with serving(judge) as address:
-        assert Scorer(ServedReward(address), REFERENCES)(SHOTS[:, 0], PROMPTS) == pytest.approx(expected, abs=1e-5)

@@ -176,3 +176,15 @@ def test_a_judge_in_this_process_answers_one_call_at_a_time():
     for thread in threads:
         thread.join()
     assert most == [1, 1, 1, 1]
+
+
+def test_a_server_is_asked_by_its_address_as_the_judge_here():
+    pytest.importorskip("fastapi")
+    from rewarddance.serve.server import serving
+
+    judge, references = load_reward(judge_folder()), {"a red circle": SHOTS[3], "two crosses": SHOTS[2]}
+    with serving(judge) as address:
+        served = Scorer(address, references)(SHOTS[:, 0], PROMPTS)
+        groups = Scorer(address, group=True)(SHOTS[:, 0], PROMPTS)
+    assert served == pytest.approx(Scorer(judge, references)(SHOTS[:, 0], PROMPTS), abs=1e-5)
+    assert groups == pytest.approx(Scorer(judge, group=True)(SHOTS[:, 0], PROMPTS), abs=1e-5)

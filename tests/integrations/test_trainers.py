@@ -68,7 +68,7 @@ def test_flow_grpo_loads_a_judge_once_for_training_and_evaluation(monkeypatch):
     monkeypatch.setattr(scoring, "load_reward", lambda name, *where: loaded.append((name, *where)) or BrightnessJudge())
     factory = judge_score("my-judge", REFERENCES, dtype="bfloat16")
     assert factory(torch.device("cpu"))(SHOTS, PROMPTS)[0] == factory(torch.device("cpu"))(SHOTS, PROMPTS)[0]
-    assert loaded == [("my-judge", "cpu", torch.bfloat16)]
+    assert loaded == [("my-judge", "cpu", "bfloat16")]
 
 
 def test_flow_grpos_source_pictures_belong_to_the_prompt():
