@@ -34,8 +34,11 @@ PROMPT = (
 )
 
 
-def build_judge() -> PairwiseReward:
-    """InternVL's class: a tower of 8 layers of 512, a Qwen2 text model of 10 layers of 768, 100 tokens a picture."""
+def build_judge(kept: Path | None = None) -> PairwiseReward:
+    """InternVL's class: a tower of 8 layers of 512, a Qwen2 text model of 10 layers of 768, 100 tokens a picture.
+
+    kept: a folder that holds the checkpoint afterwards.
+    """
     _, tokenizer = build_judge_base(0)
     torch.manual_seed(0)
     config = InternVLConfig(
@@ -65,7 +68,7 @@ def build_judge() -> PairwiseReward:
         downsample_ratio=0.5,
     )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+        folder = kept or Path(scratch)
         save_judge_base(InternVLForConditionalGeneration(config), tokenizer, folder)
         processor = folder / "preprocessor_config.json"
         processor.write_text(

@@ -191,7 +191,7 @@ def main() -> None:
         }
         chosen = sys.argv[1:] or [*parts]
         if {"large", "refl"} & {*chosen}:
-            build_judge().save(Path(scratch))
+            build_judge(Path(scratch))
         for name in chosen:
             found = parts[name]()
             print(found, flush=True)

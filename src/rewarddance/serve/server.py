@@ -115,7 +115,7 @@ class JudgeServer:
         """Only who may ask is answered; an error of ours is a reply that says what is wrong."""
 
         async def guarded(request: Request) -> Response:
-            begun, path = time.monotonic(), request.url.path
+            begun, path = time.monotonic(), request.scope["path"]
             try:
                 self._authorise(request)
                 response = await handle(request)
