@@ -13,6 +13,7 @@ from tiny import BrightnessJudge, TinyGenerator, comparing
 from tiny_alignment import assert_same_run, logged, moved, updates_of, with_lora
 from tiny_pipelines import fresh
 
+from rewarddance.alignment.alarms import AlarmRecipe
 from rewarddance.alignment.algorithms import align_generator
 from rewarddance.alignment.flow_grpo import GrpoRecipe
 from rewarddance.alignment.group_rewards import Reward
@@ -224,6 +225,9 @@ def test_the_base_is_asked_at_one_level_of_each_sample():
     (figures,) = updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, weights=weights)
     assert asked[False] == 18 and asked[True] == 18 * (2 + 3 + 3)  # a rollout, the old policy, the new one
     assert figures["velocity_mse"] >= 0
+    unwatched = recipe.model_copy(update={"alarms": AlarmRecipe(off=("distance",))})
+    (figures,) = updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, unwatched, weights=weights)
+    assert asked[False] == 18 and "velocity_mse" not in figures
 
 
 def test_a_rollout_takes_no_more_forwards_than_the_sampler_has_steps(tmp_path):

@@ -59,7 +59,8 @@ class NftRecipe(PolicyRecipe):
         last step): what a prompt asks for is decided early.
     rollout_forwards: samples are drawn by DPM-Solver++(2M) in so many forwards (`dpm_rollout`); by default by the
         generator's own sampler.
-    velocity_mse: weight of the distance to the base's velocity, at the first of each sample's levels.
+    velocity_mse: weight of the distance to the base's velocity, at the first of each sample's levels. With 0, and the
+        alarm `distance` off, the base is not asked.
     """
 
     ema_decay: float = Field(default=0.5, ge=0, lt=1)
@@ -75,6 +76,11 @@ class NftRecipe(PolicyRecipe):
         if not 0 <= self.level_range[0] <= self.level_range[1] <= 1:
             raise ValueError("level_range must be two shares between 0 and 1, the lower one first")
         return self
+
+    @property
+    def asks_base(self) -> bool:
+        """Is the distance from the base wanted, for the loss or for the alarm?"""
+        return self.velocity_mse > 0 or "distance" not in self.alarms.off
 
     def check(self, generator: Generator, judge: RewardModel) -> None:
         """Raises InputError where a rollout has more forwards than the sampler has steps."""
@@ -143,7 +149,7 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                     loss = nft_loss(x_0_hat, x_0_old, x_0[part.rows], r[part.rows], recipe.beta)
                     share = part.weight * len(part.rows) / (n * recipe.levels)
                     total, figures = share * loss, {"loss": share * loss.item()}
-                    if len(part.first) or recipe.sharded:
+                    if recipe.asks_base and (len(part.first) or recipe.sharded):
                         asked = part.first if len(part.first) else torch.tensor([0])
                         with generator.as_before_training(), torch.no_grad():
                             condition = encoded(generator, prompts, part.rows[asked])
