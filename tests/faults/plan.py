@@ -22,7 +22,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "jobs")]
 
+import torch  # noqa: E402
 import yaml  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from several import forked  # noqa: E402
 from tiny import Done, command, quickstart_recipe  # noqa: E402
 from tiny_runs import figures  # noqa: E402
@@ -130,9 +132,13 @@ def goes_on(whole: Whole, folder: Path) -> str:
         return f"it does not go on: {done and done.err[-400:]}"
     if figures(folder) != figures(whole.folder):
         return "its figures are others"
-    for name in ("metrics.jsonl", "samples.json", "refl/lora/pytorch_lora_weights.safetensors"):
+    for name in ("metrics.jsonl", "samples.json"):
         if (folder / name).read_bytes() != (whole.folder / name).read_bytes():
             return f"{name} is another one"
+    for name in ("judge/reward/model.safetensors", "refl/lora/pytorch_lora_weights.safetensors"):
+        ours, theirs = load_file(folder / name), load_file(whole.folder / name)  # the head of a LoRA's is in any order
+        if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in theirs):
+            return f"{name} holds other weights"
     if gone := [path for path in mine if not path.is_file() or path.read_text() != "mine"]:
         return f"{gone[0]} is gone"
     left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != MINE}
