@@ -139,6 +139,7 @@ def search(
     guidance_scale: float | None = None,
     dtype: Precision = "auto",
     device: str | None = None,
+    judge_device: str | None = None,
     tick: Callable[[int], None] = lambda n: None,
     **options: Any,
 ) -> list[SearchResult]:
@@ -146,7 +147,8 @@ def search(
 
     method: best_of_n, zero_order, paths, pruning or refine. budget: for each prompt, "samples=16", "seconds=30",
     "evaluations=400" or "questions=64". num_inference_steps (28 where it is not given), guidance_scale, dtype, device:
-    of a generator that is given by name. options: the method's own keys (copies=8 for paths), and those of `Search`:
+    of a generator that is given by name. judge_device: of judges that are given by name; by default the generator's.
+    options: the method's own keys (copies=8 for paths), and those of `Search`:
     judging, seed, runners_up, batch_size, prompts_at_once, held_out. tick: called with the number of prompts that each
     batch finished. Raises InputError for an unknown option.
 
@@ -168,9 +170,10 @@ def search(
         raise InputError("the generator has its own steps and guidance.", "Give them to load_generator.")
     asked = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else as_prompts(prompts)
     if "held_out" in rest:
-        rest["held_out"] = _reward(rest["held_out"], device, dtype)
+        rest["held_out"] = _reward(rest["held_out"], judge_device or device, dtype)
     chosen = read_method(method, own)
-    return search_prompts(generator, _reward(reward, device, dtype), asked, chosen, budget, tick=tick, **rest)
+    judge = _reward(reward, judge_device or device, dtype)
+    return search_prompts(generator, judge, asked, chosen, budget, tick=tick, **rest)
 
 
 def score(

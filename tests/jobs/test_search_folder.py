@@ -218,6 +218,7 @@ def test_options_of_a_method_are_read_and_unknown_ones_refused(arguments, tmp_pa
         (["--budget", "samples=2", "--method", "beam"], "no search method named 'beam'"),
         (["--budget", "samples=2", "--judging", "twice"], "'judging'"),
         (["--budget", "samples=2", "--dtype", "int8"], "dtype"),
+        (["--budget", "samples=2", "--judge-device", "cuda:7"], "CUDA"),
         (["--budget", "evaluations=3"], "does not give one picture"),
         (["--budget", "samples=2", "--judging", "alone"], "cannot judge a picture by itself"),
         (["--budget", "samples=2", "--generator-options", "hight=8"], "'hight'"),

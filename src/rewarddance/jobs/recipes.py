@@ -115,6 +115,8 @@ class SearchRun(JudgeChoice):
     """Prompts that share a batch."""
     held_out: str | None = None
     """Another judge, which says how often it prefers the winners to first samples."""
+    judge_device: str | None = None
+    """Where the judges are, such as cuda:1. Default: where the generator is."""
     judge_batch: int | None = Field(default=None, ge=1)
     """Questions that a judge looks at together. Default: its own."""
     skip_faulty: bool = Field(default=False, exclude=True)

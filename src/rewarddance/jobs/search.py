@@ -56,7 +56,9 @@ def run_search(run: SearchRun) -> dict[str, Any]:
     faults: list[FaultyRow] = []
     folder, prompts = run.output, read_prompts(run.prompts, faults)
     options = read_method(run.method, run.options)
-    run = run.model_copy(update={"device": find_device(run.device), "options": options.model_dump(mode="json")})
+    device = find_device(run.device)
+    devices = {"device": device, "judge_device": find_device(run.judge_device or device)}
+    run = run.model_copy(update={**devices, "options": options.model_dump(mode="json")})
     recorded = _recorded(run, prompts)
     writable_folder(folder)
     with locked(folder):
@@ -180,6 +182,7 @@ def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel
     drawing = {"device": device, "dtype": dtype, **run.generator_options}
     generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
     batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
+    device = run.judge_device or device
     judge = load_reward(run.judge, device, dtype, **run.changes, **batch)
     return generator, judge, None if run.held_out is None else load_reward(run.held_out, device, dtype, **batch)
 
