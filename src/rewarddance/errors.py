@@ -52,6 +52,10 @@ class RewardError(RewardDanceError):
     """A reward that could not be had. It is never replaced by a number."""
 
 
+class NoGradient(RewardError):
+    """A reward whose answers do not depend on the pictures in the autograd graph, whatever it is asked."""
+
+
 _DISK = {
     errno.ENOSPC: ("the disk is full", "Make room; the same command then goes on."),
     errno.EDQUOT: ("the disk's quota is used up", "Make room; the same command then goes on."),

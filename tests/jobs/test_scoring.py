@@ -59,7 +59,7 @@ def media(tmp_path) -> Path:
 
 
 def use(monkeypatch, judge: Eye) -> Eye:
-    monkeypatch.setattr(scoring, "load_reward", lambda name, device, **changes: judge)
+    monkeypatch.setattr(scoring, "load_reward", lambda name, device, dtype, **changes: judge)
     return judge
 
 

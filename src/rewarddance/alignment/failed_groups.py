@@ -13,9 +13,8 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from rewarddance.errors import RewardDanceError, RewardError, first_line, shown
+from rewarddance.errors import NoGradient, RewardDanceError, RewardError, first_line, shown
 from rewarddance.protocols import Generator
-from rewarddance.reward.pixel_gradient import NoGradient
 from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
 from rewarddance.runtime.memory import is_out_of_memory
 from rewarddance.runtime.process_group import ProcessStopped, is_main_process

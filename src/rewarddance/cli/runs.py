@@ -140,8 +140,8 @@ def plan(run: PlanRun) -> None:
     """Say what a recipe needs, without weights: parameters, tokens, memory by part, operations, time.
 
     The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
-    or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder or one of the public ones that
-    recipes/generators names. Weights may be missing. Where it does not fit, changes of the recipe are tried, and the
+    or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder or one of the public ones that the
+    recipes name. Weights may be missing. Where it does not fit, changes of the recipe are tried, and the
     first that fits is named; the exit code is then 1.
     """
     quiet()

@@ -79,8 +79,8 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
 
             metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
             judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
-        if not is_main_process():
-            return {}
+            if not is_main_process():  # asked while there is a group: without one, each process is the first
+                return {}
         facts = training_facts(recipe.judge, recipe.preferences, len(training), recipe.seed)
         examined = recipe.tests if _at_hand(judge) else {}
         written = document(judge, folder / "reward", facts, examined, recipe.exam, sets=tests)

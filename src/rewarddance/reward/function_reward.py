@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import as_images
-from rewarddance.errors import InputError, RewardDanceError, RewardError
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError
 from rewarddance.protocols import RewardModel
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
@@ -96,7 +96,7 @@ class FunctionReward:
             answer = self._call(pixels, texts, [dict(sample.prompt.metadata) for sample in samples])
         scores = _as_scores(answer, texts, repr(self))
         if wants_graph and not scores.requires_grad:
-            raise RewardError(
+            raise NoGradient(
                 f"{self!r} gives no gradient: its scores do not depend on the pixels in the autograd graph.",
                 "Return a tensor computed by torch from the images, or align with algorithm grpo or nft.",
             )

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.errors import InputError, RewardError
+from rewarddance.errors import InputError, NoGradient, RewardError
 from rewarddance.protocols import RewardModel
 from rewarddance.types import Question, Verdict
 
@@ -26,10 +26,6 @@ class PixelGradient(NamedTuple):
     loss: float
     verdict: Verdict
     gradients: tuple[Tensor, ...]
-
-
-class NoGradient(InputError):
-    """A reward whose answers do not depend on the pictures in the autograd graph, whatever it is asked."""
 
 
 @contextmanager

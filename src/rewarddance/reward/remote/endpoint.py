@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rewarddance.data.fields import short
 from rewarddance.data.media import as_images
-from rewarddance.errors import InputError, RewardDanceError, RewardError, shown
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, shown
 from rewarddance.reward.generative import swapped
 from rewarddance.reward.instructions import Instruction, Picture, load_instruction, pictures_of
 from rewarddance.reward.judge import NO, YES, checked
@@ -141,7 +141,7 @@ class EndpointReward(ABC):
         if not questions:
             return Verdict(torch.zeros(0))
         if torch.is_grad_enabled() and any(pixels.requires_grad for q in questions for pixels in _pixels_of(q)):
-            raise InputError(
+            raise NoGradient(
                 f"{self!r} gives no gradient.",
                 "Align with grpo or nft, which only ask; or serve the judge with `rewarddance serve`, which gives one.",
             )

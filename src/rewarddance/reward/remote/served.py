@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rewarddance.errors import RewardDanceError, RewardError
+from rewarddance.errors import NoGradient, RewardDanceError, RewardError
 from rewarddance.reward.judge import checked
 from rewarddance.reward.remote.transport import Transport, TransportOptions
 from rewarddance.reward.remote.wire import ROLES, Reply, picture_of, read_reply, write_questions
@@ -94,7 +94,7 @@ class ServedReward:
             return Verdict(torch.zeros(0))
         wanted = _wanted(questions) if torch.is_grad_enabled() else []
         if wanted and not self.differentiable:
-            raise RewardError(f"{self!r} gives no gradient.", "Align with algorithm grpo or nft.")
+            raise NoGradient(f"{self!r} gives no gradient.", "Align with algorithm grpo or nft.")
         margin = _Margins.apply(self, questions, *wanted) if wanted else self._ask(questions, frozenset()).margin
         return checked(margin.to(questions[0].candidate.device), questions)
 
