@@ -14,7 +14,7 @@ from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import ReflRecipe, margin_loss, refl_step
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import lr_factor
-from rewarddance.errors import InputError, NoGradient, RewardError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import rollout, sample
 from rewarddance.runtime.checkpoint import COMPLETE, OURS
 from rewarddance.runtime.config import parse_recipe
@@ -406,7 +406,7 @@ def test_a_reward_without_a_gradient_is_refused_before_the_first_step(tmp_path):
         train(tmp_path, judge=Blind())
     assert not (tmp_path / "metrics.jsonl").exists()
     Blind.differentiable = None  # only a call can tell
-    with pytest.raises(NoGradient, match="the reward gives no gradient in its pictures"):
+    with pytest.raises(RewardError, match="the reward gives no gradient in its pictures"):
         train(tmp_path, judge=Blind())
 
 

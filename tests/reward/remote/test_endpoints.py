@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from tiny import judge_folder, pictures
 from tiny_endpoints import MODELS, answered, chat, decisions, probability_of, served, sure, systemone
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.loading import load_reward
@@ -269,7 +269,7 @@ def test_a_gradient_is_refused_with_what_to_do_instead():
     with served(lambda path, body: sure(0.7)) as endpoint:
         away = ask(endpoint)
         candidate = pictures(1)[0].requires_grad_()
-        with pytest.raises(InputError, match=r"grpo or nft.*rewarddance serve"):
+        with pytest.raises(NoGradient, match=r"grpo or nft.*rewarddance serve"):
             away([Question("a red circle", candidate, pictures(2)[1])])
         with torch.no_grad():
             away([Question("a red circle", candidate, pictures(2)[1])])
