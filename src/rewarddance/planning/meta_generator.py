@@ -102,7 +102,8 @@ def _known_part(part: str, facts: dict[str, Any], dtype: torch.dtype) -> Any:
     of_transformers = issubclass(model_class, transformers.PreTrainedModel)
     with torch.device("meta"):
         if of_transformers:
-            return model_class._from_config(model_class.config_class(**settings), dtype=dtype).eval()
+            config: Any = getattr(model_class, "config_class")(**settings)  # noqa: B009 (its stub may be None)
+            return model_class._from_config(config, dtype=dtype).eval()
         return _cast(model_class(**settings), dtype)
 
 
