@@ -1,6 +1,6 @@
 """Attention to a shared prefix: merged by log-sum-exp against one matrix of scores over both parts, in one process.
 
-python benchmarks/prefix_attention.py    about 2 minutes on 1 core; the last line is JSON, figure name to number
+python benchmarks/prefix_attention.py    more than 3 minutes on 1 core; the last line is JSON, figure name to number
 """
 
 from __future__ import annotations
