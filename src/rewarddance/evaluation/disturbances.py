@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rewarddance.data.media import as_images, as_pixels
 from rewarddance.evaluation.bias import perturbed
-from rewarddance.types import OtherPixels, Pixels
+from rewarddance.types import Pixels
 
 Sentence = str
 """Why a disturbance does not apply to a picture."""
@@ -43,7 +43,7 @@ LAID_OVER = 3
 
 
 def disturbed(
-    pixels: Pixels, prompt: str, others: Sequence[OtherPixels], rng: torch.Generator
+    pixels: Pixels, prompt: str, others: Sequence[Tensor], rng: torch.Generator
 ) -> dict[str, Tensor | Sentence]:
     """The picture under every disturbance of `DISTURBANCES`, or the sentence that says why one does not apply.
 
@@ -104,7 +104,7 @@ def as_jpeg(pixels: Pixels, quality: int = 10) -> Pixels:
     return torch.cat(frames).to(pixels)
 
 
-def laid_over(pixels: Pixels, others: Sequence[OtherPixels]) -> Pixels:
+def laid_over(pixels: Pixels, others: Sequence[Tensor]) -> Pixels:
     """All pictures at once: at each place that one which is farthest from its own median colour there.
 
     Where objects stand on a plain ground, all of them are drawn; photographs show through each other. Others of another
@@ -130,15 +130,20 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def can_write(text: str) -> bool:
-    """Has the font every letter of the text?"""
-    font = _font(16)
-    absent = bytes(font.getmask("\uffff"))
+    """Has the font every letter of the text? What it has not, it draws as one and the same box."""
     letters = set("".join(text.split()))
-    return bool(letters) and all(bytes(font.getmask(letter)) != absent for letter in letters)
+    return bool(letters) and all(_drawn(letter) != _drawn("\uffff") for letter in letters)
+
+
+@functools.cache
+def _drawn(letter: str) -> bytes:
+    image = Image.new("L", (32, 32))
+    ImageDraw.Draw(image).text((4, 4), letter, fill=255, font=_font(16))
+    return image.tobytes()
 
 
 def text_layers(text: str, height: int, width: int) -> tuple[Float[Tensor, "1 1 H W"], Float[Tensor, "1 1 H W"]]:
-    """Copies of a text that fill a picture, line by line: their dark outline, and the letters; 1 where there is ink.
+    """Copies of a text that fill a picture, line by line: the letters with an outline, and the letters; 1 is ink.
 
     Letters are a tenth of the height tall, and no less than eight pixels.
     """
@@ -152,14 +157,10 @@ def text_layers(text: str, height: int, width: int) -> tuple[Float[Tensor, "1 1 
             end += 1
         lines.append(_stretch(copies, at, end))
         at = end
-    layers = []
-    for stroke in (max(1, size // 12), 0):
-        image = Image.new("L", (width, height), 0)
-        ImageDraw.Draw(image).multiline_text(
-            (0, -size // 6), "\n".join(lines), fill=255, font=font, spacing=0, stroke_width=stroke
-        )
-        layers.append(as_pixels(image.convert("RGB"))[:, :1])
-    return layers[0], layers[1]
+    image = Image.new("L", (width, height), 0)
+    ImageDraw.Draw(image).multiline_text((0, -size // 6), "\n".join(lines), fill=255, font=font, spacing=0)
+    letters, stroke = as_pixels(image.convert("RGB"))[:, :1], max(1, size // 12)
+    return F.max_pool2d(letters, 2 * stroke + 1, 1, stroke), letters
 
 
 def _stretch(copies: str, start: int, end: int) -> str:
