@@ -89,6 +89,9 @@ def evaluate(run: EvaluateRun) -> None:
     Leaves evaluation.json and evaluation.html in the folder. A test set called id counts as in domain, one called ood
     as out of domain. What a kind of judge cannot be asked is said in words.
 
+    --stress: how hackable the reward is before anything is trained against it: what its own gradient wins, and what
+    crops, text, blur, frozen frames and other changes win that make no picture better.
+
     Pairs that cannot be judged go with the reason to evaluation.failed.jsonl, and the exit code is 1.
     """
     quiet()

@@ -1,4 +1,4 @@
-"""How thoroughly a judge is examined."""
+"""How thoroughly a judge is examined, and how it is stressed."""
 
 from __future__ import annotations
 
@@ -20,3 +20,16 @@ class ExamRecipe(Recipe):
     """How many pictures of each of these prompts meet."""
     seed: Seed = 0
     """Of which prompts are in which half, and which meet."""
+
+
+class StressRecipe(Recipe):
+    """How a reward is stressed (`evaluation.stress`)."""
+
+    questions: int = Field(default=64, ge=1)
+    """Pairs of a test set whose second picture is changed, against their first; of as many prompts as there are."""
+    steps: int = Field(default=4, ge=1)
+    """Along the gradient's sign, within each radius."""
+    decoder: str | None = None
+    """A generator, or an autoencoder's folder, whose latent is moved too."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pairs whose changed pictures are in memory together."""

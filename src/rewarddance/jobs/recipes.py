@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.evaluation.recipe import ExamRecipe, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Precision, Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
@@ -139,8 +139,18 @@ class EvaluateRun(JudgeChoice):
     """Leave out pairs that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
     card: bool = Field(default=False, exclude=True)
     """Also write README.md, the model card, into the reward's folder."""
+    stress: bool = False
+    """Also measure what the reward pays for pictures that are no better: how hackable it is."""
     exam: ExamRecipe = ExamRecipe()
     """How thoroughly the judge is examined."""
+    stress_options: StressRecipe = StressRecipe()
+    """How it is stressed."""
+
+    @model_validator(mode="after")
+    def _options_are_of_a_stress(self) -> EvaluateRun:
+        if not self.stress and self.stress_options != StressRecipe():
+            raise ValueError("stress_options are given, and the reward is not stressed; set stress")
+        return self
 
     @field_validator("tests", mode="before")
     @classmethod
