@@ -215,7 +215,7 @@ def test_a_stress_that_cannot_be_done_is_refused_before_anything(given, said, te
     assert not (out / "evaluation.json").exists()
 
 
-def test_a_decoder_is_refused_where_it_draws_no_such_picture_or_nothing_leads_it(tests, tmp_path):
+def test_a_decoder_is_refused_that_draws_no_such_size_or_has_no_gradient(tests, tmp_path):
     pairs = [Preference("a red circle", torch.rand(1, 3, 32, 34), torch.rand(1, 3, 32, 34), 1.0) for _ in range(2)]
     write_preferences(pairs, tmp_path / "wide.jsonl")
     (tmp_path / "rewards.py").write_text(
