@@ -21,6 +21,8 @@ class AlignRun(AlgorithmConfig):
     dtype: what the generator computes in; judge_dtype: of the judge's weights. auto: bfloat16 on a GPU, else float32.
     device, judge_device: cpu, cuda or cuda:1; by default cuda where there is one, and for the judge the generator's. Of
         several processes each has its own GPU for both.
+    judge_sharded: the weights of all judges are split over the processes, for one that is larger than a device; of what
+        has no vision-language model here, only beside the first judge, each process then has a whole one.
     judge: a trained reward's folder or name, `package.module:factory`, or the address of a server (http://...; chat+,
     decisions+ and systemone+http://... for grpo and nft); more_judges and held_out likewise.
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
@@ -43,6 +45,7 @@ class AlignRun(AlgorithmConfig):
     judge_options: dict[str, Any] = Field(default_factory=dict)
     judge_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_device: str | None = None
+    judge_sharded: bool = False
     more_judges: dict[str, float] = Field(default_factory=dict)
     held_out: str | None = None
     begin_with: Path | None = None
@@ -66,6 +69,11 @@ class AlignRun(AlgorithmConfig):
     def check_processes(self, processes: int, device: str) -> None:
         """Raises InputError where so many processes, each on its own `device` (cuda or cpu), cannot do this run."""
         self.chosen.check_processes(processes)
+        if self.judge_sharded and processes == 1:
+            raise InputError(
+                "a sharded judge needs several processes.",
+                "Start it with torchrun --nproc-per-node N -m rewarddance align RECIPE, or set judge_sharded to false.",
+            )
         for key, name in (("device", self.device), ("judge_device", self.judge_device)):
             if processes > 1 and name not in (None, device, "cpu"):
                 raise InputError(

@@ -25,7 +25,7 @@ from rewarddance.alignment.failed_groups import FailedGroup, Faults, drawn_apart
 from rewarddance.data.media import read_video, write_picture
 from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample_with_latents
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
@@ -158,7 +158,8 @@ def build_references(
             number = turn + rank()  # a process that has no part left draws along: weights may be sharded
             part = parts[min(number, len(parts) - 1)]
             drawn, unread = _draw(generator, part, prompts, recipe.batch_size)
-            rows = _keep(judge, drawn, unread, recipe, folder) if number < len(parts) else []
+            with judging(judge):
+                rows = _keep(judge, drawn, unread, recipe, folder) if number < len(parts) else []
             yield [row for of_process in gather_objects(rows) for row in of_process]
 
     return fill_bank(prompts, recipe, make, folder=folder, seed=seed, step=step)

@@ -30,7 +30,7 @@ from rewarddance.data.frame_sampling import one_of_each
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import encoded, rollout
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.pixel_gradient import PixelGradient, checkpointing, pixel_gradient
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, rank, world_size
@@ -423,12 +423,14 @@ def judge_batch(
     """
     asked = [number for number in range(len(pixels)) if number not in unread]
     with memory_for(*JUDGE):
-        judged = judge_copies(
-            judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng, asked=asked
-        )
+        with judging(judge):
+            judged = judge_copies(
+                judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng, asked=asked
+            )
         faults, other = judged.faults | unread, None
         if held_out is not None:
-            other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
+            with judging(held_out):
+                other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
             faults |= unanswered
     kept = _kept(batch, faults, recipe, take_down)
     margins, loss, share, gather = judged.margins, judged.loss, 1.0, all_gather

@@ -24,6 +24,7 @@ from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
 from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
+from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
@@ -78,11 +79,15 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     generator = parts.generator or load_policy(recipe, device)
     generator.check_lora(recipe.chosen.lora_targets)
     load = partial(load_reward, device=judge_device, dtype=recipe.judge_dtype)
+    beside = load
+    if recipe.judge_sharded:
+        load = partial(load_sharded, device=judge_device, dtype=recipe.judge_dtype)
+        beside = partial(load, or_whole=True)
     judge = parts.judge or load(recipe.judge, **recipe.judge_options)
     more_judges = parts.more_judges
     if more_judges is None:
-        more_judges = [(load(name), weight) for name, weight in recipe.more_judges.items()]
-    held_out = parts.held_out or (load(recipe.held_out) if recipe.held_out else None)
+        more_judges = [(beside(name), weight) for name, weight in recipe.more_judges.items()]
+    held_out = parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
     judges = [judge, *(other for other, _ in more_judges), held_out]
