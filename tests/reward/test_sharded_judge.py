@@ -144,6 +144,16 @@ def test_a_question_that_cannot_be_asked_costs_itself_alone():
     assert_close([second[i] for i in (0, 2)], [whole[0], whole[2]])
 
 
+@pytest.mark.parametrize("changes", [{}, {"criteria": "t2i"}], ids=["plain", "criteria"])
+def test_a_process_looks_for_faulty_questions_by_itself(changes):
+    def work():
+        judge = load_sharded(str(judge_folder()), "cpu", **changes)
+        questions = [*asked(1), Question("a <IMG_CONTEXT>", pictures(1)[0], pictures(1)[0])]
+        return [fault is None for fault in judge.faults(questions)] if rank() else None
+
+    assert in_processes(2, work) == [None, [True, False]]
+
+
 def test_what_cannot_be_split_is_refused_or_whole():
     with pytest.raises(InputError, match="'tests:factory' has no weights here"):
         load_sharded("tests:factory", "cpu")

@@ -68,6 +68,8 @@ class ShardedJudge(Judge):
 
         Raises as any judge, after which the other processes go on; and ProcessStopped where the turn itself failed.
         """
+        if self.vlm.is_checking:  # nothing is read, so nobody else is needed
+            return self.judge(questions)
         with self.together():
             if not questions:
                 return Verdict(torch.zeros(0))
