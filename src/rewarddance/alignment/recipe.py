@@ -57,6 +57,17 @@ class AlignRun(AlgorithmConfig):
     skip_faulty: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
+    def _packed_weights_stay_as_they_are(self) -> AlignRun:
+        precision = self.generator_options.get("base_precision", "none")
+        if precision != "none" and not self.chosen.lora_rank:
+            raise ValueError(f"weights in {precision} cannot be trained: set lora_rank, or base_precision to none")
+        if precision != "none" and self.chosen.sharded:
+            raise ValueError("weights in base_precision are packed, and cannot be sharded: leave one of them out")
+        if self.judge_sharded and self.judge_options.get("base_precision", "none") != "none":
+            raise ValueError("a judge in base_precision is packed, and cannot be sharded: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _judges_are_of_the_algorithm(self) -> AlignRun:
         if self.more_judges and self.algorithm == "refl":
             raise ValueError("more_judges are for grpo and nft; ReFL follows one judge's gradient")

@@ -23,9 +23,11 @@ from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.devices import multiplies_bfloat16
+from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling"})
+EVERY_FAMILY |= {"base_precision"}
 """Options that every family uses. The others a family names in `uses`; elsewhere they are refused."""
 
 
@@ -39,7 +41,8 @@ class GeneratorOptions(Recipe):
     (Stable Diffusion 1.5 and SDXL; Wan). cut_prompts: read the beginning of a prompt that is too long for all text
     encoders, as pipelines do without a word; else it is an error. half_sampling: a network in float32 on a processor
     that multiplies bfloat16 by itself (AVX512-BF16) samples in that, nearly twice as fast; all that has a gradient, and
-    other processors, stay in float32.
+    other processors, stay in float32. base_precision: of the network's frozen weights, nf4 or int8 (an extra), on which
+    a LoRA can be trained; none is that of loading.
     """
 
     num_inference_steps: int = Field(ge=1)
@@ -53,6 +56,7 @@ class GeneratorOptions(Recipe):
     frame_rate: int | None = Field(default=None, ge=1)
     cut_prompts: bool = False
     half_sampling: bool = False
+    base_precision: BasePrecision = "none"
     scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 

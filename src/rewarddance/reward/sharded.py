@@ -52,7 +52,7 @@ class ShardedJudge(Judge):
         if not _can_split(judge):
             raise InputError(
                 f"the judge {judge.name_or_path!r} cannot be split over processes, which would have to read in step: "
-                "it is no InternVL or Qwen-VL, or thinks before it answers.",
+                "it is no InternVL or Qwen-VL, is quantised, or thinks before it answers.",
                 "Leave judge_sharded out, or choose another judge.",
             )
         self._root = _Root(self.model)
@@ -252,6 +252,8 @@ def load_sharded(
 
 
 def _can_split(judge: Any) -> bool:
-    """Is the judge read in forwards that processes can count?"""
+    """Is the judge read in forwards that processes can count, and are its weights numbers?"""
     vlm = getattr(judge, "vlm", None)
-    return vlm is not None and vlm.family.caches_prefix and judge.config.reasoning != "before"
+    if vlm is None or vlm.base_precision != "none":
+        return False
+    return vlm.family.caches_prefix and judge.config.reasoning != "before"
