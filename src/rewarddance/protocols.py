@@ -41,7 +41,7 @@ def judging(reward: Any) -> AbstractContextManager[None]:
     """Within the block a reward model is asked as often as it takes.
 
     One whose weights are in pieces over several processes needs all of them for each answer: they enter the block
-    alike, and leave it when all are done.
+    alike, and leave it when all are done. One that is kept off the device while unused is on it.
     """
     return getattr(reward, "together", nullcontext)()
 

@@ -240,7 +240,8 @@ def refl_step(
         decode, pictures = judged_frames(generator, pictures, recipe.frames, batch.rng)
         take_down = partial((failed or FailedGroups()).add, step)
         ask = partial(judge_batch, judge, held_out, batch, pictures, recipe, unread=unread, take_down=take_down)
-        judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0))
+        decoding = getattr(generator, "decoding", nullcontext)
+        judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0), decoding)
         if judged.kept is not None:
             kept = int(judged.kept.everywhere.nonzero()[0]) // recipe.group_size
             instead = bank[prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)[kept]].prompt

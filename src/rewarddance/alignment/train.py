@@ -291,7 +291,7 @@ def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Fig
 
 def _judged_together(run: Alignment) -> bool:
     """Are a judge's weights sharded?"""
-    return any(hasattr(reward.judge, "together") for reward in run.rewards)
+    return any(getattr(reward.judge, "needs_all_processes", False) for reward in run.rewards)
 
 
 def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, step: int) -> Figures:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from rewarddance.alignment.algorithms import align_generator, prepare_alignment
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
 from rewarddance.alignment.policy import PolicyRecipe, against_base
@@ -28,6 +30,7 @@ from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.memory import on_device
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
@@ -78,6 +81,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
     generator = parts.generator or load_policy(recipe, device)
     generator.check_lora(recipe.chosen.lora_targets)
+    if recipe.offload:
+        generator.offload([part for part in recipe.offload if part != "judge"])
+        generator.keep_texts(recipe.output / "texts")
     load = partial(load_reward, device=judge_device, dtype=recipe.judge_dtype)
     beside = load
     if recipe.judge_sharded:
@@ -91,6 +97,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
     judges = [judge, *(other for other, _ in more_judges), held_out]
+    if "judge" in recipe.offload:
+        for one in judges:
+            keep_off(one, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
     folder = recipe.output
@@ -140,6 +149,14 @@ def _train(recipe: AlignRun, run: Alignment, prompts: Sequence[Prompt]) -> Path:
             batch_size=at_once,
         )
         return align_generator(run, folder=folder, metrics=metrics, probe=probe)
+
+
+def keep_off(judge: Any, device: str) -> None:
+    """Keep a judge's weights, if it has any here, on the CPU; a block of `judging` moves them to the device."""
+    model = getattr(judge, "model", None)
+    if isinstance(model, nn.Module):
+        model.to("cpu")
+        judge.together = partial(on_device, [model], device)
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

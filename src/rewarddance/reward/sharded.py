@@ -43,6 +43,8 @@ class ShardedJudge(Judge):
     judge: reads with a vision-language model (`vlm`), and is sharded in place.
     """
 
+    needs_all_processes = True
+
     def __init__(self, judge: Judge, mesh: Any) -> None:
         """mesh: of the processes, on the type of device that they compute on. Raises InputError for a judge that is
         read question by question, or thinks before it answers: nobody knows how many forwards that takes."""
