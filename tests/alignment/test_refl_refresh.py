@@ -74,7 +74,7 @@ def test_the_bank_is_made_by_the_average_or_by_the_weights_of_then(tmp_path, sou
     best = drawn.mean((1, 2, 3, 4)).argsort(descending=True)[:2]
     place = tmp_path / "references"
     redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, REFERENCES, folder=place, seed=3)
-    pictures = torch.stack(redraw(4, False)[0].pictures)
+    pictures = torch.stack([*redraw(4, False)[0].pictures])
     assert (pictures - drawn[best]).abs().max() <= 0.5 / 255 + 1e-6
 
 

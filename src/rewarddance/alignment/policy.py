@@ -28,7 +28,7 @@ from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainReci
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, judging
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, world_size
 from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
@@ -291,7 +291,8 @@ def against_base(run: Alignment) -> Callable[[], Figures]:
         def ask(numbers: list[int]) -> Tensor:
             return preferred(run.rewards[0], [prompts[k] for k in numbers], [pairs[k] for k in numbers])
 
-        answers, unanswered = each_apart(ask, [k for k in range(len(prompts)) if k not in faults])
+        with judging(run.rewards[0].judge):
+            answers, unanswered = each_apart(ask, [k for k in range(len(prompts)) if k not in faults])
         if faults := faults | unanswered:
             first = next(iter(faults))
             if 2 * len(faults) > len(prompts):

@@ -30,7 +30,7 @@ from rewarddance.data.frame_sampling import one_of_each
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import encoded, rollout
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.pixel_gradient import PixelGradient, checkpointing, pixel_gradient
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, rank, world_size
@@ -240,7 +240,8 @@ def refl_step(
         decode, pictures = judged_frames(generator, pictures, recipe.frames, batch.rng)
         take_down = partial((failed or FailedGroups()).add, step)
         ask = partial(judge_batch, judge, held_out, batch, pictures, recipe, unread=unread, take_down=take_down)
-        judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0))
+        decoding = getattr(generator, "decoding", nullcontext)
+        judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0), decoding)
         if judged.kept is not None:
             kept = int(judged.kept.everywhere.nonzero()[0]) // recipe.group_size
             instead = bank[prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)[kept]].prompt
@@ -423,12 +424,14 @@ def judge_batch(
     """
     asked = [number for number in range(len(pixels)) if number not in unread]
     with memory_for(*JUDGE):
-        judged = judge_copies(
-            judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng, asked=asked
-        )
+        with judging(judge):
+            judged = judge_copies(
+                judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng, asked=asked
+            )
         faults, other = judged.faults | unread, None
         if held_out is not None:
-            other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
+            with judging(held_out):
+                other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
             faults |= unanswered
     kept = _kept(batch, faults, recipe, take_down)
     margins, loss, share, gather = judged.margins, judged.loss, 1.0, all_gather

@@ -7,6 +7,7 @@ generator's is walked, so that the peak of memory is the largest of the three an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,22 +25,27 @@ T = TypeVar("T")
 
 
 def decoder_vjp(
-    decode: Callable[[Tensor], PixelBatch], x_0: Tensor, ask: Callable[[PixelBatch], T], at_once: int
+    decode: Callable[[Tensor], PixelBatch],
+    x_0: Tensor,
+    ask: Callable[[PixelBatch], T],
+    at_once: int,
+    decoding: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[T, Tensor]:
     """What `ask` answers for the decoded latents x_0 [B, ...], and d loss / d x_0 [B, ...] of its loss.
 
     All pictures are decoded without graph and handed to `ask` as a leaf; then they are decoded again with one,
     `at_once` at a time, to send the gradient that it left on them further. Exact: samples do not meet in a decoder.
+    decoding: a block around each of the two, in which the decoder is there (`PipelineGenerator.decoding`).
     """
     parts = torch.arange(len(x_0)).split(at_once)
-    with torch.no_grad(), memory_for(*SHORT):
+    with torch.no_grad(), memory_for(*SHORT), decoding():
         pixels = torch.cat([decode(x_0[rows]) for rows in parts])
     pixels.requires_grad_()
     with torch.enable_grad():
         answer = ask(pixels)
         assert pixels.grad is not None, "no loss was sent back through the pictures"
         gradients = []
-        with memory_for(*SHORT):
+        with memory_for(*SHORT), decoding():
             for rows in parts:
                 latents = x_0[rows].detach().requires_grad_()
                 gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])

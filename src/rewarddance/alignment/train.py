@@ -252,7 +252,7 @@ def train(
         for step in range(first, recipe.steps + 1):
             is_new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
             if is_new and (step % recipe.probe_every == 0 or step == recipe.steps):
-                figures = _probe_average(probe, state.ema, recipe.sharded)
+                figures = _probe_average(probe, state.ema, recipe.sharded or _judged_together(run))
                 if leads:
                     metrics.log(phase, step, "probe", **figures)
             if step % recipe.save_every == 0 and step > first:
@@ -287,6 +287,11 @@ def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Fig
         return {}
     with ema.applied():
         return probe()
+
+
+def _judged_together(run: Alignment) -> bool:
+    """Are a judge's weights sharded?"""
+    return any(getattr(reward.judge, "needs_all_processes", False) for reward in run.rewards)
 
 
 def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, step: int) -> Figures:

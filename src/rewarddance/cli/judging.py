@@ -35,7 +35,8 @@ def score(run: ScoreRun) -> None:
     quiet()
     from rewarddance.jobs.score import run_scoring
 
-    print_result(run_scoring(run), "rows")
+    if (scored := run_scoring(run)) is not None:
+        print_result(scored, "rows")
 
 
 @recipe_command(app, ServeRun, arguments=("judge",), example="rewarddance serve my-judge --port 8000 --device cuda")
@@ -74,7 +75,8 @@ def search(run: SearchRun) -> None:
     quiet()
     from rewarddance.jobs.search import run_search
 
-    print_result(run_search(run), "prompts")
+    if (found := run_search(run)) is not None:
+        print_result(found, "prompts")
 
 
 @recipe_command(

@@ -70,11 +70,15 @@ class ScoreRun(JudgeChoice):
     """Ask on the machines of a Ray cluster at this address, or on this one (local)."""
     workers: int = Field(default=1, ge=1, exclude=True)
     """Processes of Ray with a judge each."""
+    judge_sharded: bool = Field(default=False, exclude=True)
+    """Split the judge's weights over the processes that torchrun started, for one that is larger than a device."""
 
     @model_validator(mode="after")
     def _workers_are_of_ray(self) -> ScoreRun:
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
+        if self.judge_sharded and self.ray is not None:
+            raise ValueError("a sharded judge is split over processes of torchrun, not of Ray: leave one of them out")
         return self
 
     @property
@@ -119,6 +123,8 @@ class SearchRun(JudgeChoice):
     """Where the judges are, such as cuda:1. Default: where the generator is."""
     judge_batch: int | None = Field(default=None, ge=1)
     """Questions that a judge looks at together. Default: its own."""
+    judge_sharded: bool = Field(default=False, exclude=True)
+    """Split the judges' weights over the processes that torchrun started, for one that is larger than a device."""
     skip_faulty: bool = Field(default=False, exclude=True)
     """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
 
