@@ -22,7 +22,7 @@ from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.devices import multiplies_bfloat16
+from rewarddance.runtime.devices import multiplies_bfloat16, on_device
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling"})
@@ -251,7 +251,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""
         noises = [self._noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
-        return self._pack(torch.stack(noises).to(self.device))
+        return self._pack(on_device(torch.stack(noises), self.device))
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         """The prediction, guided where guidance is on: both branches go through the network in one batch."""
