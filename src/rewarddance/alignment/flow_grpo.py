@@ -30,10 +30,11 @@ from rewarddance.alignment.policy import (
     with_stand_ins,
 )
 from rewarddance.alignment.safeguards import Ema
-from rewarddance.alignment.train import Alignment, Figures, Trainable
+from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
@@ -246,9 +247,10 @@ def random_rollouts(
     latents, log_probs, graph = [x_t], [], []
     for step in window.steps:
         noise = torch.randn((len(x_t) * world_size(), *x_t.shape[1:]), generator=noise_rng)
-        noise = local_shard(noise, recipe.updates).to(x_t)
+        noise = on_device(local_shard(noise, recipe.updates), x_t.device).to(x_t.dtype)
         x_next, likely, kept = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device), []
         for rows, condition in zip(parts, conditions, strict=True):
+            rows = on_device(rows, x_t.device)
             with torch.set_grad_enabled(recipe.keep_graph):
                 following = window.distribution(generator, x_t[rows], step, condition)
             x_next[rows] = (following.mean + following.deviation * noise[rows]).to(x_next)
@@ -259,7 +261,7 @@ def random_rollouts(
         log_probs.append(likely)
         graph.append(kept)
     x_t = _sample_steps(generator, x_t, parts, conditions, after)
-    pixels = torch.cat([generator.decode(x_t[rows]) for rows in parts])
+    pixels = torch.cat([generator.decode(x_t[on_device(rows, x_t.device)]) for rows in parts])
     return Rollouts(window, parts, conditions, torch.stack(latents), torch.stack(log_probs), pixels, graph)
 
 
@@ -270,6 +272,7 @@ def _sample_steps(
     for step in steps:
         after = torch.empty_like(x_t)
         for rows, condition in zip(parts, conditions, strict=True):
+            rows = on_device(rows, x_t.device)
             after[rows] = generator.advance(x_t[rows], generator.predict(x_t[rows], step, condition), step)
         x_t = after
     return x_t
@@ -303,7 +306,7 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
         )
     unread = {k * recipe.group_size: fault for k, fault in unread.items()}
     scored = score_rollouts(run, rollouts.pixels, draws, step, unread)
-    advantage = local_shard(scored.advantages.values.flatten(), recipe.updates).to(rollouts.x.device)
+    advantage = on_device(local_shard(scored.advantages.values.flatten(), recipe.updates), rollouts.x.device)
     learned, part_numbers = recipe.learned(scored.failed), itertools.count()
     if scored.failed:
         parts = [part.rows for batch in learned for part in batch.parts]
@@ -312,33 +315,39 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
         conditions = [encoded(generator, of_samples, rows) for rows in parts]
         rollouts = rollouts.without(scored.failed_rows(recipe), parts, conditions)
     for batch in learned:
-        n, means = batch.size * window.length, Figures()
+        n, means = batch.size * window.length, dict[str, Tensor]()
         with recipe.learning(generator):
             for rows, count in batch.parts:
                 part, share = next(part_numbers), count / n
                 for k in range(window.length):
-                    loss, figures = part_loss(generator, rollouts, part, k, advantage[rows], recipe)
+                    own = advantage[on_device(rows, advantage.device)]
+                    loss, figures = part_loss(generator, rollouts, part, k, own, recipe)
                     (share * loss).backward()
                     add_share(means, figures, share)
-        yield {**reward_figures(scored), **means, "window_start": window.start}
+        yield {**reward_figures(scored), **read_together(means), "window_start": window.start}
 
 
 def part_loss(
     generator: Trainable, rollouts: Rollouts, part: int, k: int, advantage: Float[Tensor, " b"], recipe: GrpoRecipe
-) -> tuple[Float[Tensor, ""], Figures]:
-    """The surrogate, and `kl` times the distance to the base, of a part of the samples at the window's k-th step."""
-    rows, condition, step = rollouts.parts[part], rollouts.conditions[part], rollouts.window.start + k
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The surrogate, and `kl` times the distance to the base, of a part of the samples at the window's k-th step.
+
+    And what is logged of it, without graph and not read yet: a GPU would be waited for.
+    """
+    rows, condition = on_device(rollouts.parts[part], rollouts.x.device), rollouts.conditions[part]
+    step = rollouts.window.start + k
     x_t, x_next = rollouts.x[k][rows], rollouts.x[k + 1][rows]
-    window, kl = rollouts.window, 0.0
+    window = rollouts.window
     kept = rollouts.graph[k]
     now = kept[part] if kept else window.distribution(generator, x_t, step, condition)
     new, old = log_prob(x_next, now), rollouts.log_prob[k][rows]
     loss = surrogate(new, old, advantage, recipe.clip_range)
+    kl = torch.zeros_like(loss)
     if recipe.kl:
         with generator.as_before_training(), torch.no_grad():
             base = window.distribution(generator, x_t, step, condition)
         distance = kl_to_base(now, base)
-        loss, kl = loss + recipe.kl * distance, distance.item()
+        loss, kl = loss + recipe.kl * distance, distance.detach()
     away = (torch.exp(new.detach() - old) - 1).abs()
-    clipped = (away > recipe.clip_range).float().mean().item()
-    return loss, {"loss": loss.item(), "kl": kl, "ratio_away": away.mean().item(), "clipped": clipped}
+    clipped = (away > recipe.clip_range).float().mean()
+    return loss, {"loss": loss.detach(), "kl": kl, "ratio_away": away.mean(), "clipped": clipped}

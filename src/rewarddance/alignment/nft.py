@@ -25,10 +25,11 @@ from rewarddance.alignment.policy import (
     with_stand_ins,
 )
 from rewarddance.alignment.safeguards import Ema, velocity_mse
-from rewarddance.alignment.train import Alignment, Figures, Trainable
+from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import PixelBatch, Prompt, as_prompts
 
@@ -149,9 +150,9 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
         prompts = with_stand_ins(run, draws, scored, prompts)
         x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite
     r = optimality(scored.advantages.values.flatten(), recipe.advantage_clip)
-    r = local_shard(r, recipe.updates).to(x_0.device)
+    r = on_device(local_shard(r, recipe.updates), x_0.device)
     for batch in recipe.learned(scored.failed):
-        n, means = batch.size, Figures()
+        n, means = batch.size, dict[str, Tensor]()
         noise = _noise_drawer(generator, x_0, recipe, draws)
         with recipe.learning(generator):
             for rows, count in batch.parts:
@@ -164,22 +165,23 @@ def nft_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                     ]
                 for part, x_0_old, condition in zip(noised, old, conditions, strict=True):
                     v, x_0_hat = _predict_x0(generator, part.x_t, part.step, condition)
-                    loss = nft_loss(x_0_hat, x_0_old, x_0[part.rows], r[part.rows], recipe.beta)
+                    own = on_device(part.rows, x_0.device)
+                    loss = nft_loss(x_0_hat, x_0_old, x_0[own], r[own], recipe.beta)
                     weight = part.weight if count else 0.0
                     share = weight * len(part.rows) / (n * recipe.levels)
-                    total, figures = share * loss, {"loss": share * loss.item()}
+                    total, figures = share * loss, {}
                     if recipe.asks_base and (len(part.first) or recipe.sharded):
                         asked = part.first if len(part.first) else torch.tensor([0])
                         with generator.as_before_training(), torch.no_grad():
                             condition = encoded(generator, prompts, part.rows[asked])
+                            asked = on_device(asked, x_0.device)
                             v_base = generator.predict(part.x_t[asked], part.step, condition)
                         distance = weight * len(part.first) / n * velocity_mse(v[asked], v_base)
                         total = total + recipe.velocity_mse * distance
-                        figures["velocity_mse"] = distance.item()
-                        figures["loss"] += recipe.velocity_mse * distance.item()
+                        figures["velocity_mse"] = distance.detach()
                     total.backward()
-                    add_share(means, figures, 1.0)
-        yield {**reward_figures(scored), **means}
+                    add_share(means, {"loss": total.detach(), **figures}, 1.0)
+        yield {**reward_figures(scored), **read_together(means)}
 
 
 def _predict_x0(generator: Trainable, x_t: Tensor, step: int, condition: object) -> tuple[Tensor, Tensor]:
@@ -212,7 +214,8 @@ def _noise_drawer(
                 place, level = torch.zeros(2, 1, dtype=torch.long)
             at = rows[place]
             alpha, sigma = generator.scales(step)
-            x_t = alpha * x_0[at] + sigma * eps[at, level].to(x_0)
+            own, device = eps[at, level].to(x_0.dtype), x_0.device
+            x_t = alpha * x_0[on_device(at, device)] + sigma * on_device(own, device)
             found.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
         return found
 

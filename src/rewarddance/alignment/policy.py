@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Literal, NamedTuple
@@ -253,10 +253,10 @@ def reward_figures(scored: ScoredRollouts) -> Figures:
     return figures | ({"failed_groups": len(scored.failed)} if scored.failed else {})
 
 
-def add_share(totals: Figures, figures: Figures, share: float) -> None:
+def add_share(totals: dict[str, Tensor], figures: Mapping[str, Tensor], share: float) -> None:
     """Add a part's figures to a mean, weighted with the part's share of the whole."""
     for name, value in figures.items():
-        totals[name] = totals.get(name, 0.0) + share * value
+        totals[name] = totals[name] + share * value if name in totals else share * value
 
 
 def against_base(run: Alignment) -> Callable[[], Figures]:

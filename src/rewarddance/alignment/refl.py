@@ -25,13 +25,14 @@ from rewarddance.alignment.group_rewards import Judging
 from rewarddance.alignment.references import Reference, References
 from rewarddance.alignment.relay import LastSteps, decoder_vjp
 from rewarddance.alignment.safeguards import Ema, disagreeing, jittered
-from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
+from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step, read_together
 from rewarddance.data.frame_sampling import one_of_each
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.sampling import encoded, rollout
 from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.pixel_gradient import PixelGradient, checkpointing, pixel_gradient
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, rank, world_size
 from rewarddance.types import OtherPixels, PixelBatch, Pixels, Prompt, Question
@@ -564,13 +565,14 @@ def held_out_margins(
 def margin_figures(margins: Float[Tensor, "J B"], group_size: int) -> Figures:
     """What is logged of the margins of J copies of a step's B samples."""
     by_group = margins.unflatten(1, (-1, group_size)).mean(0)
-    return {
-        "reward": margins.sigmoid().mean().item(),
-        "margin": margins.mean().item(),
-        "spread_within": by_group.std(1, correction=0).mean().item(),
-        "spread_across": by_group.mean(1).std(correction=0).item(),
-        "spread_of_reward": by_group.sigmoid().std(correction=0).item(),
+    figures = {
+        "reward": margins.sigmoid().mean(),
+        "margin": margins.mean(),
+        "spread_within": by_group.std(1, correction=0).mean(),
+        "spread_across": by_group.mean(1).std(correction=0),
+        "spread_of_reward": by_group.sigmoid().std(correction=0),
     }
+    return read_together(figures)
 
 
 def denoise(generator: Trainable, batch: ReflBatch, recipe: ReflRecipe, like: Tensor) -> float:
@@ -581,20 +583,20 @@ def denoise(generator: Trainable, batch: ReflBatch, recipe: ReflRecipe, like: Te
     of the batch to each: what the reward's gradient does not reach stays as it is, too. like: a tensor of the type and
     on the device that the generator computes with.
     """
-    x_0 = torch.stack([reference.latent for reference in batch.denoised]).to(like)
-    prompts, total = [reference.prompt for reference in batch.denoised], 0.0
+    x_0 = on_device(torch.stack([reference.latent for reference in batch.denoised]), like.device).to(like.dtype)
+    prompts, losses = [reference.prompt for reference in batch.denoised], []
     for level in torch.arange(len(x_0) * world_size()).chunk(LEVELS):
         step = int(batch.rng.integers(generator.num_steps))
         alpha, sigma = generator.scales(step)
-        eps = torch.randn((len(level), *x_0.shape[1:]), generator=batch.noise_rng).to(x_0)
+        eps = on_device(torch.randn((len(level), *x_0.shape[1:]), generator=batch.noise_rng), x_0.device).to(x_0.dtype)
         for part in _local_parts(level, len(x_0), recipe.generator_batch or len(batch.seeds)):
-            clean = x_0[part.rows]
-            x_t = alpha * clean + sigma * eps[part.places]
+            clean = x_0[on_device(part.rows, x_0.device)]
+            x_t = alpha * clean + sigma * eps[on_device(part.places, x_0.device)]
             prediction = generator.predict(x_t, step, encoded(generator, prompts, part.rows))
             loss = denoising_mse(generator.predict_x0(x_t, prediction, step), clean, sigma) * part.share
             (recipe.reference_mse * loss).backward()
-            total += loss.item()
-    return total
+            losses.append(loss.detach())
+    return torch.stack(losses).sum().item()
 
 
 class LevelPart(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
 from rewarddance.alignment.failed_groups import FailedGroups, NothingLeft
@@ -40,6 +40,12 @@ from rewarddance.types import Prompt
 
 Figures = dict[str, float]
 """What an update measured, by name; what the loop logs."""
+
+
+def read_together(figures: Mapping[str, Tensor]) -> Figures:
+    """Numbers that a GPU has computed, all read at once: the host waits for it once and not for each."""
+    values = torch.stack([value.float() for value in figures.values()]).tolist() if figures else []
+    return dict(zip(figures, values, strict=True))
 
 
 class TrainRecipe(Recipe):
@@ -180,13 +186,13 @@ class TrainState:
         Raises RewardError where it, or a weight after the step, is not finite.
         """
         average_gradients(self.weights)
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm))
-        if not torch.isfinite(norm):
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm)))
+        if not math.isfinite(norm):
             raise RewardError("the gradient is not finite.", "Lower learning_rate.")
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         step_finitely(self.optimiser, self.weights)
-        return float(norm)
+        return norm
 
     def save(self, step: int) -> None:
         """Write whole weights and moments, whatever the number of processes; one file at a time is in memory."""

@@ -23,8 +23,8 @@ from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.devices import multiplies_bfloat16
-from rewarddance.runtime.memory import on_device
+from rewarddance.runtime.devices import multiplies_bfloat16, on_device
+from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
@@ -204,7 +204,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         return [module for module in named.values() if isinstance(module, nn.Module)]
 
     def _present(self, part: str) -> AbstractContextManager[None]:
-        return on_device(self._offloaded.get(part, ()), self.device)
+        return modules_on(self._offloaded.get(part, ()), self.device)
 
     def decoding(self) -> AbstractContextManager[None]:
         """Within the block the decoder stays where pictures are decoded, as long as a graph through it is needed."""
@@ -291,7 +291,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""
         noises = [self._noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
-        return self._pack(torch.stack(noises).to(self.device))
+        return self._pack(on_device(torch.stack(noises), self.device))
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         """The prediction, guided where guidance is on: both branches go through the network in one batch."""

@@ -30,7 +30,7 @@ from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
-from rewarddance.runtime.memory import on_device
+from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
@@ -156,7 +156,7 @@ def keep_off(judge: Any, device: str) -> None:
     model = getattr(judge, "model", None)
     if isinstance(model, nn.Module):
         model.to("cpu")
-        judge.together = partial(on_device, [model], device)
+        judge.together = partial(modules_on, [model], device)
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -391,10 +391,10 @@ class Judge(ABC):
 
 def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdict:
     """The margins as a Verdict. Raises RewardError naming the first question whose margin is not finite."""
-    bad = (~torch.isfinite(margin)).nonzero().flatten().tolist()
-    if bad:
+    if not torch.isfinite(margin).all():  # the one moment at which a GPU is waited for
+        number = int((~torch.isfinite(margin)).nonzero()[0])
         raise RewardError(
-            f"the judge gave no finite margin for question {bad[0]} (prompt {questions[bad[0]].prompt.text!r}).",
+            f"the judge gave no finite margin for question {number} (prompt {questions[number].prompt.text!r}).",
             "Look at its picture for values that are not finite, and at the judge's weights and precision.",
         )
     return Verdict(margin)

@@ -22,6 +22,7 @@ from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.lockstep import Lockstep
 from rewarddance.reward.prefix_cache import Batch, Prefix, Row, Sharing, padded, plan
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import checkpointed, is_out_of_memory
 
 
@@ -312,17 +313,21 @@ class Reading(ABC):
             for one in _within(own, low, high):  # sliced before they are joined: a reference's stay out of the graph
                 tokens.append(one.tokens)
                 deep.append(one.deep)
-        input_ids, position_ids = padded(ids).to(self.device), padded(positions).to(self.device)
-        real = torch.tensor([end - start for start, end in spans], device=self.device)
-        here = (input_ids == self._image_token) & (torch.arange(input_ids.shape[1], device=self.device) < real[:, None])
-        embeds = self.model.get_input_embeddings()(input_ids.masked_fill(here, 0))  # it may be beyond the vocabulary
+        input_ids = padded(ids)
+        real = torch.tensor([end - start for start, end in spans])
+        here = (input_ids == self._image_token) & (torch.arange(input_ids.shape[1]) < real[:, None])
+        input_ids = input_ids.masked_fill(here, 0)  # the token may be beyond the vocabulary
+        input_ids, position_ids = (on_device(x, self.device) for x in (input_ids, padded(positions)))
+        embeds = self.model.get_input_embeddings()(input_ids)
         # A mask that is given is not made: the library's own would look for packed sequences, and the host wait for it.
         extra: dict[str, Any] = {"prefix": prefix, "attention_mask": embeds.new_zeros(1, 1, 1, 1)}
-        if tokens and here.any():
-            embeds = embeds.masked_scatter(here.unsqueeze(-1), torch.cat(tokens).to(embeds.dtype))
+        if tokens:
+            places = on_device(here.flatten().nonzero()[:, 0], self.device)
+            flat = embeds.flatten(0, 1).index_copy(0, places, torch.cat(tokens).to(embeds.dtype))
+            embeds = flat.view_as(embeds)
             if deep[0]:
                 layers = [torch.cat(layer) for layer in zip(*deep, strict=True)]
-                extra |= {"visual_pos_masks": here, "deepstack_visual_embeds": layers}
+                extra |= {"visual_pos_masks": on_device(here, self.device), "deepstack_visual_embeds": layers}
         axes = position_ids.permute(2, 0, 1)
         return self._text(
             inputs_embeds=embeds, position_ids=axes if len(axes) > 1 else axes[0], use_cache=False, **extra

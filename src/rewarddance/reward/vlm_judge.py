@@ -33,6 +33,7 @@ from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
 from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.quantised import BasePrecision, quantise
 from rewarddance.runtime.weights import ADAPTER_CONFIG, LOAD_ERRORS, adapter_base, library_warnings, load_module
 from rewarddance.types import Pixels
@@ -234,9 +235,9 @@ class VisionLanguageModel(Reading):
             return hidden.new_zeros(len(hidden))
         if among == "vocabulary":
             every = self.head(hidden)
-            others = every.index_fill(-1, torch.tensor([*yes], device=self.device), -torch.inf)
+            others = every.index_fill(-1, on_device(torch.tensor([*yes]), self.device), -torch.inf)
             return every[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
-        logits = self._logits(hidden, torch.tensor([*yes, *no], device=self.device))
+        logits = self._logits(hidden, on_device(torch.tensor([*yes, *no]), self.device))
         return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
 
     def _logits(self, hidden: Float[Tensor, "... D"], rows: Tensor | slice) -> Float[Tensor, "... V"]:

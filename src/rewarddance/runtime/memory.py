@@ -66,7 +66,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def on_device(modules: Iterable[nn.Module], device: torch.device | str) -> Iterator[None]:
+def modules_on(modules: Iterable[nn.Module], device: torch.device | str) -> Iterator[None]:
     """Within the block these modules are on the device; those that came from the CPU for it go back to it.
 
     No graph through them may outlive the block.
