@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import ReflRecipe, refl_step
+from rewarddance.alignment.refl import refl_step
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.cli.app import recipe_file
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError

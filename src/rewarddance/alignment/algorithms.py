@@ -20,7 +20,8 @@ from rewarddance.alignment.references import (
     build_references,
     failed_references,
 )
-from rewarddance.alignment.refl import ReflRecipe, refl_updates
+from rewarddance.alignment.refl import refl_updates
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, Updates, train
 from rewarddance.errors import InputError
 from rewarddance.generators.finetuning import LORA_FILE
