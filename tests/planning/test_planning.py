@@ -276,6 +276,16 @@ def test_checkpointing_and_several_last_steps_are_planned_as_they_are_done(small
         aligned({"last_steps": 4})
 
 
+def test_a_surrogate_is_planned_with_its_whole_rollout(small: Plan):
+    plan = aligned({"surrogate": {"like": "flowbp_sparse", "count": 2}})
+    assert plan.flops["sampling"] == 0 and plan.flops["generator"] > 2 * small.flops["generator"]
+    assert plan.flops["backward"] > small.flops["backward"]
+    copies = aligned({"surrogate": "draft_lv"})
+    assert copies.flops["judge"] > 2.5 * small.flops["judge"]
+    with pytest.raises(InputError, match="wants 4 steps, and the generator takes 3"):
+        aligned({"surrogate": "flowbp_sparse"})
+
+
 def test_the_relay_holds_the_largest_of_its_phases_and_not_their_sum(small: Plan):
     parts = parts_of(small)
     assert parts["activations"] == max(small.peaks.values()) < sum(small.peaks.values())

@@ -1,4 +1,4 @@
-"""ReFL: the gradient of the judge's P("yes") through the decoder and one late denoising step, or the last few.
+"""ReFL: the gradient of the judge's P("yes") through the decoder and one late denoising step, or a choice of steps.
 
 Paper, section 3 (cap and regulariser after 2508.21066). A step: draw a batch, roll it out, judge it, and send the
 judge's gradient back to the weights.
@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from rewarddance.alignment.active_steps import ActiveSteps
 from rewarddance.alignment.denoising import denoise
 from rewarddance.alignment.failed_groups import FailedGroups, Kept, Part
 from rewarddance.alignment.picture_loss import judge_batch, margin_figures
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl_batch import draw_batch, judged_frames, sampled
+from rewarddance.alignment.refl_batch import ReflBatch, draw_batch, judged_frames, sampled
 from rewarddance.alignment.refl_recipe import CheckpointedPart, ReflRecipe
 from rewarddance.alignment.relay import LastSteps, decoder_vjp
 from rewarddance.alignment.safeguards import Ema
@@ -74,13 +77,14 @@ def refl_step(
     samples, and the mean of their gradients is the step's; so are the means of their figures. Raises InputError naming
     the part that ran out of memory, and what to lower; for failed groups see `FailedGroups.add`.
     """
-    batch = draw_batch(bank, recipe, generator.num_steps, seed, step)
+    batch = draw_batch(bank, recipe, generator, seed, step)
+    recipe = recipe.model_copy(update={"group_size": recipe.group_size * recipe.copies})
     with checkpointed_parts(generator, judge, recipe.checkpointing):
         with memory_for(*SAMPLING):
             x_t, drawn, unread = sampled(generator, batch, bank, check_first=recipe.sharded)
         parts = torch.arange(len(x_t)).split(recipe.generator_batch or len(x_t))
         conditions = [encoded(generator, drawn.prompts, rows) for rows in parts]
-        last_steps = LastSteps(generator, conditions, parts, batch.first, recipe.last_steps)
+        last_steps = way_back(generator, conditions, parts, batch, recipe.last_steps)
         with memory_for(*GENERATOR):
             x_0 = last_steps.forward(x_t)
 
@@ -104,6 +108,15 @@ def refl_step(
     loss += recipe.reference_mse * figures.get("reference_mse", 0.0)
     figures |= {"loss": loss, "velocity_mse": velocity_distance, "stop": batch.first}
     return figures | margin_figures(judged.margins, recipe.group_size)
+
+
+def way_back(
+    generator: Trainable, conditions: Sequence[Any], parts: Sequence[Tensor], batch: ReflBatch, last_steps: int
+) -> LastSteps:
+    """What the gradient goes through on its way from x_0 to the weights."""
+    if batch.route is not None:
+        return ActiveSteps(generator, conditions, parts, batch.route)
+    return LastSteps(generator, conditions, parts, batch.first, last_steps)
 
 
 def leave_out(

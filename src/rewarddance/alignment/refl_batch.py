@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -13,10 +13,12 @@ from torch import Tensor
 from rewarddance.alignment.failed_groups import Faults, drawn_apart
 from rewarddance.alignment.references import Reference, References
 from rewarddance.alignment.refl_recipe import ReflRecipe
+from rewarddance.alignment.surrogate import Route, times_of
 from rewarddance.alignment.train import Trainable, prompts_of_step
 from rewarddance.data.frame_sampling import one_of_each
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import rollout
+from rewarddance.protocols import Generator
 from rewarddance.runtime.process_group import local_shard
 from rewarddance.types import OtherPixels, PixelBatch, Pixels, Prompt
 
@@ -29,6 +31,8 @@ class ReflBatch:
     denoised: references on which the denoising loss is taken.
     first: the step at which the gradient begins.
     rng, noise_rng: for what is drawn later in the step.
+    route: of a surrogate.
+    renoised: seeds of each sample's noised copies [b][n], which follow it in references and seeds.
     """
 
     references: list[Reference]
@@ -37,26 +41,36 @@ class ReflBatch:
     first: int
     rng: np.random.Generator
     noise_rng: torch.Generator
+    route: Route | None = None
+    renoised: list[list[int]] = field(default_factory=list)
 
     @property
     def prompts(self) -> list[Prompt]:
         return [reference.prompt for reference in self.references]
 
 
-def draw_batch(bank: Sequence[References], recipe: ReflRecipe, num_steps: int, seed: int, step: int) -> ReflBatch:
+def draw_batch(bank: Sequence[References], recipe: ReflRecipe, generator: Generator, seed: int, step: int) -> ReflBatch:
     """Prompts, noises, references and the gradient's step. All depends on (seed, step) alone."""
     rng = np.random.default_rng([seed, 2, step])
     noise_rng = torch.Generator().manual_seed(int(rng.integers(2**31)))
     chosen = [bank[i] for i in prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)]
     group = [references for references in chosen for _ in range(recipe.group_size)]
     seeds = rng.integers(2**31, size=len(group)).tolist()
-    low, high = recipe.first_grad_steps(num_steps)
-    first = int(rng.integers(low, high + 1))
+    low, high = recipe.first_grad_steps(generator.num_steps)
+    first, route, renoised = int(rng.integers(low, high + 1)), None, []
+    if recipe.surrogate is not None:
+        route = recipe.surrogate.route(times_of(generator), rng)
+        first = route.first
+        if recipe.surrogate.noised_copies:
+            renoised = rng.integers(2**31, size=(len(group), recipe.surrogate.noised_copies)).tolist()
     references = [of_prompt.at(of_prompt.choose(rng, noise)) for of_prompt, noise in zip(group, seeds, strict=True)]
     denoised = references
     if recipe.reference_batch is not None and recipe.reference_batch < len(group):
         denoised = [references[i] for i in sorted(rng.permutation(len(group))[: recipe.reference_batch].tolist())]
-    return ReflBatch(local_shard(references), local_shard(seeds), local_shard(denoised), first, rng, noise_rng)
+    copies, own, renoised = recipe.copies, local_shard(denoised), local_shard(renoised) if renoised else []
+    references = [reference for reference in local_shard(references) for _ in range(copies)]
+    seeds = [noise for noise in local_shard(seeds) for _ in range(copies)]
+    return ReflBatch(references, seeds, own, first, rng, noise_rng, route, renoised)
 
 
 def sampled(
@@ -68,7 +82,11 @@ def sampled(
     """
 
     def draw(prompts: list[Prompt]) -> Tensor:
-        return rollout(generator, prompts, batch.seeds, batch.first).x_t
+        if not batch.renoised:
+            return rollout(generator, prompts, batch.seeds, batch.first).x_t
+        copies = len(batch.renoised[0]) + 1
+        x_t = rollout(generator, prompts[::copies], batch.seeds[::copies], batch.first).x_t
+        return with_noised_copies(generator, x_t, prompts[::copies], batch.renoised)
 
     spare = (references.prompt for references in bank)
     x_t, prompts, faults = drawn_apart(generator, batch.prompts, draw, spare=spare, check_first=check_first)
@@ -81,6 +99,22 @@ def sampled(
         return [instead if id(reference.prompt) in unread else reference for reference in references]
 
     return x_t, replace(batch, references=readable(batch.references), denoised=readable(batch.denoised)), faults
+
+
+@torch.no_grad()
+def with_noised_copies(
+    generator: Trainable, x_t: Tensor, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]
+) -> Tensor:
+    """Each sample's latent before the last step [b, ...], followed by alpha x_0 + sigma eps of its own x_0 and n new
+    noises: [b * (1 + n), ...] (DRaFT-LV, 2309.17400)."""
+    last = generator.num_steps - 1
+    alpha, sigma = generator.scales(last)
+    x_0 = generator.advance(x_t, generator.predict(x_t, last, generator.encode(prompts)), last)
+    copies = [x_t]
+    for of_copy in zip(*seeds, strict=True):
+        eps = [torch.randn(x_t.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in of_copy]
+        copies.append(alpha * x_0 + sigma * torch.stack(eps).to(x_0))
+    return torch.stack(copies, 1).flatten(0, 1)
 
 
 def judged_frames(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.alignment.group_rewards import Judging
+from rewarddance.alignment.surrogate import Surrogate
 from rewarddance.alignment.train import TrainRecipe
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
@@ -54,6 +55,8 @@ class ReflRecipe(TrainRecipe):
         1 the last step).
     last_steps: with K > 1 the gradient goes through the last K steps of the sampler instead (DRaFT-K, 2309.17400), and
         grad_step_range is left alone.
+    surrogate: what else stands for the picture in the gradient; a name of `PRESETS` or see `Surrogate`. Then
+        grad_step_range and last_steps are left alone.
     loss, cap: see `LOSSES`.
     velocity_mse: weight of the distance to the base's velocity.
     reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`), or on a random
@@ -73,6 +76,7 @@ class ReflRecipe(TrainRecipe):
 
     grad_step_range: tuple[float, float] = (0.5, 1.0)
     last_steps: int = Field(default=1, ge=1)
+    surrogate: Surrogate | None = None
     loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
     cap: float = Field(default=0.9, gt=0, lt=1)
     velocity_mse: float = Field(default=0.1, ge=0)
@@ -98,6 +102,13 @@ class ReflRecipe(TrainRecipe):
         return self
 
     @model_validator(mode="after")
+    def _one_way_back(self) -> ReflRecipe:
+        for name in ("grad_step_range", "last_steps"):
+            if self.surrogate is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} says nothing beside a surrogate; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _references_are_enough(self) -> ReflRecipe:
         samples = self.prompts_per_step * self.group_size
         if self.reference_batch is not None and not self.reference_mse:
@@ -105,6 +116,11 @@ class ReflRecipe(TrainRecipe):
         if self.reference_batch is not None and self.reference_batch > samples:
             raise ValueError(f"reference_batch is {self.reference_batch}, and a step has {samples} references")
         return self
+
+    @property
+    def copies(self) -> int:
+        """How many pictures of each sample the judge is asked about, before any jitter."""
+        return self.surrogate.copies if self.surrogate is not None else 1
 
     def check_processes(self, processes: int) -> None:
         """Raises InputError where the processes cannot share a step's samples, or the references that are denoised."""
@@ -118,8 +134,11 @@ class ReflRecipe(TrainRecipe):
     def first_grad_steps(self, num_steps: int) -> tuple[int, int]:
         """The first and last step of a sampler of num_steps at which the gradient may begin.
 
-        Raises InputError where last_steps are more than there are.
+        Raises InputError where last_steps are more than there are. With a surrogate all steps are part of it.
         """
+        if self.surrogate is not None:
+            self.surrogate.check(num_steps)
+            return 0, 0
         if self.last_steps > num_steps:
             raise InputError(
                 f"refl.last_steps is {self.last_steps}, and the generator takes {num_steps} steps.", "Lower it."
@@ -130,7 +149,7 @@ class ReflRecipe(TrainRecipe):
         return low, high
 
     def check(self, generator: Generator, judge: RewardModel) -> None:
-        """Raises InputError where last_steps are more than the sampler has, or the judge gives no gradient."""
+        """Raises InputError where the sampler has fewer steps than are wanted, or the judge gives no gradient."""
         self.first_grad_steps(generator.num_steps)
         if getattr(judge, "differentiable", None) is False:
             raise InputError(
