@@ -154,7 +154,7 @@ class ReflRecipe(TrainRecipe):
         if getattr(judge, "differentiable", None) is False:
             raise InputError(
                 f"ReFL follows the reward's gradient in pixels, and {judge!r} gives none.",
-                "Set algorithm to grpo or nft, which only ask it.",
+                "Set algorithm to grpo or nft, or another that only asks it.",
             )
 
     def judging_of(self, judge: RewardModel) -> Judging:
