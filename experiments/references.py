@@ -28,7 +28,7 @@ from experiments.trained_judges import check_given, judge_checkpoints, judge_of_
 from rewarddance.alignment.algorithms import align_generator
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, References, build_references
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator

@@ -19,7 +19,7 @@ from rewarddance.generators import adapter
 from rewarddance.jobs import align as job
 from rewarddance.jobs.align import run_alignment
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.runtime.memory import on_device
+from rewarddance.runtime.memory import modules_on
 from rewarddance.types import Prompt
 
 PROMPTS = ["a red circle", "two crosses", "a star"]
@@ -34,7 +34,7 @@ class Notes:
         self.seen: list[str] = []
 
     @contextmanager
-    def on_device(self, modules, device) -> Iterator[None]:
+    def modules_on(self, modules, device) -> Iterator[None]:
         new = {id(module) for module in modules} - self.there
         self.there |= new
         yield
@@ -119,9 +119,9 @@ def test_modules_go_to_the_device_and_come_back():
 
     log: list = []
     first, there = Part(1, 1), nn.Linear(1, 1, device="meta")
-    with on_device([first, there], "meta"):
+    with modules_on([first, there], "meta"):
         assert log == [("cpu", "meta")]
-        with on_device([first], "meta"):
+        with modules_on([first], "meta"):
             assert len(log) == 1, "it is there already"
     assert log == [("cpu", "meta"), ("meta", "cpu")], "and what was there before stays"
 

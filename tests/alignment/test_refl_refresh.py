@@ -16,7 +16,7 @@ from tiny_alignment import WatchedJudge, align_by_refl, assert_same_run
 
 from rewarddance.alignment import references as bank_module
 from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references, candidate_seeds
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 

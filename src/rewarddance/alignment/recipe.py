@@ -28,7 +28,7 @@ class AlignRun(AlgorithmConfig):
     offload: parts that are on the CPU while they are not in use: text_encoders, vae, judge (all judges); each use moves
         them to the device and back. Encoded texts are kept in `output`/texts.
     judge: a trained reward's folder or name, `package.module:factory`, or the address of a server (http://...; chat+,
-    decisions+ and systemone+http://... for grpo and nft); more_judges and held_out likewise.
+    decisions+ and systemone+http://... for all but refl); more_judges and held_out likewise.
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
@@ -77,9 +77,9 @@ class AlignRun(AlgorithmConfig):
     @model_validator(mode="after")
     def _judges_are_of_the_algorithm(self) -> AlignRun:
         if self.more_judges and self.algorithm == "refl":
-            raise ValueError("more_judges are for grpo and nft; ReFL follows one judge's gradient")
+            raise ValueError("more_judges are for algorithms that only ask; ReFL follows one judge's gradient")
         if self.held_out and self.algorithm != "refl":
-            raise ValueError("held_out gates the gradient of refl; of grpo and nft it is one of more_judges")
+            raise ValueError("held_out gates the gradient of refl; elsewhere it is one of more_judges")
         if any(weight <= 0 for weight in self.more_judges.values()):
             raise ValueError("more_judges have weights above 0")
         return self

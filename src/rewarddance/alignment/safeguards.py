@@ -24,9 +24,11 @@ class Ema:
         self.average = [weight.detach().clone() for weight in weights]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, decay: float | None = None) -> None:
+        """decay: of this update, by default the average's own."""
         weights = [to_local(weight.detach()) for weight in self.weights]
-        torch._foreach_lerp_([to_local(value) for value in self.average], weights, 1 - self.decay)
+        share = 1 - (self.decay if decay is None else decay)
+        torch._foreach_lerp_([to_local(value) for value in self.average], weights, share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

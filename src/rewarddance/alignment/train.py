@@ -89,6 +89,11 @@ class TrainRecipe(Recipe):
         """Raises InputError where the algorithm cannot align this generator, or cannot do it by this judge."""
         del generator, judge  # none of it matters to most algorithms
 
+    def decay_at(self, step: int) -> float:
+        """The average's decay after a step."""
+        del step  # the same for all, but in algorithms that have a schedule of it
+        return self.ema_decay
+
     @abstractmethod
     def judging_of(self, judge: RewardModel) -> Judging:
         """How the judge is asked. Raises InputError where it cannot be asked so."""
@@ -315,7 +320,7 @@ def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, 
         return {}
     except RewardError as error:
         raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
-    state.ema.update()
+    state.ema.update(run.recipe.decay_at(step))
     means = rows[0] if len(rows) == 1 else {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return process_group.mean_over_processes(means)
 
