@@ -27,7 +27,8 @@ _SCHEMA = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE people (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, token TEXT UNIQUE, owner INTEGER NOT NULL DEFAULT 0,
-  straight INTEGER NOT NULL DEFAULT 0, swapped INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 0);
+  straight INTEGER NOT NULL DEFAULT 0, swapped INTEGER NOT NULL DEFAULT 0, asked INTEGER NOT NULL DEFAULT 0,
+  done INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE media (id TEXT PRIMARY KEY, path TEXT NOT NULL UNIQUE, fps REAL) WITHOUT ROWID;
 CREATE TABLE pairs (
   id INTEGER PRIMARY KEY, prompt TEXT NOT NULL, a TEXT NOT NULL REFERENCES media, b TEXT NOT NULL REFERENCES media,
@@ -75,6 +76,14 @@ class Pair(NamedTuple):
     fps: tuple[float | None, float | None] = (None, None)
 
 
+class Person(NamedTuple):
+    """Who votes. owner: may see the report."""
+
+    id: int
+    name: str
+    owner: bool
+
+
 class Store:
     """An open store of votes.
 
@@ -102,6 +111,7 @@ class Store:
                     for statement in _SCHEMA.split(";"):
                         self.db.execute(statement)
                     self.set("version", VERSION)
+                    self.set("id", secrets.token_hex(4))
                     self.set("handing_out", handing_out.model_dump(mode="json"))
         except (sqlite3.DatabaseError, OSError) as error:
             raise InputError(f"the store of votes {path} cannot be opened: {error}.", "Choose another.") from error
@@ -166,15 +176,16 @@ class Store:
             db.execute("UPDATE people SET token = ?, owner = ? WHERE name = ?", (hashed(token), int(owner), name))
         return token
 
-    def admit_local(self) -> int:
+    def admit_local(self) -> Person:
         """The person at this machine, who needs no token."""
         with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO people (name, owner) VALUES ('local', 1)")
-            return db.execute("SELECT id FROM people WHERE name = 'local'").fetchone()["id"]
+            return Person(db.execute("SELECT id FROM people WHERE name = 'local'").fetchone()["id"], "local", True)
 
-    def person_of(self, token: str) -> sqlite3.Row | None:
-        """id, name and owner of whose token this is."""
-        return self.db.execute("SELECT id, name, owner FROM people WHERE token = ?", (hashed(token),)).fetchone()
+    def people(self) -> dict[str, Person]:
+        """Who has a token, by its hash."""
+        rows = self.db.execute("SELECT token, id, name, owner FROM people WHERE token IS NOT NULL")
+        return {row["token"]: Person(row["id"], row["name"], bool(row["owner"])) for row in rows}
 
     def is_invited(self, name: str) -> bool:
         return bool(self.db.execute("SELECT 1 FROM people WHERE name = ? AND token IS NOT NULL", (name,)).fetchone())
@@ -213,10 +224,9 @@ class Store:
         self.db.execute("INSERT OR IGNORE INTO media VALUES (?, ?, ?)", (secrets.token_urlsafe(12), name, fps))
         return self.db.execute("SELECT id FROM media WHERE path = ?", (name,)).fetchone()["id"]
 
-    def media_path(self, medium: str) -> tuple[Path, float | None] | None:
-        """The file of an opaque id and its frames a second, or None."""
-        row = self.db.execute("SELECT path, fps FROM media WHERE id = ?", (medium,)).fetchone()
-        return None if row is None else (Path(row["path"]), row["fps"])
+    def media(self) -> dict[str, tuple[Path, float | None]]:
+        """The file of each opaque id, and its frames a second."""
+        return {row["id"]: (Path(row["path"]), row["fps"]) for row in self.db.execute("SELECT * FROM media")}
 
     def set_scores(self, scores: Sequence[tuple[int, float]]) -> None:
         """How much each pair (by its id) is wanted next, by a judge; pairs not named have none."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
 
 from rewarddance.annotate.store import Store
 from rewarddance.errors import InputError
@@ -96,18 +95,10 @@ def undo(store: Store, person: int, now: float) -> str | None:
     return ask["id"]
 
 
-def progress(store: Store, person: int, now: float) -> dict[str, Any]:
-    """Pairs that the person has voted on; votes that all have cast and that are wanted; about how many minutes these
-    take at the pace of the last half hour, None where it is not known."""
-    db = store.db
-    done = db.execute("SELECT count(*) FROM asks WHERE person = ? AND state = 'done'", (person,)).fetchone()[0]
-    cast, wanted = store.count("votes"), store.count("wanted")
-    recent = "SELECT count(DISTINCT ask) AS n, min(at) AS first FROM votes WHERE at > ? AND withdrawn IS NULL"
-    pace = db.execute(recent + " AND answer <> 'skip'", (now - 1800,)).fetchone()
-    minutes = None
-    if pace["n"] >= 5 and now > pace["first"]:
-        minutes = round(max(wanted - cast, 0) * (now - pace["first"]) / pace["n"] / 60, 1)
-    return {"yours": done, "cast": cast, "wanted": wanted, "minutes": minutes}
+def progress(store: Store, person: int) -> dict[str, int]:
+    """Pairs that the person has voted on, and votes that all have cast and that are wanted."""
+    done = store.db.execute("SELECT done FROM people WHERE id = ?", (person,)).fetchone()["done"]
+    return {"yours": done, "cast": store.count("votes"), "wanted": store.count("wanted")}
 
 
 def _kept(answer: str, swapped: int) -> str:
@@ -142,6 +133,7 @@ def _settle(db: sqlite3.Connection, ask: sqlite3.Row, criteria: int) -> None:
 
 
 def _count(db: sqlite3.Connection, ask: sqlite3.Row, change: int) -> None:
-    """Keep the count of votes, which leaves test pairs out."""
+    """Keep the counts: of the person's pairs, and of all votes, which leaves test pairs out."""
+    db.execute("UPDATE people SET done = done + ? WHERE id = ?", (change, ask["person"]))
     counted = "name = 'votes' AND EXISTS (SELECT 1 FROM pairs WHERE id = ? AND answer IS NULL)"
     db.execute(f"UPDATE counts SET value = value + ? WHERE {counted}", (change, ask["pair"]))
