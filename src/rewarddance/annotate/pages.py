@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 _FOLDER = Path(__file__).parent / "templates"
 _STATIC = {"vote.js": "text/javascript; charset=utf-8", "votes.css": "text/css; charset=utf-8"}
+_STATIC |= {"icon.svg": "image/svg+xml"}
 
 
 class Static(NamedTuple):
