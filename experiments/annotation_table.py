@@ -40,14 +40,14 @@ class PolicyRun(TimedRow):
 
     policy: str
     votes: list[int]
-    pairs: list[int]
+    pairs: list[float]
     wrong: list[float]
     accuracy: dict[str, list[list[float]]]
 
 
 def slope(rows: Sequence[PolicyRun], test: str) -> Interval | None:
-    """Points of accuracy that twice the votes bring, over seeds: the least-squares line through all policies' means
-    over the logarithm of the votes."""
+    """Points of accuracy that twice the votes bring, over seeds: the least-squares line over the votes' logarithm, of
+    the mean of these rows under each seed."""
     by_seed = []
     for seed in sorted({row.seed for row in rows}):
         of_seed = select(rows, seed=seed)
@@ -83,16 +83,17 @@ def annotation_report(policies: Sequence[str], rows: Sequence[PolicyRun]) -> Rep
     seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
     parts = [
         "Accuracy: % of a prompt's test pairs that are ordered as the oracle orders them, both orders asked, of a "
-        "judge trained on so many votes. Gain: over random votes, in points, the mean over all but the first number, "
+        "reward fitted to so many votes. Gain: over random votes, in points, the mean over all but the first number, "
         "paired prompt by prompt. Votes saved: at equal accuracy, by what twice the votes bring. Wrong: labels on the "
         f"other side than most people who look, at the first and the last number. {OVER_SEEDS}; seeds: {seeds}.\n"
     ]
     results: dict[str, Any] = {}
     for test, title in SETS.items() if rows else ():
-        per_doubling = slope(rows, test)
-        assert per_doubling is not None
-        lines, results[test] = [], {"slope": plain(per_doubling), "policies": {}}
         random = select(rows, policy="random")
+        per_doubling = slope(random, test)
+        if per_doubling is None:
+            continue
+        lines, results[test] = [], {"slope": plain(per_doubling), "policies": {}}
         for policy in policies:
             own = select(rows, policy=policy)
             if not own:
@@ -106,7 +107,7 @@ def annotation_report(policies: Sequence[str], rows: Sequence[PolicyRun]) -> Rep
             found = {"accuracy": [plain(figure) for figure in curve], "gain": plain(better), "saved": plain(fewer)}
             results[test]["policies"][policy] = found
         heads = ["policy", *(f"{count} votes" for count in votes), "gain", "votes saved", "wrong"]
-        doubling = f"Twice the votes bring {gained(per_doubling)} points.\n\n"
+        doubling = f"Twice the random votes bring {gained(per_doubling)} points.\n\n"
         parts.append(f"## {title.capitalize()}\n\n{doubling}{markdown_table(heads, lines)}")
     figures: dict[str, str | bytes] = {"annotation.svg": figure(policies, rows)} if rows else {}
     return Report("\n".join(parts), results, figures)

@@ -40,11 +40,11 @@ class HandingOut(Recipe):
 
     @field_validator("compare", mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
+    def _models_from_text(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _goes_together(self) -> HandingOut:
+    def _handing_out_goes_together(self) -> HandingOut:
         if self.overlap and self.overlap_votes < self.votes:
             raise ValueError(f"overlap_votes is {self.overlap_votes}, less than the {self.votes} votes of every pair")
         if self.compare and self.compare[0] == self.compare[1]:
@@ -72,13 +72,13 @@ class PageOptions(Recipe):
 
     @field_validator("people", mode="before")
     @classmethod
-    def _from_text(cls, value: Any) -> Any:
+    def _names_from_text(cls, value: Any) -> Any:
         words = value if isinstance(value, list | tuple) else [value]
         return tuple(name.strip() for word in words for name in str(word).split(",") if name.strip())
 
     @field_validator("people")
     @classmethod
-    def _differ(cls, people: tuple[str, ...]) -> tuple[str, ...]:
+    def _names_differ(cls, people: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(people)) < len(people):
             raise ValueError("a name stands twice")
         if any(name in ("local", "owner") or len(name) > 60 for name in people):

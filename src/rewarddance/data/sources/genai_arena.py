@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rewarddance.data.fields import Fault, listed, optional_text, text
+from rewarddance.data.fields import Fault, listed, text
 from rewarddance.data.sources.drafts import Draft, Medium, Source, as_medium, by_record, vote
 from rewarddance.data.sources.genai_bench import votes_or_ratings
 
@@ -28,7 +28,7 @@ def logged(record: Mapping[str, Any]) -> Iterator[Draft]:
     prompt = _prompt(states[0])
     if _prompt(states[1]) != prompt:
         raise Fault("states", "are of two prompts")
-    yield Draft(prompt, (_picture(states[0]), _picture(states[1])), share, date=optional_text(record, "tstamp"))
+    yield Draft(prompt, (_picture(states[0]), _picture(states[1])), share)
 
 
 def _prompt(state: Mapping[str, Any]) -> str:
