@@ -125,6 +125,7 @@ def test_generators_make_the_pictures_and_make_none_twice(tmp_path):
         ({"retrain": 5}, "judge"),
         ({"policy": "disagreement", "judge": "x"}, "retrain"),
         ({"policy": "ranking", "judge": "x"}, "leave judge out"),
+        ({"criteria": "t2i", "judge": "x"}, "one question"),
         ({"compare": "a,a"}, "twice"),
         ({"people": "anna,anna"}, "twice"),
         ({"policy": "ranking", "compare": "a,b"}, "random"),
