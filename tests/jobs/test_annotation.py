@@ -205,3 +205,10 @@ def test_people_vote_a_judge_learns_beside_and_the_export_trains_one(tmp_path):
     (tmp_path / "train.yaml").write_text(json.dumps(recipe))
     assert command("train", tmp_path / "train.yaml").code == 0
     assert (tmp_path / "judge" / "reward").is_dir()
+
+
+def test_a_comparison_that_has_begun_gets_no_further_pairs(tmp_path):
+    source = pictures_of(tmp_path / "in", ("new", "old"), 9)
+    run = run_of(tmp_path, input=source, compare="new,old", compare_pairs=4)
+    assert open_store(run).count("wanted") == 4
+    assert open_store(run.model_copy(update={"compare_pairs": 9})).count("wanted") == 4

@@ -68,7 +68,8 @@ def open_store(run: AnnotateRun) -> Store:
     pairs = gather_pairs(run)
     tests = read_tests(run.tests) if run.tests else []
     store = Store(run.store, rule)
-    store.add_pairs([*pairs, *tests])
+    if not (run.compare and store.count("wanted")):  # a comparison's pairs are fixed before its first vote
+        store.add_pairs([*pairs, *tests])
     if store.count("wanted") == 0:
         raise InputError(f"{run.store} holds no pair to vote on.", "Give pairs that are not all test pairs.")
     return store

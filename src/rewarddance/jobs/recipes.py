@@ -222,6 +222,8 @@ class AnnotateRun(PageOptions, HandingOut):
             raise ValueError(
                 f"the policy {self.policy} asks no judge, and without retrain none learns; leave judge out"
             )
+        if self.judge is not None and self.criteria is not None:
+            raise ValueError("a judge is asked one question; leave judge or criteria out")
         return self
 
 
