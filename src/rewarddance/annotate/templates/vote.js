@@ -6,7 +6,7 @@ const criteria = JSON.parse(document.body.dataset.criteria);
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", 1: "left", 2: "tie", 3: "right", b: "bad", s: "skip" };
 const WORDS = { left: "Left", right: "Right", tie: "Equally good", bad: "Both bad", skip: "Skipped" };
 const kept = new Map(); // media that were fetched ahead, by address
-let asks = [], current = null, criterion = null, since = 0, busy = false, view = { scale: 1, x: 0, y: 0 };
+let asks = [], current = null, criterion = null, since = 0, busy = false, waiting = 0, view = { scale: 1, x: 0, y: 0 };
 
 async function send(path, content) {
   for (let again = 0; ; again++) {
@@ -68,11 +68,13 @@ function show() {
   const done = !ask;
   for (const id of ["pair", "criterion"]) byId(id).hidden = done;
   document.querySelectorAll("[data-answer], .zoom button").forEach((button) => { button.disabled = done; });
+  clearTimeout(waiting);
   if (done) {
-    current = null;
     byId("source").hidden = true;
     byId("prompt").textContent = "There is nothing left to vote on. Thank you.";
-    byId("prompt").focus();
+    if (current) byId("prompt").focus();
+    current = null;
+    waiting = setTimeout(() => busy || refresh(), 20000); // a pair that somebody else left may come back
     return;
   }
   criterion = criteria.find((one) => !ask.answered.includes(one.path)) || criteria[0];
@@ -125,7 +127,10 @@ async function answer(word) {
   button.classList.remove("chosen");
   since = performance.now();
   if (take(state)) byId("told").textContent = `${WORDS[word]}, saved.`;
-  else if (state.error.lost) await refresh();
+  else if (state.error.lost) {
+    await refresh();
+    byId("told").textContent = `${state.error.message} ${state.error.remedy}`;
+  }
   busy = false;
 }
 
