@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 GRIDS = {
     "alignment": "ReFL, Flow-GRPO and DiffusionNFT at equal seconds with the same judge, by the oracle, over seeds.",
+    "annotation": "Which pairs people are asked about: a judge's accuracy by votes, for each policy, over seeds.",
     "disagreement": "Judges taught shares of votes against judges taught hard majorities, by how many votes are wrong.",
     "hacking": "Runs made to be hacked, with safeguards and without, and honest ones: do alarms ring, and in time?",
     "judges": "Kinds of reward and contexts, trained and zero-shot, at every size, over seeds.",

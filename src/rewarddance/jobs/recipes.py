@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rewarddance.annotate.recipe import LEARNED, HandingOut, PageOptions
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import ExamRecipe, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
@@ -179,6 +180,67 @@ class ExportRun(JudgeChoice):
 
 class ServeRun(JudgeChoice, ServeOptions):
     """`rewarddance serve`: which judge answers, and to whom."""
+
+
+class AnnotateRun(PageOptions, HandingOut):
+    """`rewarddance annotate`: who votes on what."""
+
+    input: Path
+    """Pairs or pictures: a .jsonl or .parquet file, a folder, a folder for each model; with a generator, prompts."""
+    store: Path
+    """The store of votes, an SQLite file; it is made, or gone on with."""
+    tests: Path | None = None
+    """A preferences file of test pairs, whose answers are known."""
+    pairs_per_prompt: int = Field(default=6, ge=1)
+    """Pairs of a prompt, where pictures are paired."""
+    compare_pairs: int = Field(default=200, ge=2)
+    """Pairs of a comparison, at most."""
+    generator: tuple[str, ...] = ()
+    """A generator that makes pictures for the prompts; give it again for another."""
+    samples: int = Field(default=2, ge=1)
+    """Pictures of each prompt by each generator."""
+    num_inference_steps: int = Field(default=28, ge=1)
+    """The generators' steps."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """The generators' guidance. Default: their families'."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pictures made together."""
+    judge: str | None = None
+    """A judge's folder or a bundled name, for the policies least_sure (then the default) and disagreement."""
+    retrain: int | None = Field(default=None, ge=1)
+    """Votes after which the judge learns anew, in the background, and chooses the next pairs."""
+    judges: int = Field(default=3, ge=2)
+    """Judges that learn, whose disagreement is looked at."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the judge's training, such as epochs=2."""
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_chooses(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("judge") and not content.get("policy"):
+            return content | {"policy": "least_sure"}
+        return content
+
+    @model_validator(mode="after")
+    def _judge_is_used(self) -> AnnotateRun:
+        if self.policy in LEARNED and self.judge is None:
+            raise ValueError(f"the policy {self.policy} asks a judge; say which (judge)")
+        if self.judge is None and (self.retrain or self.training):
+            raise ValueError("retrain and training are of a judge; say which (judge)")
+        if self.policy == "disagreement" and self.retrain is None:
+            raise ValueError("the judges that disagree are trained on the votes; say how often (retrain)")
+        if self.judge is not None and self.policy not in LEARNED and self.retrain is None:
+            raise ValueError(
+                f"the policy {self.policy} asks no judge, and without retrain none learns; leave judge out"
+            )
+        if self.judge is not None and self.criteria is not None:
+            raise ValueError("a judge is asked one question; leave judge or criteria out")
+        return self
 
 
 class PlanRun(PlanOptions):
