@@ -90,9 +90,8 @@ def test_a_masks_object_is_the_masks_bounds_at_the_pictures_size(monkeypatch):
     detector: Any = load_detector(str(detector_folder("mask2former")))
     classes = torch.full((1, 6, 4), -20.0)
     classes[0, 0, 1], classes[0, 1, 0], classes[0, 2:, 3] = 20.0, 20.0, 20.0  # square, circle, nothing
-    masks = torch.full((1, 6, 16, 24), -20.0)  # a fourth of 64 x 96: 40 x 50 is read as 64 x 80 and filled up
-    masks[0, 0, 4:8, 5:10] = 20.0
-    masks[0, 1, :, 21:] = 20.0  # in what was filled up
+    masks = torch.full((1, 6, 16, 24), -20.0)  # a fourth of the 64 x 96 that a picture of 40 x 50 is read as
+    masks[0, 0, 4:8, 6:12] = 20.0  # the circle's is empty
     outputs = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
     seen = []
 
@@ -106,6 +105,16 @@ def test_a_masks_object_is_the_masks_bounds_at_the_pictures_size(monkeypatch):
     assert one.box == pytest.approx((12.5, 10, 25, 20), abs=1)
     assert one.mask is not None and one.mask[12:18, 15:23].all() and not one.mask[:, 27:].any()
     assert detector(torch.rand(3, 40, 50), ("cross",)) == []
+
+
+def test_what_a_picture_was_filled_up_with_is_cut_off_its_masks():
+    detector: Any = load_detector(str(detector_folder("mask2former")))
+    there = torch.zeros(1, 64, 96)
+    there[..., :80] = 1
+    mask = torch.zeros(16, 24)
+    mask[:, 21:] = 20.0
+    logits = detector._at_size(mask, {"pixel_values": torch.zeros(1, 3, 64, 96), "pixel_mask": there}, (40, 50))
+    assert logits.shape == (40, 50) and logits.max() < 10
 
 
 def test_boxes_of_owlv2_are_of_the_square_that_it_fills_up(monkeypatch):
