@@ -12,7 +12,19 @@ from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
-ORDER = ("quickstart", "train", "references", "align", "plan", "score", "serve", "search", "evaluate", "export")
+ORDER = (
+    "quickstart",
+    "train",
+    "references",
+    "align",
+    "plan",
+    "score",
+    "serve",
+    "search",
+    "evaluate",
+    "bench",
+    "export",
+)
 ORDER += ("distil", "gsb", "report", "data", "bases")
 
 
