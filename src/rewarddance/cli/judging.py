@@ -9,7 +9,7 @@ import typer
 
 from rewarddance.cli.app import app, example, print_result, quiet
 from rewarddance.cli.options import recipe_command
-from rewarddance.jobs.recipes import DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun, ServeRun
+from rewarddance.jobs.recipes import BenchRun, DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun, ServeRun
 
 
 @recipe_command(
@@ -100,6 +100,29 @@ def evaluate(run: EvaluateRun) -> None:
     from rewarddance.jobs.evaluate import run_evaluation
 
     print_result(run_evaluation(run), "pairs")
+
+
+@recipe_command(
+    app,
+    BenchRun,
+    arguments=("benchmark", "prompts"),
+    example="rewarddance bench geneval evaluation_metadata.jsonl --pictures my-pictures --detector owlv2",
+)
+def bench(run: BenchRun) -> None:
+    """Object-level scores of pictures: GenEval, GenEval 2 or TIFA; run again to continue an interrupted run.
+
+    PROMPTS is the benchmark's own file. A table with intervals over prompts goes to stderr and to scores.md, the
+    figures to scores.json, a row a picture to results.jsonl. docs/guides/benchmarks.md has detectors, colours and
+    questions.
+
+    Pictures that cannot be scored go with the reason to results.jsonl.failed.jsonl, and the exit code is 1.
+    """
+    quiet()
+    from rewarddance.jobs.bench import run_bench, tables_of
+
+    result = run_bench(run)
+    typer.echo(tables_of(result), err=True)
+    print_result(result, "pictures")
 
 
 @recipe_command(
