@@ -72,7 +72,9 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     uses: ClassVar[frozenset[str]]
     """Options of the family besides EVERY_FAMILY."""
     needs_image: ClassVar[bool] = False
-    """Does every prompt come with a picture? If not, none does."""
+    """Does every prompt come with a picture? If not, none does, unless `takes_image`."""
+    takes_image: ClassVar[bool] = False
+    """May prompts come with a picture? Then all of a batch do, or none."""
 
     shared_conditioning: ClassVar[frozenset[str]] = frozenset()
     """Keys of the conditioning that are not by text."""
@@ -107,6 +109,11 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         name = f"{type(self).__name__}({self.pipeline.name_or_path!r}"
         steps = f"num_inference_steps={self.options.num_inference_steps}, guidance_scale={self.branch_scale}"
         return f"{name}, {steps}, height={self.height}, width={self.width})"
+
+    @classmethod
+    def own_parts(cls, folder: Path) -> dict[str, Any]:
+        """Components of a pipeline's folder that the family loads itself, by name."""
+        return {}
 
     # -- what a family says -------------------------------------------------------------------------------------
 
@@ -231,10 +238,10 @@ class PipelineGenerator(FinetunedPipeline, ABC):
                     f"a {self.kind} begins from a picture, and the prompt {prompt.text!r} has none.",
                     'Give each prompt one: in a JSONL file, {"prompt": ..., "image": "first.png"}.',
                 )
-            if prompt.image is not None and not self.needs_image:
+            if prompt.image is not None and not (self.needs_image or self.takes_image):
                 raise InputError(
                     f"a {self.kind} takes no picture, and the prompt {prompt.text!r} comes with one.",
-                    "Take out the image, or choose a generator of image to video.",
+                    "Take out the image, or choose a generator of image to video or of edits.",
                 )
             if prompt.negative and self._branch_scale() is None:
                 raise InputError(

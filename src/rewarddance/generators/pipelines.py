@@ -25,9 +25,12 @@ from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_modu
 ADAPTERS = {
     "CogView4Pipeline": "cogview4.CogView4Generator",
     "Flux2KleinPipeline": "flux2_klein.Flux2KleinGenerator",
+    "FluxKontextPipeline": "flux.FluxKontextGenerator",
     "FluxPipeline": "flux.FluxGenerator",
     "LTXImageToVideoPipeline": "ltx.LTXImageToVideoGenerator",
     "LTXPipeline": "ltx.LTXGenerator",
+    "QwenImageEditPipeline": "qwen_image_edit.QwenImageEditGenerator",
+    "QwenImageEditPlusPipeline": "qwen_image_edit.QwenImageEditPlusGenerator",
     "QwenImagePipeline": "qwen_image.QwenImageGenerator",
     "StableDiffusion3Pipeline": "stable_diffusion_3.SD3Generator",
     "StableDiffusionPipeline": "stable_diffusion.StableDiffusionGenerator",
@@ -67,7 +70,7 @@ def load_generator(
     components = _components(name, folder, kind, index, dtype)
     try:
         with library_warnings(f"the generator {name!r}"):
-            loaded = kind.from_pretrained(folder, dtype=dtype, **components)
+            loaded = kind.from_pretrained(folder, dtype=dtype, **components, **adapter.own_parts(folder))
     except LOAD_ERRORS as error:
         what = f"the generator {name!r} cannot be loaded: {first_line(error)}."
         raise InputError(what, "Give a diffusers folder.") from error

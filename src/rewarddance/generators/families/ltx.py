@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewarddance.generators.families.video import Conditioned, ImageToVideoGenerator, VideoGenerator, given_first_frame
+from rewarddance.generators.families.conditioned import Conditioned
+from rewarddance.generators.families.video import ImageToVideoGenerator, VideoGenerator, given_first_frame
 from rewarddance.types import PixelBatch
 
 
