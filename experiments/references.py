@@ -170,7 +170,7 @@ class ReferenceQuality(Experiment[ReferencesRecipe]):
         rewards, prompts = [Reward(judge, "references")], [references.prompt for references in bank]
         run = Alignment(generator, rewards, prompts, refl, baseline.seed, ReferenceBank(bank))
         align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"))
-        scores = [PICTURES.score(torch.stack(kept.pictures), kept.prompt) for kept in bank]
+        scores = [PICTURES.score(torch.stack([*kept.pictures]), kept.prompt) for kept in bank]
         figures = {"steps": refl.steps, "references": means_of(scores), **outcome(generator, judge, baseline)}
         remove_checkpoints(folder)
         return ArmRun.model_validate({**cell.key, **figures, "seconds": round(time.monotonic() - began, 1)})
