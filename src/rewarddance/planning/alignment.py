@@ -28,6 +28,7 @@ from rewarddance.planning.counting import Counting, counting
 from rewarddance.planning.hardware import CONTEXT, FRAGMENTATION, GIB, allocated
 from rewarddance.planning.meta_generator import meta_generator
 from rewarddance.planning.meta_judge import meta_reward
+from rewarddance.planning.placement import JUDGE_PHASES, judge_weights, network_weights, placed, precision_of
 from rewarddance.planning.plan import (
     ADAMW_STATE,
     Edit,
@@ -48,7 +49,6 @@ from rewarddance.types import Prompt
 ACTIVATIONS = "activations"
 _CHECKPOINTED = {"generator": "generator", "backward": "generator", "decoder": "decoder", "judge": "judge"}
 """The part whose layers can be computed again, by the phase that then holds less."""
-JUDGE_PHASES = ("judge", "references: encoding", "references: tournament")
 
 
 @dataclass(frozen=True)
@@ -300,14 +300,17 @@ def _memory(models: Models, run: AlignRun, counts: Sequence[Counting], processes
         n = shards if part is network else 1
         size = _shard_size(set(part.parameters()) - lora, n) + sum(weight.nbytes for weight in lora if part is network)
         parts[name] = MemoryPart(name, size, _note(next(part.parameters()), n))
-    judge = sum(weight.nbytes for weight in models.judge.model.parameters())
-    if not _judge_has_own_gpu(run):
-        parts["judge"] = MemoryPart("judge", judge, run.judge_dtype)
+        if part is network and (packed := network_weights(network, run, lora)):
+            parts[name] = replace(packed, name=name)
+    of_judge = judge_weights(models.judge, run, processes)
+    judge = sum(part.size for part in of_judge)
+    weights = placed(run, parts, () if _judge_has_own_gpu(run) else of_judge)
     training = _kept_by_training(models, lora, shards)
 
     peaks: Counter[str] = Counter()
     for count in counts:
         peaks |= count.peaks  # the larger of both
+    peaks.update(weights.moved)
     if processes > 1 and (lora or shards == 1):  # gradients are averaged in one buffer, which is then divided
         largest = max(weight.numel() for weight in models.trained)
         peaks["averaging of gradients"] = 2 * 4 * max(largest, min(BUCKET, _count(models.trained)))
@@ -320,7 +323,7 @@ def _memory(models: Models, run: AlignRun, counts: Sequence[Counting], processes
     worst = max((phase for phase in peaks if phase not in on_judge_gpu), key=lambda phase: peaks[phase])
     activations = MemoryPart(ACTIVATIONS, peaks[worst], f"{worst}; other phases hold less, and not at the same time")
     judge_gpu = judge + max(peaks[phase] for phase in on_judge_gpu) if on_judge_gpu else 0
-    return Memory((*parts.values(), *training, activations), dict(peaks), judge_gpu)
+    return Memory((*weights.parts, *training, activations), dict(peaks), judge_gpu)
 
 
 def _kept_by_training(models: Models, lora: set[nn.Parameter], shards: int) -> list[MemoryPart]:
@@ -426,8 +429,12 @@ def _suggestions(run: AlignRun, options: PlanOptions, prompts: Sequence[str], pl
     if again:
         parts = sorted({*again, *run.refl.checkpointing})
         same.append(Edit({"refl.checkpointing": parts}, f"layers computed again on the way back: {', '.join(parts)}"))
-    if processes > 1 and not run.refl.sharded:
+    if processes > 1 and not run.refl.sharded and precision_of(run.generator_options) == "none":
         same.append(Edit({"refl.sharded": True}, "weights in shards over the GPUs"))
+    if processes > 1 and not run.judge_sharded and precision_of(run.judge_options) == "none" and not run.offload:
+        same.append(Edit({"judge_sharded": True}, "the judge in shards over the GPUs"))
+    if not run.offload and not run.judge_sharded and not meta_models(run).generator.needs_image:
+        same.append(Edit({"offload": ["text_encoders", "vae", "judge"]}, "parts off the GPU while unused, and slower"))
     other = _other_result(run, options.gpus, dict.fromkeys(fewer, 1))
     spread = {**least, "refl.sharded": True}
     return suggestions(run, size, options, same=same, other=other, spread=lambda gpus: spread)
@@ -455,6 +462,10 @@ def _other_result(run: AlignRun, gpus: int, least: dict[str, Any]) -> list[Edit]
         edits.append(Edit({**least, "judge_dtype": "bfloat16"}, "the judge in bfloat16"))
     if run.dtype == "float32":
         edits.append(Edit({**least, "dtype": "bfloat16"}, "the generator in bfloat16"))
+    if run.refl.lora_rank and not run.refl.sharded and precision_of(run.generator_options) == "none":
+        edits.append(Edit({**least, "generator_options.base_precision": "nf4"}, "the generator's base in nf4"))
+    if not run.judge_sharded and precision_of(run.judge_options) == "none":
+        edits.append(Edit({**least, "judge_options.base_precision": "nf4"}, "the judge in nf4"))
     if run.refl.lora_rank == 0:
         keys = {**least, "refl.lora_rank": 32, "refl.lora_alpha": 32}
         edits.append(Edit(keys, "LoRA instead of all weights: raise learning_rate"))

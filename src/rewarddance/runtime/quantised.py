@@ -7,7 +7,7 @@ through the weights to what is before them, never into them.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -47,12 +47,20 @@ def is_quantised(module: nn.Module) -> bool:
     return any(not weight.is_floating_point() for weight in module.parameters())
 
 
-def quantised_bytes(module: nn.Module, precision: BasePrecision) -> int:
-    """Bytes of a module's weights once they are packed; it may be on the meta device."""
-    inside = [layer.weight for block in outer_blocks(module) for _, _, layer in _linear_layers(block)]
-    packed = {id(weight) for weight in inside} if precision != "none" else set()
-    whole = sum(weight.nbytes for weight in module.parameters() if id(weight) not in packed)
-    return whole + round(sum(weight.numel() for weight in inside if id(weight) in packed) * BYTES.get(precision, 0))
+def quantised_bytes(module: nn.Module, precision: BasePrecision, without: Collection[nn.Parameter] = ()) -> int:
+    """Bytes of a module's weights but these once they are packed; it may be on the meta device."""
+    inside = {layer.weight for block in outer_blocks(module) for _, _, layer in _linear_layers(block)}
+    packed = inside.difference(without) if precision != "none" else set()
+    whole = sum(weight.nbytes for weight in {*module.parameters()}.difference(packed, without))
+    return whole + round(sum(weight.numel() for weight in packed) * BYTES.get(precision, 0))
+
+
+def unpacked_bytes(module: nn.Module, precision: BasePrecision) -> int:
+    """Bytes of the largest packed weight as it is computed with: it is unpacked for each product."""
+    if precision == "none":
+        return 0
+    layers = [layer for block in outer_blocks(module) for _, _, layer in _linear_layers(block)]
+    return max((layer.weight.nbytes for layer in layers), default=0)
 
 
 def _linear_layers(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
