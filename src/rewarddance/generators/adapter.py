@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
+from rewarddance.runtime.compilation import compile_layers
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.devices import multiplies_bfloat16, on_device
+from rewarddance.runtime.sharding import outer_blocks
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
-EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling"})
+EVERY_FAMILY = frozenset(
+    {"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling", "compile"}
+)
 """Options that every family uses. The others a family names in `uses`; elsewhere they are refused."""
 
 
@@ -39,7 +43,8 @@ class GeneratorOptions(Recipe):
     (Stable Diffusion 1.5 and SDXL; Wan). cut_prompts: read the beginning of a prompt that is too long for all text
     encoders, as pipelines do without a word; else it is an error. half_sampling: a network in float32 on a processor
     that multiplies bfloat16 by itself (AVX512-BF16) samples in that, nearly twice as fast; all that has a gradient, and
-    other processors, stay in float32.
+    other processors, stay in float32. compile: the network's blocks are compiled when they first run
+    (`compile_layers`); not of one whose weights are sharded.
     """
 
     num_inference_steps: int = Field(ge=1)
@@ -53,6 +58,7 @@ class GeneratorOptions(Recipe):
     frame_rate: int | None = Field(default=None, ge=1)
     cut_prompts: bool = False
     half_sampling: bool = False
+    compile: bool = False
     scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 
@@ -90,6 +96,8 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             raise InputError(
                 "negative_prompt says nothing without guidance.", f"Set {self._scale_option}, or leave it out."
             )
+        if options.compile:
+            compile_layers(outer_blocks(self.network))
         self.height, self.width = self._size()
         self._latent_shape = self._noise_shape()
         self._scheduler = copy.deepcopy(pipeline.scheduler)  # whoever calls the pipeline itself does not move ours

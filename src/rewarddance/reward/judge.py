@@ -51,6 +51,7 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
     "among": ("pairwise", "pointwise"),
     "max_pixels": ("pairwise", "pointwise", "regressive"),
     "checkpointing": ("pairwise", "pointwise", "regressive"),
+    "compile": ("pairwise", "pointwise", "regressive"),
     "reasoning": ("pairwise", "pointwise"),
     "reason_weight": ("pairwise", "pointwise"),
     "reasons": ("pairwise", "pointwise"),
@@ -79,7 +80,8 @@ class RewardOptions(Recipe):
     frames: how many frames of a video are read, evenly from the first to the last, and fps: the rate of its videos; a
     video of fewer frames, or known to have another rate, is an error. None: all that are given, and any rate.
     max_pixels: of a frame after resizing, for families that keep a picture's shape (the pixel budget). checkpointing:
-    where there is a gradient, keep each layer's input only and compute the rest again (not clip).
+    where there is a gradient, keep each layer's input only and compute the rest again (not clip). compile: the language
+    model's layers are compiled when they first run (`compile_layers`; not clip, and not of a folder: it is of a run).
     reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
     beside the answers, in training (both for the kinds that say yes or no).
     """
@@ -95,6 +97,7 @@ class RewardOptions(Recipe):
     fps: float | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, ge=1)
     checkpointing: bool = False
+    compile: bool = False
     reasoning: Reasoning = "none"
     reason_weight: float = Field(default=1.0, ge=0)
 
@@ -369,7 +372,7 @@ class Judge(ABC):
         return read_tensors(path, f"the head {path}", own, "Restore its own or train the reward again.") if own else {}
 
     def _save_config(self, folder: Path) -> None:
-        unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds}
+        unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds} | {"compile"}
         content = self.config.model_dump(exclude=unused)
         if "instruction" in content and not is_ours(content["instruction"]):
             own = self.instruction.model_dump(exclude_defaults=True)

@@ -26,7 +26,8 @@ from rewarddance.runtime.files import parse_json, read_text
 
 
 def _vlm(name: str, config: RewardConfig, device: str, dtype: torch.dtype) -> VisionLanguageModel:
-    return VisionLanguageModel(name, dtype, device, config.max_pixels, checkpointing=config.checkpointing)
+    options = {"checkpointing": config.checkpointing, "compile_text": config.compile}
+    return VisionLanguageModel(name, dtype, device, config.max_pixels, **options)
 
 
 KINDS: dict[str, Callable[[str, RewardConfig, str, torch.dtype], Judge]] = {

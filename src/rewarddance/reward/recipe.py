@@ -53,6 +53,8 @@ class JudgeRecipe(RewardOptions):
     def _goes_together(self) -> JudgeRecipe:
         if self.lora_alpha and not self.lora_rank:
             raise ValueError("lora_alpha is used with a lora_rank only")
+        if self.sharded and self.compile:
+            raise ValueError("compile goes with a judge that is whole on each process, not with a sharded one")
         if self.sharded and self.kind == "clip":
             raise ValueError("a clip reward is too small to be sharded")
         return self
