@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 
 import torch
-from judges import PROMPT, build_judge, candidates, flops, interleaved, naive_inputs, peak_rss
+from judges import PROMPT, build_judge, candidates, flops, interleaved, naive_inputs, peak_rss, saved
 from torch import Tensor
 
 from rewarddance.reward.generative import PairwiseReward
@@ -45,6 +45,18 @@ def our_step(judge: PairwiseReward, pairs: Sequence[Preference]) -> None:
     judge.loss(pairs).backward()
 
 
+def saved_by_parts(judge: PairwiseReward) -> dict[str, float]:
+    """MB that autograd keeps at once of a step of 4 pairs, in 1, 2 and 4 parts; each is done before the next begins."""
+    shown = candidates(8, seed=1)
+    pairs = [Preference(PROMPT, shown[2 * k], shown[2 * k + 1], 1.0) for k in range(4)]
+    normalizer = judge.loss_normalizer(pairs)
+    kept = {}
+    for parts in (1, 2, 4):
+        first = pairs[: len(pairs) // parts]
+        kept[f"saved_mb_in_{parts}_parts"] = saved(judge.model, lambda own=first: judge.loss(own, normalizer))
+    return kept
+
+
 STEPS = {"naive": naive_step, "ours": our_step}
 
 
@@ -66,6 +78,8 @@ def main() -> None:
     print(
         f"{sum(w.numel() for w in judge.model.parameters()) / 1e6:.0f}M parameters, {torch.get_num_threads()} threads"
     )
+    by_parts = saved_by_parts(judge)
+    print(by_parts, flush=True)
     found, peak = {}, {}
     for name in STEPS:
         with peak_rss() as rose:
@@ -74,7 +88,7 @@ def main() -> None:
         print(f"{name}: {peak[name]:.0f} MB", flush=True)
     scale = max(float(gradient.abs().max()) for gradient in found["naive"])
     away = [float((a - b).abs().max()) for a, b in zip(found["naive"], found["ours"], strict=True)]
-    figures = {"max_relative_diff": max(away) / scale}
+    figures = {"max_relative_diff": max(away) / scale, **by_parts}
     found.clear()
     operations = {name: flops(lambda n=name: gradients(judge, n, pairs)) for name in STEPS}
     print(f"{operations['naive'] / operations['ours']:.3f} times the FLOPs", flush=True)

@@ -58,7 +58,7 @@ class Notes:
 def notes(monkeypatch) -> Notes:
     notes = Notes()
     for module in (adapter, job):
-        monkeypatch.setattr(module, "on_device", notes.on_device)
+        monkeypatch.setattr(module, "modules_on", notes.modules_on)
     return notes
 
 

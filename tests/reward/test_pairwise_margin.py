@@ -323,3 +323,20 @@ def test_rank_is_the_tournament_of_its_candidates(judge):
     )
     assert found.order.tolist() == expected.order.tolist()
     torch.testing.assert_close(found.margins, expected.margins, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoded_picture_is_let_go_once_its_last_question_is_answered(monkeypatch):
+    judge, (reference, *shown) = load_reward(judge_folder()), pictures(4)
+    held: list[int] = []
+    forward = judge.vlm._forward
+
+    def watched(batch, sequences, given, encoded):
+        held.append(sum(len(one.tokens) > 0 for one in encoded))
+        return forward(batch, sequences, given, encoded)
+
+    asked = [Question("a red circle", one, reference) for one in shown]
+    expected = judge(asked).margin
+    monkeypatch.setattr(judge.vlm, "_forward", watched)
+    judge.vlm.tokens_at_once = 1  # a question at a time
+    torch.testing.assert_close(judge(asked).margin, expected, atol=1e-5, rtol=1e-5)
+    assert held == [4, 3, 2]  # the reference is wanted until the end

@@ -22,14 +22,16 @@ from torch import Tensor, nn
 from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
+from rewarddance.runtime.compilation import compile_layers
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.devices import multiplies_bfloat16, on_device
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.quantised import BasePrecision
+from rewarddance.runtime.sharding import outer_blocks
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling"})
-EVERY_FAMILY |= {"base_precision"}
+EVERY_FAMILY |= {"base_precision", "compile"}
 """Options that every family uses. The others a family names in `uses`; elsewhere they are refused."""
 
 
@@ -44,7 +46,8 @@ class GeneratorOptions(Recipe):
     encoders, as pipelines do without a word; else it is an error. half_sampling: a network in float32 on a processor
     that multiplies bfloat16 by itself (AVX512-BF16) samples in that, nearly twice as fast; all that has a gradient, and
     other processors, stay in float32. base_precision: of the network's frozen weights, nf4 or int8 (an extra), on which
-    a LoRA can be trained; none is that of loading.
+    a LoRA can be trained; none is that of loading. compile: the network's blocks are compiled when they first run
+    (`compile_layers`); not of one whose weights are sharded.
     """
 
     num_inference_steps: int = Field(ge=1)
@@ -59,6 +62,7 @@ class GeneratorOptions(Recipe):
     cut_prompts: bool = False
     half_sampling: bool = False
     base_precision: BasePrecision = "none"
+    compile: bool = False
     scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 
@@ -99,6 +103,8 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             raise InputError(
                 "negative_prompt says nothing without guidance.", f"Set {self._scale_option}, or leave it out."
             )
+        if options.compile:
+            compile_layers(outer_blocks(self.network))
         self.height, self.width = self._size()
         self._latent_shape = self._noise_shape()
         self._scheduler = copy.deepcopy(pipeline.scheduler)  # whoever calls the pipeline itself does not move ours

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from rewarddance.errors import InputError, first_line
 from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.runtime.process_group import one_process_at_a_time
-from rewarddance.runtime.sharding import gather_full_tensors, shard
+from rewarddance.runtime.sharding import gather_full_tensors, outer_blocks, shard
 from rewarddance.runtime.weights import LOAD_ERRORS, check_is_safe, check_values, library_warnings
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -77,8 +77,17 @@ class FinetunedPipeline:
         for weight in weights:
             weight.data = weight.data.float()  # small steps would be lost in half precision; peft casts at the border
         if sharded:
+            self._check_shardable()
             shard(self.network, self.device.type, whole=weights)
         return weights
+
+    def _check_shardable(self) -> None:
+        """Raises InputError for compiled blocks: their code would keep the weights that it was made for."""
+        if any("forward" in vars(block) for block in outer_blocks(self.network)):
+            raise InputError(
+                f"the weights of a {self.kind} whose blocks are compiled cannot be sharded.",
+                "Leave compile out of generator_options, or set sharded to false.",
+            )
 
     def check_lora(self, targets: Sequence[str]) -> None:
         """Raises InputError naming the first of the targets that no layer's name ends with."""
@@ -105,6 +114,7 @@ class FinetunedPipeline:
         self._mixed = self.dtype != torch.float32
         self._network_class = type(self.network)  # sharding gives it another
         if sharded:
+            self._check_shardable()
             kind = self.device.type
             with one_process_at_a_time():
                 self._initial_network = copy.deepcopy(self.network.cpu().float())

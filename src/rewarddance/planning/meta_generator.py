@@ -49,7 +49,7 @@ def meta_generator(
     `load_generator`. options: the other fields of `GeneratorOptions`. Raises InputError for a name that is neither,
     where one of the folder's configs is missing, and as `load_generator` does.
     """
-    options = {"num_inference_steps": num_inference_steps, **options}
+    options = {"num_inference_steps": num_inference_steps, **options, "compile": False}  # nothing is run
     parsed = parse_recipe(GeneratorOptions, options, "the options of the generator")
     folders = [path for path in (Path(name), BUNDLED / name) if (path / "model_index.json").is_file()]
     if not folders and name in known_generators():

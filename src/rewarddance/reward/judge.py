@@ -53,6 +53,7 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
     "max_pixels": ("pairwise", "pointwise", "regressive"),
     "checkpointing": ("pairwise", "pointwise", "regressive"),
     "base_precision": ("pairwise", "pointwise", "regressive"),
+    "compile": ("pairwise", "pointwise", "regressive"),
     "reasoning": ("pairwise", "pointwise"),
     "reason_weight": ("pairwise", "pointwise"),
     "reasons": ("pairwise", "pointwise"),
@@ -83,7 +84,8 @@ class RewardOptions(Recipe):
     max_pixels: of a frame after resizing, for families that keep a picture's shape (the pixel budget). checkpointing:
     where there is a gradient, keep each layer's input only and compute the rest again (not clip).
     base_precision: of the frozen weights of the layers: "nf4" or "int8", which need bitsandbytes, or "none", that of
-    loading (not clip). What is trained on them is a LoRA.
+    loading (not clip). What is trained on them is a LoRA. compile: the language model's layers are compiled when they
+    first run (`compile_layers`; not clip, and not of a folder: it is of a run).
     reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
     beside the answers, in training (both for the kinds that say yes or no).
     """
@@ -100,6 +102,7 @@ class RewardOptions(Recipe):
     max_pixels: int | None = Field(default=None, ge=1)
     checkpointing: bool = False
     base_precision: BasePrecision = "none"
+    compile: bool = False
     reasoning: Reasoning = "none"
     reason_weight: float = Field(default=1.0, ge=0)
 
@@ -374,7 +377,7 @@ class Judge(ABC):
         return read_tensors(path, f"the head {path}", own, "Restore its own or train the reward again.") if own else {}
 
     def _save_config(self, folder: Path) -> None:
-        unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds}
+        unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds} | {"compile"}
         content = self.config.model_dump(exclude=unused)
         if "instruction" in content and not is_ours(content["instruction"]):
             own = self.instruction.model_dump(exclude_defaults=True)

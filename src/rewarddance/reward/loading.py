@@ -26,8 +26,15 @@ from rewarddance.runtime.files import parse_json, read_text
 
 
 def _vlm(name: str, config: RewardConfig, device: str, dtype: torch.dtype) -> VisionLanguageModel:
-    packed = {"checkpointing": config.checkpointing, "base_precision": config.base_precision}
-    return VisionLanguageModel(name, dtype, device, config.max_pixels, **packed)
+    return VisionLanguageModel(
+        name,
+        dtype,
+        device,
+        config.max_pixels,
+        checkpointing=config.checkpointing,
+        base_precision=config.base_precision,
+        compile_text=config.compile,
+    )
 
 
 KINDS: dict[str, Callable[[str, RewardConfig, str, torch.dtype], Judge]] = {

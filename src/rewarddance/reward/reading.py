@@ -7,6 +7,7 @@ computed once. Any other is read question by question, by its own forward.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property
@@ -72,6 +73,10 @@ def _within(pictures: Sequence[Encoded], low: int, high: int) -> list[Encoded]:
             found.append(Encoded(one.tokens[first:last], tuple(layer[first:last] for layer in one.deep)))
         start += len(one.tokens)
     return found
+
+
+_LET_GO = Encoded(torch.empty(0, 0))
+"""Stands where a picture was whose last question is answered: encoded, a picture is larger than in pixels."""
 
 
 class Reading(ABC):
@@ -154,6 +159,7 @@ class Reading(ABC):
         sharing = sharing or ("nothing" if trained else "before" if differentiated else "most")
         found: dict[int, Tensor] = {}
         left, batches = list(range(len(rows))), []
+        waiting = Counter(number for sequence in sequences for number in sequence.pictures)
         while self._any_process(bool(left)):
             if not left:
                 self._blank_forward()
@@ -171,6 +177,8 @@ class Reading(ABC):
                 batches = []
                 continue
             found |= dict(zip(members, states, strict=True))
+            waiting.subtract(number for i in members for number in sequences[i].pictures)
+            encoded = [one if waiting[number] else _LET_GO for number, one in enumerate(encoded)]
             left = [i for i in left if i not in found]
         return [found[i] for i in range(len(rows))]
 

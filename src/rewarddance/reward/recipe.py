@@ -59,6 +59,8 @@ class JudgeRecipe(RewardOptions):
             )
         if self.base_precision != "none" and self.sharded:
             raise ValueError("weights in base_precision are packed, and cannot be sharded: leave one of them out")
+        if self.sharded and self.compile:
+            raise ValueError("compile goes with a judge that is whole on each process, not with a sharded one")
         if self.sharded and self.kind == "clip":
             raise ValueError("a clip reward is too small to be sharded")
         return self

@@ -33,6 +33,7 @@ from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
 from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.compilation import compile_layers
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.quantised import BasePrecision, quantise
 from rewarddance.runtime.weights import ADAPTER_CONFIG, LOAD_ERRORS, adapter_base, library_warnings, load_module
@@ -42,7 +43,8 @@ _REMEDY = (
     "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
     "A dual encoder such as CLIP is asked with kind='clip'."
 )
-ATTENTION = "rewarddance_prefix"
+ATTENTION, COMPILED = "rewarddance_prefix", "rewarddance_prefix_compiled"
+"""Names of our attention; by the second one it stays outside of what is compiled."""
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
@@ -60,8 +62,9 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
     return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
 
-AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+for _name, _function in ((ATTENTION, _attend), (COMPILED, torch.compiler.disable(_attend))):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, sdpa_mask)
 
 _UNREADABLE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What models raise that were not made for what they are given."""
@@ -73,8 +76,9 @@ class VisionLanguageModel(Reading):
     is_checking: questions are made and measured, and not read: every answer is 0.
 
     max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
-    `Reading`. base_precision: see `quantise`. Of a LoRA's folder without a processor's files those of its base are
-    read. Raises InputError where the folder is no checkpoint, or of a model that cannot be asked.
+    `Reading`. base_precision: see `quantise`. compile_text: see `RewardOptions.compile`. Of a LoRA's folder without a
+    processor's files those of its base are read. Raises InputError where the folder is no checkpoint, or of a model
+    that cannot be asked.
     """
 
     def __init__(
@@ -83,9 +87,11 @@ class VisionLanguageModel(Reading):
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
         max_pixels: int | None = None,
+        *,
         tokens_at_once: int = 16_384,
         checkpointing: bool = False,
         base_precision: BasePrecision = "none",
+        compile_text: bool = False,
     ) -> None:
         self.folder, self.is_checking = find_checkpoint(name), False
         self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
@@ -106,7 +112,9 @@ class VisionLanguageModel(Reading):
         if isinstance(self.family, AnyFamily):
             self._check_reading(name, self.family)
         if self.family.caches_prefix:
-            self._text.config._attn_implementation = ATTENTION
+            self._text.config._attn_implementation = COMPILED if compile_text else ATTENTION
+        if compile_text:
+            compile_layers(self._text.layers)
 
     def _family(self, name: str, max_pixels: int | None) -> Family:
         kind = self.model.config.model_type

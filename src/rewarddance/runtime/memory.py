@@ -21,13 +21,16 @@ def checkpointed(layers: Iterable[nn.Module]) -> Iterator[None]:
     The libraries' own switch does nothing in eval mode, and in training mode it drops the keys and values of a prefix.
     """
     layers = list(layers)
+    compiled = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = partial(_twice, layer.forward)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, before in zip(layers, compiled, strict=True):
             del layer.forward
+            if before is not None:
+                layer.forward = before  # type: ignore[method-assign]
 
 
 def _twice(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:

@@ -133,6 +133,7 @@ class KnownFamily(Family):
     def __init__(self, model: Any, tokenizer: Any, image: dict[str, Any], max_pixels: int | None) -> None:
         super().__init__(model, tokenizer)
         self.image, self.max_pixels = image, max_pixels
+        self._mean, self._deviation = tuple(image["image_mean"]), tuple(image["image_std"])
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -169,4 +170,4 @@ class KnownFamily(Family):
     def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
         pixels = on_device(pixels, self.model.device).float()
         pixels = resized(pixels, *self.size(pixels.shape[-2], pixels.shape[-1]))
-        return normalised(pixels, self.image["image_mean"], self.image["image_std"])
+        return normalised(pixels, self._mean, self._deviation)
