@@ -89,8 +89,8 @@ def align(
 ) -> PipelineGenerator:
     """Align a generator with a reward; returns it with the trained weights, which are also in `output`/lora.
 
-    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo" and
-        "crd" only ask it.
+    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo", "crd"
+        and "online_dpo" only ask it.
     options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
     of the algorithm's own part, such as steps, learning_rate, lora_rank, group_size. Where all weights are trained
     (lora_rank=0) they are in `output`/generator. Called again with the same arguments, an interrupted run goes on.

@@ -17,6 +17,7 @@ from rewarddance.alignment.flow_grpo import GrpoRecipe, grpo_updates
 from rewarddance.alignment.forward_process import forward_updates
 from rewarddance.alignment.group_rewards import Reward, judging_of
 from rewarddance.alignment.nft import NftRecipe
+from rewarddance.alignment.online_dpo import OnlineDpoRecipe
 from rewarddance.alignment.references import (
     ReferenceBank,
     ReferenceRecipe,
@@ -52,19 +53,20 @@ ALGORITHMS = {
     "awm": Algorithm("AWM", AwmRecipe, forward_updates),
     "dgpo": Algorithm("DGPO", DgpoRecipe, forward_updates),
     "crd": Algorithm("CRD", CrdRecipe, forward_updates),
+    "online_dpo": Algorithm("Online DPO", OnlineDpoRecipe, forward_updates),
 }
 
 
 class AlgorithmConfig(Recipe):
     """Which algorithm aligns: ReFL goes through the judge's gradient; the others only ask it.
 
-    algorithm: refl; grpo, which is Flow-GRPO; nft, which is DiffusionNFT, awm, dgpo and crd, which noise finished
-        samples again.
-    refl, grpo, nft, awm, dgpo, crd: keys of the algorithm.
+    algorithm: refl; grpo, which is Flow-GRPO; nft, which is DiffusionNFT, awm, dgpo, crd and online_dpo, which noise
+        finished samples again.
+    refl, grpo, nft, awm, dgpo, crd, online_dpo: keys of the algorithm.
     references: of the bank, which ReFL and `judging: references` need.
     """
 
-    algorithm: Literal["refl", "grpo", "nft", "awm", "dgpo", "crd"] = "refl"
+    algorithm: Literal["refl", "grpo", "nft", "awm", "dgpo", "crd", "online_dpo"] = "refl"
     references: ReferenceRecipe = ReferenceRecipe()
     refl: ReflRecipe = ReflRecipe()
     grpo: GrpoRecipe = GrpoRecipe()
@@ -72,6 +74,7 @@ class AlgorithmConfig(Recipe):
     awm: AwmRecipe = AwmRecipe()
     dgpo: DgpoRecipe = DgpoRecipe()
     crd: CrdRecipe = CrdRecipe()
+    online_dpo: OnlineDpoRecipe = OnlineDpoRecipe()
 
     @model_validator(mode="after")
     def _only_the_algorithms_own_keys(self) -> AlgorithmConfig:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -138,6 +138,15 @@ class ForwardRecipe(PolicyRecipe):
         """Does the loss compare with the base?"""
         return False
 
+    @property
+    def learned_per_group(self) -> int:
+        """How many of a group's samples are learned."""
+        return self.group_size
+
+    def chosen(self, advantage: Float[Tensor, "P G"]) -> Bool[Tensor, "P G"]:
+        """Which samples are learned, `learned_per_group` of each group."""
+        return torch.ones_like(advantage, dtype=torch.bool)
+
     @abstractmethod
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         """The mean over the samples."""
@@ -205,11 +214,13 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
         x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite
     advantage = local_shard(scored.advantages.values.flatten(), recipe.updates).to(x_0.device)
     group = torch.arange(len(x_0), device=x_0.device) // recipe.group_size
+    chosen = recipe.chosen(advantage.unflatten(0, (-1, recipe.group_size))).flatten().cpu()
     for batch in recipe.learned(scored.failed):
-        n, means = batch.size, Figures()
+        n, means = batch.size * recipe.learned_per_group / recipe.group_size, Figures()
         noise = _noise_drawer(generator, x_0, recipe, draws)
         with recipe.learning(generator):
             for rows, count in batch.parts:
+                rows = rows[chosen[rows]] if count else rows
                 noised = noise(rows)
                 conditions = [encoded(generator, prompts, part.rows) for part in noised]
                 old: list[Tensor | None] = [None] * len(noised)

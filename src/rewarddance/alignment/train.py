@@ -246,7 +246,7 @@ def train(
     """
     recipe = run.recipe
     recipe.check_processes(process_group.world_size())
-    phase, leads = title.lower(), is_main_process()
+    phase, leads = title.lower().replace(" ", "_"), is_main_process()
     state = TrainState.begin(run, folder)
     first = state.resume()
     if leads:
