@@ -69,6 +69,17 @@ def group_mean(values: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[T
     return (total / count)[place]
 
 
+def draw_levels(
+    n: int, levels: int, level_range: tuple[float, float], num_steps: int, rng: np.random.Generator
+) -> Int[np.ndarray, "n L"]:
+    """Steps of the range, given as shares of the schedule: for each of n different ones, if there are so many."""
+    low, high = (round(share * (num_steps - 1)) for share in level_range)
+    steps = np.arange(low, high + 1)
+    if levels > len(steps):
+        return rng.choice(steps, size=(n, levels))
+    return rng.permuted(np.tile(steps, (n, 1)), axis=1)[:, :levels]
+
+
 class ForwardRecipe(PolicyRecipe):
     """What learning on the forward process has in common (and `PolicyRecipe`).
 
@@ -167,11 +178,7 @@ class ForwardRecipe(PolicyRecipe):
 
     def draw_levels(self, n: int, num_steps: int, rng: np.random.Generator) -> Int[np.ndarray, "n L"]:
         """The steps at whose noise levels each of n samples is learned: different ones, if there are so many."""
-        low, high = (round(share * (num_steps - 1)) for share in self.level_range)
-        steps = np.arange(low, high + 1)
-        if self.levels > len(steps):
-            return rng.choice(steps, size=(n, self.levels))
-        return rng.permuted(np.tile(steps, (n, 1)), axis=1)[:, : self.levels]
+        return draw_levels(n, self.levels, self.level_range, num_steps, rng)
 
 
 class Noised(NamedTuple):

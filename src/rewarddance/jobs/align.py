@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rewarddance.alignment.algorithms import align_generator, prepare_alignment
+from rewarddance.alignment.algorithms import align_generator, check_parts, prepare_alignment
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
@@ -78,13 +78,16 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     generator = parts.generator or load_policy(recipe, device)
     generator.check_lora(recipe.chosen.lora_targets)
     load = partial(load_reward, device=judge_device, dtype=recipe.judge_dtype)
-    judge = parts.judge or load(recipe.judge, **recipe.judge_options)
+    judge = parts.judge
+    if judge is None and recipe.judge:
+        judge = load(recipe.judge, **recipe.judge_options)
     more_judges = parts.more_judges
     if more_judges is None:
         more_judges = [(load(name), weight) for name, weight in recipe.more_judges.items()]
     held_out = parts.held_out or (load(recipe.held_out) if recipe.held_out else None)
-    recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
-    recipe.chosen.judging_of(judge)
+    check_parts(recipe.chosen, generator, judge)  # what cannot be is refused before the folder is claimed
+    if judge is not None:
+        recipe.chosen.judging_of(judge)
     judges = [judge, *(other for other, _ in more_judges), held_out]
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)

@@ -34,3 +34,6 @@ class FluxGenerator(PackedGenerator):
 
     def _unscaled(self, x_0: Tensor) -> Tensor:
         return super()._unscaled(self._unpack(x_0))
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return super()._scaled(latents)
