@@ -438,6 +438,12 @@ class TinyGenerator:
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.sigmoid().unsqueeze(1)
 
+    def check_encodes(self) -> None:
+        """It can."""
+
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(pictures)).logit()
+
     def add_lora(self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False) -> list[nn.Parameter]:
         assert not sharded
         self.lora = [nn.Parameter(torch.randn(rank, 49)), nn.Parameter(torch.zeros(48, rank))]

@@ -18,7 +18,7 @@ from rewarddance.alignment.algorithms import algorithm_of
 from rewarddance.alignment.flow_grpo import GrpoRecipe
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, TrainRecipe, TrainState
 from rewarddance.reward.batches import MicroBatch
 from rewarddance.reward.pixel_gradient import checkpointing, pixel_gradient

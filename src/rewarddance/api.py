@@ -80,7 +80,7 @@ def train_reward(
 
 def align(
     generator: AnyGenerator,
-    reward: AnyReward,
+    reward: AnyReward | None,
     prompts: AnyPrompts,
     *,
     output: str | Path,
@@ -89,8 +89,8 @@ def align(
 ) -> PipelineGenerator:
     """Align a generator with a reward; returns it with the trained weights, which are also in `output`/lora.
 
-    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo" and
-        "crd" only ask it.
+    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo", "crd"
+        and "online_dpo" only ask it. "dpo" learns from `preferences`, a file, and has the reward None.
     options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
     of the algorithm's own part, such as steps, learning_rate, lora_rank, group_size. Where all weights are trained
     (lora_rank=0) they are in `output`/generator. Called again with the same arguments, an interrupted run goes on.
@@ -110,7 +110,7 @@ def align(
         if taken := [name for name in GENERATOR_OPTIONS if name in run]:
             raise InputError(f"{taken[0]} is the generator's own.", "Give it to load_generator.")
         parts["generator"], run["num_inference_steps"] = generator, generator.num_steps
-    if not isinstance(reward, str | Path):
+    if not isinstance(reward, str | Path | None):
         reward = parts["judge"] = as_reward(reward)
     if not isinstance(run.get("held_out"), str | Path | None):
         parts["held_out"] = as_reward(run["held_out"])
@@ -121,7 +121,8 @@ def align(
         parts["more_judges"], run["more_judges"] = judges, {_name(judge): weight for judge, weight in judges}
     if not isinstance(prompts, str | Path):
         parts["prompts"], prompts = as_prompts(prompts), Path(output) / "prompts.jsonl"
-    content = run | {"generator": _name(generator), "judge": _name(reward), "prompts": prompts, "output": output}
+    content = run | {"generator": _name(generator), "prompts": prompts, "output": output}
+    content |= {} if reward is None else {"judge": _name(reward)}
     content |= {"algorithm": algorithm} | ({algorithm: loop} if loop else {})
     aligned = run_alignment(parse_recipe(AlignRun, content, "the options of align"), Parts(**parts))
     if aligned is None:

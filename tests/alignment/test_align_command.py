@@ -41,7 +41,7 @@ def recipe(tmp_path):
     return written
 
 
-@pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])
+@pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft", "awm", "dgpo", "crd", "online_dpo"])
 def test_each_algorithm_runs_from_its_recipe_and_is_gone_on_with(tmp_path, recipe, algorithm):
     file = recipe(algorithm=algorithm, report_to=["tensorboard"], **{algorithm: {**SMALL, "group_size": 2}})
     done = command("align", file)

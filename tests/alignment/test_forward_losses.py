@@ -1,4 +1,4 @@
-"""AWM's, DGPO's and CRD's formulas against closed forms and a Gaussian whose optimum is known."""
+"""AWM's, DGPO's, CRD's and DPO's formulas against closed forms and a Gaussian whose optimum is known."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rewarddance.alignment.crd import CrdRecipe, crd_loss, implicit_reward
 from rewarddance.alignment.dgpo import DgpoRecipe, clipped, dgpo_loss
 from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean, velocity_error
 from rewarddance.alignment.nft import NftRecipe
+from rewarddance.alignment.online_dpo import OnlineDpoRecipe, dpo_loss
 
 RECIPES = [AwmRecipe(), DgpoRecipe(), CrdRecipe(adaptive=False), NftRecipe()]
 names = [type(recipe).__name__ for recipe in RECIPES]
@@ -64,6 +65,41 @@ def test_crds_optimum_on_a_gaussian_is_the_shift_that_the_reward_calls_for(beta)
     step = 0.05  # the mean of R is taken as given, but centring makes its gradient vanish; R's square term cancels
     assert gradient(recipe, best - step) < 0 < gradient(recipe, best + step)
     assert abs(gradient(recipe, best)) < 0.02 * abs(gradient(recipe, 0.0))
+
+
+def test_dpos_optimum_on_a_gaussian_is_the_shift_that_the_pairs_call_for():
+    """Pairs won with the logit k (e_w - e_l), e = x_0 - E[x_0 | x_t]: the shift is k sigma^2 / beta."""
+    beta, k, n = 4.0, 2.0, 40_000
+    x_0, exact, _ = gaussian(n)
+    e = (x_0 - exact)[:, 0].unflatten(0, (-1, 2))
+    rng = torch.Generator().manual_seed(1)
+    first = torch.rand(n // 2, generator=rng) < (k * (e[:, 0] - e[:, 1])).sigmoid()
+    advantage = torch.stack([first.float(), 1 - first.float()], 1).flatten()
+    recipe = OnlineDpoRecipe(beta=beta)
+
+    def slope(shift: float) -> float:
+        moved, total = torch.tensor(shift, requires_grad=True), 0.0
+        for rows in torch.arange(n).split(400):  # the pairs of a batch are a matrix
+            learned = Learned(x_0[rows], exact[rows] + moved, None, exact[rows], advantage[rows], rows // 2, SIGMA)
+            total += torch.autograd.grad(recipe.loss(learned), moved)[0].item()
+        return total
+
+    best = k * SIGMA**2 / beta
+    assert slope(0.8 * best) < 0 < slope(1.2 * best) and abs(slope(best)) < 0.15 * abs(slope(0.0))
+
+
+def test_dpos_loss_is_the_mean_over_a_groups_pairs_that_differ():
+    fall, advantage = torch.tensor([0.3, 0.1, 0.2, 0.5, 0.4]), torch.tensor([1.0, 0.0, 0.0, 2.0, 2.0])
+    group = torch.tensor([0, 0, 0, 1, 1])  # the second group has no order
+    by_hand = -(F.logsigmoid(torch.tensor(0.2)) + F.logsigmoid(torch.tensor(0.1))) / 2 / 2
+    torch.testing.assert_close(dpo_loss(fall, advantage, group, beta=2.0), by_hand)
+
+
+def test_dpo_takes_the_best_and_the_worst_and_any_two_of_a_flat_group():
+    advantage = torch.tensor([[0.0, 2.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    chosen = OnlineDpoRecipe(group_size=4).chosen(advantage)
+    assert chosen[0].tolist() == [False, True, True, False] and chosen.sum(1).tolist() == [2, 2]
+    assert OnlineDpoRecipe(group_size=4, pairs="all").chosen(advantage).all()
 
 
 def test_the_velocitys_error_is_that_of_a_flow():

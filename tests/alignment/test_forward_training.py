@@ -1,4 +1,4 @@
-"""AWM, DGPO and CRD raise what the judge rewards, on the loop that DiffusionNFT has."""
+"""AWM, DGPO, CRD and online DPO raise what the judge rewards, on the loop that DiffusionNFT has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from test_alignment_processes import assert_alike
 from test_failed_groups import BAD, Blind, Failing
 from test_failed_groups import gradient as gradient_of_groups
 from test_policy_training import LOOP, PROMPTS, RECIPES, Mean, gain, train
-from tiny import BrightnessJudge
+from tiny import BrightnessJudge, TinyGenerator
 from tiny_alignment import assert_same_run, logged, moved, updates_of, with_lora
 from tiny_pipelines import fresh
 
@@ -23,11 +23,22 @@ from rewarddance.alignment.crd import CrdRecipe
 from rewarddance.alignment.dgpo import DgpoRecipe
 from rewarddance.alignment.forward_process import ForwardRecipe
 from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.online_dpo import OnlineDpoRecipe
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import parse_recipe
 
-KINDS: dict[str, type[ForwardRecipe]] = {"awm": AwmRecipe, "dgpo": DgpoRecipe, "crd": CrdRecipe}
-OWN = {"awm": {"clip_range": 0.5}, "dgpo": {"clip_range": 0.5, "beta": 10.0}, "crd": {"beta": 0.3}}
+KINDS: dict[str, type[ForwardRecipe]] = {
+    "awm": AwmRecipe,
+    "dgpo": DgpoRecipe,
+    "crd": CrdRecipe,
+    "online_dpo": OnlineDpoRecipe,
+}
+OWN = {
+    "awm": {"clip_range": 0.5},
+    "dgpo": {"clip_range": 0.5, "beta": 10.0},
+    "crd": {"beta": 0.3},
+    "online_dpo": {"beta": 20.0},
+}
 each = pytest.mark.parametrize("algorithm", KINDS)
 
 
@@ -125,7 +136,7 @@ def test_awm_asks_no_old_policy_where_it_is_the_one_that_learns():
 def test_a_groups_samples_have_the_same_levels_and_noises_where_they_are_compared():
     rng_steps: list[tuple[int, ...]] = []
 
-    class Watched(type(with_lora()[0])):
+    class Watched(TinyGenerator):
         def predict(self, x_t, step, condition):
             if torch.is_grad_enabled():
                 rng_steps.append((step, len(x_t)))
@@ -135,6 +146,22 @@ def test_a_groups_samples_have_the_same_levels_and_noises_where_they_are_compare
     recipe = RECIPES["crd"].model_copy(update={"generator_batch": 6, "levels": 2})
     updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, weights=weights)
     assert len(rng_steps) == 6 and {n for _, n in rng_steps} == {6}  # three groups of six, two levels each
+
+
+@pytest.mark.parametrize(("pairs", "samples"), [("extremes", 2), ("all", 6)])
+def test_dpo_learns_the_samples_of_its_pairs_alone(pairs, samples):
+    seen = []
+
+    class Watched(TinyGenerator):
+        def predict(self, x_t, step, condition):
+            if torch.is_grad_enabled():
+                seen.append(len(x_t))
+            return super().predict(x_t, step, condition)
+
+    generator, weights = with_lora(Watched, 5)
+    recipe = RECIPES["online_dpo"].model_copy(update={"pairs": pairs, "levels": 2})
+    updates_of(generator, [Reward(Mean(), "alone")], PROMPTS, recipe, weights=weights)
+    assert sum(seen) == 3 * samples * 2
 
 
 @each

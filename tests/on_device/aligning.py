@@ -14,7 +14,7 @@ from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.policy import against_base
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, build_references
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, TrainRecipe, TrainState, _take_step
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.reward.loading import load_reward

@@ -12,11 +12,13 @@ from pydantic import model_validator
 from rewarddance.alignment.awm import AwmRecipe
 from rewarddance.alignment.crd import CrdRecipe
 from rewarddance.alignment.dgpo import DgpoRecipe
+from rewarddance.alignment.dpo import DpoRecipe, dpo_updates
 from rewarddance.alignment.failed_groups import FailedGroups
 from rewarddance.alignment.flow_grpo import GrpoRecipe, grpo_updates
 from rewarddance.alignment.forward_process import forward_updates
 from rewarddance.alignment.group_rewards import Reward, judging_of
 from rewarddance.alignment.nft import NftRecipe
+from rewarddance.alignment.online_dpo import OnlineDpoRecipe
 from rewarddance.alignment.references import (
     ReferenceBank,
     ReferenceRecipe,
@@ -27,9 +29,10 @@ from rewarddance.alignment.references import (
 from rewarddance.alignment.refl import refl_updates
 from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, Updates, train
+from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.generators.finetuning import LORA_FILE
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Prompt, as_prompts
@@ -52,19 +55,21 @@ ALGORITHMS = {
     "awm": Algorithm("AWM", AwmRecipe, forward_updates),
     "dgpo": Algorithm("DGPO", DgpoRecipe, forward_updates),
     "crd": Algorithm("CRD", CrdRecipe, forward_updates),
+    "dpo": Algorithm("DPO", DpoRecipe, dpo_updates),
+    "online_dpo": Algorithm("Online DPO", OnlineDpoRecipe, forward_updates),
 }
 
 
 class AlgorithmConfig(Recipe):
     """Which algorithm aligns: ReFL goes through the judge's gradient; the others only ask it.
 
-    algorithm: refl; grpo, which is Flow-GRPO; nft, which is DiffusionNFT, awm, dgpo and crd, which noise finished
-        samples again.
-    refl, grpo, nft, awm, dgpo, crd: keys of the algorithm.
+    algorithm: refl; grpo, which is Flow-GRPO; nft, which is DiffusionNFT, awm, dgpo, crd and online_dpo, which noise
+        finished samples again. dpo learns from votes on pictures, and asks no judge.
+    refl, grpo, nft, awm, dgpo, crd, online_dpo, dpo: keys of the algorithm.
     references: of the bank, which ReFL and `judging: references` need.
     """
 
-    algorithm: Literal["refl", "grpo", "nft", "awm", "dgpo", "crd"] = "refl"
+    algorithm: Literal["refl", "grpo", "nft", "awm", "dgpo", "crd", "online_dpo", "dpo"] = "refl"
     references: ReferenceRecipe = ReferenceRecipe()
     refl: ReflRecipe = ReflRecipe()
     grpo: GrpoRecipe = GrpoRecipe()
@@ -72,6 +77,8 @@ class AlgorithmConfig(Recipe):
     awm: AwmRecipe = AwmRecipe()
     dgpo: DgpoRecipe = DgpoRecipe()
     crd: CrdRecipe = CrdRecipe()
+    online_dpo: OnlineDpoRecipe = OnlineDpoRecipe()
+    dpo: DpoRecipe = DpoRecipe()
 
     @model_validator(mode="after")
     def _only_the_algorithms_own_keys(self) -> AlgorithmConfig:
@@ -91,10 +98,20 @@ def algorithm_of(recipe: TrainRecipe) -> Algorithm:
     return next(algorithm for algorithm in ALGORITHMS.values() if isinstance(recipe, algorithm.recipe))
 
 
+def check_parts(recipe: TrainRecipe, generator: Generator, judge: RewardModel | None) -> None:
+    """Raises InputError where the algorithm cannot align this generator, or cannot do it by this judge, or by none."""
+    if isinstance(recipe, DpoRecipe):
+        recipe.check_votes(generator, judge)
+    elif judge is None:
+        raise InputError("no judge is given, and the algorithm asks one.", "Give one, or take dpo with preferences.")
+    else:
+        recipe.check(generator, judge)
+
+
 def prepare_alignment(
     config: AlgorithmConfig,
     generator: Trainable,
-    judge: RewardModel,
+    judge: RewardModel | None,
     prompts: Sequence[str | Prompt],
     *,
     references_folder: Path,
@@ -105,16 +122,21 @@ def prepare_alignment(
 ) -> Alignment:
     """What `align_generator` takes. Where samples are judged against references, the bank is made (or read) first.
 
+    judge: None where the algorithm learns from preferences.
     more_judges: further judges for policy gradients, with their weights beside the first one's 1.
     begin_with: the folder of a LoRA to go on from.
     Prompts of which no references can be made are left out, and are among the run's `failed`.
     Raises InputError for what cannot be, before anything is made.
     """
-    config.chosen.check(generator, judge)
+    check_parts(config.chosen, generator, judge)
     if begin_with is not None and not config.chosen.lora_rank:
         raise InputError("training of all weights cannot begin with a LoRA.", "Give a lora_rank, or leave it out.")
     if begin_with is not None and not (begin_with / LORA_FILE).is_file():
         raise InputError(f"there is no LoRA in {begin_with}.", f"Give a folder that holds {LORA_FILE}.")
+    if judge is None:
+        assert isinstance(config.chosen, DpoRecipe) and config.chosen.preferences is not None
+        votes = PreferenceSet(config.chosen.preferences, for_training=True)
+        return Alignment(generator, [], prompts, config.chosen, seed, begin_with=begin_with, preferences=votes)
     rewards = [Reward(judge, config.chosen.judging_of(judge))]
     rewards += [Reward(other, judging_of(other, None), weight) for other, weight in more_judges]
     bank, failed = None, FailedGroups()
@@ -133,8 +155,8 @@ def align_generator(run: Alignment, *, folder: Path, metrics: Metrics, probe: Ca
 
     Raises InputError for what cannot be, before anything is done.
     """
-    run.recipe.check(run.generator, run.rewards[0].judge)
-    if run.rewards[0].judging == "references" and not (run.bank and run.bank.references):
+    check_parts(run.recipe, run.generator, run.rewards[0].judge if run.rewards else None)
+    if run.rewards and run.rewards[0].judging == "references" and not (run.bank and run.bank.references):
         raise InputError("the reference bank is empty.", "Give at least one prompt.")
     algorithm = algorithm_of(run.recipe)
     return train(run, algorithm.updates, algorithm.title, folder=folder, metrics=metrics, probe=probe)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -68,6 +68,17 @@ def group_mean(values: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[T
     _, place, count = group.unique(return_inverse=True, return_counts=True)
     total = values.new_zeros(len(count)).index_add(0, place, values)
     return (total / count)[place]
+
+
+def draw_levels(
+    n: int, levels: int, level_range: tuple[float, float], num_steps: int, rng: np.random.Generator
+) -> Int[np.ndarray, "n L"]:
+    """Steps of the range, given as shares of the schedule: for each of n different ones, if there are so many."""
+    low, high = (round(share * (num_steps - 1)) for share in level_range)
+    steps = np.arange(low, high + 1)
+    if levels > len(steps):
+        return rng.choice(steps, size=(n, levels))
+    return rng.permuted(np.tile(steps, (n, 1)), axis=1)[:, :levels]
 
 
 class ForwardRecipe(PolicyRecipe):
@@ -139,6 +150,15 @@ class ForwardRecipe(PolicyRecipe):
         """Does the loss compare with the base?"""
         return False
 
+    @property
+    def learned_per_group(self) -> int:
+        """How many of a group's samples are learned."""
+        return self.group_size
+
+    def chosen(self, advantage: Float[Tensor, "P G"]) -> Bool[Tensor, "P G"]:
+        """Which samples are learned, `learned_per_group` of each group."""
+        return torch.ones_like(advantage, dtype=torch.bool)
+
     @abstractmethod
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         """The mean over the samples."""
@@ -159,11 +179,7 @@ class ForwardRecipe(PolicyRecipe):
 
     def draw_levels(self, n: int, num_steps: int, rng: np.random.Generator) -> Int[np.ndarray, "n L"]:
         """The steps at whose noise levels each of n samples is learned: different ones, if there are so many."""
-        low, high = (round(share * (num_steps - 1)) for share in self.level_range)
-        steps = np.arange(low, high + 1)
-        if self.levels > len(steps):
-            return rng.choice(steps, size=(n, self.levels))
-        return rng.permuted(np.tile(steps, (n, 1)), axis=1)[:, : self.levels]
+        return draw_levels(n, self.levels, self.level_range, num_steps, rng)
 
 
 class Noised(NamedTuple):
@@ -204,13 +220,16 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     if scored.failed:
         prompts = with_stand_ins(run, draws, scored, prompts)
         x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite
-    advantage = on_device(local_shard(scored.advantages.values.flatten(), recipe.updates), x_0.device)
+    advantage = local_shard(scored.advantages.values.flatten(), recipe.updates)
+    chosen = recipe.chosen(advantage.unflatten(0, (-1, recipe.group_size))).flatten()
+    advantage = on_device(advantage, x_0.device)
     group = torch.arange(len(x_0), device=x_0.device) // recipe.group_size
     for batch in recipe.learned(scored.failed):
-        n, means = batch.size, dict[str, Tensor]()
+        n, means = batch.size * recipe.learned_per_group / recipe.group_size, dict[str, Tensor]()
         noise = _noise_drawer(generator, x_0, recipe, draws)
         with recipe.learning(generator):
             for rows, count in batch.parts:
+                rows = rows[chosen[rows]] if count else rows
                 noised = noise(rows)
                 conditions = [encoded(generator, prompts, part.rows) for part in noised]
                 old: list[Tensor | None] = [None] * len(noised)

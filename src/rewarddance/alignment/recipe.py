@@ -28,7 +28,8 @@ class AlignRun(AlgorithmConfig):
     offload: parts that are on the CPU while they are not in use: text_encoders, vae, judge (all judges); each use moves
         them to the device and back. Encoded texts are kept in `output`/texts.
     judge: a trained reward's folder or name, `package.module:factory`, or the address of a server (http://...; chat+,
-    decisions+ and systemone+http://... for all but refl); more_judges and held_out likewise.
+    decisions+ and systemone+http://... for all but refl); more_judges and held_out likewise. None for dpo, which
+    learns from votes.
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
@@ -45,7 +46,7 @@ class AlignRun(AlgorithmConfig):
     generator_options: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str | None = None
-    judge: str
+    judge: str = ""
     judge_options: dict[str, Any] = Field(default_factory=dict)
     judge_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_device: str | None = None
@@ -76,6 +77,10 @@ class AlignRun(AlgorithmConfig):
 
     @model_validator(mode="after")
     def _judges_are_of_the_algorithm(self) -> AlignRun:
+        if self.algorithm != "dpo" and not self.judge:
+            raise ValueError(f"the key judge is missing, which {self.algorithm} asks")
+        if self.algorithm == "dpo" and (self.judge or self.more_judges):
+            raise ValueError("dpo learns from dpo.preferences and asks no judge: leave judge and more_judges out")
         if self.more_judges and self.algorithm == "refl":
             raise ValueError("more_judges are for algorithms that only ask; ReFL follows one judge's gradient")
         if self.held_out and self.algorithm != "refl":

@@ -36,7 +36,7 @@ from rewarddance.runtime.sharding import (
 )
 from rewarddance.runtime.tracking import Metrics, console, progress_bar
 from rewarddance.runtime.weights import read_tensors, step_finitely
-from rewarddance.types import Prompt
+from rewarddance.types import Preference, Prompt
 
 Figures = dict[str, float]
 """What an update measured, by name; what the loop logs."""
@@ -142,6 +142,7 @@ class Alignment:
     held_out: a judge that is asked beside the first and gates ReFL's gradient.
     begin_with: the folder of a LoRA that training goes on from; what it is held to is still the generator without it.
     failed: the groups that had no reward.
+    preferences: votes on pictures that are there, where they are learned from instead of rewards.
     """
 
     generator: Trainable
@@ -153,6 +154,7 @@ class Alignment:
     held_out: RewardModel | None = None
     begin_with: Path | None = None
     failed: FailedGroups = field(default_factory=FailedGroups)
+    preferences: Sequence[Preference] | None = None
 
 
 Updates = Callable[[Alignment, int, Ema], Iterator[Figures]]
@@ -252,7 +254,7 @@ def train(
     """
     recipe = run.recipe
     recipe.check_processes(process_group.world_size())
-    phase, leads = title.lower(), is_main_process()
+    phase, leads = title.lower().replace(" ", "_"), is_main_process()
     state = TrainState.begin(run, folder)
     first = state.resume()
     if leads:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
@@ -28,7 +29,7 @@ from rewarddance.runtime.devices import multiplies_bfloat16, on_device
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.runtime.sharding import outer_blocks
-from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
+from rewarddance.types import OtherPixels, PixelBatch, Pixels, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling"})
 EVERY_FAMILY |= {"base_precision", "compile"}
@@ -170,6 +171,11 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         """What the VAE decodes."""
         config = self.pipeline.vae.config
         return x_0 / config.scaling_factor + (config.shift_factor or 0.0)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """What the VAE encoded, as x_0: `_unscaled` undone, but for packing."""
+        config = self.pipeline.vae.config
+        return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
 
     def _frames(self, pictures: Tensor) -> PixelBatch:
         """The VAE's pictures [B, C, H, W] as [B, T, C, H, W]."""
@@ -328,6 +334,27 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             picture = vae.decode(self._unscaled(x_0).to(vae.dtype), return_dict=False)[0]
         return self._frames((picture.float() / 2 + 0.5).clamp(0, 1))
 
+    def check_encodes(self) -> None:
+        """Raises InputError where pictures of this family cannot be encoded."""
+        own, base = type(self), PipelineGenerator
+        if own._unscaled is not base._unscaled and own._scaled is base._scaled:
+            raise InputError(
+                f"pictures are not encoded for a {self.kind} here.",
+                "Take an algorithm that learns from the generator's own samples, such as online_dpo.",
+            )
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Sequence[Tensor]) -> Tensor:
+        """x_0 [B, ...] of B pictures [1, C, H, W], each scaled and cut to the generator's size.
+
+        `decode` undone: the mean of the VAE's posterior. Raises InputError for videos and families without it.
+        """
+        self.check_encodes()
+        vae = self.pipeline.vae
+        fitted = torch.cat([covering(picture, self.height, self.width) for picture in pictures])
+        latents = vae.encode((2 * fitted - 1).to(self.device, vae.dtype)).latent_dist.mode()
+        return self._pack(self._scaled(latents.to(self.dtype)))
+
     @contextmanager
     def for_sampling(self) -> Iterator[None]:
         """Within the block forwards, which have no gradient, cost less: `merged_lora`, and `half_sampling`."""
@@ -368,6 +395,20 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             yield
         finally:
             self.branch_scale = scale
+
+
+def covering(picture: Pixels, height: int, width: int) -> OtherPixels:
+    """A picture scaled until it covers the size, and its middle. Raises InputError for a video."""
+    if len(picture) > 1:
+        raise InputError(f"a video of {len(picture)} frames stands where a picture is needed.", "Give pictures.")
+    scale = max(height / picture.shape[-2], width / picture.shape[-1])
+    if scale != 1:
+        size = [max(side, round(scale * had)) for side, had in zip((height, width), picture.shape[-2:], strict=True)]
+        scaled = F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
+    else:
+        scaled = picture
+    top, left = (scaled.shape[-2] - height) // 2, (scaled.shape[-1] - width) // 2
+    return scaled[..., top : top + height, left : left + width]
 
 
 class _Listening:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from rewarddance.alignment.algorithms import align_generator, prepare_alignment
+from rewarddance.alignment.algorithms import align_generator, check_parts, prepare_alignment
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
@@ -89,13 +89,16 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     if recipe.judge_sharded:
         load = partial(load_sharded, device=judge_device, dtype=recipe.judge_dtype)
         beside = partial(load, or_whole=True)
-    judge = parts.judge or load(recipe.judge, **recipe.judge_options)
+    judge = parts.judge
+    if judge is None and recipe.judge:
+        judge = load(recipe.judge, **recipe.judge_options)
     more_judges = parts.more_judges
     if more_judges is None:
         more_judges = [(beside(name), weight) for name, weight in recipe.more_judges.items()]
     held_out = parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
-    recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
-    recipe.chosen.judging_of(judge)
+    check_parts(recipe.chosen, generator, judge)  # what cannot be is refused before the folder is claimed
+    if judge is not None:
+        recipe.chosen.judging_of(judge)
     judges = [judge, *(other for other, _ in more_judges), held_out]
     if "judge" in recipe.offload:
         for one in judges:

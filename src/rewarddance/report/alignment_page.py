@@ -19,6 +19,7 @@ from rewarddance.report.sample_strip import sample_strip
 BASELINE_STEPS = 16
 """Steps at a run's beginning whose pictures stand for the base's in the figure; the alarms' own default."""
 ALGORITHMS = {"refl": "ReFL", "grpo": "Flow-GRPO", "nft": "DiffusionNFT", "awm": "AWM", "dgpo": "DGPO", "crd": "CRD"}
+ALGORITHMS |= {"online_dpo": "Online DPO", "dpo": "Diffusion-DPO"}
 
 
 def alignment_steps(rows: Sequence[Row]) -> list[Row]:

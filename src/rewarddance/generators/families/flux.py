@@ -42,6 +42,9 @@ class FluxGenerator(PackedGenerator):
     def _unscaled(self, x_0: Tensor) -> Tensor:
         return super()._unscaled(self._unpack(x_0))
 
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return super()._scaled(latents)
+
 
 class FluxKontextGenerator(EditGenerator, FluxGenerator):
     """A FLUX.1-Kontext pipeline, called with `_auto_resize=False` and as its `max_area` the area that is drawn: the

@@ -86,3 +86,12 @@ class SDXLGenerator(StableDiffusionGenerator):
             return super()._unscaled(x_0)
         mean, std = (x_0.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std))
         return x_0 * std / config.scaling_factor + mean
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        config = self.pipeline.vae.config
+        if config.latents_mean is None or config.latents_std is None:
+            return super()._scaled(latents)
+        mean, std = (
+            latents.new_tensor(values).view(1, -1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
+        return (latents - mean) * config.scaling_factor / std
