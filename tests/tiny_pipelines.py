@@ -26,11 +26,14 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -44,6 +47,7 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from diffusers.pipelines.wan import pipeline_wan_i2v
 from tokenizers import pre_tokenizers
 from torch import nn
@@ -67,14 +71,23 @@ from transformers import (
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rewarddance.data.media import as_images
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
-from rewarddance.generators.pipelines import load_generator
+from rewarddance.generators.families.qwen_image_edit import PictureProcessor
+from rewarddance.generators.pipelines import adapter_of, load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.types import Prompt
 
 pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=str)  # it is called where it is not installed, too; PROMPTS need none
+
+_megapixels, _megapixels_plus = (
+    module.calculate_dimensions for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus)
+)
+pipeline_qwenimage_edit.calculate_dimensions = lambda area, ratio: _megapixels(area / 512, ratio)
+pipeline_qwenimage_edit_plus.calculate_dimensions = lambda area, ratio: _megapixels_plus(area / 128, ratio)
+"""These pipelines show their networks a source of a megapixel; here of 64 x 32, or of 112 x 74 and 40 x 28."""
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -101,8 +114,8 @@ def _t5(kind: Any = T5EncoderModel, settings: Any = T5Config) -> tuple[Any, Any]
     return tokenizer, kind(settings(vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
 
 
-def _qwen_tokenizer() -> Any:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+def _qwen_tokenizer(*further: str) -> Any:
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *further]
     tokenizer = Qwen2Tokenizer({token: i for i, token in enumerate([*special, *BYTES])}, [])
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
     tokenizer.chat_template = CHAT
@@ -118,8 +131,11 @@ def _qwen3(kind: Any, layers: int) -> tuple[Any, Any]:
     return tokenizer, kind(config)
 
 
-def _qwen2_5_vl() -> tuple[Any, Any]:
-    tokenizer = _qwen_tokenizer()
+PICTURE_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def _qwen2_5_vl(*further: str) -> tuple[Any, Any]:
+    tokenizer = _qwen_tokenizer(*further)
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
@@ -129,7 +145,12 @@ def _qwen2_5_vl() -> tuple[Any, Any]:
         "depth": 1, "num_heads": 2, "hidden_size": 16, "intermediate_size": 16, "patch_size": 4, "out_hidden_size": 16,
         "window_size": 16, "fullatt_block_indexes": [0],
     }  # fmt: skip
-    return tokenizer, Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(further or ["<|im_start|>"] * 4))
+    config = Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, vision_start_token_id=start, vision_end_token_id=end,
+        image_token_id=image, video_token_id=video,
+    )  # fmt: skip
+    return tokenizer, Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _vae(kind: Any = AutoencoderKL, channels: int = 4, **settings: Any) -> Any:
@@ -182,7 +203,7 @@ def _sd3() -> Any:
     )  # fmt: skip
 
 
-def _flux(distilled: bool = True) -> Any:
+def _flux(distilled: bool = True, kind: Any = FluxPipeline) -> Any:
     (tokenizer, encoder), (tokenizer_2, encoder_2) = _clip(), _t5()
     transformer = FluxTransformer2DModel(
         in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
@@ -190,7 +211,7 @@ def _flux(distilled: bool = True) -> Any:
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     vae = _vae(scaling_factor=0.3611, shift_factor=0.1159)
-    return FluxPipeline(scheduler, vae, encoder, tokenizer, encoder_2, tokenizer_2, transformer)
+    return kind(scheduler, vae, encoder, tokenizer, encoder_2, tokenizer_2, transformer)
 
 
 def _flux2_klein(distilled: bool = False) -> Any:
@@ -206,8 +227,9 @@ def _flux2_klein(distilled: bool = False) -> Any:
     return Flux2KleinPipeline(scheduler, vae, encoder, tokenizer, transformer, is_distilled=distilled)
 
 
-def _qwen_image() -> Any:
-    tokenizer, encoder = _qwen2_5_vl()
+def _qwen_image(kind: Any = QwenImagePipeline) -> Any:
+    edits = kind is not QwenImagePipeline
+    tokenizer, encoder = _qwen2_5_vl(*(PICTURE_TOKENS if edits else ()))
     transformer = QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
@@ -217,7 +239,12 @@ def _qwen_image() -> Any:
         latents_mean=[0.1, -0.2, 0.3, -0.4], latents_std=[0.5, 1.0, 1.5, 2.0],
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, max_shift=0.9)
-    return QwenImagePipeline(scheduler, vae, encoder, tokenizer, transformer)
+    parts = {"scheduler": scheduler, "vae": vae, "text_encoder": encoder, "tokenizer": tokenizer}
+    if edits:
+        sides = {"shortest_edge": 8 * 8, "longest_edge": 128 * 128}
+        seen = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size=sides)
+        parts["processor"] = PictureProcessor(seen, tokenizer, CHAT)
+    return kind(**parts, transformer=transformer)
 
 
 def _z_image() -> Any:
@@ -337,6 +364,18 @@ FAMILIES = {
     "ltx-i2v-0.9.1": Family(
         lambda: _ltx(LTXImageToVideoPipeline, timestep_conditioning=True), {**WIDE, **SHORT, **VIDEO}, GUIDED
     ),
+    "flux-kontext": Family(
+        lambda: _flux(kind=FluxKontextPipeline), {**SIZE, **SHORT, "guidance_scale": 2.5}, TRUE_CFG
+    ),
+    "flux2-klein-edit": Family(
+        _flux2_klein, {"height": 64, "width": 96, "max_sequence_length": 96}, {"guidance_scale": 3.0}
+    ),
+    "qwen-image-edit": Family(
+        lambda: _qwen_image(QwenImageEditPipeline), SIZE, TRUE_CFG, idle=LAST_TEXT.format(1)
+    ),
+    "qwen-image-edit-plus": Family(
+        lambda: _qwen_image(QwenImageEditPlusPipeline), SIZE, TRUE_CFG, idle=LAST_TEXT.format(1)
+    ),
     "z-image": Family(_z_image, {**SIZE, **SHORT}, GUIDED),
 }  # fmt: skip
 
@@ -366,6 +405,9 @@ def pipeline_folder(family: str) -> Path:
 
 FIRST_FRAMES = torch.rand(2, 1, 3, 24, 40, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
 """Of another size than the videos, in 8 bits."""
+SOURCES = torch.rand(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(1)).mul(255).round() / 255
+SOURCES[1] = SOURCES[1].mul(51).round() / 255
+"""Of edits, a bright and a dark one, cut to the family's size."""
 PROMPTS = ["a red circle", "two small blue crosses left of a square"]
 SEEDS = [3, 1]
 STEPS = 3
@@ -378,7 +420,8 @@ def options(family: str, guided: bool = False) -> dict[str, Any]:
 @functools.cache
 def plain(family: str) -> Any:
     """The plain pipeline, which no test changes."""
-    pipeline = DiffusionPipeline.from_pretrained(pipeline_folder(family))
+    folder = pipeline_folder(family)
+    pipeline = DiffusionPipeline.from_pretrained(folder, **adapter_of(family, folder).own_parts(folder))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -411,16 +454,29 @@ def own_call(pipeline: Any, family: str, guided: bool = False, steps: int = STEP
         asked["guidance_scale"] = 0.0 if family == "z-image" else 1.0
     if "negative_prompt" in asked:
         asked["negative_prompt"] = [asked["negative_prompt"]] * len(PROMPTS)
-    if "i2v" in family:  # such a pipeline takes one picture a call
-        return torch.cat([_own_video(pipeline, row, {**asked, "num_inference_steps": steps}) for row in range(2)])
+    if given_pictures(family) is not None:  # such a pipeline takes one picture a call
+        asked["num_inference_steps"] = steps
+        return torch.cat([_own_from_picture(pipeline, family, row, dict(asked)) for row in range(2)])
     noise = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     drawn = pipeline(prompt=list(PROMPTS), generator=noise, num_inference_steps=steps, output_type="pt", **asked)
     return drawn.frames if "num_frames" in asked else drawn.images
 
 
+def given_pictures(family: str) -> torch.Tensor | None:
+    """The two pictures that the family's prompts come with: first frames of another size, or sources of edits."""
+    if "i2v" in family:
+        return FIRST_FRAMES
+    asked = options(family)
+    height, width = asked["height"], asked["width"]
+    return SOURCES[..., :height, :width].clone() if "edit" in family or "kontext" in family else None
+
+
 def prompts_of(family: str, frames: Sequence[int] = (0, 1)) -> list[Prompt]:
-    """PROMPTS, each with one of FIRST_FRAMES where the family is given a picture."""
-    images = [FIRST_FRAMES[number] if "i2v" in family else None for number in frames]
+    """PROMPTS, each with one of its pictures where the family is given one."""
+    pictures = given_pictures(family)
+    images = [None if pictures is None else pictures[number] for number in frames]
+    if len(set(frames)) < len(frames):  # prompts that share a picture hold the very same tensor
+        images = [images[0]] * len(frames)
     return [Prompt(text, image=image) for text, image in zip(PROMPTS, images, strict=True)]
 
 
@@ -431,8 +487,11 @@ def drawn(
     return sample(generator, prompts_of(family, frames), [*seeds])
 
 
-def _own_video(pipeline: Any, row: int, asked: dict[str, Any]) -> torch.Tensor:
+def _own_from_picture(pipeline: Any, family: str, row: int, asked: dict[str, Any]) -> torch.Tensor:
     if "negative_prompt" in asked:
         asked["negative_prompt"] = asked["negative_prompt"][row]
-    picture, noise = as_images(FIRST_FRAMES[row])[0], torch.Generator().manual_seed(SEEDS[row])
-    return pipeline(picture, PROMPTS[row], generator=noise, output_type="pt", **asked).frames
+    if family == "flux-kontext":
+        asked |= {"max_area": asked["height"] * asked["width"], "_auto_resize": False}
+    picture, noise = as_images(given_pictures(family)[row])[0], torch.Generator().manual_seed(SEEDS[row])
+    drawn = pipeline(picture, PROMPTS[row], generator=noise, output_type="pt", **asked)
+    return drawn.frames if "num_frames" in asked else drawn.images

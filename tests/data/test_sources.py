@@ -324,7 +324,7 @@ def test_a_set_is_found_by_its_name_and_a_wrong_one_gets_the_nearest():
 
 
 def test_only_what_is_for_evaluation_is_refused():
-    assert [name for name in SOURCES if refusal(name)] == ["mmrb2"]
+    assert [name for name in SOURCES if refusal(name)] == ["mmrb2", "editscore-bench"]
     assert refusal("MMRB2/x") and not refusal("my-mmrb2") and not refusal("")
 
 

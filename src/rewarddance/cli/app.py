@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from rewarddance.errors import InputError
 
 ORDER = ("quickstart", "annotate", "votes", "train", "references", "align", "plan", "score", "serve", "search")
-ORDER += ("evaluate", "export", "distil", "gsb", "report", "data", "bases")
+ORDER += ("evaluate", "bench", "export", "distil", "gsb", "report", "data", "bases")
 
 
 class InOrder(TyperGroup):

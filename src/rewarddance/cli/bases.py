@@ -10,7 +10,7 @@ import typer
 from rewarddance.cli.app import app, example, quiet
 from rewarddance.errors import InputError
 
-BASES = ("judge", "judge-small", "generator", "unet", "clip", "video-judge", "video-generator")
+BASES = ("judge", "judge-small", "judge-sizes", "generator", "unet", "clip", "video-judge", "video-generator")
 
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
@@ -34,6 +34,7 @@ def bases(
     from rewarddance.shapeworld.training.clip import make_clip_base
     from rewarddance.shapeworld.training.generator import make_generator_base
     from rewarddance.shapeworld.training.judge import STEPS, make_judge_base
+    from rewarddance.shapeworld.training.judge_sizes import make_judge_sizes
     from rewarddance.shapeworld.training.unet import VAE, make_unet_base
     from rewarddance.shapeworld.training.video_generator import make_video_generator_base
     from rewarddance.shapeworld.training.video_judge import make_video_judge_base
@@ -43,6 +44,8 @@ def bases(
     for name in STEPS:
         if which in (name.removeprefix("shapeworld-"), "all"):
             make_judge_base(output / name, log=typer.echo, size=name, begin=begin)
+    if which in ("judge-sizes", "all"):  # goes on where it was cut off
+        make_judge_sizes(output, log=typer.echo)
     if which in ("generator", "all"):
         make_generator_base(output / "shapeworld-generator", log=typer.echo)
     if which in ("video-judge", "all"):

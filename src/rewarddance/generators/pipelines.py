@@ -19,14 +19,18 @@ from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Precision, parse_recipe
 from rewarddance.runtime.devices import find_dtype
+from rewarddance.runtime.quantised import quantise
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module, variant_of
 
 ADAPTERS = {
     "CogView4Pipeline": "cogview4.CogView4Generator",
     "Flux2KleinPipeline": "flux2_klein.Flux2KleinGenerator",
+    "FluxKontextPipeline": "flux.FluxKontextGenerator",
     "FluxPipeline": "flux.FluxGenerator",
     "LTXImageToVideoPipeline": "ltx.LTXImageToVideoGenerator",
     "LTXPipeline": "ltx.LTXGenerator",
+    "QwenImageEditPipeline": "qwen_image_edit.QwenImageEditGenerator",
+    "QwenImageEditPlusPipeline": "qwen_image_edit.QwenImageEditPlusGenerator",
     "QwenImagePipeline": "qwen_image.QwenImageGenerator",
     "StableDiffusion3Pipeline": "stable_diffusion_3.SD3Generator",
     "StableDiffusionPipeline": "stable_diffusion.StableDiffusionGenerator",
@@ -66,11 +70,12 @@ def load_generator(
     components = _components(name, folder, kind, index, dtype)
     try:
         with library_warnings(f"the generator {name!r}"):
-            loaded = kind.from_pretrained(folder, dtype=dtype, **components)
+            loaded = kind.from_pretrained(folder, dtype=dtype, **components, **adapter.own_parts(folder))
     except LOAD_ERRORS as error:
         what = f"the generator {name!r} cannot be loaded: {first_line(error)}."
         raise InputError(what, "Give a diffusers folder.") from error
     loaded.set_progress_bar_config(disable=True)
+    quantise(getattr(loaded, adapter.component), parsed.base_precision, dtype)
     return adapter(loaded.to(device), parsed)
 
 

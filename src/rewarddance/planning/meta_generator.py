@@ -18,9 +18,11 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
+from rewarddance.generators.families.qwen_image_edit import PictureProcessor
 from rewarddance.generators.pipelines import adapter_class, adapter_of
 from rewarddance.planning.meta_judge import PIECES
 from rewarddance.runtime.checkpoint import BUNDLED
@@ -95,6 +97,8 @@ def _known_part(part: str, facts: dict[str, Any], dtype: torch.dtype) -> Any:
     if "side" in facts:
         side = facts["side"]
         return transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    if "picture_token" in facts:
+        return _stand_in_processor(facts["picture_token"])
     model_class: Any = getattr(diffusers, facts["class"], None) or getattr(transformers, facts["class"])
     settings = {key: value for key, value in facts.items() if key != "class"}
     if part == "scheduler":
@@ -107,9 +111,20 @@ def _known_part(part: str, facts: dict[str, Any], dtype: torch.dtype) -> Any:
         return _cast(model_class(**settings), dtype)
 
 
-def _stand_in_tokenizer(length: int, chat: bool) -> Any:
-    """One token for each word, digit and run of signs, as nearly all English words have; the last one ends a text."""
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1}, unk_token="<unk>"))
+def _stand_in_processor(token: int) -> Any:
+    """A processor of Qwen2.5-VL's pictures, whose places in a text are this token, in front of a stand-in tokenizer."""
+    tokenizer = _stand_in_tokenizer(131072, True, {"<|image_pad|>": token, "<|video_pad|>": token + 1})
+    return PictureProcessor(Qwen2VLImageProcessorPil(), tokenizer)
+
+
+def _stand_in_tokenizer(length: int, chat: bool, further: dict[str, int] | None = None) -> Any:
+    """One token for each word, digit and run of signs, as nearly all English words have; the last one ends a text.
+
+    further: tokens that are known by themselves, with their numbers.
+    """
+    vocab = {"<unk>": 0, "<end>": 1, **(further or {})}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.add_special_tokens(list(further or ()))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
     stand_in = PreTrainedTokenizerFast(

@@ -189,7 +189,7 @@ def draw_pair(
     """
     for _ in range(50):
         first, second = (candidates[i] for i in rng.choice(len(candidates), size=2, replace=False))
-        if fps and np.array_equal(first.frames, second.frames):  # two videos from one picture can be the same
+        if np.array_equal(first.frames, second.frames):  # two videos, or two edits, of one picture can be the same
             continue
         difference = second.score.overall - first.score.overall
         if exact and abs(difference) < recipe.least_difference:

@@ -323,7 +323,7 @@ def sample_scene(spec: Spec, rng: np.random.Generator) -> Scene:
             if size is None:
                 size = "small" if spec.total > 2 or rng.random() < 0.5 else "large"
             parts.append((phrase.shape, colour, random_side(size, rng)))
-    return _lay_out(parts, rng, spec.relation, spec.objects[0].count)
+    return lay_out(parts, rng, spec.relation, spec.objects[0].count)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
@@ -334,7 +334,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
         size = "small" if n > 2 or rng.random() < 0.5 else "large"
         colour, shape = pick(COLOURS, rng), pick(SHAPES, rng)
         parts.append((shape, colour, random_side(size, rng)))
-    return _lay_out(parts, rng)
+    return lay_out(parts, rng)
 
 
 def random_side(size: str, rng: np.random.Generator) -> int:
@@ -353,7 +353,7 @@ def gap(a: Thing, b: Thing) -> int:
     return max(b.x - a.x - a.side, a.x - b.x - b.side, b.y - a.y - a.side, a.y - b.y - b.side)
 
 
-def _lay_out(
+def lay_out(
     parts: list[tuple[str, str, int]], rng: np.random.Generator, relation: str | None = None, first: int = 1
 ) -> Scene:
     """Lay (shape, colour, side) out at random with `GAP` free pixels between any two.

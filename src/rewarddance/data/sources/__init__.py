@@ -9,6 +9,7 @@ import difflib
 
 from rewarddance.data.sources.argilla import ARGILLA
 from rewarddance.data.sources.drafts import Source
+from rewarddance.data.sources.edits import EDITREWARD, EDITSCORE_BENCH
 from rewarddance.data.sources.genai_arena import GENAI_ARENA
 from rewarddance.data.sources.genai_bench import GENAI_BENCH
 from rewarddance.data.sources.hpd import HPDV2, HPDV3
@@ -25,6 +26,7 @@ from rewarddance.errors import InputError
 _ALL = (HPDV3, HPDV2, IMAGEREWARDDB, PICKAPIC_V1, PICKAPIC_V2)
 _ALL += (VIDEOGEN, RAPIDATA, GENAI_BENCH, OMNIREWARD, MMRB2, MESSAGES)
 _ALL += (LABEL_STUDIO, ARGILLA, GENAI_ARENA)
+_ALL += (EDITREWARD, EDITSCORE_BENCH)
 SOURCES: dict[str, Source] = {source.name: source for source in _ALL}
 
 

@@ -1,9 +1,12 @@
-"""FLUX.1 (dev and schnell)."""
+"""FLUX.1 (dev and schnell), and FLUX.1-Kontext."""
 
 from __future__ import annotations
 
+import torch
+from PIL import Image
 from torch import Tensor
 
+from rewarddance.generators.families.conditioned import Conditioned, EditGenerator
 from rewarddance.generators.families.packed import PackedGenerator
 
 
@@ -23,14 +26,37 @@ class FluxGenerator(PackedGenerator):
         return {"encoder_hidden_states": text, "pooled_projections": pooled, "txt_ids": places}
 
     def _network(self, x_t: Tensor, step: int, condition: dict[str, Tensor]) -> Tensor:
-        rows, columns = self._latent_shape[1] // 2, self._latent_shape[2] // 2
         return self._forward(
             hidden_states=x_t.to(self.dtype),
             timestep=self._time(x_t, step) / 1000,
             guidance=self._tell(x_t),
-            img_ids=self.pipeline._prepare_latent_image_ids(len(x_t), rows, columns, self.device, self.dtype),
+            img_ids=self._places(),
             **condition,
         )
 
+    def _places(self) -> Tensor:
+        """Where the picture's tokens are, [L, 3]."""
+        rows, columns = self._latent_shape[1] // 2, self._latent_shape[2] // 2
+        return self.pipeline._prepare_latent_image_ids(1, rows, columns, self.device, self.dtype)
+
     def _unscaled(self, x_0: Tensor) -> Tensor:
         return super()._unscaled(self._unpack(x_0))
+
+
+class FluxKontextGenerator(EditGenerator, FluxGenerator):
+    """A FLUX.1-Kontext pipeline, called with `_auto_resize=False` and as its `max_area` the area that is drawn: the
+    source keeps its size. Its tokens are told apart by the first of their places."""
+
+    def _picture(self, image: Image.Image) -> dict[str, Tensor]:
+        pixels = self.pipeline.image_processor.preprocess(image, self.height, self.width)
+        latents = self.pipeline._encode_vae_image(pixels.to(self.device, self.pipeline.vae.dtype), None)
+        return {"latents": self._pack(latents)}
+
+    def _places(self) -> Tensor:
+        noisy = super()._places()
+        source = noisy.clone()
+        source[:, 0] = 1
+        return torch.cat([noisy, source])
+
+    def _network(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
+        return super()._network(self._with_source(x_t, condition), step, condition.text)[:, : x_t.shape[1]]

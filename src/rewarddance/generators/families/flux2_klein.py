@@ -1,4 +1,4 @@
-"""FLUX.2-klein."""
+"""FLUX.2-klein, which draws and edits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from PIL import Image
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.generators.steps import FlowGenerator
+from rewarddance.generators.families.conditioned import Conditioned, EditGenerator
 
 
-class Flux2KleinGenerator(FlowGenerator):
-    """A FLUX.2-klein pipeline: its VAE's latents are patchified and normalised by a batch norm's statistics."""
+class Flux2KleinGenerator(EditGenerator):
+    """A FLUX.2-klein pipeline: its VAE's latents are patchified and normalised by a batch norm's statistics.
 
+    Prompts with a picture are edits of it, and those without are drawn from nothing.
+    """
+
+    needs_image, takes_image = False, True
     uses = frozenset({"max_sequence_length"})
 
     @property
@@ -45,15 +50,28 @@ class Flux2KleinGenerator(FlowGenerator):
         )
         return {"encoder_hidden_states": text, "txt_ids": places}
 
-    def _network(self, x_t: Tensor, step: int, condition: dict[str, Tensor]) -> Tensor:
+    def _picture(self, image: Image.Image) -> dict[str, Tensor]:
+        processor, multiple = self.pipeline.image_processor, self._multiple()
+        image = processor._resize_if_exceeds_area(image, 1024 * 1024)
+        width, height = (side // multiple * multiple for side in image.size)
+        pixels = processor.preprocess(image, height=height, width=width, resize_mode="crop")
+        latents = self.pipeline._encode_vae_image(pixels.to(self.device, self.pipeline.vae.dtype), None)
+        places = self.pipeline._prepare_image_ids([torch.empty(latents.shape, device="meta")])
+        return {"latents": self._pack(latents), "places": places.to(self.device)}
+
+    def _network(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
         places = self.pipeline._prepare_latent_ids(torch.empty(len(x_t), *self._latent_shape, device="meta"))
-        return self._forward(
-            hidden_states=x_t.to(self.dtype),
+        places = places.to(self.device)
+        if condition.picture:
+            places = torch.cat([places, condition.picture["places"]], 1)
+        prediction = self._forward(
+            hidden_states=self._with_source(x_t, condition).to(self.dtype),
             timestep=self._time(x_t, step) / 1000,
             guidance=None,
-            img_ids=places.to(self.device),
-            **condition,
+            img_ids=places,
+            **condition.text,
         )
+        return prediction[:, : x_t.shape[1]]
 
     def _unscaled(self, x_0: Tensor) -> Tensor:
         vae = self.pipeline.vae

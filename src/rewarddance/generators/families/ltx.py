@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewarddance.generators.families.video import Conditioned, ImageToVideoGenerator, VideoGenerator, given_first_frame
+from rewarddance.generators.families.conditioned import Conditioned
+from rewarddance.generators.families.video import ImageToVideoGenerator, VideoGenerator, given_first_frame
 from rewarddance.types import PixelBatch
 
 
@@ -69,7 +70,8 @@ class LTXGenerator(VideoGenerator):
         vae = self.pipeline.vae
         if not vae.config.timestep_conditioning:
             return super().decode(x_0)
-        picture = vae.decode(self._unscaled(x_0).to(vae.dtype), x_0.new_zeros(len(x_0)), return_dict=False)[0]
+        with self.decoding():
+            picture = vae.decode(self._unscaled(x_0).to(vae.dtype), x_0.new_zeros(len(x_0)), return_dict=False)[0]
         return self._frames((picture.float() / 2 + 0.5).clamp(0, 1))
 
 

@@ -28,14 +28,17 @@ class QwenImageGenerator(PackedGenerator):
         return {"encoder_hidden_states": text, "encoder_hidden_states_mask": mask}
 
     def _network(self, x_t: Tensor, step: int, condition: dict[str, Any]) -> Tensor:
-        shape = (1, self._latent_shape[1] // 2, self._latent_shape[2] // 2)
         return self._forward(
             hidden_states=x_t.to(self.dtype),
             timestep=self._time(x_t, step) / 1000,
             guidance=self._tell(x_t),
-            img_shapes=[[shape]] * len(x_t),
+            img_shapes=[self._shapes()] * len(x_t),
             **condition,
         )
+
+    def _shapes(self) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of each picture's tokens."""
+        return [(1, self._latent_shape[1] // 2, self._latent_shape[2] // 2)]
 
     def _unscaled(self, x_0: Tensor) -> Tensor:
         config = self.pipeline.vae.config

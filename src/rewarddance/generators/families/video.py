@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from rewarddance.data.media import as_images
 from rewarddance.errors import InputError
+from rewarddance.generators.families.conditioned import ImageConditioned
 from rewarddance.generators.steps import FlowGenerator
-from rewarddance.types import PixelBatch, Prompt, as_prompts
+from rewarddance.types import PixelBatch
 
 
 class VideoGenerator(FlowGenerator):
@@ -49,39 +46,8 @@ class VideoGenerator(FlowGenerator):
         return self.decode(x_0)[:, list(numbers)]
 
 
-class Conditioned(NamedTuple):
-    """What an image-to-video network is given: the texts' conditioning, and tensors of the pictures, row by row."""
-
-    text: Any
-    picture: dict[str, Tensor]
-
-
-class ImageToVideoGenerator(VideoGenerator):
-    """A video generator that is given the first frame. Pictures reach the pipeline as PIL ones, and it resizes them."""
-
-    needs_image = True
-
-    @abstractmethod
-    def _picture(self, image: Image.Image) -> dict[str, Tensor]:
-        """What the network is told of a picture: tensors [1, ...] by name."""
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str | Prompt]) -> Conditioned:
-        """Each distinct picture is encoded once; both branches of guidance are given it, as in the pipelines."""
-        prompts = as_prompts(prompts)
-        text = super().encode(prompts)
-        encoded: dict[int, dict[str, Tensor]] = {}
-        for prompt in prompts:
-            image = prompt.image
-            if image is not None and id(image) not in encoded:
-                if len(image) != 1:
-                    raise InputError(
-                        f"the prompt {prompt.text!r} comes with a video of {len(image)} frames.",
-                        "Give the first frame alone.",
-                    )
-                encoded[id(image)] = self._picture(as_images(image)[0])
-        rows = [encoded[id(prompt.image)] for prompt in prompts] * (1 if self.branch_scale is None else 2)
-        return Conditioned(text, {name: torch.cat([row[name] for row in rows]) for name in rows[0]})
+class ImageToVideoGenerator(ImageConditioned, VideoGenerator):
+    """A video generator that is given the first frame, which it resizes."""
 
     def _pixels(self, image: Image.Image) -> Tensor:
         """[1, 3, H, W] of the video's size in [-1, 1], resized as the pipeline does it."""

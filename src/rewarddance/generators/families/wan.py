@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import GeneratorOptions
-from rewarddance.generators.families.video import Conditioned, ImageToVideoGenerator, VideoGenerator, given_first_frame
+from rewarddance.generators.families.conditioned import Conditioned
+from rewarddance.generators.families.video import ImageToVideoGenerator, VideoGenerator, given_first_frame
 from rewarddance.types import PixelBatch
 
 

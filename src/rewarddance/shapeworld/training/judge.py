@@ -57,12 +57,16 @@ STEPS = {"shapeworld-judge": 15_400, "shapeworld-judge-small": 3_000}
 """The bundled judge bases by name (1.4M and 0.7M parameters), and the steps that each was made with. The small one
 begins as the large one's lower layers; their configurations say the architectures."""
 LARGEST = "shapeworld-judge"
+Figures = dict[str, Tensor | float]
+"""What is logged of a step."""
 
 
-def build_judge_base(seed: int = 0, size: str = LARGEST, more_words: Sequence[str] = ()) -> tuple[Any, Any]:
+def build_judge_base(
+    seed: int = 0, size: str = LARGEST, more_words: Sequence[str] = (), config: Any = None
+) -> tuple[Any, Any]:
     """The model with random weights, of a size in `STEPS`, and its tokenizer. 16 tokens a picture of 32x32 pixels.
 
-    more_words: texts whose words the tokenizer knows besides those about pictures.
+    more_words: texts whose words the tokenizer knows besides those about pictures. config: another architecture.
     """
     torch.manual_seed(seed)
     corpus = [*prompt_corpus(), *_WORDS.split("\n"), " " + _WORDS.replace("\n", " "), *_WORDS.split()]
@@ -83,7 +87,7 @@ def build_judge_base(seed: int = 0, size: str = LARGEST, more_words: Sequence[st
         model_max_length=1024,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    config: Any = InternVLConfig.from_pretrained(BUNDLED / size)
+    config = config or InternVLConfig.from_pretrained(BUNDLED / size)
     config.text_config.vocab_size = len(tokenizer)
     model = InternVLForConditionalGeneration(config)
     with torch.no_grad():
@@ -131,7 +135,7 @@ class Grounding:
         by_token, painted = self.by_token(labels)
         tokens = features.pooler_output.unsqueeze(2).expand(-1, -1, 4, -1)[painted]
         losses = [
-            F.cross_entropy(tokens @ table[words].T, target)
+            F.cross_entropy((tokens @ table[words].T).float(), target)
             for words, target in zip(self.words, by_token[painted].T[:3], strict=True)
         ]
         return self.heads.loss(patch_features(features), labels) + torch.stack(losses).sum()
@@ -144,7 +148,7 @@ class Grounding:
     def prompted_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of whether the object of a token, of a middle layer [N, 16, E], is one of the prompt's."""
         grouped, painted = self.by_token(labels)
-        logits = self.probe(hidden).expand(-1, -1, 4)[painted]
+        logits = self.probe(hidden).float().expand(-1, -1, 4)[painted]
         return F.binary_cross_entropy_with_logits(logits, grouped[..., 3][painted].float())
 
 
@@ -216,7 +220,7 @@ def train_judge(
     gradient of a model that withstands this points at what is seen and not at pixels, and ReFL follows that gradient.
     Otherwise the vision tower stays as it is.
     """
-    yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
+    answers = conversations.ids("yes")[0], conversations.ids("no")[0]
     loop = TrainingLoop(
         "judge", weights, steps, rate=rate, weight_decay=0.02, log=log, snapshot=snapshot, snapshots=snapshots
     )
@@ -228,20 +232,39 @@ def train_judge(
             pixel_values = attacked(pixel_values, ADVERSARY * conversations.rng.random())
         with torch.set_grad_enabled(adversarial):
             features = picture_features(model, pixel_values)
-        is_picture = input_ids == model.config.image_token_id
-        embeds = model.get_input_embeddings()(input_ids)
-        embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), features.pooler_output.flatten(0, 1))
-        output = model.model.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
-        has_label = labels != -100
-        logits, targets = model.lm_head(output.last_hidden_state[has_label]), labels[has_label]
-        loss = objective = F.cross_entropy(logits, targets)
-        if grounding:
-            at_pictures = output.hidden_states[grounding.middle][is_picture].view_as(features.pooler_output)
-            prompted = grounding.prompted_loss(at_pictures, patches)
-            objective = loss + 0.2 * grounding.loss(features, patches) + 0.5 * prompted
-        binary = (targets == yes) | (targets == no)
-        correct = (logits[binary][:, yes] > logits[binary][:, no]) == (targets[binary] == yes)
-        loop.learn(objective, loss=loss, yes_no=correct.float().mean())
+        objective, figures = answer_objective(model, features, input_ids, labels, patches, answers, grounding)
+        loop.learn(objective, **figures)
+
+
+def answer_objective(
+    model: Any,
+    features: Any,
+    input_ids: Tensor,
+    labels: Tensor,
+    patches: Tensor,
+    yes_no: tuple[int, int],
+    grounding: Grounding | None,
+) -> tuple[Tensor, Figures]:
+    """What a judge base minimises on a batch of conversations (see `Conversations.batch`), and figures for the log.
+
+    features: of its pictures (see `picture_features`). yes_no: the two tokens. Figures: the cross-entropy of the
+    answers, and the share of yes-or-no answers that are right.
+    """
+    is_picture = input_ids == model.config.image_token_id
+    embeds = model.get_input_embeddings()(input_ids)
+    pictures = features.pooler_output.flatten(0, 1).to(embeds.dtype)
+    embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), pictures)
+    output = model.model.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+    has_label, (yes, no) = labels != -100, yes_no
+    logits, targets = model.lm_head(output.last_hidden_state[has_label]).float(), labels[has_label]
+    loss = objective = F.cross_entropy(logits, targets)
+    if grounding:
+        at_pictures = output.hidden_states[grounding.middle][is_picture].view_as(features.pooler_output)
+        prompted = grounding.prompted_loss(at_pictures, patches)
+        objective = loss + 0.2 * grounding.loss(features, patches) + 0.5 * prompted
+    binary = (targets == yes) | (targets == no)
+    correct = (logits[binary][:, yes] > logits[binary][:, no]) == (targets[binary] == yes)
+    return objective, {"loss": loss, "yes_no": correct.float().mean()}
 
 
 def make_judge_base(

@@ -66,12 +66,35 @@ class TrainingLoop:
         self.average = [weight.detach().clone() for weight in self.weights] if averaged else None
         self.snapshot, self.snapshot_every = snapshot, math.ceil(steps / snapshots)
         self.figures: dict[str, float] = {}
+        self.done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights, the optimiser and the step: what `load_state_dict` of a loop made alike goes on from."""
+        heads = self.optimiser.param_groups[-1]["params"]
+        return {
+            "done": self.done,
+            "weights": [weight.detach() for weight in (*self.weights, *heads)],
+            "average": self.average or [],
+            "optimiser": self.optimiser.state_dict(),
+            "figures": self.figures,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        heads = self.optimiser.param_groups[-1]["params"]
+        with torch.no_grad():
+            for weight, saved in zip((*self.weights, *heads), state["weights"], strict=True):
+                weight.copy_(saved)
+            for mean, saved in zip(self.average or (), state["average"], strict=True):
+                mean.copy_(saved)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done, self.figures = state["done"], dict(state["figures"])
 
     def __iter__(self) -> Iterator[int]:
-        for step in range(1, self.steps + 1):
+        for step in range(self.done + 1, self.steps + 1):
             for group in self.optimiser.param_groups:
                 group["lr"] = group.get("share", 1.0) * self.rate(step, self.steps)
             yield step
+            self.done = step
             if self.average:
                 with torch.no_grad():
                     torch._foreach_lerp_(self.average, self.weights, 1 - min(0.998, (1 + step) / (10 + step)))

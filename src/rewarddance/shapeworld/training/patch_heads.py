@@ -26,9 +26,9 @@ class PatchHeads(torch.nn.Module):
     def loss(self, patches: Tensor, labels: Tensor) -> Tensor:
         """patches [N, 64, D]; labels [N, 64, 4], -1 background, -2 not known."""
         known, painted = labels[..., 0] > -2, labels[..., 0] > -1
-        total = F.cross_entropy(self.painted(patches[known]), painted[known].long())
+        total = F.cross_entropy(self.painted(patches[known]).float(), painted[known].long())
         for head, target in zip(self.heads, labels[painted].T[:3], strict=True):
-            total = total + F.cross_entropy(head(patches[painted]), target)
+            total = total + F.cross_entropy(head(patches[painted]).float(), target)
         return total
 
     @torch.no_grad()
@@ -52,4 +52,4 @@ def patch_labels(scene: Scene, spec: Spec | None = None) -> np.ndarray:
         square[:, shape_mask(thing.shape, thing.side)] = np.asarray(label)[:, None]
     patches = labels.reshape(4, 8, 4, 8, 4).swapaxes(2, 3).reshape(4, 64, 16)
     painted = (patches[0] > -1).sum(1) >= 4
-    return np.where(painted, patches.max(2), -1).T
+    return np.ascontiguousarray(np.where(painted, patches.max(2), -1).T)

@@ -1,0 +1,1 @@
+"""Edits of ShapeWorld: instructions, source scenes, their oracle, and preferences."""
