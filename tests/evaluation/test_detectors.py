@@ -23,23 +23,29 @@ from transformers import (
 )
 
 from rewarddance.errors import InputError, RewardError
-from rewarddance.evaluation.detectors import COCO, FunctionDetector, detector_facts, load_detector
+from rewarddance.evaluation.detectors import COCO, FunctionDetector, Owl, detector_facts, load_detector
 from rewarddance.evaluation.object_colours import AskedColours, ClipColours, crop
 from rewarddance.evaluation.object_scores import Detection
 from rewarddance.reward.loading import load_reward
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
 
-SWIN = {"image_size": 64, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 4}
+SWIN: dict[str, Any] = {
+    "image_size": 64,
+    "embed_dim": 16,
+    "depths": [1, 1, 1, 1],
+    "num_heads": [1, 2, 2, 2],
+    "window_size": 4,
+}
 TOKENS = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
 FAMILIES = ("mask2former", "grounding-dino", "owlv2")
-TEXT = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def random_model(family: str, words: int) -> PreTrainedModel:
     """A model of the family with random weights, as small as it can be."""
     if family == "mask2former":
         stages = [f"stage{n}" for n in range(1, 5)]
-        sizes = {"num_queries": 6, "hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32}
+        sizes: dict[str, Any] = {"num_queries": 6, "hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32}
         sizes |= {"dim_feedforward": 32, "encoder_feedforward_dim": 32, "encoder_layers": 1, "decoder_layers": 2}
         backbone = SwinConfig(**SWIN, out_features=stages)
         labels = {0: "circle", 1: "square", 2: "cross"}
@@ -52,7 +58,13 @@ def random_model(family: str, words: int) -> PreTrainedModel:
             Owlv2Config(text_config=text | {"bos_token_id": 1}, vision_config=vision, projection_dim=32)
         )
     text = TEXT | {"model_type": "bert", "vocab_size": words, "max_position_embeddings": 64}
-    sizes = {"num_queries": 5, "d_model": 32, "encoder_layers": 1, "encoder_ffn_dim": 32, "encoder_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "num_queries": 5,
+        "d_model": 32,
+        "encoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+    }
     sizes |= {"decoder_layers": 2, "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "max_text_len": 32}
     backbone = SwinConfig(**SWIN, out_indices=[2, 3, 4])
     return GroundingDinoForObjectDetection(GroundingDinoConfig(backbone_config=backbone, text_config=text, **sizes))
@@ -155,7 +167,7 @@ def test_what_a_detector_knows_is_known_before_it_is_loaded():
     known = detector_facts(str(detector_folder("mask2former")))
     assert known.classes == ("circle", "square", "cross")
     assert (known.rules.threshold, known.rules.counting_threshold) == (0.3, 0.9)
-    assert detector_facts(str(detector_folder("owlv2"))) == (None, load_detector(str(detector_folder("owlv2"))).rules)
+    assert detector_facts(str(detector_folder("owlv2"))) == (None, Owl.rules)
     assert len(COCO) == len(set(COCO)) == 80 and COCO[64] == "computer mouse"
     with pytest.raises(InputError, match="clip"):
         detector_facts(str(clip_folder()))

@@ -171,6 +171,7 @@ def test_a_line_that_is_not_genevals_is_refused_by_its_key(tmp_path, line, named
         ({"benchmark": "tifa", "detector": None}, "judge"),
         ({"answers": "yes_no"}, "answers"),
         ({"workers": 2}, "ray"),
+        ({"instruction": "t2i"}, "instruction"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(tmp_path, changes, named):

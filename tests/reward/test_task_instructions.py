@@ -49,7 +49,9 @@ def test_the_question_is_the_template_with_its_places_filled(own):
     assert [isinstance(part, Picture) for part in parts] == [True, False, True, False]
 
 
-BUNDLED = sorted(file.stem for file in TEMPLATES.glob("*.yaml"))
+QUESTIONS = "vqa"
+"""Of no task: the prompt is itself the question."""
+BUNDLED = sorted(file.stem for file in TEMPLATES.glob("*.yaml") if file.stem != QUESTIONS)
 FULL = [name for name in BUNDLED if not name.endswith("-bare")]
 IMAGE = {"i2v": ["image"], "edit": ["image"]}
 
@@ -77,6 +79,11 @@ def test_every_instruction_is_named_as_its_file_and_shows_pictures_in_order(name
         assert [part for part in parts if isinstance(part, Picture)] == shown
         assert "Prompt: a red circle\n" in parts[0]
         assert parts[-1].endswith("Answer yes or no.")
+
+
+def test_a_question_about_a_picture_is_asked_as_it_stands():
+    parts = list(load_instruction(QUESTIONS).pointwise_question("Are there two dogs?"))
+    assert parts == ["Picture:", "candidate", "Are there two dogs? Answer yes or no."]
 
 
 @pytest.mark.parametrize("name", FULL)

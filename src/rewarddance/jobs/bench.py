@@ -29,7 +29,7 @@ from rewarddance.report.formatting import FigureCell, Table, as_markdown, code_t
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
-from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.config import flatten, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.tracking import progress_bar
 
@@ -187,15 +187,17 @@ def _by(run: BenchRun, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _markdown(facts: dict[str, Any], figures: Figures) -> str:
-    by = ", ".join(f"{name} `{code_text(value)}`" for name, value in facts["by"].items())
+    by = [f"- {name}: `{code_text(value)}`" for name, value in flatten(facts["by"]).items()]
     lines = [
         f"# {facts['benchmark']}",
-        f"{facts['prompts']} prompts, {facts['pictures']} pictures, {facts['failed']} that could not be scored. {by}.",
+        f"{facts['prompts']} prompts, {facts['pictures']} pictures, {facts['failed']} that could not be scored.",
+        "\n".join(by),
         "Points of 100 with 95 % intervals over prompts, where it says so over seeds.",
     ]
     for name, table in figures.items():
         rows = [(key, FigureCell(figure), str(figure.n)) for key, figure in table.items()]
-        lines.append(as_markdown(Table((name, "n"), rows)))
+        lines += [f"By {name}:"] if name != "all" else []
+        lines.append(as_markdown(Table(("points", "n"), rows)))
     return "\n\n".join(lines) + "\n"
 
 

@@ -30,7 +30,7 @@ class PictureScorer:
         self.answerer: Answerer | None = None
         self.colours: ClipColours | AskedColours | None = None
         if run.judge is not None:
-            judge = load_reward(run.judge, device, run.dtype, **_alone(run))
+            judge = load_reward(run.judge, device, run.dtype, **run.changes)
             self.answerer = answerer(judge, run.answers)
         if run.benchmark != "geneval":
             return
@@ -93,9 +93,3 @@ class PictureScorer:
     def _asked(self) -> Answerer:
         assert self.answerer is not None  # the recipe refuses a run without one
         return self.answerer
-
-
-def _alone(run: BenchRun) -> dict[str, Any]:
-    """How the judge is loaded: asked about one picture by itself, unless the run says another kind."""
-    own = is_factory(run.judge or "") or "kind" in run.changes
-    return run.changes if own else {"kind": "pointwise"} | run.changes

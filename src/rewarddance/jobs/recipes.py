@@ -220,6 +220,8 @@ class BenchRun(JudgeChoice):
         own = {"detector": self.detector, "colours": self.colours, "rules": self.rules != GenEvalRules()}
         if self.benchmark != "geneval" and (given := [name for name, value in own.items() if value]):
             raise ValueError(f"{given[0]} is of geneval alone")
+        if given := [name for name in ("instruction", "criteria", "orders") if getattr(self, name) is not None]:
+            raise ValueError(f"a benchmark asks its own questions; leave out {given[0]}")
         if self.answers is not None and not asks_judge:
             raise ValueError("answers are a judge's, and none is asked")
         return self
