@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test docs bases clean
+.PHONY: help quickstart test docs bases browser clean
 
 SHELL := /bin/sh
 VENV := .venv
@@ -18,6 +18,7 @@ help:
 	@echo 'make test                   style, floors of imports, types, the site, tests'
 	@echo 'make docs                   the site, in build/site'
 	@echo 'make bases                  train the small ShapeWorld checkpoints anew'
+	@echo 'make browser                Chromium and axe-core, which the tests of the page of votes need (Debian, as root)'
 	@echo 'make clean                  remove .venv and caches; what is under runs/ stays'
 	@echo 'PYTHON=/path/to/python3 names the interpreter of .venv (3.11 or newer)'
 
@@ -30,6 +31,14 @@ bases: $(VENV)/.installed
 docs: $(VENV)/.installed-dev
 	@$(SITE)
 	@echo 'build/site/index.html'
+
+AXE := 4.14.1
+
+browser:
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
+	@mkdir -p build && cd build && npm pack --silent axe-core@$(AXE) > /dev/null && \
+		tar -xzf axe-core-$(AXE).tgz package/axe.min.js --strip-components=1 && rm axe-core-$(AXE).tgz
 
 # One thread a process whatever the machine (the same sums in the same order), and as many processes as cores.
 test: export HF_HUB_OFFLINE := 1

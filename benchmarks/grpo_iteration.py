@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import torch
 from judges import flops, interleaved
 
-from rewarddance.alignment.flow_grpo import GrpoRecipe, RandomWindow, grpo_updates, log_prob, surrogate
+from rewarddance.alignment.flow_grpo import GrpoRecipe, grpo_updates, surrogate
 from rewarddance.alignment.group_rewards import Reward, advantages, scores
+from rewarddance.alignment.random_steps import RandomWindow, log_prob
 from rewarddance.alignment.train import Alignment
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator

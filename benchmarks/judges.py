@@ -23,6 +23,7 @@ from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.prefix_attention import ScoreMatrix
+from rewarddance.reward.reading import parts_of
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.shapeworld.training.judge import build_judge_base, save_judge_base
 from rewarddance.types import Question
@@ -87,12 +88,11 @@ def candidates(n: int, seed: int = 0) -> list[Tensor]:
 
 
 def naive_inputs(judge: PairwiseReward, question: Question) -> dict[str, Any]:
-    """What the family's own processor would give `model(**inputs)` for one question."""
+    """What the family's own processor would give `model(**inputs)` for one question, on the judge's device."""
     parts = tuple(load_instruction(judge.config.instruction).question(question.prompt.text))
     assert question.reference is not None
     pictures = (question.reference, question.candidate)
-    sequence = judge.vlm._sequence(JudgeInput(parts, pictures), (0, 1))
-    return {"input_ids": torch.tensor([sequence.ids]), **judge.vlm.family.inputs(pictures)}
+    return judge.vlm.family.whole(parts_of(JudgeInput(parts, pictures)), pictures, ())
 
 
 def naive_margin(judge: PairwiseReward, question: Question) -> Tensor:

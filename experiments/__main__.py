@@ -22,10 +22,12 @@ app = typer.Typer(
 )
 GRIDS = {
     "alignment": "ReFL, Flow-GRPO and DiffusionNFT at equal seconds with the same judge, by the oracle, over seeds.",
+    "annotation": "Which pairs people are asked about: a judge's accuracy by votes, for each policy, over seeds.",
     "disagreement": "Judges taught shares of votes against judges taught hard majorities, by how many votes are wrong.",
     "hacking": "Runs made to be hacked, with safeguards and without, and honest ones: do alarms ring, and in time?",
     "judges": "Kinds of reward and contexts, trained and zero-shot, at every size, over seeds.",
     "references": "ReFL with good and bad references, on one generator or several, over seeds (the paper's Table 8).",
+    "scaling": "Judges of several sizes and contexts: accuracy, gains by alignment and search, spread, hackability.",
     "search": "Search methods in equal seconds, with a weak and a strong judge, over seeds; best of N as N grows.",
 }
 """The experiments that `grid.Experiment` runs, each a module of its name."""
@@ -42,12 +44,19 @@ def _add_grid(name: str, text: str) -> None:
         output: Annotated[Path, typer.Option(help="The folder of the tables and of all that they are made from.")] = (
             Path("runs") / name
         ),
+        quick: Annotated[
+            bool, typer.Option(help="The smallest numbers: all of it runs in minutes, and its figures mean nothing.")
+        ] = False,
     ) -> None:
         quiet()
         experiment = import_module(f"experiments.{name}").EXPERIMENT
+        from rewarddance.errors import InputError
         from rewarddance.runtime.config import load_recipe
 
         read = load_recipe(experiment.recipe_kind, recipe, overrides or [])
+        if quick and not hasattr(read, "quick"):
+            raise InputError(f"the experiment {name} has no quick form.", "Lower the numbers of its recipe.")
+        read = read.quick() if quick else read
         typer.echo(experiment(read, output).run())
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from experiments.tables import gained, markdown_table
-from rewarddance.alignment.refl import judge_copies, judged_frames
+from rewarddance.alignment.picture_loss import judge_copies
+from rewarddance.alignment.refl_batch import judged_frames
 from rewarddance.alignment.relay import decoder_vjp
 from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval

@@ -123,7 +123,7 @@ class Experiment(ABC, Generic[RecipeT]):
     """An experiment under a recipe in a folder; `run` does what is left of it.
 
     name: of the command and of the table's file. recipe_kind: the class of its recipe. row_kinds: the classes of its
-    rows. counted: the kind of rows that progress counts.
+    rows. counted: the kinds of rows that progress counts.
 
     Raises InputError before anything is done where a checkpoint is missing, and where the folder holds an experiment
     that was begun under another recipe.
@@ -132,7 +132,7 @@ class Experiment(ABC, Generic[RecipeT]):
     name: ClassVar[str]
     recipe_kind: ClassVar[type[Recipe]]
     row_kinds: ClassVar[Any]
-    counted: ClassVar[type[Row]]
+    counted: ClassVar[type[Row] | tuple[type[Row], ...]]
 
     def __init__(self, recipe: RecipeT, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
@@ -191,7 +191,7 @@ class Experiment(ABC, Generic[RecipeT]):
 
     def announce(self, cell: Cell, left: Sequence[Cell]) -> None:
         """Print which cell is next, and about how long those that are left will take."""
-        place = f"{self.done + 1} of {self.total}: " if cell.kind is self.counted else ""
+        place = f"{self.done + 1} of {self.total}: " if issubclass(cell.kind, self.counted) else ""
         timed = [cell for cell in left if issubclass(cell.kind, TimedRow)]
         remaining = time_left(self.rows.of(TimedRow), timed)
         console.print(f"{place}seed {cell.key['seed']}, {self.describe(cell)}{remaining}", soft_wrap=True)
@@ -201,11 +201,11 @@ class Experiment(ABC, Generic[RecipeT]):
 
     @property
     def total(self) -> int:
-        return sum(cell.kind is self.counted for cell in self.cells())
+        return sum(issubclass(cell.kind, self.counted) for cell in self.cells())
 
     @property
     def done(self) -> int:
-        return len(self.rows.of(self.counted))
+        return sum(isinstance(row, self.counted) for row in self.rows.all)
 
     def write(self) -> str:
         """Write the report's files; returns the Markdown, whose first line says so where cells are missing."""
@@ -222,10 +222,13 @@ class Experiment(ABC, Generic[RecipeT]):
 
 
 def time_left(rows: Sequence[TimedRow], left: Sequence[Cell]) -> str:
-    """How long cells will take, from rows of the same cell under other seeds or else from all; "" without any."""
+    """How long cells will take, from rows of the same cell under other seeds, or of its kind, or of all; "" of none."""
     if not (rows and left):
         return ""
-    alike = [[row.seconds for row in select(rows, **cell.like()) or rows] for cell in left]
+    alike = []
+    for cell in left:
+        kind = [row for row in rows if isinstance(row, cell.kind)]
+        alike.append([row.seconds for row in select(kind, **cell.like()) or kind or rows])
     return f" (about {clock(sum(sum(seconds) / len(seconds) for seconds in alike))} left)"
 
 

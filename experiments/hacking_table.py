@@ -77,17 +77,9 @@ class Window(BaseModel):
         return self.spread / max(float(np.sqrt(self.mean * (1 - self.mean))), 1e-9)
 
 
-class HackingRun(AlignedRun):
+class WatchedRun(AlignedRun):
     """One finished run. windows: in their order; none where the algorithm does not log its reward's spread."""
 
-    row: Literal["run"] = "run"
-    run: str
-    guarded: bool
-    meant: Meant
-    judge: str
-    kind: str
-    size: str
-    algorithm: str
     windows: list[Window]
 
     @property
@@ -111,6 +103,19 @@ class HackingRun(AlignedRun):
     def verdict(self) -> HackingVerdict:
         before, after = float(np.mean(self.diversity_base)), float(np.mean(self.diversity))
         return hacking_verdict(interval(self.reward_gain), interval(self.gain), before, after)
+
+
+class HackingRun(WatchedRun):
+    """One finished run of the experiment on hacking."""
+
+    row: Literal["run"] = "run"
+    run: str
+    guarded: bool
+    meant: Meant
+    judge: str
+    kind: str
+    size: str
+    algorithm: str
 
 
 class FalseAlarms(NamedTuple):

@@ -28,7 +28,7 @@ from experiments.trained_judges import check_given, judge_checkpoints, judge_of_
 from rewarddance.alignment.algorithms import align_generator
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, References, build_references
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -170,7 +170,7 @@ class ReferenceQuality(Experiment[ReferencesRecipe]):
         rewards, prompts = [Reward(judge, "references")], [references.prompt for references in bank]
         run = Alignment(generator, rewards, prompts, refl, baseline.seed, ReferenceBank(bank))
         align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"))
-        scores = [PICTURES.score(torch.stack(kept.pictures), kept.prompt) for kept in bank]
+        scores = [PICTURES.score(torch.stack([*kept.pictures]), kept.prompt) for kept in bank]
         figures = {"steps": refl.steps, "references": means_of(scores), **outcome(generator, judge, baseline)}
         remove_checkpoints(folder)
         return ArmRun.model_validate({**cell.key, **figures, "seconds": round(time.monotonic() - began, 1)})

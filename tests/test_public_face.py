@@ -14,6 +14,7 @@ import rewarddance
 from rewarddance import Prompt, align, as_pixels, evaluate, load_generator, load_reward, score, search, train_reward
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.evaluation.findings import StressFigures
 
 PROMPTS = ["a red circle", "a blue cross"]
 
@@ -76,6 +77,16 @@ def test_a_judge_is_trained_on_preferences_in_memory_and_evaluated(tmp_path):
     memory = evaluate(judge, colour_preferences(6, seed=1), exam={"probes": 2})
     assert memory.tests["test"].accuracy == found.tests["id"].accuracy
     assert evaluate(brightness, colour_preferences(6, seed=1), exam={"probes": 2}).judge.kind == "function"
+
+
+def test_a_function_is_stressed_with_preferences_in_memory():
+    found = evaluate(brightness, colour_preferences(4), exam={"probes": 2}, stress=True, stress_options={"steps": 1})
+    stress = found.tests["test"].stress
+    assert isinstance(stress, StressFigures) and isinstance(stress.pixels, dict)
+    assert stress.pixels[8].margin.mean == pytest.approx(10 * 8 / 255, rel=0.05)  # a few values are at their ends
+    assert evaluate(brightness, colour_preferences(4), exam={"probes": 2}).tests["test"].stress is None
+    with pytest.raises(InputError, match="stress_options"):
+        evaluate(brightness, colour_preferences(4), stress_options={"steps": 1})
 
 
 @pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])

@@ -15,7 +15,7 @@ from torch import nn
 from rewarddance.alignment.algorithms import algorithm_of, align_generator
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, References
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Alignment, Figures, TrainRecipe
 from rewarddance.protocols import RewardModel

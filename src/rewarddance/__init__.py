@@ -7,6 +7,7 @@ evaluate with it, align a generator with it, and search at test time. Heavy libr
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from rewarddance.reward.function_reward import as_reward
     from rewarddance.reward.loading import load_reward
     from rewarddance.types import Preference, Prompt, Question, Verdict
+
+# peft imports bitsandbytes where it is installed, which then tells everybody of kernels that can be had beside it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _HOME = {
     "align": "api",

@@ -89,7 +89,8 @@ def align(
 ) -> PipelineGenerator:
     """Align a generator with a reward; returns it with the trained weights, which are also in `output`/lora.
 
-    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO) and "nft" (DiffusionNFT) only ask it.
+    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo" and
+        "crd" only ask it.
     options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
     of the algorithm's own part, such as steps, learning_rate, lora_rank, group_size. Where all weights are trained
     (lora_rank=0) they are in `output`/generator. Called again with the same arguments, an interrupted run goes on.
@@ -241,13 +242,17 @@ def evaluate(
     device: str | None = None,
     dtype: Precision = "auto",
     exam: Mapping[str, Any] | None = None,
+    stress: bool = False,
+    stress_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Evaluation:
     """How good a reward is on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
 
     tests: preferences files by name, one file, or Preferences. A set called id counts as in domain, one called ood as
     out of domain. output: a folder for evaluation.json and evaluation.html. exam: how thoroughly (`ExamRecipe`:
-    batch_size, probes, groups, pictures, seed). options: of `load_reward`, where the reward is a name.
+    batch_size, probes, groups, pictures, seed). stress: also measure what the reward pays for pictures that are no
+    better, with stress_options (`StressRecipe`: questions, steps, decoder, batch_size). options: of `load_reward`,
+    where the reward is a name.
     Raises InputError naming a set that cannot be used, or a pair that cannot be judged where there is no output to keep
     it in.
 
@@ -258,6 +263,7 @@ def evaluate(
     judge = _reward(reward, device, dtype, **options)
     name = _name(reward)
     content = {"judge": name, "exam": dict(exam or {}), "output": output, "dtype": dtype, "judge_options": options}
+    content |= {"device": device, "stress": stress, "stress_options": dict(stress_options or {})}
     content |= {"tests": {name: getattr(pairs, "path", Path(name)) for name, pairs in sets.items()}}
     run = parse_recipe(EvaluateRun, content, "the options of evaluate")
     folder = getattr(judge, "name_or_path", None)
@@ -268,7 +274,8 @@ def evaluate(
         write_evaluation(examined, Path(output))
     elif examined.failures:
         first = examined.failures[0]
-        raise InputError(f"pair {first['pair']} of {first['test']} cannot be judged: {first['reason']}", "Correct it.")
+        what = f"the stress on {first['test']}" if first["pair"] is None else f"pair {first['pair']} of {first['test']}"
+        raise InputError(f"{what} cannot be judged: {first['reason']}", "Correct it.")
     return examined.evaluation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -34,6 +35,15 @@ def needs_reference(reward: Any) -> bool:
             f"the reward {reward!r} does not say whether it needs a reference.",
             "Wrap a function with as_reward, or give your class the attribute needs_reference (True or False).",
         ) from None
+
+
+def judging(reward: Any) -> AbstractContextManager[None]:
+    """Within the block a reward model is asked as often as it takes.
+
+    One whose weights are in pieces over several processes needs all of them for each answer: they enter the block
+    alike, and leave it when all are done. One that is kept off the device while unused is on it.
+    """
+    return getattr(reward, "together", nullcontext)()
 
 
 @runtime_checkable

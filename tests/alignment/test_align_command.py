@@ -76,7 +76,7 @@ def test_a_policy_gradient_may_judge_against_references_and_ask_several_judges(t
         ({"report_to": ["tensorbord"]}, "there is no tracker 'tensorbord'. Known are aim"),
         ({"grpo": {"steps": 3}}, "algorithm is refl, so grpo says nothing"),
         ({"algorithm": "nft", "refl": {"steps": 3}}, "algorithm is nft, so refl says nothing"),
-        ({"more_judges": {"x": 1.0}}, "more_judges are for grpo and nft"),
+        ({"more_judges": {"x": 1.0}}, "more_judges are for algorithms that only ask"),
         ({"algorithm": "grpo", "more_judges": {"x": 0.0}}, "weights above 0"),
         ({"algorithm": "grpo", "grpo": {"judging": "alone"}}, "cannot score one sample by itself"),
         ({"algorithm": "grpo", "grpo": {"window": 4}}, "window is 4"),

@@ -14,7 +14,8 @@ from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.policy import against_base
 from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references
-from rewarddance.alignment.refl import ReflRecipe, refl_step
+from rewarddance.alignment.refl import refl_step
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment
 from rewarddance.types import Prompt
 

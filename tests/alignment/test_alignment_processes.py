@@ -23,7 +23,7 @@ from rewarddance.alignment.flow_grpo import GrpoRecipe
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bank_refresher, build_references
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample

@@ -24,7 +24,7 @@ from rewarddance.alignment.algorithms import algorithm_of, align_generator, prep
 from rewarddance.alignment.failed_groups import read_failed_groups
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bank_refresher, build_references
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Alignment, TrainRecipe, prompts_of_step
 from rewarddance.errors import InputError, RewardError

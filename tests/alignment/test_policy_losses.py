@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from rewarddance.alignment.flow_grpo import STEPS, Step, ddim_step, flow_step, kl_to_base, log_prob, surrogate
+from rewarddance.alignment.flow_grpo import guarded, kl_to_base, surrogate
 from rewarddance.alignment.nft import nft_loss, optimality
+from rewarddance.alignment.random_steps import STEPS, Step, cps_step, dance_step, ddim_step, flow_step, log_prob
 from rewarddance.types import Scales
 
 
@@ -29,7 +30,10 @@ def diffusion(t):
 
 @pytest.mark.parametrize(
     ("kind", "path", "level"),
-    [("flow", flow, 0.7), ("flow", flow, 0.0), ("ddim", flow, 0.7), ("ddim", diffusion, 1.0), ("ddim", diffusion, 0.0)],
+    [
+        *(("flow", flow, 0.7), ("flow", flow, 0.0), ("dance", flow, 0.3), ("dance", flow, 0.0), ("cps", flow, 0.2)),
+        *(("ddim", flow, 0.7), ("ddim", diffusion, 1.0), ("ddim", diffusion, 0.0)),
+    ],
 )
 def test_whatever_the_noise_level_the_samples_have_the_same_distribution(kind, path, level):
     torch.manual_seed(0)
@@ -45,7 +49,7 @@ def test_whatever_the_noise_level_the_samples_have_the_same_distribution(kind, p
 
 def test_without_noise_a_step_is_eulers():
     x_t, v, t, after = torch.randn(4, 3), torch.randn(4, 3), 0.7, 0.55
-    for step in (flow_step, ddim_step):
+    for step in (flow_step, dance_step, cps_step, ddim_step):
         found = step(x_t, x_t - t * v, flow(t), flow(after), 0.0)
         torch.testing.assert_close(found.mean, x_t + (after - t) * v)
         assert found.deviation == 0
@@ -59,6 +63,41 @@ def test_a_flow_step_is_the_papers_formula():
     torch.testing.assert_close(found.mean, by_hand)
     assert found.deviation == pytest.approx(math.sqrt(s2 * -dt))
     assert math.isfinite(flow_step(x_t, x_t - v, flow(1.0), flow(0.9), a).deviation)
+
+
+def test_a_dance_step_is_the_papers_formula():
+    x_t, v, t, after, level = torch.randn(4, 3), torch.randn(4, 3), 0.7, 0.55, 0.3
+    score = -(x_t - (1 - t) * (x_t - t * v)) / t**2
+    by_hand = x_t + (v - level**2 / 2 * score) * (after - t)
+    found = dance_step(x_t, x_t - t * v, flow(t), flow(after), level)
+    torch.testing.assert_close(found.mean, by_hand)
+    assert found.deviation == pytest.approx(level * math.sqrt(t - after))
+
+
+def test_a_cps_step_has_the_schedules_share_of_signal_and_of_noise():
+    x_t, v, t, after, level = torch.randn(4, 3), torch.randn(4, 3), 0.7, 0.55, 0.8
+    found = cps_step(x_t, x_t - t * v, flow(t), flow(after), level)
+    of_eps = torch.linalg.lstsq(
+        (x_t + (1 - t) * v).flatten()[:, None], (found.mean - (1 - after) * (x_t - t * v)).flatten()
+    )
+    assert math.hypot(float(of_eps.solution), found.deviation) == pytest.approx(after, rel=1e-5)
+    x = torch.randn(4, 3)
+    away = log_prob(x, found) - log_prob(found.mean, found)
+    torch.testing.assert_close(away, -(x - found.mean).square().mean(1))  # without the deviation
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.3, 1.0])
+def test_guard_centres_the_log_ratio_and_gives_it_one_spread_at_all_levels(deviation):
+    torch.manual_seed(0)
+    old, moved = torch.zeros(20_000, 16), 0.02 * torch.randn(16)
+    x, mean = old + deviation * torch.randn(old.shape), old + moved
+    log_ratio = log_prob(x, Step(mean, deviation)) - log_prob(x, Step(old, deviation))
+    found = guarded(log_ratio, mean, old, deviation)
+    spread = moved.norm().item() / 16
+    assert abs(found.mean().item()) < 4 * spread / math.sqrt(20_000)
+    assert found.std().item() == pytest.approx(spread, rel=0.02)
+    bias = -moved.square().mean().item() / (2 * deviation**2)
+    assert abs(log_ratio.mean().item() - bias) < 4 * spread / deviation / math.sqrt(20_000)
 
 
 def test_the_log_probability_is_the_gaussians():

@@ -11,6 +11,7 @@ from tiny import BrightnessJudge, TinyGenerator
 from tiny_alignment import WatchedJudge
 
 from rewarddance.alignment.references import ReferenceRecipe, References, build_references, candidate_seeds
+from rewarddance.data.media import read_video
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 from rewarddance.types import Prompt
@@ -97,6 +98,22 @@ def test_a_bank_whose_last_lines_were_lost_or_cut_off_is_finished_the_same(whole
     assert generator.started == [seed for i in range(kept, 10) for seed in candidate_seeds(5, i, 16)]
     assert [one.prompt.text for one in bank] == PROMPTS
     assert_same_bank(tmp_path, whole)
+
+
+def test_pictures_are_read_by_need_and_are_one_tensor_while_held(whole, tmp_path):
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    bank = build(tmp_path)
+    assert not any(one.pictures._held for one in bank), "nothing stays in memory"
+    first = bank[0].at(0).picture
+    assert bank[0].at(0).picture is first, "so that a judge encodes it once"
+    assert torch.equal(first, read_video(tmp_path / "000000_0.png"))
+    assert list(bank[0].pictures._held) == [0]
+    del first
+    assert not bank[0].pictures._held
+    assert bank[0].pictures[-1].equal(bank[0].pictures[len(bank[0].pictures) - 1])
+    with pytest.raises(IndexError):
+        bank[0].pictures[len(bank[0].pictures)]
 
 
 def test_a_lost_picture_of_the_bank_is_an_error_that_names_it(whole, tmp_path):

@@ -16,7 +16,7 @@ from tiny_alignment import WatchedJudge, align_by_refl, assert_same_run
 
 from rewarddance.alignment import references as bank_module
 from rewarddance.alignment.references import ReferenceRecipe, bank_refresher, build_references, candidate_seeds
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 
@@ -74,7 +74,7 @@ def test_the_bank_is_made_by_the_average_or_by_the_weights_of_then(tmp_path, sou
     best = drawn.mean((1, 2, 3, 4)).argsort(descending=True)[:2]
     place = tmp_path / "references"
     redraw = bank_refresher(generator, BrightnessJudge(), PROMPTS, REFERENCES, folder=place, seed=3)
-    pictures = torch.stack(redraw(4, False)[0].pictures)
+    pictures = torch.stack([*redraw(4, False)[0].pictures])
     assert (pictures - drawn[best]).abs().max() <= 0.5 / 255 + 1e-6
 
 

@@ -12,7 +12,8 @@ from tiny_pipelines import fresh
 from torch import Tensor
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import ReflRecipe, margin_loss, refl_step
+from rewarddance.alignment.refl import refl_step
+from rewarddance.alignment.refl_recipe import ReflRecipe, margin_loss
 from rewarddance.alignment.relay import LastSteps
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.errors import InputError, RewardError

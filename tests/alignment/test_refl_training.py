@@ -11,7 +11,8 @@ from tiny import BrightnessJudge, TinyGenerator, comparing
 from tiny_alignment import WatchedJudge, align_by_refl, assert_same_run, logged, with_lora
 
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import ReflRecipe, margin_loss, refl_step
+from rewarddance.alignment.refl import refl_step
+from rewarddance.alignment.refl_recipe import ReflRecipe, margin_loss
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import lr_factor
 from rewarddance.errors import InputError, RewardError

@@ -10,7 +10,7 @@ import torch
 from tiny import BrightnessJudge
 
 from rewarddance.errors import InputError, RewardError
-from rewarddance.evaluation.answers import ask, groups_of
+from rewarddance.evaluation.answers import Candidates, ask, groups_of, of_most_prompts
 from rewarddance.evaluation.examine import examine
 from rewarddance.evaluation.findings import Evaluation, JudgeFacts, SetFindings
 from rewarddance.evaluation.recipe import ExamRecipe
@@ -224,3 +224,15 @@ def test_an_evaluation_is_read_as_it_was_written(whole):
     evaluation = Evaluation(judge=PAIRWISE, tests={"id": whole}, seed=0, machine="m", version="0.1", seconds=1.5)
     text = evaluation.model_dump_json(indent=2)
     assert Evaluation.model_validate_json(text) == evaluation and '"accuracy": {\n' in text
+
+
+def test_pairs_to_stress_are_of_as_many_prompts_as_there_are():
+    pairs = made(prompts=6, each=4)
+    answers, _ = ask(BrightnessJudge(), pairs, 8, [])
+    for n in (3, 6, 8):
+        chosen = of_most_prompts(answers, n, np.random.default_rng(0))
+        prompts = [pairs[number].prompt.text for number in chosen]
+        assert len(chosen) == n and len(set(prompts)) == min(n, 6) and chosen == sorted(set(chosen))
+    assert of_most_prompts(answers, 99, np.random.default_rng(0)) == list(range(24))
+    question = Candidates(pairs, [5, 2])[1]
+    assert question.candidate is pairs[2].second and question.reference is pairs[2].first

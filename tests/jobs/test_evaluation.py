@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import clip_folder, colour_preferences, command, judge_folder
+import torch
+from page_content import words
+from tiny import clip_folder, colour_preferences, command, judge_folder, video_judge_folder
 
 from rewarddance.data.preferences import write_preferences
-from rewarddance.evaluation.findings import Evaluation, SetFindings
+from rewarddance.evaluation.findings import Evaluation, LatentFigures, SetFindings, StressFigures
 from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.jobs.evaluate import document, name_of, run_evaluation, training_facts
 from rewarddance.jobs.recipes import EvaluateRun, named_tests
@@ -19,6 +22,7 @@ from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import locked
+from rewarddance.types import Preference
 
 EXAM = ExamRecipe(probes=3, groups=2, pictures=3)
 
@@ -159,6 +163,78 @@ def test_a_function_named_as_the_judge_is_examined(tests, tmp_path, monkeypatch)
     assert "own" in evaluation.tests["id"].order  # type: ignore[operator]
     done = command("evaluate", "rewards.py:redness", "--tests", tests["id"], "--card")
     assert done.code == 2 and "is no trained reward" in done.err
+
+
+def test_a_reward_is_stressed_by_command_and_its_figures_are_kept(tests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "def redness():\n    return lambda images, prompts, metadata: images[:, 0].flatten(1).mean(1)\n"
+    Path("rewards.py").write_text(source)
+    given = ["--stress", "stress_options.questions=5", "stress_options.steps=2"]
+    given += ["stress_options.decoder=shapeworld-generator", "stress_options.batch_size=3"]
+    done = command("evaluate", "rewards.py:redness", *arguments(tests), *given)
+    assert done.code == 0, done.err
+    evaluation = read_evaluation(json.loads(done.out)["evaluation"])
+    for test in evaluation.tests.values():
+        stress = test.stress
+        assert isinstance(stress, StressFigures) and (stress.pictures, stress.prompts, stress.steps) == (5, 2, 2)
+        assert isinstance(stress.pixels, dict) and isinstance(stress.latent, LatentFigures)
+        assert 0 < stress.pixels[2].margin.mean <= 2 / 255 + 1e-6 and stress.latent.decoder == "shapeworld-generator"
+        assert stress.disturbances["text_alone"].margin.n == 5 and "frozen_frames" in stress.left_out
+    page = words(Path("evaluation-redness/evaluation.html").read_text())
+    assert "2 of 255 along the gradient +0.01" in page and "reconstruction by shapeworld-generator" in page
+    assert re.search(r"one colour .0\.00 \[", page) and "Left out is frozen frames: A picture has one frame." in page
+    assert "2 of 255 along its gradient win +0.01" in page and "Whether an optimiser finds what wins" in page
+
+
+def test_a_reward_that_breaks_under_stress_keeps_its_examination(tests, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flat = "[1 / int(p[0].max() > p[0].min()) for p in images]"  # it cannot look at one colour
+    Path("rewards.py").write_text(f"def fussy():\n    return lambda images, prompts, metadata: {flat}\n")
+    done = command("evaluate", "rewards.py:fussy", "--tests", f"id={tests['id']}", "exam.probes=1", "--stress")
+    assert done.code == 1, done.err
+    result = json.loads(done.out)
+    stress = sets_of(result["evaluation"])["id"].stress
+    assert isinstance(stress, str) and "ZeroDivisionError" in stress
+    (row,) = [json.loads(line) for line in Path(result["failures"]).read_text().splitlines()]
+    assert row["test"] == "id" and row["pair"] is None and row["reason"] == stress
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["stress_options.steps=2"], "stress_options are given"),
+        (["--stress", "stress_options.decoder=nowhere"], "'nowhere'"),
+        (["--stress", "stress_options.decoder=shapeworld-judge"], "'shapeworld-judge' is a None"),
+        (["--stress", "stress_options.steps=0"], "stress_options.steps"),
+    ],
+)
+def test_a_stress_that_cannot_be_done_is_refused_before_anything(given, said, tests, tmp_path):
+    out = tmp_path / "out"
+    done = command("evaluate", clip_folder(), "--kind", "clip", "--tests", tests["id"], *given, "--output", out)
+    assert done.code == 2 and re.search(said, done.err), done.err
+    assert not (out / "evaluation.json").exists()
+
+
+def test_a_decoder_is_refused_that_draws_no_such_size_or_has_no_gradient(tests, tmp_path):
+    pairs = [Preference("a red circle", torch.rand(1, 3, 32, 34), torch.rand(1, 3, 32, 34), 1.0) for _ in range(2)]
+    write_preferences(pairs, tmp_path / "wide.jsonl")
+    (tmp_path / "rewards.py").write_text(
+        "def size():\n    return lambda images, prompts, metadata: [1.0] * len(images)\n"
+    )
+    asked = ("evaluate", f"{tmp_path / 'rewards.py'}:size", "--stress", "stress_options.decoder=shapeworld-generator")
+    asked += ("--output", tmp_path / "out")
+    done = command(*asked, "--tests", tmp_path / "wide.jsonl")
+    assert done.code == 2 and "line 1 of the preferences file" in done.err and "32×34" in done.err
+    done = command(*asked, "--tests", tests["id"], "--judge-options", "images=pil")
+    assert done.code == 2 and "gives none" in done.err and "Leave out stress_options.decoder" in done.err
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_a_judge_of_videos_is_not_stressed_with_videos_of_one_frame(tmp_path):
+    write_preferences(colour_preferences(4), tmp_path / "still.jsonl")
+    asked = ("evaluate", video_judge_folder(), "--instruction", "t2v-brief", "--judge-options", "frames=4")
+    done = command(*asked, "--tests", tmp_path / "still.jsonl", "--stress", "--output", tmp_path / "out")
+    assert done.code == 2 and "frame" in done.err and "line 1 of the preferences file" in done.err
 
 
 def test_a_trained_reward_is_documented_with_what_it_was_trained_on(tests, tmp_path):

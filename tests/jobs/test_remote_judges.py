@@ -13,6 +13,7 @@ from tiny_endpoints import chat, decisions, served, sure, systemone
 from rewarddance import as_pixels, evaluate, load_reward, search
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError
+from rewarddance.evaluation.findings import StressFigures
 from rewarddance.types import Question
 
 FAST = ("backoff=0.01", "retries=1", "model=m")
@@ -71,6 +72,19 @@ def test_evaluate_names_the_address_and_finds_what_the_judge_finds(local):
     here = evaluate(local, pairs, exam=exam)
     assert away.judge.name == name and away.judge.kind == "pairwise" and away.judge.instruction == "t2i-brief"
     assert away.tests["test"].accuracy == here.tests["test"].accuracy
+
+
+def test_a_judge_behind_an_endpoint_is_stressed_as_far_as_it_can_be(local):
+    pairs, exam = colour_preferences(4), {"probes": 1, "groups": 1, "pictures": 3}
+    with served(decisions(local)) as endpoint:
+        name = f"decisions+{endpoint.address}"
+        away = evaluate(name, pairs, exam=exam, stress=True, model="m", instruction="t2i-brief").tests["test"].stress
+    here = evaluate(local, pairs, exam=exam, stress=True, stress_options={"steps": 1}).tests["test"].stress
+    assert isinstance(away, StressFigures) and isinstance(here, StressFigures)
+    assert away.pixels == "It gives no gradient in its pictures." and isinstance(here.pixels, dict)
+    for change in ("tiles", "one_colour", "all_objects"):  # sent as PNG, so rounded to 8 bits
+        won, same = away.disturbances[change].margin, here.disturbances[change].margin
+        assert won.mean == pytest.approx(same.mean, abs=0.05 * max(1, here.spread))
 
 
 def test_search_finds_the_same_picture_by_a_server(local):

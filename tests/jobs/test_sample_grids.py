@@ -14,7 +14,7 @@ from rewarddance.alignment.algorithms import align_generator
 from rewarddance.alignment.flow_grpo import GrpoRecipe
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, References
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment
 from rewarddance.data.media import read_picture
 from rewarddance.data.picture_grid import LABEL

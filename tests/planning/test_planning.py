@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References
-from rewarddance.alignment.refl import ReflRecipe, refl_step
+from rewarddance.alignment.refl import refl_step
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.cli.app import recipe_file
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
@@ -273,6 +274,16 @@ def test_checkpointing_and_several_last_steps_are_planned_as_they_are_done(small
     assert more.peaks["generator"] > 1.3 * small.peaks["generator"]
     with pytest.raises(InputError, match="last_steps is 4, and the generator takes 3"):
         aligned({"last_steps": 4})
+
+
+def test_a_surrogate_is_planned_with_its_whole_rollout(small: Plan):
+    plan = aligned({"surrogate": {"like": "flowbp_sparse", "count": 2}})
+    assert plan.flops["sampling"] == 0 and plan.flops["generator"] > 2 * small.flops["generator"]
+    assert plan.flops["backward"] > small.flops["backward"]
+    copies = aligned({"surrogate": "draft_lv"})
+    assert copies.flops["judge"] > 2.5 * small.flops["judge"]
+    with pytest.raises(InputError, match="wants 4 steps, and the generator takes 3"):
+        aligned({"surrogate": "flowbp_sparse"})
 
 
 def test_the_relay_holds_the_largest_of_its_phases_and_not_their_sum(small: Plan):

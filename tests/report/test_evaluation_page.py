@@ -14,15 +14,16 @@ from tiny import BrightnessJudge
 
 from rewarddance.errors import InputError
 from rewarddance.evaluation.examine import examine
-from rewarddance.evaluation.findings import Evaluation, JudgeFacts
+from rewarddance.evaluation.findings import Evaluation, JudgeFacts, StressFigures
 from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.evaluation.statistics import Interval
+from rewarddance.evaluation.stress import stress
 from rewarddance.report.evaluation_page import write_evaluation_page
 from rewarddance.report.evaluation_tables import limits_of
 from rewarddance.report.formatting import FigureCell, Table, as_markdown
 from rewarddance.report.model_card import TrainingFacts, read_training, write_card, write_training
 from rewarddance.report.pages import ENVIRONMENT
-from rewarddance.types import Preference
+from rewarddance.types import Preference, Question
 
 RECIPE = ExamRecipe(probes=12, groups=3, pictures=3)
 
@@ -102,6 +103,39 @@ def test_pairs_that_failed_are_counted_on_the_page_and_on_the_card(pairwise, tmp
     assert "On id (in domain) some pairs could not be judged and are in no figure: 3." in limits_of(failing)
 
 
+def stressed(names: tuple[str, ...] = ("id",)) -> Evaluation:
+    evaluation = evaluated(names=names)
+    figures = stress(BrightnessJudge(2.0), [Question(p.prompt, p.second, p.first) for p in made(6)])
+    tests = {name: test.model_copy(update={"stress": figures}) for name, test in evaluation.tests.items()}
+    return evaluation.model_copy(update={"tests": tests})
+
+
+def test_the_page_says_what_stress_found_and_what_each_change_is(tmp_path):
+    evaluation = stressed()
+    html = html_of(evaluation, tmp_path)
+    text = words(html)
+    assert_self_contained(html)
+    figures = evaluation.tests["id"].stress
+    assert isinstance(figures, StressFigures) and isinstance(figures.pixels, dict)
+    assert "id (in domain) 1 of 255 along the gradient +0.03 [+0.03, +0.03]" in text
+    assert "Along the gradient of a latent: No decoder was given." in text
+    assert "text alone" in text and "copies of the prompt as text on white, and no picture" in text
+    assert "24 pictures of 6 prompts, 4 steps a distance." in text and "Left out is frozen frames" in text
+    assert "P(yes) of the top quarter of them spreads" in text
+
+
+def test_without_stress_nothing_is_said_of_it(pairwise, tmp_path):
+    text = words(html_of(pairwise, tmp_path))
+    assert "Stress" not in text and "along the gradient" not in text
+
+
+def test_a_stress_that_failed_is_a_sentence_on_the_page(pairwise, tmp_path):
+    broken = pairwise.tests["id"].model_copy(update={"stress": "It could not be measured: no answer."})
+    evaluation = pairwise.model_copy(update={"tests": {"id": broken}})
+    assert "It could not be measured: no answer." in words(html_of(evaluation, tmp_path))
+    assert limits_of(evaluation)[-1].endswith("(reward hacking) is not measured here.")
+
+
 # -- what speaks against a judge ---------------------------------------------------------------------------------------
 
 
@@ -111,6 +145,15 @@ def test_limits_name_what_the_intervals_bear_out(pairwise):
     assert f"contradicts itself on {100 * (1 - order.consistent.mean):.0f} of 100 pairs" in said
     assert "it likes, beyond what the votes do, more brightness" in said
     assert "chance" not in said and said.endswith("(reward hacking) is not measured here.")
+
+
+def test_limits_say_what_wins_without_drawing_better():
+    said = "\n".join(limits_of(stressed()))
+    assert "On id (in domain) 2 of 255 along its gradient win +0.06 [+0.06, +0.06] logits, " in said
+    assert re.search(
+        r"On id \(in domain\) a picture wins by .*text alone \(\+\d\.\d\d \[.*of 100 beat the clean one", said
+    )
+    assert "one colour (" not in said and said.endswith("finds what wins under stress is not measured here.")
 
 
 @pytest.mark.parametrize(

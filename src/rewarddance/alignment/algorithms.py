@@ -9,10 +9,14 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from rewarddance.alignment.awm import AwmRecipe
+from rewarddance.alignment.crd import CrdRecipe
+from rewarddance.alignment.dgpo import DgpoRecipe
 from rewarddance.alignment.failed_groups import FailedGroups
 from rewarddance.alignment.flow_grpo import GrpoRecipe, grpo_updates
+from rewarddance.alignment.forward_process import forward_updates
 from rewarddance.alignment.group_rewards import Reward, judging_of
-from rewarddance.alignment.nft import NftRecipe, nft_updates
+from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import (
     ReferenceBank,
     ReferenceRecipe,
@@ -20,7 +24,8 @@ from rewarddance.alignment.references import (
     build_references,
     failed_references,
 )
-from rewarddance.alignment.refl import ReflRecipe, refl_updates
+from rewarddance.alignment.refl import refl_updates
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, Updates, train
 from rewarddance.errors import InputError
 from rewarddance.generators.finetuning import LORA_FILE
@@ -43,23 +48,30 @@ class Algorithm:
 ALGORITHMS = {
     "refl": Algorithm("ReFL", ReflRecipe, refl_updates),
     "grpo": Algorithm("GRPO", GrpoRecipe, grpo_updates),
-    "nft": Algorithm("NFT", NftRecipe, nft_updates),
+    "nft": Algorithm("NFT", NftRecipe, forward_updates),
+    "awm": Algorithm("AWM", AwmRecipe, forward_updates),
+    "dgpo": Algorithm("DGPO", DgpoRecipe, forward_updates),
+    "crd": Algorithm("CRD", CrdRecipe, forward_updates),
 }
 
 
 class AlgorithmConfig(Recipe):
-    """Which algorithm aligns: ReFL goes through the judge's gradient; Flow-GRPO ("grpo") and DiffusionNFT ("nft") only
-    ask it.
+    """Which algorithm aligns: ReFL goes through the judge's gradient; the others only ask it.
 
-    refl, grpo, nft: keys of the algorithm.
+    algorithm: refl; grpo, which is Flow-GRPO; nft, which is DiffusionNFT, awm, dgpo and crd, which noise finished
+        samples again.
+    refl, grpo, nft, awm, dgpo, crd: keys of the algorithm.
     references: of the bank, which ReFL and `judging: references` need.
     """
 
-    algorithm: Literal["refl", "grpo", "nft"] = "refl"
+    algorithm: Literal["refl", "grpo", "nft", "awm", "dgpo", "crd"] = "refl"
     references: ReferenceRecipe = ReferenceRecipe()
     refl: ReflRecipe = ReflRecipe()
     grpo: GrpoRecipe = GrpoRecipe()
     nft: NftRecipe = NftRecipe()
+    awm: AwmRecipe = AwmRecipe()
+    dgpo: DgpoRecipe = DgpoRecipe()
+    crd: CrdRecipe = CrdRecipe()
 
     @model_validator(mode="after")
     def _only_the_algorithms_own_keys(self) -> AlgorithmConfig:

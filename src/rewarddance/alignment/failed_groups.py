@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from rewarddance.errors import NoGradient, RewardDanceError, RewardError, first_
 from rewarddance.protocols import Generator
 from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
 from rewarddance.runtime.memory import is_out_of_memory
-from rewarddance.runtime.process_group import ProcessStopped, is_main_process
+from rewarddance.runtime.process_group import ProcessStopped, all_gather, is_main_process, world_size
 from rewarddance.runtime.tracking import console
 from rewarddance.types import Prompt
 
@@ -121,6 +122,29 @@ class Part(NamedTuple):
     def of(cls, rows: Tensor, kept: Tensor) -> Part:
         left = rows[kept[rows]]
         return cls(left, len(left)) if len(left) else cls(rows[:1], 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The samples that are left of a step of which groups failed.
+
+    local [b]: which of this process's. everywhere [B]: which of all processes'.
+    """
+
+    local: Tensor
+    everywhere: Tensor
+
+    @property
+    def weight(self) -> float:
+        """Of a sample in this process's sum; the mean of the processes' sums is then the mean of all that are left."""
+        return world_size() / int(self.everywhere.sum())
+
+    def groups(self, size: int) -> int:
+        """How many groups of so many samples are left."""
+        return int(self.everywhere.sum()) // size
+
+    def all_gather(self, rows: Tensor) -> Tensor:
+        return all_gather(rows)[self.everywhere.to(rows.device)]
 
 
 # -- who it was --------------------------------------------------------------------------------------------------------

@@ -1,18 +1,16 @@
 """Flow-GRPO (2505.05470): a policy gradient over denoising steps. The judge needs no gradient: people can be one.
 
-First its formulas, each a pure function of tensors. A denoising step becomes a Gaussian, so that it has a
-log-probability. Latents are x_t = alpha x_0 + sigma eps; a step goes from `now` to `after`, towards less noise. Then
-the rollouts with some random steps, and the update.
+First its formulas, each a pure function of tensors (the random steps' own are in `random_steps`), then the rollouts
+with some random steps, and the update.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +27,13 @@ from rewarddance.alignment.policy import (
     score_rollouts,
     with_stand_ins,
 )
-from rewarddance.alignment.safeguards import Ema
-from rewarddance.alignment.train import Alignment, Figures, Trainable
+from rewarddance.alignment.random_steps import RandomWindow, Step, log_prob
+from rewarddance.alignment.safeguards import Ema, velocity_mse
+from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
@@ -45,57 +45,26 @@ GRAPH = "the generator, whose window's graph is kept", "Set grpo.keep_graph to f
 # -- formulas --------------------------------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
-    """The distribution of the next latent: mean [B, ...] and one standard deviation for all its values."""
-
-    mean: Float[Tensor, "B ..."]
-    deviation: float
-
-
-def flow_step(
-    x_t: Float[Tensor, "B ..."], x_0_hat: Float[Tensor, "B ..."], now: Scales, after: Scales, noise_level: float
-) -> Step:
-    """x_t + [v + s^2 / 2t (x_t + (1 - t) v)] dt + s sqrt(|dt|) z with s = a sqrt(t / (1 - t)) (2505.05470).
-
-    Written with eps = x_t + (1 - t) v and x_0 = x_t - t v: alpha' x_0 + (sigma' - d^2 / 2 sigma) eps + d z, where
-    d = s sqrt(|dt|). For a flow (alpha = 1 - sigma = 1 - t). noise_level: a. At t = 1 the rate is taken at the next
-    level, as the authors' code does.
-    """
-    eps = (x_t - now.alpha * x_0_hat) / now.sigma
-    rate = now.sigma / (1 - (now.sigma if now.sigma < 1 else after.sigma))
-    deviation = noise_level * math.sqrt(rate * (now.sigma - after.sigma))
-    return Step(after.alpha * x_0_hat + (after.sigma - deviation**2 / (2 * now.sigma)) * eps, deviation)
-
-
-def ddim_step(
-    x_t: Float[Tensor, "B ..."], x_0_hat: Float[Tensor, "B ..."], now: Scales, after: Scales, noise_level: float
-) -> Step:
-    """alpha' x_0 + sqrt(sigma'^2 - d^2) eps + d z, with d = eta sigma'/sigma sqrt(sigma^2 - (alpha sigma'/alpha')^2).
-
-    DDIM with eta (2010.02502), as DDPO (2305.13301) samples; on a flow the same keeps the amount
-    of noise at every level right (2509.05952). For any alpha and sigma. noise_level: eta; 1 is ancestral sampling.
-    """
-    eps = (x_t - now.alpha * x_0_hat) / now.sigma
-    left = now.sigma**2 - (now.alpha * after.sigma / after.alpha) ** 2
-    deviation = noise_level * after.sigma / now.sigma * math.sqrt(max(left, 0.0))
-    return Step(after.alpha * x_0_hat + math.sqrt(max(after.sigma**2 - deviation**2, 0.0)) * eps, deviation)
-
-
-STEPS = {"flow": flow_step, "ddim": ddim_step}
-
-
-def log_prob(x: Float[Tensor, "B ..."], step: Step) -> Float[Tensor, " B"]:
-    """log N(x; mean, deviation^2), the mean over a sample's values (as the authors' code has it, not the sum)."""
-    each = -((x - step.mean) ** 2) / (2 * step.deviation**2) - math.log(step.deviation * math.sqrt(2 * math.pi))
-    return each.flatten(1).mean(1)
-
-
 def surrogate(
     new: Float[Tensor, " B"], old: Float[Tensor, " B"], advantage: Float[Tensor, " B"], clip_range: float
 ) -> Float[Tensor, ""]:
     """- mean min(ratio A, clip(ratio, 1 - c, 1 + c) A) with ratio = exp(new - old) (2505.05470)."""
     ratio = torch.exp(new - old)
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage).mean()
+
+
+def guarded(
+    log_ratio: Float[Tensor, " B"],
+    mean: Float[Tensor, "B ..."],
+    old_mean: Float[Tensor, "B ..."],
+    deviation: float,
+) -> Float[Tensor, " B"]:
+    """d (log ratio + || mean - old mean ||^2 / 2 d^2): centred on 0 and of one spread at all levels.
+
+    GRPO-Guard's ratio (2510.22319, equation 8), per value; its loss is divided by |dt| as well.
+    """
+    away = (mean - old_mean).square().flatten(1).mean(1)
+    return deviation * (log_ratio + away / (2 * deviation**2))
 
 
 def kl_to_base(step: Step, base: Step) -> Float[Tensor, ""]:
@@ -109,8 +78,10 @@ def kl_to_base(step: Step, base: Step) -> Float[Tensor, ""]:
 class GrpoRecipe(PolicyRecipe):
     """How Flow-GRPO runs (and `PolicyRecipe`). Defaults are ours where they are not the authors'.
 
-    kind: "flow" is the authors' random step, "ddim" one for every generator.
-    noise_level: its a, or eta.
+    kind: the random step (`random_steps`): "flow" is the authors', "dance" DanceGRPO's, "cps" keeps the coefficients,
+        and "ddim" is for every generator.
+    noise_level: its a, e, n or eta.
+    guard: GRPO-Guard's ratio and weights (`guarded`) in place of the plain ones; for flow and dance.
     window: how many steps of a rollout are random and trained.
     window_range: where the window may begin, as shares of the schedule (0 pure noise).
     shared_prefix: a group's samples begin from one noise and part ways at the window.
@@ -120,8 +91,9 @@ class GrpoRecipe(PolicyRecipe):
         compute it again: the same gradient in less time, for the memory of the whole window at once.
     """
 
-    kind: Literal["flow", "ddim"] = "flow"
+    kind: Literal["flow", "dance", "ddim", "cps"] = "flow"
     noise_level: float = Field(default=0.7, gt=0)
+    guard: bool = False
     window: int = Field(default=2, ge=1)
     window_range: tuple[float, float] = (0.0, 0.5)
     shared_prefix: bool = True
@@ -133,6 +105,14 @@ class GrpoRecipe(PolicyRecipe):
     def _window_range_is_a_range(self) -> GrpoRecipe:
         if not 0 <= self.window_range[0] <= self.window_range[1] <= 1:
             raise ValueError("window_range must be two shares between 0 and 1, the first no larger")
+        return self
+
+    @model_validator(mode="after")
+    def _the_step_fits(self) -> GrpoRecipe:
+        if self.kind == "cps" and self.noise_level > 1:
+            raise ValueError(f"noise_level is {self.noise_level}, and a cps step has no more noise than at 1")
+        if self.guard and self.kind not in ("flow", "dance"):
+            raise ValueError(f"guard is for the kinds flow and dance, and kind is {self.kind}")
         return self
 
     @model_validator(mode="after")
@@ -154,7 +134,7 @@ class GrpoRecipe(PolicyRecipe):
                 "Lower window or raise num_inference_steps.",
             )
         middle: Scales = generator.scales(generator.num_steps // 2)
-        if self.kind == "flow" and abs(middle.alpha + middle.sigma - 1) > 1e-4:
+        if self.kind != "ddim" and abs(middle.alpha + middle.sigma - 1) > 1e-4:
             raise InputError("the generator is no flow, so Flow-GRPO's steps do not fit it.", "Set kind to ddim.")
 
     def window_at(self, num_steps: int, rng: np.random.Generator) -> RandomWindow:
@@ -168,26 +148,6 @@ class GrpoRecipe(PolicyRecipe):
 # -- rollouts --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RandomWindow:
-    """Which steps of a rollout are random, and how: `kind` of STEPS at noise_level, from `start`, `length` long."""
-
-    kind: str
-    noise_level: float
-    start: int
-    length: int
-
-    @property
-    def steps(self) -> range:
-        return range(self.start, self.start + self.length)
-
-    def distribution(self, generator: Generator, x_t: Tensor, step: int, condition: Any) -> Step:
-        """The distribution of the latent after `step`, in float32."""
-        x_0_hat = generator.predict_x0(x_t, generator.predict(x_t, step, condition), step).float()
-        now, after = generator.scales(step), generator.scales(step + 1)
-        return STEPS[self.kind](x_t.float(), x_0_hat, now, after, self.noise_level)
-
-
 @dataclass(frozen=True, eq=False)
 class Rollouts:
     """B = P * G samples, in parts that go through the generator together.
@@ -196,6 +156,7 @@ class Rollouts:
     parts: rows of the samples, in order; conditions: the conditioning of each part.
     x: the latents before each random step and after the last [W + 1, B, ...].
     log_prob: of each random step [W, B].
+    means: of each random step [W, B, ...], where the loss needs them (`GrpoRecipe.guard`), else none.
     pixels: the finished pictures [B, T, C, H, W].
     graph: each random step's distribution of each part [W][parts], where its graph was kept.
     """
@@ -205,14 +166,17 @@ class Rollouts:
     conditions: Sequence[Any]
     x: Tensor
     log_prob: Tensor
+    means: Tensor
     pixels: PixelBatch
     graph: list[list[Step]]
 
     def without(self, failed: Tensor, parts: Sequence[Tensor], conditions: Sequence[Any]) -> Rollouts:
         """In other parts, and without what was sampled where `failed` [B] says so: it may not be finite."""
-        x, log_prob = self.x.clone(), self.log_prob.clone()
-        x[:, failed.to(x.device)], log_prob[:, failed.to(x.device)] = 0, 0
-        return replace(self, parts=parts, conditions=conditions, x=x, log_prob=log_prob, graph=[[] for _ in self.graph])
+        kept = {name: getattr(self, name).clone() for name in ("x", "log_prob", "means")}
+        for tensor in kept.values():
+            if len(tensor):
+                tensor[:, failed.to(tensor.device)] = 0
+        return replace(self, parts=parts, conditions=conditions, graph=[[] for _ in self.graph], **kept)
 
 
 @torch.no_grad()
@@ -243,24 +207,28 @@ def random_rollouts(
     else:
         x_t = generator.init_noise([seed for of_prompt in seeds for seed in of_prompt])
         x_t = _sample_steps(generator, x_t, parts, conditions, before)
-    latents, log_probs, graph = [x_t], [], []
+    latents, log_probs, means, graph = [x_t], [], [], []
     for step in window.steps:
         noise = torch.randn((len(x_t) * world_size(), *x_t.shape[1:]), generator=noise_rng)
-        noise = local_shard(noise, recipe.updates).to(x_t)
+        noise = on_device(local_shard(noise, recipe.updates), x_t.device).to(x_t.dtype)
         x_next, likely, kept = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device), []
+        mean = torch.empty_like(x_t, dtype=torch.float32)
         for rows, condition in zip(parts, conditions, strict=True):
+            rows = on_device(rows, x_t.device)
             with torch.set_grad_enabled(recipe.keep_graph):
                 following = window.distribution(generator, x_t[rows], step, condition)
             x_next[rows] = (following.mean + following.deviation * noise[rows]).to(x_next)
-            likely[rows] = log_prob(x_next[rows], following)
+            likely[rows], mean[rows] = log_prob(x_next[rows], following), following.mean.detach()
             kept += [following] if recipe.keep_graph else []
         x_t = x_next
         latents.append(x_t)
         log_probs.append(likely)
+        means += [mean] if recipe.guard else []
         graph.append(kept)
     x_t = _sample_steps(generator, x_t, parts, conditions, after)
-    pixels = torch.cat([generator.decode(x_t[rows]) for rows in parts])
-    return Rollouts(window, parts, conditions, torch.stack(latents), torch.stack(log_probs), pixels, graph)
+    pixels = torch.cat([generator.decode(x_t[on_device(rows, x_t.device)]) for rows in parts])
+    kept_means = torch.stack(means) if means else torch.empty(0)
+    return Rollouts(window, parts, conditions, torch.stack(latents), torch.stack(log_probs), kept_means, pixels, graph)
 
 
 def _sample_steps(
@@ -270,6 +238,7 @@ def _sample_steps(
     for step in steps:
         after = torch.empty_like(x_t)
         for rows, condition in zip(parts, conditions, strict=True):
+            rows = on_device(rows, x_t.device)
             after[rows] = generator.advance(x_t[rows], generator.predict(x_t[rows], step, condition), step)
         x_t = after
     return x_t
@@ -303,7 +272,7 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
         )
     unread = {k * recipe.group_size: fault for k, fault in unread.items()}
     scored = score_rollouts(run, rollouts.pixels, draws, step, unread)
-    advantage = local_shard(scored.advantages.values.flatten(), recipe.updates).to(rollouts.x.device)
+    advantage = on_device(local_shard(scored.advantages.values.flatten(), recipe.updates), rollouts.x.device)
     learned, part_numbers = recipe.learned(scored.failed), itertools.count()
     if scored.failed:
         parts = [part.rows for batch in learned for part in batch.parts]
@@ -312,33 +281,44 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
         conditions = [encoded(generator, of_samples, rows) for rows in parts]
         rollouts = rollouts.without(scored.failed_rows(recipe), parts, conditions)
     for batch in learned:
-        n, means = batch.size * window.length, Figures()
+        n, means = batch.size * window.length, dict[str, Tensor]()
         with recipe.learning(generator):
             for rows, count in batch.parts:
                 part, share = next(part_numbers), count / n
                 for k in range(window.length):
-                    loss, figures = part_loss(generator, rollouts, part, k, advantage[rows], recipe)
+                    own = advantage[on_device(rows, advantage.device)]
+                    loss, figures = part_loss(generator, rollouts, part, k, own, recipe)
                     (share * loss).backward()
                     add_share(means, figures, share)
-        yield {**reward_figures(scored), **means, "window_start": window.start}
+        yield {**reward_figures(scored), **read_together(means), "window_start": window.start}
 
 
 def part_loss(
     generator: Trainable, rollouts: Rollouts, part: int, k: int, advantage: Float[Tensor, " b"], recipe: GrpoRecipe
-) -> tuple[Float[Tensor, ""], Figures]:
-    """The surrogate, and `kl` times the distance to the base, of a part of the samples at the window's k-th step."""
-    rows, condition, step = rollouts.parts[part], rollouts.conditions[part], rollouts.window.start + k
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The surrogate, and `kl` times the distance to the base, of a part of the samples at the window's k-th step.
+
+    And what is logged of it, without graph and not read yet: a GPU would be waited for.
+    """
+    rows, condition = on_device(rollouts.parts[part], rollouts.x.device), rollouts.conditions[part]
+    step = rollouts.window.start + k
     x_t, x_next = rollouts.x[k][rows], rollouts.x[k + 1][rows]
-    window, kl = rollouts.window, 0.0
+    window = rollouts.window
     kept = rollouts.graph[k]
     now = kept[part] if kept else window.distribution(generator, x_t, step, condition)
-    new, old = log_prob(x_next, now), rollouts.log_prob[k][rows]
-    loss = surrogate(new, old, advantage, recipe.clip_range)
+    log_ratio, weight = log_prob(x_next, now) - rollouts.log_prob[k][rows], 1.0
+    if recipe.guard:
+        log_ratio = guarded(log_ratio, now.mean, rollouts.means[k][rows], now.deviation)
+        weight = 1 / (generator.scales(step).sigma - generator.scales(step + 1).sigma)
+    loss = weight * surrogate(log_ratio, torch.zeros_like(log_ratio), advantage, recipe.clip_range)
+    kl, figures = torch.zeros_like(loss), dict[str, Tensor]()
     if recipe.kl:
         with generator.as_before_training(), torch.no_grad():
             base = window.distribution(generator, x_t, step, condition)
         distance = kl_to_base(now, base)
-        loss, kl = loss + recipe.kl * distance, distance.item()
-    away = (torch.exp(new.detach() - old) - 1).abs()
-    clipped = (away > recipe.clip_range).float().mean().item()
-    return loss, {"loss": loss.item(), "kl": kl, "ratio_away": away.mean().item(), "clipped": clipped}
+        loss, kl = loss + recipe.kl * distance, distance.detach()
+        assert now.v is not None and base.v is not None
+        figures["velocity_mse"] = velocity_mse(now.v.detach(), base.v)
+    away = (torch.exp(log_ratio.detach()) - 1).abs()
+    clipped = (away > recipe.clip_range).float().mean()
+    return loss, {"loss": loss.detach(), "kl": kl, **figures, "ratio_away": away.mean(), "clipped": clipped}

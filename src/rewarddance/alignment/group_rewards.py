@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewarddance.alignment.failed_groups import Faults, each_apart
 from rewarddance.errors import InputError, RewardError
-from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.protocols import RewardModel, judging, needs_reference
 from rewarddance.reward.ranking import win_rates
 from rewarddance.types import Pixels, Prompt, Question, as_prompts
 
@@ -136,7 +136,8 @@ def scores_apart(
         of = None if references is None else [references[k] for k in numbers]
         return scores(reward, [prompts[k] for k in numbers], [groups[k] for k in numbers], of)
 
-    answers, faults = each_apart(ask, asked)
+    with judging(reward.judge):
+        answers, faults = each_apart(ask, asked)
     if len(answers) == 1 and len(answers[0][0]) == p:
         return answers[0][1], faults
     shape = (p, g, g) if reward.judging == "group" else (p, g)

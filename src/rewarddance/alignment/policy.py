@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Literal, NamedTuple
@@ -28,7 +28,7 @@ from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainReci
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, judging
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, world_size
 from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
@@ -253,10 +253,10 @@ def reward_figures(scored: ScoredRollouts) -> Figures:
     return figures | ({"failed_groups": len(scored.failed)} if scored.failed else {})
 
 
-def add_share(totals: Figures, figures: Figures, share: float) -> None:
+def add_share(totals: dict[str, Tensor], figures: Mapping[str, Tensor], share: float) -> None:
     """Add a part's figures to a mean, weighted with the part's share of the whole."""
     for name, value in figures.items():
-        totals[name] = totals.get(name, 0.0) + share * value
+        totals[name] = totals[name] + share * value if name in totals else share * value
 
 
 def against_base(run: Alignment) -> Callable[[], Figures]:
@@ -291,7 +291,8 @@ def against_base(run: Alignment) -> Callable[[], Figures]:
         def ask(numbers: list[int]) -> Tensor:
             return preferred(run.rewards[0], [prompts[k] for k in numbers], [pairs[k] for k in numbers])
 
-        answers, unanswered = each_apart(ask, [k for k in range(len(prompts)) if k not in faults])
+        with judging(run.rewards[0].judge):
+            answers, unanswered = each_apart(ask, [k for k in range(len(prompts)) if k not in faults])
         if faults := faults | unanswered:
             first = next(iter(faults))
             if 2 * len(faults) > len(prompts):

@@ -13,6 +13,8 @@ from rewarddance.runtime import process_group
 from rewarddance.runtime.config import Seed
 from rewarddance.runtime.devices import find_device
 
+OffloadedPart = Literal["text_encoders", "vae", "judge"]
+
 
 class AlignRun(AlgorithmConfig):
     """`rewarddance align`: a generator, a judge and prompts (and `AlgorithmConfig`: the algorithm with its keys).
@@ -21,8 +23,12 @@ class AlignRun(AlgorithmConfig):
     dtype: what the generator computes in; judge_dtype: of the judge's weights. auto: bfloat16 on a GPU, else float32.
     device, judge_device: cpu, cuda or cuda:1; by default cuda where there is one, and for the judge the generator's. Of
         several processes each has its own GPU for both.
+    judge_sharded: the weights of all judges are split over the processes, for one that is larger than a device; of what
+        has no vision-language model here, only beside the first judge, each process then has a whole one.
+    offload: parts that are on the CPU while they are not in use: text_encoders, vae, judge (all judges); each use moves
+        them to the device and back. Encoded texts are kept in `output`/texts.
     judge: a trained reward's folder or name, `package.module:factory`, or the address of a server (http://...; chat+,
-    decisions+ and systemone+http://... for grpo and nft); more_judges and held_out likewise.
+    decisions+ and systemone+http://... for all but refl); more_judges and held_out likewise.
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
     more_judges: for policy gradients, each with its weight beside the first one's 1.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
@@ -43,6 +49,8 @@ class AlignRun(AlgorithmConfig):
     judge_options: dict[str, Any] = Field(default_factory=dict)
     judge_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     judge_device: str | None = None
+    judge_sharded: bool = False
+    offload: tuple[OffloadedPart, ...] = ()
     more_judges: dict[str, float] = Field(default_factory=dict)
     held_out: str | None = None
     begin_with: Path | None = None
@@ -54,11 +62,24 @@ class AlignRun(AlgorithmConfig):
     skip_faulty: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
+    def _packed_weights_stay_as_they_are(self) -> AlignRun:
+        precision = self.generator_options.get("base_precision", "none")
+        if precision != "none" and not self.chosen.lora_rank:
+            raise ValueError(f"weights in {precision} cannot be trained: set lora_rank, or base_precision to none")
+        if precision != "none" and self.chosen.sharded:
+            raise ValueError("weights in base_precision are packed, and cannot be sharded: leave one of them out")
+        if self.judge_sharded and self.judge_options.get("base_precision", "none") != "none":
+            raise ValueError("a judge in base_precision is packed, and cannot be sharded: leave one of them out")
+        if "judge" in self.offload and (self.judge_sharded or self.judge_options.get("base_precision") == "int8"):
+            raise ValueError("a judge that is sharded, or in int8, stays on its device: leave judge out of offload")
+        return self
+
+    @model_validator(mode="after")
     def _judges_are_of_the_algorithm(self) -> AlignRun:
         if self.more_judges and self.algorithm == "refl":
-            raise ValueError("more_judges are for grpo and nft; ReFL follows one judge's gradient")
+            raise ValueError("more_judges are for algorithms that only ask; ReFL follows one judge's gradient")
         if self.held_out and self.algorithm != "refl":
-            raise ValueError("held_out gates the gradient of refl; of grpo and nft it is one of more_judges")
+            raise ValueError("held_out gates the gradient of refl; elsewhere it is one of more_judges")
         if any(weight <= 0 for weight in self.more_judges.values()):
             raise ValueError("more_judges have weights above 0")
         return self
@@ -66,6 +87,11 @@ class AlignRun(AlgorithmConfig):
     def check_processes(self, processes: int, device: str) -> None:
         """Raises InputError where so many processes, each on its own `device` (cuda or cpu), cannot do this run."""
         self.chosen.check_processes(processes)
+        if self.judge_sharded and processes == 1:
+            raise InputError(
+                "a sharded judge needs several processes.",
+                "Start it with torchrun --nproc-per-node N -m rewarddance align RECIPE, or set judge_sharded to false.",
+            )
         for key, name in (("device", self.device), ("judge_device", self.judge_device)):
             if processes > 1 and name not in (None, device, "cpu"):
                 raise InputError(
@@ -77,4 +103,8 @@ class AlignRun(AlgorithmConfig):
         """The generator's and the judge's, of this process. Raises InputError where one is not there."""
         several = process_group.world_size() > 1
         generator = find_device(self.device or (process_group.device().type if several else None))
-        return generator, find_device(self.judge_device or generator)
+        judge = find_device(self.judge_device or generator)
+        for part in self.offload:
+            if (judge if part == "judge" else generator) == "cpu":
+                raise InputError(f"{part} cannot be moved off the CPU.", "Leave it out of offload.")
+        return generator, judge

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from rewarddance.alignment.failed_groups import FailedGroup, Faults, drawn_apart
 from rewarddance.data.media import read_video, write_picture
 from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample_with_latents
-from rewarddance.protocols import Generator, RewardModel
+from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.checkpoint import write_text_atomically
 from rewarddance.runtime.config import Recipe
@@ -75,6 +76,32 @@ class Reference(NamedTuple):
     latent: Tensor
 
 
+class PicturesOnDisk(Sequence[Pixels]):
+    """Pictures that are read when they are asked for, and the very same tensor as long as somebody holds it.
+
+    A bank of 1,000 prompts at 1024x1024 would take 25 GB of memory in each process. Each file is decoded once at the
+    beginning: one that is broken is found before anything is trained. Raises InputError naming it.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self._held: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
+        for file in files:
+            read_video(file, sys.maxsize)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return tuple(self[i] for i in range(len(self))[place])
+        place = range(len(self))[place]
+        pixels = self._held.get(place)
+        if pixels is None:
+            pixels = self._held[place] = read_video(self.files[place], sys.maxsize)
+        return pixels
+
+
 @dataclass(frozen=True, eq=False)
 class References:
     """One prompt's K references, best first.
@@ -86,7 +113,7 @@ class References:
     """
 
     prompt: Prompt
-    pictures: tuple[Pixels, ...]
+    pictures: Sequence[Pixels]
     seeds: tuple[int, ...]
     wins: tuple[float, ...]
     latents: Tensor
@@ -158,7 +185,8 @@ def build_references(
             number = turn + rank()  # a process that has no part left draws along: weights may be sharded
             part = parts[min(number, len(parts) - 1)]
             drawn, unread = _draw(generator, part, prompts, recipe.batch_size)
-            rows = _keep(judge, drawn, unread, recipe, folder) if number < len(parts) else []
+            with judging(judge):
+                rows = _keep(judge, drawn, unread, recipe, folder) if number < len(parts) else []
             yield [row for of_process in gather_objects(rows) for row in of_process]
 
     return fill_bank(prompts, recipe, make, folder=folder, seed=seed, step=step)
@@ -374,7 +402,7 @@ def _read(index: Path) -> tuple[dict[Key, References], set[Key]]:
         if "failed" in row:
             failed.add(_key_of(row))
             continue
-        pictures = tuple(read_video(index.parent / name, sys.maxsize) for name in row["files"])
+        pictures = PicturesOnDisk([index.parent / name for name in row["files"]])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
         own = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
         bank[_key_of(row)] = own

@@ -7,6 +7,7 @@ generator's is walked, so that the peak of memory is the largest of the three an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import Trainable
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import memory_for
 from rewarddance.types import PixelBatch
 
@@ -24,22 +26,27 @@ T = TypeVar("T")
 
 
 def decoder_vjp(
-    decode: Callable[[Tensor], PixelBatch], x_0: Tensor, ask: Callable[[PixelBatch], T], at_once: int
+    decode: Callable[[Tensor], PixelBatch],
+    x_0: Tensor,
+    ask: Callable[[PixelBatch], T],
+    at_once: int,
+    decoding: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[T, Tensor]:
     """What `ask` answers for the decoded latents x_0 [B, ...], and d loss / d x_0 [B, ...] of its loss.
 
     All pictures are decoded without graph and handed to `ask` as a leaf; then they are decoded again with one,
     `at_once` at a time, to send the gradient that it left on them further. Exact: samples do not meet in a decoder.
+    decoding: a block around each of the two, in which the decoder is there (`PipelineGenerator.decoding`).
     """
-    parts = torch.arange(len(x_0)).split(at_once)
-    with torch.no_grad(), memory_for(*SHORT):
+    parts = on_device(torch.arange(len(x_0)), x_0.device).split(at_once)
+    with torch.no_grad(), memory_for(*SHORT), decoding():
         pixels = torch.cat([decode(x_0[rows]) for rows in parts])
     pixels.requires_grad_()
     with torch.enable_grad():
         answer = ask(pixels)
         assert pixels.grad is not None, "no loss was sent back through the pictures"
         gradients = []
-        with memory_for(*SHORT):
+        with memory_for(*SHORT), decoding():
             for rows in parts:
                 latents = x_0[rows].detach().requires_grad_()
                 gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])
@@ -97,23 +104,23 @@ class LastSteps:
 
         Returns the distance: its mean over the steps, the base's velocity at the same latents taken as given.
         """
-        away = 0.0
+        distances = []
         for part, rows in enumerate(self.parts):
-            to_go = gradient[rows]
+            to_go = gradient[on_device(rows, gradient.device)]
             for number in reversed(range(len(self.steps))):
                 x_t, v, after = self.kept.pop() if self.kept else self._stage(number, part)
                 with self.generator.as_before_training(), torch.no_grad():
                     v_base = self.generator.predict(x_t, self.steps[number], self.conditions[part])
                 far = velocity_mse(v, v_base) * (self.shares[part] / len(self.steps))
                 torch.autograd.backward([after, weight * far], [to_go, None])
-                away += far.item()
+                distances.append(far.detach())
                 if number:
                     assert x_t.grad is not None, "the step does not depend on the latent before it"
                     to_go = x_t.grad
-        return away
+        return torch.stack(distances).sum().item()
 
     def _stage(self, number: int, part: int) -> Stage:
-        x_t = self.before[number][self.parts[part]]
+        x_t = self.before[number][on_device(self.parts[part], self.before[number].device)]
         if number:  # nothing is sent on to what came before the first
             x_t.requires_grad_()
         v = self.generator.predict(x_t, self.steps[number], self.conditions[part])

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rewarddance.runtime.devices import random_on
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.runtime.sharding import to_local
 from rewarddance.types import PixelBatch
@@ -23,9 +24,11 @@ class Ema:
         self.average = [weight.detach().clone() for weight in weights]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, decay: float | None = None) -> None:
+        """decay: of this update, by default the average's own."""
         weights = [to_local(weight.detach()) for weight in self.weights]
-        torch._foreach_lerp_([to_local(value) for value in self.average], weights, 1 - self.decay)
+        share = 1 - (self.decay if decay is None else decay)
+        torch._foreach_lerp_([to_local(value) for value in self.average], weights, share)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -65,7 +68,8 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
     """Each sample moved by up to `shift` pixels either way (edges repeated) and noised with deviation `noise`.
 
     A gradient that only works at one exact registration of pixels is an adversarial one: it does not survive this.
-    pixels: this process's share; moves and noise are drawn for those of all processes, so that each keeps its own.
+    pixels: this process's share; moves and seeds are drawn for those of all processes, so that each keeps its own. The
+    noise itself is drawn where the pixels are: of the same seeds it is another one on another kind of device.
     """
     n = len(pixels) * world_size()
     if shift:
@@ -75,5 +79,8 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
         windows = zip(padded, moves, strict=True)
         pixels = torch.stack([sample[..., y : y + height, x : x + width] for sample, (y, x) in windows])
     if noise:
-        pixels = pixels + noise * local_shard(torch.randn((n, *pixels.shape[1:]), generator=rng)).to(pixels.device)
+        seeds = local_shard(torch.randint(2**62, (n,), generator=rng)).tolist()
+        rngs = [random_on(pixels.device, seed) for seed in seeds]
+        eps = torch.stack([torch.randn(pixels.shape[1:], generator=own, device=own.device) for own in rngs])
+        pixels = pixels + noise * eps.to(pixels.device)
     return pixels.clamp(0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from rewarddance.alignment.alarms import AlarmLog, AlarmRecipe
 from rewarddance.alignment.failed_groups import FailedGroups, NothingLeft
@@ -40,6 +40,12 @@ from rewarddance.types import Prompt
 
 Figures = dict[str, float]
 """What an update measured, by name; what the loop logs."""
+
+
+def read_together(figures: Mapping[str, Tensor]) -> Figures:
+    """Numbers that a GPU has computed, all read at once: the host waits for it once and not for each."""
+    values = torch.stack([value.float() for value in figures.values()]).tolist() if figures else []
+    return dict(zip(figures, values, strict=True))
 
 
 class TrainRecipe(Recipe):
@@ -82,6 +88,11 @@ class TrainRecipe(Recipe):
     def check(self, generator: Generator, judge: RewardModel) -> None:
         """Raises InputError where the algorithm cannot align this generator, or cannot do it by this judge."""
         del generator, judge  # none of it matters to most algorithms
+
+    def decay_at(self, step: int) -> float:
+        """The average's decay after a step."""
+        del step  # the same for all, but in algorithms that have a schedule of it
+        return self.ema_decay
 
     @abstractmethod
     def judging_of(self, judge: RewardModel) -> Judging:
@@ -180,13 +191,13 @@ class TrainState:
         Raises RewardError where it, or a weight after the step, is not finite.
         """
         average_gradients(self.weights)
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm))
-        if not torch.isfinite(norm):
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm)))
+        if not math.isfinite(norm):
             raise RewardError("the gradient is not finite.", "Lower learning_rate.")
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         step_finitely(self.optimiser, self.weights)
-        return float(norm)
+        return norm
 
     def save(self, step: int) -> None:
         """Write whole weights and moments, whatever the number of processes; one file at a time is in memory."""
@@ -252,7 +263,7 @@ def train(
         for step in range(first, recipe.steps + 1):
             is_new = step > first or step == 0  # a resumed run's first step was probed before its checkpoint
             if is_new and (step % recipe.probe_every == 0 or step == recipe.steps):
-                figures = _probe_average(probe, state.ema, recipe.sharded)
+                figures = _probe_average(probe, state.ema, recipe.sharded or _judged_together(run))
                 if leads:
                     metrics.log(phase, step, "probe", **figures)
             if step % recipe.save_every == 0 and step > first:
@@ -289,6 +300,11 @@ def _probe_average(probe: Callable[[], Figures], ema: Ema, sharded: bool) -> Fig
         return probe()
 
 
+def _judged_together(run: Alignment) -> bool:
+    """Are a judge's weights sharded?"""
+    return any(getattr(reward.judge, "needs_all_processes", False) for reward in run.rewards)
+
+
 def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, step: int) -> Figures:
     """All updates of a step, and the average's; returns the mean of their figures over updates and processes.
 
@@ -304,7 +320,7 @@ def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, 
         return {}
     except RewardError as error:
         raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
-    state.ema.update()
+    state.ema.update(run.recipe.decay_at(step))
     means = rows[0] if len(rows) == 1 else {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return process_group.mean_over_processes(means)
 

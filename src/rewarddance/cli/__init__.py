@@ -8,7 +8,7 @@ import traceback
 
 import typer
 
-from rewarddance.cli import bases, judging, preferences, runs  # noqa: F401  their commands register themselves
+from rewarddance.cli import annotating, bases, judging, preferences, runs  # noqa: F401  their commands register themselves
 from rewarddance.cli.app import app
 from rewarddance.errors import RewardDanceError, as_ours
 from rewarddance.runtime.allocator import keep_freed_memory

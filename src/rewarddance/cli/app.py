@@ -12,8 +12,8 @@ from typer.core import TyperGroup
 
 from rewarddance.errors import InputError
 
-ORDER = ("quickstart", "train", "references", "align", "plan", "score", "serve", "search", "evaluate", "export")
-ORDER += ("distil", "gsb", "report", "data", "bases")
+ORDER = ("quickstart", "annotate", "votes", "train", "references", "align", "plan", "score", "serve", "search")
+ORDER += ("evaluate", "bench", "export", "distil", "gsb", "report", "data", "bases")
 
 
 class InOrder(TyperGroup):
@@ -36,6 +36,8 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Preferences from public sets, checked.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(data, name="data")
+votes = typer.Typer(help="What people said, seen and exported.", no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(votes, name="votes")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set.")]

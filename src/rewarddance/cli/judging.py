@@ -9,7 +9,7 @@ import typer
 
 from rewarddance.cli.app import app, example, print_result, quiet
 from rewarddance.cli.options import recipe_command
-from rewarddance.jobs.recipes import DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun, ServeRun
+from rewarddance.jobs.recipes import BenchRun, DistilRun, EvaluateRun, ExportRun, ScoreRun, SearchRun, ServeRun
 
 
 @recipe_command(
@@ -35,7 +35,8 @@ def score(run: ScoreRun) -> None:
     quiet()
     from rewarddance.jobs.score import run_scoring
 
-    print_result(run_scoring(run), "rows")
+    if (scored := run_scoring(run)) is not None:
+        print_result(scored, "rows")
 
 
 @recipe_command(app, ServeRun, arguments=("judge",), example="rewarddance serve my-judge --port 8000 --device cuda")
@@ -74,7 +75,8 @@ def search(run: SearchRun) -> None:
     quiet()
     from rewarddance.jobs.search import run_search
 
-    print_result(run_search(run), "prompts")
+    if (found := run_search(run)) is not None:
+        print_result(found, "prompts")
 
 
 @recipe_command(
@@ -89,12 +91,38 @@ def evaluate(run: EvaluateRun) -> None:
     Leaves evaluation.json and evaluation.html in the folder. A test set called id counts as in domain, one called ood
     as out of domain. What a kind of judge cannot be asked is said in words.
 
+    --stress: how hackable the reward is before anything is trained against it: what its own gradient wins, and what
+    crops, text, blur, frozen frames and other changes win that make no picture better.
+
     Pairs that cannot be judged go with the reason to evaluation.failed.jsonl, and the exit code is 1.
     """
     quiet()
     from rewarddance.jobs.evaluate import run_evaluation
 
     print_result(run_evaluation(run), "pairs")
+
+
+@recipe_command(
+    app,
+    BenchRun,
+    arguments=("benchmark", "prompts"),
+    example="rewarddance bench geneval evaluation_metadata.jsonl --pictures my-pictures --detector owlv2",
+)
+def bench(run: BenchRun) -> None:
+    """Object-level scores of pictures: GenEval, GenEval 2 or TIFA; run again to continue an interrupted run.
+
+    PROMPTS is the benchmark's own file. A table with intervals over prompts goes to stderr and to scores.md, the
+    figures to scores.json, a row a picture to results.jsonl. docs/guides/benchmarks.md has detectors, colours and
+    questions.
+
+    Pictures that cannot be scored go with the reason to results.jsonl.failed.jsonl, and the exit code is 1.
+    """
+    quiet()
+    from rewarddance.jobs.bench import run_bench, tables_of
+
+    result = run_bench(run)
+    typer.echo(tables_of(result), err=True)
+    print_result(result, "pictures")
 
 
 @recipe_command(

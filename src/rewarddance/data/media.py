@@ -180,6 +180,15 @@ def inspect_media(media: Path | bytes, name: str = "the picture") -> str:
             return _SUFFIXES.get(str(opened.format), f".{str(opened.format).lower()}")
 
 
+def is_video(path: Path) -> bool:
+    """Is it a video that PyAV reads, as opposed to a folder, a picture, or what Pillow animates?
+
+    Raises InputError naming the file where it is missing.
+    """
+    with _opened(path, "the video") as (_, _, video):
+        return video
+
+
 def looks_like_media(path: Path) -> bool:
     """Does a file begin as pictures or videos do?"""
     try:

@@ -41,7 +41,7 @@ def read_prompts(path: Path, faults: list[FaultyRow] | None = None) -> list[Prom
     found: list[FaultyRow] = []
     prompts: list[Prompt] = []
     images: dict[Path, Pixels] = {}
-    for where, record in _records(path):
+    for where, record in records(path):
         try:
             if isinstance(record, InputError):
                 raise record
@@ -83,8 +83,11 @@ def _prompt(record: dict[str, Any], folder: Path, images: dict[Path, Pixels]) ->
     return Prompt(prompt.text, prompt.negative, own, images[file], file)
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-    """Where each record stands and what it holds, or why it holds none."""
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    """Where each record of a prompt file stands and what it holds, or why it holds none.
+
+    Raises InputError where the file cannot be read.
+    """
     suffix = path.suffix.lower()
     try:
         if suffix == ".parquet":

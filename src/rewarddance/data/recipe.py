@@ -1,14 +1,17 @@
-"""What an import of a public preference set takes."""
+"""What an import of a public preference set takes, and benchmarks by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator
 
 from rewarddance.data.splits import parse_split
 from rewarddance.runtime.config import Recipe
+
+Benchmark = Literal["geneval", "geneval2", "tifa"]
+"""Benchmarks of what is in a picture."""
 
 
 class ImportRecipe(Recipe):

@@ -37,6 +37,10 @@ File = BytesIO | BufferedReader
 """A file in memory, or an open one."""
 
 
+_PLAYED = {"mp4": ("h264", "av1", "libdav1d"), "webm": ("vp8", "vp9", "libvpx", "libvpx-vp9")}
+"""What browsers play, by container: PyAV's names of codecs."""
+
+
 def container_of(head: bytes) -> str | None:
     """FFmpeg's name of the container of a file that begins with these 256 bytes; None where it is no video.
 
@@ -96,6 +100,31 @@ def inspect_video(file: File, name: str) -> str:
     if head[:4] == EBML:
         return ".mkv"
     return ".avi" if head[:4] == b"RIFF" else ".mp4" if head[4:8] == b"ftyp" else ".mpg"
+
+
+def without_metadata(file: File, name: str) -> tuple[bytes, str]:
+    """The video alone, as it is coded, in a new file without sound, titles and comments; and its media type.
+
+    Raises InputError beginning with `name` where browsers cannot play it or PyAV is not installed, and PyAV's own
+    errors where the file is broken.
+    """
+    _need_pyav(name)
+    import av
+
+    with _container(file) as (container, stream):
+        codec = stream.codec_context.name
+        kind = next((kind for kind, codecs in _PLAYED.items() if codec in codecs), None)
+        if kind is None:
+            raise InputError(f"{name} is coded as {codec}, which browsers do not play.", "Make it H.264 in .mp4.")
+        copy = BytesIO()
+        with av.open(copy, "w", format=kind) as written:
+            shown = written.add_stream_from_template(stream)
+            shown.metadata.clear()
+            for packet in container.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = shown
+                    written.mux(packet)
+        return copy.getvalue(), f"video/{kind}"
 
 
 def _need_pyav(name: str) -> None:

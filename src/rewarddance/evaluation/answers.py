@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -175,6 +176,33 @@ def _digest(pixels: Tensor | None) -> int:
         return 0
     values = pixels.detach().float().cpu().contiguous().numpy()
     return int.from_bytes(blake2b(values.tobytes() + str(values.shape).encode(), digest_size=8).digest(), "little")
+
+
+class Candidates(Sequence[Question]):
+    """The second pictures of some pairs as candidates against the first: questions that are read when asked for.
+
+    numbers: of the pairs in the test set.
+    """
+
+    def __init__(self, pairs: Pairs, numbers: Sequence[int]) -> None:
+        self.pairs, self.numbers = pairs, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Question:  # type: ignore[override]
+        pair = self.pairs[self.numbers[index]]
+        return Question(pair.prompt, pair.second, pair.first, fps=(pair.fps[1], pair.fps[0]))
+
+
+def of_most_prompts(answers: Answers, n: int, rng: np.random.Generator) -> list[int]:
+    """The numbers of n answered pairs, drawn at random among those of as many prompts as there are, in order."""
+    drawn, seen, turn = rng.permutation(len(answers.number)), Counter[int](), []
+    for index in drawn:
+        turn.append(seen[unit := int(answers.units[index])])
+        seen[unit] += 1
+    first = np.argsort(turn, kind="stable")[:n]
+    return sorted(answers.number[drawn[first]].tolist())
 
 
 Group = list[tuple[int, int]]

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from rewarddance.errors import RewardDanceError
 from rewarddance.evaluation.agreement import agreement_with_ties, agrees
-from rewarddance.evaluation.answers import Answers, Failure, Group, Pairs, ask, group_pictures, groups_of
+from rewarddance.evaluation.answers import (
+    Answers,
+    Candidates,
+    Failure,
+    Group,
+    Pairs,
+    ask,
+    group_pictures,
+    groups_of,
+    of_most_prompts,
+)
 from rewarddance.evaluation.bias import PROBE_AMOUNTS, correlation_beyond, rank_correlation
 from rewarddance.evaluation.calibration import (
     COLDEST,
@@ -28,25 +40,44 @@ from rewarddance.evaluation.findings import (
     Sentence,
     SetFindings,
     StatFindings,
+    StressFigures,
     TemperatureFindings,
     TransitivityFindings,
     WithTiesFindings,
 )
-from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.evaluation.recipe import ExamRecipe, StressRecipe
 from rewarddance.evaluation.statistics import Interval, by_category, interval, interval_of_sums, numbered
+from rewarddance.evaluation.stress import stress as stress_reward
+from rewarddance.generators.decoder import Decoder
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.ranking import tournament
 from rewarddance.runtime.tracking import progress_bar
+
+
+class Stress(NamedTuple):
+    """How a judge is stressed, with the decoder that the recipe names."""
+
+    recipe: StressRecipe
+    decoder: Decoder | None = None
+
 
 OWN_SCORES = "It gives each picture a score of its own"
 
 
 def examine(
-    judge: RewardModel, facts: JudgeFacts, pairs: Pairs, recipe: ExamRecipe, *, name: str, file: str = ""
+    judge: RewardModel,
+    facts: JudgeFacts,
+    pairs: Pairs,
+    recipe: ExamRecipe,
+    *,
+    name: str,
+    file: str = "",
+    stress: Stress | None = None,
 ) -> tuple[SetFindings, list[Failure]]:
     """Ask about the test set once in batches, compare some prompts' pictures, and measure; failed pairs stand apart.
 
-    name: of the test set, for the bars. Raises InputError where no pair can be judged.
+    name: of the test set, for the bars. stress: also find out what the judge pays for pictures that are no better.
+    Raises InputError where no pair can be judged.
     """
     rng = np.random.default_rng(recipe.seed)
     probed = rng.permutation(len(pairs))[: recipe.probes].tolist()
@@ -75,6 +106,7 @@ def examine(
         order=_order(judge, facts, answers),
         transitivity=_transitivity(judge, pairs, answers, groups, name),
         bias=_bias(judge, facts, answers),
+        stress=None if stress is None else _stress(judge, pairs, answers, stress, recipe.seed, name),
     )
     return findings, failed
 
@@ -205,3 +237,17 @@ def _level(judge: RewardModel, facts: JudgeFacts, answers: Answers, words: np.nd
     level = np.bincount(place, answers.level) / np.bincount(place)
     follows = rank_correlation(words[answers.probed][first], level)
     return "Its prompts are all of one length, or its answers all at one level." if follows is None else follows
+
+
+def _stress(
+    judge: RewardModel, pairs: Pairs, answers: Answers, how: Stress, seed: int, name: str
+) -> StressFigures | Sentence:
+    """The figures, or what went wrong: hours of examination are not lost over it."""
+    chosen = of_most_prompts(answers, how.recipe.questions, np.random.default_rng(seed))
+    options = how.recipe.model_dump(include={"steps", "batch_size"})
+    with progress_bar(f"stress on {name}", len(chosen)) as bar:
+        try:
+            asked = Candidates(pairs, chosen)
+            return stress_reward(judge, asked, **options, decoder=how.decoder, seed=seed, tick=bar.advance)
+        except RewardDanceError as error:
+            return f"It could not be measured: {error}"

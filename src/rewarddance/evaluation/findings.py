@@ -88,6 +88,36 @@ class BiasFindings(BaseModel):
     length: LengthFindings
 
 
+class WonFigures(BaseModel):
+    """What a changed candidate wins against the unchanged one, with the same prompt and the same reference."""
+
+    margin: Figure  # m(T(x), r) - m(x, r), in logits; n counts pictures
+    p_yes: Figure  # the same of P(yes)
+    beats: Figure  # share of pictures whose changed form has the greater margin
+
+
+class LatentFigures(BaseModel):
+    """What a decoder's latent wins that is moved, against the picture's own reconstruction."""
+
+    decoder: str
+    reconstruction: WonFigures  # the reconstruction itself against the picture
+    within: dict[int, WonFigures]  # by hundredths of the latent's standard deviation
+
+
+class StressFigures(BaseModel):
+    """How hackable a reward is before anybody trains against it."""
+
+    pictures: int
+    prompts: int
+    steps: int  # of the gradient, within each distance
+    spread: float  # standard deviation of the unchanged candidates' margins, to compare what is won with
+    pixels: dict[int, WonFigures] | Sentence  # by 255ths that no pixel moves further than, along the gradient
+    latent: LatentFigures | Sentence
+    disturbances: dict[str, WonFigures]  # by the names of `disturbances.DISTURBANCES`
+    left_out: dict[str, Sentence]  # disturbances that apply to no picture here
+    spread_left: Figure | Sentence  # deviation of P(yes) among the top quarter of candidates, as a share of that of all
+
+
 class SetFindings(BaseModel):
     """One test set."""
 
@@ -104,6 +134,7 @@ class SetFindings(BaseModel):
     order: OrderFindings | Sentence
     transitivity: TransitivityFindings | Sentence
     bias: BiasFindings
+    stress: StressFigures | Sentence | None = None  # None: it was not asked for
 
 
 class Evaluation(BaseModel):

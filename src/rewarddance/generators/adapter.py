@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,10 +23,13 @@ from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.config import Recipe
-from rewarddance.runtime.devices import multiplies_bfloat16
+from rewarddance.runtime.devices import multiplies_bfloat16, on_device
+from rewarddance.runtime.memory import modules_on
+from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.types import PixelBatch, Prompt, Scales, as_prompts
 
 EVERY_FAMILY = frozenset({"num_inference_steps", "guidance_scale", "height", "width", "cut_prompts", "half_sampling"})
+EVERY_FAMILY |= {"base_precision"}
 """Options that every family uses. The others a family names in `uses`; elsewhere they are refused."""
 
 
@@ -40,7 +43,8 @@ class GeneratorOptions(Recipe):
     (Stable Diffusion 1.5 and SDXL; Wan). cut_prompts: read the beginning of a prompt that is too long for all text
     encoders, as pipelines do without a word; else it is an error. half_sampling: a network in float32 on a processor
     that multiplies bfloat16 by itself (AVX512-BF16) samples in that, nearly twice as fast; all that has a gradient, and
-    other processors, stay in float32.
+    other processors, stay in float32. base_precision: of the network's frozen weights, nf4 or int8 (an extra), on which
+    a LoRA can be trained; none is that of loading.
     """
 
     num_inference_steps: int = Field(ge=1)
@@ -54,6 +58,7 @@ class GeneratorOptions(Recipe):
     frame_rate: int | None = Field(default=None, ge=1)
     cut_prompts: bool = False
     half_sampling: bool = False
+    base_precision: BasePrecision = "none"
     scheduler: Literal["DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"] | None = None
 
 
@@ -82,6 +87,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         self.pipeline, self.options = pipeline, options
         self.network: Any = getattr(pipeline, self.component)
         self.kind, self.dtype = type(pipeline).__name__, self.network.dtype
+        self._offloaded: dict[str, list[nn.Module]] = {}
         for component in pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
@@ -180,7 +186,40 @@ class PipelineGenerator(FinetunedPipeline, ABC):
 
     def _encoded(self, texts: list[str]) -> Any:
         """`_text` of the texts, each encoded once (`TextMemory`)."""
-        return self._texts(texts, self._text, self.device)
+        with ExitStack() as held:
+
+            def encode(some: list[str]) -> Any:
+                held.enter_context(self._present("text_encoders"))
+                return self._text(some)
+
+            return self._texts(texts, encode, self.device)
+
+    def offload(self, parts: Collection[str]) -> None:
+        """Keep these parts (text_encoders, vae) on the CPU while they are not in use.
+
+        Raises InputError for a family whose prompts come with a picture, which more than these calls need them for.
+        """
+        if parts and self.needs_image:
+            raise InputError(f"a {self.kind} begins from a picture, and keeps its parts.", "Leave offload out.")
+        for part in parts:
+            modules = [self.pipeline.vae] if part == "vae" else self._text_encoders()
+            self._offloaded[part] = [module.to("cpu") for module in modules]
+
+    def _text_encoders(self) -> list[nn.Module]:
+        components: dict[str, Any] = self.pipeline.components
+        named = {name: module for name, module in components.items() if name.startswith("text_encoder")}
+        return [module for module in named.values() if isinstance(module, nn.Module)]
+
+    def _present(self, part: str) -> AbstractContextManager[None]:
+        return modules_on(self._offloaded.get(part, ()), self.device)
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """Within the block the decoder stays where pictures are decoded, as long as a graph through it is needed."""
+        return self._present("vae")
+
+    def keep_texts(self, folder: Path) -> None:
+        """Keep encoded texts in a folder, too, which is this generator's with these options, for all processes."""
+        self._texts.folder = folder
 
     @cached_property
     def _texts(self) -> TextMemory:
@@ -243,7 +282,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
                 self.pipeline, name, _Listening(tokenizer, lambda *at, name=name: heard.update({name: at}))
             )
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._present("text_encoders"):
                 self._text(["a"])
         finally:
             for name, tokenizer in own.items():
@@ -259,7 +298,7 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""
         noises = [self._noise(torch.Generator().manual_seed(int(seed))) for seed in seeds]
-        return self._pack(torch.stack(noises).to(self.device))
+        return self._pack(on_device(torch.stack(noises), self.device))
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         """The prediction, guided where guidance is on: both branches go through the network in one batch."""
@@ -279,7 +318,8 @@ class PipelineGenerator(FinetunedPipeline, ABC):
 
     def decode(self, x_0: Tensor) -> PixelBatch:
         vae = self.pipeline.vae
-        picture = vae.decode(self._unscaled(x_0).to(vae.dtype), return_dict=False)[0]
+        with self.decoding():
+            picture = vae.decode(self._unscaled(x_0).to(vae.dtype), return_dict=False)[0]
         return self._frames((picture.float() / 2 + 0.5).clamp(0, 1))
 
     @contextmanager

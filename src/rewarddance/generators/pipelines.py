@@ -19,6 +19,7 @@ from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Precision, parse_recipe
 from rewarddance.runtime.devices import find_dtype
+from rewarddance.runtime.quantised import quantise
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module, variant_of
 
 ADAPTERS = {
@@ -74,6 +75,7 @@ def load_generator(
         what = f"the generator {name!r} cannot be loaded: {first_line(error)}."
         raise InputError(what, "Give a diffusers folder.") from error
     loaded.set_progress_bar_config(disable=True)
+    quantise(getattr(loaded, adapter.component), parsed.base_precision, dtype)
     return adapter(loaded.to(device), parsed)
 
 

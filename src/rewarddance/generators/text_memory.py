@@ -1,13 +1,19 @@
 """Texts that were encoded, kept row by row: a step asks for the same few prompts dozens of times.
 
+On the device those that were asked for last; in a folder, where there is one, all of them, for all processes.
+
 A conditioning is whatever a family's network takes: a tensor whose rows are the texts, a list of one tensor a text, or
 a mapping of these (and of None).
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -49,6 +55,8 @@ class TextMemory:
 
     def __init__(self, shared: frozenset[str], by_itself: bool) -> None:
         self.shared, self.by_itself = shared, by_itself
+        self.folder: Path | None = None
+        """Where rows are kept by their texts too; it is of one generator with one set of options."""
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._bytes = 0
 
@@ -64,11 +72,25 @@ class TextMemory:
         if (text, place) in self._kept:
             self._kept.move_to_end((text, place))
             return self._kept[text, place]
-        row = self._kept[text, place] = encode([text])
+        row = self._kept[text, place] = self._read_or_made(text, encode, place)
         self._bytes += _bytes(row)
         while self._bytes > BUDGET and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= _bytes(dropped)
+        return row
+
+    def _read_or_made(self, text: str, encode: Callable[[list[str]], Any], place: Hashable) -> Any:
+        if self.folder is None:
+            return encode([text])
+        path = self.folder / f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.pt"
+        try:
+            return torch.load(path, map_location=place, weights_only=True)  # type: ignore[arg-type]
+        except (OSError, RuntimeError, EOFError, UnpicklingError):  # not there yet, or cut off
+            row = encode([text])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")  # several processes may make the same one
+        torch.save(row, part)
+        part.replace(path)
         return row
 
 

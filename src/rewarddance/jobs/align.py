@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from rewarddance.alignment.algorithms import align_generator, prepare_alignment
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
 from rewarddance.alignment.policy import PolicyRecipe, against_base
@@ -24,9 +26,11 @@ from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
 from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
+from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
@@ -77,15 +81,25 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
     generator = parts.generator or load_policy(recipe, device)
     generator.check_lora(recipe.chosen.lora_targets)
+    if recipe.offload:
+        generator.offload([part for part in recipe.offload if part != "judge"])
+        generator.keep_texts(recipe.output / "texts")
     load = partial(load_reward, device=judge_device, dtype=recipe.judge_dtype)
+    beside = load
+    if recipe.judge_sharded:
+        load = partial(load_sharded, device=judge_device, dtype=recipe.judge_dtype)
+        beside = partial(load, or_whole=True)
     judge = parts.judge or load(recipe.judge, **recipe.judge_options)
     more_judges = parts.more_judges
     if more_judges is None:
-        more_judges = [(load(name), weight) for name, weight in recipe.more_judges.items()]
-    held_out = parts.held_out or (load(recipe.held_out) if recipe.held_out else None)
+        more_judges = [(beside(name), weight) for name, weight in recipe.more_judges.items()]
+    held_out = parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
     recipe.chosen.check(generator, judge)  # what cannot be is refused before the folder is claimed
     recipe.chosen.judging_of(judge)
     judges = [judge, *(other for other, _ in more_judges), held_out]
+    if "judge" in recipe.offload:
+        for one in judges:
+            keep_off(one, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
     folder = recipe.output
@@ -135,6 +149,14 @@ def _train(recipe: AlignRun, run: Alignment, prompts: Sequence[Prompt]) -> Path:
             batch_size=at_once,
         )
         return align_generator(run, folder=folder, metrics=metrics, probe=probe)
+
+
+def keep_off(judge: Any, device: str) -> None:
+    """Keep a judge's weights, if it has any here, on the CPU; a block of `judging` moves them to the device."""
+    model = getattr(judge, "model", None)
+    if isinstance(model, nn.Module):
+        model.to("cpu")
+        judge.together = partial(modules_on, [model], device)
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -14,10 +14,11 @@ from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
 from rewarddance.evaluation.answers import Pairs
-from rewarddance.evaluation.examine import examine
+from rewarddance.evaluation.examine import Stress, examine
 from rewarddance.evaluation.findings import FILE, Evaluation, JudgeFacts
 from rewarddance.evaluation.recipe import ExamRecipe
-from rewarddance.jobs.preflight import FAULTY, check_pairs
+from rewarddance.generators.decoder import load_decoder
+from rewarddance.jobs.preflight import FAULTY, check_decoder, check_pairs
 from rewarddance.jobs.recipes import EvaluateRun
 from rewarddance.protocols import RewardModel
 from rewarddance.report.evaluation_page import write_evaluation_page
@@ -63,18 +64,28 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
 
 
 class Examined(NamedTuple):
-    """An evaluation, and the pairs that could not be judged: test set, number, reason and remedy of each."""
+    """An evaluation, and what could not be judged: test set, pair, reason and remedy of each.
+
+    The pair is its number, or None where a test set's stress could not be measured.
+    """
 
     evaluation: Evaluation
     failures: list[dict[str, Any]]
 
 
 def examine_sets(run: EvaluateRun, judge: RewardModel, facts: JudgeFacts, sets: Mapping[str, Pairs]) -> Examined:
-    """Examine a judge on each of the sets, which have the names of the run's tests."""
+    """Examine a judge on each of the sets, which have the names of the run's tests.
+
+    Raises InputError, before anything is asked, for a decoder that cannot be used.
+    """
     start, tests, failures = time.monotonic(), {}, []
+    stress = _read_stress(run, judge, sets) if run.stress else None
     for name, pairs in sets.items():
-        tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=run.tests[name].name)
+        file = run.tests[name].name
+        tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=file, stress=stress)
         failures += [{"test": name, **failure._asdict()} for failure in failed]
+        if isinstance(tests[name].stress, str):
+            failures.append({"test": name, "pair": None, "reason": tests[name].stress, "remedy": ""})
     evaluation = Evaluation(
         judge=facts,
         tests=tests,
@@ -84,6 +95,21 @@ def examine_sets(run: EvaluateRun, judge: RewardModel, facts: JudgeFacts, sets: 
         seconds=round(time.monotonic() - start, 1),
     )
     return Examined(evaluation, failures)
+
+
+def _read_stress(run: EvaluateRun, judge: RewardModel, sets: Mapping[str, Pairs]) -> Stress:
+    """How the run stresses a judge, its decoder loaded and known to draw the pictures of all sets."""
+    name = run.stress_options.decoder
+    if name is None:
+        return Stress(run.stress_options)
+    if getattr(judge, "differentiable", None) is False:
+        raise InputError(
+            f"a latent is moved along the reward's gradient, and {judge!r} gives none.",
+            "Leave out stress_options.decoder.",
+        )
+    decoder = load_decoder(name, find_device(run.device))
+    check_decoder(decoder, sets.values())
+    return Stress(run.stress_options, decoder)
 
 
 def write_evaluation(examined: Examined, output: Path) -> dict[str, Any]:

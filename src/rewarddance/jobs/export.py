@@ -28,7 +28,8 @@ def run_export(run: ExportRun) -> dict[str, Any]:
             else f"{run.judge!r} is no LoRA.",
             "Say --merge." if is_adapter else "Leave out --merge.",
         )
-    judge = load_reward(run.judge, run.device or "cpu", find_dtype(run.dtype), **run.changes)
+    changes = {"base_precision": "none", **run.changes}  # rounded weights are not written, and take no LoRA
+    judge = load_reward(run.judge, run.device or "cpu", find_dtype(run.dtype), **changes)
     files = decision_files(judge)
     if run.one_spelling and not files.exact:
         config = judge.config.model_copy(update={"yes": files.yes[:1], "no": files.no[:1]})

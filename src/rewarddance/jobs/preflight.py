@@ -15,8 +15,10 @@ import torch
 from rewarddance.data.faults import FaultyRow, settle
 from rewarddance.data.media import MAX_FRAMES, media_size
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet
-from rewarddance.errors import RewardDanceError, shown
+from rewarddance.errors import InputError, RewardDanceError, shown
+from rewarddance.evaluation.answers import Pairs
 from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.decoder import Decoder
 from rewarddance.protocols import needs_reference
 from rewarddance.types import OtherPixels, Pixels, Prompt, Question
 
@@ -89,6 +91,25 @@ def check_pairs(
         settle([*faults, *faulty.values()], skip, folder / FAULTY, len(pairs) - len(faulty))
         faults += faulty.values()
         pairs.leave_out(faulty)
+
+
+def check_decoder(decoder: Decoder, sets: Iterable[Pairs]) -> None:
+    """Raises InputError naming the first pair whose second picture the decoder cannot draw, by its size or length."""
+    for pairs in sets:
+        seen: set[tuple[int, int, int]] = set()
+        for index in range(len(pairs)):
+            if isinstance(pairs, PreferenceSet):
+                where, size = pairs.where(index), media_size(pairs.row(index).media_b, MAX_FRAMES)
+            else:
+                frames, _, height, width = pairs[index].second.shape
+                where, size = f"pair {index}", (frames, height, width)
+            if size in seen:
+                continue
+            seen.add(size)
+            try:
+                decoder.check(*size)
+            except InputError as error:
+                raise InputError(f"{where}: {error.what}", error.remedy) from None
 
 
 def _questions(row: PreferenceRow, sizes: dict[Path, OtherPixels | RewardDanceError]) -> list[Question]:

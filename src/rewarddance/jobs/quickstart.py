@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import ReferenceRecipe, build_references
-from rewarddance.alignment.refl import ReflRecipe
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.evaluation.agreement import accuracy

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from rewarddance.annotate.recipe import LEARNED, HandingOut, PageOptions
+from rewarddance.data.recipe import Benchmark
 from rewarddance.errors import InputError
-from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.evaluation.recipe import AnswerForm, ExamRecipe, GenEvalRules, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.runtime.config import Precision, Recipe
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
@@ -70,11 +72,15 @@ class ScoreRun(JudgeChoice):
     """Ask on the machines of a Ray cluster at this address, or on this one (local)."""
     workers: int = Field(default=1, ge=1, exclude=True)
     """Processes of Ray with a judge each."""
+    judge_sharded: bool = Field(default=False, exclude=True)
+    """Split the judge's weights over the processes that torchrun started, for one that is larger than a device."""
 
     @model_validator(mode="after")
     def _workers_are_of_ray(self) -> ScoreRun:
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
+        if self.judge_sharded and self.ray is not None:
+            raise ValueError("a sharded judge is split over processes of torchrun, not of Ray: leave one of them out")
         return self
 
     @property
@@ -119,6 +125,8 @@ class SearchRun(JudgeChoice):
     """Where the judges are, such as cuda:1. Default: where the generator is."""
     judge_batch: int | None = Field(default=None, ge=1)
     """Questions that a judge looks at together. Default: its own."""
+    judge_sharded: bool = Field(default=False, exclude=True)
+    """Split the judges' weights over the processes that torchrun started, for one that is larger than a device."""
     skip_faulty: bool = Field(default=False, exclude=True)
     """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
 
@@ -139,13 +147,82 @@ class EvaluateRun(JudgeChoice):
     """Leave out pairs that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
     card: bool = Field(default=False, exclude=True)
     """Also write README.md, the model card, into the reward's folder."""
+    stress: bool = False
+    """Also measure what the reward pays for pictures that are no better: how hackable it is."""
     exam: ExamRecipe = ExamRecipe()
     """How thoroughly the judge is examined."""
+    stress_options: StressRecipe = StressRecipe()
+    """How it is stressed."""
+
+    @model_validator(mode="after")
+    def _options_are_of_a_stress(self) -> EvaluateRun:
+        if not self.stress and self.stress_options != StressRecipe():
+            raise ValueError("stress_options are given, and the reward is not stressed; set stress")
+        return self
 
     @field_validator("tests", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
         return named_tests(value) if isinstance(value, list) else value
+
+
+class BenchRun(JudgeChoice):
+    """`rewarddance bench`: which benchmark is asked of which pictures, and by what."""
+
+    benchmark: Benchmark
+    """What is asked of the pictures."""
+    prompts: Path
+    """Its published file: evaluation_metadata.jsonl, geneval2_data.jsonl or tifa_v1.0_question_answers.json."""
+    pictures: Path | None = None
+    """The pictures: GenEval's folder, a folder of 0.png or 0_1.png, or a .json file of prompts and paths."""
+    generator: str | None = None
+    """Makes the pictures first: a diffusers folder, a bundled name or an id of the model hub."""
+    output: Path = Field(default=Path("runs/bench"), exclude=True)
+    """The folder for results.jsonl, scores.json and scores.md, and for pictures that are made."""
+    samples: int | None = Field(default=None, ge=1)
+    """Pictures of each prompt. Default: 4 of a generator, else all that there are."""
+    judge: str | None = None
+    """Answers the questions of geneval2 and tifa, and says colours where it is asked: a judge or any model's id."""
+    answers: AnswerForm | None = None
+    """How the judge answers. Default: first_token of a vision-language model here, else yes_no."""
+    detector: str | None = None
+    """Of geneval: mask2former (default), grounding-dino, owlv2, a checkpoint, or package.module:function."""
+    colours: str | None = None
+    """Tells an object's colour: a CLIP checkpoint, or judge. Default: GenEval's own CLIP; of a function none."""
+    rules: GenEvalRules = GenEvalRules()
+    """Which detections count. Default: as is customary for the detector."""
+    num_inference_steps: int = Field(default=28, ge=1)
+    """The generator's steps."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """The generator's guidance. Default: its family's."""
+    generator_options: dict[str, Any] = Field(default_factory=dict)
+    """Further options of the generator, such as height=512."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of all noises."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pictures made, and looked at and written, together."""
+    skip_faulty: bool = Field(default=False, exclude=True)
+    """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
+    ray: str | None = Field(default=None, exclude=True)
+    """Look at the pictures on the machines of a Ray cluster at this address, or on this one (local)."""
+    workers: int = Field(default=1, ge=1, exclude=True)
+    """Processes of Ray with the models each."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BenchRun:
+        if (self.pictures is None) == (self.generator is None):
+            raise ValueError("give either pictures, or a generator that makes them")
+        if self.workers > 1 and self.ray is None:
+            raise ValueError("workers are those of Ray; say where it is (ray)")
+        asks_judge = self.benchmark != "geneval" or self.colours == "judge"
+        if asks_judge != (self.judge is not None):
+            raise ValueError("a judge is for geneval2, tifa and colours=judge" if self.judge else "a judge is missing")
+        own = {"detector": self.detector, "colours": self.colours, "rules": self.rules != GenEvalRules()}
+        if self.benchmark != "geneval" and (given := [name for name, value in own.items() if value]):
+            raise ValueError(f"{given[0]} is of geneval alone")
+        if self.answers is not None and not asks_judge:
+            raise ValueError("answers are a judge's, and none is asked")
+        return self
 
 
 class ExportRun(JudgeChoice):
@@ -163,6 +240,67 @@ class ExportRun(JudgeChoice):
 
 class ServeRun(JudgeChoice, ServeOptions):
     """`rewarddance serve`: which judge answers, and to whom."""
+
+
+class AnnotateRun(PageOptions, HandingOut):
+    """`rewarddance annotate`: who votes on what."""
+
+    input: Path
+    """Pairs or pictures: a .jsonl or .parquet file, a folder, a folder for each model; with a generator, prompts."""
+    store: Path
+    """The store of votes, an SQLite file; it is made, or gone on with."""
+    tests: Path | None = None
+    """A preferences file of test pairs, whose answers are known."""
+    pairs_per_prompt: int = Field(default=6, ge=1)
+    """Pairs of a prompt, where pictures are paired."""
+    compare_pairs: int = Field(default=200, ge=2)
+    """Pairs of a comparison, at most."""
+    generator: tuple[str, ...] = ()
+    """A generator that makes pictures for the prompts; give it again for another."""
+    samples: int = Field(default=2, ge=1)
+    """Pictures of each prompt by each generator."""
+    num_inference_steps: int = Field(default=28, ge=1)
+    """The generators' steps."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """The generators' guidance. Default: their families'."""
+    batch_size: int = Field(default=16, ge=1)
+    """Pictures made together."""
+    judge: str | None = None
+    """A judge's folder or a bundled name, for the policies least_sure (then the default) and disagreement."""
+    retrain: int | None = Field(default=None, ge=1)
+    """Votes after which the judge learns anew, in the background, and chooses the next pairs."""
+    judges: int = Field(default=3, ge=2)
+    """Judges that learn, whose disagreement is looked at."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the judge's training, such as epochs=2."""
+
+    @field_validator("generator", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _judge_chooses(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("judge") and not content.get("policy"):
+            return content | {"policy": "least_sure"}
+        return content
+
+    @model_validator(mode="after")
+    def _judge_is_used(self) -> AnnotateRun:
+        if self.policy in LEARNED and self.judge is None:
+            raise ValueError(f"the policy {self.policy} asks a judge; say which (judge)")
+        if self.judge is None and (self.retrain or self.training):
+            raise ValueError("retrain and training are of a judge; say which (judge)")
+        if self.policy == "disagreement" and self.retrain is None:
+            raise ValueError("the judges that disagree are trained on the votes; say how often (retrain)")
+        if self.judge is not None and self.policy not in LEARNED and self.retrain is None:
+            raise ValueError(
+                f"the policy {self.policy} asks no judge, and without retrain none learns; leave judge out"
+            )
+        if self.judge is not None and self.criteria is not None:
+            raise ValueError("a judge is asked one question; leave judge or criteria out")
+        return self
 
 
 class PlanRun(PlanOptions):

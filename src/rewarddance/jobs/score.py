@@ -37,9 +37,11 @@ from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
+from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.ranking import ranked, rivals
 from rewarddance.reward.remote.addresses import is_address
+from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
@@ -63,14 +65,26 @@ class RecordedRun(ScoreRun):
     instruction_digest: str = ""
 
 
-def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, Any]:
+def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, Any] | None:
     """Score every row; returns where the scores are, and how many rows were scored and failed.
+
+    With `judge_sharded` all processes call this alike; the first one reads and writes, and all others return None.
 
     judge: in the place of the one that the run names. An interrupted run goes on where it stopped. A row that cannot be
     scored goes with its reason to `<output>.failed.jsonl`; with `strict` it ends the run. With `ray`, workers on other
     machines ask the judge, and rows, order and answers are those of one process; a run may go on with it or without.
     Raises InputError for what is wrong with all rows: the files, the judge, an output that holds another run.
     """
+    if run.judge_sharded:
+        if judge is not None:
+            raise InputError(f"{judge!r} cannot be split over processes.", "Give the judge's name.")
+        with process_group.init_process_group():
+            return led(functools.partial(_scored, run, None))
+    return _scored(run, judge, load_reward)
+
+
+def _scored(run: ScoreRun, judge: RewardModel | None, load: Load) -> dict[str, Any]:
+    """`run_scoring` in one process, or in the first of several. load: what loads the judge."""
     if run.output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
     table = open_table(run.input)
@@ -98,7 +112,7 @@ def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, An
                 load_instruction(run.instruction)
             answers = _of_fleet(run, table, results, fleet, begun) if fleet else None
             if answers is None:
-                asked: RewardModel = judge or load_reward(run.judge, run.device or "cpu", run.dtype, **run.changes)
+                asked: RewardModel = judge or load(run.judge, run.device or "cpu", run.dtype, **run.changes)
                 explain = explainer(asked) if run.explain else None
                 reader = RowReader(run, asked, table)
                 if not begun and not run.skip_faulty:

@@ -6,6 +6,7 @@ is in `results.jsonl` is never searched for again, and of a batch that was cut o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -24,10 +25,12 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import BUNDLED, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
+from rewarddance.runtime.process_group import init_process_group
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.search.budget import Spent
 from rewarddance.search.judging import Candidate
@@ -46,13 +49,23 @@ class RecordedSearch(SearchRun):
     held_out_digest: str | None = None
 
 
-def run_search(run: SearchRun) -> dict[str, Any]:
+def run_search(run: SearchRun) -> dict[str, Any] | None:
     """Search for every prompt; returns where the results are, how many prompts failed, and what one took on average.
+
+    With `judge_sharded` all processes call this alike; the first one has the generator, and all others return None.
 
     An interrupted run goes on where it stopped. A prompt that fails goes with its reason to
     `results.jsonl.failed.jsonl`. Raises InputError for what is wrong with all: files, options, a folder that holds
     another run.
     """
+    if not run.judge_sharded:
+        return _searched(run, load_reward)
+    with init_process_group():
+        return led(functools.partial(_searched, run))
+
+
+def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
+    """`run_search` in one process, or in the first of several. load: what loads the judges."""
     faults: list[FaultyRow] = []
     folder, prompts = run.output, read_prompts(run.prompts, faults)
     options = read_method(run.method, run.options)
@@ -69,7 +82,7 @@ def run_search(run: SearchRun) -> dict[str, Any]:
             raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
         results = RowFile(folder / RESULTS)
         if not results.progress.finished:
-            generator, judge, held_out = _loaded(run)
+            generator, judge, held_out = _loaded(run, load)
             prompts = checked_prompts(
                 generator, [judge, held_out], prompts, faults, source=run.prompts, skip=run.skip_faulty, folder=folder
             )
@@ -176,15 +189,15 @@ def preference(margin: float) -> float:
     return 0.5 * (1 + float(np.sign(margin)))
 
 
-def _loaded(run: SearchRun) -> tuple[PipelineGenerator, RewardModel, RewardModel | None]:
+def _loaded(run: SearchRun, load: Load) -> tuple[PipelineGenerator, RewardModel, RewardModel | None]:
     """The generator, the judge, and the held-out one if there is any."""
     device, dtype = run.device or "cpu", run.dtype
     drawing = {"device": device, "dtype": dtype, **run.generator_options}
     generator = load_generator(run.generator, run.num_inference_steps, run.guidance_scale, **drawing)
     batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
     device = run.judge_device or device
-    judge = load_reward(run.judge, device, dtype, **run.changes, **batch)
-    return generator, judge, None if run.held_out is None else load_reward(run.held_out, device, dtype, **batch)
+    judge = load(run.judge, device, dtype, **run.changes, **batch)
+    return generator, judge, None if run.held_out is None else load(run.held_out, device, dtype, **batch)
 
 
 def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:

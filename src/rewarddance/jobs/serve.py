@@ -12,6 +12,7 @@ from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.devices import find_device
+from rewarddance.runtime.listening import listen
 from rewarddance.serve.judge import ServedJudge, mark_of
 from rewarddance.serve.recipe import ServeOptions
 
@@ -26,11 +27,11 @@ def run_server(run: ServeRun, say: Callable[[str], object]) -> None:
     """
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise InputError(f"serving needs {missing[0]}, which is not installed.", "pip install 'rewarddance[serve]'")
-    from rewarddance.serve.server import JudgeServer, listen, token_of
+    from rewarddance.serve.server import JudgeServer, token_of
 
     options = options_of(run)
     token_of(options)
-    listen(options).close()  # a port that is taken is said before minutes of loading
+    listen(options.host, options.port).close()  # a port that is taken is said before minutes of loading
     judge = load_served(run)
     about = f"{judge.name} ({judge.kind}{', compares with a reference' if judge.needs_reference else ''})"
     JudgeServer(judge, options).run(lambda address: say(f"serving {about} at {address}"))

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import References, candidate_seeds
-from rewarddance.alignment.refl import ReflRecipe, refl_step
+from rewarddance.alignment.refl import refl_step
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator

@@ -18,7 +18,7 @@ from rewarddance.report.sample_strip import sample_strip
 
 BASELINE_STEPS = 16
 """Steps at a run's beginning whose pictures stand for the base's in the figure; the alarms' own default."""
-ALGORITHMS = {"refl": "ReFL", "grpo": "Flow-GRPO", "nft": "DiffusionNFT"}
+ALGORITHMS = {"refl": "ReFL", "grpo": "Flow-GRPO", "nft": "DiffusionNFT", "awm": "AWM", "dgpo": "DGPO", "crd": "CRD"}
 
 
 def alignment_steps(rows: Sequence[Row]) -> list[Row]:

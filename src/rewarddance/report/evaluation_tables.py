@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rewarddance.evaluation.consistency import CHANCE
-from rewarddance.evaluation.findings import Evaluation, Sentence, SetFindings
+from rewarddance.evaluation.findings import Evaluation, Sentence, SetFindings, StressFigures
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.report.formatting import Cell, FigureCell, Table, figure_text, number
+from rewarddance.report.stress_tables import Stressed, labelled, stress_facts, stress_findings, stress_table
 
 Tests = Mapping[str, SetFindings]
 DOMAINS = {"id": "in domain", "ood": "out of domain"}
@@ -37,6 +38,7 @@ def evaluation_tables(tests: Tests) -> dict[str, Table]:
         "transitivity": by_test(("Cyclic", "Triples", "Prompts"), _transitivity),
         "image_stats": _image_stats(tests),
         "length": _length(tests),
+        "stress": stress_table(_stressed(tests)),
     }
 
 
@@ -50,6 +52,8 @@ def evaluation_context(evaluation: Evaluation | None) -> dict[str, Any]:
         "limits": limits_of(evaluation) if evaluation else [],
         "margin_spreads": margin_spreads(tests),
         "chance": CHANCE,
+        "disturbances": labelled(),
+        "stress_facts": stress_facts(_stressed(tests)),
     }
 
 
@@ -86,7 +90,15 @@ def limits_of(evaluation: Evaluation) -> list[str]:
         ]
         if likes:
             limits.append(f"{on} it likes, beyond what the votes do, {', '.join(likes)}.")
+        if isinstance(test.stress, StressFigures):
+            limits += [f"{on} {finding}" for finding in stress_findings(test.stress)]
+    if any(isinstance(test.stress, StressFigures) for test in evaluation.tests.values()):
+        return [*limits, "Whether an optimiser finds what wins under stress is not measured here."]
     return [*limits, "What an optimiser would find against it (reward hacking) is not measured here."]
+
+
+def _stressed(tests: Tests) -> Stressed:
+    return {set_title(name): test.stress for name, test in tests.items() if test.stress is not None}
 
 
 def _cell(value: Interval | Sentence, *form: Any) -> Cell:

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from rewarddance.errors import InputError, first_line
-from rewarddance.reward.families.pixels import resized
+from rewarddance.reward.families.pixels import normalised, resized
 from rewarddance.reward.families.processor_files import copy_processor, image_config
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
 from rewarddance.reward.video_frames import as_read
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
 from rewarddance.types import Pixels, Question
 
@@ -104,11 +105,11 @@ class ClipReward(PointwiseJudge):
         filled = self.model.config.model_type == "siglip"
         length = longest if filled else max(map(len, ids))
         pad, device = self._pad_token, self.model.device
-        read = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens in ids], device=device)
-        inputs = {"input_ids": read}
+        read = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens in ids])
+        inputs = {"input_ids": on_device(read, device)}
         if not filled:
             mask = [[1] * len(tokens) + [0] * (length - len(tokens)) for tokens in ids]
-            inputs["attention_mask"] = torch.tensor(mask, device=device)
+            inputs["attention_mask"] = on_device(torch.tensor(mask), device)
         return F.normalize(pooled(self.model.get_text_features(**inputs)).float(), dim=-1)
 
     @property
@@ -136,7 +137,7 @@ class ClipReward(PointwiseJudge):
 
     def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
         """As the model's own image processor does it, differentiably, in float32."""
-        return self._picture(pixels.to(self.model.device, torch.float32))
+        return self._picture(on_device(pixels, self.model.device).float())
 
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
@@ -170,8 +171,7 @@ class Preprocessing:
         for key, good in known.items():
             if not good:
                 raise ValueError(f"its preprocessor_config.json has {key} = {content.get(key)!r}, which is not known")
-        self.mean = torch.tensor(content["image_mean"])[:, None, None]
-        self.deviation = torch.tensor(content["image_std"])[:, None, None]
+        self.mean, self.deviation = content["image_mean"], content["image_std"]
 
     def __call__(self, pixels: Float[Tensor, "T C H W"]) -> Float[Tensor, "T C h w"]:
         height, width = self.resized_to(*pixels.shape[-2:])
@@ -179,7 +179,7 @@ class Preprocessing:
         if self.crop:
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]]
-        return (pixels - self.mean.to(pixels.device)) / self.deviation.to(pixels.device)
+        return normalised(pixels, self.mean, self.deviation)
 
     def resized_to(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after the resize: where the shortest edge is given, the other is rounded down."""

@@ -42,7 +42,7 @@ class CriteriaReward(Judge):
         if average not in AVERAGES:
             raise InputError(f"there is no average named {average!r}.", f"Say {' or '.join(AVERAGES)}.")
         self.average, self.needs_reference = average, needs_reference(judge)
-        for name in ("model", "config", "vlm", "name_or_path"):
+        for name in ("model", "config", "vlm", "name_or_path", "together", "needs_all_processes"):
             if hasattr(judge, name):
                 setattr(self, name, getattr(judge, name))
 

@@ -193,7 +193,7 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
     match = _FACTORY.fullmatch(name)
     if match is None:
         raise InputError(f"{name!r} names no reward.", "Write package.module:factory, or path/to/file.py:factory.")
-    factory = getattr(_module(match["module"], name), match["name"], None)
+    factory = getattr(import_module(match["module"], f"the reward {name!r}"), match["name"], None)
     if not callable(factory):
         raise InputError(f"there is no factory {match['name']!r} in {match['module']}.", "Correct the name.")
     parameters = inspect.signature(factory).parameters
@@ -217,8 +217,11 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
     return as_reward(made, images, batch_size)
 
 
-def _module(place: str, name: str) -> Any:
-    """The module of a dotted name, found from the current directory too, or of a .py file."""
+def import_module(place: str, what: str) -> Any:
+    """The module of a dotted name, found from the current directory too, or of a .py file.
+
+    Raises InputError beginning with `what` where there is none.
+    """
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
@@ -231,5 +234,5 @@ def _module(place: str, name: str) -> Any:
         return importlib.import_module(place)
     except (ImportError, FileNotFoundError) as error:
         raise InputError(
-            f"the reward {name!r} cannot be imported: {error}.", "Correct its name, or start where it is found."
+            f"{what} cannot be imported: {error}.", "Correct its name, or start where it is found."
         ) from error

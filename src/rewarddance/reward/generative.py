@@ -22,6 +22,7 @@ from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_e
 from rewarddance.reward.reasoning import Answers, reason_targets
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
+from rewarddance.runtime.devices import on_device
 from rewarddance.types import Preference, Question, Verdict
 
 
@@ -53,7 +54,7 @@ class PairwiseReward(Judge):
         """
         questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
         asked = self._asked([*questions, *map(swapped, questions)])
-        share = torch.tensor([p.share for p in pairs], device=self.vlm.device)
+        share = on_device(torch.tensor([p.share for p in pairs]), self.vlm.device)
         weight = self.config.difference_weight
         part = len(pairs) / normalizer.pairs if normalizer else 1
         if self.config.reasoning == "none":

@@ -25,6 +25,7 @@ from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, loa
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.runtime.weights import read_tensors
 from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
 
@@ -51,6 +52,7 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
     "among": ("pairwise", "pointwise"),
     "max_pixels": ("pairwise", "pointwise", "regressive"),
     "checkpointing": ("pairwise", "pointwise", "regressive"),
+    "base_precision": ("pairwise", "pointwise", "regressive"),
     "reasoning": ("pairwise", "pointwise"),
     "reason_weight": ("pairwise", "pointwise"),
     "reasons": ("pairwise", "pointwise"),
@@ -80,6 +82,8 @@ class RewardOptions(Recipe):
     video of fewer frames, or known to have another rate, is an error. None: all that are given, and any rate.
     max_pixels: of a frame after resizing, for families that keep a picture's shape (the pixel budget). checkpointing:
     where there is a gradient, keep each layer's input only and compute the rest again (not clip).
+    base_precision: of the frozen weights of the layers: "nf4" or "int8", which need bitsandbytes, or "none", that of
+    loading (not clip). What is trained on them is a LoRA.
     reasoning: "after" the answer a reason is given, or "before" it, or "none". reason_weight: of the reasons' tokens
     beside the answers, in training (both for the kinds that say yes or no).
     """
@@ -95,6 +99,7 @@ class RewardOptions(Recipe):
     fps: float | None = Field(default=None, gt=0)
     max_pixels: int | None = Field(default=None, ge=1)
     checkpointing: bool = False
+    base_precision: BasePrecision = "none"
     reasoning: Reasoning = "none"
     reason_weight: float = Field(default=1.0, ge=0)
 
@@ -386,10 +391,10 @@ class Judge(ABC):
 
 def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdict:
     """The margins as a Verdict. Raises RewardError naming the first question whose margin is not finite."""
-    bad = (~torch.isfinite(margin)).nonzero().flatten().tolist()
-    if bad:
+    if not torch.isfinite(margin).all():  # the one moment at which a GPU is waited for
+        number = int((~torch.isfinite(margin)).nonzero()[0])
         raise RewardError(
-            f"the judge gave no finite margin for question {bad[0]} (prompt {questions[bad[0]].prompt.text!r}).",
+            f"the judge gave no finite margin for question {number} (prompt {questions[number].prompt.text!r}).",
             "Look at its picture for values that are not finite, and at the judge's weights and precision.",
         )
     return Verdict(margin)

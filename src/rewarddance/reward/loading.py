@@ -26,7 +26,8 @@ from rewarddance.runtime.files import parse_json, read_text
 
 
 def _vlm(name: str, config: RewardConfig, device: str, dtype: torch.dtype) -> VisionLanguageModel:
-    return VisionLanguageModel(name, dtype, device, config.max_pixels, checkpointing=config.checkpointing)
+    packed = {"checkpointing": config.checkpointing, "base_precision": config.base_precision}
+    return VisionLanguageModel(name, dtype, device, config.max_pixels, **packed)
 
 
 KINDS: dict[str, Callable[[str, RewardConfig, str, torch.dtype], Judge]] = {

@@ -57,7 +57,7 @@ def pixel_gradient(
     Raises RewardError naming the first question whose margin or gradient is not finite, and InputError where there is
     none.
     """
-    margins, gradients, total = [], [], 0.0
+    margins, gradients, losses = [], [], []
     for start in range(0, len(questions), at_once):
         part = questions[start : start + at_once]
         cut = [question.candidate.detach().requires_grad_() for question in part]
@@ -68,13 +68,15 @@ def pixel_gradient(
             value = loss(margin) * (len(part) / len(questions))
             gradients += torch.autograd.grad(value, cut)
         margins.append(margin.detach())
-        total += value.item()
+        losses.append(value.detach())
     margin = torch.cat(margins)
-    for what, values in (("margin", [margin] if torch.isfinite(margin).all() else margin), ("gradient", gradients)):
-        for number, value in enumerate(values):
-            if not torch.isfinite(value).all():
-                raise RewardError(
-                    f"the {what} of question {number} (prompt {questions[number].prompt.text!r}) is not finite.",
-                    "Look at its picture for values that are not finite, and at the judge's weights and precision.",
-                )
-    return PixelGradient(total, Verdict(margin), tuple(gradients))
+    are_finite = [torch.isfinite(gradient).all().to(margin.device) for gradient in gradients]
+    if not torch.stack([torch.isfinite(margin).all(), *are_finite]).all():  # asked of all at once: a GPU is waited for
+        for what, values in (("margin", margin), ("gradient", gradients)):
+            for number, value in enumerate(values):
+                if not torch.isfinite(value).all():
+                    raise RewardError(
+                        f"the {what} of question {number} (prompt {questions[number].prompt.text!r}) is not finite.",
+                        "Look at its picture for values that are not finite, and at the judge's weights and precision.",
+                    )
+    return PixelGradient(torch.stack(losses).sum().item(), Verdict(margin), tuple(gradients))

@@ -27,6 +27,7 @@ from rewarddance.reward.objectives import (
 from rewarddance.reward.reasoning import Answers, reason_targets
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
+from rewarddance.runtime.devices import on_device
 from rewarddance.types import Preference, Question, Verdict
 
 Places = list[tuple[int, int | None]]
@@ -68,7 +69,7 @@ class PointwiseJudge(Judge):
     def _of_scores(self, scores: Float[Tensor, " K"], pairs: Sequence[Preference]) -> Float[Tensor, ""]:
         """The loss on N pairs from the scores [2 N] of their second pictures and then of their first."""
         second, first = scores.split(len(pairs))
-        share = torch.tensor([p.share for p in pairs], device=second.device)
+        share = on_device(torch.tensor([p.share for p in pairs]), second.device)
         threshold, weight = self.config.tie_threshold, self.config.answer_weight
         margin = second - first
         loss = bradley_terry(margin, share) if threshold is None else win_tie_bradley_terry(margin, share, threshold)
@@ -172,6 +173,6 @@ def distinct(questions: Sequence[Question]) -> tuple[list[Question], Places]:
 def differences(scores: Float[Tensor, " K"], places: Places) -> Float[Tensor, " B"]:
     """s(candidate) - s(reference) of each question [B] from the scores of K pictures; s(candidate) without one."""
     against = torch.cat([scores, scores.new_zeros(1)])
-    candidates = torch.tensor([candidate for candidate, _ in places], device=scores.device)
-    references = torch.tensor([-1 if at is None else at for _, at in places], device=scores.device)
+    numbers = torch.tensor([(candidate, -1 if at is None else at) for candidate, at in places]).reshape(-1, 2)
+    candidates, references = on_device(numbers, scores.device).unbind(1)
     return scores[candidates] - against[references]

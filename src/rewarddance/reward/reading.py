@@ -20,7 +20,9 @@ from rewarddance.data.fields import short
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
+from rewarddance.reward.lockstep import Lockstep
 from rewarddance.reward.prefix_cache import Batch, Prefix, Row, Sharing, padded, plan
+from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import checkpointed, is_out_of_memory
 
 
@@ -84,6 +86,7 @@ class Reading(ABC):
     tokens_at_once: int
     checkpointing: bool
     steady = False  # True where processes hold the weights in pieces, so that all must make the same forwards
+    lockstep: Lockstep | None = None  # the turn that they then take together, where they do not read equally much
 
     @abstractmethod
     def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
@@ -126,6 +129,15 @@ class Reading(ABC):
         """
         if not self.family.caches_prefix:
             return [self._whole(one) for one in asked]
+        if self.lockstep is not None:
+            before_last = (pixels for one in asked for pixels in one.pictures[:-1])
+            early = torch.is_grad_enabled() and any(pixels.requires_grad for pixels in before_last)
+            _, early = self.lockstep.any_process(True, early)
+            sharing = "nothing" if early else sharing
+        return self.states_in_step(asked, sharing)
+
+    def states_in_step(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Float[Tensor, "S D"]]:
+        """`states` once all processes have said that they read; one that has no questions only goes along."""
         pictures: list[Tensor] = []
         place: dict[int, int] = {}
         sequences = []
@@ -141,19 +153,24 @@ class Reading(ABC):
         differentiated = torch.is_grad_enabled() and any(pixels.requires_grad for pixels in pictures)
         sharing = sharing or ("nothing" if trained else "before" if differentiated else "most")
         found: dict[int, Tensor] = {}
-        left = list(range(len(rows)))
-        while left:
-            batches = plan([rows[i] for i in left], self.tokens_at_once, sharing)
-            for batch in batches:
-                try:
-                    members = [left[i] for group in batch.groups for i in group.members]
-                    states = self._forward(batch, [sequences[i] for i in members], pictures, encoded)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    self._use_less_memory(error, max(len(rows[i].signature) for i in left))
-                    break
-                found |= dict(zip(members, states, strict=True))
+        left, batches = list(range(len(rows))), []
+        while self._any_process(bool(left)):
+            if not left:
+                self._blank_forward()
+                continue
+            if not batches:
+                planned = plan([rows[i] for i in left], self.tokens_at_once, sharing)
+                batches = [(batch, [left[i] for group in batch.groups for i in group.members]) for batch in planned]
+            batch, members = batches.pop(0)
+            try:
+                states = self._forward(batch, [sequences[i] for i in members], pictures, encoded)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._use_less_memory(error, max(len(rows[i].signature) for i in left))
+                batches = []
+                continue
+            found |= dict(zip(members, states, strict=True))
             left = [i for i in left if i not in found]
         return [found[i] for i in range(len(rows))]
 
@@ -166,7 +183,10 @@ class Reading(ABC):
         for wanted in (False, True):
             group = [i for i, pixels in enumerate(pictures) if pixels.requires_grad == wanted]
             start = 0
-            while start < len(group):
+            while self._any_process(start < len(group)):
+                if start == len(group) and self.lockstep is not None:
+                    self.lockstep.blank_picture(self, wanted)
+                    continue
                 part, tokens = [], 0
                 for i in group[start:]:
                     high, wide = pictures[i].shape[-2:]
@@ -185,6 +205,17 @@ class Reading(ABC):
                 found |= dict(zip(part, encoded, strict=True))
                 start += len(part)
         return [found[i] for i in range(len(pictures))]
+
+    def _any_process(self, flag: bool) -> bool:
+        """The flag itself, or whether any process has it set where they read in step."""
+        return flag if self.lockstep is None else self.lockstep.any_process(flag)[0]
+
+    def _blank_forward(self) -> None:
+        """`_forward` of a process that has nothing left to read."""
+        assert self.lockstep is not None
+        if self._any_process(False):
+            self.lockstep.blank_text(self, wanted=False)
+        self.lockstep.blank_text(self, wanted=True)
 
     def _whole(self, one: JudgeInput) -> Float[Tensor, "S D"]:
         """The wanted states of one question by the model's own forward."""
@@ -239,6 +270,8 @@ class Reading(ABC):
         """
         shared = batch.groups[0].prefix > 0
         cuts, prefix = [0] * len(sequences), Prefix()
+        if self._any_process(shared) and not shared and self.lockstep is not None:
+            self.lockstep.blank_text(self, wanted=False)
         if shared:
             size = len(batch.groups[0].members)
             first = sequences[::size]
@@ -280,17 +313,21 @@ class Reading(ABC):
             for one in _within(own, low, high):  # sliced before they are joined: a reference's stay out of the graph
                 tokens.append(one.tokens)
                 deep.append(one.deep)
-        input_ids, position_ids = padded(ids).to(self.device), padded(positions).to(self.device)
-        real = torch.tensor([end - start for start, end in spans], device=self.device)
-        here = (input_ids == self._image_token) & (torch.arange(input_ids.shape[1], device=self.device) < real[:, None])
-        embeds = self.model.get_input_embeddings()(input_ids.masked_fill(here, 0))  # it may be beyond the vocabulary
+        input_ids = padded(ids)
+        real = torch.tensor([end - start for start, end in spans])
+        here = (input_ids == self._image_token) & (torch.arange(input_ids.shape[1]) < real[:, None])
+        input_ids = input_ids.masked_fill(here, 0)  # the token may be beyond the vocabulary
+        input_ids, position_ids = (on_device(x, self.device) for x in (input_ids, padded(positions)))
+        embeds = self.model.get_input_embeddings()(input_ids)
         # A mask that is given is not made: the library's own would look for packed sequences, and the host wait for it.
         extra: dict[str, Any] = {"prefix": prefix, "attention_mask": embeds.new_zeros(1, 1, 1, 1)}
-        if tokens and here.any():
-            embeds = embeds.masked_scatter(here.unsqueeze(-1), torch.cat(tokens).to(embeds.dtype))
+        if tokens:
+            places = on_device(here.flatten().nonzero()[:, 0], self.device)
+            flat = embeds.flatten(0, 1).index_copy(0, places, torch.cat(tokens).to(embeds.dtype))
+            embeds = flat.view_as(embeds)
             if deep[0]:
                 layers = [torch.cat(layer) for layer in zip(*deep, strict=True)]
-                extra |= {"visual_pos_masks": here, "deepstack_visual_embeds": layers}
+                extra |= {"visual_pos_masks": on_device(here, self.device), "deepstack_visual_embeds": layers}
         axes = position_ids.permute(2, 0, 1)
         return self._text(
             inputs_embeds=embeds, position_ids=axes if len(axes) > 1 else axes[0], use_cache=False, **extra

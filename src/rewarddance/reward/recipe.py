@@ -53,6 +53,12 @@ class JudgeRecipe(RewardOptions):
     def _goes_together(self) -> JudgeRecipe:
         if self.lora_alpha and not self.lora_rank:
             raise ValueError("lora_alpha is used with a lora_rank only")
+        if self.base_precision != "none" and not self.lora_rank:
+            raise ValueError(
+                f"weights in {self.base_precision} cannot be trained: set lora_rank, or base_precision to none"
+            )
+        if self.base_precision != "none" and self.sharded:
+            raise ValueError("weights in base_precision are packed, and cannot be sharded: leave one of them out")
         if self.sharded and self.kind == "clip":
             raise ValueError("a clip reward is too small to be sharded")
         return self

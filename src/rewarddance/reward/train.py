@@ -130,13 +130,13 @@ def _whole_batch(reward: Judge, micro_batches: Sequence[MicroBatch]) -> LossNorm
 
 def clip_gradient(model: nn.Module, max_norm: float, step: int) -> float:
     """Scale the gradient down to `max_norm`. Returns its norm from before; raises RewardError if it is not finite."""
-    norm = full_tensor(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    if not torch.isfinite(norm):
+    norm = float(full_tensor(nn.utils.clip_grad_norm_(model.parameters(), max_norm)))
+    if not math.isfinite(norm):
         raise RewardError(
             f"the gradient of step {step} is not finite.",
             "Lower learning_rate; if it is the first step, look at the base's weights and at dtype.",
         )
-    return norm.item()
+    return norm
 
 
 def take_step(optimiser: torch.optim.Optimizer, model: nn.Module, step: int) -> None:

@@ -106,6 +106,15 @@ class Trainable:
 
     def _finish(self, folder: Path) -> None:
         with replacing(folder) if is_main_process() else nullcontext() as written:
+            if self.adapter is not None and self.recipe.base_precision != "none":
+                if written:  # rounded weights take no LoRA: it stays beside them, and the base where it was
+                    _write_adapter(self.adapter, self._saved_weights(), written)
+                if self.recipe.dtype == "bfloat16":
+                    _without_autocast(self.reward)
+                self.reward.freeze()
+                if written:
+                    self.reward.save(written)
+                return
             if self.adapter is not None:
                 if written:
                     _write_adapter(self.adapter, self._saved_weights(), written / ADAPTER)
@@ -171,6 +180,10 @@ def _store_in_half(reward: Judge) -> None:
     """All weights but the reward's own in bfloat16, and computed with as they are."""
     for weight in _base_weights(reward):
         weight.data = weight.data.to(torch.bfloat16)
+    _without_autocast(reward)
+
+
+def _without_autocast(reward: Judge) -> None:
     for tower in reward.model.base_model.children():
         del tower.forward
 

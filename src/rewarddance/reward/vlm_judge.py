@@ -33,6 +33,8 @@ from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefix_cache import Prefix
 from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.devices import on_device
+from rewarddance.runtime.quantised import BasePrecision, quantise
 from rewarddance.runtime.weights import ADAPTER_CONFIG, LOAD_ERRORS, adapter_base, library_warnings, load_module
 from rewarddance.types import Pixels
 
@@ -71,8 +73,8 @@ class VisionLanguageModel(Reading):
     is_checking: questions are made and measured, and not read: every answer is 0.
 
     max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
-    `Reading`. Of a LoRA's folder without a processor's files those of its base are read. Raises InputError where the
-    folder is no checkpoint, or of a model that cannot be asked.
+    `Reading`. base_precision: see `quantise`. Of a LoRA's folder without a processor's files those of its base are
+    read. Raises InputError where the folder is no checkpoint, or of a model that cannot be asked.
     """
 
     def __init__(
@@ -83,11 +85,13 @@ class VisionLanguageModel(Reading):
         max_pixels: int | None = None,
         tokens_at_once: int = 16_384,
         checkpointing: bool = False,
+        base_precision: BasePrecision = "none",
     ) -> None:
         self.folder, self.is_checking = find_checkpoint(name), False
         self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
         model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
-        self.model: Any = model.eval().to(device)
+        self.base_precision = base_precision
+        self.model: Any = quantise(model.eval(), base_precision, dtype).to(device)
         self._processor_folder = self.folder
         if (self.folder / ADAPTER_CONFIG).is_file() and not has_processor(self.folder):
             self._processor_folder = adapter_base(self.folder, f"the judge {name!r}", _REMEDY)
@@ -172,7 +176,8 @@ class VisionLanguageModel(Reading):
 
     @property
     def _tolerance(self) -> float:
-        return 1e-4 if self.model.dtype == torch.float32 else 0.05
+        exact = self.model.dtype == torch.float32 and self.base_precision == "none"
+        return 1e-4 if exact else 0.05
 
     def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
         """Resize (antialiased) and normalise as the family's own image processor does, differentiably."""
@@ -230,9 +235,9 @@ class VisionLanguageModel(Reading):
             return hidden.new_zeros(len(hidden))
         if among == "vocabulary":
             every = self.head(hidden)
-            others = every.index_fill(-1, torch.tensor([*yes], device=self.device), -torch.inf)
+            others = every.index_fill(-1, on_device(torch.tensor([*yes]), self.device), -torch.inf)
             return every[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
-        logits = self._logits(hidden, torch.tensor([*yes, *no], device=self.device))
+        logits = self._logits(hidden, on_device(torch.tensor([*yes, *no]), self.device))
         return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
 
     def _logits(self, hidden: Float[Tensor, "... D"], rows: Tensor | slice) -> Float[Tensor, "... V"]:
@@ -282,9 +287,16 @@ class VisionLanguageModel(Reading):
     def save(self, folder: Path) -> None:
         """Write a plain save_pretrained folder: weights, tokenizer, and the processor's files.
 
-        The image processor's config says what others need to see the same pixels (`Family.image_settings`).
+        The image processor's config says what others need to see the same pixels (`Family.image_settings`). Of a
+        quantised base the folder must hold the LoRA on it already, and no weights are written.
         """
-        self.model.save_pretrained(folder)
+        if self.base_precision == "none":
+            self.model.save_pretrained(folder)
+        elif not (folder / ADAPTER_CONFIG).is_file():
+            raise InputError(
+                f"a judge in {self.base_precision} is not saved: its weights are rounded.",
+                "Load it with base_precision none.",
+            )
         self.family.chat.keep(folder)
         settings = self.family.image_settings()
         if isinstance(self.family, AnyFamily):

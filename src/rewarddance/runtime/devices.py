@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rewarddance.errors import InputError
 
@@ -52,6 +53,18 @@ def find_dtype(name: str | torch.dtype, device: str | None = "cpu") -> torch.dty
     if name not in DTYPES:
         raise InputError(f"there is no precision named {name!r}.", f"Say auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device. On their way from the host to a GPU the host does not wait for it."""
+    if values.device.type == "cpu" and device.type not in ("cpu", "meta"):
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def random_on(device: torch.device, seed: int) -> torch.Generator:
+    """A random generator of the device, which draws there; of the CPU for the meta device, where nothing is drawn."""
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -65,6 +65,23 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return found
 
 
+@contextmanager
+def modules_on(modules: Iterable[nn.Module], device: torch.device | str) -> Iterator[None]:
+    """Within the block these modules are on the device; those that came from the CPU for it go back to it.
+
+    No graph through them may outlive the block.
+    """
+    wanted = torch.device(device).type
+    moved = [module for module in modules if next(module.parameters()).device.type != wanted]
+    for module in moved:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module in moved:
+            module.to("cpu")
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether torch ran out of memory, on an accelerator or on the CPU."""
     told = str(error)

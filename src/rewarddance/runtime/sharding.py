@@ -65,7 +65,10 @@ def all_finite(weights: Sequence[Tensor]) -> bool:
     """Are all values finite, on all processes? All of them call this alike."""
     local = [shard for shard in map(to_local, weights) if shard.numel()]  # a small weight has no rows for every process
     norms = torch._foreach_norm(local, float("inf")) if local else ()
-    mine = all(bool(torch.isfinite(norm)) for norm in norms)
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for norm in norms:
+        by_device.setdefault(norm.device, []).append(norm.float())
+    mine = all(bool(torch.isfinite(torch.stack(of_one)).all()) for of_one in by_device.values())  # one wait for a GPU
     return all(process_group.gather_objects(mine))
 
 

@@ -138,10 +138,10 @@ def _checked(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
             f"the reward answered {len(questions)} questions with margins of the shape {list(verdict.margin.shape)}.",
             "Return one margin for each question.",
         )
-    bad = (~torch.isfinite(verdict.margin)).nonzero().flatten().tolist()
-    if bad:
+    if not torch.isfinite(verdict.margin).all():
+        number = int((~torch.isfinite(verdict.margin)).nonzero()[0])
         raise RewardError(
-            f"the reward of {questions[bad[0]].prompt.text!r} is {verdict.margin[bad[0]].item()}.",
+            f"the reward of {questions[number].prompt.text!r} is {verdict.margin[number].item()}.",
             "Look at its pictures, and at the reward's weights and precision.",
         )
     return verdict

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.devices import on_device
 from rewarddance.search.batch import Batch, indices_in
 from rewarddance.search.budget import Cost
 from rewarddance.types import Scales
@@ -153,14 +154,14 @@ def _follow(batch: Batch, recipe: Paths, plan: Plan, scales: Sequence[Scales], c
             prediction = batch.generator.predict(x, down, batch.condition(batch.repeated(copies)))
             predicted = batch.candidates(batch.generator.predict_x0(x, prediction, down), origins)
             chosen = batch.best_indices(predicted, count)
-        x = x[batch.rows(chosen, copies).to(x.device)]
+        x = x[on_device(batch.rows(chosen, copies), x.device)]
         origins = [[group[i] for i in indices] for group, indices in zip(origins, chosen, strict=True)]
         current = down
 
 
 def _normal(like: Tensor, seed: int) -> Tensor:
     eps = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
-    return eps.to(like)
+    return on_device(eps, like.device).to(like.dtype)
 
 
 def _copies(origins: list[dict], seeds: Sequence[int], copies: int) -> list[dict]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.devices import on_device
 from rewarddance.search.batch import Batch
 from rewarddance.search.budget import Cost
 
@@ -57,7 +58,7 @@ def search_pruning(batch: Batch, recipe: Pruning) -> None:
                 x_0 = batch.generator.predict_x0(x_t, prediction, stop)
                 predicted = batch.candidates(x_0, [[{}] * count for _ in seeds])
                 chosen = [sorted(indices) for indices in batch.best_indices(predicted, kept)]
-                rows = batch.rows(chosen, count).to(x_t.device)
+                rows = on_device(batch.rows(chosen, count), x_t.device)
                 x_t, prediction, count = x_t[rows], prediction[rows], kept
                 seeds = [[row[i] for i in indices] for row, indices in zip(seeds, chosen, strict=True)]
             x_t, before = batch.generator.advance(x_t, prediction, stop), stop + 1

@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from rewarddance.runtime.config import Recipe
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 
 class ServeOptions(Recipe):
     """The server's own options."""

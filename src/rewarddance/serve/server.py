@@ -7,14 +7,12 @@ import hmac
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -24,13 +22,14 @@ from rewarddance.errors import InputError, RewardDanceError, RewardError, as_our
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.remote.wire import VERSION
 from rewarddance.runtime.config import parse_recipe
+from rewarddance.runtime.listening import LOOPBACK, address_of, host_name, listen
 from rewarddance.serve import binary, decisions, flow_factory, systemone, unirl
 from rewarddance.serve.batching import Batcher
 from rewarddance.serve.judge import REWARD, ServedJudge, mark_of
 from rewarddance.serve.metrics import ServerMetrics
 from rewarddance.serve.pictures import Busy, Memory, PictureStore, RequestPictures, TooLarge
 from rewarddance.serve.protocol import Outcome, Protocol, as_json
-from rewarddance.serve.recipe import LOOPBACK, ServeOptions
+from rewarddance.serve.recipe import ServeOptions
 from rewarddance.types import Pixels
 
 log = logging.getLogger("rewarddance.serve")
@@ -159,7 +158,7 @@ class JudgeServer:
                 raise Denied(
                     "the request has no token of this server.", f"Send it as the client's ${self.options.token_env}."
                 )
-        elif _name(request.headers.get("host", "")) not in LOOPBACK:
+        elif host_name(request.headers.get("host", "")) not in LOOPBACK:
             raise Denied(
                 "the request is addressed to another host.", "Ask 127.0.0.1, or start the server with a token."
             )
@@ -193,19 +192,19 @@ class JudgeServer:
 
         Raises InputError where the address is taken or none of this machine's.
         """
-        listening = listen(self.options)
+        listening = listen(self.options.host, self.options.port)
         signal.signal(signal.SIGTERM, lambda *_: None)  # the server's own comes before it; this one is for its end
-        ready(_address(listening))
+        ready(address_of(listening))
         self._uvicorn().run(sockets=[listening])
 
     @contextmanager
     def background(self) -> Iterator[str]:
         """Serve from a thread of this process, in notebooks and tests; yields the address, and ends with the block."""
-        listening, server = listen(self.options), self._uvicorn()
+        listening, server = listen(self.options.host, self.options.port), self._uvicorn()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:
-            yield _address(listening)
+            yield address_of(listening)
         finally:
             server.should_exit = True
             thread.join()
@@ -239,11 +238,6 @@ def serving(reward: RewardModel, references: Mapping[str, Pixels] | None = None,
         yield at
 
 
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 class Denied(InputError):
     """A request of somebody who may not ask."""
 
@@ -259,31 +253,6 @@ def token_of(options: ServeOptions) -> str:
             f"Put one there, at both ends: export {options.token_env}=$(openssl rand -hex 32)",
         )
     return token
-
-
-def listen(options: ServeOptions) -> socket.socket:
-    """A listening socket. Raises InputError where the address cannot be had."""
-    kind = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listening = socket.socket(kind)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((options.host, options.port))
-        listening.listen(2048)
-    except OSError as error:
-        listening.close()
-        raise InputError(
-            f"the server cannot listen at {options.host}, port {options.port}: {error.strerror or error}.",
-            "Choose another --port, or end what has it.",
-        ) from error
-    return listening
-
-
-def _name(host: str) -> str | None:
-    """The name in a Host header, without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
 
 
 async def _aside(size: int, work: Callable[..., Any], *given: Any) -> Any:

@@ -70,7 +70,8 @@ class LTXGenerator(VideoGenerator):
         vae = self.pipeline.vae
         if not vae.config.timestep_conditioning:
             return super().decode(x_0)
-        picture = vae.decode(self._unscaled(x_0).to(vae.dtype), x_0.new_zeros(len(x_0)), return_dict=False)[0]
+        with self.decoding():
+            picture = vae.decode(self._unscaled(x_0).to(vae.dtype), x_0.new_zeros(len(x_0)), return_dict=False)[0]
         return self._frames((picture.float() / 2 + 0.5).clamp(0, 1))
 
 

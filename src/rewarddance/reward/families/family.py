@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from rewarddance.errors import InputError
 from rewarddance.reward.families.chat_template import ChatTemplate, Parts
-from rewarddance.reward.families.pixels import resized
+from rewarddance.reward.families.pixels import normalised, resized
+from rewarddance.runtime.devices import on_device
 from rewarddance.types import Pixels
 
 Sizes = tuple[tuple[int, int, int], ...]
@@ -132,8 +133,6 @@ class KnownFamily(Family):
     def __init__(self, model: Any, tokenizer: Any, image: dict[str, Any], max_pixels: int | None) -> None:
         super().__init__(model, tokenizer)
         self.image, self.max_pixels = image, max_pixels
-        self._mean = torch.tensor(image["image_mean"])[:, None, None]
-        self._deviation = torch.tensor(image["image_std"])[:, None, None]
 
     @abstractmethod
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -168,6 +167,6 @@ class KnownFamily(Family):
         return inputs | (self.inputs(pictures) if pictures else {})
 
     def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
-        pixels = pixels.to(self.model.device, torch.float32)
+        pixels = on_device(pixels, self.model.device).float()
         pixels = resized(pixels, *self.size(pixels.shape[-2], pixels.shape[-1]))
-        return (pixels - self._mean.to(pixels.device)) / self._deviation.to(pixels.device)
+        return normalised(pixels, self.image["image_mean"], self.image["image_std"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import PIL
@@ -51,6 +53,20 @@ def _lanczos(length: int, target: int) -> Float[Tensor, "target length"]:
     return weights / weights.sum(1, keepdim=True)
 
 
+def normalised(
+    pixels: Float[Tensor, "T C H W"], mean: Sequence[float], deviation: Sequence[float]
+) -> Float[Tensor, "T C H W"]:
+    """(pixels - mean) / deviation, by channel."""
+    means, deviations = (_by_channel(tuple(values), pixels.device) for values in (mean, deviation))
+    return (pixels - means) / deviations
+
+
+@functools.lru_cache(maxsize=256)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "C 1 1"]:
+    """They are on the device once and for all: to bring them there with every picture would make the host wait."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
 class Preparation(NamedTuple):
     """How an image processor makes one frame of fixed size of any picture.
 
@@ -76,10 +92,7 @@ class Preparation(NamedTuple):
             pixels = pixels[..., top : top + high, left : left + wide]
         else:
             pixels = resized(pixels, high, wide, self.resample)
-        mean, deviation = (
-            torch.tensor(values, device=pixels.device)[:, None, None] for values in (self.mean, self.deviation)
-        )
-        return (pixels - mean) / deviation
+        return normalised(pixels, self.mean, self.deviation)
 
     def first(self, height: int, width: int) -> tuple[int, int] | None:
         """Height and width of the picture resized with its shape kept, as the processors round them."""

@@ -1,0 +1,289 @@
+"""Learning on the forward process: finished samples are noised again and regressed on, weighted by their rewards.
+
+DiffusionNFT, AWM, DGPO and CRD are losses of it. They need clean samples and rewards, no likelihoods, so any sampler
+may draw. A recipe's `loss` says what the prediction of a sample's x_0 has to do with its reward; all else is shared.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rewarddance.alignment.failed_groups import drawn_apart
+from rewarddance.alignment.policy import (
+    Draws,
+    PolicyRecipe,
+    add_share,
+    reward_figures,
+    sample_step,
+    score_rollouts,
+    with_stand_ins,
+)
+from rewarddance.alignment.safeguards import Ema, velocity_mse
+from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
+from rewarddance.errors import InputError
+from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
+from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.devices import on_device
+from rewarddance.runtime.process_group import local_shard, world_size
+from rewarddance.types import PixelBatch, Prompt, as_prompts
+
+
+class Learned(NamedTuple):
+    """n samples at one noise level, as a loss sees them.
+
+    x_0: the samples. x_0_hat: the network's prediction of them at the level, in the graph. x_0_old, x_0_base: those of
+    the policy that sampled and of the base, where the recipe asks for them, else None. advantage, group: of each
+    sample, and the number of its prompt. sigma: the level.
+    """
+
+    x_0: Float[Tensor, "n ..."]
+    x_0_hat: Float[Tensor, "n ..."]
+    x_0_old: Float[Tensor, "n ..."] | None
+    x_0_base: Float[Tensor, "n ..."] | None
+    advantage: Float[Tensor, " n"]
+    group: Int[Tensor, " n"]
+    sigma: float
+
+
+def velocity_error(
+    x_0_hat: Float[Tensor, "n ..."], x_0: Float[Tensor, "n ..."], sigma: float
+) -> Float[Tensor, "n ..."]:
+    """v - (eps - x_0) = (x_0 - x_0_hat) / sigma: a flow's error against the noise that x_t was made with.
+
+    So it is v-prediction's, but for its sign; eps' error is alpha times it.
+    """
+    return (x_0 - x_0_hat) / sigma
+
+
+def group_mean(values: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The mean over a sample's group, of each sample."""
+    _, place, count = group.unique(return_inverse=True, return_counts=True)
+    total = values.new_zeros(len(count)).index_add(0, place, values)
+    return (total / count)[place]
+
+
+class ForwardRecipe(PolicyRecipe):
+    """What learning on the forward process has in common (and `PolicyRecipe`).
+
+    ema_decay: of the weights' average, which is the policy that samples, and the old one in a loss.
+    decay_rise, decay_from: by how much the decay rises with each optimiser step, after so many of them, from 0 up to
+        ema_decay; by default it is ema_decay from the start.
+    levels: noise levels at which each sample is learned, its own ones, drawn anew each step.
+    level_range: the steps of the sampler whose noise levels are drawn, as shares of the schedule (0 pure noise, 1 the
+        last step): what a prompt asks for is decided early.
+    rollout_forwards: samples are drawn by DPM-Solver++(2M) in so many forwards (`dpm_rollout`); by default by the
+        generator's own sampler.
+    velocity_mse: weight of the distance to the base's velocity, at the first of each sample's levels. With 0, and the
+        alarm `distance` off, the base is not asked.
+    """
+
+    ema_decay: float = Field(default=0.5, ge=0, lt=1)
+    decay_rise: float | None = Field(default=None, gt=0)
+    decay_from: int = Field(default=0, ge=0)
+    levels: int = Field(default=2, ge=1)
+    level_range: tuple[float, float] = (0.0, 1.0)
+    rollout_forwards: int | None = Field(default=None, ge=1)
+    velocity_mse: float = Field(default=1e-2, ge=0)
+
+    @model_validator(mode="after")
+    def _levels_are_a_range(self) -> ForwardRecipe:
+        if not 0 <= self.level_range[0] <= self.level_range[1] <= 1:
+            raise ValueError("level_range must be two shares between 0 and 1, the lower one first")
+        return self
+
+    @model_validator(mode="after")
+    def _the_decay_rises(self) -> ForwardRecipe:
+        if self.decay_from and self.decay_rise is None:
+            raise ValueError("decay_from is used with a decay_rise only")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_learned_whole(self) -> ForwardRecipe:
+        if self.by_group and self.generator_batch and self.generator_batch % self.group_size:
+            raise ValueError(
+                f"generator_batch is {self.generator_batch}, and groups of {self.group_size} are learned whole: "
+                "give a multiple of group_size"
+            )
+        return self
+
+    @property
+    def by_group(self) -> bool:
+        """Does the loss compare a group's samples, which then have the same levels and go together?"""
+        return False
+
+    @property
+    def shared_eps(self) -> bool:
+        """Is a group's noise one, too?"""
+        return False
+
+    @property
+    def asks_old(self) -> bool:
+        """Does the loss compare with the policy that sampled?"""
+        return True
+
+    @property
+    def asks_base(self) -> bool:
+        """Is the distance from the base wanted, for the loss or for the alarm?"""
+        return self.velocity_mse > 0 or "distance" not in self.alarms.off
+
+    @property
+    def base_in_loss(self) -> bool:
+        """Does the loss compare with the base?"""
+        return False
+
+    @abstractmethod
+    def loss(self, learned: Learned) -> Float[Tensor, ""]:
+        """The mean over the samples."""
+
+    def decay_at(self, step: int) -> float:
+        if self.decay_rise is None:
+            return self.ema_decay
+        return min(self.ema_decay, max(0, (step + 1) * self.updates - self.decay_from) * self.decay_rise)
+
+    def check(self, generator: Generator, judge: RewardModel) -> None:
+        """Raises InputError where a rollout has more forwards than the sampler has steps."""
+        super().check(generator, judge)
+        if (self.rollout_forwards or 0) > generator.num_steps:
+            raise InputError(
+                f"rollout_forwards is {self.rollout_forwards}, and the generator takes {generator.num_steps} steps.",
+                "Lower it.",
+            )
+
+    def draw_levels(self, n: int, num_steps: int, rng: np.random.Generator) -> Int[np.ndarray, "n L"]:
+        """The steps at whose noise levels each of n samples is learned: different ones, if there are so many."""
+        low, high = (round(share * (num_steps - 1)) for share in self.level_range)
+        steps = np.arange(low, high + 1)
+        if self.levels > len(steps):
+            return rng.choice(steps, size=(n, self.levels))
+        return rng.permuted(np.tile(steps, (n, 1)), axis=1)[:, : self.levels]
+
+
+class Noised(NamedTuple):
+    """Samples of this process that are learned at the noise level before `step`.
+
+    rows: their numbers. x_t: their latents there. first: those of them, by place, that have no level before it. weight:
+    0 of a sample that only keeps a process in step with others, else 1.
+    """
+
+    step: int
+    rows: Tensor
+    x_t: Tensor
+    first: Tensor
+    weight: float = 1.0
+
+
+def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
+    """One iteration: sample from the average, ask, and for each of its updates leave the gradient on the weights.
+
+    Of several processes each takes its share of every update's prompts.
+    """
+    recipe, generator = run.recipe, run.generator
+    assert isinstance(recipe, ForwardRecipe)
+    draws = sample_step(step, len(run.prompts), recipe, run.seed)
+    own = local_shard(draws.chosen, recipe.updates)
+    prompts = as_prompts(run.prompts[i] for i in own for _ in range(recipe.group_size))
+    seeds = [seed for of_prompt in local_shard(draws.seeds, recipe.updates) for seed in of_prompt]
+
+    def draw(texts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
+        at_once = recipe.generator_batch or len(texts)
+        return sample_with_latents(generator, texts, seeds, at_once, forwards=recipe.rollout_forwards)
+
+    with ema.applied():
+        (pixels, x_0), prompts, unread = drawn_apart(
+            generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
+        )
+    scored = score_rollouts(run, pixels, draws, step, unread)
+    if scored.failed:
+        prompts = with_stand_ins(run, draws, scored, prompts)
+        x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite
+    advantage = on_device(local_shard(scored.advantages.values.flatten(), recipe.updates), x_0.device)
+    group = torch.arange(len(x_0), device=x_0.device) // recipe.group_size
+    for batch in recipe.learned(scored.failed):
+        n, means = batch.size, dict[str, Tensor]()
+        noise = _noise_drawer(generator, x_0, recipe, draws)
+        with recipe.learning(generator):
+            for rows, count in batch.parts:
+                noised = noise(rows)
+                conditions = [encoded(generator, prompts, part.rows) for part in noised]
+                old: list[Tensor | None] = [None] * len(noised)
+                if recipe.asks_old:
+                    with torch.no_grad(), ema.applied(), for_sampling(generator):
+                        old = [
+                            _predict_x0(generator, part.x_t, part.step, condition)[1]
+                            for part, condition in zip(noised, conditions, strict=True)
+                        ]
+                for part, x_0_old, condition in zip(noised, old, conditions, strict=True):
+                    v, x_0_hat = _predict_x0(generator, part.x_t, part.step, condition)
+                    v_base = x_0_base = None
+                    asked = part.first if len(part.first) else torch.tensor([0])
+                    asked_there = on_device(asked, x_0.device)
+                    if recipe.base_in_loss:
+                        with generator.as_before_training(), torch.no_grad():
+                            v_base, x_0_base = _predict_x0(generator, part.x_t, part.step, condition)
+                        v_base = v_base[asked_there]
+                    elif recipe.asks_base and (len(part.first) or recipe.sharded):
+                        with generator.as_before_training(), torch.no_grad():
+                            condition = encoded(generator, prompts, part.rows[asked])
+                            v_base = generator.predict(part.x_t[asked_there], part.step, condition)
+                    rows_there = on_device(part.rows, x_0.device)
+                    of_part = advantage[rows_there], group[rows_there], generator.scales(part.step).sigma
+                    loss = recipe.loss(Learned(x_0[rows_there], x_0_hat, x_0_old, x_0_base, *of_part))
+                    weight = part.weight if count else 0.0
+                    share = weight * len(part.rows) / (n * recipe.levels)
+                    total, figures = share * loss, dict[str, Tensor]()
+                    if recipe.asks_base and v_base is not None:
+                        distance = weight * len(part.first) / n * velocity_mse(v[asked_there], v_base)
+                        total = total + recipe.velocity_mse * distance
+                        figures["velocity_mse"] = distance.detach()
+                    total.backward()
+                    add_share(means, {"loss": total.detach(), **figures}, 1.0)
+        yield {**reward_figures(scored), **read_together(means)}
+
+
+def _predict_x0(generator: Trainable, x_t: Tensor, step: int, condition: object) -> tuple[Tensor, Tensor]:
+    """The network's prediction, and the x_0 that it implies."""
+    prediction = generator.predict(x_t, step, condition)
+    return prediction, generator.predict_x0(x_t, prediction, step)
+
+
+def _noise_drawer(
+    generator: Trainable, x_0: Tensor, recipe: ForwardRecipe, draws: Draws
+) -> Callable[[Tensor], list[Noised]]:
+    """Draws an update's levels and noises, for the samples of all processes; then gives those of some rows of x_0.
+
+    Processes that share a network go forward through it together, so each has a sample at every level.
+    """
+    count = len(x_0) * world_size()
+    groups = count // recipe.group_size if recipe.by_group else count
+    noises = count // recipe.group_size if recipe.shared_eps else count
+    of_all = torch.from_numpy(recipe.draw_levels(groups, generator.num_steps, draws.rng))
+    eps = torch.randn((noises, recipe.levels, *x_0.shape[1:]), generator=draws.noise_rng)
+    of_all, eps = of_all.repeat_interleave(count // groups, 0), eps.repeat_interleave(count // noises, 0)
+    steps, eps = local_shard(of_all, recipe.updates), local_shard(eps, recipe.updates)
+
+    def of(rows: Tensor) -> list[Noised]:
+        """By level, x_t = alpha x_0 + sigma eps."""
+        found = []
+        for step in of_all.unique().tolist():
+            place, level = (steps[rows] == step).nonzero(as_tuple=True)
+            weight = float(len(place) > 0)
+            if not weight:
+                if not recipe.sharded:
+                    continue
+                place, level = torch.zeros(2, 1, dtype=torch.long)
+            at = rows[place]
+            alpha, sigma = generator.scales(step)
+            own, device = eps[at, level].to(x_0.dtype), x_0.device
+            x_t = alpha * x_0[on_device(at, device)] + sigma * on_device(own, device)
+            found.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
+        return found
+
+    return of

@@ -1,0 +1,161 @@
+"""ReFL's objectives, each a pure function of margins, and its keys."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from rewarddance.alignment.group_rewards import Judging
+from rewarddance.alignment.surrogate import Surrogate
+from rewarddance.alignment.train import TrainRecipe
+from rewarddance.errors import InputError
+from rewarddance.protocols import Generator, RewardModel
+
+CheckpointedPart = Literal["generator", "decoder", "judge"]
+
+
+# -- objectives ------------------------------------------------------------------------------------------------------
+
+
+def linear_loss(margin: Float[Tensor, " B"], cap: float = 1.0) -> Float[Tensor, ""]:
+    """- mean P(yes). The cap is not used: this is the loss that a generator hacks."""
+    return -margin.sigmoid().mean()
+
+
+def hinge_loss(margin: Float[Tensor, " B"], cap: float) -> Float[Tensor, ""]:
+    """mean max(0, cap - P(yes)): a sample that the judge already prefers with probability cap teaches nothing more."""
+    return F.relu(cap - margin.sigmoid()).mean()
+
+
+def log_loss(margin: Float[Tensor, " B"], cap: float) -> Float[Tensor, ""]:
+    """mean max(0, log cap - log P(yes)): steep where the judge is sure of no, where the hinge is flat."""
+    return F.relu(math.log(cap) - F.logsigmoid(margin)).mean()
+
+
+def margin_loss(margin: Float[Tensor, " B"], cap: float) -> Float[Tensor, ""]:
+    """mean max(0, logit(cap) - margin): equal slope for all samples below the cap."""
+    return F.relu(math.log(cap / (1 - cap)) - margin).mean()
+
+
+LOSSES = {"linear": linear_loss, "hinge": hinge_loss, "log": log_loss, "margin": margin_loss}
+
+
+# -- the recipe ------------------------------------------------------------------------------------------------------
+
+
+class ReflRecipe(TrainRecipe):
+    """How ReFL runs (and `TrainRecipe`). The paper leaves all of this open; every default is ours.
+
+    grad_step_range: range of the random step at which the gradient is taken, as shares of the schedule (0 pure noise,
+        1 the last step).
+    last_steps: with K > 1 the gradient goes through the last K steps of the sampler instead (DRaFT-K, 2309.17400), and
+        grad_step_range is left alone.
+    surrogate: what else stands for the picture in the gradient; a name of `PRESETS` or see `Surrogate`. Then
+        grad_step_range and last_steps are left alone.
+    loss, cap: see `LOSSES`.
+    velocity_mse: weight of the distance to the base's velocity.
+    reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`), or on a random
+        reference_batch of them.
+    jitter_copies: the reward is averaged over this many copies of each picture, each shifted by up to jitter_shift
+        pixels and noised by jitter_noise.
+    frames: of a video, one at random out of each of so many equal stretches is decoded and judged, and the same ones of
+        the reference; by default all are, of which the judge reads those that its own `frames` says.
+    judge_batch: pictures whose gradient is taken together.
+    decode_batch: samples that go through the decoder together with a graph, by default all of the step's.
+    gate: no gradient of samples on which a held-out judge disagrees.
+    checkpointing: parts whose layers keep their inputs only and are computed again on the way back: less memory, more
+        time, the same gradient.
+    refresh_every: steps after which the references are made anew by the generator as it then is, by its average or by
+        its current weights (refresh_from); by default those of the start stay.
+    """
+
+    grad_step_range: tuple[float, float] = (0.5, 1.0)
+    last_steps: int = Field(default=1, ge=1)
+    surrogate: Surrogate | None = None
+    loss: Literal["linear", "hinge", "log", "margin"] = "hinge"
+    cap: float = Field(default=0.9, gt=0, lt=1)
+    velocity_mse: float = Field(default=0.1, ge=0)
+    reference_mse: float = Field(default=0.0, ge=0)
+    reference_batch: int | None = Field(default=None, ge=1)
+    jitter_copies: int = Field(default=1, ge=1)
+    jitter_shift: int = Field(default=0, ge=0)
+    jitter_noise: float = Field(default=0.0, ge=0)
+    frames: int | None = Field(default=None, ge=1)
+    judge_batch: int = Field(default=16, ge=1)
+    decode_batch: int | None = Field(default=None, ge=1)
+    gate: bool = True
+    checkpointing: tuple[CheckpointedPart, ...] = ()
+    refresh_every: int | None = Field(default=None, ge=1)
+    refresh_from: Literal["ema", "current"] = "ema"
+
+    @model_validator(mode="after")
+    def _steps_are_a_range(self) -> ReflRecipe:
+        if not 0 <= self.grad_step_range[0] < self.grad_step_range[1] <= 1:
+            raise ValueError("grad_step_range must be two rising shares between 0 and 1")
+        if self.last_steps > 1 and self.grad_step_range != type(self).model_fields["grad_step_range"].default:
+            raise ValueError("grad_step_range says nothing where last_steps is above 1; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_back(self) -> ReflRecipe:
+        for name in ("grad_step_range", "last_steps"):
+            if self.surrogate is not None and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} says nothing beside a surrogate; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_enough(self) -> ReflRecipe:
+        samples = self.prompts_per_step * self.group_size
+        if self.reference_batch is not None and not self.reference_mse:
+            raise ValueError("reference_batch is used with a reference_mse only")
+        if self.reference_batch is not None and self.reference_batch > samples:
+            raise ValueError(f"reference_batch is {self.reference_batch}, and a step has {samples} references")
+        return self
+
+    @property
+    def copies(self) -> int:
+        """How many pictures of each sample the judge is asked about, before any jitter."""
+        return self.surrogate.copies if self.surrogate is not None else 1
+
+    def check_processes(self, processes: int) -> None:
+        """Raises InputError where the processes cannot share a step's samples, or the references that are denoised."""
+        super().check_processes(processes)
+        if self.reference_batch is not None and self.reference_batch % processes:
+            raise InputError(
+                f"{processes} processes cannot share {self.reference_batch} references equally (reference_batch).",
+                f"Set it to a multiple of {processes}.",
+            )
+
+    def first_grad_steps(self, num_steps: int) -> tuple[int, int]:
+        """The first and last step of a sampler of num_steps at which the gradient may begin.
+
+        Raises InputError where last_steps are more than there are. With a surrogate all steps are part of it.
+        """
+        if self.surrogate is not None:
+            self.surrogate.check(num_steps)
+            return 0, 0
+        if self.last_steps > num_steps:
+            raise InputError(
+                f"refl.last_steps is {self.last_steps}, and the generator takes {num_steps} steps.", "Lower it."
+            )
+        if self.last_steps > 1:
+            return num_steps - self.last_steps, num_steps - self.last_steps
+        low, high = (round(share * (num_steps - 1)) for share in self.grad_step_range)
+        return low, high
+
+    def check(self, generator: Generator, judge: RewardModel) -> None:
+        """Raises InputError where the sampler has fewer steps than are wanted, or the judge gives no gradient."""
+        self.first_grad_steps(generator.num_steps)
+        if getattr(judge, "differentiable", None) is False:
+            raise InputError(
+                f"ReFL follows the reward's gradient in pixels, and {judge!r} gives none.",
+                "Set algorithm to grpo or nft, or another that only asks it.",
+            )
+
+    def judging_of(self, judge: RewardModel) -> Judging:
+        return "references"

@@ -1,0 +1,39 @@
+"""A socket that a server of ours listens at, and which hosts are this very machine."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from rewarddance.errors import InputError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises InputError where the address cannot be had."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise InputError(
+            f"the server cannot listen at {host}, port {port}: {error.strerror or error}.",
+            "Choose another --port, or end what has it.",
+        ) from error
+    return listening
+
+
+def address_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def host_name(header: str) -> str | None:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
