@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -67,6 +68,23 @@ def test_klein_draws_from_nothing_too_but_not_in_the_same_batch():
     assert (free - drawn(generator, "flux2-klein-edit")).abs().max() > 2e-3
     with pytest.raises(InputError, match=rf"{PROMPTS[1]}.* comes with no picture, and others beside it do"):
         generator.encode([prompts[0], PROMPTS[1]])
+
+
+def test_a_decoder_that_is_off_the_device_comes_back_to_see_a_source(monkeypatch):
+    generator, there = fresh("flux2-klein-edit"), []
+    generator.offload(["vae"])
+    present, picture = generator._present, generator._picture
+
+    @contextmanager
+    def noted(part):
+        there.append(part)
+        with present(part):
+            yield
+        there.remove(part)
+
+    monkeypatch.setattr(generator, "_present", noted)
+    monkeypatch.setattr(generator, "_picture", lambda image: ("vae" in there) and picture(image))
+    assert generator.encode(prompts_of("flux2-klein-edit")).picture["latents"].shape[0] == 2 and not there
 
 
 def test_texts_of_different_lengths_are_drawn_together_as_alone():

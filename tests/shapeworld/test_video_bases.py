@@ -29,12 +29,12 @@ from rewarddance.shapeworld.training.video_conversations import (
 )
 from rewarddance.shapeworld.training.video_generator import (
     TEXT_LENGTH,
-    _token_labels,
     build_video_pipeline,
     caption_of,
     encode_videos,
     make_video_generator_base,
     sample_task,
+    token_labels,
     video_objective,
 )
 from rewarddance.shapeworld.training.video_judge import build_video_judge_base, make_video_judge_base, train_video_judge
@@ -162,7 +162,7 @@ def test_half_of_a_batch_has_its_first_latent_frame_clean_at_time_0(monkeypatch)
 
 def test_a_tokens_labels_are_those_of_its_own_patches_in_the_last_of_its_frames():
     scene = (Thing("square", "red", 8, 8, 16),)
-    labels = _token_labels(np.stack([patch_labels(()), patch_labels(scene)]))
+    labels = token_labels(np.stack([patch_labels(()), patch_labels(scene)]))
     assert labels.shape == (128, 4) and (labels[:64] == -1).all()
     painted = labels[64:].reshape(4, 4, 4, 4)[..., 0] > -1  # token rows, token columns, patches of a token
     assert painted[2, 1].all() and painted.sum() == 4

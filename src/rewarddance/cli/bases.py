@@ -10,7 +10,7 @@ import typer
 from rewarddance.cli.app import app, example, quiet
 from rewarddance.errors import InputError
 
-BASES = ("judge", "judge-small", "judge-sizes", "generator", "unet", "clip", "video-judge", "video-generator")
+BASES = ("judge", "judge-small", "judge-sizes", "generator", "unet", "clip", "video-judge", "video-generator", "editor")
 
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
@@ -32,6 +32,7 @@ def bases(
 
     from rewarddance.runtime.checkpoint import writable_folder
     from rewarddance.shapeworld.training.clip import make_clip_base
+    from rewarddance.shapeworld.training.edit_generator import make_edit_base
     from rewarddance.shapeworld.training.generator import make_generator_base
     from rewarddance.shapeworld.training.judge import STEPS, make_judge_base
     from rewarddance.shapeworld.training.judge_sizes import make_judge_sizes
@@ -52,6 +53,8 @@ def bases(
         make_video_judge_base(output / "shapeworld-video-judge", log=typer.echo)
     if which in ("video-generator", "all"):
         make_video_generator_base(output / "shapeworld-video-generator", log=typer.echo)
+    if which in ("editor", "all"):  # goes on where it was cut off
+        make_edit_base(output / "shapeworld-editor", log=typer.echo)
     if which in ("unet", "all"):
         flow = output / "shapeworld-generator"  # whose VAE it takes: the one just made, or else the bundled one
         make_unet_base(output / "shapeworld-unet", log=typer.echo, vae=flow if which == "all" else VAE)

@@ -7,6 +7,7 @@ that size would take.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def meta_generator(
     elif folders:
         disable_progress_bar()
         adapter = adapter_of(name, folders[0], pipeline)
-        whole = _from_folder(name, folders[0], pipeline, dtype)
+        whole = _from_folder(name, folders[0], pipeline, dtype, adapter.own_parts)
     else:
         raise InputError(
             f"the architecture of the generator {name!r} is not known here.",
@@ -135,12 +136,21 @@ def _stand_in_tokenizer(length: int, chat: bool, further: dict[str, int] | None 
     return stand_in
 
 
-def _from_folder(name: str, folder: Path, pipeline: str | None, dtype: torch.dtype) -> Any:
-    """The pipeline of a diffusers folder. Raises InputError where a config is missing or cannot be read."""
+def _from_folder(
+    name: str,
+    folder: Path,
+    pipeline: str | None,
+    dtype: torch.dtype,
+    own_parts: Callable[[Path], dict[str, Any]],
+) -> Any:
+    """The pipeline of a diffusers folder. own_parts: what its family loads itself.
+
+    Raises InputError where a config is missing or cannot be read.
+    """
     kind: Any = getattr(diffusers, pipeline) if pipeline else DiffusionPipeline
     try:
         parts = {part: _component(folder / part, *kind, dtype) for part, kind in _components(folder).items()}
-        return kind.from_pretrained(folder, **parts)
+        return kind.from_pretrained(folder, **parts, **own_parts(folder))
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"the generator {name!r} cannot be planned: {first_line(error)}.",

@@ -62,7 +62,8 @@ class ImageConditioned(FlowGenerator):
         encoded: dict[int, dict[str, Tensor]] = {}
         for prompt in prompts:
             if prompt.image is not None and id(prompt.image) not in encoded:
-                encoded[id(prompt.image)] = self._picture(as_images(prompt.image)[0])
+                with self.decoding():  # the VAE is there while it encodes, too
+                    encoded[id(prompt.image)] = self._picture(as_images(prompt.image)[0])
         if not encoded:
             return {}
         rows = [encoded[id(prompt.image)] for prompt in prompts] * (1 if self.branch_scale is None else 2)

@@ -7,7 +7,7 @@ flow base's VAE. So ReFL has a second generator of another family: convolutions,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,11 @@ def build_unet_pipeline(seed: int = 0, vae: Path = VAE) -> Any:
     return StableDiffusionPipeline(*parts, requires_safety_checker=False)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer with a vocabulary of ours: each ShapeWorld word is one token, all other text can be encoded."""
+def clip_tokenizer(corpus: Sequence[str] = ()) -> CLIPTokenizer:
+    """CLIP's tokenizer with a vocabulary of ours: each ShapeWorld word is one token, all other text can be encoded.
+
+    corpus: texts whose words are the ones; the prompts of pictures where there are none.
+    """
     backend: Any = CLIPTokenizer().backend_tokenizer  # splits words as CLIP does
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
@@ -69,7 +72,7 @@ def clip_tokenizer() -> CLIPTokenizer:
         end_of_word_suffix=backend.model.end_of_word_suffix,
         show_progress=False,
     )
-    backend.train_from_iterator(prompt_corpus(), trainer)
+    backend.train_from_iterator(corpus or prompt_corpus(), trainer)
     merges: Any = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     words = [*dict.fromkeys(words), "<|startoftext|>", "<|endoftext|>"]

@@ -154,7 +154,7 @@ def encode_videos(vae: Any, n: int, seed: int, log: Callable[[str], None]) -> En
             script = new_script(spec, FRAMES, rng)
             specs.append(spec)
             videos.append(render_video(script))
-            labels.append(_token_labels(np.stack([patch_labels(scene) for scene in scenes_of(script)[::EVERY]])))
+            labels.append(token_labels(np.stack([patch_labels(scene) for scene in scenes_of(script)[::EVERY]])))
         with torch.no_grad():
             latents.append(((vae.encode(_vae_pixels(videos)).latent_dist.mode() - mean) / std).half())
         if start and start % 3000 == 0:
@@ -162,7 +162,7 @@ def encode_videos(vae: Any, n: int, seed: int, log: Callable[[str], None]) -> En
     return EncodedVideos(specs, torch.cat(latents), torch.from_numpy(np.stack(labels)))
 
 
-def _token_labels(labels: np.ndarray) -> np.ndarray:
+def token_labels(labels: np.ndarray) -> np.ndarray:
     """Labels [T, 64, 4] of 4x4 patches in rows, in the order of tokens of 2x2 of them: [T x 64, 4], int8."""
     return labels.reshape(-1, 4, 2, 4, 2, 4).swapaxes(2, 3).reshape(-1, 4).astype(np.int8)
 
