@@ -37,14 +37,14 @@ def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(620)
 def test_a_compiled_judge_gives_the_same_margins():
     plain, compiled = load_reward(judge_folder()), load_reward(judge_folder(), compile=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(questions(3)).margin, plain(questions(3)).margin, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(620)
 @pytest.mark.parametrize("kept", ["all", "inputs"])
 def test_a_compiled_judge_gives_the_same_gradients_in_pixels(kept, no_kernels):
     plain, compiled = load_reward(judge_folder()), load_reward(judge_folder(), compile=True)
@@ -57,7 +57,7 @@ def test_a_compiled_judge_gives_the_same_gradients_in_pixels(kept, no_kernels):
     assert all("forward" in vars(layer) for layer in compiled.vlm._text.layers)  # still, after layers computed again
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(620)
 def test_a_compiled_generator_gives_the_same_predictions_and_lora_gradients(no_kernels):
     gradients = []
     for compiled in (False, True):
