@@ -18,7 +18,7 @@ from rewarddance.shapeworld.training.judge import build_judge_base, picture_feat
 from rewarddance.shapeworld.training.judge_sizes import SIZES, make_judge_sizes
 from rewarddance.types import Question
 
-TWO = ("judge-0.5m", "judge-0.7m")
+TWO = ("shapeworld-judge-0.5m", "shapeworld-judge-0.7m")
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,12 @@ make = partial(make_judge_sizes, sizes=TWO, steps=12, last_steps=2, log=lambda l
 def test_a_size_has_about_the_parameters_of_its_name(name):
     model, _ = SIZES[name].build(0)
     millions = sum(weight.numel() for weight in model.parameters()) / 1e6
-    assert millions == pytest.approx(float(name.removeprefix("judge-").removesuffix("m")), rel=0.1)
+    assert millions == pytest.approx(float(name.removeprefix("shapeworld-judge-").removesuffix("m")), rel=0.1)
 
 
 @torch.no_grad()
 def test_a_wider_judge_computes_the_same_and_its_copies_can_part():
-    base, _ = SIZES["judge-1.4m"].build(0)
+    base, _ = SIZES["shapeworld-judge-1.4m"].build(0)
     wide = widened(base, 2)
     pixels, input_ids = torch.randn(2, 3, 32, 32), torch.randint(10, 700, (2, 20))
     seen, again = (picture_features(model, pixels).pooler_output for model in (base, wide))

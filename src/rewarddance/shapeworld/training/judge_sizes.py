@@ -72,11 +72,11 @@ class JudgeSize(NamedTuple):
 
 
 SIZES = {
-    "judge-0.5m": JudgeSize(1, 2),
-    "judge-0.7m": JudgeSize(2, 2),
-    "judge-1m": JudgeSize(3, 3),
-    "judge-1.4m": JudgeSize(5, 3),
-    "judge-5m": JudgeSize(5, 3, width=2, rate=0.6),
+    "shapeworld-judge-0.5m": JudgeSize(1, 2),
+    "shapeworld-judge-0.7m": JudgeSize(2, 2),
+    "shapeworld-judge-1m": JudgeSize(3, 3),
+    "shapeworld-judge-1.4m": JudgeSize(5, 3),
+    "shapeworld-judge-5m": JudgeSize(5, 3, width=2, rate=0.6),
 }
 """By the number of their parameters."""
 
