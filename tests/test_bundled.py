@@ -27,7 +27,6 @@ from rewarddance.shapeworld.tasks import task_of
 from rewarddance.shapeworld.training.exam import Exam
 from rewarddance.types import Preference
 
-
 LEFT_OUT = "shapeworld-judge-5m"
 """Of the wheel: only experiments need it, which are not in it either."""
 
