@@ -121,7 +121,17 @@ def test_a_bad_row_of_a_preferences_file_is_named_and_counted(root, case):
 PIC = {"bytes": png(1), "path": None}
 TURN = [{"role": "user", "content": "<image><image>a fox"}, {"role": "assistant", "content": "A"}]
 TWO_PICTURES = [["text", "p"], ["image", "0.png"], ["image", "1.png"]]
+TASK = {"prompt": "p", "image_a": "0.png", "image_b": "1.png"}
+ANSWER = {"type": "pairwise", "from_name": "pw", "to_name": "image_a,image_b", "value": {"selected": "left"}}
+STATES = [{"prompt": "p", "output": "0.png"}, {"prompt": "p", "output": "1.png"}]
 RECORDS: dict[str, dict] = {
+    "label-studio": {"data": TASK, "annotations": [{"completed_by": 1, "result": [ANSWER]}]},
+    "argilla": {"fields": TASK, "responses": {"preference": [{"value": "left", "user_id": "u"}]}},
+    "genai-arena": {"type": "leftvote", "states": STATES},
+    "editreward": {"instruction": "p", "source_img": "2.png", "vote_type": "leftvote"}
+    | {"left_output_image": "0.png", "right_output_image": "1.png"},
+    "editscore-bench": {"instruction": "p", "input_image": "2.png", "dimension": "overall", "task_type": "tone"}
+    | {"output_images": ["0.png", "1.png"]},
     "hpdv3": {"prompt": "p", "path1": "0.png", "path2": "1.png", "choice_dist": [3, 1], "confidence": 0.9},
     "hpdv2": {"prompt": "p", "image_path": ["0.png", "1.png", "2.png"], "rank": [1, 2, 3]},
     "imagerewarddb": {"prompt": "p", "generations": ["0.png", "1.png"], "ranking": [1, 2]},
@@ -208,6 +218,35 @@ WRONG_FIELDS: dict[str, dict[str, list[Any]]] = {
         "images": [None, [], ["0.png"], ["0.png", "1.png", "2.png"], ["0.png", "lost.png"]],
         "rejected_images": [["0.png"]],
         "label": [3],
+    },
+}
+WRONG_FIELDS |= {
+    "label-studio": {
+        "data": [None, [TASK], {"prompt": "p"}, TASK | {"prompt": None}, TASK | {"image_b": "lost.png"}],
+        "annotations": [None, 5, [5], [{"result": 5}], [{"result": [5]}]]
+        + [[{"result": [ANSWER | {"value": value}]}] for value in (None, {"selected": "up"}, {"choices": []})],
+    },
+    "argilla": {
+        "fields": [None, ["p"], {"prompt": "p"}, TASK | {"image_a": None}, TASK | {"image_a": "data:image/png,x"}],
+        "responses": [None, [], {"preference": 5}, {"preference": [5]}, {"preference": [{"value": "up"}]}],
+    },
+    "genai-arena": {
+        "type": [None, "share", 5],
+        "states": [None, [], [5, 5], STATES[:1], [STATES[0], STATES[1] | {"prompt": "q"}]]
+        + [[STATES[0], {"messages": []}], [STATES[0], {"messages": [5]}], [STATES[0], {"prompt": "p"}]],
+    },
+    "editreward": {
+        "instruction": [None],
+        "source_img": ["lost.png"],
+        "left_output_image": [None, {"bytes": b"no picture", "path": "x.png"}],
+        "vote_type": [None, "up", 5],
+    },
+    "editscore-bench": {
+        "instruction": [None],
+        "input_image": [{"bytes": b"", "path": ""}],
+        "output_images": [None, [], ["0.png"], ["0.png", "lost.png"], ["0.png", 5]],
+        "dimension": [None, "taste", ["overall"]],
+        "task_type": [None],
     },
 }
 BAD = {name: [{f: v} for f, values in fields.items() for v in values] for name, fields in WRONG_FIELDS.items()}

@@ -24,7 +24,7 @@ PROMPTS = ("a red circle", "two small blue crosses", "a green square")
 ASKED = {
     "reward/judge.py checked": "a margin that is not finite is an error before anything is done with it",
     "alignment/group_rewards.py scores": "the same; advantages are made on the host",
-    "alignment/refl.py held_out_margins.ask": "the same of a held-out judge",
+    "alignment/picture_loss.py held_out_margins.ask": "the same of a held-out judge",
     "reward/pixel_gradient.py pixel_gradient": "the same of a gradient; and the loss, which is logged",
     "reward/ranking.py tournament": "the order is made on the host, from all margins at once",
     "reward/ranking.py knockout": "who goes on is decided on the host, once a round",
@@ -32,9 +32,9 @@ ASKED = {
 LOGGED = {
     "alignment/train.py read_together": "the step's figures",
     "alignment/relay.py LastSteps.backward": "the distance to the base, after the last backward pass",
-    "alignment/refl.py denoise": "the loss on the references, after its last backward pass",
-    "alignment/refl.py _mean": "figures of the held-out judge",
-    "alignment/refl.py judge_batch": "whose gradient the held-out judge stops",
+    "alignment/denoising.py denoise": "the loss on the references, after its last backward pass",
+    "alignment/picture_loss.py _mean": "figures of the held-out judge",
+    "alignment/picture_loss.py judge_batch": "whose gradient the held-out judge stops",
     "data/image_stats.py step_image_stats": "figures of the pictures",
     "data/image_stats.py luma": "three constants",
     "data/image_stats.py blurred": "three constants",

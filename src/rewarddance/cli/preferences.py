@@ -22,8 +22,8 @@ def import_(recipe: ImportRecipe) -> None:
     """Bring a public set into a preferences file; run again to continue an interrupted import.
 
     hpdv3, hpdv2, imagerewarddb, pickapic-v1, pickapic-v2, videogen-rewardbench, rapidata, genai-bench,
-    omnirewardbench, mmrb2 (for evaluation only), messages (with images, as in LLaMA-Factory and ms-swift); votes of
-    label-studio, argilla and genai-arena.
+    omnirewardbench, editreward, mmrb2 and editscore-bench (for evaluation only), messages (with images, as in
+    LLaMA-Factory and ms-swift); votes of label-studio, argilla and genai-arena.
 
     Media stay where they are; those inside a Parquet file are written beside the output. What cannot be used goes with
     the reason to OUTPUT.quarantine.jsonl, and the exit code is 1.
