@@ -232,8 +232,8 @@ WRONG_FIELDS |= {
     },
     "genai-arena": {
         "type": [None, "share", 5],
-        "states": [None, [], [5, 5], STATES[:1], [STATES[0], STATES[1] | {"prompt": "q"}]]
-        + [[STATES[0], {"messages": []}], [STATES[0], {"messages": [5]}], [STATES[0], {"prompt": "p"}]],
+        "states": [None, [], [5, 5], STATES[:1], [STATES[0], STATES[1] | {"prompt": "q"}], [STATES[0], {"prompt": "p"}]]
+        + [[STATES[0], {"messages": messages}] for messages in ([], [5])],
     },
     "editreward": {
         "instruction": [None],

@@ -190,9 +190,7 @@ def draw_pair(
     for _ in range(50):
         first, second = (candidates[i] for i in rng.choice(len(candidates), size=2, replace=False))
         difference = second.score.overall - first.score.overall
-        if difference == 0 and np.array_equal(
-            first.frames, second.frames
-        ):  # two videos, or edits, of one picture can be
+        if difference == 0 and np.array_equal(first.frames, second.frames):  # as two edits of one picture can be
             continue
         if exact and abs(difference) < recipe.least_difference:
             continue
