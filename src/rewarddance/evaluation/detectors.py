@@ -179,8 +179,8 @@ def _boxes(
 class FunctionDetector(NamedTuple):
     """Any function `(picture, class names) -> detections`, whose answers are looked at.
 
-    It gives `Detection`s, or (class, box, score) with further fields of one behind. Raises RewardError naming one that
-    is no detection; whatever the function itself raises comes as a RewardError, too.
+    It gives a `Detection` of each object, or (class, box, score) with further fields of one behind. Raises RewardError
+    naming one that is no detection; whatever the function itself raises comes as a RewardError, too.
     """
 
     function: Callable[..., Any]
