@@ -7,7 +7,7 @@ may draw. A recipe's `loss` says what the prediction of a sample's x_0 has to do
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -241,30 +241,42 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                         ]
                 for part, x_0_old, condition in zip(noised, old, conditions, strict=True):
                     v, x_0_hat = _predict_x0(generator, part.x_t, part.step, condition)
-                    v_base = x_0_base = None
                     asked = part.first if len(part.first) else torch.tensor([0])
-                    asked_there = on_device(asked, x_0.device)
-                    if recipe.base_in_loss:
-                        with generator.as_before_training(), torch.no_grad():
-                            v_base, x_0_base = _predict_x0(generator, part.x_t, part.step, condition)
-                        v_base = v_base[asked_there]
-                    elif recipe.asks_base and (len(part.first) or recipe.sharded):
-                        with generator.as_before_training(), torch.no_grad():
-                            condition = encoded(generator, prompts, part.rows[asked])
-                            v_base = generator.predict(part.x_t[asked_there], part.step, condition)
-                    rows_there = on_device(part.rows, x_0.device)
-                    of_part = advantage[rows_there], group[rows_there], generator.scales(part.step).sigma
-                    loss = recipe.loss(Learned(x_0[rows_there], x_0_hat, x_0_old, x_0_base, *of_part))
+                    v_base, x_0_base = _of_base(generator, recipe, part, asked, prompts, condition)
+                    at = on_device(part.rows, x_0.device)
+                    of_part = advantage[at], group[at], generator.scales(part.step).sigma
+                    loss = recipe.loss(Learned(x_0[at], x_0_hat, x_0_old, x_0_base, *of_part))
                     weight = part.weight if count else 0.0
-                    share = weight * len(part.rows) / (n * recipe.levels)
-                    total, figures = share * loss, dict[str, Tensor]()
+                    total, figures = weight * len(part.rows) / (n * recipe.levels) * loss, dict[str, Tensor]()
                     if recipe.asks_base and v_base is not None:
-                        distance = weight * len(part.first) / n * velocity_mse(v[asked_there], v_base)
+                        distance = velocity_mse(v[on_device(asked, v.device)], v_base)
+                        distance = weight * len(part.first) / n * distance
                         total = total + recipe.velocity_mse * distance
                         figures["velocity_mse"] = distance.detach()
                     total.backward()
                     add_share(means, {"loss": total.detach(), **figures}, 1.0)
         yield {**reward_figures(scored), **read_together(means)}
+
+
+@torch.no_grad()
+def _of_base(
+    generator: Trainable,
+    recipe: ForwardRecipe,
+    part: Noised,
+    asked: Tensor,
+    prompts: Sequence[Prompt],
+    condition: object,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The base's prediction at the places `asked`, and its x_0 of all of the part's samples where the loss has it."""
+    at = on_device(asked, part.x_t.device)
+    if recipe.base_in_loss:
+        with generator.as_before_training():
+            v, x_0 = _predict_x0(generator, part.x_t, part.step, condition)
+        return v[at], x_0
+    if recipe.asks_base and (len(part.first) or recipe.sharded):
+        with generator.as_before_training():
+            return generator.predict(part.x_t[at], part.step, encoded(generator, prompts, part.rows[asked])), None
+    return None, None
 
 
 def _predict_x0(generator: Trainable, x_t: Tensor, step: int, condition: object) -> tuple[Tensor, Tensor]:
