@@ -144,6 +144,25 @@ def pair_up(
     return preferences
 
 
+def pair_drawn_and_generated(
+    pools: Sequence[Pool],
+    pairs: int,
+    recipe: PairRecipe,
+    rng: np.random.Generator,
+    *,
+    exact: bool,
+    early: Early,
+    fps: float | None = None,
+) -> list[Preference]:
+    """`pairs` pairs for each pool, of what was drawn for it and what a generator made (see `draw_pair`)."""
+    preferences: list[Preference] = []
+    for pool in pools:
+        candidates = [*pool.drawn, *generated_candidates(pool, pools, early, recipe.overlaid, rng)]
+        for _ in range(pairs):
+            preferences += draw_pair(pool, candidates, recipe, rng, exact, fps=fps)
+    return preferences
+
+
 def generated_candidates(
     pool: Pool, pools: Sequence[Pool], early: Early, n_overlaid: int, rng: np.random.Generator
 ) -> list[Candidate]:

@@ -18,9 +18,8 @@ from rewarddance.shapeworld.preferences import (
     Early,
     PairRecipe,
     Pool,
-    draw_pair,
     fill_pools,
-    generated_candidates,
+    pair_drawn_and_generated,
 )
 from rewarddance.shapeworld.render import DEFECTS, render, spoil, to_pixels
 from rewarddance.shapeworld.scenes import SPLITS, Scene, pick, random_scene, wrong_attribute
@@ -170,9 +169,4 @@ def pair_edits(
     early: see `generated_candidates`.
     """
     rng = np.random.default_rng([seed, 25, SPLITS.index(split)])
-    preferences = []
-    for pool in pools:
-        candidates = [*pool.drawn, *generated_candidates(pool, pools, early, recipe.overlaid, rng)]
-        for _ in range(pairs):
-            preferences += draw_pair(pool, candidates, recipe, rng, exact)
-    return preferences
+    return pair_drawn_and_generated(pools, pairs, recipe, rng, exact=exact, early=early)

@@ -32,9 +32,8 @@ from rewarddance.shapeworld.preferences import (
     Early,
     PairRecipe,
     Pool,
-    draw_pair,
     fill_pools,
-    generated_candidates,
+    pair_drawn_and_generated,
 )
 from rewarddance.shapeworld.render import DEFECTS, to_pixels
 from rewarddance.shapeworld.scenes import SPLITS, pick
@@ -136,12 +135,7 @@ def pair_videos(
     early: see `generated_candidates`.
     """
     rng = np.random.default_rng([seed, 13, SPLITS.index(split)])
-    preferences = []
-    for pool in pools:
-        candidates = [*pool.drawn, *generated_candidates(pool, pools, early, recipe.overlaid, rng)]
-        for _ in range(pairs):
-            preferences += draw_pair(pool, candidates, recipe, rng, exact, fps=recipe.fps)
-    return preferences
+    return pair_drawn_and_generated(pools, pairs, recipe, rng, exact=exact, early=early, fps=recipe.fps)
 
 
 def video_prompts(recipe: MotionRecipe, split: str, n: int, seed: int) -> list[Prompt]:
