@@ -18,7 +18,7 @@ help:
 	@echo 'make test                   style, floors of imports, types, the site, tests'
 	@echo 'make docs                   the site, in build/site'
 	@echo 'make bases                  train the small ShapeWorld checkpoints anew'
-	@echo 'make browser                Chromium and axe-core, which the tests of the page of votes need (Debian, as root)'
+	@echo 'make browser                Chromium and axe-core, which the tests of pages need (Debian, as root)'
 	@echo 'make clean                  remove .venv and caches; what is under runs/ stays'
 	@echo 'PYTHON=/path/to/python3 names the interpreter of .venv (3.11 or newer)'
 

@@ -19,7 +19,7 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "RewardDance"
 html_static_path = ["static"]
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["focus.js"]
 html_copy_source = html_show_sourcelink = False
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]

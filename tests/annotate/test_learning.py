@@ -7,10 +7,13 @@ import pytest
 from tiny import judge_folder
 from voters import Voter, pair_of, store_of
 
+from rewarddance.annotate.cast import read_votes, weighed
 from rewarddance.annotate.choosing import disagreement, least_sure
 from rewarddance.annotate.learning import LEARNED, LearningPlan, due, learn_round, score_once
 from rewarddance.annotate.store import Store
+from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
+from rewarddance.reward.instructions import load_tree
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import newest_complete
 
@@ -53,6 +56,28 @@ def test_a_round_trains_scores_what_waits_and_is_then_over(tmp_path, policy, mem
     best = max((pair for pair in scores if pair not in voted), key=lambda pair: scores[pair])
     assert pair_of(store, anna.take(50.0)[0]["id"]) == best
     assert store.get(LEARNED) == {"votes": 8, "judge": str(reward)}
+
+
+def test_a_judge_learns_from_votes_by_criteria_the_mean_by_the_trees_weights(tmp_path):
+    tree = load_tree("t2i")
+    assert sum(tree.leaf_weights.values()) == pytest.approx(1)
+    assert tree.leaf_weights["alignment/count"] == pytest.approx(2 / 3 / 5)
+    assert tree.leaf_weights["quality/artefacts"] == pytest.approx(1 / 3 * 2 / 3)
+    store = store_of(tmp_path, 12, policy="least_sure", overlap=0.0, criteria="t2i")
+    anna = Voter(store, "anna")
+    plan = plan_of(store)
+    score_once(plan, store)
+    chosen = max(scores_of(store).items(), key=lambda item: item[1])[0]
+    (first,) = anna.take(1.0)
+    assert pair_of(store, first["id"]) == chosen  # the judge chooses the pair, and its criteria are asked one by one
+    for number, leaf in enumerate(tree.leaves):
+        anna.answer(first["id"], "right" if number else "left", 2.0 + number, leaf, tuple(tree.leaves))
+    learn_round(plan, store, 1)
+    (row,) = PreferenceSet(plan.folder / "votes-000001" / "votes.jsonl", for_training=True)
+    shares = {criterion: share for (_, criterion), share in weighed(read_votes(store)).share.items()}
+    assert sorted(set(shares.values())) == [0.25, 0.75]  # one vote by one person is not trusted whole
+    assert row.share == pytest.approx(sum(tree.leaf_weights[leaf] * shares[leaf] for leaf in tree.leaves), abs=1e-6)
+    assert row.criterion == ""
 
 
 def test_a_round_that_was_killed_goes_on_with_the_votes_it_began_with(tmp_path, monkeypatch):

@@ -125,7 +125,7 @@ def test_generators_make_the_pictures_and_make_none_twice(tmp_path):
         ({"retrain": 5}, "judge"),
         ({"policy": "disagreement", "judge": "x"}, "retrain"),
         ({"policy": "ranking", "judge": "x"}, "leave judge out"),
-        ({"criteria": "t2i", "judge": "x"}, "one question"),
+        ({"judge": "x"}, "say policy=least_sure"),
         ({"compare": "a,a"}, "twice"),
         ({"people": "anna,anna"}, "twice"),
         ({"policy": "ranking", "compare": "a,b"}, "random"),
@@ -136,8 +136,10 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path, keys, word):
         run_of(tmp_path, input="in.jsonl", **keys)
 
 
-def test_a_judge_makes_least_sure_the_policy(tmp_path):
-    assert run_of(tmp_path, input="in.jsonl", judge="shapeworld-judge-small").policy == "least_sure"
+def test_a_judge_that_learns_changes_no_policy_and_goes_with_criteria(tmp_path):
+    judge = {"judge": "shapeworld-judge-small", "criteria": "t2i"}
+    assert run_of(tmp_path, input="in.jsonl", retrain=100, **judge).policy == "least_voted"
+    assert run_of(tmp_path, input="in.jsonl", policy="least_sure", **judge).policy == "least_sure"
 
 
 # -- people ------------------------------------------------------------------------------------------------------------

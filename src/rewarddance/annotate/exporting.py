@@ -6,7 +6,7 @@ import json
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,21 @@ def share_rows(votes: Sequence[CastVote], folder: Path) -> Iterator[dict[str, An
     first = {(vote.pair, vote.criterion): vote for vote in reversed(votes)}
     for (pair, criterion), share in shares.items():
         yield _row(first[pair, criterion], round(share, 6)).written(folder)
+
+
+def whole_rows(votes: Sequence[CastVote], folder: Path, weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+    """Each pair once, whatever it was asked by: the mean of its criteria's shares for b by their weights.
+
+    weights: of each criterion. Of a pair some of whose criteria have no vote yet the mean is over the others.
+    """
+    of_pair: dict[int, dict[str, float]] = defaultdict(dict)
+    for (pair, criterion), share in weighed(votes).share.items():
+        of_pair[pair][criterion] = share
+    first = {vote.pair: vote for vote in reversed(votes)}
+    for pair, shares in of_pair.items():
+        total = sum(weights[criterion] for criterion in shares)
+        share = sum(weights[criterion] * value for criterion, value in shares.items()) / total
+        yield _row(first[pair]._replace(criterion=""), round(share, 6)).written(folder)
 
 
 def vote_rows(votes: Sequence[CastVote], folder: Path) -> Iterator[dict[str, Any]]:

@@ -18,12 +18,13 @@ from pydantic import Field
 
 from rewarddance.annotate.cast import read_votes
 from rewarddance.annotate.choosing import SCORES, margins_of
-from rewarddance.annotate.exporting import share_rows
+from rewarddance.annotate.exporting import share_rows, whole_rows
 from rewarddance.annotate.recipe import Policy
 from rewarddance.annotate.store import Store
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet, rows_into
 from rewarddance.errors import RewardDanceError
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.instructions import load_tree
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
@@ -125,14 +126,17 @@ def learn(plan: LearningPlan, say: Callable[[str], object], alive: Callable[[], 
 def learn_round(plan: LearningPlan, store: Store, votes: int) -> Path:
     """Train on the votes that there are when the round begins, score the pairs that wait, and say so in the store.
 
+    The judge learns and is asked its one question. Where people vote by criteria, a pair's share is the mean over them
+    with the tree's weights.
     Returns the reward's folder. Raises InputError where the votes cannot be learned from.
     """
     folder = writable_folder(plan.folder / f"votes-{votes:06d}")
     pairs = folder / "votes.jsonl"
     if not pairs.exists():
-        cast = [vote for vote in read_votes(store) if vote.right is None]
+        cast, tree = [vote for vote in read_votes(store) if vote.right is None], store.handing_out.criteria
+        rows = whole_rows(cast, folder, load_tree(tree).leaf_weights) if tree else share_rows(cast, folder)
         with rows_into(folder / ".unfinished-votes.jsonl") as write:
-            for row in share_rows(cast, folder):
+            for row in rows:
                 write(row)
         (folder / ".unfinished-votes.jsonl").replace(pairs)
     preferences = PreferenceSet(pairs, for_training=True)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from rewarddance.annotate.commits import Commits
@@ -31,12 +28,15 @@ from rewarddance.data.media import is_video
 from rewarddance.errors import InputError, RewardDanceError, as_ours
 from rewarddance.reward.instructions import load_tree
 from rewarddance.runtime.files import parse_json
-from rewarddance.runtime.listening import LOOPBACK, address_of, host_name, listen
+from rewarddance.runtime.listening import LOOPBACK, host_name
+from rewarddance.runtime.web_server import serve_in_background, serve_until_ended
 
 log = logging.getLogger("rewarddance.annotate")
 _LARGEST = 1 << 14
 """Bytes of a request; an answer has some two hundred."""
 _MONTH = 30 * 24 * 3600
+_SHUTDOWN_SECONDS = 5
+"""What is in flight at the end has so long."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "media-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -234,35 +234,11 @@ class VoteServer:
 
     def run(self, ready: Callable[[str], object]) -> None:
         """Serve until SIGTERM or Ctrl-C. ready: is told the address. Raises InputError where that cannot be had."""
-        listening = listen(self.options.host, self.options.port)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # the server's own comes before it; this one is for its end
-        ready(address_of(listening))
-        self._uvicorn().run(sockets=[listening])
+        serve_until_ended(self.app, self.options.host, self.options.port, ready, _SHUTDOWN_SECONDS)
 
-    @contextmanager
-    def background(self) -> Iterator[str]:
+    def background(self) -> AbstractContextManager[str]:
         """Serve from a thread of this process, in tests; yields the address, and ends with the block."""
-        listening, server = listen(self.options.host, self.options.port), self._uvicorn()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        try:
-            yield address_of(listening)
-        finally:
-            server.should_exit = True
-            thread.join()
-
-    def _uvicorn(self) -> uvicorn.Server:
-        config = uvicorn.Config(
-            self.app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="on",
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=5,
-        )
-        return uvicorn.Server(config)
+        return serve_in_background(self.app, self.options.host, self.options.port, _SHUTDOWN_SECONDS)
 
 
 class Pace:

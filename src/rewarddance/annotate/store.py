@@ -187,9 +187,6 @@ class Store:
         rows = self.db.execute("SELECT token, id, name, owner FROM people WHERE token IS NOT NULL")
         return {row["token"]: Person(row["id"], row["name"], bool(row["owner"])) for row in rows}
 
-    def is_invited(self, name: str) -> bool:
-        return bool(self.db.execute("SELECT 1 FROM people WHERE name = ? AND token IS NOT NULL", (name,)).fetchone())
-
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
     def add_pairs(self, pairs: Iterable[Pair]) -> int:

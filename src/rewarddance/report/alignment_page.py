@@ -79,6 +79,24 @@ def first_and_last(rows: Sequence[Row], key: str) -> tuple[float, float] | None:
     return (float(np.mean(values[:n])), float(np.mean(values[-n:]))) if values else None
 
 
+def each_reward(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Of each of several rewards its name, and what it was at first and at the end. preferred: at the last probe."""
+    keys = dict.fromkeys(key for row in rows if row["kind"] == "step" for key in row if key.startswith("margin/"))
+    found = []
+    for name in (key.partition("/")[2] for key in keys):
+        preferred = [row[f"preferred_to_base/{name}"] for row in rows if f"preferred_to_base/{name}" in row]
+        found.append(
+            {
+                "name": name,
+                "margins": first_and_last(rows, f"margin/{name}"),
+                "rewards": first_and_last(rows, f"reward/{name}"),
+                "spreads": first_and_last(rows, f"spread_within/{name}"),
+                "preferred": preferred[-1] if preferred else None,
+            }
+        )
+    return found
+
+
 def write_alignment_page(folder: Path, progress: Progress | None = None) -> Path:
     """Write report.html of a run that has no oracle; returns its path.
 
@@ -101,6 +119,7 @@ def write_alignment_page(folder: Path, progress: Progress | None = None) -> Path
         steps=(config.get(algorithm) or {}).get("steps"),
         margins=margins,
         rewards=first_and_last(rows, "reward"),
+        several=each_reward(rows),
         preferred=preferred[-1] if preferred else None,
         held_out=first_and_last(rows, "held_out_margin"),
         progress=progress,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -79,6 +80,7 @@ CHARTS = {
         Panel("Proxy: margin, logits", (Curve("margin"),)),
         Panel("Proxy: P(yes)", (Curve("reward"),)),
         Panel("Held-out judge: margin, logits", (Curve("held_out_margin", colour="orange"),)),
+        Panel("How far the rewards go the same way, cosine", (Curve("rewards_cosine"),)),
         ORACLE,
         Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
         Panel("Spread of the margin", SPREADS, from_zero=True),
@@ -106,13 +108,29 @@ def smoothing_window(n: int) -> int:
     return max(5, n // 20) if n >= 60 else 1
 
 
+def with_each_reward(panel: Panel, rows: Sequence[Row]) -> Panel:
+    """The panel with a curve for each of several rewards (`margin/keep`) in the place of their mean."""
+    (curve, *others) = panel.curves
+    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(f"{curve.key}/")))
+    if others or not names:
+        return panel
+    looks = itertools.cycle(itertools.product(("-", "--", ":"), ("blue", "orange", "ink", "muted")))
+    curves = [
+        replace(curve, key=key, label=key.partition("/")[2], colour=colour, dash=dash)
+        for key, (dash, colour) in zip(names, looks, strict=False)
+    ]
+    return replace(panel, curves=tuple(curves))
+
+
 def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None) -> Markup | None:
     """A chart of CHARTS as inline SVG, panels above one axis of steps; None where nothing of it was logged.
 
     marks: steps at which a line goes through all panels, with the label at its head.
     """
     panels = [
-        panel for panel in CHARTS[name] if any(len(series(rows, curve.key, curve.kind)[0]) for curve in panel.curves)
+        with_each_reward(panel, rows)
+        for panel in CHARTS[name]
+        if any(len(series(rows, curve.key, curve.kind)[0]) for curve in panel.curves)
     ]
     if not panels:
         return None

@@ -43,7 +43,7 @@ class Gains(BaseModel):
 
 
 class Oracle(Arms):
-    """The oracle's alignment in [0, 1], and the gains over the base, paired by prompt."""
+    """The oracle's alignment in [0, 1], or a part of it, and the gains over the base, paired by prompt."""
 
     gain_best_of_n: Interval
     gain_refl: Interval
@@ -104,6 +104,8 @@ class Summary(BaseModel):
     oracle: Oracle
     by_category: dict[str, Arms]
     by_layout: dict[str, Gains] = {}
+    parts: dict[str, Oracle] = {}  # what alignment is made of, where its parts pull apart
+    parts_by_category: dict[str, dict[str, Arms]] = {}
     aligned: str = "refl"  # the arm that gsb and hacking are of
     alarms: list[Row] = []
     quality: Arms
@@ -119,13 +121,17 @@ class Summary(BaseModel):
 
 
 class Sample(BaseModel):
-    """One prompt of samples.json: each arm's picture, as a path in the run folder, and the oracle's score of it."""
+    """One prompt of samples.json: each arm's picture, as a path in the run folder, and the oracle's score of it.
+
+    image: the picture that the prompt comes with, if any.
+    """
 
     prompt: str
     category: str
     seed: int
     pictures: dict[str, str]
     oracle: dict[str, float]
+    image: str | None = None
 
 
 def read_summary(folder: Path) -> Summary:

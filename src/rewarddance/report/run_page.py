@@ -45,6 +45,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
     if s.gsb is not None:
         counts = f"{s.gsb.good} good, {s.gsb.same} same, {s.gsb.bad} bad"
         lines.append(f"{arms[s.aligned]} against the base: GSB {figure_text(s.gsb.gsb, sign='+')} ({counts})")
+    for part, figures in s.parts.items():
+        gains = [f"{name} {figure_text(getattr(figures, f'gain_{arm}'), sign='+')}" for arm, name in arms.items()
+                 if arm != "sft"]  # fmt: skip
+        lines.append(f"{part}: base {figure_text(figures.sft)}; " + ", ".join(gains))
     table.caption, table.caption_justify = "\n".join(["", *lines]), "left"
     table.add_column("")
     for title in ("oracle alignment", "gain", "correct", "quality", "diversity"):
@@ -116,7 +120,11 @@ def _config(run_folder: Path) -> dict[str, Any]:
     names = ("judge", "refl", "nft")
     judge, refl, nft = (part if isinstance(part, dict) else {} for part in map(recipe.get, names))
     task = recipe.get("task", "t2i")
-    asked_for = {"task": task, "what": "pictures" if task == "t2i" else "videos", "seed": recipe.get("seed", 0)}
+    asked_for = {
+        "task": task,
+        "what": {"t2i": "pictures", "edit": "edits"}.get(task, "videos"),
+        "seed": recipe.get("seed", 0),
+    }
     asked_for |= {"judge": judge.get("base"), "generator": recipe.get("generator"), "steps": refl.get("steps")}
     asked_for["nft_steps"] = nft.get("steps")
     text = path.read_text(encoding="utf-8").strip() if path.is_file() else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-AXE = Path(__file__).parents[2] / "build" / "axe.min.js"
+AXE = Path(__file__).parents[1] / "build" / "axe.min.js"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
