@@ -26,6 +26,7 @@ from rewarddance.data.faults import FaultyRows
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError
 from rewarddance.jobs import score as scoring
+from rewarddance.jobs import score_batches
 from rewarddance.jobs.fleet import Fleet, Worker
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.jobs.score import run_scoring
@@ -95,7 +96,7 @@ def test_a_fleets_rows_are_those_of_one_process_to_the_byte(media, monkeypatch):
 
 def test_batches_that_are_closed_early_end_at_the_same_rows(media, monkeypatch):
     monkeypatch.setattr(scoring, "Fleet", HereFleet)
-    monkeypatch.setattr(scoring, "PIXEL_VALUES", 3 * 3 * 32 * 32)  # three pictures, the reference among them
+    monkeypatch.setattr(score_batches, "PIXEL_VALUES", 3 * 3 * 32 * 32)  # three pictures, the reference among them
     run = run_of(media, batch_size=4)
     run_scoring(run)
     assert outcome(run) == alone(media, batch_size=4)
@@ -104,7 +105,7 @@ def test_batches_that_are_closed_early_end_at_the_same_rows(media, monkeypatch):
 @pytest.mark.parametrize("first", ["fleet", "process"])
 def test_a_run_goes_on_in_a_fleet_or_without_where_it_was_cut_off(media, monkeypatch, first):
     monkeypatch.setattr(scoring, "Fleet", HereFleet)
-    monkeypatch.setattr(scoring, "PIXEL_VALUES", 3 * 3 * 32 * 32)
+    monkeypatch.setattr(score_batches, "PIXEL_VALUES", 3 * 3 * 32 * 32)
     expected, kept = alone(media, batch_size=4), scoring.RowFile.commit
     left = [2]
 

@@ -18,10 +18,12 @@ from tiny import clip_folder, command, judge_folder, pictures
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.jobs import score as scoring
+from rewarddance.jobs import score_batches
 from rewarddance.jobs.recipes import ScoreRun
-from rewarddance.jobs.score import ahead, run_scoring
+from rewarddance.jobs.score import run_scoring
 from rewarddance.reward.instructions import TEMPLATES
 from rewarddance.reward.loading import load_reward
+from rewarddance.runtime.ahead import ahead
 from rewarddance.types import Question, Verdict
 
 
@@ -159,7 +161,7 @@ def test_pictures_of_one_file_are_one_tensor_within_a_batch(media, monkeypatch):
 
 def test_a_batch_ends_where_its_pictures_are_too_many(media, monkeypatch):
     judge = use(monkeypatch, Eye("pointwise"))
-    monkeypatch.setattr(scoring, "PIXEL_VALUES", 2 * 3 * 32 * 32)
+    monkeypatch.setattr(score_batches, "PIXEL_VALUES", 2 * 3 * 32 * 32)
     run_scoring(plain(jsonl(media / "in.jsonl", [{"prompt": "p", "image": f"{i % 5}.png"} for i in range(8)])))
     assert list(map(len, judge.batches)) == [3, 3, 2]
 

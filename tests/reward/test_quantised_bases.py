@@ -22,7 +22,7 @@ from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.sharded import ShardedJudge
 from rewarddance.reward.train import train_judge
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.runtime.quantised import is_quantised, quantise, quantised_bytes
+from rewarddance.runtime.quantised import quantise, quantised_bytes
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.preferences import PreferenceRecipe, pair_up, picture_pool
 from rewarddance.shapeworld.scenes import prompt_set
@@ -79,6 +79,10 @@ def train(folder: Path, evaluate=None, **changes):
     recipe = JudgeRecipe(base=str(judge_folder()), instruction="t2i-brief", **{**QLORA, **changes})
     measure = evaluate or (lambda judge: {"margin": float(judge(QUESTIONS).margin.mean())})
     return train_judge(recipe, PAIRS, folder, Metrics(folder / "metrics.jsonl"), seed=7, evaluate=measure)
+
+
+def is_quantised(module):
+    return any(not weight.is_floating_point() for weight in module.parameters())
 
 
 @pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16", "kind": "pointwise"}], ids=["float32", "bfloat16"])

@@ -158,3 +158,10 @@ def test_a_state_that_torch_could_not_write_says_what_the_disk_is(tmp_path, monk
     with pytest.raises(OSError) as caught:
         save_state({}, tmp_path / "optimiser.pt")
     assert caught.value.errno == code and "optimiser.pt" in as_ours(caught.value).what
+
+
+def test_a_base_that_does_not_come_along_says_how_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path)
+    with pytest.raises(InputError, match="shapeworld-judge-5m does not come with this package") as caught:
+        find_checkpoint("shapeworld-judge-5m")
+    assert "rewarddance bases judge-sizes --output bases" in caught.value.remedy

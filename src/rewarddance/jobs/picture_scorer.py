@@ -14,6 +14,7 @@ from rewarddance.evaluation.object_colours import CLIP, AskedColours, ClipColour
 from rewarddance.evaluation.object_scores import Detection, geneval_verdict, kept, soft_tifa, tifa
 from rewarddance.evaluation.visual_questions import Answerer, VisualQuestion, answerer
 from rewarddance.jobs.recipes import BenchRun
+from rewarddance.protocols import RewardModel
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.loading import load_reward
 from rewarddance.types import Pixels
@@ -22,15 +23,16 @@ from rewarddance.types import Pixels
 class PictureScorer:
     """Called with pictures, it gives each one's row, or the error that says why there is none.
 
+    judge: in the place of the one that the run names.
     Raises InputError where a model of the run cannot be loaded or cannot do what the run asks of it.
     """
 
-    def __init__(self, run: BenchRun) -> None:
+    def __init__(self, run: BenchRun, judge: RewardModel | None = None) -> None:
         self.run, device = run, run.device or "cpu"
         self.answerer: Answerer | None = None
         self.colours: ClipColours | AskedColours | None = None
         if run.judge is not None:
-            judge = load_reward(run.judge, device, run.dtype, **run.changes)
+            judge = judge or load_reward(run.judge, device, run.dtype, **run.changes)
             self.answerer = answerer(judge, run.answers)
         if run.benchmark != "geneval":
             return

@@ -19,6 +19,8 @@ from rewarddance.errors import InputError, first_line
 from rewarddance.runtime import process_group
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
+_MADE = {f"shapeworld-judge-{size}m": "judge-sizes" for size in ("0.5", "0.7", "1", "1.4", "5")}
+"""Bases that a wheel comes without, and what `rewarddance bases` calls them."""
 OURS = ".unfinished"
 """A file in a folder that is being written, or being removed."""
 _OF_A_CHECKPOINT = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -37,11 +39,18 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
 
     A hub's checkpoint is downloaded once, into the cache that all its libraries share; with HF_HUB_OFFLINE=1 it is only
     looked for there. download: fetches it, for kinds of checkpoint that do not need all of their repository. Raises
-    InputError naming what was looked for, why the hub did not give it, and the bundled names.
+    InputError naming what was looked for, why the hub did not give it, and the bundled names, or how a base that this
+    package comes without is made.
     """
     for folder in (Path(name), BUNDLED / name):
         if folder.is_dir() and any(folder.iterdir()):
             return folder
+    if name in _MADE:
+        raise InputError(
+            f"the base {name} does not come with this package.",
+            f"Make it: `rewarddance bases {_MADE[name]} --output bases` (hours; it goes on where it was "
+            f"cut off). Then give the folder bases/{name} in its place.",
+        )
     told = ""
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         try:

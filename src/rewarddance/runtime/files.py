@@ -9,8 +9,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from rewarddance.errors import InputError, first_line
-
 LARGEST_TEXT = 1 << 28
 """Bytes of a text that is read whole."""
 DEEPEST = 200
@@ -99,15 +97,3 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-
-
-def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """The JSON object in a plain file. Raises InputError naming `what` it should be, the file, and what is wrong."""
-    try:
-        content = parse_json(read_text(path))
-        if isinstance(content, dict):
-            return content
-        told = f"it is {type(content).__name__}, no object"
-    except (OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or first_line(error)
-    raise InputError(f"{what} {path} cannot be read: {told}.", remedy)

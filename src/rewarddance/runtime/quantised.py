@@ -42,11 +42,6 @@ def quantise(module: nn.Module, precision: BasePrecision, dtype: torch.dtype) ->
     return module
 
 
-def is_quantised(module: nn.Module) -> bool:
-    """Are some of its weights packed, and so of no use as numbers?"""
-    return any(not weight.is_floating_point() for weight in module.parameters())
-
-
 def quantised_bytes(module: nn.Module, precision: BasePrecision, without: Collection[nn.Parameter] = ()) -> int:
     """Bytes of a module's weights but these once they are packed; it may be on the meta device."""
     inside = {layer.weight for block in outer_blocks(module) for _, _, layer in _linear_layers(block)}

@@ -6,15 +6,12 @@ import asyncio
 import hmac
 import logging
 import os
-import signal
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -22,7 +19,8 @@ from rewarddance.errors import InputError, RewardDanceError, RewardError, as_our
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.remote.wire import VERSION
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.runtime.listening import LOOPBACK, address_of, host_name, listen
+from rewarddance.runtime.listening import LOOPBACK, host_name
+from rewarddance.runtime.web_server import serve_in_background, serve_until_ended
 from rewarddance.serve import binary, decisions, flow_factory, systemone, unirl
 from rewarddance.serve.batching import Batcher
 from rewarddance.serve.judge import REWARD, ServedJudge, mark_of
@@ -192,35 +190,12 @@ class JudgeServer:
 
         Raises InputError where the address is taken or none of this machine's.
         """
-        listening = listen(self.options.host, self.options.port)
-        signal.signal(signal.SIGTERM, lambda *_: None)  # the server's own comes before it; this one is for its end
-        ready(address_of(listening))
-        self._uvicorn().run(sockets=[listening])
+        serve_until_ended(self.app, self.options.host, self.options.port, ready, self.options.shutdown_seconds)
 
-    @contextmanager
-    def background(self) -> Iterator[str]:
+    def background(self) -> AbstractContextManager[str]:
         """Serve from a thread of this process, in notebooks and tests; yields the address, and ends with the block."""
-        listening, server = listen(self.options.host, self.options.port), self._uvicorn()
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        try:
-            yield address_of(listening)
-        finally:
-            server.should_exit = True
-            thread.join()
-
-    def _uvicorn(self) -> uvicorn.Server:
-        config = uvicorn.Config(
-            self.app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="on",
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=self.options.shutdown_seconds,
-        )
-        return uvicorn.Server(config)
+        options = self.options
+        return serve_in_background(self.app, options.host, options.port, options.shutdown_seconds)
 
 
 @contextmanager
