@@ -124,6 +124,11 @@ def test_fewer_pairs_at_once_need_less_and_checkpointing_too():
     assert activations(judge(batch_size=16, checkpointing=True)) < 0.5 * at_once
 
 
+def test_a_large_batch_is_held_as_far_as_the_judge_reads_at_once():
+    assert activations(judge(batch_size=512)) == activations(judge(batch_size=1024))
+    assert activations(judge(batch_size=512)) < 32 * activations(judge(batch_size=8))
+
+
 def test_pairs_are_sampled_from_the_recipes_file_where_it_is_there(tmp_path: Path):
     rows = [replace(pair, prompt=prompt_of_words(3 + i)) for i, pair in enumerate(pairs(20))]
     write_preferences(rows, tmp_path / "p.jsonl")
@@ -203,7 +208,7 @@ def test_what_cannot_be_planned_is_refused_by_name(tmp_path: Path, keys: list[st
 
 
 def test_recipes_of_other_commands_are_refused():
-    with pytest.raises(InputError, match="neither of `rewarddance train` nor of `rewarddance align`"):
+    with pytest.raises(InputError, match=r"quickstart.yaml is a recipe neither of"):
         plan_recipe(recipe_file("quickstart.yaml"), [], PlanOptions())
 
 
@@ -286,6 +291,17 @@ def test_a_surrogate_is_planned_with_its_whole_rollout(small: Plan):
         aligned({"surrogate": "flowbp_sparse"})
 
 
+def test_each_judge_of_several_rewards_is_counted_once(small: Plan):
+    leaves = {"sharp": {"criteria": "t2i#quality/sharpness"}, "whole": {"criteria": "t2i#quality/artefacts"}}
+    plan = aligned(rewards=leaves)
+    assert plan.parameters["judge"] == small.parameters["judge"] and "judge 2" not in parts_of(plan)
+    assert plan.flops["judge"] > 1.9 * small.flops["judge"] and plan.peaks["judge"] < 1.5 * small.peaks["judge"]
+    own = aligned(rewards={"first": {}, "second": {"judge": str(judge_folder())}})
+    assert own.parameters["judge"] == 2 * small.parameters["judge"]
+    assert parts_of(own)["judge 2"] == parts_of(own)["judge"] == parts_of(small)["judge"]
+    assert own.sources["judge of second"] == str(judge_folder())
+
+
 def test_the_relay_holds_the_largest_of_its_phases_and_not_their_sum(small: Plan):
     parts = parts_of(small)
     assert parts["activations"] == max(small.peaks.values()) < sum(small.peaks.values())
@@ -320,7 +336,9 @@ def on_two_gpus(**refl: object) -> Plan:
 def test_processes_share_samples_and_each_has_all_weights(small: Plan):
     two = on_two_gpus(lora_rank=2)
     averaging = {"averaging of gradients": 2 * 4 * two.parameters["trained"]}
-    assert two.peaks == small.peaks | averaging and parts_of(two) == parts_of(small)
+    assert two.peaks == pytest.approx(small.peaks | averaging, rel=1e-5)  # a number may be held a little longer
+    parts = [{name: size for name, size in parts_of(plan).items() if name != "activations"} for plan in (two, small)]
+    assert parts[0] == parts[1]
     assert two.flops == {name: 2 * count for name, count in small.flops.items()}
     assert two.seconds == pytest.approx(small.seconds) and two.gpus == 2
     hours = small.notes[0].partition("prompts, ")[2]

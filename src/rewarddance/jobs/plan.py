@@ -9,39 +9,66 @@ import yaml
 
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.errors import InputError
+from rewarddance.jobs.recipes import SearchRun
 from rewarddance.jobs.train import TrainRun
 from rewarddance.planning.alignment import plan_alignment
 from rewarddance.planning.plan import Plan
 from rewarddance.planning.recipe import PlanOptions
+from rewarddance.planning.search import SearchSetting, plan_search
 from rewarddance.planning.training import plan_training
 from rewarddance.runtime.config import LARGEST_RECIPE, load_recipe, parse_yaml
 from rewarddance.runtime.files import read_text
+from rewarddance.search.run import read_method
 
 
 def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> Plan:
-    """The plan of a recipe of `rewarddance train` or `rewarddance align`, with suggestions where it does not fit.
+    """The plan of a recipe of `rewarddance train`, `align` or `search`.
 
-    Raises InputError for a recipe of neither, for a model whose architecture is not known, and for what the run itself
-    would refuse.
+    Where one of the first two does not fit, with suggestions. Raises InputError for a recipe of none of them, for a
+    model whose architecture is not known, and for what the run itself would refuse.
     """
-    if _aligns(path):
+    command = _command_of(path)
+    if command == "align":
         return plan_alignment(load_recipe(AlignRun, path, overrides), options)
+    if command == "search":
+        return plan_search(_setting_of(load_recipe(SearchRun, path, overrides)), options)
     run = load_recipe(TrainRun, path, overrides)
     return plan_training(run.judge, run.preferences, options)
 
 
-def _aligns(path: Path) -> bool:
-    """Which of the two a recipe is, by its keys. A file that cannot be read is refused where it is loaded."""
+def _command_of(path: Path) -> str:
+    """Which command a recipe is of, by its keys. A file that cannot be read is refused where it is loaded."""
     try:
         content = parse_yaml(read_text(path, LARGEST_RECIPE))
     except (OSError, ValueError, yaml.YAMLError):
-        return False
+        return "train"
     keys = content if isinstance(content, dict) else {}
     if "generator" in keys and not isinstance(keys.get("judge"), dict):
-        return True
+        return "search" if "budget" in keys else "align"
     if "generator" in keys or not ("preferences" in keys or "judge" in keys):
         raise InputError(
-            f"{path} is a recipe neither of `rewarddance train` nor of `rewarddance align`.",
-            "Plan one that has preferences and judge, or generator and judge.",
+            f"{path} is a recipe neither of `rewarddance train` nor of `rewarddance align` or `search`.",
+            "Plan one that has preferences and judge, generator and judge, or a budget beside them.",
         )
-    return False
+    return "train"
+
+
+def _setting_of(run: SearchRun) -> SearchSetting:
+    guidance = {} if run.guidance_scale is None else {"guidance_scale": run.guidance_scale}
+    batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
+    return SearchSetting(
+        generator=run.generator,
+        num_inference_steps=run.num_inference_steps,
+        generator_options={**guidance, **run.generator_options},
+        judge=run.judge,
+        judge_options={**run.changes, **batch},
+        dtype=run.dtype,
+        prompts=run.prompts,
+        method=read_method(run.method, run.options),
+        budget=run.budget,
+        judging=run.judging,
+        batch_size=run.batch_size,
+        prompts_at_once=run.prompts_at_once,
+        judge_sharded=run.judge_sharded,
+        judge_apart=run.judge_device not in (None, "cpu", run.device or "cuda"),
+    )

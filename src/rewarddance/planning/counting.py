@@ -157,6 +157,11 @@ class _CountShapes(TorchDispatchMode):
         super().__init__()
         self.counts, self.casts = counts, casts
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard around every operation would be a third of a plan's time."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.casts and not _autocast_nesting():  # autocast drops its copies where its outermost block ends

@@ -19,13 +19,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedTokenizerFast
 
 from rewarddance.errors import InputError
-from rewarddance.planning.counting import counting
+from rewarddance.planning.counting import Counting, counting
+from rewarddance.reward.families.family import Encoded
 from rewarddance.reward.families.processor_files import image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.judge import CONFIG_FILE, NO, YES, Judge, RewardConfig
 from rewarddance.reward.pointwise import PointwiseReward
-from rewarddance.reward.prefix_cache import Sharing
+from rewarddance.reward.prefix_cache import Prefix, Sharing
 from rewarddance.reward.reading import JudgeInput, Tokens
 from rewarddance.reward.regressive import RegressiveReward
 from rewarddance.reward.remote.addresses import is_address
@@ -54,7 +55,8 @@ class Sources(NamedTuple):
 class MetaModel(VisionLanguageModel):
     """A `VisionLanguageModel` of which only shapes are known.
 
-    lengths: tokens of each sequence that it read. counting_only: sequences are counted and not read.
+    lengths: tokens of each sequence that it read. counting_only: sequences are counted and not read. counts: what
+    counts it, if forwards of one shape without a gradient are to be run once.
 
     Raises InputError for a name that is neither a folder with config.json nor in the table, and for a family that has
     no code of its own here.
@@ -81,6 +83,7 @@ class MetaModel(VisionLanguageModel):
         self.is_checking = False
         self.sources = Sources(architecture, tokenizer, picture_source)
         self.lengths, self.counting_only = list[int](), False
+        self.counts: Counting | None = None
 
     @property
     def device(self) -> torch.device:
@@ -94,6 +97,24 @@ class MetaModel(VisionLanguageModel):
         sequences = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
         return [torch.empty(tokens.response_length + 1, width, device="meta") for tokens in sequences]
 
+    def _through_text(
+        self,
+        sequences: Sequence[Tokens],
+        spans: Sequence[tuple[int, int]],
+        pictures: Sequence[Tensor],
+        encoded: Sequence[Encoded],
+        prefix: Prefix,
+    ) -> Tensor:
+        def read() -> Tensor:
+            return VisionLanguageModel._through_text(self, sequences, spans, pictures, encoded, prefix)
+
+        keeps = bool(prefix.lengths) and not prefix.complete  # it leaves keys and values behind
+        if self.counts is None or torch.is_grad_enabled() or keeps:
+            return read()
+        ids = [sequence.ids[start:end] for sequence, (start, end) in zip(sequences, spans, strict=True)]
+        shown = sum(token == self._image_token for own in ids for token in own)
+        return self.counts.repeated(("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, shown), read)
+
     def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
         tokens = super()._sequence(one, numbers)
         self.lengths.append(len(tokens.ids))
@@ -104,7 +125,7 @@ def meta_reward(name: str, config: RewardConfig | None, dtype: torch.dtype) -> J
     """A judge on the meta device. config: None takes that of the trained reward in the folder `name`, else defaults."""
     if is_address(name):
         raise InputError(f"the judge at {name} takes its own memory.", "Plan with the judge's folder, or without it.")
-    config = config or _saved_config(name)
+    config = config or saved_config(name)
     if config.kind not in KINDS:
         raise InputError(
             f"a plan is made of judges that read questions, and {name!r} is of kind {config.kind}.",
@@ -166,7 +187,7 @@ def _table() -> dict[str, Any]:
     return yaml.safe_load(_ARCHITECTURES.read_text(encoding="utf-8"))
 
 
-def _saved_config(name: str) -> RewardConfig:
+def saved_config(name: str) -> RewardConfig:
     for path in (Path(name) / CONFIG_FILE, BUNDLED / name / CONFIG_FILE):
         if path.is_file():
             try:

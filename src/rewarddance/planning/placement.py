@@ -32,19 +32,48 @@ def precision_of(options: Mapping[str, Any]) -> Any:
     return options.get("base_precision", "none")
 
 
-def judge_weights(judge: Judge, run: AlignRun, processes: int) -> tuple[MemoryPart, ...]:
-    """A frozen judge's weights on each GPU: whole, packed, or its shard and what is gathered of it at a time."""
-    precision = precision_of(run.judge_options)
+def judge_has_own_gpu(run: AlignRun) -> bool:
+    """Has the judge a GPU of its own?"""
+    return run.judge_device is not None and run.judge_device != (run.device or "cuda")
+
+
+def processes_of(run: AlignRun, gpus: int) -> int:
+    """How many processes run on so many GPUs: one on each, but none on one that the judge has for itself.
+
+    Raises InputError where they cannot share the run.
+    """
+    processes = 1 if judge_has_own_gpu(run) and gpus <= 2 else gpus
+    run.check_processes(processes, "cuda")
+    return processes
+
+
+def judge_weights(judge: Judge, options: Mapping[str, Any], run: AlignRun, processes: int) -> tuple[MemoryPart, ...]:
+    """A frozen judge's weights on each GPU: whole, packed, or its shard and what is gathered of it at a time.
+
+    options: that it is loaded with.
+    """
     if run.judge_sharded:
-        total = sum(weight.nbytes for weight in judge.model.parameters())
-        blocks = [list(block.parameters()) for block in outer_blocks(judge.model)]
-        inside = {weight for block in blocks for weight in block}
-        others = [weight for weight in judge.model.parameters() if weight not in inside]
-        whole = gathered(blocks, others, others[0].element_size())
-        note = f"{run.judge_dtype}, in {processes} shards"
-        return MemoryPart("judge", -(-total // processes), note), MemoryPart("judge, gathered", whole.size, whole.note)
-    size = quantised_bytes(judge.model, precision) + unpacked_bytes(judge.model, precision)
-    return (MemoryPart("judge", size, _note(run.judge_dtype, precision)),)
+        return shards_of_judge(judge, run.judge_dtype, processes)
+    return (frozen_weights("judge", judge.model, run.judge_dtype, precision_of(options)),)
+
+
+def frozen_weights(name: str, model: nn.Module, dtype: str, precision: Any) -> MemoryPart:
+    """A model's weights, whole or packed."""
+    if precision == "none":
+        return MemoryPart(name, sum(weight.nbytes for weight in model.parameters()), _note(dtype, precision))
+    size = quantised_bytes(model, precision) + unpacked_bytes(model, precision)
+    return MemoryPart(name, size, _note(dtype, precision))
+
+
+def shards_of_judge(judge: Judge, dtype: str, processes: int) -> tuple[MemoryPart, ...]:
+    """A judge's shard on each GPU, and what is gathered of it at a time."""
+    total = sum(weight.nbytes for weight in judge.model.parameters())
+    blocks = [list(block.parameters()) for block in outer_blocks(judge.model)]
+    inside = {weight for block in blocks for weight in block}
+    others = [weight for weight in judge.model.parameters() if weight not in inside]
+    whole = gathered(blocks, others, others[0].element_size())
+    note = f"{dtype}, in {processes} shards"
+    return MemoryPart("judge", -(-total // processes), note), MemoryPart("judge, gathered", whole.size, whole.note)
 
 
 def network_weights(network: nn.Module, run: AlignRun, lora: set[nn.Parameter]) -> MemoryPart | None:

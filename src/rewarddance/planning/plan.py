@@ -64,7 +64,7 @@ class Suggestion:
 class Plan:
     """What a run needs.
 
-    job: "train" or "align".
+    job: "train", "align" or "search".
     sources: where each kind of figure comes from.
     parameters, tokens: counts by name.
     memory: what each GPU holds at the worst moment; its sum must fit.

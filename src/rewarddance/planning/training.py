@@ -143,16 +143,24 @@ def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[Memo
     parts = kept_between_steps(student, recipe, gpus)
     if recipe.sharded and recipe.dtype == "bfloat16":
         _store_as_gathered(student)
-    pairs = math.ceil(recipe.batch_size / (gpus * recipe.gradient_accumulation_steps))
-    at_peak = _step(student, [on_meta(longest) for _ in range(pairs)], recipe.sharded).at_peak
+    batch = _at_once(student, recipe, gpus, longest)
+    at_peak = _step(student, batch, recipe.sharded).at_peak
     kept = "layers' inputs" if recipe.checkpointing else "all that the backward pass needs"
     return (
         *parts,
-        MemoryPart("vision tower", at_peak.get("vision", 0), f"activations: {kept}; {pairs} pairs at once"),
+        MemoryPart("vision tower", at_peak.get("vision", 0), f"activations: {kept}; {len(batch)} pairs at once"),
         MemoryPart("language model", at_peak.get("text", 0), f"activations: {kept}"),
         MemoryPart("logits and loss", at_peak.get("other", 0), "of the answers, and of reasons"),
         MemoryPart("backward pass", at_peak.get("backward", 0), "gradients on their way, one layer computed again"),
     )
+
+
+def _at_once(student: Trainable, recipe: JudgeRecipe, gpus: int, longest: Preference) -> Sequence[Preference]:
+    """Pairs whose graph is held together: a part of a process's share, all as long as the longest."""
+    share = [
+        on_meta(longest) for _ in range(math.ceil(recipe.batch_size / (gpus * recipe.gradient_accumulation_steps)))
+    ]
+    return share if recipe.sharded else student.reward.split_by_tokens(share)[0]
 
 
 def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False) -> Counting:
@@ -223,17 +231,19 @@ def _suggestions(recipe: JudgeRecipe, options: PlanOptions, longest: Preference)
             "gradient_accumulation_steps": recipe.batch_size // gpus,
         }
 
-    same = _same_result(recipe, options.gpus)
+    at_once = len(_at_once(meta_student(recipe), recipe, options.gpus, longest))
+    same = _same_result(recipe, options.gpus, at_once)
     other = [*same, *_other_result(recipe)]
     return suggestions(recipe, size, options, same=same, other=other, spread=spread, prefix="judge.")
 
 
-def _same_result(recipe: JudgeRecipe, gpus: int) -> list[Edit]:
-    """Edits that change nothing in what is learned, the cheapest first."""
+def _same_result(recipe: JudgeRecipe, gpus: int, at_once: int) -> list[Edit]:
+    """Edits that change nothing in what is learned, the cheapest first. at_once: pairs whose graph is held together."""
     edits = []
     if not recipe.checkpointing:
         edits.append(Edit({"checkpointing": True}, "layers computed twice: a third more time"))
-    parts, most = recipe.gradient_accumulation_steps, recipe.batch_size // gpus
+    most = recipe.batch_size // gpus
+    parts = max(recipe.gradient_accumulation_steps, most // at_once)  # fewer parts are split further as it is
     while parts < most:
         parts = min(2 * parts, most)
         edits.append(Edit({"gradient_accumulation_steps": parts}, "fewer pairs at once"))

@@ -1,0 +1,106 @@
+"""A generator and a judge whose work is counted by phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.planning.counting import Counting
+from rewarddance.types import Question, Verdict
+
+
+class CountedGenerator:
+    """A generator whose predictions and decoding are phases.
+
+    last_steps: above 1, its sampler has only these. predicting: the phase of a prediction.
+    """
+
+    def __init__(self, generator: PipelineGenerator, counts: Counting, last_steps: int = 1) -> None:
+        self._generator, self._counts, self.predicting = generator, counts, "generator"
+        self.num_steps = last_steps if last_steps > 1 else generator.num_steps
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+    def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
+        self._counts.begin(self.predicting)
+        if torch.is_grad_enabled():
+            return self._generator.predict(x_t, step, condition)
+        lengths = [leaf.shape for leaf in tree_leaves(condition) if isinstance(leaf, Tensor)]
+        key = "predict", self._generator._uses_initial, x_t.shape, *lengths
+        return self._counts.repeated(key, lambda: self._generator.predict(x_t, step, condition))
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        self._counts.begin("decoder")
+        if torch.is_grad_enabled():
+            return self._generator.decode(x_0)
+        return self._counts.repeated(("decode", x_0.shape), lambda: self._generator.decode(x_0))
+
+
+class CountedJudge:
+    """A judge whose answers are a phase."""
+
+    def __init__(self, judge: Any, counts: Counting) -> None:
+        self._judge, self._counts = judge, counts
+        self.vlm = judge.vlm
+        self.needs_reference, self.config = judge.needs_reference, judge.config
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        self._counts.begin("judge")
+        return self._judge(questions)
+
+
+class AskedJudge(CountedJudge):
+    """A judge that is asked without a gradient, and whose margins, which are all 0, are read on the host.
+
+    Prompts are alike. Of the first ones, enough to fill what the judge reads at once twice over, all is asked, and the
+    operations of the others are theirs. Pictures of all are kept as they are encoded.
+    """
+
+    def __call__(self, questions: Sequence[Question]) -> Verdict:
+        self._counts.begin("judge")
+        if questions:
+            asked = questions[: self._enough(questions)]
+            before = self._counts.flops["judge"]
+            others = self.vlm.encode(_pictures(questions[len(asked) :], set(map(id, _pictures(asked, set())))))
+            encoding = self._counts.flops["judge"] - before
+            self._counts.repeated(("ask", self._structure(asked)), lambda: self._judge(asked).margin)
+            del others
+            spent = self._counts.flops["judge"] - before - encoding
+            self._counts.flops["judge"] = before + round(spent * len(questions) / len(asked))
+        return Verdict(torch.zeros(len(questions)))
+
+    def _enough(self, questions: Sequence[Question]) -> int:
+        """How many of the questions fill what the judge reads at once twice, in whole prompts."""
+        own = next((n for n, q in enumerate(questions) if q.prompt is not questions[0].prompt), len(questions))
+        self.vlm.lengths.clear()
+        self.vlm.counting_only = True
+        try:
+            self._judge(questions[:own])
+        finally:
+            self.vlm.counting_only = False
+        return min(len(questions), own * math.ceil(2 * self.vlm.tokens_at_once / max(1, sum(self.vlm.lengths))))
+
+    def _structure(self, questions: Sequence[Question]) -> tuple[Any, ...]:
+        """All that the work on the questions depends on: their texts, and which picture of which shape is where."""
+        numbers: dict[int, int] = {}
+
+        def picture(pixels: Tensor | None) -> Any:
+            return None if pixels is None else (numbers.setdefault(id(pixels), len(numbers)), pixels.shape)
+
+        return tuple(
+            (q.prompt.text, q.instruction, picture(q.prompt.image), picture(q.candidate), picture(q.reference))
+            for q in questions
+        )
+
+
+def _pictures(questions: Sequence[Question], known: set[int]) -> list[Tensor]:
+    """Each picture of the questions once, without those whose ids are known."""
+    shown = [pixels for q in questions for pixels in (q.prompt.image, q.candidate, q.reference) if pixels is not None]
+    return list({id(pixels): pixels for pixels in shown if id(pixels) not in known}.values())

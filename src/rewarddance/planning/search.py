@@ -1,0 +1,149 @@
+"""The plan of a search: its own method with its budget on the first prompts, on the meta device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rewarddance.errors import InputError
+from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.planning.alignment_memory import ACTIVATIONS
+from rewarddance.planning.counting import Counting, counting
+from rewarddance.planning.meta_generator import meta_generator
+from rewarddance.planning.models import count_of, judge_to_plan_with, meta_judge, planning_prompts, with_picture
+from rewarddance.planning.phases import AskedJudge, CountedGenerator
+from rewarddance.planning.placement import frozen_weights, precision_of, shards_of_judge
+from rewarddance.planning.plan import MemoryPart, Plan, PlanOptions, Suggestion
+from rewarddance.reward.judge import Judge
+from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.devices import find_dtype
+from rewarddance.search.recipe import Budget, JudgingName
+from rewarddance.search.run import Search
+
+
+@dataclass(frozen=True)
+class SearchSetting:
+    """A search, as its plan needs to know it.
+
+    dtype: of all weights. method: a recipe of one of METHODS. batch_size: pictures that are made together, of
+    prompts_at_once prompts. judge_sharded: the judge's weights are split over all GPUs, of which the first searches.
+    """
+
+    generator: str
+    num_inference_steps: int
+    generator_options: Mapping[str, Any]
+    judge: str
+    judge_options: Mapping[str, Any]
+    dtype: str
+    prompts: Path
+    method: Recipe
+    budget: Budget
+    judging: JudgingName | None
+    batch_size: int
+    prompts_at_once: int
+    judge_sharded: bool
+    judge_apart: bool
+
+
+def plan_search(setting: SearchSetting, options: PlanOptions) -> Plan:
+    """What `rewarddance search` needs. A step of the plan is one batch of prompts.
+
+    Where it does not fit, with fewer pictures at once that do. Raises InputError for what the run itself would refuse,
+    for models whose architecture is not known, and for a budget in seconds alone: what it buys is known on the machine.
+    """
+    plan, fewer = _planned(setting, options), setting
+    while not plan.fits and fewer.batch_size > 1:
+        batch = fewer.batch_size // 2
+        fewer = replace(fewer, batch_size=batch, prompts_at_once=min(batch, fewer.prompts_at_once))
+        if (smaller := _planned(fewer, options)).fits:
+            keys = (f"batch_size={batch}", f"prompts_at_once={fewer.prompts_at_once}")
+            effect = "fewer pictures at once; a method that looks at a batch's pictures together may find others"
+            return replace(plan, suggestions=(Suggestion(keys, plan.gpus, smaller.size, effect),))
+    return plan
+
+
+def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
+    """`plan_search`, without suggestions."""
+    budget = setting.budget
+    if budget.evaluations is None and budget.samples is None and budget.questions is None:
+        raise InputError("a budget in seconds cannot be planned.", "Give one in samples, evaluations or questions.")
+    if setting.judge_sharded and options.gpus == 1:
+        raise InputError("a sharded judge needs several processes.", "Give --gpus 2 or more, or leave it out.")
+    if setting.judge_apart:
+        options = options.model_copy(update={"gpus": max(options.gpus, 2)})
+    dtype = _on_gpu(setting.dtype)
+    name, judge_source = judge_to_plan_with(setting.judge, options)
+    generator = meta_generator(
+        setting.generator, setting.num_inference_steps, find_dtype(dtype), **setting.generator_options
+    )
+    judge = meta_judge(name, dtype, setting.judge_options)
+    prompts, source = planning_prompts(setting.prompts, setting.prompts_at_once, options)
+    at_once = min(setting.prompts_at_once, len(prompts))
+    asked = with_picture(generator, prompts[:at_once])
+    parts = {name: part for name, part in generator.pipeline.components.items() if isinstance(part, nn.Module)}
+    with counting() as counts:
+        counts.exclude(w for part in (*parts.values(), judge.model) for w in (*part.parameters(), *part.buffers()))
+        counts.begin("sampling")
+        _search_first(setting, generator, judge, asked, counts)
+    memory, judge_gpu = _memory_of(setting, options, generator, judge, counts)
+    flops = {phase: float(count) for phase, count in counts.flops.items()}
+    vlm: Any = judge.vlm  # type: ignore[attr-defined]
+    return Plan(
+        job="search",
+        sources={"generator": setting.generator, "judge": judge_source, **vlm.sources._asdict(), "prompts": source},
+        parameters={name: count_of(part.parameters()) for name, part in {**parts, "judge": judge.model}.items()},
+        tokens={"of a question, longest": float(max(vlm.lengths, default=0))},
+        memory=memory,
+        peaks=dict(counts.peaks),
+        judge_gpu=judge_gpu,
+        flops=flops,
+        gpu=options.hardware,
+        gpus=options.gpus,
+        utilisation=options.utilisation,
+        seconds=options.hardware.seconds(sum(flops.values()), dtype == "bfloat16", options.utilisation),
+        steps=math.ceil(len(prompts) / at_once),
+        notes=(f"A step is a search for {at_once} prompts at once, on one GPU.", "Pictures and files come on top."),
+    )
+
+
+def _on_gpu(dtype: str) -> str:
+    return "bfloat16" if dtype == "auto" else dtype
+
+
+def _memory_of(
+    setting: SearchSetting, options: PlanOptions, generator: PipelineGenerator, judge: Judge, counts: Counting
+) -> tuple[tuple[MemoryPart, ...], int]:
+    """Bytes by part on the GPU that searches, and on the judge's own if it has one."""
+    dtype = _on_gpu(setting.dtype)
+    parts = []
+    for name, part in generator.pipeline.components.items():
+        if isinstance(part, nn.Module):
+            precision = precision_of(setting.generator_options) if part is generator.network else "none"
+            parts.append(frozen_weights(name, part, dtype, precision))
+    if setting.judge_sharded:
+        of_judge = shards_of_judge(judge, dtype, options.gpus)
+    else:
+        of_judge = (frozen_weights("judge", judge.model, dtype, precision_of(setting.judge_options)),)
+    here = {phase: peak for phase, peak in counts.peaks.items() if not (setting.judge_apart and phase == "judge")}
+    worst = max(here, key=lambda phase: here[phase])
+    activations = MemoryPart(ACTIVATIONS, here[worst], f"{worst}; other phases hold less, and not at the same time")
+    if setting.judge_apart:
+        return (*parts, activations), sum(part.size for part in of_judge) + counts.peaks["judge"]
+    return (*parts, *of_judge, activations), 0
+
+
+def _search_first(setting: SearchSetting, generator: Any, judge: Any, asked: Any, counts: Counting) -> None:
+    """The search for the first prompts. All pictures seem equally good; what is counted does not depend on it."""
+    counted: Any = CountedGenerator(generator, counts)
+    counted.predicting = "sampling"
+    answering: Any = AskedJudge(judge, counts)
+    search = Search(
+        counted, answering, setting.method, setting.budget,
+        judging=setting.judging, batch_size=setting.batch_size, prompts_at_once=len(asked),
+    )  # fmt: skip
+    search(asked, range(len(asked)))
