@@ -7,6 +7,8 @@ import gc
 import tempfile
 import threading
 import time
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,6 +128,38 @@ def saved(model: torch.nn.Module, work: Callable[[], Any]) -> float:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         work()
     return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own) / 2**20
+
+
+class _Kept:
+    """A tensor that autograd keeps."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def saved_at_once(model: torch.nn.Module, work: Callable[[], Any]) -> float:
+    """The most MB that autograd keeps at any moment of `work`, backward passes included; the model's weights apart."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    holders: Counter[int] = Counter()
+    held = {"now": 0, "most": 0}
+
+    def free(place: int, size: int) -> None:
+        holders[place] -= 1
+        held["now"] -= 0 if holders[place] else size
+
+    def keep(tensor: Tensor) -> _Kept:
+        kept, storage = _Kept(tensor), tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in own:
+            held["now"] += 0 if holders[place] else size
+            held["most"] = max(held.values())
+            holders[place] += 1
+            weakref.finalize(kept, free, place, size)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        work()
+    return held["most"] / 2**20
 
 
 def seconds(work: Callable[[], Any]) -> float:

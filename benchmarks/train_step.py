@@ -13,11 +13,14 @@ import json
 from collections.abc import Sequence
 
 import torch
-from judges import PROMPT, build_judge, candidates, flops, interleaved, naive_inputs, peak_rss, saved
+from judges import PROMPT, build_judge, candidates, flops, interleaved, naive_inputs, peak_rss, saved_at_once
 from torch import Tensor
 
+from rewarddance.reward.batches import MicroBatch
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.objectives import answer_cross_entropy
+from rewarddance.reward.parallel import ForwardDispatch
+from rewarddance.reward.train import accumulate_gradient
 from rewarddance.types import Preference, Question
 
 SHORT = "A lighthouse on a cliff at dusk, a red boat below it"
@@ -46,14 +49,19 @@ def our_step(judge: PairwiseReward, pairs: Sequence[Preference]) -> None:
 
 
 def saved_by_parts(judge: PairwiseReward) -> dict[str, float]:
-    """MB that autograd keeps at once of a step of 4 pairs, in 1, 2 and 4 parts; each is done before the next begins."""
+    """The most MB that autograd keeps during a step of 4 pairs, by how many of them the judge reads at once."""
     shown = candidates(8, seed=1)
-    pairs = [Preference(PROMPT, shown[2 * k], shown[2 * k + 1], 1.0) for k in range(4)]
-    normalizer = judge.loss_normalizer(pairs)
+    pairs = tuple(Preference(PROMPT, shown[2 * k], shown[2 * k + 1], 1.0) for k in range(4))
+    model, budget = ForwardDispatch(judge), judge.vlm.tokens_at_once
+    longest = max(judge.vlm.lengths_of(judge.training_inputs(pairs)))
     kept = {}
-    for parts in (1, 2, 4):
-        first = pairs[: len(pairs) // parts]
-        kept[f"saved_mb_in_{parts}_parts"] = saved(judge.model, lambda own=first: judge.loss(own, normalizer))
+    for at_once in (4, 2, 1):
+        judge.vlm.tokens_at_once = 2 * at_once * longest
+        kept[f"saved_mb_of_{at_once}_pairs_at_once"] = saved_at_once(
+            judge.model, lambda: accumulate_gradient(model, judge, [MicroBatch(pairs, step=0)])
+        )
+        judge.model.zero_grad(set_to_none=True)
+    judge.vlm.tokens_at_once = budget
     return kept
 
 

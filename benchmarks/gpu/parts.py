@@ -207,7 +207,8 @@ def grpo(card: Card, sizes: Sizes, found: Found) -> None:
 def planned(card: Card, sizes: Sizes, found: Found) -> None:
     """What `rewarddance plan` says of the two steps above. No card is needed for it."""
     from rewarddance.alignment.recipe import AlignRun
-    from rewarddance.planning.alignment import ACTIVATIONS, plan_alignment
+    from rewarddance.planning.alignment import plan_alignment
+    from rewarddance.planning.alignment_memory import ACTIVATIONS
     from rewarddance.planning.recipe import PlanOptions
     from rewarddance.planning.training import plan_training
 

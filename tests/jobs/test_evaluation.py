@@ -146,7 +146,8 @@ def test_a_test_set_that_cannot_be_used_is_refused_by_name(given, message, remed
 def test_a_model_that_was_not_trained_here_is_examined_and_has_no_card(tests, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = EvaluateRun(judge=str(judge_folder()), tests={"id": tests["id"]}, instruction="t2i-brief", exam=EXAM)
-    assert Path(run_evaluation(run)["evaluation"]).parent.name.startswith("evaluation-")
+    found = run_evaluation(run)
+    assert found is not None and Path(found["evaluation"]).parent.name.startswith("evaluation-")
     done = command("evaluate", judge_folder(), "--tests", tests["id"], "--card")
     assert done.code == 2 and "is no trained reward" in done.err and "Leave out --card" in done.err
 

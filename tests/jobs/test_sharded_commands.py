@@ -1,4 +1,4 @@
-"""Scoring and searches by two processes that hold a judge together: the rows that one process writes."""
+"""Scores, searches, exams and references by two processes that hold a judge together: what one process writes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from several import in_processes
-from tiny import command, generator_folder, judge_folder, pictures
+from tiny import align_recipe, colour_preferences, command, generator_folder, judge_folder, pictures
 
+from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.media import write_picture
+from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
-from rewarddance.jobs.recipes import ScoreRun, SearchRun
+from rewarddance.evaluation.recipe import ExamRecipe
+from rewarddance.jobs.evaluate import run_evaluation
+from rewarddance.jobs.recipes import EvaluateRun, ScoreRun, SearchRun
+from rewarddance.jobs.references import run_references
 from rewarddance.jobs.score import run_scoring
 from rewarddance.jobs.search import run_search
 
@@ -70,6 +76,52 @@ def test_two_processes_search_as_one_does(tmp_path):
         assert found["winner"]["picture"] == expected["winner"]["picture"]
         assert found["held_out"] == pytest.approx(expected["held_out"], abs=1e-5)
         assert [one["score"] for one in found["runners_up"]] == close(expected["runners_up"], "score")
+
+
+def test_two_processes_evaluate_as_one_does(tmp_path):
+    write_preferences(colour_preferences(4), tmp_path / "pairs.jsonl")
+
+    def run(name: str, **changes) -> EvaluateRun:
+        given = {"judge": str(judge_folder()), "tests": {"id": tmp_path / "pairs.jsonl"}, "output": tmp_path / name}
+        return EvaluateRun(**given, device="cpu", exam=ExamRecipe(probes=2), **changes)
+
+    def figures(name: str) -> dict:
+        content = json.loads((tmp_path / name / "evaluation.json").read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("judge", "tests")}
+
+    one = run_evaluation(run("one"))
+    two, nothing = in_processes(2, lambda: run_evaluation(run("two", judge_sharded=True)))
+    assert nothing is None and one is not None
+    assert two["failed"] == one["failed"] == 0 and two["accuracy_id"] == one["accuracy_id"]
+    assert figures("two")["judge"] == figures("one")["judge"]
+    found, expected = (flat(figures(name)["tests"]) for name in ("two", "one"))
+    assert len(found) > 20 and found == [pytest.approx(value, abs=1e-4) for value in expected]
+
+
+def flat(content: object) -> list:
+    """The numbers within, in order."""
+    if isinstance(content, dict | list):
+        return [one for value in (content.values() if isinstance(content, dict) else content) for one in flat(value)]
+    return [content] if isinstance(content, int | float) else []
+
+
+def test_two_processes_make_the_references_that_one_makes(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\ntwo crosses\na green square\n")
+
+    def run(name: str, **changes) -> AlignRun:
+        content = yaml.safe_load(align_recipe(tmp_path).read_text())
+        return AlignRun.model_validate({**content, "output": tmp_path / name, **changes})
+
+    one = run_references(run("one"))
+    two, nothing = in_processes(2, lambda: run_references(run("two", judge_sharded=True)))
+    assert nothing is None and one is not None and two["pictures"] == one["pictures"] > 0
+    banks = [tmp_path / name / "references" for name in ("two", "one")]
+    found, expected = (rows_of(bank / "references.jsonl") for bank in banks)
+    assert found == expected
+    for file in (file for row in expected for file in row["files"]):
+        assert (banks[0] / file).read_bytes() == (banks[1] / file).read_bytes()
+    with pytest.raises(InputError, match="a sharded judge needs several processes"):
+        run_references(run("three", judge_sharded=True))
 
 
 def test_an_error_of_the_first_process_ends_the_others_quietly(table):

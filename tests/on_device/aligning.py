@@ -17,6 +17,7 @@ from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bui
 from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, TrainRecipe, TrainState, _take_step
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.align import keep_off
 from rewarddance.reward.loading import load_reward
 from tests.on_device.ground import DEVICE, seen_by, waits_of
 
@@ -47,6 +48,10 @@ CONDITIONING = {
     "generators/finetuning.py FinetunedPipeline._forward": "diffusers makes CogView4's rotary factors on the host",
     "generators/text_memory.py rows_of": "which rows of a conditioning that is not kept by text",
     "elsewhere": "the same, in a layer that is computed again",
+}
+MOVED = {
+    "runtime/memory.py modules_on": "parts that are off the device while unused come to it and go",
+    "generators/text_memory.py TextMemory._read_or_made": "a text's conditioning is written down",
 }
 ALLOWED = ASKED | LOGGED | CONDITIONING
 SIZE = {"prompts_per_step": 2, "group_size": 2, "lora_rank": 2, "lora_alpha": 2}
@@ -87,6 +92,28 @@ def test_a_step_waits_for_what_it_says_only(name, tmp_path):
     assert {device for device, _ in seen} == {DEVICE}
     assert torch.bfloat16 in {dtype for _, dtype in seen}
     assert {(str(w.device), w.dtype) for w in state.weights} == {(DEVICE, torch.float32)}
+    assert any(weight.abs().sum() > 0 for weight in state.weights)
+
+
+@pytest.mark.parametrize("name", ["refl-in-parts", "grpo", "nft"])
+def test_parts_that_are_offloaded_are_on_the_device_while_in_use(name, tmp_path):
+    recipe, how = RECIPES[name], "references" if name.startswith("refl") else "group"
+    generator, judge = parts_of_a_run(tmp_path)
+    generator.offload(["text_encoders", "vae"])
+    generator.keep_texts(tmp_path / "texts")
+    keep_off(judge, DEVICE)
+    bank = None
+    if how == "references":
+        settings = ReferenceRecipe(candidates=3)
+        bank = ReferenceBank(build_references(generator, judge, PROMPTS, settings, folder=tmp_path / "bank", seed=0))
+    run = Alignment(generator, [Reward(judge, how)], PROMPTS, recipe, bank=bank)
+    state, updates, steps = TrainState.begin(run, tmp_path), algorithm_of(recipe).updates, iter(range(9))
+    parts = [generator.pipeline.vae, generator.pipeline.text_encoder, judge.model]
+    with seen_by([parts[0].decoder]) as decoding, seen_by(judge.model.get_decoder().layers) as judging:
+        assert not waits_of(lambda: _take_step(run, updates, name, state, next(steps)), ALLOWED | MOVED)
+    assert {device for device, _ in decoding} == {device for device, _ in judging} == {DEVICE}
+    assert {weight.device.type for part in parts for weight in part.parameters()} == {"cpu"}
+    assert {str(weight.device) for weight in state.weights} == {DEVICE}
     assert any(weight.abs().sum() > 0 for weight in state.weights)
 
 

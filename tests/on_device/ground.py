@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ def waits_of(step: Callable[[], Any], allowed: dict[str, str]) -> dict[str, int]
 
 
 @contextmanager
-def seen_by(layers: nn.ModuleList) -> Iterator[set[tuple[str, torch.dtype]]]:
+def seen_by(layers: Iterable[nn.Module]) -> Iterator[set[tuple[str, torch.dtype]]]:
     """Within the block the devices and precisions of what these layers are given."""
     seen: set[tuple[str, torch.dtype]] = set()
 

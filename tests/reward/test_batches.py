@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.errors import InputError
-from rewarddance.reward.batches import MicroBatch, MicroBatches, jittered
+from rewarddance.reward.batches import MicroBatch, MicroBatches, jittered, pinned
 from rewarddance.reward.judge import LossNormalizer, RewardConfig
 from rewarddance.reward.loading import build_reward
 from rewarddance.types import Preference
@@ -68,6 +69,32 @@ def test_a_pair_that_cannot_be_read_comes_as_the_error_that_says_so(pairs):
     files.broken = True
     found = micro_batches[0]
     assert isinstance(found, InputError) and (found.what, found.remedy) == ("a.png cannot be read.", "Replace it.")
+
+
+def test_the_next_steps_pictures_are_read_while_a_step_is_taken(pairs):
+    second = Event()
+
+    class Files(list):
+        def __getitem__(self, at):
+            read.append(at)
+            if len(read) > 3:
+                second.set()
+            return super().__getitem__(at)
+
+    read: list[int] = []
+    coming = MicroBatches(Files(pairs), 3, 3, 1).after(0, 0)
+    first = next(coming)
+    assert second.wait(20), "the second step is not read before it is asked for"
+    assert [len(part.pairs) for part in first] == [3] and len(list(coming)) == 2
+
+
+def test_a_picture_that_pairs_share_is_one_in_pinned_memory_too(pairs, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which a machine without a GPU has not
+    shown = replace(pairs[1], first=pairs[0].first, prompt=replace(pairs[1].prompt, image=pairs[0].second))
+    (part,) = pinned([MicroBatch((pairs[0], shown), 0)])
+    one, two = part.pairs
+    assert one.first is two.first is not pairs[0].first and two.prompt.image is one.second
+    assert torch.equal(two.second, pairs[1].second) and one.prompt is pairs[0].prompt
 
 
 def test_in_parts_a_pairs_noise_depends_on_its_place_in_the_batch_alone(pairs):

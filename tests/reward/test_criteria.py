@@ -91,6 +91,23 @@ def test_all_leaves_of_a_question_are_asked_in_a_row_and_make_the_whole():
     torch.testing.assert_close(verdict.margin, whole)
 
 
+@pytest.mark.parametrize("average", ["margin", "probability"])
+def test_one_criterion_of_a_tree_is_asked_alone_and_is_the_trees_own(average):
+    judge, shown = LeafJudge(), pictures(3)
+    asked = [Question("a red circle", one, shown[2]) for one in shown[:2]]
+    whole = CriteriaReward(LeafJudge(), "t2i", average).by_criterion(asked)
+    for name in ("alignment", "quality", "alignment/count"):
+        reward, before = CriteriaReward(judge, f"t2i#{name}", average), len(judge.asked)
+        torch.testing.assert_close(reward(asked).margin, whole[name].margin)
+        assert set(reward.by_criterion(asked)) == {
+            path for path in whole if path == name or path.startswith(f"{name}/")
+        }
+        new = judge.asked[before:]
+        assert {q.instruction for q in new} == {f"t2i#{leaf}" for leaf in reward.leaves}
+    with pytest.raises(InputError, match=r"tree of criteria 't2i' has no criterion 'beauty'.*alignment/count"):
+        CriteriaReward(judge, "t2i#beauty")
+
+
 def test_a_leafs_verdict_is_the_judges_own_on_that_question():
     judge = load_reward(str(judge_folder()))
     shown = pictures(4)
@@ -162,8 +179,10 @@ def test_a_users_own_tree_is_saved_with_its_reward(tmp_path):
     reward = load_reward(str(judge_folder()), criteria=str(path))
     expected = reward(asked).margin
     reward.save(tmp_path / "reward")
+    load_reward(str(judge_folder()), criteria=f"{path}#form").save(tmp_path / "form")
     path.unlink()
     torch.testing.assert_close(load_reward(tmp_path / "reward")(asked).margin, expected)
+    torch.testing.assert_close(load_reward(tmp_path / "form")(asked).margin, expected)
 
 
 def test_a_tree_scores_ranks_and_serves_other_loops_but_is_not_trained():
@@ -177,7 +196,9 @@ def test_a_tree_scores_ranks_and_serves_other_loops_but_is_not_trained():
         reward.explain([])
 
 
-@pytest.mark.parametrize("changes", [{"criteria": "t3i"}, {"criteria": "t2i", "kind": "clip"}])
+@pytest.mark.parametrize(
+    "changes", [{"criteria": "t3i"}, {"criteria": "t2i#beauty"}, {"criteria": "t2i", "kind": "clip"}]
+)
 def test_a_tree_that_there_is_not_or_that_a_kind_cannot_answer_is_refused(changes):
     with pytest.raises(InputError, match="criteria"):
         load_reward(str(judge_folder()), **changes)

@@ -21,7 +21,7 @@ def asked(source: int = 3) -> list[Question]:
     return [Question(prompt, shown[i], shown[i + 1]) for i in range(2)]
 
 
-@pytest.mark.parametrize("name", ["edit", "edit-bare", *LEAVES])
+@pytest.mark.parametrize("name", ["edit", "edit-bare", "edit-brief", *LEAVES])
 @pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
 def test_every_question_about_an_edit_shows_the_source_first(name, kind):
     instruction, (question, _) = load_instruction(name), asked()
@@ -31,6 +31,9 @@ def test_every_question_about_an_edit_shows_the_source_first(name, kind):
     assert any(one is question.reference for one in shown) == (kind == "pairwise")
     with pytest.raises(InputError, match=r"make it red.* has no image"):
         pictures_of(parts, Question("make it red", question.candidate, question.reference))
+    video = Prompt("make it red", image=question.candidate.expand(3, -1, -1, -1))
+    with pytest.raises(InputError, match=r"make it red.* a video of 3 frames"):
+        pictures_of(parts, Question(video, question.candidate, question.reference))
 
 
 def test_a_question_about_a_picture_of_nothing_refuses_a_source():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -26,23 +27,34 @@ from rewarddance.report.model_card import TrainingFacts, check_card, read_traini
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, USED_BY, Judge, RewardConfig
+from rewarddance.reward.led import LedJudge, Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
 from rewarddance.runtime.config import keep_recipe, save_recipe
 from rewarddance.runtime.devices import find_device
+from rewarddance.runtime.process_group import init_process_group
 from rewarddance.runtime.tracking import machine
 
 CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
 
 
-def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
+def run_evaluation(run: EvaluateRun) -> dict[str, Any] | None:
     """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
 
+    With `judge_sharded` all processes call this alike; the first one examines, and all others return None.
     Such pairs go with the reason to evaluation.failed.jsonl. With `card` the model card goes into the reward's folder.
     Raises InputError before anything is asked where a file cannot be used, or another run is at work in the folder.
     """
+    if not run.judge_sharded:
+        return _evaluated(run, load_reward)
+    with init_process_group():
+        return led(functools.partial(_evaluated, run))
+
+
+def _evaluated(run: EvaluateRun, load: Load) -> dict[str, Any]:
+    """`run_evaluation` in one process, or in the first of several. load: what loads the judge."""
     faults: list[FaultyRow] = []
     sets = {name: PreferenceSet(path, faults=faults) for name, path in run.tests.items()}
     folder = None if is_factory(run.judge) or is_address(run.judge) else find_checkpoint(run.judge)
@@ -54,7 +66,7 @@ def run_evaluation(run: EvaluateRun) -> dict[str, Any]:
         if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
             (output / CONFIG).unlink(missing_ok=True)
         keep_recipe(run, output / CONFIG)
-        judge = load_reward(run.judge, device, run.dtype, **run.changes)
+        judge = load(run.judge, device, run.dtype, **run.changes)
         check_pairs(sets.values(), judge, faults, skip=run.skip_faulty, folder=output)
         facts = judge_facts(judge, run.judge, folder)
         examined = examine_sets(run, judge, facts, sets)
@@ -133,7 +145,7 @@ def write_evaluation(examined: Examined, output: Path) -> dict[str, Any]:
 
 def _card(judge: RewardModel, facts: JudgeFacts, folder: Path, evaluation: Evaluation | None) -> dict[str, str]:
     """Write the model card into the reward's folder."""
-    assert isinstance(judge, Judge)
+    assert isinstance(judge, Judge | LedJudge)
     return {"card": str(write_card(facts, folder, version("rewarddance"), evaluation, question_of(judge.config)))}
 
 
@@ -173,10 +185,10 @@ def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFact
     Of a judge at an address its config says what is asked here; what it was trained with, nobody does.
     """
     asked = getattr(judge, "config", None)
-    if folder is None and asked is not None and not isinstance(judge, Judge):
+    if folder is None and asked is not None and not isinstance(judge, Judge | LedJudge):
         said = {key: value for key in ("instruction", "orders") if (value := getattr(asked, key, None)) is not None}
         return JudgeFacts(name=name, kind=asked.kind, **said)
-    if folder is None or not isinstance(judge, Judge):
+    if folder is None or not isinstance(judge, Judge | LedJudge):
         return JudgeFacts(name=name.rpartition(":")[2], kind="function")
     config, training = judge.config, read_training(folder)
     instructed = config.kind in USED_BY["instruction"]

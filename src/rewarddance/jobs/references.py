@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rewarddance.alignment.algorithms import as_rewards
+from rewarddance.alignment.joint import joint_judge
+from rewarddance.alignment.judges import load_judges
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import Candidates, Row, build_references, fill_bank, make_part
 from rewarddance.data.faults import FaultyRow
@@ -17,19 +21,35 @@ from rewarddance.jobs.align import distinct, load_policy
 from rewarddance.jobs.fleet import Fleet, absolute
 from rewarddance.jobs.preflight import checked_prompts
 from rewarddance.reward.loading import load_reward
+from rewarddance.reward.sharded import load_sharded
+from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.process_group import init_process_group
 
 
-def run_references(recipe: AlignRun, fleet: Fleet | None = None) -> dict[str, Any]:
+def run_references(recipe: AlignRun, fleet: Fleet | None = None) -> dict[str, Any] | None:
     """Make (or finish) `output`/references; returns where it is, and how many prompts and pictures it holds.
 
     `rewarddance align` with the same recipe then finds it there. An interrupted run goes on. With a fleet, each worker
     loads generator and judge; prompts, order, pictures and verdicts are those of one process. `output` must be a folder
-    that all workers see.
+    that all workers see. Several processes of torchrun share the prompts, and hold the judge together where the recipe
+    says `judge_sharded`; all but the first return None.
 
     Raises InputError where the recipe's judge is asked about no reference, or for prompts that cannot be used.
     """
+    if fleet is not None:
+        return _referenced(recipe, fleet)
+    with init_process_group():
+        return _referenced(recipe, None)
+
+
+def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
+    if recipe.judge_sharded and (fleet is not None or process_group.world_size() == 1):
+        raise InputError(
+            "a sharded judge needs several processes.",
+            "Start it with torchrun --nproc-per-node N -m rewarddance references RECIPE, or set judge_sharded=false.",
+        )
     faults: list[FaultyRow] = []
     prompts = distinct(read_prompts(recipe.prompts, faults if recipe.skip_faulty else None))
     bank = recipe.output.resolve() / "references"
@@ -40,18 +60,28 @@ def run_references(recipe: AlignRun, fleet: Fleet | None = None) -> dict[str, An
         prompts = checked_prompts(
             parts[0], [parts[1]], prompts, faults, source=where, skip=skip, folder=writable_folder(recipe.output)
         )
-    folder = writable_folder(recipe.output)
-    keep_recipe(recipe, folder / "config.yaml")
-    keep_prompts(prompts, folder / "prompts.jsonl")
-    with locked(folder):
+    folder = recipe.output
+    with ExitStack() as held:
+        with process_group.main_process_first():
+            writable_folder(folder)
+            held.enter_context(locked(folder))
+            keep_recipe(recipe, folder / "config.yaml")
+            if process_group.is_main_process():
+                keep_prompts(prompts, folder / "prompts.jsonl")
         if parts is not None:
             made = build_references(*parts, prompts, recipe.references, folder=bank, seed=recipe.seed)
         else:
             assert fleet is not None
-            named = {name: absolute(getattr(recipe, name)) for name in ("generator", "judge")}
+            named: dict[str, Any] = {name: absolute(getattr(recipe, name)) for name in ("generator", "judge")}
+            named["rewards"] = {
+                name: reward.model_copy(update={"judge": absolute(reward.judge), "criteria": absolute(reward.criteria)})
+                for name, reward in recipe.rewards.items()
+            }
             work = functools.partial(ReferenceWorker, recipe.model_copy(update=named), fleet.device, bank)
             make = functools.partial(fleet.in_order, work)
             made = fill_bank(prompts, recipe.references, make, folder=bank, seed=recipe.seed)
+    if not process_group.is_main_process():
+        return None
     return {"references": str(bank), "prompts": len(made), "pictures": sum(len(one.pictures) for one in made)}
 
 
@@ -69,8 +99,12 @@ class ReferenceWorker:
 
 def _load(recipe: AlignRun, device: str, judge_device: str) -> tuple[PipelineGenerator, Any]:
     generator = load_policy(recipe, device)
-    judge = load_reward(recipe.judge, judge_device, recipe.judge_dtype, **recipe.judge_options)
-    recipe.chosen.check(generator, judge)
-    if recipe.chosen.judging_of(judge) != "references":
+    kind = load_sharded if recipe.judge_sharded else load_reward
+    load = functools.partial(kind, device=judge_device, dtype=recipe.judge_dtype)
+    judges = load_judges(recipe, load, load)
+    if judges is None:
+        raise InputError(f"{recipe.algorithm} asks no judge.", "It needs no bank: align.")
+    rewards = as_rewards(recipe.chosen, generator, judges)
+    if rewards[0].judging != "references":
         raise InputError(f"{recipe.algorithm} asks {recipe.judge} about no reference.", "It needs no bank: align.")
-    return generator, judge
+    return generator, joint_judge(rewards)

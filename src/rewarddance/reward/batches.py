@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from rewarddance.errors import RewardDanceError
+from rewarddance.runtime.ahead import ahead
+from rewarddance.runtime.process_group import device
 from rewarddance.types import Preference
 
 
@@ -71,8 +73,12 @@ class MicroBatches(Dataset):
             return error
 
     def after(self, done: int, workers: int) -> Iterator[list[MicroBatch]]:
-        """Those of each step, after the first `done` steps. workers: processes that read ahead."""
-        for micro_batches in DataLoader(Subset(self, range(done, self.steps)), batch_size=None, num_workers=workers):
+        """Those of each step, after the first `done` steps.
+
+        workers: processes that read ahead; without any a thread reads the next step's while a step is taken.
+        """
+        loader = DataLoader(Subset(self, range(done, self.steps)), batch_size=None, num_workers=workers)
+        for micro_batches in ahead(map(pinned, loader) if device().type == "cuda" else iter(loader)):
             if isinstance(micro_batches, RewardDanceError):
                 raise micro_batches
             yield micro_batches
@@ -92,6 +98,41 @@ class MicroBatches(Dataset):
         pairs = tuple(self.preferences[i] for i in (batch[start:end] or batch[:1]))
         micro_batch = MicroBatch(pairs, step, start, is_whole_batch=shares == 1, counts=end > start)
         return jittered(micro_batch, self.pixel_noise, self.seed)
+
+
+def pinned(micro_batches: list[MicroBatch] | RewardDanceError) -> list[MicroBatch] | RewardDanceError:
+    """The same with pictures in memory that a GPU copies from while the host goes on; one that is shared stays so."""
+    if isinstance(micro_batches, RewardDanceError):
+        return micro_batches
+    copies: dict[int, Tensor] = {}
+
+    def copy(pixels: Tensor) -> Tensor:
+        if id(pixels) not in copies:
+            copies[id(pixels)] = pixels.pin_memory()
+        return copies[id(pixels)]
+
+    def of(pair: Preference) -> Preference:
+        image = pair.prompt.image
+        prompt = pair.prompt if image is None else replace(pair.prompt, image=copy(image))
+        return replace(pair, prompt=prompt, first=copy(pair.first), second=copy(pair.second))
+
+    return [replace(part, pairs=tuple(map(of, part.pairs))) for part in micro_batches]
+
+
+def split_by_tokens(
+    pairs: Sequence[Preference], lengths: Sequence[int], tokens_at_once: int
+) -> list[Sequence[Preference]]:
+    """N pairs, in order, in parts whose rows are at most `tokens_at_once` padded tokens; a longer pair is its own part.
+
+    lengths [2 N]: tokens of the first question of each pair, then of the second of each.
+    """
+    parts, start, longest = [], 0, 0
+    for number, row in enumerate(map(max, lengths[: len(pairs)], lengths[len(pairs) :])):
+        longest = max(longest, row)
+        if number > start and 2 * (number - start + 1) * longest > tokens_at_once:
+            parts.append(pairs[start:number])
+            start, longest = number, row
+    return [*parts, pairs[start:]]
 
 
 def jittered(micro_batch: MicroBatch, deviation: float, seed: int) -> MicroBatch:

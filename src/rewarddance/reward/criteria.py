@@ -17,7 +17,7 @@ from torch import Tensor
 from rewarddance.errors import InputError
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.averages import mean_margin, mean_probability
-from rewarddance.reward.instructions import Criterion, load_tree
+from rewarddance.reward.instructions import Criterion, load_tree, nodes, split_tree
 from rewarddance.reward.judge import Judge, LossNormalizer
 from rewarddance.types import Preference, Question, Verdict
 
@@ -30,31 +30,42 @@ class CriteriaReward(Judge):
     `load_reward(name, criteria="t2i")` gives one.
 
     judge: answers the leaves' questions; pairwise or pointwise, if the tree has that question.
-    tree: by name, or a YAML file's path.
+    tree: by name, or a YAML file's path; `edit#keeping` is one criterion of it with all that is below.
     average: what is averaged at each node, with the weights of the nodes below it: "margin", so that one clear fault
     can outweigh much, or "probability", so that each criterion counts for its share at most.
 
-    It is asked and differentiated, not trained. Raises InputError for a tree or an average that there is not.
+    It is asked and differentiated, not trained. Raises InputError for a tree, a criterion or an average that there is
+    not.
     """
 
     def __init__(self, judge: RewardModel, tree: str, average: str = "margin") -> None:
-        self.judge, self.name, self.tree = judge, tree, load_tree(tree)
+        self.judge, self.asked, (self.name, self.criterion) = judge, tree, split_tree(tree)
+        self.tree = load_tree(self.name)
         if average not in AVERAGES:
             raise InputError(f"there is no average named {average!r}.", f"Say {' or '.join(AVERAGES)}.")
+        known = dict(nodes(self.tree.criteria))
+        if self.criterion and self.criterion not in known:
+            raise InputError(
+                f"the tree of criteria {self.name!r} has no criterion {self.criterion!r}.",
+                f"It has {', '.join(known)}.",
+            )
+        within = f"{self.criterion}/" if self.criterion else ""
+        self.leaves = [leaf for leaf in self.tree.leaves if leaf == self.criterion or leaf.startswith(within)]
+        self._below = known[self.criterion].criteria if self.criterion else self.tree.criteria
         self.average, self.needs_reference = average, needs_reference(judge)
         for name in ("model", "config", "vlm", "name_or_path", "together", "needs_all_processes"):
             if hasattr(judge, name):
                 setattr(self, name, getattr(judge, name))
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
-        """The verdict of the whole tree on each question [B], with a graph where the judge's has one.
+        """The verdict of the tree, or of its criterion, on each question [B], with a graph where the judge's has one.
 
         Raises InputError for a question that names an instruction: the tree asks its own.
         """
         return Verdict(self.margin(questions) if questions else torch.zeros(0))
 
     def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
-        return averaged(self.tree.criteria, self._leaf_margins(questions), self.average)[""]
+        return self._averaged(questions)[self.criterion]
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
         raise InputError("a tree of criteria gives no reasons.", "Ask without criteria, or leave out explain.")
@@ -66,11 +77,13 @@ class CriteriaReward(Judge):
         self.judge.save(folder)  # type: ignore[attr-defined]
 
     def by_criterion(self, questions: Sequence[Question]) -> dict[str, Verdict]:
-        """The verdicts [B] of every node below the root, by its path: 'alignment', 'alignment/count', ..."""
-        if not questions:
-            return {}
-        found = averaged(self.tree.criteria, self._leaf_margins(questions), self.average)
+        """The verdicts [B] of every node that is asked, by its path: 'alignment', 'alignment/count', ..."""
+        found = self._averaged(questions) if questions else {}
         return {path: Verdict(margin) for path, margin in found.items() if path}
+
+    def _averaged(self, questions: Sequence[Question]) -> dict[str, Float[Tensor, " B"]]:
+        leaves = self._leaf_margins(questions)
+        return averaged(self._below, leaves, self.average, self.criterion) if self._below else leaves
 
     def _leaf_margins(self, questions: Sequence[Question]) -> dict[str, Float[Tensor, " B"]]:
         for number, question in enumerate(questions):
@@ -80,11 +93,10 @@ class CriteriaReward(Judge):
                     "a tree of criteria asks its own.",
                     "Leave it out, or ask the judge itself.",
                 )
-        leaves = [*self.tree.leaves]
         # All of one question's leaves in a row: what they share is then in one batch.
-        asked = [replace(question, instruction=f"{self.name}#{leaf}") for question in questions for leaf in leaves]
-        margins = self.judge(asked).margin.view(len(questions), len(leaves))
-        return dict(zip(leaves, margins.unbind(1), strict=True))
+        asked = [replace(question, instruction=f"{self.name}#{leaf}") for question in questions for leaf in self.leaves]
+        margins = self.judge(asked).margin.view(len(questions), len(self.leaves))
+        return dict(zip(self.leaves, margins.unbind(1), strict=True))
 
 
 def averaged(
@@ -93,7 +105,7 @@ def averaged(
     average: str,
     above: str = "",
 ) -> dict[str, Float[Tensor, " B"]]:
-    """Margins [B] of every node from those of the leaves, by path; the root is ''.
+    """Margins [B] of every node from those of the leaves, by path; `above`, the root, is '' of a whole tree.
 
     A node is the weighted mean of the nodes right below it, each of which is one already.
     """

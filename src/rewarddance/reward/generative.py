@@ -52,8 +52,7 @@ class PairwiseReward(Judge):
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
         or before the answer that most votes are for; a pair without reasons trains on the answers alone.
         """
-        questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
-        asked = self._asked([*questions, *map(swapped, questions)])
+        asked = self.training_inputs(pairs)
         share = on_device(torch.tensor([p.share for p in pairs]), self.vlm.device)
         weight = self.config.difference_weight
         part = len(pairs) / normalizer.pairs if normalizer else 1
@@ -64,6 +63,14 @@ class PairwiseReward(Judge):
         answers = pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
         of_reasons = len(tokens) / max(normalizer.tokens, 1) if normalizer else 1
         return part * answers + self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
+
+    def training_inputs(self, pairs: Sequence[Preference]) -> list[JudgeInput]:
+        """The 2 N questions on N pairs: all with the second picture as the candidate, then all with the first."""
+        questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
+        return self._asked([*questions, *map(swapped, questions)])
+
+    def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
+        return self.answers.split_by_tokens(self.training_inputs(pairs), pairs)
 
     def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         return LossNormalizer(

@@ -160,6 +160,11 @@ class CriteriaTree(Questions):
         """The criteria that are asked, by their path: 'alignment/count'."""
         return {path: node for path, node in nodes(self.criteria) if not node.criteria}
 
+    @property
+    def leaf_weights(self) -> dict[str, float]:
+        """The share that each leaf has of the whole verdict, by its path; they add up to 1."""
+        return dict(_leaf_weights(self.criteria))
+
     def instruction(self, leaf: str) -> Instruction:
         """The question of one leaf. Raises InputError with the leaves that there are."""
         if leaf not in self.leaves:
@@ -175,6 +180,16 @@ class CriteriaTree(Questions):
             answer=self.answer,
             criteria={leaf.rpartition("/")[2]: self.leaves[leaf].meaning or ""},
         )
+
+
+def _leaf_weights(criteria: dict[str, Criterion], above: str = "", share: float = 1.0) -> Iterator[tuple[str, float]]:
+    total = sum(node.weight for node in criteria.values())
+    for name, node in criteria.items():
+        own = share * node.weight / total
+        if node.criteria:
+            yield from _leaf_weights(node.criteria, f"{above}{name}/", own)
+        else:
+            yield above + name, own
 
 
 def nodes(criteria: dict[str, Criterion], above: str = "") -> Iterator[tuple[str, Criterion]]:
@@ -222,7 +237,8 @@ def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tu
     """The question's pictures in the order of its parts' places.
 
     Raises InputError naming the question (by `number`) where it lacks a picture that its instruction shows, or its
-    prompt has one that its instruction would not show. A reference without a place is left out: that is the ablation.
+    prompt has one that its instruction would not show, or a video. A reference without a place is left out: that is the
+    ablation.
     """
     places = [str(part) for part in parts if isinstance(part, Picture)]
     pictures = {"image": question.prompt.image, "reference": question.reference, "candidate": question.candidate}
@@ -232,6 +248,12 @@ def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tu
             raise InputError(
                 f"question {number} ({question.prompt.text!r}) has no {place}.",
                 "A pairwise judge needs one." if place == "reference" else "Its instruction shows one: give it.",
+            )
+        if place == "image" and len(pixels) != 1:
+            raise InputError(
+                f"the prompt of question {number} ({question.prompt.text!r}) comes with a video of {len(pixels)} "
+                "frames.",
+                "Give one picture, such as its first frame.",
             )
         found.append(pixels)
     if question.prompt.image is not None and "image" not in places:
@@ -249,10 +271,18 @@ def load_instruction(name: str) -> Instruction:
     A file that was edited is read again. Raises InputError with the known names, or naming file and key where a
     template is not right.
     """
-    if "#" in name and not Path(name).is_file():
-        tree, _, leaf = name.rpartition("#")
+    tree, leaf = split_tree(name)
+    if leaf:
         return _read_leaf(*_template(tree, TREES, "tree of criteria"), leaf)
     return _read_instruction(*_template(name, TEMPLATES, "instruction"))
+
+
+def split_tree(name: str) -> tuple[str, str]:
+    """`tree#criterion` as its two parts; the criterion is "" where the name is a tree's, or a file's, as a whole."""
+    if "#" not in name or Path(name).is_file():
+        return name, ""
+    tree, _, criterion = name.rpartition("#")
+    return tree, criterion
 
 
 def load_tree(name: str) -> CriteriaTree:

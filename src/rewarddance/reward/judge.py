@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardDanceError, RewardError
-from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree
+from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree, split_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.runtime.config import Recipe
@@ -120,8 +120,9 @@ class RewardOptions(Recipe):
 class RewardConfig(RewardOptions):
     """What makes a checkpoint a reward; saved beside its weights as reward_config.json.
 
-    criteria: a tree of criteria, by name or a YAML file's path, whose questions are asked in place of the instruction's
-    (see `CriteriaReward`). criteria_average: what is averaged over the tree, the "margin" or the "probability".
+    criteria: a tree of criteria, by name or a YAML file's path, or one criterion of it (`edit#keeping`), whose
+    questions are asked in place of the instruction's (see `CriteriaReward`).
+    criteria_average: what is averaged over the tree, the "margin" or the "probability".
     instruction_version: the instruction's version at training time. orders: "forward" asks once; "both" also asks with
     the pictures swapped and averages, which cancels a bias to either place (pairwise only). among: P("yes") is
     its share among the "answers", or in the whole "vocabulary", where one that would say something else has a small P
@@ -203,6 +204,13 @@ class Judge(ABC):
     def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         """What the loss on these pairs is a mean over."""
         return LossNormalizer(len(pairs))
+
+    def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
+        """The pairs in parts that are each read in one forward, as the model's token budget has it; here all at once.
+
+        A training step goes back through one part's graph before it begins the next.
+        """
+        return [pairs]
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -385,10 +393,11 @@ class Judge(ABC):
             (folder / INSTRUCTION_FILE).write_text(text, encoding="utf-8")
             content["instruction"] = INSTRUCTION_FILE
         if content.get("criteria") and not is_ours(content["criteria"]):
-            tree = load_tree(content["criteria"]).model_dump(exclude_defaults=True)
+            name, criterion = split_tree(content["criteria"])
+            tree = load_tree(name).model_dump(exclude_defaults=True)
             text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
             (folder / CRITERIA_FILE).write_text(text, encoding="utf-8")
-            content["criteria"] = CRITERIA_FILE
+            content["criteria"] = f"{CRITERIA_FILE}#{criterion}" if criterion else CRITERIA_FILE
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -63,7 +63,8 @@ def load_reward(
     asked; device and dtype are then the server's affair.
     dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin is always taken in float32.
     changes: fields of `RewardConfig` to set differently, such as kind, orders="both", or criteria="t2i" for a tree of
-    criteria in place of the one question (`CriteriaReward`); or the options of the factory or of the address.
+    criteria in place of the one question (`CriteriaReward`; "edit#keeping" is one criterion of a tree); or the options
+    of the factory or of the address.
 
     Raises InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that
     cannot answer as the kind asked, or an instruction that is another version than the one trained with; one named in
@@ -90,8 +91,8 @@ def load_reward(
         except (OSError, TypeError, ValueError) as error:
             raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train the reward again.") from error
     for key, file in (("instruction", INSTRUCTION_FILE), ("criteria", CRITERIA_FILE)):
-        if saved.get(key) == file:
-            saved[key] = str(folder / file)
+        if str(saved.get(key)).partition("#")[0] == file:
+            saved[key] = str(folder / saved[key])
     kind = changes.get("kind")
     if kind in KINDS:
         saved = as_kind(saved, str(kind), name)
@@ -107,6 +108,20 @@ def load_reward(
             "Train one (kind: regressive), or ask the model zero-shot with kind 'pairwise' or 'pointwise'.",
         )
     return build_reward(name, config, device, find_dtype(dtype, device)).freeze()
+
+
+def with_criteria(judge: Any, criteria: str, average: str = "margin") -> CriteriaReward:
+    """A judge that is loaded, asked by a tree of criteria or by one of them; several may ask the same one.
+
+    Raises InputError for what is no pairwise or pointwise judge with its weights here.
+    """
+    kind = getattr(getattr(judge, "config", None), "kind", None)
+    if not isinstance(judge, Judge) or isinstance(judge, CriteriaReward) or kind not in USED_BY["criteria"]:
+        raise InputError(
+            f"{judge!r} cannot be asked by the criteria {criteria!r}.",
+            "They are for a pairwise or pointwise judge whose weights are here and that has no criteria yet.",
+        )
+    return CriteriaReward(judge, criteria, average)
 
 
 def as_kind(saved: dict, kind: str, name: str) -> dict:

@@ -61,9 +61,7 @@ class PointwiseJudge(Judge):
         The answers' cross-entropy is of yes for the better and no for the worse picture, each by its share of the
         votes (paper, section 3: Bradley-Terry "plus a small weighted cross-entropy").
         """
-        asked = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
-        asked += [Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs]
-        loss = self._of_scores(self.margin(asked), pairs)
+        loss = self._of_scores(self.margin(each_alone(pairs)), pairs)
         return loss * (len(pairs) / normalizer.pairs) if normalizer else loss
 
     def _of_scores(self, scores: Float[Tensor, " K"], pairs: Sequence[Preference]) -> Float[Tensor, ""]:
@@ -97,13 +95,14 @@ class PointwiseReward(PointwiseJudge):
         """
         if self.config.reasoning == "none":
             return super().loss(pairs, normalizer)
-        asked = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
-        asked += [Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs]
-        scores, logits, tokens = self.answers.learn(self._asked(asked), *reason_targets(pairs))
+        scores, logits, tokens = self.answers.learn(self._asked(each_alone(pairs)), *reason_targets(pairs))
         part = len(pairs) / normalizer.pairs if normalizer else 1
         of_reasons = len(tokens) / max(normalizer.tokens, 1) if normalizer else 1
         reasons = self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
         return part * self._of_scores(scores, pairs) + reasons
+
+    def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
+        return self.answers.split_by_tokens(self._asked(each_alone(pairs)), pairs)
 
     def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         return LossNormalizer(
@@ -134,6 +133,12 @@ class PointwiseReward(PointwiseJudge):
         self.vlm.save(folder)
         self._save_config(folder)
         write_decision_files(self, folder)
+
+
+def each_alone(pairs: Sequence[Preference]) -> list[Question]:
+    """The 2 N questions on N pairs: the second picture of each, then the first of each."""
+    second = [Question(p.prompt, p.second, fps=(p.fps[1], None)) for p in pairs]
+    return [*second, *(Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs)]
 
 
 def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none") -> list[JudgeInput]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rewarddance.errors import InputError
 from rewarddance.reward.averages import mean_probability
+from rewarddance.reward.batches import split_by_tokens
 from rewarddance.reward.instructions import Reasoning
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
@@ -116,11 +117,18 @@ class Answers:
         yes: the answers that the reasons argue for; in the form `after` a reason is learned behind its answer.
         """
         speeches = [self._speech(*pair) for pair in zip(reasons, yes, strict=True)]
-        states = self.vlm.states([a._replace(response_prefix=s.said) for a, s in zip(asked, speeches, strict=True)])
+        states = self.vlm.states(_answered(asked, speeches))
         answers = torch.stack([own[speech.answer] for own, speech in zip(states, speeches, strict=True)])
         told = torch.cat([own[speech.reason] for own, speech in zip(states, speeches, strict=True)])
         tokens = torch.tensor([token for speech in speeches for token in speech.tokens], dtype=torch.long)
         return Learned(self.vlm.margin(answers, self._yes, self._no), self.vlm.head(told), tokens.to(told.device))
+
+    def split_by_tokens(self, asked: Sequence[JudgeInput], pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
+        """N pairs in parts that fit the model's token budget. asked [2 N]: what is asked of them, as `learn` has it."""
+        if self.config.reasoning != "none":
+            reasons, yes = reason_targets(pairs)
+            asked = _answered(asked, [self._speech(*pair) for pair in zip(reasons, yes, strict=True)])
+        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.tokens_at_once)
 
     def tokens_of(self, reasons: Sequence[str], yes: Sequence[bool]) -> int:
         """How many tokens `learn` would teach."""
@@ -161,6 +169,11 @@ def reason_targets(pairs: Sequence[Preference]) -> tuple[list[str], list[bool]]:
     """The reasons of both orders of each pair, second as the candidate first, and the answers that they argue for."""
     reasons = [*(p.reason for p in pairs), *(p.reason_swapped for p in pairs)]
     return reasons, [*(p.share > 0.5 for p in pairs), *(p.share < 0.5 for p in pairs)]
+
+
+def _answered(asked: Sequence[JudgeInput], speeches: Sequence[_Speech]) -> list[JudgeInput]:
+    """The questions, each with its answer behind it."""
+    return [one._replace(response_prefix=speech.said) for one, speech in zip(asked, speeches, strict=True)]
 
 
 def _before(reason: str) -> str:

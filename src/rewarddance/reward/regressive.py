@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rewarddance.reward.batches import split_by_tokens
 from rewarddance.reward.judge import HEAD_FILE, RewardConfig
-from rewarddance.reward.pointwise import PointwiseJudge, asked_alone
+from rewarddance.reward.pointwise import PointwiseJudge, asked_alone, each_alone
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import VisionLanguageModel
-from rewarddance.types import Question
+from rewarddance.types import Preference, Question
 
 HEAD = "reward_head.weight"
 """The head's one weight [1, D], by its name in the model's state_dict."""
@@ -45,6 +46,10 @@ class RegressiveReward(PointwiseJudge):
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
         hidden = self.vlm.read(asked_alone(as_read(shown, self.config), self.instruction))
         return self.model.reward_head(hidden.float()).squeeze(-1)
+
+    def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
+        asked = asked_alone(as_read(each_alone(pairs), self.config), self.instruction)
+        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.tokens_at_once)
 
     def own_weights(self) -> dict[str, Tensor]:
         return {HEAD: self.model.reward_head.weight}

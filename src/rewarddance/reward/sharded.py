@@ -249,7 +249,7 @@ def load_sharded(
             judge.model.to(device)
             return judge
         if isinstance(judge, CriteriaReward) and isinstance(judge.judge, Judge):
-            return CriteriaReward(ShardedJudge(judge.judge, mesh), judge.name, judge.average)
+            return CriteriaReward(ShardedJudge(judge.judge, mesh), judge.asked, judge.average)
         return ShardedJudge(judge, mesh)
 
 

@@ -22,7 +22,7 @@ from rewarddance.protocols import RewardModel
 from rewarddance.reward.batches import MicroBatch, MicroBatches
 from rewarddance.reward.judge import Judge, LossNormalizer
 from rewarddance.reward.loading import build_reward
-from rewarddance.reward.parallel import evaluate_together, replicate
+from rewarddance.reward.parallel import ForwardDispatch, evaluate_together, replicate
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
 from rewarddance.runtime import process_group
@@ -107,19 +107,28 @@ def train_judge(
 def accumulate_gradient(model: nn.Module, reward: Judge, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
     """Leave the gradient of a whole batch's loss on the weights. Returns the losses of this process's micro-batches.
 
-    Their sum, averaged over the processes, is the loss of the whole batch, however it is split.
+    Their sum, averaged over the processes, is the loss of the whole batch, however it is split. A micro-batch of more
+    tokens than the judge reads at once is split further, unless it is sharded: only one part's graph is ever held.
     """
-    normalizer = None if micro_batches[0].is_whole_batch else _whole_batch(reward, micro_batches)
+    parts = [(pairs, one.counts) for one in micro_batches for pairs in _parts(model, reward, one)]
+    is_whole_batch = micro_batches[0].is_whole_batch and len(parts) == 1
+    normalizer = None if is_whole_batch else _whole_batch(reward, micro_batches)
     losses = []
-    for part, micro_batch in enumerate(micro_batches, start=1):
-        later = part < len(micro_batches) and isinstance(model, DistributedDataParallel)
+    for number, (pairs, counts) in enumerate(parts, start=1):
+        later = number < len(parts) and isinstance(model, DistributedDataParallel)
         with model.no_sync() if later else nullcontext():  # type: ignore[operator]
-            loss = model(methodcaller("loss", micro_batch.pairs, normalizer))
+            loss = model(methodcaller("loss", pairs, normalizer))
             if normalizer is not None:  # gradients are averaged over the processes, and the parts' losses add up
-                loss = loss * (process_group.world_size() if micro_batch.counts else 0)
+                loss = loss * (process_group.world_size() if counts else 0)
             loss.backward()
         losses.append(loss.detach())
     return losses
+
+
+def _parts(model: nn.Module, reward: Judge, micro_batch: MicroBatch) -> list[Sequence[Preference]]:
+    """Where weights are in shards all processes must run the layers equally often, so that nothing is split."""
+    is_sharded = isinstance(model, ForwardDispatch) and model.sharded
+    return [micro_batch.pairs] if is_sharded else reward.split_by_tokens(micro_batch.pairs)
 
 
 def _whole_batch(reward: Judge, micro_batches: Sequence[MicroBatch]) -> LossNormalizer:

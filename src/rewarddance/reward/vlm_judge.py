@@ -200,6 +200,10 @@ class VisionLanguageModel(Reading):
         self._check_length(one, len(ids))
         return Tokens(ids, numbers, len(said))
 
+    def lengths_of(self, asked: Sequence[JudgeInput]) -> list[int]:
+        """Tokens of each question, with what begins its answer."""
+        return [len(self._sequence(one, ()).ids) for one in asked]
+
     def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
         if not self.is_checking:
             return super().read(asked)
