@@ -335,5 +335,6 @@ def test_the_real_command_ends_the_same_way():
         [sys.executable, "-m", "rewarddance", "bases", "nowhere"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and done.stdout == ""
-    said = "Say judge, judge-small, judge-sizes, generator, unet, clip, video-judge, video-generator, editor or all."
+    said = "Say judge, judge-small, judge-sizes, generator, unet, clip, video-judge, video-generator, "
+    said += "edit-judge, editor or all."
     assert done.stderr == f"error: there is no base named 'nowhere'.\n       {said}\n"

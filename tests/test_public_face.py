@@ -100,6 +100,28 @@ def test_a_function_aligns_a_generator_by_every_algorithm(algorithm, tmp_path):
     align(tiny_generator(), brightness, PROMPTS, output=tmp_path, algorithm=algorithm, **keys)  # again: it is done
 
 
+CRITERIA = {"a": {"criteria": "t2i"}}
+
+
+def dark(images, prompts, metadata):
+    return -3 * images.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "nft"])
+def test_several_rewards_are_given_by_name_or_in_a_row(algorithm, tmp_path):
+    keys = {"steps": 1, "prompts_per_step": 2, "group_size": 2, "lora_rank": 2, "lora_alpha": 2, "grid_prompts": 0}
+    if algorithm == "refl":
+        keys["references"] = {"candidates": 3}
+    named = {"light": brightness, "judge": str(judge_folder()), "dark": {"judge": dark, "weight": 0.5}}
+    align(tiny_generator(), named, PROMPTS, output=tmp_path / "named", algorithm=algorithm, **keys)
+    text = (tmp_path / "named" / "metrics.jsonl").read_text()
+    assert all(f"margin/{name}" in text for name in named)
+    align(tiny_generator(), [brightness, dark], PROMPTS, output=tmp_path / "row", algorithm=algorithm, **keys)
+    assert "margin/reward_2" in (tmp_path / "row" / "metrics.jsonl").read_text()
+    config = (tmp_path / "named" / "config.yaml").read_text()
+    assert "weight: 0.5" in config and "FunctionReward(dark" in config and " at 0x" not in config
+
+
 def test_names_and_objects_align_alike(tmp_path):
     keys = {"steps": 1, "prompts_per_step": 1, "group_size": 2, "lora_rank": 2, "references": {"candidates": 3}}
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -140,6 +162,11 @@ def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
     [
         (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, stepz=3), "stepz"),
         (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, algorithm="dpo"), "dpo"),
+        (lambda out: align(tiny_generator(), {}, PROMPTS, output=out), "no rewards"),
+        (lambda out: align(tiny_generator(), {"a": {"judge": dark, "weigth": 1}}, PROMPTS, output=out), "weigth"),
+        (lambda out: align(tiny_generator(), {"a": {"judge": dark, "weight": 0}}, PROMPTS, output=out), "weight 0"),
+        (lambda out: align(tiny_generator(), [dark], PROMPTS, output=out, rewards={"a": {}}), "given twice"),
+        (lambda out: align(tiny_generator(), dark, PROMPTS, output=out, rewards=CRITERIA), "reward a"),
         (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, num_inference_steps=4), "num_inference"),
         (lambda out: search(tiny_generator(), brightness, PROMPTS, copies=3), "copies"),
         (lambda out: search(tiny_generator(), brightness, PROMPTS, method="beam"), "beam"),

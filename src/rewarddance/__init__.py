@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rewarddance.api import align, evaluate, score, search, train_reward
+    from rewarddance.api import align, bench, evaluate, score, search, train_reward
     from rewarddance.data.media import as_pixels
     from rewarddance.generators.pipelines import load_generator
     from rewarddance.reward.function_reward import as_reward
@@ -27,6 +27,7 @@ _HOME = {
     "align": "api",
     "as_pixels": "data.media",
     "as_reward": "reward.function_reward",
+    "bench": "api",
     "evaluate": "api",
     "load_generator": "generators.pipelines",
     "load_reward": "reward.loading",
@@ -47,6 +48,7 @@ __all__ = [
     "align",
     "as_pixels",
     "as_reward",
+    "bench",
     "evaluate",
     "load_generator",
     "load_reward",

@@ -21,9 +21,11 @@ from rewarddance.evaluation.findings import Evaluation
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.align import Parts, run_alignment
+from rewarddance.jobs.bench import BenchParts, run_bench
 from rewarddance.jobs.evaluate import CONFIG, examine_sets, judge_facts, write_evaluation
-from rewarddance.jobs.recipes import EvaluateRun, ScoreRun
-from rewarddance.jobs.score import run_scoring, score_media
+from rewarddance.jobs.recipes import BenchRun, EvaluateRun, ScoreRun
+from rewarddance.jobs.score import run_scoring
+from rewarddance.jobs.score_answers import score_media
 from rewarddance.jobs.train import TrainRun, run_training
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.function_reward import ScoreFunction, as_reward
@@ -43,6 +45,9 @@ GENERATOR_OPTIONS = ("num_inference_steps", "guidance_scale", "generator_options
 """Keys of an align recipe that a generator which is given as an object has decided."""
 AnyReward = RewardModel | ScoreFunction | str | Path
 """A judge, a function (images, prompts, metadata) -> scores, or a name that `load_reward` takes."""
+SeveralRewards = Mapping[str, AnyReward | Mapping[str, Any]] | Sequence[AnyReward | Mapping[str, Any]]
+"""Rewards by name, or in a row. Each is one of AnyReward, or the keys of a recipe's reward (`NamedReward`), of which
+judge may be an object."""
 AnyGenerator = PipelineGenerator | str | Path
 """What `load_generator` gave, or a name that it takes."""
 AnyPrompts = Sequence[str | Prompt] | str | Path
@@ -80,7 +85,7 @@ def train_reward(
 
 def align(
     generator: AnyGenerator,
-    reward: AnyReward | None,
+    reward: AnyReward | SeveralRewards | None,
     prompts: AnyPrompts,
     *,
     output: str | Path,
@@ -89,6 +94,9 @@ def align(
 ) -> PipelineGenerator:
     """Align a generator with a reward; returns it with the trained weights, which are also in `output`/lora.
 
+    reward: one, or several, as {"follow": judge, "keep": {"judge": other, "weight": 2}}, or a list of them; each is
+        normalised by itself, so that the scale of none decides. Criteria of one judge are `rewards` beside it:
+        rewards={"follow": {"criteria": "edit#following"}, "keep": {"criteria": "edit#keeping"}}.
     algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo", "crd"
         and "online_dpo" only ask it. "dpo" learns from `preferences`, a file, and has the reward None.
     options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
@@ -110,15 +118,17 @@ def align(
         if taken := [name for name in GENERATOR_OPTIONS if name in run]:
             raise InputError(f"{taken[0]} is the generator's own.", "Give it to load_generator.")
         parts["generator"], run["num_inference_steps"] = generator, generator.num_steps
-    if not isinstance(reward, str | Path | None):
+    several = isinstance(reward, Mapping | list | tuple)
+    if several and "rewards" in run:
+        raise InputError("the rewards are given twice.", "Give them as the second argument, or one judge there.")
+    if several:
+        run["rewards"], parts["rewards"] = _several(reward)
+        reward = None
+    elif not isinstance(reward, str | Path | None):
         reward = parts["judge"] = as_reward(reward)
     if not isinstance(run.get("held_out"), str | Path | None):
         parts["held_out"] = as_reward(run["held_out"])
         run["held_out"] = _name(parts["held_out"])
-    if any(not isinstance(judge, str) for judge in run.get("more_judges", {})):
-        place, precision = find_device(run.get("judge_device")), run.get("judge_dtype", "auto")
-        judges = [(_reward(judge, place, precision), weight) for judge, weight in run["more_judges"].items()]
-        parts["more_judges"], run["more_judges"] = judges, {_name(judge): weight for judge, weight in judges}
     if not isinstance(prompts, str | Path):
         parts["prompts"], prompts = as_prompts(prompts), Path(output) / "prompts.jsonl"
     content = run | {"generator": _name(generator), "prompts": prompts, "output": output}
@@ -280,6 +290,44 @@ def evaluate(
     return examined.evaluation
 
 
+def bench(
+    benchmark: str,
+    prompts: str | Path,
+    *,
+    output: str | Path,
+    pictures: str | Path | None = None,
+    generator: AnyGenerator | None = None,
+    judge: AnyReward | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Object-level scores of pictures: GenEval, GenEval 2 or TIFA. Called again, an interrupted run goes on.
+
+    benchmark: "geneval", "geneval2" or "tifa"; prompts: its published file. pictures: a folder or a .json file of them;
+    or a generator, which makes them first. judge: answers the questions of geneval2 and tifa. output: the folder of
+    results.jsonl, scores.json and scores.md. options: the other keys of the recipe (`BenchRun`), such as samples,
+    detector, colours, answers, seed, and of a generator or judge by name theirs.
+    Returns where the files are, how many pictures there were and how many failed, and the overall `figures`. Raises
+    InputError before anything is asked for an unknown option, or files that cannot be used.
+
+    >>> found = bench("geneval", "evaluation_metadata.jsonl", pictures="flux-pictures", output="runs/geneval")
+    >>> found["figures"]["correct pictures"]
+    """
+    parts: dict[str, Any] = {}
+    if generator is not None and not isinstance(generator, str | Path):
+        taken = [name for name in GENERATOR_OPTIONS if name in options and name not in ("device", "dtype")]
+        if taken:
+            raise InputError(f"{taken[0]} is the generator's own.", "Give it to load_generator.")
+        parts["generator"], options["num_inference_steps"] = generator, generator.num_steps
+    if judge is not None and not isinstance(judge, str | Path):
+        if taken := [name for name in ("kind", "judge_options") if name in options]:
+            raise InputError(f"{taken[0]} is an option of load_reward.", "Give it there, or name the judge.")
+        judge = parts["judge"] = as_reward(judge)
+    named = {"generator": generator, "judge": judge}
+    content = options | {name: _name(part) for name, part in named.items() if part is not None}
+    content |= {"benchmark": benchmark, "prompts": prompts, "pictures": pictures, "output": output}
+    return run_bench(parse_recipe(BenchRun, content, "the options of bench"), BenchParts(**parts))
+
+
 def _reward(reward: AnyReward, device: str | None = None, dtype: Precision = "auto", **options: Any) -> RewardModel:
     """A reward that is given by name, as a function or as an object. Raises InputError for options of an object."""
     if isinstance(reward, str | Path):
@@ -287,6 +335,23 @@ def _reward(reward: AnyReward, device: str | None = None, dtype: Precision = "au
     if options:
         raise InputError(f"{next(iter(options))} is an option of load_reward.", "Give it there, or name the reward.")
     return as_reward(reward)
+
+
+def _several(rewards: SeveralRewards) -> tuple[dict[str, dict[str, Any]], dict[str, RewardModel]]:
+    """Several rewards as a recipe writes them, and those of their judges that are objects. A row is named by place."""
+    named = rewards if isinstance(rewards, Mapping) else {f"reward_{k}": one for k, one in enumerate(rewards, start=1)}
+    if not named:
+        raise InputError("no rewards are given.", "Give one, or several by name.")
+    content: dict[str, dict[str, Any]] = {}
+    objects: dict[str, RewardModel] = {}
+    for name, reward in named.items():
+        keys = dict(reward) if isinstance(reward, Mapping) else {"judge": reward}
+        judge = keys.get("judge")
+        if judge is not None and not isinstance(judge, str | Path):
+            objects[name] = as_reward(judge)
+            judge = objects[name]
+        content[name] = keys | ({} if judge is None else {"judge": _name(judge)})
+    return content, objects
 
 
 def _name(part: Any) -> str:

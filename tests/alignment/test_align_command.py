@@ -11,10 +11,12 @@ import yaml
 from safetensors.torch import load_file
 from tiny import command, generator_folder, judge_folder
 
+from rewarddance.alignment.judges import load_judges
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.media import read_picture
 from rewarddance.data.picture_grid import LABEL
 from rewarddance.report.run_folder import find_grids
+from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.config import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -62,11 +64,55 @@ def test_each_algorithm_runs_from_its_recipe_and_is_gone_on_with(tmp_path, recip
 
 def test_a_policy_gradient_may_judge_against_references_and_ask_several_judges(tmp_path, recipe):
     grpo = {**SMALL, "group_size": 2, "judging": "references"}
-    file = recipe(algorithm="grpo", grpo=grpo, more_judges={str(judge_folder()): 0.5})
+    pointwise = {"judge": str(judge_folder()), "options": {"kind": "pointwise"}, "weight": 0.5}
+    file = recipe(algorithm="grpo", grpo=grpo, rewards={"first": {}, "second": pointwise})
     done = command("align", file)
     assert done.code == 0, done.err
     assert (tmp_path / "run" / "references" / "references.jsonl").exists()
-    assert "margin_2" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "margin/second" in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+CRITERIA = {"follow": {"criteria": "t2i#alignment"}, "clean": {"criteria": "t2i#quality/sharpness", "weight": 2}}
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])
+def test_criteria_of_one_judge_are_rewards_of_their_own(tmp_path, recipe, algorithm):
+    file = recipe(algorithm=algorithm, rewards=CRITERIA, **{algorithm: {**SMALL, "group_size": 2}})
+    done = command("align", file)
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    row = [row for row in rows if row["kind"] == "step"][-1]
+    assert row["margin"] == pytest.approx((row["margin/follow"] + 2 * row["margin/clean"]) / 3, abs=1e-4)
+    assert row["spread_within/follow"] >= 0 and -1 <= row["rewards_cosine"] <= 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "2 rewards prefer (clean, weight 2.0" in page and "<code>t2i#quality/sharpness</code>" in page
+    assert '<th scope="row">clean</th>' in page
+    assert command("align", file).code == 0  # it is over, and nothing is done again
+    other = {**CRITERIA, "clean": {"criteria": "t2i#quality"}}
+    again = command("align", recipe(algorithm=algorithm, rewards=other, **{algorithm: {**SMALL, "group_size": 2}}))
+    assert again.code == 2 and "rewards.clean.criteria = 't2i#quality/sharpness'" in " ".join(again.err.split())
+
+
+def test_a_judge_is_loaded_once_for_all_rewards_that_ask_it(tmp_path, recipe):
+    run = load_recipe(AlignRun, recipe(rewards={**CRITERIA, "own": {"judge": str(judge_folder())}}), [])
+    loaded = []
+
+    def load(name, **options):
+        loaded.append((name, options))
+        return load_reward(name, **options)
+
+    judges = load_judges(run, load, load)
+    assert len(loaded) == 2 and judges["follow"][0].judge is judges["clean"][0].judge
+    assert judges["clean"][0].leaves == ["quality/sharpness"] and judges["own"][1] == 1.0
+
+
+def test_references_of_several_rewards_are_made_beforehand_by_all_of_them(tmp_path, recipe):
+    file = recipe(rewards=CRITERIA, refl=SMALL)
+    done = command("references", file)
+    assert done.code == 0, done.err
+    before = (tmp_path / "run" / "references" / "references.jsonl").read_text()
+    assert command("align", file).code == 0
+    assert (tmp_path / "run" / "references" / "references.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -76,8 +122,16 @@ def test_a_policy_gradient_may_judge_against_references_and_ask_several_judges(t
         ({"report_to": ["tensorbord"]}, "there is no tracker 'tensorbord'. Known are aim"),
         ({"grpo": {"steps": 3}}, "algorithm is refl, so grpo says nothing"),
         ({"algorithm": "nft", "refl": {"steps": 3}}, "algorithm is nft, so refl says nothing"),
-        ({"more_judges": {"x": 1.0}}, "more_judges are for algorithms that only ask"),
-        ({"algorithm": "grpo", "more_judges": {"x": 0.0}}, "weights above 0"),
+        ({"rewards": {"a": {"weight": 0}, "b": {"weight": 0}}}, "all rewards have the weight 0"),
+        ({"rewards": {"a": {"weight": -1}}}, "rewards.a.weight"),
+        ({"rewards": {"a/b": {}}}, "a reward is named 'a/b'"),
+        ({"judge": "", "rewards": {"a": {}}}, "the reward a asks judge, and there is none"),
+        ({"rewards": {"a": {"judge": "x"}}}, "every reward names a judge of its own"),
+        ({"rewards": {"a": {"options": {"kind": "pointwise"}}}}, "options are of a judge of its own"),
+        ({"rewards": {"a": {"criteria": "t2i#beauty"}}}, "the reward a: the tree of criteria 't2i' has no criterion"),
+        ({"rewards": {"a": {"criteria": "t9"}}}, "the reward a: there is no tree of criteria named 't9'"),
+        ({"rewards": {"a": {"judge": "nobody/here"}, "b": {}}}, "the reward a: "),
+        ({"judge_options": {"criteria": "t2i"}, "rewards": {"a": {"criteria": "t2i"}}}, "has no criteria yet"),
         ({"algorithm": "grpo", "grpo": {"judging": "alone"}}, "cannot score one sample by itself"),
         ({"algorithm": "grpo", "grpo": {"window": 4}}, "window is 4"),
         ({"algorithm": "grpo", "grpo": {"group_size": 1}}, "group_size"),
@@ -88,9 +142,9 @@ def test_what_cannot_be_is_refused_by_its_key(recipe, changes, told):
     assert done.code == 2 and told in " ".join(done.err.split())
 
 
-def test_there_is_no_plan_of_a_policy_gradient(recipe):
+def test_a_policy_gradient_is_planned(recipe):
     done = command("plan", recipe(algorithm="grpo"))
-    assert done.code == 2 and "plans are made of ReFL, not of grpo" in " ".join(done.err.split())
+    assert done.code == 0 and "memory of each GPU" in done.out
 
 
 @pytest.mark.parametrize("name", ["grpo", "nft"])

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from several import in_processes
-from tiny import BrightnessJudge, TinyGenerator, command, generator_folder, judge_folder
+from tiny import BrightnessJudge, TinyGenerator, command, comparing, generator_folder, judge_folder
 from tiny_alignment import WatchedJudge
 from tiny_pipelines import fresh
 
@@ -29,6 +31,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel
 from rewarddance.runtime.tracking import Metrics
+from rewarddance.types import Question, Verdict
 
 PROMPTS = ["a red circle", "two crosses", "a star", "a blue square left of a circle", "a cross"]
 BANK = ReferenceRecipe(candidates=3, keep=2, batch_size=6)
@@ -56,8 +59,16 @@ RECIPES = {
 }
 
 
-def align(algorithm: str, folder: Path, family: str = "", judge: RewardModel | None = None, **changes) -> None:
-    """On the tiny generator, or a family's random checkpoint. judge: in training; the bank has one of its own."""
+def dark(questions: Sequence[Question]) -> Verdict:
+    """The opposite of `BrightnessJudge`, three times as loud, but of the red alone."""
+    return Verdict(torch.stack([24 * (q.reference[:, 0].mean() - q.candidate[:, 0].mean()) for q in questions]))
+
+
+def align(
+    algorithm: str, folder: Path, family: str = "", judge: RewardModel | None = None, several: bool = False, **changes
+) -> None:
+    """On the tiny generator, or a family's random checkpoint. judge: in training; the bank has one of its own. several:
+    another reward pulls the other way."""
     generator = fresh(family) if family else TinyGenerator(num_steps=5)
     making, place = (generator, BrightnessJudge(), PROMPTS, BANK), {"folder": folder / "references", "seed": 3}
     bank = ReferenceBank(build_references(*making, **place), bank_refresher(*making, **place))
@@ -67,7 +78,10 @@ def align(algorithm: str, folder: Path, family: str = "", judge: RewardModel | N
         return {"brightness": sample(generator, PROMPTS[:3], [1, 2, 3]).mean().item()}
 
     held_out = judge if algorithm == "refl" else None
-    run = Alignment(generator, [Reward(judge, "references")], PROMPTS, recipe, 3, bank, held_out)
+    rewards = [Reward(judge, "references")]
+    if several:
+        rewards = [Reward(judge, "references", 1.0, "light"), Reward(comparing(dark), "references", 0.7, "dark")]
+    run = Alignment(generator, rewards, PROMPTS, recipe, 3, bank, held_out)
     align_generator(run, folder=folder, metrics=Metrics(folder / "metrics.jsonl"), probe=probe)
 
 
@@ -102,6 +116,14 @@ def test_two_processes_align_as_one_does(tmp_path, algorithm):
     align(algorithm, tmp_path / "one")
     in_processes(2, align, algorithm, tmp_path / "two")
     assert_alike(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("algorithm", ["refl", "grpo", "nft"])
+def test_two_processes_align_by_several_rewards_as_one_does(tmp_path, algorithm):
+    align(algorithm, tmp_path / "one", several=True)
+    in_processes(2, partial(align, several=True), algorithm, tmp_path / "two")
+    assert_alike(tmp_path / "two", tmp_path / "one")
+    assert "margin/dark" in logged(tmp_path / "one")[1]
 
 
 SMALL = {"prompts_per_step": 2, "group_size": 2, "steps": 2, "save_every": 2, "learning_rate": 1e-3}

@@ -97,6 +97,12 @@ def test_what_was_voted_for_becomes_likelier_and_its_opposite_less_likely(tmp_pa
     assert sum(row["reward"] for row in steps[-4:]) / 4 > 0.6
 
 
+def test_the_alarm_of_distance_rings(tmp_path):
+    train(tmp_path, alarms=RECIPE.alarms.model_copy(update={"window": 4, "most_distance": 1e-6}))
+    rows = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
+    assert "distance" in [row["name"] for row in rows]
+
+
 def test_even_votes_teach_to_tell_no_one_apart(tmp_path):
     assert abs(gain(train(tmp_path, votes(0.5)))) < 1e-3
 

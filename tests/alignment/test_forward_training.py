@@ -164,7 +164,7 @@ def test_dpo_learns_the_samples_of_its_pairs_alone(pairs, samples):
     assert sum(seen) == 3 * samples * 2
 
 
-@each
+@pytest.mark.parametrize("algorithm", [*KINDS, "nft"])
 def test_the_alarm_of_distance_rings(tmp_path, algorithm):
     alarms = RECIPES[algorithm].alarms.model_copy(update={"window": 4, "most_distance": 1e-6})
     train(algorithm, tmp_path, alarms=alarms)

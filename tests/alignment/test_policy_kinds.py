@@ -22,6 +22,8 @@ from rewarddance.runtime.config import parse_recipe
 KINDS = {
     "dance": {"kind": "dance", "noise_level": 0.3},
     "cps": {"kind": "cps", "noise_level": 0.5},
+    "precise": {"kind": "precise", "noise_level": 0.7},
+    "ddim": {"kind": "ddim", "noise_level": 0.7},
     "guard": {"guard": True, "clip_range": 0.01},
     "guarded dance": {"kind": "dance", "guard": True},
 }
@@ -42,7 +44,7 @@ def test_each_kinds_run_ends_the_same_after_an_interruption(tmp_path, changes):
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("changes", [KINDS["cps"], KINDS["guarded dance"]], ids=["cps", "guarded dance"])
+@each
 def test_two_processes_align_by_each_kind_as_one_does(tmp_path, changes):
     align_shared("grpo", tmp_path / "one", **changes)
     in_processes(2, lambda: align_shared("grpo", tmp_path / "two", **changes))
@@ -100,7 +102,7 @@ def test_kinds_that_cannot_be_are_refused(changes, message):
         parse_recipe(GrpoRecipe, changes, "recipe.yaml")
 
 
-@pytest.mark.parametrize("kind", ["dance", "cps"])
+@pytest.mark.parametrize("kind", ["dance", "cps", "precise"])
 def test_a_generator_that_is_no_flow_is_refused_by_the_flows_kinds(kind):
     with pytest.raises(InputError, match="Set kind to ddim"):
         GRPO.model_copy(update={"kind": kind, "window": 1}).check(fresh("sd15-ddim"), Mean())

@@ -10,7 +10,16 @@ import torch
 
 from rewarddance.alignment.flow_grpo import guarded, kl_to_base, surrogate
 from rewarddance.alignment.nft import nft_loss, optimality
-from rewarddance.alignment.random_steps import STEPS, Step, cps_step, dance_step, ddim_step, flow_step, log_prob
+from rewarddance.alignment.random_steps import (
+    STEPS,
+    Step,
+    cps_step,
+    dance_step,
+    ddim_step,
+    flow_step,
+    log_prob,
+    precise_step,
+)
 from rewarddance.types import Scales
 
 
@@ -33,6 +42,7 @@ def diffusion(t):
     [
         *(("flow", flow, 0.7), ("flow", flow, 0.0), ("dance", flow, 0.3), ("dance", flow, 0.0), ("cps", flow, 0.2)),
         *(("ddim", flow, 0.7), ("ddim", diffusion, 1.0), ("ddim", diffusion, 0.0)),
+        *(("precise", flow, 0.7), ("precise", flow, 1.5)),
     ],
 )
 def test_whatever_the_noise_level_the_samples_have_the_same_distribution(kind, path, level):
@@ -49,7 +59,7 @@ def test_whatever_the_noise_level_the_samples_have_the_same_distribution(kind, p
 
 def test_without_noise_a_step_is_eulers():
     x_t, v, t, after = torch.randn(4, 3), torch.randn(4, 3), 0.7, 0.55
-    for step in (flow_step, dance_step, cps_step, ddim_step):
+    for step in STEPS.values():
         found = step(x_t, x_t - t * v, flow(t), flow(after), 0.0)
         torch.testing.assert_close(found.mean, x_t + (after - t) * v)
         assert found.deviation == 0
@@ -84,6 +94,27 @@ def test_a_cps_step_has_the_schedules_share_of_signal_and_of_noise():
     x = torch.randn(4, 3)
     away = log_prob(x, found) - log_prob(found.mean, found)
     torch.testing.assert_close(away, -(x - found.mean).square().mean(1))  # without the deviation
+
+
+def test_a_precise_step_is_many_small_steps_of_the_same_equation():
+    x_t, x_0, level = torch.randn(4, 3), torch.randn(4, 3), 0.9
+    found = precise_step(x_t, x_0, flow(0.7), flow(0.4), level)
+    times, mean, variance = torch.linspace(0.7, 0.4, 4_001, dtype=torch.float64).tolist(), x_t.double(), 0.0
+    for t, after in itertools.pairwise(times):
+        small = flow_step(mean, x_0.double(), flow(t), flow(after), level)
+        shrinks = (after - small.deviation**2 / (2 * t)) / t  # how much of what lay in x_t is left
+        mean, variance = small.mean, shrinks**2 * variance + small.deviation**2
+    torch.testing.assert_close(found.mean, mean.float(), rtol=1e-3, atol=1e-3)
+    assert found.deviation == pytest.approx(math.sqrt(variance), rel=1e-3)
+
+
+def test_a_precise_step_with_level_root_two_is_ancestral_sampling():
+    x_t, x_0 = torch.randn(4, 3), torch.randn(4, 3)
+    found = precise_step(x_t, x_0, flow(0.7), flow(0.4), math.sqrt(2))
+    ancestral = ddim_step(x_t, x_0, flow(0.7), flow(0.4), 1.0)
+    torch.testing.assert_close(found.mean, ancestral.mean)
+    assert found.deviation == pytest.approx(ancestral.deviation)
+    assert precise_step(x_t, x_0, flow(1.0), flow(0.9), 0.7).deviation == pytest.approx(0.9), "all noise is new"
 
 
 @pytest.mark.parametrize("deviation", [0.05, 0.3, 1.0])

@@ -289,9 +289,9 @@ def test_several_rewards_pull_together():
             return Verdict(torch.tensor([float(question.candidate[:, 0].mean()) for question in questions]))
 
     generator, _ = with_lora(num_steps=5)
-    rewards = [Reward(Mean(), "alone"), Reward(Red(), "alone", 2.0)]
+    rewards = [Reward(Mean(), "alone", name="light"), Reward(Red(), "alone", 2.0, "red")]
     (figures,) = updates_of(generator, rewards, PROMPTS, GRPO)
-    assert "margin_2" in figures and np.isfinite(figures["margin_2"])
+    assert "margin/red" in figures and np.isfinite(figures["margin/red"])
 
 
 def test_a_window_longer_than_the_schedule_and_other_generators_are_refused(tmp_path):

@@ -20,7 +20,7 @@ PROMPTS = ["a red circle", "two crosses", "a star", "a blue square left of a cir
 SMALL = {"prompts_per_step": 2, "group_size": 2, "steps": 2, "learning_rate": 1e-3, "probe_every": 1}
 CASES = {
     "refl": {"held_out": "qwen3_vl", "refl": {**SMALL, "jitter_copies": 2, "judge_batch": 1}},
-    "grpo": {"more_judges": "qwen3_vl", "grpo": {**SMALL, "judging": "references"}},
+    "grpo": {"rewards": "qwen3_vl", "grpo": {**SMALL, "judging": "references"}},
     "nft": {"nft": SMALL},
 }
 
@@ -41,7 +41,12 @@ def recipe(folder: Path, algorithm: str, **changes: object) -> AlignRun:
     }
     other = str(family_folder("qwen3_vl"))
     content |= {"held_out": other} if "held_out" in content else {}
-    content |= {"more_judges": {other: 0.5}} if "more_judges" in content else {}
+    several = {
+        "follow": {"criteria": "t2i#alignment/count"},
+        "clean": {"criteria": "t2i#quality/sharpness"},
+        "other": {"judge": other, "weight": 0.5},
+    }
+    content |= {"rewards": several} if "rewards" in content else {}
     return parse_recipe(AlignRun, content, "the recipe")
 
 

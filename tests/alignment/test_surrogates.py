@@ -295,17 +295,22 @@ def test_on_a_gaussian_each_presets_gradient_vanishes_where_the_mean_is_right(na
     assert x_0.mean().item() == pytest.approx(aim, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["draft_lv", "flowbp_lagrange"])
-def test_two_processes_align_by_a_surrogate_as_one_does(tmp_path, name):
-    changes = {"grad_step_range": (0.5, 1.0), "surrogate": preset(name), "refresh_every": None}
+WAYS_BACK = {name: {"grad_step_range": (0.5, 1.0), "surrogate": preset(name)} for name in PRESETS}
+WAYS_BACK["draft_k"] = {"grad_step_range": (0.5, 1.0), "last_steps": 2}
+each_way_back = pytest.mark.parametrize("changes", WAYS_BACK.values(), ids=WAYS_BACK)
+
+
+@each_way_back
+def test_two_processes_align_by_each_way_back_as_one_does(tmp_path, changes):
+    changes = changes | {"refresh_every": None}
     align_shared("refl", tmp_path / "one", **changes)
     in_processes(2, lambda: align_shared("refl", tmp_path / "two", **changes))
     assert_alike(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("name", ["draft_lv", "drtune", "flowbp_bridge"])
-def test_an_interrupted_run_by_a_surrogate_ends_as_the_whole_one(tmp_path, name):
-    recipe = RECIPE.model_copy(update={"grad_step_range": (0.5, 1.0), "surrogate": preset(name), "steps": 8})
+@each_way_back
+def test_an_interrupted_run_by_each_way_back_ends_as_the_whole_one(tmp_path, changes):
+    recipe = RECIPE.model_copy(update=changes | {"steps": 8})
     align_by_refl(TinyGenerator(STEPS), BrightnessJudge(), BANK, recipe, tmp_path / "whole")
     calls = 6 * -(-24 * recipe.copies // recipe.judge_batch)  # within the seventh step
     with pytest.raises(KeyboardInterrupt):

@@ -13,9 +13,11 @@ from test_fleet import HereFleet
 from tiny import command, generator_folder, judge_folder
 from tiny_runs import Killing
 
+from rewarddance.api import bench
 from rewarddance.data.faults import FaultyRows
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError
+from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs import bench as benching
 from rewarddance.jobs.bench import run_bench
 from rewarddance.jobs.recipes import BenchRun
@@ -210,6 +212,21 @@ def test_the_command_prints_figures_and_a_table(tmp_path):
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["by"]["rules"]["threshold"] == 0.2
 
 
+def test_a_generator_that_is_an_object_gives_the_pictures_of_its_name(tmp_path):
+    write_world(tmp_path, specs(1)[:2])
+    keys = {"samples": 2, "detector": ORACLE, "device": "cpu"}
+    file, name = tmp_path / "evaluation_metadata.jsonl", str(generator_folder())
+    found = bench("geneval", file, generator=load_generator(name, 2), output=tmp_path / "object", **keys)
+    assert found["pictures"] == 4 and found["figures"]
+    bench("geneval", file, generator=name, num_inference_steps=2, output=tmp_path / "name", **keys)
+    made = [sorted((tmp_path / folder / "pictures").rglob("*.png")) for folder in ("object", "name")]
+    assert [path.read_bytes() for path in made[0]] == [path.read_bytes() for path in made[1]]
+    with pytest.raises(InputError, match="guidance_scale is the generator's own"):
+        bench("geneval", file, generator=load_generator(name, 2), guidance_scale=2, output=tmp_path / "no")
+    with pytest.raises(InputError, match="detectr"):
+        bench("geneval", file, generator=name, detectr="x", output=tmp_path / "no")
+
+
 ATOMS = [
     {
         "prompt": "two red circles",
@@ -268,6 +285,20 @@ def test_soft_tifa_is_of_the_judges_probabilities(tmp_path):
     assert first["answers_by"] == "yes_no"
     figures = json.loads((tmp_path / "out" / "scores.json").read_text())["figures"]
     assert figures["all"]["Soft-TIFA GM"]["mean"] == pytest.approx(((two * yes) ** 0.5 + yes) / 2)
+
+
+def test_a_judge_that_is_an_object_answers_as_it_does_by_its_name(tmp_path):
+    question_run(tmp_path, "geneval2")
+    place = {"pictures": tmp_path / "shots", "device": "cpu"}
+    by_object = bench("geneval2", tmp_path / "atoms.jsonl", judge=answers(), output=tmp_path / "object", **place)
+    by_name = bench(
+        "geneval2", tmp_path / "atoms.jsonl", judge=f"{__file__}:answers", output=tmp_path / "name", **place
+    )
+    assert by_object["figures"] == by_name["figures"]
+    with pytest.raises(InputError, match="kind is an option of load_reward"):
+        bench("geneval2", tmp_path / "atoms.jsonl", judge=answers(), kind="clip", output=tmp_path / "no", **place)
+    with pytest.raises(InputError, match="workers of Ray load their models by name"):
+        bench("geneval2", tmp_path / "atoms.jsonl", judge=answers(), ray="local", output=tmp_path / "no", **place)
 
 
 def test_tifa_takes_the_likeliest_choice_of_each_question(tmp_path):

@@ -24,7 +24,7 @@ from rewarddance.runtime.tracking import Metrics, console
 
 AlarmName = Literal[
     "spread_within", "spread_across", "saturation", "held_out", "diversity_within", "diversity_across", "collapse",
-    "drift", "distance",
+    "drift", "distance", "traded",
 ]  # fmt: skip
 FILE = "alarms.jsonl"
 Row = Mapping[str, Any]
@@ -41,6 +41,8 @@ class AlarmRecipe(Recipe):
     least_diversity: the same share of the distances between pictures, within a group and across prompts.
     saturated, still, climb: P(yes) is above `saturated` and moved by less than `still` from one window to the next,
         while the margin rose by `climb` logits or more.
+        Of several rewards these three are asked of each, and one alarm of all: `traded` rings where one surely rose and
+        another surely fell.
     disagreement: the held-out judge gained less than this share of the reward's gain, each in its own deviations from
         step to step.
     most_collapsed: share of groups that are one picture.
@@ -95,6 +97,7 @@ DO: dict[str, str] = {
     "diversity_across": "Prompts no longer matter: raise velocity_mse, and look at the pictures.",
     "collapse": "Use the checkpoint from before; raise velocity_mse or lower learning_rate.",
     "distance": "Far from the base a judge is asked about pictures it never saw: raise velocity_mse, or stop here.",
+    "traded": "One reward is paid for with another: raise the weight of the one that fell, or stop here.",
     "drift": "Look at pictures of this step beside the base's: if it was not asked for, raise velocity_mse.",
 }
 
@@ -144,7 +147,9 @@ class AlarmMonitor:
         for name, saw in signs:
             if not saw or name in self.recipe.off:
                 continue
-            key = saw.split(" ", 1)[0] if name == "drift" else name  # each statistic of the pictures by itself
+            key, first = name, saw.split(" ", 1)[0]
+            if name == "drift" or first.endswith(":"):  # each statistic of the pictures, and each reward, by itself
+                key = f"{name} {first}"
             if key not in self.last_rung or step - self.last_rung[key] > n:
                 alarms.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
             self.last_rung[key] = step
@@ -153,10 +158,15 @@ class AlarmMonitor:
 
 def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
     """Each alarm's name and sign, "" for none, from three windows: the run's first, the last but one, the last."""
+    rewards = rewards_in(now)
     checks = [
-        ("spread_within", partial(fell_below, first, now, "spread_within", recipe.least_spread)),
-        ("spread_across", partial(fell_below, first, now, "spread_across", recipe.least_spread)),
-        ("saturation", partial(saturated, before, now, recipe)),
+        *(
+            (name, partial(fell_below, first, now, name + of, recipe.least_spread))
+            for of in rewards
+            for name in ("spread_within", "spread_across")
+        ),
+        *(("saturation", partial(saturated, before, now, recipe, of)) for of in rewards),
+        ("traded", partial(traded, first, now, recipe)),
         ("held_out", partial(disagreed, first, now, recipe)),
         ("diversity_within", partial(fell_below, first, now, "diversity_within", recipe.least_diversity)),
         ("diversity_across", partial(fell_below, first, now, "diversity_across", recipe.least_diversity)),
@@ -170,21 +180,34 @@ def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> 
     return signs
 
 
+def rewards_in(window: Window) -> list[str]:
+    """What follows a figure's name for each reward: /follow and /keep of several, nothing of a single one."""
+    return [key.removeprefix("margin") for key in window.mean if key.startswith("margin/")] or [""]
+
+
+def said_of(reward: str) -> str:
+    """How a sign of one of several rewards begins."""
+    return f"{reward[1:]}: " if reward else ""
+
+
 def fell_below(first: Window, now: Window, key: str, least: float) -> str:
     """The figure is below the share `least` of the first window's."""
     if first.mean[key] <= 0 or now.mean[key] >= least * first.mean[key]:
         return ""
-    share = 100 * now.mean[key] / first.mean[key]
-    return f"{WORDS[key]} is {now.mean[key]:.3g}, {share:.0f} % of the first {first.n} steps'."
+    share, (name, slash, reward) = 100 * now.mean[key] / first.mean[key], key.partition("/")
+    return (
+        f"{said_of(slash + reward)}{WORDS[name]} is {now.mean[key]:.3g}, {share:.0f} % of the first {first.n} steps'."
+    )
 
 
-def saturated(before: Window, now: Window, recipe: AlarmRecipe) -> str:
-    """P(yes) is high and stands still while the margin surely rises."""
-    rise, p = now.mean["margin"] - before.mean["margin"], now.mean["reward"]
-    full = p > recipe.saturated and abs(p - before.mean["reward"]) < recipe.still
-    if not full or rise < max(recipe.climb, recipe.sure * standard_error("margin", before, now)):
+def saturated(before: Window, now: Window, recipe: AlarmRecipe, reward: str = "") -> str:
+    """P(yes) is high and stands still while the margin surely rises. reward: one of `rewards_in`."""
+    margin, probability = f"margin{reward}", f"reward{reward}"
+    rise, p = now.mean[margin] - before.mean[margin], now.mean[probability]
+    full = p > recipe.saturated and abs(p - before.mean[probability]) < recipe.still
+    if not full or rise < max(recipe.climb, recipe.sure * standard_error(margin, before, now)):
         return ""
-    return f"P(yes) stands at {p:.2f} while the margin rose by {rise:.2f} logits in {now.n} steps."
+    return f"{said_of(reward)}P(yes) stands at {p:.2f} while the margin rose by {rise:.2f} logits in {now.n} steps."
 
 
 def disagreed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
@@ -197,6 +220,20 @@ def disagreed(first: Window, now: Window, recipe: AlarmRecipe) -> str:
     if not sure or lag < 2 * standard_error(keys[1], first, now) / held_out_scale:
         return ""
     return f"the margin rose by {gain:.2f} logits, the held-out judge's changed by {held_out_gain:+.2f}."
+
+
+def traded(first: Window, now: Window, recipe: AlarmRecipe) -> str:
+    """One reward's margin surely rose since the first window, and another's surely fell: those that did so most."""
+    moved = {}
+    for reward in rewards_in(now):
+        key = f"margin{reward}"
+        change, error = now.mean[key] - first.mean[key], standard_error(key, first, now)
+        if abs(change) > max(recipe.sure * error, 1e-6):
+            moved[reward] = change / max(error, 1e-6), change
+    rose, fell = (pick(moved, key=moved.__getitem__, default="") for pick in (max, min))
+    if not moved or moved[rose][1] < 0 or moved[fell][1] > 0:
+        return ""
+    return f"{rose[1:]} rose by {moved[rose][1]:.2f} logits while {fell[1:]} fell by {-moved[fell][1]:.2f}."
 
 
 def collapsed(first: Window, now: Window, recipe: AlarmRecipe) -> str:

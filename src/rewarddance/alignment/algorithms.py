@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,8 @@ from rewarddance.alignment.dpo import DpoRecipe, dpo_updates
 from rewarddance.alignment.failed_groups import FailedGroups
 from rewarddance.alignment.flow_grpo import GrpoRecipe, grpo_updates
 from rewarddance.alignment.forward_process import forward_updates
-from rewarddance.alignment.group_rewards import Reward, judging_of
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.joint import joint_judge
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.online_dpo import OnlineDpoRecipe
 from rewarddance.alignment.references import (
@@ -108,27 +109,52 @@ def check_parts(recipe: TrainRecipe, generator: Generator, judge: RewardModel | 
         recipe.check(generator, judge)
 
 
+def as_rewards(
+    recipe: TrainRecipe, generator: Generator, judges: RewardModel | Mapping[str, tuple[RewardModel, float]]
+) -> list[Reward]:
+    """One judge, or several by name with their weights, as the algorithm asks each of them.
+
+    Raises InputError naming the one by which it cannot align the generator, and where all weights are 0.
+    """
+    if not isinstance(judges, Mapping):
+        check_parts(recipe, generator, judges)
+        return [Reward(judges, recipe.judging_of(judges))]
+    if not any(weight for _, weight in judges.values()):
+        raise InputError("all rewards have the weight 0, so there is nothing to learn.", "Give one of them a weight.")
+    rewards = []
+    for name, (judge, weight) in judges.items():
+        try:
+            check_parts(recipe, generator, judge)
+            rewards.append(Reward(judge, recipe.judging_of(judge), weight, name))
+        except InputError as error:
+            raise InputError(f"the reward {name}: {error.what}", error.remedy) from error
+    return rewards
+
+
 def prepare_alignment(
     config: AlgorithmConfig,
     generator: Trainable,
-    judge: RewardModel | None,
+    judge: RewardModel | Mapping[str, tuple[RewardModel, float]] | None,
     prompts: Sequence[str | Prompt],
     *,
     references_folder: Path,
     seed: int = 0,
-    more_judges: Sequence[tuple[RewardModel, float]] = (),
     held_out: RewardModel | None = None,
     begin_with: Path | None = None,
 ) -> Alignment:
     """What `align_generator` takes. Where samples are judged against references, the bank is made (or read) first.
 
-    judge: None where the algorithm learns from preferences.
-    more_judges: further judges for policy gradients, with their weights beside the first one's 1.
+    judge: one, or several by name with their weights; None where the algorithm learns from preferences. Several choose
+    the references together (`JointReward`).
     begin_with: the folder of a LoRA to go on from.
     Prompts of which no references can be made are left out, and are among the run's `failed`.
     Raises InputError for what cannot be, before anything is made.
     """
-    check_parts(config.chosen, generator, judge)
+    rewards = []
+    if judge is None:
+        check_parts(config.chosen, generator, None)
+    else:
+        rewards = as_rewards(config.chosen, generator, judge)
     if begin_with is not None and not config.chosen.lora_rank:
         raise InputError("training of all weights cannot begin with a LoRA.", "Give a lora_rank, or leave it out.")
     if begin_with is not None and not (begin_with / LORA_FILE).is_file():
@@ -137,15 +163,14 @@ def prepare_alignment(
         assert isinstance(config.chosen, DpoRecipe) and config.chosen.preferences is not None
         votes = PreferenceSet(config.chosen.preferences, for_training=True)
         return Alignment(generator, [], prompts, config.chosen, seed, begin_with=begin_with, preferences=votes)
-    rewards = [Reward(judge, config.chosen.judging_of(judge))]
-    rewards += [Reward(other, judging_of(other, None), weight) for other, weight in more_judges]
     bank, failed = None, FailedGroups()
     if rewards[0].judging == "references":
+        chooses = joint_judge(rewards)
         place: dict[str, Any] = {"folder": references_folder, "seed": seed}
-        references = build_references(generator, judge, prompts, config.references, **place)
+        references = build_references(generator, chooses, prompts, config.references, **place)
         failed = FailedGroups(failed_references(references_folder, as_prompts(prompts)))
         prompts = [own.prompt for own in references]
-        redraw = bank_refresher(generator, judge, prompts, config.references, first=references, **place)
+        redraw = bank_refresher(generator, chooses, prompts, config.references, first=references, **place)
         bank = ReferenceBank(references, redraw)
     return Alignment(generator, rewards, prompts, config.chosen, seed, bank, held_out, begin_with, failed)
 
@@ -155,7 +180,8 @@ def align_generator(run: Alignment, *, folder: Path, metrics: Metrics, probe: Ca
 
     Raises InputError for what cannot be, before anything is done.
     """
-    check_parts(run.recipe, run.generator, run.rewards[0].judge if run.rewards else None)
+    for judge in [reward.judge for reward in run.rewards] or [None]:
+        check_parts(run.recipe, run.generator, judge)
     if run.rewards and run.rewards[0].judging == "references" and not (run.bank and run.bank.references):
         raise InputError("the reference bank is empty.", "Give at least one prompt.")
     algorithm = algorithm_of(run.recipe)

@@ -78,9 +78,9 @@ def kl_to_base(step: Step, base: Step) -> Float[Tensor, ""]:
 class GrpoRecipe(PolicyRecipe):
     """How Flow-GRPO runs (and `PolicyRecipe`). Defaults are ours where they are not the authors'.
 
-    kind: the random step (`random_steps`): "flow" is the authors', "dance" DanceGRPO's, "cps" keeps the coefficients,
-        and "ddim" is for every generator.
-    noise_level: its a, e, n or eta.
+    kind: the random step (`random_steps`): "flow" is the authors', "precise" the same solved exactly, "dance"
+        DanceGRPO's, "cps" keeps the coefficients, and "ddim" is for every generator.
+    noise_level: its a, n, e, n or eta.
     guard: GRPO-Guard's ratio and weights (`guarded`) in place of the plain ones; for flow and dance.
     window: how many steps of a rollout are random and trained.
     window_range: where the window may begin, as shares of the schedule (0 pure noise).
@@ -91,7 +91,7 @@ class GrpoRecipe(PolicyRecipe):
         compute it again: the same gradient in less time, for the memory of the whole window at once.
     """
 
-    kind: Literal["flow", "dance", "ddim", "cps"] = "flow"
+    kind: Literal["flow", "dance", "ddim", "cps", "precise"] = "flow"
     noise_level: float = Field(default=0.7, gt=0)
     guard: bool = False
     window: int = Field(default=2, ge=1)

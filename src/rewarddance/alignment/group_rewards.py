@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +22,10 @@ Judging = Literal["alone", "references", "group"]
 
 LEAST_SPREAD = 1e-6
 """A group whose scores differ by less (standard deviation) has none to learn from."""
+
+
+LEAST_AGREEMENT = 0.1
+"""Where rewards cancel each other and less than this is left of their advantages, it is not blown up further."""
 
 
 class Advantages(NamedTuple):
@@ -45,22 +49,47 @@ def advantages(scores: Float[Tensor, "P G"], spread: str = "prompt") -> Advantag
 
 
 def combine(of_rewards: Sequence[Advantages], weights: Sequence[float]) -> Advantages:
-    """sum w_k A_k / sum w_k: several rewards' advantages, each normalised by itself, so that none starves another.
+    """s A / std(A), A = sum w_k A_k / sum w_k: rewards' advantages, each normalised by itself, and then their sum.
 
-    A group counts as without spread where no reward has any.
+    s is the weighted mean of their own deviations, 1 where each prompt's scores are divided by their spread. Source:
+    GDPO (2601.05242), so that neither a reward's scale nor the number of rewards decides. Deviations are over all of
+    the step's values; A's is taken as LEAST_AGREEMENT of s at least. A group counts as without spread where no reward
+    of a weight above 0 has any.
     """
-    total = sum(weights)
-    weighted = [values * (weight / total) for (values, _), weight in zip(of_rewards, weights, strict=True)]
-    flat = torch.stack([(values == 0).all(1) for values, _ in of_rewards]).all(0)
-    return Advantages(sum(weighted, start=torch.zeros_like(weighted[0])), int(flat.sum()))
+    pulling = [(values, weight) for (values, _), weight in zip(of_rewards, weights, strict=True) if weight]
+    flat = int(torch.stack([(values == 0).all(1) for values, _ in pulling]).all(0).sum())
+    if len(pulling) == 1:
+        return Advantages(pulling[0][0], flat)
+    total = sum(weight for _, weight in pulling)
+    weighted = torch.stack([values * (weight / total) for values, weight in pulling]).sum(0)
+    own = sum(values.std(correction=0).item() * weight for values, weight in pulling) / total
+    if not own:
+        return Advantages(weighted, flat)
+    return Advantages(own * weighted / weighted.std(correction=0).clamp_min(LEAST_AGREEMENT * own), flat)
 
 
 class Reward(NamedTuple):
-    """A judge, how it is asked ("alone", against "references", within the "group"), and its weight among several."""
+    """A judge, how it is asked ("alone", against "references", within the "group"), its weight and its name among
+    several."""
 
     judge: RewardModel
     judging: Judging
     weight: float = 1.0
+    name: str = ""
+
+
+def joint_figures(rewards: Sequence[Reward], of_each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What is logged of several rewards: each one's figures as `figure/name`, and as `figure` their weighted mean.
+
+    Only what all have is averaged. Of one reward its own.
+    """
+    if len(rewards) == 1:
+        return dict(of_each[0])
+    total = sum(reward.weight for reward in rewards)
+    shared = [key for key in of_each[0] if all(key in figures for figures in of_each)]
+    pairs = list(zip(rewards, of_each, strict=True))
+    means = {key: sum(reward.weight * figures[key] for reward, figures in pairs) / total for key in shared}
+    return means | {f"{key}/{reward.name}": value for reward, figures in pairs for key, value in figures.items()}
 
 
 class Scores(NamedTuple):

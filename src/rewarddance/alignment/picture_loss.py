@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.alignment.failed_groups import FailedGroup, Faults, Kept, each_apart
+from rewarddance.alignment.group_rewards import Reward
+from rewarddance.alignment.joint import blend, mean_cosine, mean_size, pair_cosines, rewards_of
 from rewarddance.alignment.refl_batch import ReflBatch
 from rewarddance.alignment.refl_recipe import LOSSES, ReflRecipe
 from rewarddance.alignment.safeguards import disagreeing, jittered
@@ -19,6 +21,7 @@ from rewarddance.alignment.train import Figures, read_together
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import RewardError
 from rewarddance.protocols import RewardModel, judging
+from rewarddance.reward.averages import mean_probability
 from rewarddance.reward.pixel_gradient import PixelGradient, pixel_gradient
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, rank, world_size
@@ -29,13 +32,14 @@ JUDGE = "the judge", "Lower refl.judge_batch, or add judge to refl.checkpointing
 
 
 class JudgedBatch(NamedTuple):
-    """loss: of this process's samples. margins [copies, B]: those of all processes. figures: of pictures and gate.
+    """loss: of this process's samples, the weighted mean over the rewards. margins [copies, B] of each reward: those of
+    all processes. figures: of pictures, gate and, where there are several rewards, how their gradients compare.
 
     kept: where groups failed, which samples are left; margins are of these.
     """
 
     loss: float
-    margins: Float[Tensor, "J B"]
+    margins: tuple[Float[Tensor, "J B"], ...]
     figures: Figures
     kept: Kept | None = None
 
@@ -53,43 +57,112 @@ def judge_batch(
 ) -> JudgedBatch:
     """Judge the decoded pictures against `references`, and leave the loss's gradient on them; none on failed groups.
 
+    judge: of a `JointReward` each part is asked by itself about the same copies, and their gradients are blended.
     unread: samples that are not of their prompts. take_down: is told the failed groups, and of how many.
     """
-    asked = [number for number in range(len(pixels)) if number not in unread]
-    with memory_for(*JUDGE):
-        with judging(judge):
-            judged = judge_copies(
-                judge, batch.prompts, pixels, references, recipe=recipe, noise_rng=batch.noise_rng, asked=asked
-            )
-        faults, other = judged.faults | unread, None
-        if held_out is not None:
-            with judging(held_out):
-                other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
-            faults |= unanswered
-    kept = _kept(batch, faults, recipe, take_down)
-    margins, loss, share, gather = judged.margins, judged.loss, 1.0, all_gather
+    rewards = rewards_of(judge)
+    weights = [reward.weight for reward in rewards]
+    answers = _ask(rewards, held_out, batch, references, recipe, pixels, unread=unread)
+    kept = _kept(batch, answers.faults, recipe, take_down)
+    margins, losses = [judged.margins for judged in answers.of_rewards], [judged.loss for judged in answers.of_rewards]
+    other, share, gather = answers.held_out, 1.0, all_gather
     if kept is not None:
         rows, gather = kept.local, kept.all_gather
-        margins, other, share = margins[:, rows], None if other is None else other[rows], int(rows.sum()) * kept.weight
-        loss = _objective(recipe)(margins.flatten()).item() * share if share else 0.0
-        assert pixels.grad is not None
-        pixels.grad *= len(pixels) * kept.weight
-        pixels.grad[~rows] = 0
-    figures = step_image_stats(
-        pixels, recipe.prompts_per_step if kept is None else kept.groups(recipe.group_size), gather
-    )
+        share, other = int(rows.sum()) * kept.weight, None if other is None else other[rows]
+        margins = [of_reward[:, rows] for of_reward in margins]
+        losses = [_objective(recipe)(left.flatten()).item() * share if share else 0.0 for left in margins]
+        for gradient in answers.gradients:
+            gradient *= len(pixels) * kept.weight
+            gradient[~rows] = 0
+    groups = recipe.prompts_per_step if kept is None else kept.groups(recipe.group_size)
+    figures = step_image_stats(pixels, groups, gather)
+    pixels.grad, compared = _one_gradient(rewards, answers.gradients, 1 / len(pixels) if kept is None else kept.weight)
+    figures |= compared
     if other is not None:
-        against = disagreeing(margins.mean(0), other.to(margins.device)).to(pixels.device)
+        against = _against_held_out(margins, weights, other).to(pixels.device)
         if recipe.gate and pixels.grad is not None:
             of_kept = torch.arange(len(pixels)) if kept is None else kept.local.nonzero().flatten()
             pixels.grad[of_kept.to(pixels.device)[against]] = 0
         figures |= {"held_out_margin": _mean(other) * share, "disagreeing": _mean(against.float()) * share}
     if kept is not None:
-        figures["failed_groups"] = recipe.prompts_per_step - kept.groups(recipe.group_size)
-    of_own = judged.margins.T
+        figures["failed_groups"] = recipe.prompts_per_step - groups
+    loss = sum(weight * of_reward for weight, of_reward in zip(weights, losses, strict=True)) / sum(weights)
+    return JudgedBatch(loss, tuple(_of_all(judged.margins, gather) for judged in answers.of_rewards), figures, kept)
+
+
+class _Answers(NamedTuple):
+    """What this process's samples were answered.
+
+    of_rewards, gradients: of each reward, the latter on the pixels. held_out: margins, None without such a judge.
+    faults: the samples that have no answer of all.
+    """
+
+    of_rewards: list[JudgedCopies]
+    gradients: list[Tensor]
+    held_out: Tensor | None
+    faults: Faults
+
+
+def _ask(
+    rewards: Sequence[Reward],
+    held_out: RewardModel | None,
+    batch: ReflBatch,
+    references: Sequence[OtherPixels],
+    recipe: ReflRecipe,
+    pixels: PixelBatch,
+    *,
+    unread: Faults,
+) -> _Answers:
+    """Ask every reward about the same jittered copies, one after the other, and then the held-out judge."""
+    asked = [number for number in range(len(pixels)) if number not in unread]
+    jitter, answers = batch.noise_rng.get_state(), _Answers([], [], None, unread)
+    with memory_for(*JUDGE):
+        for reward in rewards:
+            batch.noise_rng.set_state(jitter)
+            with judging(reward.judge):
+                judged = judge_copies(
+                    reward.judge, batch.prompts, pixels, references,
+                    recipe=recipe, noise_rng=batch.noise_rng, asked=asked,
+                )  # fmt: skip
+            assert pixels.grad is not None
+            answers.of_rewards.append(judged)
+            answers.gradients.append(pixels.grad)
+            pixels.grad, answers = None, answers._replace(faults=answers.faults | judged.faults)
+        if held_out is not None:
+            with judging(held_out):
+                other, unanswered = held_out_margins(held_out, batch.prompts, pixels, references, asked)
+            answers = answers._replace(held_out=other, faults=answers.faults | unanswered)
+    return answers
+
+
+def _against_held_out(margins: Sequence[Tensor], weights: Sequence[float], held_out: Tensor) -> Tensor:
+    """Which samples the rewards [copies, B] together and the held-out judge [B] see differently."""
+    on_one = torch.stack([of_reward.mean(0).to(held_out.device) for of_reward in margins])
+    return disagreeing(
+        on_one[0] if len(margins) == 1 else mean_probability(on_one, on_one.new_tensor(weights)), held_out
+    )
+
+
+def _of_all(margins: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """The margins [copies, B] of all processes' samples."""
+    own = margins.T
     if world_size() > 1:  # where nobody answered, no judge has said on which device
-        of_own = of_own.float().cpu()
-    return JudgedBatch(loss, gather(of_own).T.contiguous(), figures, kept)
+        own = own.float().cpu()
+    return gather(own).T.contiguous()
+
+
+def _one_gradient(rewards: Sequence[Reward], gradients: Sequence[Tensor], weight: float) -> tuple[Tensor, Figures]:
+    """The gradient in pixels that several rewards give together, normalised over all processes' samples; and each one's
+    size, and how far they go the same way.
+
+    weight: of a sample in the gradients; the sizes are of a sample's own loss.
+    """
+    if len(rewards) == 1:
+        return gradients[0], {}
+    sizes = [mean_size(all_gather(gradient.flatten(1).norm(dim=1).float().cpu())) for gradient in gradients]
+    figures = {f"gradient_size/{reward.name}": size / weight for reward, size in zip(rewards, sizes, strict=True)}
+    figures["rewards_cosine"] = mean_cosine(all_gather(pair_cosines(gradients).cpu()))
+    return blend(gradients, sizes, [reward.weight for reward in rewards]), figures
 
 
 def _mean(values: Tensor) -> float:

@@ -16,13 +16,16 @@ from rewarddance.alignment.failed_groups import FailedGroup, Faults, Part, drawn
 from rewarddance.alignment.group_rewards import (
     Advantages,
     Judging,
+    Reward,
     Scores,
     advantages,
     combine,
+    joint_figures,
     judging_of,
     preferred,
     scores_apart,
 )
+from rewarddance.alignment.joint import mean_cosine, pair_cosines
 from rewarddance.alignment.references import References
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.image_stats import step_image_stats
@@ -145,13 +148,15 @@ class ScoredRollouts(NamedTuple):
     """A step's samples, judged.
 
     advantages: [P, G], clipped; 0 in the groups that failed.
-    scores: of each reward, of the groups that did not fail.
+    rewards: that were asked. scores, of_rewards: of each, and its own advantages, of the groups that did not fail.
     image_stats: figures of their pictures.
     failed: numbers of the groups that failed among the step's P.
     """
 
     advantages: Advantages
+    rewards: Sequence[Reward]
     scores: tuple[Scores, ...]
+    of_rewards: tuple[Advantages, ...]
     image_stats: Figures
     failed: tuple[int, ...] = ()
 
@@ -192,11 +197,9 @@ def score_rollouts(
     def of_kept(groups: Tensor) -> Tensor:
         return gather(groups)[kept] if failed else gather(groups)
 
-    of_rewards = tuple(Scores(of_kept(values), of_kept(margins)) for values, margins in local)
-    combined = combine(
-        [advantages(of_reward.values, recipe.spread) for of_reward in of_rewards],
-        [reward.weight for reward in run.rewards],
-    )
+    scores = tuple(Scores(of_kept(values), of_kept(margins)) for values, margins in local)
+    of_rewards = tuple(advantages(of_reward.values, recipe.spread) for of_reward in scores)
+    combined = combine(of_rewards, [reward.weight for reward in run.rewards])
     clipped = combined.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
     if failed:
         clipped = clipped.new_zeros(len(draws.chosen), recipe.group_size).index_copy(0, torch.tensor(kept), clipped)
@@ -206,7 +209,8 @@ def score_rollouts(
 
     image_stats = step_image_stats(pixels, len(kept), samples_of_kept)
     numbers = tuple(group.number for group in failed)
-    return ScoredRollouts(Advantages(clipped, combined.zero_std_groups), of_rewards, image_stats, numbers)
+    total = Advantages(clipped, combined.zero_std_groups)
+    return ScoredRollouts(total, run.rewards, scores, of_rewards, image_stats, numbers)
 
 
 def with_stand_ins(run: Alignment, draws: Draws, scored: ScoredRollouts, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -236,21 +240,29 @@ def _choose_references(bank: Sequence[References], draws: Draws, updates: int) -
 
 
 def reward_figures(scored: ScoredRollouts) -> Figures:
-    """What is logged of the pictures and of the rewards: all of the first, the margin of the others."""
-    first, *others = scored.scores
-    values, margins = first.values, first.margins
+    """What is logged of the pictures and of the rewards; of several also how far their advantages go the same way."""
+    each = [_figures_of(*of_reward) for of_reward in zip(scored.scores, scored.of_rewards, strict=True)]
+    figures = scored.image_stats | joint_figures(scored.rewards, each)
+    figures["zero_std_groups"] = scored.advantages.zero_std_groups
+    if len(each) > 1:
+        figures["rewards_cosine"] = mean_cosine(pair_cosines([values for values, _ in scored.of_rewards]))
+    return figures | ({"failed_groups": len(scored.failed)} if scored.failed else {})
+
+
+def _figures_of(scores: Scores, own: Advantages) -> Figures:
+    """What is logged of one reward."""
+    values, margins = scores
     compared = margins.ndim == 3  # in the group: P and margin are of all pairs, which are even by construction
-    figures = scored.image_stats | {
+    figures = {
         "reward": values.mean().item() if compared else margins.sigmoid().mean().item(),
         "margin": margins.mean().item(),
         "spread_within": values.std(1, correction=0).mean().item(),
-        "zero_std_groups": scored.advantages.zero_std_groups,
+        "zero_std_groups": own.zero_std_groups,
     }
     if not compared:  # the mean win rate of every group is a half
         figures["spread_across"] = values.mean(1).std(correction=0).item()
         figures["spread_of_reward"] = margins.sigmoid().std(correction=0).item()
-    figures |= {f"margin_{k}": other.margins.mean().item() for k, other in enumerate(others, start=2)}
-    return figures | ({"failed_groups": len(scored.failed)} if scored.failed else {})
+    return figures
 
 
 def add_share(totals: dict[str, Tensor], figures: Mapping[str, Tensor], share: float) -> None:
@@ -262,8 +274,9 @@ def add_share(totals: dict[str, Tensor], figures: Mapping[str, Tensor], share: f
 def against_base(run: Alignment) -> Callable[[], Figures]:
     """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
 
-    The one figure that can rise where samples are only compared with each other. A half at the start. Prompts whose
-    pictures get no answer are left out and counted. Raises RewardError where they are most of them.
+    The one figure that can rise where samples are only compared with each other. A half at the start. Of several
+    rewards each is asked. Prompts whose pictures get no answer of one are left out and counted. Raises RewardError
+    where they are most of them.
     """
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
@@ -288,12 +301,21 @@ def against_base(run: Alignment) -> Callable[[], Figures]:
         pictures, faults = draw()
         pairs = [list(pair) for pair in zip(pictures, before[0], strict=True)]
 
-        def ask(numbers: list[int]) -> Tensor:
-            return preferred(run.rewards[0], [prompts[k] for k in numbers], [pairs[k] for k in numbers])
+        def ask(reward: Reward, numbers: list[int]) -> Tensor:
+            return preferred(reward, [prompts[k] for k in numbers], [pairs[k] for k in numbers])
 
-        with judging(run.rewards[0].judge):
-            answers, unanswered = each_apart(ask, [k for k in range(len(prompts)) if k not in faults])
-        if faults := faults | unanswered:
+        answers: list[Tensor] = []
+        for reward in run.rewards:
+            of_prompts = torch.full((len(prompts),), torch.nan)
+            with judging(reward.judge):
+                found, unanswered = each_apart(
+                    partial(ask, reward), [k for k in range(len(prompts)) if k not in faults]
+                )
+            for numbers, answer in found:
+                of_prompts[numbers] = answer.to(of_prompts)
+            answers.append(of_prompts)
+            faults |= unanswered
+        if faults:
             first = next(iter(faults))
             if 2 * len(faults) > len(prompts):
                 raise RewardError(
@@ -301,7 +323,9 @@ def against_base(run: Alignment) -> Callable[[], Figures]:
                     f"{shown(prompts[first].text)}: {faults[first].what}",
                     faults[first].remedy,
                 )
-        figures = {"preferred_to_base": torch.cat([answer for _, answer in answers]).mean().item()}
+        kept = [k for k in range(len(prompts)) if k not in faults]
+        each = [{"preferred_to_base": answer[kept].mean().item()} for answer in answers]
+        figures = joint_figures(run.rewards, each)
         return figures | ({"failed_prompts": len(faults)} if faults else {})
 
     return probe

@@ -84,7 +84,20 @@ def cps_step(
     return Step(mean, after.sigma * math.sin(noise_level * math.pi / 2), likelihood=math.sqrt(0.5))
 
 
-STEPS = {"flow": flow_step, "dance": dance_step, "ddim": ddim_step, "cps": cps_step}
+def precise_step(
+    x_t: Float[Tensor, "B ..."], x_0_hat: Float[Tensor, "B ..."], now: Scales, after: Scales, noise_level: float
+) -> Step:
+    """alpha' x_0 + sigma' rho eps + sigma' sqrt(1 - rho^2) z with rho = (sigma' alpha / sigma alpha')^(n^2 / 2).
+
+    Precise (2605.23522): the stochastic equation of `flow_step`, solved exactly for an x_0 that stays as it is within
+    the step, so that a large step adds no more noise than many small ones. For a flow. noise_level: n.
+    """
+    eps = (x_t - now.alpha * x_0_hat) / now.sigma
+    rho = (after.sigma * now.alpha / (now.sigma * after.alpha)) ** (noise_level**2 / 2)
+    return Step(after.alpha * x_0_hat + after.sigma * rho * eps, after.sigma * math.sqrt(max(1 - rho**2, 0.0)))
+
+
+STEPS = {"flow": flow_step, "dance": dance_step, "ddim": ddim_step, "cps": cps_step, "precise": precise_step}
 
 
 def log_prob(x: Float[Tensor, "B ..."], step: Step) -> Float[Tensor, " B"]:

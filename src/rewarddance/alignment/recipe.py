@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,10 +11,37 @@ from pydantic import Field, model_validator
 from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
-from rewarddance.runtime.config import Seed
+from rewarddance.runtime.config import Recipe, Seed
 from rewarddance.runtime.devices import find_device
 
 OffloadedPart = Literal["text_encoders", "vae", "judge"]
+NAME = r"\w[\w.-]*"
+"""What a reward may be called: its figures are logged under it."""
+
+
+class NamedReward(Recipe):
+    """One of several rewards of an alignment.
+
+    judge: as in `AlignRun`; by default the run's own, which is loaded once for all that ask it.
+    criteria: a tree of criteria or one criterion of it, such as edit#keeping, asked in place of the one question.
+    criteria_average: "margin" or "probability" (`CriteriaReward`).
+    options: of `load_reward` for a judge of its own.
+    weight: among the rewards, whatever their scales; one of 0 is asked and logged, and not learned from.
+    """
+
+    judge: str | None = None
+    criteria: str | None = None
+    criteria_average: Literal["margin", "probability"] = "margin"
+    options: dict[str, Any] = Field(default_factory=dict)
+    weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_of_a_judge(self) -> NamedReward:
+        if self.options and self.judge is None:
+            raise ValueError("options are of a judge of its own: name it, or set judge_options of the run's")
+        if {"criteria", "criteria_average"} & self.options.keys():
+            raise ValueError("criteria stand beside options, not among them")
+        return self
 
 
 class AlignRun(AlgorithmConfig):
@@ -28,10 +56,11 @@ class AlignRun(AlgorithmConfig):
     offload: parts that are on the CPU while they are not in use: text_encoders, vae, judge (all judges); each use moves
         them to the device and back. Encoded texts are kept in `output`/texts.
     judge: a trained reward's folder or name, `package.module:factory`, or the address of a server (http://...; chat+,
-    decisions+ and systemone+http://... for all but refl); more_judges and held_out likewise. None for dpo, which
-    learns from votes.
+    decisions+ and systemone+http://... for all but refl); held_out and those of rewards likewise. None for dpo, which
+        learns from votes.
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
-    more_judges: for policy gradients, each with its weight beside the first one's 1.
+    rewards: several by name, in place of the judge alone; judge is then whom those ask that name no other. Each is
+        normalised by itself, so that the scale of none decides: see `combine` and `blend`.
     held_out: another trained reward, which gates ReFL's gradient and is watched.
     begin_with: the folder of a LoRA that training goes on from; distances are still from the generator without it.
     prompts: a .txt, .jsonl, .json, .csv, .tsv or .parquet file.
@@ -52,7 +81,7 @@ class AlignRun(AlgorithmConfig):
     judge_device: str | None = None
     judge_sharded: bool = False
     offload: tuple[OffloadedPart, ...] = ()
-    more_judges: dict[str, float] = Field(default_factory=dict)
+    rewards: dict[str, NamedReward] = Field(default_factory=dict)
     held_out: str | None = None
     begin_with: Path | None = None
     prompts: Path
@@ -77,16 +106,25 @@ class AlignRun(AlgorithmConfig):
 
     @model_validator(mode="after")
     def _judges_are_of_the_algorithm(self) -> AlignRun:
-        if self.algorithm != "dpo" and not self.judge:
-            raise ValueError(f"the key judge is missing, which {self.algorithm} asks")
-        if self.algorithm == "dpo" and (self.judge or self.more_judges):
-            raise ValueError("dpo learns from dpo.preferences and asks no judge: leave judge and more_judges out")
-        if self.more_judges and self.algorithm == "refl":
-            raise ValueError("more_judges are for algorithms that only ask; ReFL follows one judge's gradient")
+        if self.algorithm == "dpo" and (self.judge or self.rewards):
+            raise ValueError("dpo learns from dpo.preferences and asks no judge: leave judge and rewards out")
+        if self.algorithm != "dpo" and not (self.judge or self.rewards):
+            raise ValueError(f"the key judge is missing, which {self.algorithm} asks; or give several rewards")
         if self.held_out and self.algorithm != "refl":
-            raise ValueError("held_out gates the gradient of refl; elsewhere it is one of more_judges")
-        if any(weight <= 0 for weight in self.more_judges.values()):
-            raise ValueError("more_judges have weights above 0")
+            raise ValueError("held_out gates the gradient of refl; elsewhere it is one of rewards, of weight 0")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_can_be_told_apart(self) -> AlignRun:
+        for name, reward in self.rewards.items():
+            if not re.fullmatch(NAME, name):
+                raise ValueError(f"a reward is named {name!r}; use letters, digits, '-', '_' and '.'")
+            if reward.judge is None and not self.judge:
+                raise ValueError(f"the reward {name} asks judge, and there is none: name one, there or here")
+        if self.rewards and not any(reward.weight for reward in self.rewards.values()):
+            raise ValueError("all rewards have the weight 0, so there is nothing to learn")
+        if self.judge and self.rewards and all(reward.judge for reward in self.rewards.values()):
+            raise ValueError("every reward names a judge of its own, so judge is asked nothing: leave it out")
         return self
 
     def check_processes(self, processes: int, device: str) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor
 from rewarddance.alignment.active_steps import ActiveSteps
 from rewarddance.alignment.denoising import denoise
 from rewarddance.alignment.failed_groups import FailedGroups, Kept, Part
+from rewarddance.alignment.group_rewards import joint_figures
+from rewarddance.alignment.joint import joint_judge, rewards_of
 from rewarddance.alignment.picture_loss import judge_batch, margin_figures
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl_batch import ReflBatch, draw_batch, judged_frames, sampled
@@ -46,10 +48,9 @@ def refl_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     if due != bank.step:
         with ema.applied() if recipe.refresh_from == "ema" else nullcontext():
             bank.move_to(due, now=due == step)
-    judge = run.rewards[0].judge
     yield refl_step(
         run.generator,
-        judge,
+        joint_judge(run.rewards),
         bank.references,
         recipe,
         seed=run.seed,
@@ -72,6 +73,7 @@ def refl_step(
 ) -> Figures:
     """One step's samples, verdicts, loss and backward; the gradient is left on the weights. Returns what to log.
 
+    judge: several rewards are a `JointReward`, whose gradients in pixels are normalised each by itself (`blend`).
     held_out: a judge that is asked beside the first and gives no gradient; see `ReflRecipe.gate`. failed: takes down
     the groups that have no verdict, of which there is no gradient. Of several processes each takes its share of the
     samples, and the mean of their gradients is the step's; so are the means of their figures. Raises InputError naming
@@ -108,7 +110,8 @@ def refl_step(
     loss = judged.loss + recipe.velocity_mse * velocity_distance
     loss += recipe.reference_mse * figures.get("reference_mse", 0.0)
     figures |= {"loss": loss, "velocity_mse": velocity_distance, "stop": batch.first}
-    return figures | margin_figures(judged.margins, recipe.group_size)
+    of_each = [margin_figures(margins, recipe.group_size) for margins in judged.margins]
+    return figures | joint_figures(rewards_of(judge), of_each)
 
 
 def way_back(
@@ -139,5 +142,6 @@ def checkpointed_parts(generator: Trainable, judge: RewardModel, parts: Sequence
         if network or decoder:
             stack.enter_context(generator.checkpointed(network, decoder))
         if "judge" in parts:
-            stack.enter_context(checkpointing(judge))
+            for part in {id(reward.judge): reward.judge for reward in rewards_of(judge)}.values():
+                stack.enter_context(checkpointing(part))
         yield

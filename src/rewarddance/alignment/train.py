@@ -134,7 +134,7 @@ class Alignment:
     """What is aligned, and with what.
 
     generator: trained in place.
-    rewards: the first one is learned; policy gradients take several.
+    rewards: one or several, each with its weight; none where it is learned from preferences.
     prompts: distinct ones, which training draws from.
     recipe: of the algorithm.
     seed: all random draws depend on it and the step alone.

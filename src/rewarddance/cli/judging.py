@@ -99,7 +99,8 @@ def evaluate(run: EvaluateRun) -> None:
     quiet()
     from rewarddance.jobs.evaluate import run_evaluation
 
-    print_result(run_evaluation(run), "pairs")
+    if (found := run_evaluation(run)) is not None:
+        print_result(found, "pairs")
 
 
 @recipe_command(

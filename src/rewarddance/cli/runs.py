@@ -20,7 +20,7 @@ def quickstart(
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. Default: the recipe's.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="t2i (pictures), t2v (videos) or i2v (from a first picture).")
+        str | None, typer.Option(help="t2i (pictures), t2v (videos), i2v (from a first picture) or edit (of a source).")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
@@ -29,13 +29,14 @@ def quickstart(
         bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
     ] = False,
 ) -> None:
-    """The main job on ShapeWorld: preferences, judge, references, ReFL, best of N, report; of pictures or of videos."""
+    """The main job on ShapeWorld: preferences, judge, ReFL, best of N, report; of pictures, videos or edits."""
     quiet()
     from rewarddance.jobs.quickstart import QuickstartRecipe, announce, resume_run, start_run
     from rewarddance.jobs.quickstart import quickstart as run_all
     from rewarddance.report.run_page import summary_table
     from rewarddance.runtime.config import load_recipe
     from rewarddance.runtime.tracking import console
+    from rewarddance.shapeworld.tasks import TASKS
 
     if resume:
         if overrides or seed is not None or recipe is not None or task is not None:
@@ -47,10 +48,10 @@ def quickstart(
         extra = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
         if recipe is not None and task is not None:
             raise InputError("a recipe says its own task.", "Leave --task or --recipe out.")
-        own = {"t2i": "quickstart.yaml", "t2v": "quickstart_t2v.yaml", "i2v": "quickstart_i2v.yaml"}
-        if task is not None and task not in own:
-            raise InputError(f"there is no task {task!r}.", f"Say {', '.join(own)}.")
-        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file(own[task or "t2i"]), extra)
+        if task is not None and task not in TASKS:
+            raise InputError(f"there is no task {task!r}.", f"Say {', '.join(TASKS)}.")
+        own = "quickstart.yaml" if task in (None, "t2i") else f"quickstart_{task}.yaml"
+        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file(own), extra)
         kind = "" if chosen.task == "t2i" else f"{chosen.task}-"
         run = start_run(chosen, output / (name or _fresh_name(output, f"quickstart-{kind}seed{chosen.seed}")))
     summary = run_all(run)
@@ -126,7 +127,8 @@ def references(
         raise InputError("--workers are those of Ray.", "Say where it is: --ray local, or a cluster's address.")
     run = load_recipe(AlignRun, recipe, _with_skip(overrides, skip_faulty))
     fleet = None if ray is None else Fleet.join(ray, workers, run.device)
-    print_result(run_references(run, fleet))
+    if (made := run_references(run, fleet)) is not None:
+        print_result(made)
 
 
 @recipe_command(
@@ -141,8 +143,8 @@ def plan(run: PlanRun) -> None:
 
     The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
     or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder or one of the public ones that the
-    recipes name. Weights may be missing. Where it does not fit, changes of the recipe are tried, and the
-    first that fits is named; the exit code is then 1.
+    recipes name. Weights may be missing. A search is planned by a file with its options. Where it does not fit, changes
+    of a train or align recipe are tried, and the first that fits is named; the exit code is then 1.
     """
     quiet()
     from rewarddance.jobs.plan import plan_recipe

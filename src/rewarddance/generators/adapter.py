@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -359,7 +360,9 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     def for_sampling(self) -> Iterator[None]:
         """Within the block forwards, which have no gradient, cost less: `merged_lora`, and `half_sampling`."""
         half = self.options.half_sampling and self.dtype == torch.float32 and multiplies_bfloat16(self.device)
-        with self.merged_lora(), torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+        precision = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+        with self.merged_lora(), precision, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # FLUX's norms are in float32
             yield
 
     # -- for families -------------------------------------------------------------------------------------------

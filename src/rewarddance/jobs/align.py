@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from rewarddance.alignment.algorithms import align_generator, check_parts, prepare_alignment
+from rewarddance.alignment.algorithms import align_generator, as_rewards, check_parts, prepare_alignment
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
+from rewarddance.alignment.judges import listed, load_judges
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.train import Alignment
@@ -54,13 +55,13 @@ class Aligned(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Objects in the place of what a run names; None is loaded by its name."""
+    """Objects in the place of what a run names; None is loaded by its name. rewards: judges of some of the rewards."""
 
     generator: PipelineGenerator | None = None
     judge: RewardModel | None = None
     prompts: Sequence[Prompt] | None = None
     held_out: RewardModel | None = None
-    more_judges: Sequence[tuple[RewardModel, float]] | None = None
+    rewards: Mapping[str, RewardModel] | None = None
 
 
 def run_alignment(recipe: AlignRun, parts: Parts | None = None) -> Aligned | None:
@@ -89,17 +90,13 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     if recipe.judge_sharded:
         load = partial(load_sharded, device=judge_device, dtype=recipe.judge_dtype)
         beside = partial(load, or_whole=True)
-    judge = parts.judge
-    if judge is None and recipe.judge:
-        judge = load(recipe.judge, **recipe.judge_options)
-    more_judges = parts.more_judges
-    if more_judges is None:
-        more_judges = [(beside(name), weight) for name, weight in recipe.more_judges.items()]
+    asked = load_judges(recipe, load, beside, judge=parts.judge, given=parts.rewards)
     held_out = parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
-    check_parts(recipe.chosen, generator, judge)  # what cannot be is refused before the folder is claimed
-    if judge is not None:
-        recipe.chosen.judging_of(judge)
-    judges = [judge, *(other for other, _ in more_judges), held_out]
+    if asked is None:  # what cannot be is refused before the folder is claimed
+        check_parts(recipe.chosen, generator, None)
+    else:
+        as_rewards(recipe.chosen, generator, asked)
+    judges = [*listed(asked), held_out]
     if "judge" in recipe.offload:
         for one in judges:
             keep_off(one, judge_device)
@@ -118,11 +115,10 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
         run = prepare_alignment(
             recipe,
             generator,
-            judge,
+            asked,
             prompts,
             references_folder=folder / "references",
             seed=recipe.seed,
-            more_judges=more_judges,
             held_out=held_out,
             begin_with=recipe.begin_with,
         )

@@ -10,7 +10,7 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewarddance.data.faults import FaultyRow, settle, skipped
 from rewarddance.data.journal import RowFile
@@ -20,11 +20,13 @@ from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.evaluation.detectors import detector_facts
 from rewarddance.evaluation.object_colours import CLIP
 from rewarddance.evaluation.object_figures import Figures, benchmark_figures
+from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.jobs.bench_pictures import make_pictures, shots_of
 from rewarddance.jobs.fleet import Fleet, absolute
 from rewarddance.jobs.picture_scorer import PictureScorer
 from rewarddance.jobs.preflight import FAULTY
 from rewarddance.jobs.recipes import BenchRun
+from rewarddance.protocols import RewardModel
 from rewarddance.report.formatting import FigureCell, Table, as_markdown, code_text
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.remote.addresses import is_address
@@ -46,13 +48,23 @@ class RecordedBench(BenchRun):
     judge_digest: str = ""
 
 
-def run_bench(run: BenchRun) -> dict[str, Any]:
+class BenchParts(NamedTuple):
+    """Objects in the place of what a run names; None is loaded by its name."""
+
+    generator: PipelineGenerator | None = None
+    judge: RewardModel | None = None
+
+
+def run_bench(run: BenchRun, parts: BenchParts | None = None) -> dict[str, Any]:
     """Score every picture; returns where the figures are, the overall ones, and how many pictures failed.
 
     A picture that cannot be scored goes with its reason to results.jsonl.failed.jsonl, and is in no figure. Raises
     InputError before anything is asked where files, pictures or options cannot be used: every prompt that has too few
     pictures is named.
     """
+    parts = parts or BenchParts()
+    if run.ray is not None and parts != BenchParts():
+        raise InputError("workers of Ray load their models by name.", "Give names, or leave ray out.")
     fleet = None if run.ray is None else Fleet.join(run.ray, run.workers, run.device)
     run = run.model_copy(update={"device": fleet.device if fleet else find_device(run.device)})
     faults: list[FaultyRow] = []
@@ -65,7 +77,7 @@ def run_bench(run: BenchRun) -> dict[str, Any]:
         shots = [] if run.pictures is None else find_shots(run.pictures.resolve(), prompts, run.samples, faults)
         if run.generator is None or (faults and not run.skip_faulty):  # else when it has said what it cannot draw
             settle(faults, run.skip_faulty, folder / FAULTY, len(prompts if run.generator else shots))
-        recorded = _recorded(run, shots)
+        recorded = _recorded(run, shots, by_name=parts.judge is None)
         begun = (folder / f"{RESULTS}.progress.json").exists() or (folder / "pictures").exists()
         if begun:
             keep_recipe(recorded, folder / CONFIG)
@@ -73,12 +85,13 @@ def run_bench(run: BenchRun) -> dict[str, Any]:
             raise InputError(f"{folder} holds results that are not of a benchmark.", "Choose another output.")
         results = RowFile(folder / RESULTS)
         if not results.progress.finished:
-            scorer = None if fleet else PictureScorer(run)  # what is wrong with it, before pictures are made
+            # What is wrong with it is said before pictures are made.
+            scorer = None if fleet else PictureScorer(run, parts.judge)
             if not begun:  # nothing was written under it yet, so it binds nobody
                 (folder / CONFIG).unlink(missing_ok=True)
             keep_recipe(recorded, folder / CONFIG)
             if run.generator is not None:
-                prompts = make_pictures(run, prompts, faults, folder)
+                prompts = make_pictures(run, prompts, faults, folder, parts.generator)
                 shots = shots_of(run, prompts, folder)
             _score(run, scorer or fleet, shots, results)
             results.finish()
@@ -131,14 +144,14 @@ def _with_detector(
     return run.model_copy(update={"detector": name, "rules": rules}), left
 
 
-def _recorded(run: BenchRun, shots: Sequence[Shot]) -> RecordedBench:
+def _recorded(run: BenchRun, shots: Sequence[Shot], by_name: bool) -> RecordedBench:
     seen = {
         "prompts": run.prompts.resolve(),
         "pictures": run.pictures and run.pictures.resolve(),
         "prompts_digest": digest_of([run.prompts]),
         "pictures_digest": digest_of({shot.path for shot in shots}) if run.pictures else "",
     }
-    if run.judge is not None and not is_factory(run.judge) and not is_address(run.judge):
+    if run.judge is not None and by_name and not is_factory(run.judge) and not is_address(run.judge):
         seen["judge_digest"] = digest_of(find_checkpoint(run.judge).rglob("*"))
     return RecordedBench.model_validate(run.model_dump() | seen)
 

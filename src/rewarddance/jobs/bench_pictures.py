@@ -12,6 +12,7 @@ from rewarddance.data.media import write_picture
 from rewarddance.data.object_prompts import BenchPrompt, GenEvalRow
 from rewarddance.data.prompt_pictures import METADATA, Shot, shot_path
 from rewarddance.errors import InputError
+from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.jobs.preflight import FAULTY
@@ -25,17 +26,23 @@ PICTURES = "pictures"
 
 
 def make_pictures(
-    run: BenchRun, prompts: Sequence[BenchPrompt], faults: Sequence[FaultyRow], folder: Path
+    run: BenchRun,
+    prompts: Sequence[BenchPrompt],
+    faults: Sequence[FaultyRow],
+    folder: Path,
+    generator: PipelineGenerator | None = None,
 ) -> list[BenchPrompt]:
     """Make the pictures that are not there yet; returns the prompts that the generator draws.
 
     The n-th noise of a prompt is that of the prompt's n-th plain sample in a search with the same seed. A batch of
     which one picture is missing is made again whole, so that its pictures are the same to the bit.
+    generator: in the place of the one that the run names.
     Raises InputError for a generator of videos, and FaultyRows naming all prompts that it does not draw, unless they
     shall be skipped.
     """
-    drawing = {"device": run.device or "cpu", "dtype": run.dtype, **run.generator_options}
-    generator = load_generator(run.generator or "", run.num_inference_steps, run.guidance_scale, **drawing)
+    if generator is None:
+        drawing = {"device": run.device or "cpu", "dtype": run.dtype, **run.generator_options}
+        generator = load_generator(run.generator or "", run.num_inference_steps, run.guidance_scale, **drawing)
     if (generator.options.num_frames or 1) > 1:
         raise InputError(f"the generator {run.generator!r} makes videos.", "Give one of pictures.")
     found, left = list(faults), []

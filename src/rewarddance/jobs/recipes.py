@@ -149,6 +149,8 @@ class EvaluateRun(JudgeChoice):
     """Also write README.md, the model card, into the reward's folder."""
     stress: bool = False
     """Also measure what the reward pays for pictures that are no better: how hackable it is."""
+    judge_sharded: bool = Field(default=False, exclude=True)
+    """Split the judge's weights over the processes that torchrun started, for one that is larger than a device."""
     exam: ExamRecipe = ExamRecipe()
     """How thoroughly the judge is examined."""
     stress_options: StressRecipe = StressRecipe()
@@ -268,7 +270,7 @@ class AnnotateRun(PageOptions, HandingOut):
     batch_size: int = Field(default=16, ge=1)
     """Pictures made together."""
     judge: str | None = None
-    """A judge's folder or a bundled name, for the policies least_sure (then the default) and disagreement."""
+    """A judge's folder or a bundled name: it learns (retrain), and the policies least_sure and disagreement ask it."""
     retrain: int | None = Field(default=None, ge=1)
     """Votes after which the judge learns anew, in the background, and chooses the next pairs."""
     judges: int = Field(default=3, ge=2)
@@ -281,13 +283,6 @@ class AnnotateRun(PageOptions, HandingOut):
     def _several(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _judge_chooses(cls, content: Any) -> Any:
-        if isinstance(content, dict) and content.get("judge") and not content.get("policy"):
-            return content | {"policy": "least_sure"}
-        return content
-
     @model_validator(mode="after")
     def _judge_is_used(self) -> AnnotateRun:
         if self.policy in LEARNED and self.judge is None:
@@ -298,10 +293,9 @@ class AnnotateRun(PageOptions, HandingOut):
             raise ValueError("the judges that disagree are trained on the votes; say how often (retrain)")
         if self.judge is not None and self.policy not in LEARNED and self.retrain is None:
             raise ValueError(
-                f"the policy {self.policy} asks no judge, and without retrain none learns; leave judge out"
+                f"the policy {self.policy} asks no judge, and without retrain none learns; say policy=least_sure, or "
+                "leave judge out"
             )
-        if self.judge is not None and self.criteria is not None:
-            raise ValueError("a judge is asked one question; leave judge or criteria out")
         return self
 
 
