@@ -1,11 +1,14 @@
 """What the bundled checkpoints are held to."""
 
 import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import CogView4Pipeline, DiffusionPipeline, WanPipeline
+from diffusers import CogView4Pipeline, DiffusionPipeline, FluxKontextPipeline, WanPipeline
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from rewarddance.data.frame_sampling import spread
@@ -16,6 +19,9 @@ from rewarddance.reward.instructions import Picture
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.runtime.checkpoint import BUNDLED
+from rewarddance.shapeworld.edits.oracle import judge_edits
+from rewarddance.shapeworld.edits.preferences import edit_prompts
+from rewarddance.shapeworld.edits.specs import KINDS
 from rewarddance.shapeworld.motion.preferences import MotionRecipe
 from rewarddance.shapeworld.motion.scripts import FRAMES, sample_script
 from rewarddance.shapeworld.motion.specs import motion_near_miss, sample_motion
@@ -24,17 +30,24 @@ from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.render import render, to_pixels
 from rewarddance.shapeworld.scenes import near_miss, prompt_set, sample_scene, sample_spec
 from rewarddance.shapeworld.tasks import task_of
+from rewarddance.shapeworld.training.edit_exam import EditExam
 from rewarddance.shapeworld.training.exam import Exam
+from rewarddance.shapeworld.training.judge_sizes import SIZES
 from rewarddance.types import Preference
 
-LEFT_OUT = "shapeworld-judge-5m"
-"""Of the wheel: only experiments need it, which are not in it either."""
+LEFT_OUT = "shapeworld-judge-*m"
+"""Of the wheel: only experiments need them, which are not in it either."""
+
+
+def of_experiments(file: Path) -> bool:
+    return any(fnmatch(part, LEFT_OUT) for part in file.parts)
 
 
 def test_the_bundled_checkpoints_are_safetensors_and_a_wheel_has_less_than_40_mb_of_them():
     files = [file for file in BUNDLED.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files if LEFT_OUT not in file.parts) < 40_000_000
+    assert sum(file.stat().st_size for file in files if not of_experiments(file)) < 40_000_000
     assert f"shapeworld/bundled/{LEFT_OUT}" in (BUNDLED.parents[3] / "pyproject.toml").read_text()
+    assert {file.parent.name for file in files if of_experiments(file)} == {*SIZES}
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pkl", ".ckpt")]
 
 
@@ -184,3 +197,26 @@ def test_a_judge_size_knows_what_its_curve_says(size, least):
     exam = Exam(AutoTokenizer.from_pretrained(folder), 16, 0, pairs=1, batches=4)
     with torch.no_grad():
         assert exam.figures(model)["yes_no"] > least
+
+
+EDITS: Any = {"height": 32, "width": 32, "max_sequence_length": 24}
+
+
+def test_the_editor_is_a_standard_diffusers_pipeline():
+    assert isinstance(DiffusionPipeline.from_pretrained(BUNDLED / "shapeworld-editor"), FluxKontextPipeline)
+
+
+def test_the_editor_is_able_but_imperfect_in_both_figures():
+    generator = load_generator("shapeworld-editor", num_inference_steps=10, **EDITS)
+    prompts = edit_prompts("held_out", 48, 0)
+    scores = judge_edits(sample(generator, prompts, list(range(48))), prompts)
+    following, keeping = (np.mean([getattr(score, part) for score in scores]) for part in ("following", "keeping"))
+    assert 0.3 < following < 0.85 and 0.6 < keeping < 0.95, (following, keeping)
+
+
+def test_the_edit_judge_base_knows_what_edits_show():
+    folder = BUNDLED / "shapeworld-edit-judge"
+    model: Any = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    figures = EditExam(AutoTokenizer.from_pretrained(folder), 16, 0, tasks=4).figures(model)
+    shares = {name: np.mean([figures[name][kind] for kind in KINDS]) for name in figures}
+    assert min(shares.values()) > 0.65, shares

@@ -35,8 +35,11 @@ from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
+from rewarddance.shapeworld.training.edit_generator import build_edit_pipeline
+from rewarddance.shapeworld.training.edit_judge import build_edit_judge_base
 from rewarddance.shapeworld.training.generator import build_pipeline
 from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, build_judge_base, save_judge_base
+from rewarddance.shapeworld.training.loop import TrainingFile
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
 from rewarddance.shapeworld.training.video_generator import build_video_pipeline
 from rewarddance.shapeworld.training.video_judge import build_video_judge_base
@@ -277,14 +280,19 @@ def command(*arguments: str | Path, commands: typer.Typer = app) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-@functools.cache
-def video_judge_folder() -> Path:
-    """The video judge base before it has learned, as a save_pretrained folder; its text weights are large."""
-    folder = scratch() / "video-judge"
-    model, tokenizer = build_video_judge_base(seed=1)
+def untaught(name: str, build: Callable[..., Any]) -> Path:
+    """A folder of a judge base that has learned nothing; its text weights are large, so that its answers differ."""
+    folder = scratch() / name
+    model, tokenizer = build(seed=1)
     louder(model.model.language_model, 1.5)
     save_judge_base(model, tokenizer, folder)
     return folder
+
+
+@functools.cache
+def video_judge_folder() -> Path:
+    """The video judge base before it has learned, as a save_pretrained folder; its text weights are large."""
+    return untaught("video-judge", build_video_judge_base)
 
 
 @functools.cache
@@ -306,6 +314,51 @@ def video_quickstart_recipe(folder: Path, task: str) -> Path:
     content["judge"] |= {"base": str(video_judge_folder()), **of_videos}
     content["refl"] |= {"frames": 4, "jitter_copies": 1}
     path = folder / f"tiny-{task}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@contextmanager
+def killed_after_save(times: int) -> Iterator[None]:
+    """Within the block the training of a base is cut off when it has saved `times` times."""
+    save, left = TrainingFile.save, [times]
+
+    def save_and_die(self: TrainingFile, **state: Any) -> None:
+        save(self, **state)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    TrainingFile.save = save_and_die  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainingFile.save = save  # type: ignore[method-assign]
+
+
+@functools.cache
+def edit_judge_folder() -> Path:
+    """The edit judge base before it has learned, as a save_pretrained folder; its text weights are large."""
+    return untaught("edit-judge", build_edit_judge_base)
+
+
+@functools.cache
+def editor_folder() -> Path:
+    """A FLUX.1-Kontext with random weights that edits ShapeWorld's pictures."""
+    folder = scratch() / "editor"
+    build_edit_pipeline(seed=1).save_pretrained(folder)
+    return folder
+
+
+def edit_quickstart_recipe(folder: Path) -> Path:
+    """A recipe file of the whole job on edits with random checkpoints."""
+    content = yaml.safe_load(quickstart_recipe(folder).read_text())
+    drawing = {"height": 32, "width": 32, "max_sequence_length": 24}
+    content |= {"task": "edit", "generator": str(editor_folder()), "generator_options": drawing}
+    content["guidance_scale"] = None
+    content["preferences"] |= {"drawn": 2, "overlaid": 1, "id_prompts": 2, "ood_prompts": 2, "test_pairs": 2}
+    content["judge"] |= {"base": str(edit_judge_folder()), "instruction": "edit-brief", "epochs": 1}
+    path = folder / "tiny-edit.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 

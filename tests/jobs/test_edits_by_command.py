@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import command, judge_folder, scratch
 from tiny_pipelines import given_pictures, pipeline_folder
 
@@ -53,6 +54,22 @@ def test_an_editor_is_planned_and_aligned_on_prompts_with_sources(family, prompt
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     rows = [json.loads(row) for row in (tmp_path / "run/references/references.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["make the circle red"] * 2 and rows[0]["image"] != rows[1]["image"]
+
+
+def test_scoring_names_the_rows_whose_source_is_missing_or_a_video(prompts, tmp_path):
+    sources = given_pictures("flux-kontext")
+    assert sources is not None
+    write_picture(torch.cat([*sources, *sources]), tmp_path / "moving.png")
+    row = {"prompt": "make the circle red", "candidate": "source1.png", "reference": "source0.png"}
+    rows = [row | {"image": "source0.png"}, row | {"prompt": "remove the cross"}, row | {"image": "moving.png"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ask = ("score", tmp_path / "rows.jsonl", "--judge", reward(), "--output", tmp_path / "scores.jsonl")
+    done = command(*ask)
+    assert done.code == 2, done.out
+    for said in ("line 2", "remove the cross", "has no image", "line 3", "a video of 4 frames", "first frame"):
+        assert said in done.err, done.err
+    done = command(*ask, "--skip-faulty")
+    assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 1, done.err
 
 
 def test_sources_that_cannot_be_edited_are_named_before_the_work_begins(prompts, tmp_path):

@@ -97,7 +97,7 @@ def test_a_run_on_videos_that_was_killed_ends_with_the_figures_of_one_in_one_go(
     assert quickstart(resume_run(tmp_path / "killed")) == summary_of(tmp_path / "killed")
 
 
-def test_a_recipe_says_its_own_task_and_there_are_three(tmp_path):
+def test_a_recipe_says_its_own_task_and_an_unknown_one_is_refused(tmp_path):
     done = command("quickstart", "--task", "t2v", "--recipe", video_quickstart_recipe(tmp_path, "t2v"))
     assert done.code == 2 and "a recipe says its own task" in done.err
     done = command("quickstart", "--task", "t2x")

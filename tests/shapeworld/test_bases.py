@@ -86,7 +86,8 @@ def test_a_generator_base_is_made_in_the_folder_that_was_named(tmp_path):
 
 
 def test_patch_labels_name_shape_colour_size_and_whether_the_prompt_asks_for_it():
-    labels = patch_labels(SCENE, parse_prompt("a small red square"))
+    (noun,) = parse_prompt("a small red square").objects
+    labels = patch_labels(SCENE, [thing for thing in SCENE if noun.fits(thing)])
     grid = labels.reshape(8, 8, 4)
     assert grid[0, 0].tolist() == grid[1, 1].tolist() == [1, 0, 0, 1]
     assert grid[5, 5].tolist() == [0, 2, 1, 0]

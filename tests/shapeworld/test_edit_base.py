@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
+from tiny import killed_after_save
 
 from rewarddance.data.media import as_images
 from rewarddance.errors import InputError
@@ -49,16 +50,7 @@ def test_an_editor_is_made_and_killed_it_goes_on_to_the_same_weights(tmp_path, m
     torch.testing.assert_close(ours[1], theirs, atol=1e-4, rtol=0)
 
     monkeypatch.setattr(edit_generator, "SAVE_EVERY", 1)
-    save, saved = edit_generator._save, []
-
-    def die(*args):
-        save(*args)
-        saved.append(args)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(edit_generator, "_save", die)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after_save(2), pytest.raises(KeyboardInterrupt):
         make(tmp_path / "killed")
     with pytest.raises(InputError, match="another training"):
         make(tmp_path / "killed", seed=1)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import killed_after_save
 from transformers import InternVLForConditionalGeneration
 
 from rewarddance.errors import InputError
@@ -65,18 +66,10 @@ def test_sizes_are_loaded_by_their_folders_and_tested_on_the_way(tmp_path):
     assert not (tmp_path / "training.pt").exists()
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path):
     make(tmp_path / "whole")
-    learned, save = judge_sizes._Training, judge_sizes._Training._save
-
-    def die(self, index):
-        save(self, index)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(learned, "_save", die)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after_save(1), pytest.raises(KeyboardInterrupt):
         make(tmp_path / "killed")
-    monkeypatch.setattr(learned, "_save", save)
     make(tmp_path / "killed")
     for name in TWO:
         whole, again = (
@@ -90,14 +83,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, monkey
 
 def test_a_folder_of_another_training_is_refused_by_its_plan(tmp_path, monkeypatch):
     monkeypatch.setattr(judge_sizes._Training, "_test", lambda self, stage, step: None)
-    save = judge_sizes._Training._save
-
-    def die(self, index):
-        save(self, index)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(judge_sizes._Training, "_save", die)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after_save(1), pytest.raises(KeyboardInterrupt):
         make(tmp_path)
     with pytest.raises(InputError, match="steps"):
         make(tmp_path, steps=16)

@@ -10,7 +10,18 @@ import typer
 from rewarddance.cli.app import app, example, quiet
 from rewarddance.errors import InputError
 
-BASES = ("judge", "judge-small", "judge-sizes", "generator", "unet", "clip", "video-judge", "video-generator", "editor")
+BASES = (
+    "judge",
+    "judge-small",
+    "judge-sizes",
+    "generator",
+    "unet",
+    "clip",
+    "video-judge",
+    "video-generator",
+    "edit-judge",
+    "editor",
+)
 
 
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
@@ -33,6 +44,7 @@ def bases(
     from rewarddance.runtime.checkpoint import writable_folder
     from rewarddance.shapeworld.training.clip import make_clip_base
     from rewarddance.shapeworld.training.edit_generator import make_edit_base
+    from rewarddance.shapeworld.training.edit_judge import make_edit_judge_base
     from rewarddance.shapeworld.training.generator import make_generator_base
     from rewarddance.shapeworld.training.judge import STEPS, make_judge_base
     from rewarddance.shapeworld.training.judge_sizes import make_judge_sizes
@@ -53,6 +65,8 @@ def bases(
         make_video_judge_base(output / "shapeworld-video-judge", log=typer.echo)
     if which in ("video-generator", "all"):
         make_video_generator_base(output / "shapeworld-video-generator", log=typer.echo)
+    if which in ("edit-judge", "all"):  # goes on where it was cut off
+        make_edit_judge_base(output / "shapeworld-edit-judge", log=typer.echo)
     if which in ("editor", "all"):  # goes on where it was cut off
         make_edit_base(output / "shapeworld-editor", log=typer.echo)
     if which in ("unet", "all"):

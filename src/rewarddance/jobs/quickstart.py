@@ -1,6 +1,6 @@
 """The quickstart: preferences -> judge -> references -> ReFL -> DiffusionNFT -> best of N -> report.
 
-Of pictures or of videos; DiffusionNFT goes on from what ReFL made, where the recipe has it.
+Of pictures, of videos or of edits; DiffusionNFT goes on from what ReFL made, where the recipe has it.
 
 Each stage leaves its result in the run folder and is not done again when the run is resumed; the two long stages also
 go on from their own checkpoints. Every random draw depends on the seed and on its place in the run, so a resumed run
@@ -59,9 +59,7 @@ from rewarddance.runtime.config import Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
 from rewarddance.search.best_of_n import best_of_n
-from rewarddance.shapeworld.motion.preferences import MotionRecipe
-from rewarddance.shapeworld.preferences import PreferenceRecipe
-from rewarddance.shapeworld.tasks import parse_preferences, task_of
+from rewarddance.shapeworld.tasks import TaskRecipe, parse_preferences, task_of
 from rewarddance.types import Prompt
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
@@ -101,24 +99,25 @@ class EvaluationRecipe(Recipe):
 class QuickstartRecipe(Recipe):
     """The whole run.
 
-    task: pictures ("t2i"), videos ("t2v"), or videos that begin with a picture ("i2v").
+    task: pictures ("t2i"), videos ("t2v"), videos that begin with a picture ("i2v"), or edits of one ("edit").
     report_to: trackers of ReFL, by accelerate's names; the judge's training has its own key.
     generator: a bundled name or a folder, as judge.base is.
+    guidance_scale: of the generator; none where its network is not told one.
     generator_options: of `load_generator`.
-    preferences: the task's own, `PreferenceRecipe` or `MotionRecipe`.
+    preferences: the task's own, `PreferenceRecipe`, `MotionRecipe` or `EditRecipe`.
     refl_prompts: training prompts of ReFL.
     nft: DiffusionNFT, which goes on from ReFL's LoRA; none if it is left out.
     nft_prompts: training prompts of DiffusionNFT, which needs no references and so can have many.
     """
 
-    task: Literal["t2i", "t2v", "i2v"] = "t2i"
+    task: Literal["t2i", "t2v", "i2v", "edit"] = "t2i"
     seed: Seed = 0
     report_to: tuple[str, ...] = ()
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=10, ge=2)
-    guidance_scale: float = Field(default=1.0, ge=1)
+    guidance_scale: float | None = Field(default=1.0, ge=1)
     generator_options: dict[str, Any] = Field(default_factory=dict)
-    preferences: PreferenceRecipe | MotionRecipe = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
+    preferences: TaskRecipe = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
     judge: JudgeRecipe = JudgeRecipe()
     references: ReferenceRecipe = ReferenceRecipe()
     refl_prompts: int = Field(default=64, ge=1)
@@ -354,7 +353,7 @@ def align(run: Run, algorithm: Literal["refl", "nft"]) -> dict[str, Any]:
 
     def probe() -> dict[str, float]:
         pictures, scores = sampled(generator, probes, recipe.evaluation.probe_samples, seed, stream=8, task=run.task)
-        return probe_figures(pictures, scores)
+        return probe_figures(pictures, scores, run.task.parts)
 
     with reporting(recipe.report_to, run.folder, recipe) as trackers:
         metrics = Metrics(run.metrics.path, trackers, run.metrics.watch)
@@ -391,7 +390,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     base_scores = scored(search.pictures, prompts, task)
     best = [[row[int(best)]] for row, best in zip(base_scores, search.chosen, strict=True)]
     scores = {"sft": base_scores, "best_of_n": best, **scores}
-    result = tables(scores, prompts, count)
+    result = tables(scores, prompts, count, task.parts)
     paired = [row[:count] for row in base_scores]
     result["aligned"] = last
     result["gsb"] = good_same_bad(scores[last], paired, prompts, recipe.preferences.least_difference)

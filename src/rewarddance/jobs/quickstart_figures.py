@@ -64,37 +64,67 @@ def means_of(scores: Scores, name: str = "alignment") -> list[float]:
     return [float(np.mean([getattr(score, name) for score in row])) for row in scores]
 
 
-def probe_figures(pictures: Tensor, scores: Scores) -> dict[str, float]:
-    """What a probe logs of its samples [P, N, T, C, H, W]: the oracle's alignment with its interval, and diversity."""
+def probe_figures(pictures: Tensor, scores: Scores, parts: Sequence[str] = ()) -> dict[str, float]:
+    """What a probe logs of its samples [P, N, T, C, H, W]: the oracle's alignment with its interval, the parts that it
+    is made of, and diversity."""
     oracle = interval(means_of(scores))
     figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
+    figures |= {part: float(np.mean(means_of(scores, part))) for part in parts}
     return figures | {"diversity": float(diversity(pictures).mean())}
 
 
-def tables(scores: dict[str, Scores], prompts: Sequence[Prompt], count: int) -> dict[str, Any]:
+Arms = dict[str, np.ndarray]
+"""A figure of each arm, one value a prompt."""
+
+
+def arms_and_gains(scores: dict[str, Scores], count: int, name: str) -> tuple[Arms, Arms]:
+    """One of the oracle's scores of the arms sft, best_of_n and the aligned ones, and what each gained over sft.
+
+    The gain of an aligned arm is paired with the base's first `count` samples of a prompt, which began from the same
+    noises.
+    """
+    arms = {arm: np.array(means_of(rows, name)) for arm, rows in scores.items()}
+    paired = np.array(means_of([row[:count] for row in scores["sft"]], name))
+    before = {arm: arms["sft"] if arm == "best_of_n" else paired for arm in arms}
+    return arms, {arm: values - before[arm] for arm, values in arms.items() if arm != "sft"}
+
+
+def tables(
+    scores: dict[str, Scores], prompts: Sequence[Prompt], count: int, parts: Sequence[str] = ()
+) -> dict[str, Any]:
     """Alignment, quality and correctness of the arms sft, best_of_n and the aligned ones, and what each gained.
 
-    Alignment also by category, and gains by the prompts' layout where they have one. The gain of an aligned arm is
-    paired with the base's first `count` samples of a prompt, which began from the same noises.
+    Alignment also by category, and gains by the prompts' layout where they have one. parts: the scores that alignment
+    is made of, each with its gains, and by category.
     """
-    names = {"oracle": "alignment", "quality": "quality", "correct": "correct"}
-    means = {name: {arm: means_of(rows, score) for arm, rows in scores.items()} for name, score in names.items()}
-    result: dict[str, Any] = {
-        name: {arm: interval(values)._asdict() for arm, values in arms.items()} for name, arms in means.items()
-    }
-    paired = np.array(means_of([row[:count] for row in scores["sft"]]))
-    before = {arm: np.array(means["oracle"]["sft"]) if arm == "best_of_n" else paired for arm in scores}
-    gains = {arm: np.array(means["oracle"][arm]) - before[arm] for arm in scores if arm != "sft"}
-    result["oracle"] |= {f"gain_{arm}": interval(values)._asdict() for arm, values in gains.items()}
     categories = [prompt.metadata["category"] for prompt in prompts]
     layouts = [prompt.metadata.get("layout", "") for prompt in prompts]
-    by = {arm: by_category(values, categories) for arm, values in means["oracle"].items()}
-    result["by_category"] = {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in by["sft"]}
+    oracle, gains = arms_and_gains(scores, count, "alignment")
+    result: dict[str, Any] = {
+        "oracle": _intervals(oracle, gains),
+        "quality": _intervals(arms_and_gains(scores, count, "quality")[0]),
+        "correct": _intervals(arms_and_gains(scores, count, "correct")[0]),
+        "by_category": _by(categories, oracle),
+    }
     if all(layouts):
-        gained = {arm: by_category(values, layouts) for arm, values in gains.items()}
-        kinds = dict.fromkeys(layouts)
-        result["by_layout"] = {kind: {arm: gained[arm][kind]._asdict() for arm in gained} for kind in kinds}
+        result["by_layout"] = _by(layouts, gains)
+    if parts:
+        figures = {part: arms_and_gains(scores, count, part) for part in parts}
+        result["parts"] = {part: _intervals(*arms) for part, arms in figures.items()}
+        result["parts_by_category"] = {part: _by(categories, arms) for part, (arms, _) in figures.items()}
     return result
+
+
+def _intervals(arms: Arms, gains: Arms | None = None) -> dict[str, Any]:
+    """Each arm's mean with its interval, and each gain's."""
+    named = arms | {f"gain_{arm}": values for arm, values in (gains or {}).items()}
+    return {name: interval(values)._asdict() for name, values in named.items()}
+
+
+def _by(kinds: Sequence[str], arms: Arms) -> dict[str, Any]:
+    """The arms' means with their intervals by the kind of their prompts."""
+    by = {arm: by_category(values, kinds) for arm, values in arms.items()}
+    return {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in dict.fromkeys(kinds)}
 
 
 def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[Prompt], same: float) -> dict[str, Any]:
@@ -138,7 +168,10 @@ def gallery(
     pictures: dict[str, Tensor],
     scores: dict[str, list[OracleScore]],
 ) -> None:
-    """The first prompts' pictures [P, T, C, H, W] of each arm as files, videos as animated ones, and samples.json."""
+    """The first prompts' pictures [P, T, C, H, W] of each arm as files, videos as animated ones, and samples.json.
+
+    With each prompt goes the picture that it comes with, if any.
+    """
     rows = []
     for i, prompt in enumerate(prompts):
         files = {arm: f"samples/{i:03d}_{arm}.png" for arm in pictures}
@@ -146,5 +179,8 @@ def gallery(
             write_picture(pictures[arm][i], folder / name)
         oracle = {arm: scores[arm][i].alignment for arm in pictures}
         row = {"prompt": prompt.text, "category": prompt.metadata["category"], "seed": seeds[i][0]}
+        if prompt.image is not None:
+            row["image"] = f"samples/{i:03d}_image.png"
+            write_picture(prompt.image, folder / row["image"])
         rows.append(row | {"pictures": files, "oracle": oracle})
     write_text_atomically(folder / "samples.json", json.dumps(rows, indent=2))

@@ -155,7 +155,8 @@ class PictureConversations(Conversations):
             defect, level = "", 1.0
         picture = grainy(picture, rng)
         legible = level < 0.45
-        return TrainingPicture(picture, scene, defect, legible, patch_labels(scene, spec) if legible else UNKNOWN)
+        asked_for = [thing for thing in scene if any(phrase.fits(thing) for phrase in spec.objects)]
+        return TrainingPicture(picture, scene, defect, legible, patch_labels(scene, asked_for) if legible else UNKNOWN)
 
     def conversation(self) -> Conversation:
         rng = self.rng

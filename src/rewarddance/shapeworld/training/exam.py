@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from rewarddance.shapeworld.oracle import score_picture
 from rewarddance.shapeworld.render import render
 from rewarddance.shapeworld.scenes import Scene, Spec, near_miss, sample_scene, sample_spec
-from rewarddance.shapeworld.training.conversations import PictureConversations, grainy, normalised
+from rewarddance.shapeworld.training.conversations import Conversations, PictureConversations, grainy, normalised
 from rewarddance.shapeworld.training.judge import answer_objective, picture_features
 
 LAYOUTS = ("one object", "several of a kind", "two objects", "relation")
@@ -71,19 +72,36 @@ class Exam:
 
     def _margins(self, model: Any, specs: list[Spec], pictures: list[np.ndarray]) -> Tensor:
         """Logit of yes less logit of no, for each picture under its prompt, [N]."""
-        ids, ends = [], []
+        openings = []
         for spec in specs:
             opening = [*self.conversations.ids(f"<|im_start|>user\nPrompt: {spec.text}\n")]
-            opening += (*self.conversations.ids("Candidate:"), *self.conversations.picture_ids)
-            row, labels = self.conversations.answered(opening, [("Does the candidate match the prompt?", "yes")])
-            ids.append(torch.tensor(row))
-            ends.append(next(place for place, label in enumerate(labels) if label != -100))
-        input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        features = picture_features(model, normalised(np.stack(pictures)))
-        embeds = model.get_input_embeddings()(input_ids)
-        is_picture = (input_ids == model.config.image_token_id).unsqueeze(-1)
-        embeds = embeds.masked_scatter(is_picture, features.pooler_output.flatten(0, 1).to(embeds.dtype))
-        hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[torch.arange(len(ends)), torch.tensor(ends)]).float()
-        yes, no = self.answers
-        return logits[:, yes] - logits[:, no]
+            openings.append([*opening, *self.conversations.ids("Candidate:"), *self.conversations.picture_ids])
+        questions = ["Does the candidate match the prompt?"] * len(specs)
+        return yes_margins(model, self.conversations, openings, questions, pictures)
+
+
+def yes_margins(
+    model: Any,
+    conversations: Conversations,
+    openings: Sequence[list[int]],
+    questions: Sequence[str],
+    pictures: Sequence[np.ndarray],
+) -> Tensor:
+    """Logit of yes less logit of no [N] where each question is asked after its opening (token ids).
+
+    pictures: of all openings, [H, W, 3] each, in their order.
+    """
+    ids, ends = [], []
+    for opening, question in zip(openings, questions, strict=True):
+        row, labels = conversations.answered(opening, [(question, "yes")])
+        ids.append(torch.tensor(row))
+        ends.append(next(place for place, label in enumerate(labels) if label != -100))
+    input_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    features = picture_features(model, normalised(np.stack(pictures)))
+    embeds = model.get_input_embeddings()(input_ids)
+    is_picture = (input_ids == model.config.image_token_id).unsqueeze(-1)
+    embeds = embeds.masked_scatter(is_picture, features.pooler_output.flatten(0, 1).to(embeds.dtype))
+    hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[torch.arange(len(ends)), torch.tensor(ends)]).float()
+    yes, no = conversations.ids("yes")[0], conversations.ids("no")[0]
+    return logits[:, yes] - logits[:, no]

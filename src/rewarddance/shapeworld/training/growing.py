@@ -1,12 +1,40 @@
-"""A judge base made wider without changing what it computes (Net2WiderNet, Chen et al., arXiv 1511.05641)."""
+"""A judge base that goes on from another: with words that it lacks, or made wider without changing what it computes
+(Net2WiderNet, Chen et al., arXiv 1511.05641)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import AutoTokenizer, InternVLConfig, InternVLForConditionalGeneration
+
+from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.shapeworld.training.judge import build_judge_base
+
+
+def with_words(begin: str, words: Sequence[str], seed: int = 0) -> tuple[Any, Any]:
+    """The judge base `begin` with a tokenizer that knows the words of some texts too, and that tokenizer.
+
+    Words that both know keep their embeddings; the others begin as the mean of all, with a little noise.
+    """
+    model, tokenizer = build_judge_base(seed, more_words=words)
+    folder = find_checkpoint(begin)
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    given = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    weights = model.state_dict()
+    for name, weight in given.items():
+        if weight.shape == weights[name].shape and "embed_tokens" not in name and "lm_head" not in name:
+            weights[name].copy_(weight)
+    table = model.get_input_embeddings().weight
+    given_table = next(weight for name, weight in given.items() if "embed_tokens" in name)
+    with torch.no_grad():
+        table.copy_(given_table.mean(0) + 0.5 * given_table.std(0) * torch.randn_like(table))
+        for word, index in tokenizer.get_vocab().items():
+            if word in known:
+                table[index] = given_table[known[word]]
+    return model, tokenizer
 
 
 def wider_config(config: Any, factor: int) -> Any:

@@ -9,7 +9,6 @@ says what each size knows after how many conversations.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ from transformers import InternVLConfig
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.checkpoint import BUNDLED, write_text_atomically
-from rewarddance.runtime.devices import multiplies_bfloat16
 from rewarddance.shapeworld.training.conversations import Conversations, PictureConversations
 from rewarddance.shapeworld.training.exam import Exam
 from rewarddance.shapeworld.training.growing import widened
@@ -37,7 +35,7 @@ from rewarddance.shapeworld.training.judge import (
     save_judge_base,
     take_lower_layers,
 )
-from rewarddance.shapeworld.training.loop import Schedule, TrainingLoop, cosine
+from rewarddance.shapeworld.training.loop import Schedule, TrainingFile, TrainingLoop, cosine, half_layers
 from rewarddance.shapeworld.training.patch_heads import PatchHeads
 
 BATCH, RATE = 32, 1.2e-3
@@ -121,17 +119,12 @@ class _Learner:
             pixel_values = attacked(self.pixels, attack)
         else:
             pixel_values = self.pixels = pixel_values.clone().requires_grad_()
-        with _half():
+        with half_layers():
             features = picture_features(self.model, pixel_values)
             objective, figures = answer_objective(
                 self.model, features, input_ids, labels, patches, answers, self.grounding
             )
         self.loop.learn(objective, **figures)
-
-
-def _half() -> torch.autocast:
-    """bfloat16 in the layers where the CPU multiplies it; weights and losses are float32 everywhere."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu")))
 
 
 def make_judge_sizes(
@@ -171,11 +164,11 @@ class _Training:
         self.tokenizer, self.tokens = first.tokenizer, first.model.config.image_seq_length
         self.exam = Exam(self.tokenizer, self.tokens, seed)
         self.plan = {"sizes": list(learners), "steps": [stage.steps for stage in stages], "seed": seed}
-        self.file = folder / "training.pt"
+        self.file = TrainingFile(folder / "training.pt", self.plan)
         self.conversations: PictureConversations
 
     def run(self) -> None:
-        saved = self._saved()
+        saved = self.file.saved()
         if saved is None:
             self._test("begin", 0)
         for index, stage in enumerate(self.stages):
@@ -190,7 +183,7 @@ class _Training:
         self._test("last", self.stages[-1].steps)
         for name, learner in self.learners.items():
             save_judge_base(learner.model.to(torch.float16), self.tokenizer, self.folder / name)
-        self.file.unlink(missing_ok=True)
+        self.file.remove()
 
     def _train(self, index: int, stage: Stage) -> None:
         answers = self.conversations.ids("yes")[0], self.conversations.ids("no")[0]
@@ -221,33 +214,19 @@ class _Training:
                 continue
             parameters = sum(weight.numel() for weight in learner.model.parameters())
             seen = {"conversations": BATCH * ((step + 1) // 2) if stage == "judge" else 0}
-            with torch.no_grad(), _half():
+            with torch.no_grad(), half_layers():
                 figures = self.exam.figures(learner.model)
             lines.append(json.dumps({**key, "parameters": parameters, **seen, **figures}))
             write_text_atomically(path, "\n".join(lines) + "\n")
 
     def _save(self, index: int) -> None:
         assert not self.conversations.batches, "conversations that were drawn would be lost"
-        state = {
-            "plan": self.plan,
-            "stage": index,
-            "rng": self.conversations.rng.bit_generator.state,
-            "torch_rng": torch.get_rng_state(),
-            "learners": {name: learner.loop.state_dict() for name, learner in self.learners.items()},
-        }
-        torch.save(state, scratch := self.file.with_suffix(".partial"))
-        os.replace(scratch, self.file)
-
-    def _saved(self) -> dict[str, Any] | None:
-        if not self.file.is_file():
-            return None
-        saved = torch.load(self.file, weights_only=True)
-        if saved["plan"] != self.plan:
-            raise InputError(
-                f"{self.folder} holds the training of {saved['plan']}, and this is {self.plan}.",
-                "Choose another folder, or the same sizes and steps.",
-            )
-        return saved
+        self.file.save(
+            stage=index,
+            rng=self.conversations.rng.bit_generator.state,
+            torch_rng=torch.get_rng_state(),
+            learners={name: learner.loop.state_dict() for name, learner in self.learners.items()},
+        )
 
     def _restore(self, saved: dict[str, Any]) -> None:
         for name, learner in self.learners.items():

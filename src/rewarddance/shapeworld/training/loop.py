@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rewarddance.errors import InputError
+from rewarddance.runtime.devices import multiplies_bfloat16
 
 Schedule = Callable[[int, int], float]
 """From a step, counted from 1, and the number of steps to the learning rate."""
@@ -27,6 +31,43 @@ def cosine(rate: float, warm_up: int) -> Schedule:
 def snapshots_of(folder: Path, save: Callable[[Path], Any]) -> Callable[[float], None]:
     """A function that `save`s a snapshot beside `folder`, named by the share of steps done."""
     return lambda share: save(folder.with_name(f"{folder.name}-snapshots") / f"{share:.2f}")
+
+
+def half_layers() -> torch.autocast:
+    """bfloat16 in the layers where the CPU multiplies it; weights and losses are float32 everywhere."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu")))
+
+
+class TrainingFile:
+    """The file from which a training that was killed goes on.
+
+    plan: what says which training it is.
+    """
+
+    def __init__(self, path: Path, plan: dict[str, Any]) -> None:
+        self.path, self.plan = path, plan
+
+    def save(self, **state: Any) -> None:
+        """Write tensors, figures and what is made of them; a kill meanwhile leaves the state before."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"plan": self.plan, **state}, part := self.path.with_suffix(".part"))
+        os.replace(part, self.path)
+
+    def saved(self) -> dict[str, Any] | None:
+        """What was saved last, None where nothing was. Raises InputError where it is of another training."""
+        if not self.path.is_file():
+            return None
+        state = torch.load(self.path, weights_only=True)
+        if state["plan"] != self.plan:
+            raise InputError(
+                f"{self.path} is of another training ({state['plan']}), and this is {self.plan}.",
+                "Remove it, or name another folder.",
+            )
+        return state
+
+    def remove(self) -> None:
+        """The training is over."""
+        self.path.unlink(missing_ok=True)
 
 
 class TrainingLoop:

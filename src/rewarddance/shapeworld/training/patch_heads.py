@@ -6,13 +6,15 @@ ragged shapes after 100,000 pictures (docs/lab_log.md).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.shapeworld.render import shape_mask
-from rewarddance.shapeworld.scenes import CANVAS, COLOURS, SHAPES, Scene, Spec
+from rewarddance.shapeworld.scenes import CANVAS, COLOURS, SHAPES, Scene, Thing
 
 
 class PatchHeads(torch.nn.Module):
@@ -39,16 +41,20 @@ class PatchHeads(torch.nn.Module):
         return (predicted == labels[painted][:, :3]).all(-1).float().mean().item()
 
 
-def patch_labels(scene: Scene, spec: Spec | None = None) -> np.ndarray:
+def patch_labels(scene: Scene, marked: Collection[Thing] = ()) -> np.ndarray:
     """What each 4x4 patch mostly shows, [64, 4] numbers; -1 where it is background.
 
-    The columns are shape, colour, size, and 1 where the object is one that `spec` asks for.
+    The columns are shape, colour, size, and 1 where the object is one of the `marked`.
     """
     labels = np.full((4, CANVAS, CANVAS), -1, dtype=np.int64)
     for thing in scene:
         square = labels[:, thing.y : thing.y + thing.side, thing.x : thing.x + thing.side]
-        wanted = spec is not None and any(phrase.fits(thing) for phrase in spec.objects)
-        label = (SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), int(thing.size == "large"), int(wanted))
+        label = (
+            SHAPES.index(thing.shape),
+            list(COLOURS).index(thing.colour),
+            int(thing.size == "large"),
+            int(thing in marked),
+        )
         square[:, shape_mask(thing.shape, thing.side)] = np.asarray(label)[:, None]
     patches = labels.reshape(4, 8, 4, 8, 4).swapaxes(2, 3).reshape(4, 64, 16)
     painted = (patches[0] > -1).sum(1) >= 4

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
-from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.shapeworld.motion.specs import motion_words
-from rewarddance.shapeworld.training.judge import COIN_SHARE, LARGEST, build_judge_base, save_judge_base, train_judge
+from rewarddance.shapeworld.training.growing import with_words
+from rewarddance.shapeworld.training.judge import COIN_SHARE, LARGEST, save_judge_base, train_judge
 from rewarddance.shapeworld.training.loop import cosine, snapshots_of
 from rewarddance.shapeworld.training.video_conversations import WORDS, VideoConversations
 
@@ -34,27 +33,9 @@ SCATTERED = 0.5
 
 
 def build_video_judge_base(seed: int = 0, begin: str = LARGEST) -> tuple[Any, Any]:
-    """The picture judge `begin` with a tokenizer that knows words about motion, and that tokenizer.
-
-    Words that both know keep their embeddings; the others begin as the mean of all, with a little noise.
-    """
+    """The picture judge `begin` with a tokenizer that knows words about motion (see `with_words`)."""
     words = [*motion_words(), *WORDS.split("\n"), *(f" {word}" for word in WORDS.split()), *WORDS.split()]
-    model, tokenizer = build_judge_base(seed, more_words=words)
-    folder = find_checkpoint(begin)
-    picture_vocab = AutoTokenizer.from_pretrained(folder).get_vocab()
-    picture_judge = InternVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
-    weights = model.state_dict()
-    for name, weight in picture_judge.items():
-        if weight.shape == weights[name].shape and "embed_tokens" not in name and "lm_head" not in name:
-            weights[name].copy_(weight)
-    table = model.get_input_embeddings().weight
-    picture_table = next(weight for name, weight in picture_judge.items() if "embed_tokens" in name)
-    with torch.no_grad():
-        table.copy_(picture_table.mean(0) + 0.5 * picture_table.std(0) * torch.randn_like(table))
-        for word, index in tokenizer.get_vocab().items():
-            if word in picture_vocab:
-                table[index] = picture_table[picture_vocab[word]]
-    return model, tokenizer
+    return with_words(begin, words, seed)
 
 
 def train_video_judge(
