@@ -21,11 +21,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 GRIDS = {
-    "alignment": "ReFL, Flow-GRPO and DiffusionNFT at equal seconds with the same judge, by the oracle, over seeds.",
+    "algorithms": "Every way to align at equal seconds, by the oracle: algorithms, budgets and judges, over seeds.",
     "annotation": "Which pairs people are asked about: a judge's accuracy by votes, for each policy, over seeds.",
     "disagreement": "Judges taught shares of votes against judges taught hard majorities, by how many votes are wrong.",
     "hacking": "Runs made to be hacked, with safeguards and without, and honest ones: do alarms ring, and in time?",
     "judges": "Kinds of reward and contexts, trained and zero-shot, at every size, over seeds.",
+    "pareto": "Two rewards that pull apart, at several weights: how much of the one is paid for with the other.",
     "references": "ReFL with good and bad references, on one generator or several, over seeds (the paper's Table 8).",
     "scaling": "Judges of several sizes and contexts: accuracy, gains by alignment and search, spread, hackability.",
     "search": "Search methods in equal seconds, with a weak and a strong judge, over seeds; best of N as N grows.",
@@ -47,6 +48,10 @@ def _add_grid(name: str, text: str) -> None:
         quick: Annotated[
             bool, typer.Option(help="The smallest numbers: all of it runs in minutes, and its figures mean nothing.")
         ] = False,
+        rows: Annotated[
+            Path | None,
+            typer.Option(help="Rows measured before, which a new folder begins with."),
+        ] = None,
     ) -> None:
         quiet()
         experiment = import_module(f"experiments.{name}").EXPERIMENT
@@ -57,7 +62,7 @@ def _add_grid(name: str, text: str) -> None:
         if quick and not hasattr(read, "quick"):
             raise InputError(f"the experiment {name} has no quick form.", "Lower the numbers of its recipe.")
         read = read.quick() if quick else read
-        typer.echo(experiment(read, output).run())
+        typer.echo(experiment(read, output, rows).run())
 
 
 for _name, _text in GRIDS.items():

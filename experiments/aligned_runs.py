@@ -21,8 +21,8 @@ from experiments.grid import Row
 from experiments.tables import Column, Group, gained, gained_reward, over_seeds, paired, percent, points
 from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
 from rewarddance.alignment.train import Figures
-from rewarddance.evaluation.hacking import diversity
-from rewarddance.evaluation.statistics import Interval
+from rewarddance.evaluation.hacking import HackingVerdict, diversity, hacking_verdict
+from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.jobs.quickstart_figures import Scores, means_of, probe_figures, proxy, sampled
 from rewarddance.protocols import RewardModel
@@ -134,6 +134,11 @@ class Outcome(Row):
         """A share of the base's."""
         return float(np.mean(self.diversity) / np.mean(self.diversity_base))
 
+    @property
+    def verdict(self) -> HackingVerdict:
+        before, after = float(np.mean(self.diversity_base)), float(np.mean(self.diversity))
+        return hacking_verdict(interval(self.reward_gain), interval(self.gain), before, after)
+
 
 class AlignedRun(Outcome):
     """One finished run. seconds: of training."""
@@ -208,8 +213,38 @@ def run_alignment_once(
 ) -> dict[str, object]:
     """Align `generator` and evaluate it; a run that was interrupted goes on from its last probe.
 
-    held_out: a judge that gates ReFL and is watched. references: the folder of the bank, for runs that share one; else
-    it is the run's own. The generator carries the result. Returns the fields of an `AlignedRun` but the seed.
+    As `train_once`, and then `outcome`. Returns the fields of an `AlignedRun` but the seed.
+    """
+    trained = train_once(
+        config,
+        generator,
+        judge,
+        baseline,
+        folder,
+        clock=clock,
+        evaluation=evaluation,
+        held_out=held_out,
+        references=references,
+    )
+    return trained | outcome(generator, judge, baseline)
+
+
+def train_once(
+    config: AlignConfig,
+    generator: PipelineGenerator,
+    judge: RewardModel,
+    baseline: Baseline,
+    folder: Path,
+    *,
+    clock: ClockName,
+    evaluation: EvalConfig,
+    held_out: RewardModel | None = None,
+    references: Path | None = None,
+) -> dict[str, object]:
+    """Align `generator`, which carries the result; the steps, seconds, probes and alarms of an `AlignedRun`.
+
+    judge: also looks at the probes of an algorithm that asks none. held_out: a judge that gates ReFL and is watched.
+    references: the folder of the bank, for runs that share one; else it is the run's own.
     """
     watch = Stopwatch(CLOCKS[clock], _seconds_before(folder, config.algorithm))
 
@@ -227,7 +262,6 @@ def run_alignment_once(
         "alarms": [
             {"step": row["step"], "name": row["name"], "stop": bool(row["stop"])} for row in read_alarms(folder)
         ],
-        **outcome(generator, judge, baseline),
     }
 
 
@@ -265,6 +299,12 @@ def seconds_of_steps(
     return marks[0] - began, (marks[-1] - marks[1]) / pilot
 
 
+def training_prompts(config: AlignConfig, seed: int) -> list[str]:
+    """The distinct prompts that a run of a seed learns on."""
+    drawn = PICTURES.prompts("train", 4 * config.prompts, seed)
+    return list(dict.fromkeys(prompt.text for prompt in drawn))[: config.prompts]
+
+
 def _train(
     config: AlignConfig,
     generator: PipelineGenerator,
@@ -276,13 +316,12 @@ def _train(
     held_out: RewardModel | None = None,
     references: Path | None = None,
 ) -> None:
-    drawn = PICTURES.prompts("train", 4 * config.prompts, seed)
-    prompts = list(dict.fromkeys(prompt.text for prompt in drawn))[: config.prompts]
+    prompts = training_prompts(config, seed)
     torch.manual_seed(seed)
     run = prepare_alignment(
         config,
         generator,
-        judge,
+        None if config.algorithm == "dpo" else judge,
         prompts,
         references_folder=references or folder / "references",
         seed=seed,

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe
@@ -33,6 +34,7 @@ class GridRecipe(Recipe):
     """What the experiments on one generator share.
 
     seeds: each has pictures, preferences, judges, prompts and noises of its own.
+    generator_options: further ones of `load_generator`.
     preferences: the pairs that a seed's judges learn from and are tested on.
     judge: how judges are trained.
     """
@@ -41,15 +43,18 @@ class GridRecipe(Recipe):
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=12, ge=2)
     guidance_scale: float = Field(default=1.0, ge=1)
+    generator_options: dict[str, Any] = Field(default_factory=dict)
     preferences: PreferenceRecipe = PreferenceRecipe()
     judge: JudgeRecipe = JudgeRecipe()
 
     def load_generator(self) -> PipelineGenerator:
-        return load_generator(self.generator, self.num_inference_steps, self.guidance_scale)
+        return load_generator(self.generator, self.num_inference_steps, self.guidance_scale, **self.generator_options)
 
     def quickstart(self, seed: int, **changes: Any) -> QuickstartRecipe:
         """The quickstart whose preferences and judge a seed has."""
-        shared = ("generator", "num_inference_steps", "guidance_scale", "preferences", "judge")
+        shared = (
+            "generator", "num_inference_steps", "guidance_scale", "generator_options", "preferences", "judge",
+        )  # fmt: skip
         return QuickstartRecipe(seed=seed, **({name: getattr(self, name) for name in shared} | changes))
 
 
@@ -81,18 +86,24 @@ class Cell(NamedTuple):
 class Rows:
     """The rows of a folder, in the order in which they were measured.
 
-    kinds: the classes of its rows. Raises InputError naming a file that cannot be read.
+    kinds: the classes of its rows. before: a file of rows that a folder without any begins with. Raises InputError
+    naming a file that cannot be read.
     """
 
-    def __init__(self, folder: Path, kinds: Any) -> None:
+    def __init__(self, folder: Path, kinds: Any, before: Path | None = None) -> None:
         self.path = folder / "rows.jsonl"
         self.all: list[Row] = []
-        if self.path.is_file():
+        if before is not None and not before.is_file():
+            raise InputError(
+                f"there is no file of rows {before}.", "Give one, such as docs/results/rows/scaling.jsonl."
+            )
+        begun = self.path if self.path.is_file() else before
+        if begun is not None:
             row: TypeAdapter[Row] = TypeAdapter(kinds)
             self.all = parse_file(
-                self.path,
+                begun,
                 lambda data: [row.validate_json(line) for line in data.splitlines()],
-                "Restore it, or remove it to begin anew.",
+                "Restore it, or remove it to begin anew." if begun == self.path else "Give another file.",
             )
 
     def add(self, row: Row) -> None:
@@ -123,7 +134,8 @@ class Experiment(ABC, Generic[RecipeT]):
     """An experiment under a recipe in a folder; `run` does what is left of it.
 
     name: of the command and of the table's file. recipe_kind: the class of its recipe. row_kinds: the classes of its
-    rows. counted: the kinds of rows that progress counts.
+    rows. counted: the kinds of rows that progress counts. before: a file of rows measured under this recipe, which a
+    new folder begins with.
 
     Raises InputError before anything is done where a checkpoint is missing, and where the folder holds an experiment
     that was begun under another recipe.
@@ -134,12 +146,12 @@ class Experiment(ABC, Generic[RecipeT]):
     row_kinds: ClassVar[Any]
     counted: ClassVar[type[Row] | tuple[type[Row], ...]]
 
-    def __init__(self, recipe: RecipeT, folder: Path) -> None:
+    def __init__(self, recipe: RecipeT, folder: Path, before: Path | None = None) -> None:
         self.recipe, self.folder = recipe, folder
         self.check()
         writable_folder(folder)
         keep_recipe(recipe, folder / "config.yaml")
-        self.rows = Rows(folder, self.row_kinds)
+        self.rows = Rows(folder, self.row_kinds, before)
 
     @abstractmethod
     def checkpoints(self) -> Iterable[str]:
@@ -170,12 +182,15 @@ class Experiment(ABC, Generic[RecipeT]):
         """The group of a cell: its seed, unless something else is shared."""
         return cell.key["seed"]
 
+    def is_done(self, cell: Cell) -> bool:
+        return bool(self.rows.of(cell.kind, **cell.key))
+
     def seed_folder(self, seed: int) -> Path:
         return self.folder / f"seed{seed}"
 
     def run(self) -> str:
         """Do what is left; returns the tables as Markdown."""
-        left = [cell for cell in self.cells() if not self.rows.of(cell.kind, **cell.key)]
+        left = [cell for cell in self.cells() if not self.is_done(cell)]
         shared: dict[Hashable, Any] = {}
         while left:
             cell, group = left[0], self.group(left[0])

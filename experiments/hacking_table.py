@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import binomtest
 
 from experiments.aligned_runs import AlarmRecord, AlignedRun, Probe
-from experiments.grid import Report, Row, Rows
+from experiments.grid import Report, Rows
+from experiments.judge_choices import JudgeAccuracy
 from experiments.tables import (
     PALETTE,
     Column,
@@ -33,7 +34,6 @@ from experiments.tables import (
     svg,
     table,
 )
-from rewarddance.evaluation.hacking import HackingVerdict, hacking_verdict
 from rewarddance.evaluation.statistics import Interval, interval
 from rewarddance.report.charts import COLOURS
 from rewarddance.report.formatting import number
@@ -45,15 +45,6 @@ Meant = Literal["honest", "hacked", "spread"]
 GENERATIVE = ("pairwise", "pointwise")
 COLUMNS = 3
 """Of panels in the figure."""
-
-
-class JudgeAccuracy(Row):
-    """A seed's judge. pairs: it learned from, None where it was given; accuracy: on the seed's held-out pairs."""
-
-    row: Literal["judge"] = "judge"
-    judge: str
-    pairs: int | None
-    accuracy: float
 
 
 class Window(BaseModel):
@@ -98,11 +89,6 @@ class WatchedRun(AlignedRun):
         """Whether an alarm rang before the gain was lost."""
         first = min((alarm.step for alarm in self.alarms), default=None)
         return first is not None and (self.lost is None or first < self.lost)
-
-    @property
-    def verdict(self) -> HackingVerdict:
-        before, after = float(np.mean(self.diversity_base)), float(np.mean(self.diversity))
-        return hacking_verdict(interval(self.reward_gain), interval(self.gain), before, after)
 
 
 class HackingRun(WatchedRun):

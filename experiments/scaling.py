@@ -29,7 +29,8 @@ from experiments.grid import Cell, Experiment, GridRecipe, Report, check_folder_
 from experiments.hacking import windows
 from experiments.judges import measure_judge
 from experiments.judges_table import JudgeRun
-from experiments.scaling_table import ArmRun, ChoiceRun, Pace, StressRun, scaling_report
+from experiments.scaling_rows import ArmRun, ChoiceRun, Pace, StressRun
+from experiments.scaling_table import scaling_report
 from experiments.trained_judges import seed_preferences, with_options
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
@@ -174,15 +175,26 @@ class Scaling(Experiment[ScalingRecipe]):
         return [self.recipe.generator, *self.recipe.sizes.values()]
 
     def cells(self) -> list[Cell]:
-        """Seed by seed; in a seed first all judges, so that accuracies are known before anything is aligned."""
-        recipe, cells = self.recipe, []
-        for seed in recipe.seeds:
-            keys = [{"seed": seed, "size": size, "cell": context} for size, context in recipe.judges]
+        """Judges, their choices, stress and first arm seed by seed, then arm by arm, and the searches over paths last.
+
+        So what was cut off has whole comparisons over all seeds.
+        """
+        recipe = self.recipe
+        first, *others = recipe.arms
+        judges = {
+            seed: [{"seed": seed, "size": size, "cell": context} for size, context in recipe.judges]
+            for seed in recipe.seeds
+        }
+        cells: list[Cell] = []
+        for keys in judges.values():
             cells += [Cell(JudgeRun, key) for key in keys]
-            ways = [f"best of {recipe.best_of}", *(["paths"] if recipe.paths is not None else [])]
-            cells += [Cell(ChoiceRun, key | {"way": way}) for way in ways for key in keys]
+            cells += [Cell(ChoiceRun, key | {"way": f"best of {recipe.best_of}"}) for key in keys]
             cells += [Cell(StressRun, key) for key in keys if recipe.stress_questions]
-            cells += [Cell(ArmRun, key | {"arm": arm}) for arm in recipe.arms for key in keys]
+            cells += [Cell(ArmRun, key | {"arm": first}) for key in keys]
+        for arm in others:
+            cells += [Cell(ArmRun, key | {"arm": arm}) for keys in judges.values() for key in keys]
+        if recipe.paths is not None:
+            cells += [Cell(ChoiceRun, key | {"way": "paths"}) for keys in judges.values() for key in keys]
         return cells
 
     def prepare(self, group: int) -> SeedGround:

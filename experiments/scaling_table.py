@@ -1,21 +1,19 @@
-"""Reward scaling as tables: each figure by size and by context, rank correlations over judges, and the claims."""
+"""Reward scaling as tables and a figure: by size and by context, over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
-from experiments.grid import Report, Row, Rows, TimedRow, select
-from experiments.hacking_table import WatchedRun, holds
+from experiments.grid import Report, Rows, select
 from experiments.judges_table import SETS, JudgeRun
+from experiments.scaling_claims import claims, correlations, judge_points
+from experiments.scaling_rows import ArmRun, ChoiceRun
 from experiments.tables import (
     OVER_SEEDS,
     PALETTE,
-    common,
     gained,
     gained_reward,
     listed,
@@ -34,162 +32,10 @@ from rewarddance.report.formatting import figure_text, number
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RESAMPLES = 2000
-
-
-class Pace(Row):
-    """Seconds of the processor before an arm's first step, and of each step, with one judge."""
-
-    row: Literal["pace"] = "pace"
-    size: str
-    cell: str
-    arm: str
-    before: float
-    each: float
-
-
-class ArmRun(WatchedRun):
-    """One alignment with one judge. safeguards: whether the arm has any."""
-
-    row: Literal["arm"] = "arm"
-    size: str
-    cell: str
-    arm: str
-    safeguards: bool
-
-
-class ChoiceRun(TimedRow):
-    """What a judge chooses among samples, or finds by a search; each held-out prompt's oracle [P].
-
-    way: "best of N" or "paths". oracle_base: the mean of the base's samples.
-    """
-
-    row: Literal["choice"] = "choice"
-    size: str
-    cell: str
-    way: str
-    oracle_base: list[float]
-    oracle: list[float]
-
-    @property
-    def gain(self) -> np.ndarray:
-        return np.array(self.oracle) - np.array(self.oracle_base)
-
-
-class StressRun(TimedRow):
-    """The margins that a judge loses to what makes no picture better, by name; None where one cannot be had."""
-
-    row: Literal["stress"] = "stress"
-    size: str
-    cell: str
-    figures: dict[str, float | None]
-
-
-class JudgePoint(NamedTuple):
-    """What is known of one judge under one seed. figures: of the judge itself; gains: by arm or way, in shares."""
-
-    seed: int
-    size: str
-    cell: str
-    figures: dict[str, float]
-    gains: dict[str, float]
-
-
-class Correlation(NamedTuple):
-    """Spearman's rank correlation over judges between a figure of a judge and a gain. n: judges."""
-
-    figure: str
-    gain: str
-    rho: Interval
-
-
-# -- what was measured -------------------------------------------------------------------------------------------------
-
-
-def judge_points(rows: Rows) -> list[JudgePoint]:
-    """Every judge that something was gained with, with all that is known of it."""
-    found = []
-    for judge in rows.of(JudgeRun):
-        key = {"seed": judge.seed, "size": judge.size, "cell": judge.cell}
-        figures = {f"accuracy {SETS[name]}": float(np.mean(own)) for name, own in judge.accuracy.items()}
-        figures["parameters"] = float(np.log10(judge.parameters))
-        for stressed in rows.of(StressRun, **key):
-            figures |= {f"stress: {name}": value for name, value in stressed.figures.items() if value is not None}
-        gains: dict[str, float] = {}
-        for run in rows.of(ArmRun, **key):
-            gains[run.arm] = float(run.gain.mean())
-            if not run.safeguards:  # a run that never loses its gain held out longest
-                last = run.probes[-1].step
-                gains[f"{run.arm}: step of the loss"] = float(last + 1 if run.lost is None else run.lost)
-        gains |= {run.way: float(run.gain.mean()) for run in rows.of(ChoiceRun, **key)}
-        if gains:
-            found.append(JudgePoint(**key, figures=figures, gains=gains))
-    return found
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """0 where one of them does not vary: then it tells nothing."""
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return 0.0
-    return float(spearmanr(x, y)[0])  # type: ignore[arg-type]
-
-
-def over_judges(points: Sequence[JudgePoint], figure: Callable[[Sequence[JudgePoint]], float]) -> Interval:
-    """A figure of judges with its 95 % interval: whole seeds are drawn, and judges within them (2,000 times)."""
-    seeds = sorted({point.seed for point in points})
-    by_seed = {seed: [point for point in points if point.seed == seed] for seed in seeds}
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(RESAMPLES):
-        sample = []
-        for seed in rng.choice(seeds, len(seeds)):
-            own = by_seed[int(seed)]
-            sample += [own[i] for i in rng.integers(len(own), size=len(own))]
-        drawn.append(figure(sample))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(figure(points), float(low), float(high), len(points))
-
-
-def correlations(points: Sequence[JudgePoint]) -> list[Correlation]:
-    """Of every figure with every gain, over the judges that have both; at least six."""
-    figures = dict.fromkeys(name for point in points for name in point.figures)
-    gains = dict.fromkeys(name for point in points for name in point.gains)
-    found = []
-    for gain in gains:
-        for figure in figures:
-            both = [point for point in points if figure in point.figures and gain in point.gains]
-            if len(both) >= 6:
-                rho = over_judges(both, lambda own, f=figure, g=gain: _rho(own, f, g))
-                found.append(Correlation(figure, gain, rho))
-    return found
-
-
-def _rho(points: Sequence[JudgePoint], figure: str, gain: str) -> float:
-    return spearman([point.figures[figure] for point in points], [point.gains[gain] for point in points])
-
-
-def out_over_in(points: Sequence[JudgePoint], gain: str) -> Interval | None:
-    """By how much accuracy out of domain ranks judges better than accuracy in domain; None for fewer than six."""
-    both = [point for point in points if gain in point.gains]
-    inside, outside = f"accuracy {SETS['id']}", f"accuracy {SETS['ood']}"
-    if len(both) < 6:
-        return None
-    return over_judges(both, lambda own: _rho(own, outside, gain) - _rho(own, inside, gain))
-
-
-# -- as text -----------------------------------------------------------------------------------------------------------
-
-
-class Claim(NamedTuple):
-    """A claim of the paper, and the difference that decides it; verdict: holds, does not, or undecided."""
-
-    claim: str
-    figure: str
-    verdict: str
-
 
 def scaling_report(rows: Rows, sizes: Mapping[str, str], contexts: Mapping[str, Any]) -> Report:
-    first, points = next(iter(contexts)), judge_points(rows)
-    lines, found = claims(rows, points, [*sizes], [*contexts]), correlations(points)
+    first, judged = next(iter(contexts)), judge_points(rows)
+    lines, found = claims(rows, judged, [*sizes], [*contexts]), correlations(judged)
     parts = [
         f"{OVER_SEEDS}. Accuracy: % of a prompt's test pairs that are ordered as the oracle orders them, both orders "
         "asked. Gains: of the oracle's alignment on held-out prompts, in points of 100, over the base's samples. A "
@@ -315,61 +161,6 @@ def bare_text(runs: Sequence[ArmRun]) -> str:
     return markdown_table(
         ["arm", "size", "context", "seed", "highest oracle", "gain lost at", "verdict", "alarms"], lines
     )
-
-
-def claims(rows: Rows, points: Sequence[JudgePoint], sizes: Sequence[str], contexts: Sequence[str]) -> list[Claim]:
-    """The paper's claims that the rows can decide: of sizes the largest against the smallest, of contexts the first."""
-    found, first = [], contexts[0]
-    judges = rows.of(JudgeRun, cell=first)
-    ways = [(ArmRun, "arm"), (ChoiceRun, "way")]
-    for name, title in SETS.items():
-        figure = _difference(judges, "size", sizes[0], sizes[-1], lambda row, name=name: np.array(row.accuracy[name]))
-        found.append(_claim(f"larger judges are more accurate {title}: {sizes[-1]} over {sizes[0]}", figure))
-    for smaller, larger in pairwise(sizes):
-        figure = _difference(judges, "size", smaller, larger, lambda row: np.array(row.accuracy["ood"]))
-        found.append(_claim(f"accuracy out of domain: {larger} over {smaller}", figure))
-    for kind, name in ways:
-        runs: list[Any] = rows.of(kind, cell=first)
-        for way in dict.fromkeys(getattr(run, name) for run in runs):
-            own = select(runs, **{name: way})
-            figure = _difference(own, "size", sizes[0], sizes[-1], lambda run: run.gain)
-            found.append(_claim(f"larger judges give larger gains, {way}: {sizes[-1]} over {sizes[0]}", figure))
-    for context in contexts[1:]:
-        figure = _difference(rows.of(JudgeRun), "cell", first, context, lambda row: np.array(row.accuracy["ood"]))
-        found.append(_claim(f"accuracy out of domain: {first} over {context}", figure, turned=True))
-        for kind, name in ways:
-            for way in dict.fromkeys(getattr(run, name) for run in rows.of(kind)):
-                figure = _difference(rows.of(kind, **{name: way}), "cell", first, context, lambda run: run.gain)
-                found.append(_claim(f"gain of {way}: {first} over {context}", figure, turned=True))
-    for gain in dict.fromkeys(name for point in points for name in point.gains):
-        figure = out_over_in(points, gain)
-        if figure is not None:
-            text = figure_text(figure, 1, 2, "+")
-            told = f"accuracy out of domain foretells {gain} better than accuracy in domain"
-            found.append(Claim(told, f"rho {text}", holds(figure)))
-    return [claim for claim in found if claim.figure]
-
-
-def _difference(
-    rows: Sequence[Any], field: str, low: str, high: str, figure: Callable[[Any], np.ndarray]
-) -> Interval | None:
-    """The paired mean difference over the seeds, sizes and contexts that two values of a field have in common."""
-    old, new = (select(rows, **{field: value}) for value in (low, high))
-    other = "cell" if field == "size" else "size"
-    by_seed: dict[int, list[np.ndarray]] = {}
-    for value in dict.fromkeys(getattr(row, other) for row in new):
-        for before, after in common(select(old, **{other: value}), select(new, **{other: value})):
-            by_seed.setdefault(after.seed, []).append(figure(after) - figure(before))
-    return over_seeds(np.concatenate(own) for own in by_seed.values()) if len(by_seed) > 1 else None
-
-
-def _claim(claim: str, figure: Interval | None, turned: bool = False) -> Claim:
-    """turned: the claim is that the first is better, and the figure is the other's over it."""
-    if figure is None:
-        return Claim(claim, "", "")
-    if turned:
-        figure = Interval(-figure.mean, -figure.high, -figure.low, figure.n)
-    return Claim(claim, gained(figure), holds(figure))
 
 
 # -- as a figure -------------------------------------------------------------------------------------------------------

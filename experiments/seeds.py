@@ -56,7 +56,10 @@ def read_runs(folders: Sequence[Path]) -> list[FinishedRun]:
 
 
 def over_seeds(folders: Sequence[Path]) -> str:
-    """Tables as Markdown: a line a seed and one over seeds; gains by the prompts' layout; the categories; seconds."""
+    """Tables as Markdown: a line a seed and one over all; gains by layout; categories; alignment's parts; seconds.
+
+    Layouts and parts only where the runs have them.
+    """
     runs = read_runs(folders)
     summaries = [run.summary for run in runs]
     first, arms = summaries[0], arms_of(summaries[0])
@@ -69,6 +72,8 @@ def over_seeds(folders: Sequence[Path]) -> str:
     if all(summary.by_layout for summary in summaries):
         tables.append(_layouts(runs))
     tables.append(_categories(summaries))
+    if all(summary.parts for summary in summaries):
+        tables += [_parts(summaries), _parts_by_category(summaries)]
     if all(summary.cpu_seconds_by_stage for summary in summaries):
         tables.append(_seconds(summaries))
     return "\n\n".join([EXPLANATION, *(table.rstrip() for table in tables)])
@@ -100,9 +105,33 @@ def _categories(summaries: Sequence[Summary]) -> str:
         having = [summary for summary in summaries if category in summary.by_category]
         of_arms = [[getattr(one.by_category[category], arm) for one in having] for arm in ("sft", *arms)]
         gsb = _gsb([one for one in having if one.gsb and category in one.gsb.by_category], category)
-        figures = [figure_text(intervals_over_seeds(arm)) for arm in of_arms]
+        figures = [_share(arm) for arm in of_arms]
         lines.append([category.replace("_", " "), *figures, gsb])
     return markdown_table(["", "base", *arms.values(), "good, same, bad"], lines)
+
+
+def _parts(summaries: Sequence[Summary]) -> str:
+    """What the oracle's alignment is made of: the base and each arm's gain, over seeds."""
+    arms, lines = arms_of(summaries[0]), []
+    for part in summaries[0].parts:
+        figures = [_text(summaries, lambda run, part=part: run.parts[part].sft)]
+        for arm in arms:
+            figures.append(_text(summaries, lambda run, p=part, a=arm: getattr(run.parts[p], f"gain_{a}"), "+"))
+        lines.append([part, *figures])
+    return markdown_table(["", "base", *(f"gain of {name}" for name in arms.values())], lines)
+
+
+def _parts_by_category(summaries: Sequence[Summary]) -> str:
+    """The parts of the oracle's alignment by category: the base and the arms, over seeds."""
+    arms, lines = arms_of(summaries[0]), []
+    for category in summaries[0].by_category:
+        for part in summaries[0].parts:
+            of_runs = [run.parts_by_category[part] for run in summaries]
+            having = [by[category] for by in of_runs if category in by]
+            if having:
+                figures = [_share([getattr(one, arm) for one in having]) for arm in ("sft", *arms)]
+                lines.append([f"{category.replace('_', ' ')}, {part}", *figures])
+    return markdown_table(["", "base", *arms.values()], lines)
 
 
 def _seconds(summaries: Sequence[Summary]) -> str:
@@ -138,4 +167,12 @@ def _gsb(runs: Sequence[Summary], category: str | None = None) -> str:
 
 
 def _text(runs: Sequence[Summary], figure: Callable[[Summary], Interval], sign: str = "") -> str:
-    return figure_text(intervals_over_seeds([figure(run) for run in runs]), sign=sign)
+    """sign: of a gain; what has none is a share."""
+    figures = [figure(run) for run in runs]
+    return figure_text(intervals_over_seeds(figures), sign=sign) if sign else _share(figures)
+
+
+def _share(figures: Sequence[Interval]) -> str:
+    """A share over seeds, whose interval ends at 0 and 100."""
+    mean, low, high, n = intervals_over_seeds(figures)
+    return figure_text(Interval(mean, max(0.0, low), min(1.0, high), n))

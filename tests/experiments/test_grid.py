@@ -96,6 +96,21 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_does_nothing(run, tmp_
     assert run() == ([], "4 counts\n") and (tmp_path / "out" / "rows.jsonl").read_bytes() == before
 
 
+def test_a_new_folder_begins_with_rows_that_were_measured_before(run, tmp_path):
+    run(kill=(1, "a"))
+    (tmp_path / "out" / "rows.jsonl").rename(tmp_path / "before.jsonl")
+    counting = Counting(CountRecipe(), tmp_path / "new", tmp_path / "before.jsonl")
+    counting.calls = []
+    assert counting.run() == "4 counts\n" and counting.calls == [1, (1, "a"), (1, "b"), 0, (0, "end")]
+    again = Counting(CountRecipe(), tmp_path / "new", tmp_path / "before.jsonl")
+    assert len(again.rows.all) == 5  # its own, not those it began with
+    (tmp_path / "before.jsonl").write_text('{"seed": 0}\n')
+    with pytest.raises(InputError, match=r"before.jsonl cannot be read: .*Give another file"):
+        Counting(CountRecipe(), tmp_path / "newer", tmp_path / "before.jsonl")
+    with pytest.raises(InputError, match=r"there is no file of rows .*nothing.jsonl"):
+        Counting(CountRecipe(), tmp_path / "newest", tmp_path / "nothing.jsonl")
+
+
 def test_another_recipe_in_the_same_folder_is_refused(run):
     run()
     with pytest.raises(InputError, match=r"names = \['a', 'b'\], not \['a'\]"):

@@ -13,7 +13,8 @@ from tiny_grid import experiment, project_recipe, with_rows, write_recipe
 from experiments.aligned_runs import AlarmRecord, Probe
 from experiments.grid import Rows
 from experiments.hacking import Hacking, HackingRecipe, windows
-from experiments.hacking_table import HackingRun, JudgeAccuracy, Window, claims, false_alarms, guards, holds
+from experiments.hacking_table import HackingRun, Window, claims, false_alarms, guards, holds
+from experiments.judge_choices import JudgeAccuracy
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import load_recipe, parse_recipe
 
@@ -92,7 +93,8 @@ def test_the_recipe_that_comes_along_has_four_hacks_and_eight_honest_runs(tmp_pa
     assert sum(meant[key["run"]] == "honest" for key in cells) == 8
     hacked = [key["run"] for key in cells if meant[key["run"]] == "hacked"]
     assert len(set(hacked)) == 4 and len(hacked) == 8
-    assert hacking.judges_of(1) == ["honest"] and len(hacking.judges_of(0)) == len(recipe.judges)
+    asked = {judge for run in recipe.runs.values() for judge in (run.judge, run.held_out)}
+    assert asked - {None} == set(recipe.judges)
     bare, guarded = recipe.methods["bare"].refl, recipe.methods["guarded"].refl
     assert (bare.learning_rate, bare.steps) == (guarded.learning_rate, guarded.steps)
 

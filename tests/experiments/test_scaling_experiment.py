@@ -7,23 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from snippets import ROOT
 from tiny import Done, generator_folder, judge_folder
 from tiny_grid import experiment, project_recipe, rows_of, write_recipe
 
 from experiments.grid import Rows
 from experiments.judges_table import JudgeRun
 from experiments.scaling import Scaling, ScalingRecipe
-from experiments.scaling_table import (
-    ArmRun,
-    ChoiceRun,
-    JudgePoint,
-    StressRun,
-    claims,
-    correlations,
-    judge_points,
-    out_over_in,
-    spearman,
-)
+from experiments.scaling_claims import JudgePoint, claims, correlations, judge_points, out_over_in, spearman
+from experiments.scaling_rows import ArmRun, ChoiceRun, StressRun
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import load_recipe
 
@@ -104,6 +96,18 @@ def test_the_projects_recipe_has_five_seeds_that_no_other_recipe_reports():
     assert recipe.quick().seeds == recipe.seeds[:2]
 
 
+def test_the_published_rows_are_of_the_projects_recipe_and_can_be_gone_on_from(tmp_path):
+    published = ROOT / "docs" / "results" / "rows" / "scaling.jsonl"
+    study = Scaling(load_recipe(ScalingRecipe, project_recipe("scaling")), tmp_path, published)
+    cells = [(cell.kind, *cell.key.values()) for cell in study.cells()]
+    keys = [(type(row), *(getattr(row, name) for name in key_of(row))) for row in study.rows.all]
+    assert len(keys) == len(set(keys)) and set(keys) <= set(cells)
+
+
+def key_of(row):
+    return ["seed", "size", "cell", *(name for name in ("arm", "way") if hasattr(row, name))]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -154,9 +158,23 @@ def test_a_claim_holds_where_every_seed_agrees_and_not_where_they_differ(tmp_pat
             rows.add(judge_run(seed, size, 0.6 - better, 0.5 + better))
             rows.add(choice_run(seed, size, (0.2, -0.2, 0.0)[seed] * int(size)))
     found = {claim.claim: claim.verdict for claim in claims(rows, judge_points(rows), ["0", "1"], ["pairwise"])}
-    assert found["larger judges are more accurate out of domain: 1 over 0"] == "holds"
-    assert found["larger judges are more accurate in domain: 1 over 0"] == "does not"
-    assert found["larger judges give larger gains, best of 4: 1 over 0"] == "undecided"
+    assert found["accuracy out of domain: 1 over 0"] == "holds"
+    assert found["accuracy in domain: 1 over 0"] == "does not"
+    assert found["gain of best of 4: 1 over 0"] == "undecided"
+
+
+def test_what_twice_the_parameters_bring_is_of_the_sizes_that_all_seeds_have(tmp_path):
+    rows = Rows(tmp_path, KINDS)
+    for seed in range(3):
+        for size in range(4 if seed == 0 else 3):  # ten times the parameters each: log2(10) doublings
+            rows.add(judge_run(seed, str(size), 0.5, 0.2 + 0.1 * size if size < 3 else 0.0))
+            rows.add(choice_run(seed, str(size), 0.01 * seed * size))
+    sizes = ["0", "1", "2", "3"]
+    found = {claim.claim: claim for claim in claims(rows, judge_points(rows), sizes, ["pairwise"])}
+    assert found["accuracy out of domain, per doubling of the parameters"].figure.startswith("+3.0 [")
+    assert found["accuracy out of domain, per doubling of the parameters"].verdict == "holds"
+    assert found["gain of best of 4, per doubling of the parameters"].verdict == "undecided"
+    assert "accuracy out of domain: 2 over 0" in found and "accuracy out of domain: 3 over 2" not in found
 
 
 def test_what_foretells_a_gain_is_found_by_its_ranks():

@@ -125,3 +125,23 @@ def test_an_interval_over_seeds_from_intervals_is_that_from_values():
     assert intervals_over_seeds(known[:1]) == known[0]
     with pytest.raises(ValueError, match="of each seed"):
         intervals_over_seeds([])
+
+
+def test_parts_of_alignment_that_pull_apart_have_tables_of_their_own(tmp_path):
+    runs = []
+    for seed in (0, 1):
+        runs.append(finished(tmp_path / str(seed), seed, 0.03, task="edit", guidance_scale=None))
+        summary = json.loads((runs[-1] / "summary.json").read_text())
+        for part, sft in (("following", 0.3), ("keeping", 0.8)):
+            arms = {"sft": figure(sft), "best_of_n": figure(0.6), "refl": figure(sft + 0.1 * seed)}
+            gains = {"gain_best_of_n": figure(0.2), "gain_refl": figure(0.1 * seed)}
+            summary.setdefault("parts", {})[part] = arms | gains
+            summary.setdefault("parts_by_category", {})[part] = {"direction": arms}
+        (runs[-1] / "summary.json").write_text(json.dumps(summary))
+    done = experiment("seeds", *runs)
+    assert done.code == 0, done.err
+    lines = {cells(line)[0]: cells(line)[1:] for line in done.out.splitlines() if line.startswith("|")}
+    assert lines["following"][0].startswith("30.0 [") and lines["keeping"][0].startswith("80.0 [")
+    assert lines["keeping"][2].startswith("+5.0 [")
+    assert lines["direction, following"][2].startswith("35.0 [")
+    assert "size change, keeping" not in lines
