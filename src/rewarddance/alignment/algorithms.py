@@ -169,7 +169,7 @@ def prepare_alignment(
         place: dict[str, Any] = {"folder": references_folder, "seed": seed}
         references = build_references(generator, chooses, prompts, config.references, **place)
         failed = FailedGroups(failed_references(references_folder, as_prompts(prompts)))
-        prompts = [own.prompt for own in references]
+        prompts = [prompt_references.prompt for prompt_references in references]
         redraw = bank_refresher(generator, chooses, prompts, config.references, first=references, **place)
         bank = ReferenceBank(references, redraw)
     return Alignment(generator, rewards, prompts, config.chosen, seed, bank, held_out, begin_with, failed)

@@ -73,9 +73,11 @@ def _local_parts(level: Tensor, batch_size: int, at_most: int) -> Iterator[Level
     goes along with a share of 0, for weights may be sharded.
     """
     owner = level // batch_size
-    own = level[owner == rank()].split(at_most)
+    local_rows = level[owner == rank()].split(at_most)
     for k in range(math.ceil(int(owner.bincount().max()) / at_most)):
-        if k < len(own) and len(own[k]):
-            yield LevelPart(own[k] - rank() * batch_size, own[k] - level[0], len(own[k]) / batch_size)
+        if k < len(local_rows) and len(local_rows[k]):
+            yield LevelPart(
+                local_rows[k] - rank() * batch_size, local_rows[k] - level[0], len(local_rows[k]) / batch_size
+            )
         else:
             yield LevelPart(torch.tensor([0]), torch.tensor([0]), 0.0)

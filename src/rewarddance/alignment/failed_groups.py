@@ -176,11 +176,11 @@ def each_apart(ask: Callable[[list[int]], T], numbers: Iterable[int]) -> tuple[l
 
 def as_fault(error: Exception) -> RewardDanceError:
     """Whatever a reward or an encoder raised, as an error of ours. Raises it where it is not of what was asked."""
-    told: BaseException | None = error
-    while told is not None:
-        if is_out_of_memory(told) or isinstance(told, MemoryError | NoGradient | ProcessStopped):
+    cause: BaseException | None = error
+    while cause is not None:
+        if is_out_of_memory(cause) or isinstance(cause, MemoryError | NoGradient | ProcessStopped):
             raise error
-        told = told.__cause__
+        cause = cause.__cause__
     if isinstance(error, RewardDanceError):
         return error
     return RewardError(f"it failed: {type(error).__name__}: {first_line(error)}.", "Correct the reward.")
@@ -220,13 +220,13 @@ def drawn_apart(
 
 def _unreadable(generator: Generator, prompts: Sequence[Prompt]) -> Faults:
     """The prompts that the generator cannot encode, each asked once."""
-    told: dict[int, RewardDanceError | None] = {}
+    outcomes: dict[int, RewardDanceError | None] = {}
     for prompt in prompts:
-        if id(prompt) not in told:
+        if id(prompt) not in outcomes:
             try:
                 generator.encode([prompt])
-                told[id(prompt)] = None
+                outcomes[id(prompt)] = None
             except Exception as error:
-                told[id(prompt)] = as_fault(error)
-    found = {number: told[id(prompt)] for number, prompt in enumerate(prompts)}
-    return {number: fault for number, fault in found.items() if fault is not None}
+                outcomes[id(prompt)] = as_fault(error)
+    by_number = {number: outcomes[id(prompt)] for number, prompt in enumerate(prompts)}
+    return {number: fault for number, fault in by_number.items() if fault is not None}

@@ -286,8 +286,8 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
             for rows, count in batch.parts:
                 part, share = next(part_numbers), count / n
                 for k in range(window.length):
-                    own = advantage[on_device(rows, advantage.device)]
-                    loss, figures = part_loss(generator, rollouts, part, k, own, recipe)
+                    part_advantage = advantage[on_device(rows, advantage.device)]
+                    loss, figures = part_loss(generator, rollouts, part, k, part_advantage, recipe)
                     (share * loss).backward()
                     add_share(means, figures, share)
         yield {**reward_figures(scored), **read_together(means), "window_start": window.start}

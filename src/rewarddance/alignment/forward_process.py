@@ -204,8 +204,8 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     recipe, generator = run.recipe, run.generator
     assert isinstance(recipe, ForwardRecipe)
     draws = sample_step(step, len(run.prompts), recipe, run.seed)
-    own = local_shard(draws.chosen, recipe.updates)
-    prompts = as_prompts(run.prompts[i] for i in own for _ in range(recipe.group_size))
+    prompt_numbers = local_shard(draws.chosen, recipe.updates)
+    prompts = as_prompts(run.prompts[i] for i in prompt_numbers for _ in range(recipe.group_size))
     seeds = [seed for of_prompt in local_shard(draws.seeds, recipe.updates) for seed in of_prompt]
 
     def draw(texts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
@@ -263,19 +263,19 @@ def _of_base(
     generator: Trainable,
     recipe: ForwardRecipe,
     part: Noised,
-    asked: Tensor,
+    places: Tensor,
     prompts: Sequence[Prompt],
     condition: object,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The base's prediction at the places `asked`, and its x_0 of all of the part's samples where the loss has it."""
-    at = on_device(asked, part.x_t.device)
+    """The base's prediction at those places, and its x_0 of all of the part's samples where the loss has it."""
+    at = on_device(places, part.x_t.device)
     if recipe.base_in_loss:
         with generator.as_before_training():
             v, x_0 = _predict_x0(generator, part.x_t, part.step, condition)
         return v[at], x_0
     if recipe.asks_base and (len(part.first) or recipe.sharded):
         with generator.as_before_training():
-            return generator.predict(part.x_t[at], part.step, encoded(generator, prompts, part.rows[asked])), None
+            return generator.predict(part.x_t[at], part.step, encoded(generator, prompts, part.rows[places])), None
     return None, None
 
 
@@ -302,7 +302,7 @@ def _noise_drawer(
 
     def of(rows: Tensor) -> list[Noised]:
         """By level, x_t = alpha x_0 + sigma eps."""
-        found = []
+        levels = []
         for step in of_all.unique().tolist():
             place, level = (steps[rows] == step).nonzero(as_tuple=True)
             weight = float(len(place) > 0)
@@ -312,9 +312,9 @@ def _noise_drawer(
                 place, level = torch.zeros(2, 1, dtype=torch.long)
             at = rows[place]
             alpha, sigma = generator.scales(step)
-            own, device = eps[at, level].to(x_0.dtype), x_0.device
-            x_t = alpha * x_0[on_device(at, device)] + sigma * on_device(own, device)
-            found.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
-        return found
+            level_eps, device = eps[at, level].to(x_0.dtype), x_0.device
+            x_t = alpha * x_0[on_device(at, device)] + sigma * on_device(level_eps, device)
+            levels.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
+        return levels
 
     return of

@@ -62,10 +62,10 @@ def combine(of_rewards: Sequence[Advantages], weights: Sequence[float]) -> Advan
         return Advantages(pulling[0][0], flat)
     total = sum(weight for _, weight in pulling)
     weighted = torch.stack([values * (weight / total) for values, weight in pulling]).sum(0)
-    own = sum(values.std(correction=0).item() * weight for values, weight in pulling) / total
-    if not own:
+    spread = sum(values.std(correction=0).item() * weight for values, weight in pulling) / total
+    if not spread:
         return Advantages(weighted, flat)
-    return Advantages(own * weighted / weighted.std(correction=0).clamp_min(LEAST_AGREEMENT * own), flat)
+    return Advantages(spread * weighted / weighted.std(correction=0).clamp_min(LEAST_AGREEMENT * spread), flat)
 
 
 class Reward(NamedTuple):

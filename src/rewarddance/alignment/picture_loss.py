@@ -145,10 +145,10 @@ def _against_held_out(margins: Sequence[Tensor], weights: Sequence[float], held_
 
 def _of_all(margins: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
     """The margins [copies, B] of all processes' samples."""
-    own = margins.T
+    by_sample = margins.T
     if world_size() > 1:  # where nobody answered, no judge has said on which device
-        own = own.float().cpu()
-    return gather(own).T.contiguous()
+        by_sample = by_sample.float().cpu()
+    return gather(by_sample).T.contiguous()
 
 
 def _one_gradient(rewards: Sequence[Reward], gradients: Sequence[Tensor], weight: float) -> tuple[Tensor, Figures]:
@@ -235,10 +235,10 @@ def judge_copies(
     for numbers, judged in answers:
         share = len(numbers) / len(pixels)
         margins[:, numbers] = judged.verdict.margin.unflatten(0, (-1, len(numbers))).to(margins)
-        own = iter(judged.gradients)
+        part_gradients = iter(judged.gradients)
         for of_copy in gradients:
             for i in numbers:
-                of_copy[i] = next(own) * share
+                of_copy[i] = next(part_gradients) * share
     torch.autograd.backward([p for copy in pictures for p in copy], [g for of_copy in gradients for g in of_copy])
     return JudgedCopies(math.nan, margins, faults)
 
@@ -252,10 +252,10 @@ def held_out_margins(
     asked: Sequence[int],
 ) -> tuple[Float[Tensor, " B"], Faults]:
     """A held-out judge's margins of the pictures, which gate the gradient; NaN, and why, where it has none."""
-    shown = pixels.detach()
+    detached = pixels.detach()
 
     def ask(numbers: list[int]) -> Tensor:
-        margin = held_out([Question(prompts[i], shown[i], references[i]) for i in numbers]).margin
+        margin = held_out([Question(prompts[i], detached[i], references[i]) for i in numbers]).margin
         if not torch.isfinite(margin).all():
             raise RewardError("the held-out judge gave a score that is not finite.", "Look at its pictures.")
         return margin

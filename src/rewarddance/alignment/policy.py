@@ -104,10 +104,10 @@ class PolicyRecipe(TrainRecipe):
         """
         groups = torch.ones(self.prompts_per_step, dtype=torch.bool)
         groups[list(failed)] = False
-        left = [int(of_update.sum()) for of_update in groups.tensor_split(self.updates)]
-        own = local_shard(groups, self.updates)
-        kept = own.repeat_interleave(self.group_size)
-        batches = zip(self.batches(len(own)), left, strict=True)
+        counts = [int(of_update.sum()) for of_update in groups.tensor_split(self.updates)]
+        local_groups = local_shard(groups, self.updates)
+        kept = local_groups.repeat_interleave(self.group_size)
+        batches = zip(self.batches(len(local_groups)), counts, strict=True)
         return [
             Batch([Part.of(rows, kept) for rows in parts], count * self.group_size / world_size())
             for parts, count in batches
@@ -179,12 +179,12 @@ def score_rollouts(
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
     gather = partial(all_gather, parts=recipe.updates)
-    own = local_shard(draws.chosen, recipe.updates)
-    prompts = as_prompts(run.prompts[i] for i in own)
-    groups = [list(group) for group in pixels.unflatten(0, (len(own), recipe.group_size))]
+    prompt_numbers = local_shard(draws.chosen, recipe.updates)
+    prompts = as_prompts(run.prompts[i] for i in prompt_numbers)
+    groups = [list(group) for group in pixels.unflatten(0, (len(prompt_numbers), recipe.group_size))]
     references = None if run.bank is None else _choose_references(run.bank.references, draws, recipe.updates)
     faults = {row // recipe.group_size: fault for row, fault in (unread or {}).items()}
-    asked = [k for k in range(len(own)) if k not in faults]
+    asked = [k for k in range(len(prompt_numbers)) if k not in faults]
     local = []
     for reward in run.rewards:
         answer, unanswered = scores_apart(reward, prompts, groups, references, asked=asked)
@@ -205,7 +205,7 @@ def score_rollouts(
         clipped = clipped.new_zeros(len(draws.chosen), recipe.group_size).index_copy(0, torch.tensor(kept), clipped)
 
     def samples_of_kept(samples: Tensor) -> Tensor:
-        return of_kept(samples.unflatten(0, (len(own), -1))).flatten(0, 1)
+        return of_kept(samples.unflatten(0, (len(prompt_numbers), -1))).flatten(0, 1)
 
     image_stats = step_image_stats(pixels, len(kept), samples_of_kept)
     numbers = tuple(group.number for group in failed)
@@ -226,8 +226,8 @@ def with_stand_ins(run: Alignment, draws: Draws, scored: ScoredRollouts, prompts
 def _failed_groups(recipe: PolicyRecipe, prompts: Sequence[Prompt], faults: Faults) -> list[FailedGroup]:
     """Those of all processes, in the order of the step; faults: of this one's prompts."""
     numbers = local_shard(list(range(recipe.prompts_per_step)), recipe.updates)
-    own = [FailedGroup(numbers[k], prompts[k].text, fault.what, fault.remedy) for k, fault in faults.items()]
-    return sorted(group for of_process in gather_objects(own) for group in of_process)
+    local_failures = [FailedGroup(numbers[k], prompts[k].text, fault.what, fault.remedy) for k, fault in faults.items()]
+    return sorted(group for of_process in gather_objects(local_failures) for group in of_process)
 
 
 def _choose_references(bank: Sequence[References], draws: Draws, updates: int) -> list[list[Pixels]]:
@@ -249,7 +249,7 @@ def reward_figures(scored: ScoredRollouts) -> Figures:
     return figures | ({"failed_groups": len(scored.failed)} if scored.failed else {})
 
 
-def _figures_of(scores: Scores, own: Advantages) -> Figures:
+def _figures_of(scores: Scores, advantages: Advantages) -> Figures:
     """What is logged of one reward."""
     values, margins = scores
     compared = margins.ndim == 3  # in the group: P and margin are of all pairs, which are even by construction
@@ -257,7 +257,7 @@ def _figures_of(scores: Scores, own: Advantages) -> Figures:
         "reward": values.mean().item() if compared else margins.sigmoid().mean().item(),
         "margin": margins.mean().item(),
         "spread_within": values.std(1, correction=0).mean().item(),
-        "zero_std_groups": own.zero_std_groups,
+        "zero_std_groups": advantages.zero_std_groups,
     }
     if not compared:  # the mean win rate of every group is a half
         figures["spread_across"] = values.mean(1).std(correction=0).item()

@@ -404,8 +404,10 @@ def _read(index: Path) -> tuple[dict[Key, References], set[Key]]:
             continue
         pictures = PicturesOnDisk([index.parent / name for name in row["files"]])
         latents = _read_latents(_latents_of(index.parent, row["files"]))
-        own = References(Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents)
-        bank[_key_of(row)] = own
+        prompt_references = References(
+            Prompt(row["prompt"]), pictures, tuple(row["seeds"]), tuple(row["wins"]), latents
+        )
+        bank[_key_of(row)] = prompt_references
     if is_main_process() and index.exists():
         write_text_atomically(index, "".join(json.dumps(row) + "\n" for row in rows))
     return bank, failed

@@ -127,7 +127,7 @@ def leave_out(
     last_steps: LastSteps, generator: Trainable, prompts: Sequence[Prompt], kept: Kept, instead: Prompt
 ) -> None:
     """Go back through the samples that are left alone. instead: a prompt of theirs, where one goes along (`Part`)."""
-    prompts = [prompt if own else instead for prompt, own in zip(prompts, kept.local.tolist(), strict=True)]
+    prompts = [prompt if is_kept else instead for prompt, is_kept in zip(prompts, kept.local.tolist(), strict=True)]
     parts = [Part.of(rows, kept.local) for rows in last_steps.parts]
     conditions = [encoded(generator, prompts, part.rows) for part in parts]
     shares = [part.count * kept.weight for part in parts]

@@ -81,6 +81,8 @@ def jittered(pixels: PixelBatch, rng: torch.Generator, shift: int, noise: float)
     if noise:
         seeds = local_shard(torch.randint(2**62, (n,), generator=rng)).tolist()
         rngs = [random_on(pixels.device, seed) for seed in seeds]
-        eps = torch.stack([torch.randn(pixels.shape[1:], generator=own, device=own.device) for own in rngs])
+        eps = torch.stack(
+            [torch.randn(pixels.shape[1:], generator=sample_rng, device=sample_rng.device) for sample_rng in rngs]
+        )
         pixels = pixels + noise * eps.to(pixels.device)
     return pixels.clamp(0, 1)

@@ -58,7 +58,7 @@ def recipe_command(
             run(parse_recipe(recipe, content, "the command line"))
 
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         command.__doc__ = run.__doc__
         name = run.__name__.rstrip("_").replace("_", "-")
         app.command(name, epilog=f"[bold]Example:[/bold] [cyan]{example}[/cyan]")(command)

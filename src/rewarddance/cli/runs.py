@@ -50,8 +50,8 @@ def quickstart(
             raise InputError("a recipe says its own task.", "Leave --task or --recipe out.")
         if task is not None and task not in TASKS:
             raise InputError(f"there is no task {task!r}.", f"Say {', '.join(TASKS)}.")
-        own = "quickstart.yaml" if task in (None, "t2i") else f"quickstart_{task}.yaml"
-        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file(own), extra)
+        file = "quickstart.yaml" if task in (None, "t2i") else f"quickstart_{task}.yaml"
+        chosen = load_recipe(QuickstartRecipe, recipe or recipe_file(file), extra)
         kind = "" if chosen.task == "t2i" else f"{chosen.task}-"
         run = start_run(chosen, output / (name or _fresh_name(output, f"quickstart-{kind}seed{chosen.seed}")))
     summary = run_all(run)
@@ -150,12 +150,12 @@ def plan(run: PlanRun) -> None:
     from rewarddance.jobs.plan import plan_recipe
     from rewarddance.planning.table import print_plan
 
-    found = plan_recipe(run.recipe, run.overrides, run)
+    memory_plan = plan_recipe(run.recipe, run.overrides, run)
     if run.json_output:
-        print_result(found.as_json())
+        print_result(memory_plan.as_json())
     else:
-        print_plan(found)
-    if not found.fits:
+        print_plan(memory_plan)
+    if not memory_plan.fits:
         raise typer.Exit(1)
 
 

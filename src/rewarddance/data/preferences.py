@@ -139,13 +139,13 @@ class PreferenceSet(Sequence[Preference]):
         self.path = path
         self._table = open_preferences(path)
         pairs, keys, scored = array("I"), array("Q"), array("I")
-        self._lines, found = array("I"), list[FaultyRow]()
+        self._lines, faulty = array("I"), list[FaultyRow]()
         for place, (line, content) in enumerate(self._table.rows()):
             self._lines.append(line)
             try:
                 row = _checked(content, path, line)
             except Unusable as fault:
-                found.append(fault.row)
+                faulty.append(fault.row)
                 continue
             if for_training and (why := refusal(row.source)):
                 raise InputError(
@@ -159,10 +159,10 @@ class PreferenceSet(Sequence[Preference]):
                 keys.append(row.comparable())
         if not len(self._table):
             raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
-        if found and (faults is None or len(found) == len(self._table)):
-            raise FaultyRows(found, can_skip=len(found) < len(self._table))
+        if faulty and (faults is None or len(faulty) == len(self._table)):
+            raise FaultyRows(faulty, can_skip=len(faulty) < len(self._table))
         if faults is not None:
-            faults += found
+            faults += faulty
         first, second, alone = paired(np.array(keys, np.uint64), np.array(scored, np.uint32))
         self._left = np.concatenate([np.array(pairs, np.uint32), first])
         self._right = np.concatenate([np.array(pairs, np.uint32), second])

@@ -78,8 +78,8 @@ def _by_folder(place: Path, prompts: Sequence[BenchPrompt]) -> dict[int, list[Pa
     for path in sorted(place.iterdir(), key=natural_order):
         if path.is_dir():
             number = _number(path.name, numbers)
-            own = path / SAMPLES if (path / SAMPLES).is_dir() else path
-            files = pictures_in(own)
+            folder = path / SAMPLES if (path / SAMPLES).is_dir() else path
+            files = pictures_in(folder)
         elif path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".":
             number = _number(path.stem, numbers)
             if number is None and (parts := path.stem.rpartition("_"))[2].isdigit():

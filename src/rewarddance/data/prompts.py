@@ -61,26 +61,26 @@ def read_prompts(path: Path, faults: list[FaultyRow] | None = None) -> list[Prom
 
 def _prompt(record: dict[str, Any], folder: Path, images: dict[Path, Pixels]) -> Prompt:
     """A record as a prompt with its picture. Raises InputError that says what is wrong with the record."""
-    own = dict(record)
-    names = {name.casefold(): name for name in reversed([name for name in own if isinstance(name, str)])}
+    metadata = dict(record)
+    names = {name.casefold(): name for name in reversed([name for name in metadata if isinstance(name, str)])}
     key = next((names[name] for name in _NAMES if name in names), None)
     if key is None:
         raise InputError(
             f"holds no prompt (it has the keys {', '.join(sorted(names)) or 'of none'}).",
             'Each record has a key "prompt", such as {"prompt": "a red circle"}.',
         )
-    text, negative, image = own.pop(key), own.pop("negative_prompt", None), own.pop("image", None)
+    text, negative, image = metadata.pop(key), metadata.pop("negative_prompt", None), metadata.pop("image", None)
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"holds no prompt ({shown(text)}).", 'Give a text, such as {"prompt": "a red circle"}.')
     if negative is not None and not isinstance(negative, str):
         raise InputError(f"has the negative_prompt {shown(negative)}, which holds no prompt.", "Give a text, or none.")
-    prompt = Prompt(text.strip(), (negative or "").strip(), own)
+    prompt = Prompt(text.strip(), (negative or "").strip(), metadata)
     if image is None:
         return prompt
     file = _image_path(image, folder)
     if file not in images:
         images[file] = _read_image(file)
-    return Prompt(prompt.text, prompt.negative, own, images[file], file)
+    return Prompt(prompt.text, prompt.negative, metadata, images[file], file)
 
 
 def records(path: Path) -> Iterator[tuple[str, dict[str, Any] | InputError]]:

@@ -118,11 +118,11 @@ def without_metadata(file: File, name: str) -> tuple[bytes, str]:
             raise InputError(f"{name} is coded as {codec}, which browsers do not play.", "Make it H.264 in .mp4.")
         copy = BytesIO()
         with av.open(copy, "w", format=kind) as written:
-            shown = written.add_stream_from_template(stream)
-            shown.metadata.clear()
+            copied = written.add_stream_from_template(stream)
+            copied.metadata.clear()
             for packet in container.demux(stream):
                 if packet.dts is not None:
-                    packet.stream = shown
+                    packet.stream = copied
                     written.mux(packet)
         return copy.getvalue(), f"video/{kind}"
 

@@ -289,8 +289,8 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         """
         heard: dict[str, tuple[int, str]] = {}
         names = [name for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if getattr(self.pipeline, name, None)]
-        own = {name: getattr(self.pipeline, name) for name in names}
-        for name, tokenizer in own.items():
+        tokenizers = {name: getattr(self.pipeline, name) for name in names}
+        for name, tokenizer in tokenizers.items():
             object.__setattr__(
                 self.pipeline, name, _Listening(tokenizer, lambda *at, name=name: heard.update({name: at}))
             )
@@ -298,10 +298,12 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             with torch.no_grad(), self._present("text_encoders"):
                 self._text(["a"])
         finally:
-            for name, tokenizer in own.items():
+            for name, tokenizer in tokenizers.items():
                 object.__setattr__(self.pipeline, name, tokenizer)
         limits = []
-        for tokenizer, length, text in ((own[name], *found) for name, found in heard.items()):
+        for tokenizer, length, text in (
+            (tokenizers[name], *length_and_text) for name, length_and_text in heard.items()
+        ):
             around = len(tokenizer(text).input_ids) - len(tokenizer("a", add_special_tokens=False).input_ids)
             if "max_sequence_length" in self.uses and length >= (most := self._option("max_sequence_length")):
                 length = most

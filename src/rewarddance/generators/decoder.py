@@ -44,10 +44,10 @@ class Decoder:
         Raises InputError for a size that it does not draw.
         """
         self.check(len(pixels), *pixels.shape[-2:])
-        shown = 2 * pixels.to(self.vae.device, torch.float32) - 1
+        centred = 2 * pixels.to(self.vae.device, torch.float32) - 1
         if self.stride is not None:
-            shown = shown.transpose(0, 1)[None]
-        return self.vae.encode(shown, return_dict=False)[0].mode()
+            centred = centred.transpose(0, 1)[None]
+        return self.vae.encode(centred, return_dict=False)[0].mode()
 
     def decode(self, latent: Tensor) -> Pixels:
         """The pixels of a latent as `encode` gives it, in the autograd graph."""

@@ -96,16 +96,17 @@ class Scorer:
         for name, count in (("images", len(pixels)), ("sources", len(pictures)), ("groups", len(groups or prompts))):
             if count != len(prompts):
                 raise InputError(f"there are {count} {name} and {len(prompts)} prompts.", "Give one for each prompt.")
-        asked = [Prompt(text, image=image) for text, image in zip(prompts, pictures, strict=True)]
+        with_sources = [Prompt(text, image=image) for text, image in zip(prompts, pictures, strict=True)]
         with self._one_at_a_time:
             if self.group:
-                keys = groups or [(prompt.text, id(prompt.image)) for prompt in asked]
-                return self._win_rates(pixels, asked, keys)
-            found: dict[str, Pixels] = {}
+                keys = groups or [(prompt.text, id(prompt.image)) for prompt in with_sources]
+                return self._win_rates(pixels, with_sources, keys)
+            references: dict[str, Pixels] = {}
             if self.references is not None:
-                found = {text: self.references.of(text) for text in dict.fromkeys(prompts)}
+                references = {text: self.references.of(text) for text in dict.fromkeys(prompts)}
             asking = [
-                Question(prompt, each, found.get(prompt.text)) for prompt, each in zip(asked, pixels, strict=True)
+                Question(prompt, each, references.get(prompt.text))
+                for prompt, each in zip(with_sources, pixels, strict=True)
             ]
             return checked(self.judge(asking).margin, asking).probability.tolist()
 
@@ -120,9 +121,11 @@ class Scorer:
                     "Win rates are among the pictures of a group: let the trainer hand over whole ones.",
                 )
         of_groups = [prompts[numbers[0]] for numbers in places.values()]
-        shown = [[pixels[number] for number in numbers] for numbers in places.values()]
+        pictures_of_groups = [[pixels[number] for number in numbers] for numbers in places.values()]
         scores = [0.0] * len(pixels)
-        for numbers, ranking in zip(places.values(), tournament(self.judge, of_groups, shown), strict=True):
+        for numbers, ranking in zip(
+            places.values(), tournament(self.judge, of_groups, pictures_of_groups), strict=True
+        ):
             if not torch.isfinite(ranking.margins).all():
                 raise RewardError(
                     f"the judge gave no finite margin for the pictures of {prompts[numbers[0]].text!r}.",

@@ -48,10 +48,10 @@ class Aligned(NamedTuple):
 
     def as_json(self) -> dict[str, Any]:
         """What the command prints: the folder under its name, lora or generator; and how many groups had no reward."""
-        told = {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        result = {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
         if failed := len(read_failed_groups(self.folder.parent)):
-            told |= {"failed": failed, "failures": str(self.folder.parent / FILE)}
-        return told | skipped(self.folder.parent / FAULTY)
+            result |= {"failed": failed, "failures": str(self.folder.parent / FILE)}
+        return result | skipped(self.folder.parent / FAULTY)
 
 
 class Parts(NamedTuple):
@@ -98,8 +98,8 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
         as_rewards(recipe.chosen, generator, asked)
     judges = [*listed(asked), held_out]
     if "judge" in recipe.offload:
-        for one in judges:
-            keep_off(one, judge_device)
+        for judge in judges:
+            keep_off(judge, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
     folder = recipe.output

@@ -109,12 +109,12 @@ def _score(run: BenchRun, scorer: PictureScorer | Fleet | None, shots: Sequence[
         assert scorer is not None
         answers = map(scorer, batches)
     with progress_bar("looking at pictures", len(shots), done) as bar:
-        for batch, found in zip(batches, answers, strict=True):
-            failed = [answer for answer in found if isinstance(answer, RewardDanceError)]
-            if results.progress.read == 0 and len(failed) == len(found) and len({one.remedy for one in failed}) == 1:
+        for batch, outcomes in zip(batches, answers, strict=True):
+            failed = [answer for answer in outcomes if isinstance(answer, RewardDanceError)]
+            if results.progress.read == 0 and len(failed) == len(outcomes) and len({one.remedy for one in failed}) == 1:
                 raise failed[0]  # it is not the pictures
             rows, failures = [], []
-            for shot, answer in zip(batch, found, strict=True):
+            for shot, answer in zip(batch, outcomes, strict=True):
                 if isinstance(answer, RewardDanceError):
                     failures.append({"picture": str(shot.path), "reason": answer.what, "remedy": answer.remedy})
                 else:
@@ -180,7 +180,7 @@ def _summary(run: BenchRun, folder: Path, results: RowFile) -> dict[str, Any]:
         "failed": done.failed,
         "by": {name: value for name, value in _by(run, rows).items() if value is not None},
     }
-    tables = {name: {key: one._asdict() for key, one in table.items()} for name, table in figures.items()}
+    tables = {name: {key: figure._asdict() for key, figure in table.items()} for name, table in figures.items()}
     write_text_atomically(folder / SCORES, json.dumps(facts | {"figures": tables}, indent=2) + "\n")
     write_text_atomically(folder / TABLES, _markdown(facts, figures))
     scores = {name: round(figure.mean, 4) for name, figure in figures["all"].items()}

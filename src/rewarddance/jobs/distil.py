@@ -330,8 +330,8 @@ def write_results(recipe: DistilRun, rows: list[PreferenceRow], answers: Iterabl
     kept = [rows[n].written(recipe.output.parent) | texts for n, texts in sorted(reasons.items())]
     files = {recipe.output: kept} | {beside(recipe.output, name): lines for name, lines in apart.items()}
     for path, lines in files.items():
-        own = 0o666 if path == recipe.output else _OWN
-        write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines), own)
+        mode = 0o666 if path == recipe.output else _OWN
+        write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in lines), mode)
     return counts | {"pairs": len(kept)}
 
 

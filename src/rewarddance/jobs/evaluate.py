@@ -186,8 +186,8 @@ def judge_facts(judge: RewardModel, name: str, folder: Path | None) -> JudgeFact
     """
     asked = getattr(judge, "config", None)
     if folder is None and asked is not None and not isinstance(judge, Judge | LedJudge):
-        said = {key: value for key in ("instruction", "orders") if (value := getattr(asked, key, None)) is not None}
-        return JudgeFacts(name=name, kind=asked.kind, **said)
+        options = {key: value for key in ("instruction", "orders") if (value := getattr(asked, key, None)) is not None}
+        return JudgeFacts(name=name, kind=asked.kind, **options)
     if folder is None or not isinstance(judge, Judge | LedJudge):
         return JudgeFacts(name=name.rpartition(":")[2], kind="function")
     config, training = judge.config, read_training(folder)

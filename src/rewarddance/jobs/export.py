@@ -39,5 +39,5 @@ def run_export(run: ExportRun) -> dict[str, Any]:
         merge_adapter(judge.model)
     with replacing(run.output) as folder:
         judge.save(folder)
-    told = {"folder": str(run.output), "kind": judge.config.kind, "instruction": judge.config.instruction}
-    return told | {"yes": list(files.yes), "no": list(files.no), "noul_is_exact": files.exact}
+    facts = {"folder": str(run.output), "kind": judge.config.kind, "instruction": judge.config.instruction}
+    return facts | {"yes": list(files.yes), "no": list(files.no), "noul_is_exact": files.exact}

@@ -126,10 +126,10 @@ def _sized(path: Path, sizes: dict[Path, OtherPixels | RewardDanceError]) -> Pix
             sizes[path] = blank(*media_size(path, MAX_FRAMES))
         except RewardDanceError as error:
             sizes[path] = error
-    found = sizes[path]
-    if isinstance(found, RewardDanceError):
-        raise found
-    return found
+    pixels_or_fault = sizes[path]
+    if isinstance(pixels_or_fault, RewardDanceError):
+        raise pixels_or_fault
+    return pixels_or_fault
 
 
 def _raise_first(faults: Iterable[RewardDanceError | None]) -> None:

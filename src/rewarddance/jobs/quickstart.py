@@ -394,7 +394,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     paired = [row[:count] for row in base_scores]
     result["aligned"] = last
     result["gsb"] = good_same_bad(scores[last], paired, prompts, recipe.preferences.least_difference)
-    result["diversity"] = {arm: interval(diversity(own).numpy())._asdict() for arm, own in pictures.items()}
+    result["diversity"] = {arm: interval(diversity(samples).numpy())._asdict() for arm, samples in pictures.items()}
     reward = proxy(judge, prompts, pictures, search.pictures)
     result["reward"] = {arm: interval(values)._asdict() for arm, values in reward.items()}
     result["hacking"] = hacking_verdict(

@@ -219,8 +219,8 @@ class BenchRun(JudgeChoice):
         asks_judge = self.benchmark != "geneval" or self.colours == "judge"
         if asks_judge != (self.judge is not None):
             raise ValueError("a judge is for geneval2, tifa and colours=judge" if self.judge else "a judge is missing")
-        own = {"detector": self.detector, "colours": self.colours, "rules": self.rules != GenEvalRules()}
-        if self.benchmark != "geneval" and (given := [name for name, value in own.items() if value]):
+        geneval_only = {"detector": self.detector, "colours": self.colours, "rules": self.rules != GenEvalRules()}
+        if self.benchmark != "geneval" and (given := [name for name, value in geneval_only.items() if value]):
             raise ValueError(f"{given[0]} is of geneval alone")
         if given := [name for name in ("instruction", "criteria", "orders") if getattr(self, name) is not None]:
             raise ValueError(f"a benchmark asks its own questions; leave out {given[0]}")

@@ -49,9 +49,9 @@ def answers_of_fleet(
 
     def parts(first: int, check: bool) -> Iterator[list[Any]]:
         work = functools.partial(ScoreWorker, run, results.schema, check)
-        for part, found in enumerate(fleet.in_order(work, range(first, -(-len(table) // size))), start=first):
-            yield found[max(0, begin - part * size) :]
-            if len(found) < min(size, len(table) - part * size):  # the file is broken from here on
+        for part, outcomes in enumerate(fleet.in_order(work, range(first, -(-len(table) // size))), start=first):
+            yield outcomes[max(0, begin - part * size) :]
+            if len(outcomes) < min(size, len(table) - part * size):  # the file is broken from here on
                 return
 
     if not begun and not run.skip_faulty:

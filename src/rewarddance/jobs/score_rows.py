@@ -165,9 +165,9 @@ def row_faults(reader: RowReader, rows: Iterable[Row], judge: RewardModel) -> It
 
 def refuse(faults: Iterable[FaultyRow | None], table: Table) -> None:
     """Raises FaultyRows naming all rows that cannot be scored, if there are any."""
-    found = [fault for fault in faults if fault is not None]
-    if found:
-        raise FaultyRows(found, can_skip=len(found) < len(table))
+    faulty = [fault for fault in faults if fault is not None]
+    if faulty:
+        raise FaultyRows(faulty, can_skip=len(faulty) < len(table))
 
 
 def parquet_schema(table: Table, run: ScoreRun) -> pa.Schema:

@@ -138,28 +138,28 @@ def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) ->
         return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
 
 
-def _row(prompt: Prompt, place: int, found: SearchResult, folder: Path) -> dict[str, Any]:
+def _row(prompt: Prompt, place: int, result: SearchResult, folder: Path) -> dict[str, Any]:
     """Write a prompt's pictures; returns its row."""
-    own = Path("pictures") / f"{place + 1:06d}"
+    place_in_folder = Path("pictures") / f"{place + 1:06d}"
 
     def written(one: Candidate, name: str) -> dict[str, Any]:
-        write_picture(one.pixels, folder / own / name)
-        return {"picture": (own / name).as_posix(), "score": one.score, **one.origin}
+        write_picture(one.pixels, folder / place_in_folder / name)
+        return {"picture": (place_in_folder / name).as_posix(), "score": one.score, **one.origin}
 
-    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(found.pictures[1:], start=1)]
+    runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(result.pictures[1:], start=1)]
     return {
         "number": place + 1,
         "prompt": prompt.text,
         **({"negative_prompt": prompt.negative} if prompt.negative else {}),
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
         **({"image": str(prompt.image_path)} if prompt.image_path else {}),
-        "winner": written(found.winner, "winner.png"),
+        "winner": written(result.winner, "winner.png"),
         "runners_up": runners_up,
-        "first": written(found.first, "first.png"),
-        "judging": found.judging,
-        "rounds": found.rounds,
-        **({} if found.held_out is None else {"held_out": found.held_out}),
-        "spent": _rounded(found.spent._asdict()),
+        "first": written(result.first, "first.png"),
+        "judging": result.judging,
+        "rounds": result.rounds,
+        **({} if result.held_out is None else {"held_out": result.held_out}),
+        "spent": _rounded(result.spent._asdict()),
     }
 
 
@@ -172,16 +172,16 @@ def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
         rows = [{key: row.get(key) for key in ("spent", "rounds", "held_out")} for row in map(json.loads, file)]
     spent = [row["spent"] for row in rows]
     done = results.progress
-    found: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
-    found |= skipped(folder / FAULTY)
+    summary: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}
+    summary |= skipped(folder / FAULTY)
     if done.failed:
-        found["failures"] = str(results.failures)
+        summary["failures"] = str(results.failures)
     if plain := sum(row["rounds"] == 0 for row in rows):  # the budget was too small for the method
-        found["plain_samples_only"] = plain
+        summary["plain_samples_only"] = plain
     if rows and rows[0]["held_out"] is not None:
-        found["held_out_prefers"] = round(float(np.mean([preference(row["held_out"]) for row in rows])), 4)
+        summary["held_out_prefers"] = round(float(np.mean([preference(row["held_out"]) for row in rows])), 4)
     each = {name: float(np.mean([row[name] for row in spent])) for name in Spent._fields} if spent else {}
-    return found | {"spent_a_prompt": _rounded(each)}
+    return summary | {"spent_a_prompt": _rounded(each)}
 
 
 def preference(margin: float) -> float:
@@ -202,10 +202,10 @@ def _loaded(run: SearchRun, load: Load) -> tuple[PipelineGenerator, RewardModel,
 
 def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:
     pictures = {prompt.image_path for prompt in prompts if prompt.image_path is not None}
-    told = run.prompts.read_bytes() + (digest_of(pictures).encode() if pictures else b"")
+    content = run.prompts.read_bytes() + (digest_of(pictures).encode() if pictures else b"")
     seen = {
         "prompts": run.prompts.resolve(),
-        "prompts_digest": hashlib.blake2b(told, digest_size=16).hexdigest(),
+        "prompts_digest": hashlib.blake2b(content, digest_size=16).hexdigest(),
         "generator_digest": _digest(run.generator),
         "judge_digest": _digest(run.judge),
         "held_out_digest": None if run.held_out is None else _digest(run.held_out),

@@ -75,13 +75,13 @@ def _batches(run: AlignRun, processes: int) -> dict[str, tuple[str, int, str]]:
     recipe, samples = run.chosen, run.chosen.prompts_per_step * run.chosen.group_size // processes
     drawn = ("references.batch_size", run.references.batch_size, "drawn for the references")
     network = (f"{run.algorithm}.generator_batch", recipe.generator_batch or samples, "through the generator")
-    found = {"generator": network, "backward": network, "references: sampling": drawn, "references: decoding": drawn}
+    batches = {"generator": network, "backward": network, "references: sampling": drawn, "references: decoding": drawn}
     if isinstance(recipe, ReflRecipe):
-        found["decoder"] = ("refl.decode_batch", recipe.decode_batch or samples, "through the decoder")
-        found["judge"] = ("refl.judge_batch", recipe.judge_batch, "before the judge")
+        batches["decoder"] = ("refl.decode_batch", recipe.decode_batch or samples, "through the decoder")
+        batches["judge"] = ("refl.judge_batch", recipe.judge_batch, "before the judge")
     else:  # a rollout's samples are drawn and decoded as many together as are learned
-        found |= {"sampling": network, "decoder": network}
-    return found
+        batches |= {"sampling": network, "decoder": network}
+    return batches
 
 
 def _least(run: AlignRun) -> int:

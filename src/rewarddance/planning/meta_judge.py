@@ -112,8 +112,10 @@ class MetaModel(VisionLanguageModel):
         if self.counts is None or torch.is_grad_enabled() or keeps:
             return read()
         ids = [sequence.ids[start:end] for sequence, (start, end) in zip(sequences, spans, strict=True)]
-        shown = sum(token == self._image_token for own in ids for token in own)
-        return self.counts.repeated(("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, shown), read)
+        picture_tokens = sum(token == self._image_token for sequence_ids in ids for token in sequence_ids)
+        return self.counts.repeated(
+            ("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, picture_tokens), read
+        )
 
     def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
         tokens = super()._sequence(one, numbers)

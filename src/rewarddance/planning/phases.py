@@ -78,14 +78,16 @@ class AskedJudge(CountedJudge):
 
     def _enough(self, questions: Sequence[Question]) -> int:
         """How many of the questions fill what the judge reads at once twice, in whole prompts."""
-        own = next((n for n, q in enumerate(questions) if q.prompt is not questions[0].prompt), len(questions))
+        first_prompt = next((n for n, q in enumerate(questions) if q.prompt is not questions[0].prompt), len(questions))
         self.vlm.lengths.clear()
         self.vlm.counting_only = True
         try:
-            self._judge(questions[:own])
+            self._judge(questions[:first_prompt])
         finally:
             self.vlm.counting_only = False
-        return min(len(questions), own * math.ceil(2 * self.vlm.tokens_at_once / max(1, sum(self.vlm.lengths))))
+        return min(
+            len(questions), first_prompt * math.ceil(2 * self.vlm.tokens_at_once / max(1, sum(self.vlm.lengths)))
+        )
 
     def _structure(self, questions: Sequence[Question]) -> tuple[Any, ...]:
         """All that the work on the questions depends on: their texts, and which picture of which shape is where."""
@@ -102,5 +104,7 @@ class AskedJudge(CountedJudge):
 
 def _pictures(questions: Sequence[Question], known: set[int]) -> list[Tensor]:
     """Each picture of the questions once, without those whose ids are known."""
-    shown = [pixels for q in questions for pixels in (q.prompt.image, q.candidate, q.reference) if pixels is not None]
-    return list({id(pixels): pixels for pixels in shown if id(pixels) not in known}.values())
+    pictures = [
+        pixels for q in questions for pixels in (q.prompt.image, q.candidate, q.reference) if pixels is not None
+    ]
+    return list({id(pixels): pixels for pixels in pictures if id(pixels) not in known}.values())

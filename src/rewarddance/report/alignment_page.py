@@ -82,10 +82,10 @@ def first_and_last(rows: Sequence[Row], key: str) -> tuple[float, float] | None:
 def each_reward(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Of each of several rewards its name, and what it was at first and at the end. preferred: at the last probe."""
     keys = dict.fromkeys(key for row in rows if row["kind"] == "step" for key in row if key.startswith("margin/"))
-    found = []
+    rewards = []
     for name in (key.partition("/")[2] for key in keys):
         preferred = [row[f"preferred_to_base/{name}"] for row in rows if f"preferred_to_base/{name}" in row]
-        found.append(
+        rewards.append(
             {
                 "name": name,
                 "margins": first_and_last(rows, f"margin/{name}"),
@@ -94,7 +94,7 @@ def each_reward(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "preferred": preferred[-1] if preferred else None,
             }
         )
-    return found
+    return rewards
 
 
 def write_alignment_page(folder: Path, progress: Progress | None = None) -> Path:

@@ -20,8 +20,8 @@ def stress_table(stressed: Stressed) -> Table:
     """A row for each change of each test set."""
     rows: list[list[Cell]] = []
     for title, stress in stressed.items():
-        own = [[stress]] if isinstance(stress, str) else _rows(stress)
-        rows += [["" if i else title, *row] for i, row in enumerate(own)]
+        stress_rows = [[stress]] if isinstance(stress, str) else _rows(stress)
+        rows += [["" if i else title, *row] for i, row in enumerate(stress_rows)]
     return Table(HEADS, rows)
 
 
@@ -31,34 +31,34 @@ def stress_facts(stressed: Stressed) -> list[str]:
     for title, stress in stressed.items():
         if isinstance(stress, str):
             continue
-        said = [
+        sentences = [
             f"{title}: {stress.pictures:,} pictures of {stress.prompts:,} prompts, {stress.steps} steps a distance."
         ]
-        said.append(f"Standard deviation of their margins: {number(stress.spread, 1, 2)}.")
+        sentences.append(f"Standard deviation of their margins: {number(stress.spread, 1, 2)}.")
         if isinstance(stress.spread_left, str):
-            said.append(f"Spread at the top: {stress.spread_left}")
+            sentences.append(f"Spread at the top: {stress.spread_left}")
         else:
             left = figure_text(stress.spread_left, 1, 2)
-            said.append(f"P(yes) of the top quarter of them spreads {left} times as far as that of all.")
-        said += [f"Left out is {label(change)}: {why}" for change, why in stress.left_out.items()]
-        facts.append(" ".join(said))
+            sentences.append(f"P(yes) of the top quarter of them spreads {left} times as far as that of all.")
+        sentences += [f"Left out is {label(change)}: {why}" for change, why in stress.left_out.items()]
+        facts.append(" ".join(sentences))
     return facts
 
 
 def stress_findings(stress: StressFigures) -> list[str]:
     """What is won without drawing better, a sentence each, for a list that says on which test set."""
-    found = []
+    findings = []
     if not isinstance(stress.pixels, str):
         won = stress.pixels[SMALL].margin
         times = f", {won.mean / stress.spread:.2f} standard deviations of its margins" if stress.spread else ""
-        found.append(f"{SMALL} of 255 along its gradient win {figure_text(won, *_LOGITS)} logits{times}.")
+        findings.append(f"{SMALL} of 255 along its gradient win {figure_text(won, *_LOGITS)} logits{times}.")
     paid = {name: won for name, won in stress.disturbances.items() if won.margin.low > 0}
     wins = []
     for name, won in sorted(paid.items(), key=lambda item: -item[1].margin.mean):
         beaten = f"{number(won.beats.mean, digits=0)} of 100 beat the clean one"
         wins.append(f"{label(name)} ({figure_text(won.margin, *_LOGITS)}; {beaten})")
     none = f"none of {len(stress.disturbances)} disturbances wins on average."
-    return [*found, f"a picture wins by {', '.join(wins)}." if wins else none]
+    return [*findings, f"a picture wins by {', '.join(wins)}." if wins else none]
 
 
 def label(disturbance: str) -> str:

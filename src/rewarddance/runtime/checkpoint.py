@@ -51,15 +51,15 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
             f"Make it: `rewarddance bases {_MADE[name]} --output bases` (hours; it goes on where it was "
             f"cut off). Then give the folder bases/{name} in its place.",
         )
-    told = ""
+    hub_error = ""
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         try:
             return Path(download(name))
         except (OSError, ValueError, RuntimeError) as error:  # its own errors are these three
-            told = f" (the model hub: {first_line(error)})"
+            hub_error = f" (the model hub: {first_line(error)})"
     bundled = sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
     raise InputError(
-        f"there is no checkpoint at {name!r}{told}.",
+        f"there is no checkpoint at {name!r}{hub_error}.",
         f"Give a folder written by save_pretrained, an id such as OpenGVLab/InternVL3-8B-hf where there is a network, "
         f"or one of the bundled names: {', '.join(bundled) or 'none'}.",
     )
@@ -155,8 +155,8 @@ def replacing_together(folder: Path) -> Iterator[Path]:
 
 def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | None = None) -> Path | None:
     """The complete `<name>-<step>` folder of the highest step (of those up to `at_most`) under `parent`, or None."""
-    found = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
-    steps = {int(step): folder for folder in found if (step := folder.name.rpartition("-")[2]).isdecimal()}
+    folders = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
+    steps = {int(step): folder for folder in folders if (step := folder.name.rpartition("-")[2]).isdecimal()}
     wanted = [step for step in steps if at_most is None or step <= at_most]
     return steps[max(wanted)] if wanted else None
 

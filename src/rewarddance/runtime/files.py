@@ -78,8 +78,8 @@ def parse_json(text: str | bytes) -> Any:
     if text.count("[") + text.count("{") > DEEPEST:
         depth = end_of_escape = 0
         inside = False  # of a string, whose brackets do not count
-        for found in _JSON_MARKS.finditer(text):  # what lies between them may be megabytes of a picture
-            mark, place = found[0], found.start()
+        for bracket in _JSON_MARKS.finditer(text):  # what lies between them may be megabytes of a picture
+            mark, place = bracket[0], bracket.start()
             if place < end_of_escape:
                 continue
             if inside:

@@ -49,10 +49,10 @@ def _twice(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
         again = [copies.get(id(one), one) for one in inputs]
         return forward(*again, **{name: copies.get(id(one), one) for name, one in named.items()})
 
-    found = checkpoint(run, *inputs, use_reentrant=False, **named)
+    output = checkpoint(run, *inputs, use_reentrant=False, **named)
     for now, was in zip(written, before, strict=True):
         was[:] = [old if old is not new else None for old, new in zip(was, now, strict=False)]  # other layers' entries
-    return found
+    return output
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -87,8 +87,10 @@ def modules_on(modules: Iterable[nn.Module], device: torch.device | str) -> Iter
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether torch ran out of memory, on an accelerator or on the CPU."""
-    told = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "can't allocate" in told)
+    message = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate" in message
+    )
 
 
 @contextmanager

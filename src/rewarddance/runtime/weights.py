@@ -76,8 +76,8 @@ def merge_adapter(module: Any) -> None:
     for name, layer in [*module.named_modules()]:
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
-            parent, _, own = name.rpartition(".")
-            setattr(module.get_submodule(parent), own, layer.get_base_layer())
+            parent, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(parent), attribute, layer.get_base_layer())
     # save_pretrained would write the adapter alone, and under PEFT's names
     module._hf_peft_config_loaded = False
     module._weight_conversions = module._base_weight_conversions
@@ -111,9 +111,9 @@ def check_report(module: nn.Module, report: Mapping[str, Any], what: str, remedy
         str(key[0]) if isinstance(key, tuple) else str(key) for key in report.get("mismatched_keys") or ()
     )
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    said = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
-    if said:
-        raise InputError(f"the weights of {what} do not fit a {type(module).__name__}: {'; '.join(said)}.", remedy)
+    problems = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    if problems:
+        raise InputError(f"the weights of {what} do not fit a {type(module).__name__}: {'; '.join(problems)}.", remedy)
 
 
 def check_finite(module: nn.Module, what: str) -> None:
@@ -153,25 +153,25 @@ def read_tensors(path: Path, what: str, expected: Mapping[str, Tensor], remedy: 
     """All tensors of a safetensors file. Raises InputError where names or shapes are not just the expected ones, or a
     value is not finite."""
     try:
-        found = load_file(path)
+        tensors = load_file(path)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(f"{what} cannot be read: {path}: {first_line(error)}.", remedy) from error
-    compare_names(found, expected, what, remedy)
-    check_values(found.items(), what)
-    return found
+    compare_names(tensors, expected, what, remedy)
+    check_values(tensors.items(), what)
+    return tensors
 
 
-def compare_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, remedy: str) -> None:
+def compare_names(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, remedy: str) -> None:
     """Raises InputError where tensors are not just the expected ones by name and shape."""
-    wrong = sorted(name for name in found if name in expected and found[name].shape != expected[name].shape)
+    wrong = sorted(name for name in tensors if name in expected and tensors[name].shape != expected[name].shape)
     faults = {
-        "missing": sorted(set(expected) - set(found)),
-        "unexpected": sorted(set(found) - set(expected)),
+        "missing": sorted(set(expected) - set(tensors)),
+        "unexpected": sorted(set(tensors) - set(expected)),
         "of another shape": wrong,
     }
-    said = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
-    if said:
-        raise InputError(f"the weights of {what} do not fit: {'; '.join(said)}.", remedy)
+    problems = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    if problems:
+        raise InputError(f"the weights of {what} do not fit: {'; '.join(problems)}.", remedy)
 
 
 def check_is_safe(folder: Path, what: str) -> None:
@@ -189,11 +189,11 @@ def variant_of(folder: Path) -> str | None:
     `model.fp16.safetensors`, or of several files `model.fp16-00001-of-00002.safetensors` and
     `model-00001-of-00002.fp16.safetensors`.
     """
-    found = set()
+    variants = set()
     for path in folder.glob("*.safetensors"):
         parts = path.name.removesuffix(".safetensors").split(".")
-        found.add(parts[1].split("-")[0] if len(parts) > 1 else None)
-    return None if None in found or not found else sorted(found)[0]
+        variants.add(parts[1].split("-")[0] if len(parts) > 1 else None)
+    return None if None in variants or not variants else sorted(variants)[0]
 
 
 @contextmanager
@@ -223,8 +223,8 @@ def library_warnings(what: str) -> Iterator[None]:
             logger.handlers[:] = handlers
             logger.setLevel(level)
             logger.propagate = propagate
-    for said in dict.fromkeys(heard.said):
-        logging.getLogger("rewarddance").warning("%s: %s", what, said)
+    for message in dict.fromkeys(heard.said):
+        logging.getLogger("rewarddance").warning("%s: %s", what, message)
 
 
 class _Heard(logging.Handler):

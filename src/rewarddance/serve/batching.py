@@ -163,24 +163,24 @@ def _gradients(reward: RewardModel, batch: Sequence[Waiting]) -> list[Outcome]:
     leaves: list[dict[str, Tensor]] = []
     questions = []
     for waiting in batch:
-        question, own = waiting.question, {}
+        question, leaf_of = waiting.question, {}
         for role in waiting.wanted:
             pixels = picture_of(question, role)
             assert pixels is not None
-            own[role] = pixels.detach().clone().requires_grad_()
-        prompt = replace(question.prompt, image=own["condition"]) if "condition" in own else question.prompt
-        others = {role: leaf for role, leaf in own.items() if role != "condition"}
+            leaf_of[role] = pixels.detach().clone().requires_grad_()
+        prompt = replace(question.prompt, image=leaf_of["condition"]) if "condition" in leaf_of else question.prompt
+        others = {role: leaf for role, leaf in leaf_of.items() if role != "condition"}
         questions.append(replace(question, prompt=prompt, **others))
-        leaves.append(own)
+        leaves.append(leaf_of)
     margin = reward(questions).margin
     if not margin.requires_grad:
         raise InputError("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
-    flat = [leaf for own in leaves for leaf in own.values()]
-    found = torch.autograd.grad(margin.sum(), flat, allow_unused=True)
-    gradients = iter(torch.zeros_like(leaf) if g is None else g for g, leaf in zip(found, flat, strict=True))
+    flat = [leaf for leaf_of in leaves for leaf in leaf_of.values()]
+    raw_gradients = torch.autograd.grad(margin.sum(), flat, allow_unused=True)
+    gradients = iter(torch.zeros_like(leaf) if g is None else g for g, leaf in zip(raw_gradients, flat, strict=True))
     answers = []
-    for waiting, own, value in zip(batch, leaves, margin.tolist(), strict=True):
-        answers.append(_finite(waiting, Answer(value, {role: next(gradients).cpu() for role in own})))
+    for waiting, leaf_of, value in zip(batch, leaves, margin.tolist(), strict=True):
+        answers.append(_finite(waiting, Answer(value, {role: next(gradients).cpu() for role in leaf_of})))
     return answers
 
 

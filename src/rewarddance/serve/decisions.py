@@ -28,9 +28,9 @@ class Parts(NamedTuple):
 def read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int) -> Request:
     content = json_object(body)
     asked = items_of(content, "questions", min(most, 400))
-    said = _input(content.get("input"), pictures)
+    shared = _input(content.get("input"), pictures)
     names = [question.get("name") if isinstance(question, dict) else None for question in asked]
-    makes = [lambda question=question: _question(said, question, pictures, judge) for question in asked]
+    makes = [lambda question=question: _question(shared, question, pictures, judge) for question in asked]
     return Request(each(makes), form=names)
 
 
@@ -72,26 +72,26 @@ def _parts(given: Any, pictures: RequestPictures, name: str) -> Parts:
         return Parts(given, ())
     if not isinstance(given, list):
         raise InputError(f"{name} is neither a text nor a list of parts.", "Send input_text and input_image.")
-    texts, found = [], []
+    texts, images = [], []
     for part in given:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "input_text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind == "input_image":
-            found.append(pictures.from_base64(part.get("image_url"), f"picture {len(found)} of {name}"))
+            images.append(pictures.from_base64(part.get("image_url"), f"picture {len(images)} of {name}"))
         else:
             raise InputError(
                 f"{name} has a part {shown(kind)} that cannot be read.", "Send input_text and input_image."
             )
-    return Parts("\n".join(texts), tuple(found))
+    return Parts("\n".join(texts), tuple(images))
 
 
-def _question(said: Parts, asked: Any, pictures: RequestPictures, judge: ServedJudge) -> Question:
-    if not isinstance(asked, dict) or asked.get("type") != "predicate":
-        kind = asked.get("type") if isinstance(asked, dict) else asked
+def _question(shared: Parts, question: Any, pictures: RequestPictures, judge: ServedJudge) -> Question:
+    if not isinstance(question, dict) or question.get("type") != "predicate":
+        kind = question.get("type") if isinstance(question, dict) else question
         raise InputError(f"a judge answers yes or no, and the question is {shown(kind)}.", "Ask a predicate.")
-    own = _parts(asked.get("instructions", ""), pictures, f"the question {shown(asked.get('name'))}")
-    shown_pictures = [*said.pictures, *own.pictures]
+    own_parts = _parts(question.get("instructions", ""), pictures, f"the question {shown(question.get('name'))}")
+    shown_pictures = [*shared.pictures, *own_parts.pictures]
     if not 1 <= len(shown_pictures) <= 3:
         raise InputError(
             f"the question has {len(shown_pictures)} pictures.",
@@ -99,5 +99,5 @@ def _question(said: Parts, asked: Any, pictures: RequestPictures, judge: ServedJ
         )
     candidate, before = shown_pictures[-1], shown_pictures[:-1]
     reference = before.pop() if before and (judge.needs_reference or len(before) == 2) else None
-    prompt = Prompt(said.text, image=before[0] if before else None)
-    return judge.question(prompt, candidate, reference, own.text.strip() or None)
+    prompt = Prompt(shared.text, image=before[0] if before else None)
+    return judge.question(prompt, candidate, reference, own_parts.text.strip() or None)

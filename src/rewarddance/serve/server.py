@@ -95,7 +95,9 @@ class JudgeServer:
         facts |= {"kind": judge.kind, "instruction": judge.instruction, "needs_reference": judge.needs_reference}
         facts |= {"differentiable": judge.differentiable, "reads_metadata": judge.reads_metadata, "fps": judge.fps}
         facts |= {"max_questions": self.options.max_questions, "max_body_bytes": self.options.max_body}
-        return _json(facts | {"max_pixels": self.options.max_pixels, "paths": [one.path for one in PROTOCOLS]})
+        return _json(
+            facts | {"max_pixels": self.options.max_pixels, "paths": [protocol.path for protocol in PROTOCOLS]}
+        )
 
     async def _metrics(self, request: Request) -> Response:
         figures = self.metrics
@@ -261,8 +263,8 @@ def _refusal(error: Exception) -> Response:
     """The reply that says what is wrong, in the form in which OpenAI's client reads errors."""
     if not isinstance(error, RewardDanceError):
         log.error("a request failed", exc_info=error)
-        told = as_ours(error)
-        error = RewardError(told.what, told.remedy)
+        our_error = as_ours(error)
+        error = RewardError(our_error.what, our_error.remedy)
     statuses = ((Denied, 401), (TooLarge, 413), (Busy, 429), (InputError, 400))
     status = next((number for kind, number in statuses if isinstance(error, kind)), 500)
     headers = {"Retry-After": f"{error.seconds:.0f}"} if isinstance(error, Busy) else {}

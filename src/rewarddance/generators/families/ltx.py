@@ -88,9 +88,9 @@ class LTXImageToVideoGenerator(LTXGenerator, ImageToVideoGenerator):
 
     def _picture(self, image: Image.Image) -> dict[str, Tensor]:
         vae = self.pipeline.vae
-        found = vae.encode(self._pixels(image).to(vae.dtype).unsqueeze(2)).latent_dist
-        mean = self.pipeline._normalize_latents(found.mean.float(), vae.latents_mean, vae.latents_std)
-        std = found.std.float() / vae.latents_std.view(1, -1, 1, 1, 1).to(found.std.device)
+        distribution = vae.encode(self._pixels(image).to(vae.dtype).unsqueeze(2)).latent_dist
+        mean = self.pipeline._normalize_latents(distribution.mean.float(), vae.latents_mean, vae.latents_std)
+        std = distribution.std.float() / vae.latents_std.view(1, -1, 1, 1, 1).to(distribution.std.device)
         return {"mean": self._pack(mean), "std": self._pack(std)}
 
     def _first(self, x_t: Tensor, step: int, picture: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -98,9 +98,9 @@ class LTXImageToVideoGenerator(LTXGenerator, ImageToVideoGenerator):
         return given_first_frame(x_t[:, : mean.shape[1]], mean, std, self.sigmas[step])
 
     def _times(self, x_t: Tensor, step: int) -> Tensor:
-        told = torch.ones_like(x_t[:, :, 0])
-        told[:, : x_t.shape[1] // self._latent_shape[1]] = 0
-        return told * self._time(x_t, step).unsqueeze(1)
+        is_free = torch.ones_like(x_t[:, :, 0])
+        is_free[:, : x_t.shape[1] // self._latent_shape[1]] = 0
+        return is_free * self._time(x_t, step).unsqueeze(1)
 
     def _network(self, x_t: Tensor, step: int, condition: Conditioned) -> Tensor:
         first, _ = self._first(x_t, step, condition.picture)

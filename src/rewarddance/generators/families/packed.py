@@ -20,14 +20,14 @@ class PackedGenerator(FlowGenerator):
 
     def __init__(self, pipeline: Any, options: GeneratorOptions) -> None:
         super().__init__(pipeline, options)
-        told = self.network.config.guidance_embeds
-        if options.guidance_scale is not None and not told:
+        takes_guidance = self.network.config.guidance_embeds
+        if options.guidance_scale is not None and not takes_guidance:
             raise InputError(
                 f"the network of this {self.kind} is not told a guidance_scale.",
                 "Leave it out; true_cfg_scale and negative_prompt turn guidance by two branches on.",
             )
-        self._told: float | None = self._option("guidance_scale") if told else None
-        if told and self._told is None:
+        self._told: float | None = self._option("guidance_scale") if takes_guidance else None
+        if takes_guidance and self._told is None:
             raise InputError(f"the network of this {self.kind} must be told a guidance_scale.", "Give one.")
 
     def _branch_scale(self) -> float | None:

@@ -48,8 +48,8 @@ class QwenImageEditGenerator(EditGenerator, QwenImageGenerator):
         known: dict[tuple[str, int], Tensor] = {}
         for text, image in asked:
             if image is not None and (text, id(image)) not in known:
-                shown = self._shown(as_images(image)[0])
-                known[text, id(image)] = self.pipeline.encode_prompt([text], image=shown, device=self.device)[0][0]
+                source = self._shown(as_images(image)[0])
+                known[text, id(image)] = self.pipeline.encode_prompt([text], image=source, device=self.device)[0][0]
         rows = [known[text, id(image)] for text, image in asked]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = torch.arange(int(lengths.max()), device=self.device) < lengths.unsqueeze(1)

@@ -106,15 +106,15 @@ class WanImageToVideoGenerator(WanGenerator, ImageToVideoGenerator):
 
     def _text(self, texts: list[str]) -> Tensor:
         length = self._option("max_sequence_length")  # by WanPipeline, whose like does not work without ftfy
-        found = WanPipeline._get_t5_prompt_embeds(self.pipeline, texts, 1, length, self.device)  # type: ignore[arg-type]
-        return found.to(self.dtype)
+        embeddings = WanPipeline._get_t5_prompt_embeds(self.pipeline, texts, 1, length, self.device)  # type: ignore[arg-type]
+        return embeddings.to(self.dtype)
 
     def _picture(self, image: Image.Image) -> dict[str, Tensor]:
-        _, found, *_ = self.pipeline.prepare_latents(
+        _, first_latents, *_ = self.pipeline.prepare_latents(
             self._pixels(image).float(), 1, self._channels(), self.height, self.width, self._option("num_frames"),
             torch.float32, self.device, latents=torch.zeros(1),
         )  # fmt: skip
-        seen = {"latents": found}
+        seen = {"latents": first_latents}
         if self.network.config.image_dim is not None:
             seen["clip"] = self.pipeline.encode_image(image, self.device).to(self.dtype)
         return seen
@@ -123,14 +123,14 @@ class WanImageToVideoGenerator(WanGenerator, ImageToVideoGenerator):
         time, given = self._time(x_t, step), condition.picture["latents"]
         if self._keeps_first:
             first, _ = given_first_frame(x_t[:, :, :1], given, 0.0, self.sigmas[step])
-            shown = torch.cat([first, x_t[:, :, 1:]], 2)
-            told = torch.ones_like(shown[:, 0, :, ::2, ::2])
-            told[:, 0] = 0
-            time = (told * time.view(-1, 1, 1, 1)).flatten(1)
+            latents = torch.cat([first, x_t[:, :, 1:]], 2)
+            is_free = torch.ones_like(latents[:, 0, :, ::2, ::2])
+            is_free[:, 0] = 0
+            time = (is_free * time.view(-1, 1, 1, 1)).flatten(1)
         else:
-            shown = torch.cat([x_t, given], 1)
+            latents = torch.cat([x_t, given], 1)
         return self._forward(
-            hidden_states=shown.to(self.dtype),
+            hidden_states=latents.to(self.dtype),
             timestep=time,
             encoder_hidden_states=condition.text,
             encoder_hidden_states_image=condition.picture.get("clip"),

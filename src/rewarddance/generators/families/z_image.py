@@ -39,5 +39,5 @@ class ZImageGenerator(FlowGenerator):
 
     def _network(self, x_t: Tensor, step: int, condition: list[Tensor]) -> Tensor:
         frames = list(x_t.to(self.dtype).unsqueeze(2).unbind())
-        found = self._forward(frames, (1000 - self._time(x_t, step)) / 1000, condition)
-        return -torch.stack(found).squeeze(2)
+        predictions = self._forward(frames, (1000 - self._time(x_t, step)) / 1000, condition)
+        return -torch.stack(predictions).squeeze(2)

@@ -67,11 +67,11 @@ def edit_prompts(split: str, n: int, seed: int) -> list[Prompt]:
     """`n` instructions of a split, each kind in turn, with their sources as images and their kinds as categories."""
     return [
         Prompt(
-            asked.text,
-            metadata={"category": asked.spec.kind},
-            image=to_pixels([_picture(asked.source, "flat", asked.style_seed)])[0],
+            task.text,
+            metadata={"category": task.spec.kind},
+            image=to_pixels([_picture(task.source, "flat", task.style_seed)])[0],
         )
-        for asked in _asked(split, n, seed)
+        for task in _asked(split, n, seed)
     ]
 
 
@@ -84,14 +84,14 @@ def draw_edit_pools(split: str, recipe: EditRecipe, seed: int) -> list[Pool]:
     style = "sketch" if split == "unseen" else "flat"
     rng = np.random.default_rng([seed, 23, SPLITS.index(split)])
     pools = []
-    for asked in _asked(split, recipe.prompt_counts()[split], seed):
-        source = _picture(asked.source, style, asked.style_seed)
-        judge = partial(_judge, before=asked.source, spec=asked.spec)
+    for task in _asked(split, recipe.prompt_counts()[split], seed):
+        source = _picture(task.source, style, task.style_seed)
+        judge = partial(_judge, before=task.source, spec=task.spec)
         drawn = []
         for _ in range(recipe.drawn):
-            frames = draw_edit(asked.spec, asked.source, asked.edited, style, asked.style_seed, rng)[None]
+            frames = draw_edit(task.spec, task.source, task.edited, style, task.style_seed, rng)[None]
             drawn.append(Candidate(frames, style, judge(frames)))
-        pools.append(Pool(Prompt(asked.text, image=to_pixels([source])[0]), asked.spec, judge, drawn=drawn))
+        pools.append(Pool(Prompt(task.text, image=to_pixels([source])[0]), task.spec, judge, drawn=drawn))
     return pools
 
 
@@ -126,9 +126,9 @@ def drawn_scene(kind: str, spec: EditSpec, source: Scene, edited: Scene, rng: np
         return source
     if kind == "wrong":
         for _ in range(20):
-            found = edited_scene(edit_near_miss(spec, rng), source, rng)
-            if found is not None and set(found) != set(source):
-                return found
+            changed = edited_scene(edit_near_miss(spec, rng), source, rng)
+            if changed is not None and set(changed) != set(source):
+                return changed
         return wrong_attribute(source, rng)
     target = target_of(spec, source)
     new = [thing for thing in edited if thing not in source]

@@ -125,10 +125,10 @@ def parse_edit(text: str) -> EditSpec:
         match = pattern.fullmatch(cleaned)
         if match is None:
             continue
-        found = match.groupdict()
-        target, result = (_noun(text, found.get(part)) for part in ("target", "result"))
+        groups = match.groupdict()
+        target, result = (_noun(text, groups.get(part)) for part in ("target", "result"))
         kind = "resize" if name in ("larger", "smaller") else name
-        word = name if kind == "resize" else found.get("word") or ""
+        word = name if kind == "resize" else groups.get("word") or ""
         spec = EditSpec(kind, target, result, word)
         if fault := _fault(spec):
             raise InputError(f"the instruction {text!r} asks for nothing: {fault}.", "Ask for something that changes.")

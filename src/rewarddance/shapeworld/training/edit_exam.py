@@ -58,8 +58,8 @@ class EditExam:
         each other one of their task that does not match, how many match with the higher probability."""
         margins = {name: self._margins(model, name) for name in _ASKED}
         right = {
-            name: np.array([(margin > 0) == case.truth[name] for margin, case in zip(found, self.cases, strict=True)])
-            for name, found in margins.items()
+            name: np.array([(margin > 0) == case.truth[name] for margin, case in zip(values, self.cases, strict=True)])
+            for name, values in margins.items()
         }
         figures: dict[str, dict[str, float]] = {name: {} for name in (*_ASKED, "pairs")}
         for group, of in ((KINDS, "kind"), (EDITED, "edited")):
@@ -76,7 +76,7 @@ class EditExam:
                 higher = bool(margins["match"][start] > margins["match"][place])
                 for value in (case.kind, case.edited):
                     ordered.setdefault(value, []).append(higher)
-        figures["pairs"] = {value: float(np.mean(found)) for value, found in ordered.items()}
+        figures["pairs"] = {value: float(np.mean(values)) for value, values in ordered.items()}
         return figures
 
     def _margins(self, model: Any, name: str) -> Sequence[float]:

@@ -97,8 +97,8 @@ def edit_batch(n: int, rng: np.random.Generator) -> EditBatch:
         source, edited = source_scene(spec, rng)
         if rng.random() < OVER_EDITED:
             edited = drawn_scene("over-edited", spec, source, edited, rng)
-        told = edit_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
-        captions.append("" if rng.random() < CAPTION_DROP else told.paraphrase(rng))
+        captioned = edit_near_miss(spec, rng) if rng.random() < CAPTION_NOISE else spec
+        captions.append("" if rng.random() < CAPTION_DROP else captioned.paraphrase(rng))
         sources.append(render(source))
         edits.append(render(edited))
         labels.append(token_labels(patch_labels(edited)[None]))

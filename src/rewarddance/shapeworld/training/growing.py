@@ -84,4 +84,4 @@ def _linear(weight: Tensor, factor: int, blocks: int, noise: float, generator: t
     parts = rows.unflatten(-1, (blocks, -1))  # [out, blocks, in of a block]
     added = noise * weight.std() / factor * torch.randn((factor, *parts.shape), generator=generator)
     added -= added.mean(0)
-    return torch.cat([parts / factor + own for own in added], dim=-1).flatten(-2)
+    return torch.cat([parts / factor + noise_of_copy for noise_of_copy in added], dim=-1).flatten(-2)
