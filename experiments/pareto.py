@@ -200,12 +200,13 @@ class Pareto(Experiment[ParetoRecipe]):
         return [recipe.generator, *judge_checkpoints(recipe.judge, given, recipe.seeds)]
 
     def cells(self) -> list[Cell]:
-        """Share by share, so that an unfinished table has whole lines."""
-        trained = [seed for seed in self.recipe.seeds if seed not in self.recipe.judges]
-        tests = [Cell(JudgeTest, {"seed": seed, "judge": reward}) for seed in trained for reward in VOTES]
-        return tests + [
-            Cell(ParetoRun, {"seed": s, "share": share}) for share in self.recipe.shares for s in self.recipe.seeds
-        ]
+        """Seed by seed, so that an unfinished table lacks whole seeds. Judges are tested where they are trained."""
+        cells = []
+        for seed in self.recipe.seeds:
+            if seed not in self.recipe.judges:
+                cells += [Cell(JudgeTest, {"seed": seed, "judge": reward}) for reward in VOTES]
+            cells += [Cell(ParetoRun, {"seed": seed, "share": share}) for share in self.recipe.shares]
+        return cells
 
     def prepare(self, group: int) -> Shared:
         recipe, evaluation = self.recipe, self.recipe.eval
