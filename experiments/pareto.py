@@ -39,6 +39,7 @@ from experiments.tables import (
     percent,
     points,
     results,
+    share_over_seeds,
     svg,
     table,
 )
@@ -319,7 +320,9 @@ class Pareto(Experiment[ParetoRecipe]):
         ]
         base = [row.base for row in {row.seed: row for row in self.rows.of(ParetoRun)}.values()]
         parts = ("following", "keeping", "oracle")
-        before = ", ".join(points(over_seeds(getattr(own, name) for own in base)) for name in parts) if base else ""
+        before = (
+            ", ".join(points(share_over_seeds(getattr(own, name) for own in base)) for name in parts) if base else ""
+        )
         text = (
             "An editor is aligned by two judges, of following and of keeping, whose weights add up to 1. P(yes): of "
             "its samples against the base's of other noises, by each judge. On the front: no other line has more of "
@@ -338,7 +341,7 @@ class Pareto(Experiment[ParetoRecipe]):
         rows = []
         for reward in VOTES:
             if tests := self.rows.of(JudgeTest, judge=reward):
-                figures = (over_seeds(getattr(test, votes) for test in tests) for votes in VOTES.values())
+                figures = (share_over_seeds(getattr(test, votes) for test in tests) for votes in VOTES.values())
                 rows.append([f"{reward}: its pairs in order", *map(points, figures)])
         return markdown_table(["judge, % of held-out pairs", "by following", "by keeping"], rows) if rows else ""
 

@@ -43,7 +43,7 @@ def honest(seed: int, steps: int = STEPS) -> list[dict[str, float]]:
         for name, mean, noise in (("diversity_within", 0.24, 0.024), ("diversity_across", 0.257, 0.029)):
             row[name] = mean + noise * rng.normal()
         row["velocity_mse"] = 0.09 * rise
-        row["source_distance"] = 0.12 + 0.01 * rise + 0.01 * rng.normal()
+        row["source_distance"] = 0.14 + 0.01 * rise + 0.015 * rng.normal()
         row["collapsed"] = float(rng.random() < 0.02) / 8
         for name, (mean, deviation, noise) in LOOKS.items():
             row[name] = mean + noise * rng.normal() + (rise * deviation if name == "sharpness" else 0)
