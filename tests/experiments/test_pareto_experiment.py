@@ -11,6 +11,7 @@ from tiny_grid import experiment, project_recipe, rows_of, with_rows, write_reci
 
 from experiments import pareto
 from experiments.aligned_runs import AlarmRecord
+from experiments.grid import Row
 from experiments.pareto import Edited, EditProbe, JudgeTest, Pareto, ParetoRecipe, ParetoRun, front
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
@@ -94,7 +95,9 @@ def row_of(seed: int, share: float, follow: float, keep: float) -> ParetoRun:
 
 
 def test_the_tables_have_a_line_a_weight_and_one_a_run(tmp_path):
-    rows = [row_of(seed, *of) for seed in (0, 1) for of in ((0.0, 0.8, 0.3), (0.5, 0.7, 0.2), (1.0, 0.2, 0.9))]
+    rows: list[Row] = [
+        row_of(seed, *of) for seed in (0, 1) for of in ((0.0, 0.8, 0.3), (0.5, 0.7, 0.2), (1.0, 0.2, 0.9))
+    ]
     rows += [JudgeTest(seed=seed, judge="keep", following=[0.5, 0.5], keeping=[1.0, 0.8]) for seed in (0, 1)]
     recipe = load_recipe(ParetoRecipe, recipe_file(tmp_path), ["seeds=[0, 1]"])
     text = with_rows(Pareto, recipe, tmp_path / "out", rows).write()

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewarddance.types import OtherPixels, PixelBatch, Pixels
+from rewarddance.types import PixelBatch, Pixels
 
 MEASURED = ("brightness", "saturation", "sharpness", "contrast", "high_frequencies", "motion")
 _LUMA = (0.2126, 0.7152, 0.0722)
@@ -67,7 +67,7 @@ def step_image_stats(
     pixels: PixelBatch,
     groups: int,
     all_gather: Callable[[Tensor], Tensor] = lambda rows: rows,
-    sources: Sequence[OtherPixels | None] = (),
+    sources: Sequence[Tensor | None] = (),
 ) -> dict[str, float]:
     """What a training step logs of its pictures [B, T, C, H, W], which are `groups` groups of equal size in order.
 
@@ -80,7 +80,7 @@ def step_image_stats(
     What needs two pictures, or two groups, is left out where there is one.
 
     all_gather: joins the rows of all processes, where each has some of the pictures; groups counts all of theirs.
-    sources: the picture that each is an edit of, if any.
+    sources: the picture [1, C, h, w] that each is an edit of, if any; of any size.
     """
     with torch.no_grad():
         pixels = pixels.detach()
@@ -111,7 +111,7 @@ def distances(groups: Tensor) -> Float[Tensor, "P pairs"]:
     return torch.stack([(flat[:, i] - flat[:, j]).square().mean(1).sqrt() for i, j in pairs], 1)
 
 
-def source_distances(pixels: PixelBatch, sources: Sequence[OtherPixels | None]) -> Float[Tensor, " B"]:
+def source_distances(pixels: PixelBatch, sources: Sequence[Tensor | None]) -> Float[Tensor, " B"]:
     """Root-mean-square pixel distance of each edit [B, 1, C, H, W] from its source [1, C, h, w]; NaN where it has none.
 
     A source of another size is brought to the edit's.
@@ -121,7 +121,7 @@ def source_distances(pixels: PixelBatch, sources: Sequence[OtherPixels | None]) 
         if source is None:
             found.append(edit.new_tensor(math.nan))
             continue
-        other = F.adaptive_avg_pool2d(source.to(edit), edit.shape[-2:])
+        other = F.adaptive_avg_pool2d(source.to(edit), (edit.shape[-2], edit.shape[-1]))
         found.append((edit - other).square().mean().sqrt())
     return torch.stack(found)
 
