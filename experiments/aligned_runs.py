@@ -30,7 +30,7 @@ from rewarddance.report.run_folder import read_alarms, read_metrics
 from rewarddance.runtime.checkpoint import newest_complete
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
-from rewarddance.shapeworld.tasks import PICTURES
+from rewarddance.shapeworld.tasks import PICTURES, WorldTask
 from rewarddance.types import Prompt
 
 ClockName = Literal["wall", "cpu"]
@@ -156,12 +156,12 @@ class Baseline(NamedTuple):
     scores: Scores
 
 
-def baseline_of(generator: PipelineGenerator, seed: int, prompts: int, samples: int) -> Baseline:
+def baseline_of(
+    generator: PipelineGenerator, seed: int, prompts: int, samples: int, task: WorldTask = PICTURES
+) -> Baseline:
     """`samples` pictures by the base of each of as many held-out prompts."""
-    held_out = PICTURES.prompts("held_out", prompts, seed)
-    return Baseline(
-        seed, held_out, *sampled(generator, held_out, samples, seed, stream=STREAM, title="samples of the base")
-    )
+    held_out, title = task.prompts("held_out", prompts, seed), "samples of the base"
+    return Baseline(seed, held_out, *sampled(generator, held_out, samples, seed, stream=STREAM, title=title, task=task))
 
 
 def outcome(generator: PipelineGenerator, judge: RewardModel, baseline: Baseline) -> dict[str, list[float]]:
@@ -299,10 +299,12 @@ def seconds_of_steps(
     return marks[0] - began, (marks[-1] - marks[1]) / pilot
 
 
-def training_prompts(config: AlignConfig, seed: int) -> list[str]:
-    """The distinct prompts that a run of a seed learns on."""
-    drawn = PICTURES.prompts("train", 4 * config.prompts, seed)
-    return list(dict.fromkeys(prompt.text for prompt in drawn))[: config.prompts]
+def training_prompts(config: AlignConfig, seed: int, task: WorldTask = PICTURES) -> list[Prompt]:
+    """The prompts that a run of a seed learns on, distinct in text."""
+    distinct: dict[str, Prompt] = {}
+    for prompt in task.prompts("train", 4 * config.prompts, seed):
+        distinct.setdefault(prompt.text, Prompt(prompt.text, image=prompt.image))
+    return list(distinct.values())[: config.prompts]
 
 
 def _train(

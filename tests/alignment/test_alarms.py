@@ -43,6 +43,7 @@ def honest(seed: int, steps: int = STEPS) -> list[dict[str, float]]:
         for name, mean, noise in (("diversity_within", 0.24, 0.024), ("diversity_across", 0.257, 0.029)):
             row[name] = mean + noise * rng.normal()
         row["velocity_mse"] = 0.09 * rise
+        row["source_distance"] = 0.14 + 0.01 * rise + 0.015 * rng.normal()
         row["collapsed"] = float(rng.random() < 0.02) / 8
         for name, (mean, deviation, noise) in LOOKS.items():
             row[name] = mean + noise * rng.normal() + (rise * deviation if name == "sharpness" else 0)
@@ -76,6 +77,8 @@ def hacked_at(start: int, key: str, change) -> list[dict[str, float]]:
         ("drift", hacked_at(32, "high_frequencies", lambda value, _: value + 0.15)),
         ("drift", hacked_at(32, "brightness", lambda value, _: value + 0.1)),
         ("distance", hacked_at(32, "velocity_mse", lambda value, _: value + 0.3)),
+        ("untouched", hacked_at(32, "source_distance", lambda value, _: 0.3 * value)),
+        ("repainted", hacked_at(32, "source_distance", lambda value, _: 2 * value)),
         ("held_out", hacked_at(0, "held_out_margin", lambda value, i: value - 3 * i / STEPS)),
     ],
 )

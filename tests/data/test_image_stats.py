@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
 import torch
 
-from rewarddance.data.image_stats import distances, image_statistics, step_image_stats
+from rewarddance.data.image_stats import distances, image_statistics, source_distances, step_image_stats
 
 
 def flat(*levels: float, size: int = 8) -> torch.Tensor:
@@ -45,6 +46,16 @@ def test_a_group_of_one_picture_has_collapsed_and_one_of_four_has_not():
     assert step_image_stats(torch.cat([same, others]), groups=2)["collapsed"] == 0.5
     nearly = (same + 0.01 * torch.randn(4, 1, 3, 16, 16, generator=rng)).clamp(0, 1)
     assert step_image_stats(torch.cat([nearly, others]), groups=2)["collapsed"] == 0.5
+
+
+def test_edits_are_as_far_from_their_sources_as_pixels_are_apart():
+    edits, source = flat(0.5, 0.5, 0.5), flat(0.2, size=16)[0]
+    apart = source_distances(edits, [edits[0], source, None]).tolist()
+    assert apart[:2] == pytest.approx([0.0, 0.3]) and math.isnan(apart[2])
+    assert step_image_stats(edits, 1, sources=[edits[0], source, None])["source_distance"] == pytest.approx(0.15)
+    videos = edits.expand(3, 2, 3, 8, 8)
+    for pixels, sources in ((edits, [None] * 3), (edits, ()), (videos, [source] * 3)):
+        assert "source_distance" not in step_image_stats(pixels, 1, sources=sources)
 
 
 def test_what_needs_two_pictures_is_left_out_where_there_is_one():

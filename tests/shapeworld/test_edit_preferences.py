@@ -68,6 +68,19 @@ def test_quiet_annotators_vote_as_the_oracle_orders():
         assert (pair.share - 0.5) * (second - first) > 0 or abs(second - first) < 1e-9
 
 
+@pytest.mark.parametrize("score", ["following", "keeping"])
+def test_votes_on_one_property_know_nothing_of_the_other(score: str):
+    recipe = SMALL.model_copy(update={"ordered_by": score})
+    pairs = pair_edits(draw_edit_pools("held_out", recipe, 0), "held_out", 3, recipe, 0, exact=True)
+    differences = []
+    for pair in pairs:
+        first, second = judge_edits(torch.stack([pair.first, pair.second]), [pair.prompt] * 2)
+        sign = 1 if pair.share else -1
+        assert sign * (getattr(second, score) - getattr(first, score)) > 0
+        differences.append(sign * (second.overall - first.overall))
+    assert min(differences) < 0 < max(differences)
+
+
 def test_drawn_edits_of_each_kind_pull_following_and_keeping_apart():
     rng = np.random.default_rng(4)
     found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in EDITED}

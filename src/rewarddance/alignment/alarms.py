@@ -24,7 +24,7 @@ from rewarddance.runtime.tracking import Metrics, console
 
 AlarmName = Literal[
     "spread_within", "spread_across", "saturation", "held_out", "diversity_within", "diversity_across", "collapse",
-    "drift", "distance", "traded",
+    "drift", "distance", "traded", "untouched", "repainted",
 ]  # fmt: skip
 FILE = "alarms.jsonl"
 Row = Mapping[str, Any]
@@ -47,6 +47,8 @@ class AlarmRecipe(Recipe):
         step to step.
     most_collapsed: share of groups that are one picture.
     most_drift: how far a statistic of the median picture moved, in robust standard deviations of the base's pictures.
+    least_change, most_change: shares of the first window's distance between edits and their sources, below and above
+        which `untouched` and `repainted` ring.
     most_distance: mean squared distance of the velocity from the base's, of which a clean latent and its noise each
         have about 1. It varies so little from step to step that a quarter of a window is enough.
     sure: standard errors by which a change must stand out of the noise between steps.
@@ -63,6 +65,8 @@ class AlarmRecipe(Recipe):
     disagreement: float = Field(default=0.25, ge=0, lt=1)
     most_collapsed: float = Field(default=0.5, gt=0, le=1)
     most_drift: float = Field(default=2.0, gt=0)
+    least_change: float = Field(default=0.7, ge=0, lt=1)
+    most_change: float = Field(default=1.3, gt=1)
     most_distance: float = Field(default=0.15, gt=0)
     sure: float = Field(default=3.0, gt=0)
 
@@ -87,6 +91,7 @@ WORDS = {
     "spread_across": "spread across prompts",
     "diversity_within": "distance between pictures of a prompt",
     "diversity_across": "distance between pictures of different prompts",
+    "source_distance": "distance between edits and their sources",
 }
 DO: dict[str, str] = {
     "spread_within": "The judge no longer tells a prompt's samples apart: stop here, or train a better judge.",
@@ -98,6 +103,8 @@ DO: dict[str, str] = {
     "collapse": "Use the checkpoint from before; raise velocity_mse or lower learning_rate.",
     "distance": "Far from the base a judge is asked about pictures it never saw: raise velocity_mse, or stop here.",
     "traded": "One reward is paid for with another: raise the weight of the one that fell, or stop here.",
+    "untouched": "The editor stops editing: weigh following more, or train the judge on sources that were left alone.",
+    "repainted": "The editor changes what it was to keep: weigh keeping more, raise velocity_mse, or stop here.",
     "drift": "Look at pictures of this step beside the base's: if it was not asked for, raise velocity_mse.",
 }
 
@@ -172,6 +179,8 @@ def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> 
         ("diversity_across", partial(fell_below, first, now, "diversity_across", recipe.least_diversity)),
         ("collapse", partial(collapsed, first, now, recipe)),
         *(("drift", partial(drifted, first, now, statistic, recipe)) for statistic in MEASURED),
+        ("untouched", partial(left_sources, first, now, recipe, below=True)),
+        ("repainted", partial(left_sources, first, now, recipe, below=False)),
     ]
     signs = []
     for name, check in checks:
@@ -257,6 +266,16 @@ def drifted(first: Window, now: Window, statistic: str, recipe: AlarmRecipe) -> 
         return ""
     values = f"went from {first.mean[statistic]:.3g} to {now.mean[statistic]:.3g}"
     return f"{statistic} {values}, {abs(shift) / scale:.1f} deviations of the base's pictures."
+
+
+def left_sources(first: Window, now: Window, recipe: AlarmRecipe, *, below: bool) -> str:
+    """Edits are surely nearer to their sources than a share of what they were (`below`), or farther."""
+    key = "source_distance"
+    before, after = first.mean[key], now.mean[key]
+    gone = after < recipe.least_change * before if below else after > recipe.most_change * before
+    if before <= 0 or not gone or abs(after - before) < recipe.sure * standard_error(key, first, now):
+        return ""
+    return f"{WORDS[key]} is {after:.3g}, {100 * after / before:.0f} % of the first {first.n} steps'."
 
 
 class AlarmLog:

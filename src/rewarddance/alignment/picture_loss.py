@@ -75,7 +75,7 @@ def judge_batch(
             gradient *= len(pixels) * kept.weight
             gradient[~rows] = 0
     groups = recipe.prompts_per_step if kept is None else kept.groups(recipe.group_size)
-    figures = step_image_stats(pixels, groups, gather)
+    figures = step_image_stats(pixels, groups, gather, [prompt.image for prompt in batch.prompts])
     pixels.grad, compared = _one_gradient(rewards, answers.gradients, 1 / len(pixels) if kept is None else kept.weight)
     figures |= compared
     if other is not None:

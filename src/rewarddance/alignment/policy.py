@@ -207,7 +207,8 @@ def score_rollouts(
     def samples_of_kept(samples: Tensor) -> Tensor:
         return of_kept(samples.unflatten(0, (len(prompt_numbers), -1))).flatten(0, 1)
 
-    image_stats = step_image_stats(pixels, len(kept), samples_of_kept)
+    sources = [prompt.image for prompt in prompts for _ in range(recipe.group_size)]
+    image_stats = step_image_stats(pixels, len(kept), samples_of_kept, sources)
     numbers = tuple(group.number for group in failed)
     total = Advantages(clipped, combined.zero_std_groups)
     return ScoredRollouts(total, run.rewards, scores, of_rewards, image_stats, numbers)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -63,7 +64,10 @@ def _lost_by_halving(light: Float[Tensor, "n 1 H W"]) -> Float[Tensor, " n"]:
 
 
 def step_image_stats(
-    pixels: PixelBatch, groups: int, all_gather: Callable[[Tensor], Tensor] = lambda rows: rows
+    pixels: PixelBatch,
+    groups: int,
+    all_gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    sources: Sequence[Tensor | None] = (),
 ) -> dict[str, float]:
     """What a training step logs of its pictures [B, T, C, H, W], which are `groups` groups of equal size in order.
 
@@ -72,9 +76,11 @@ def step_image_stats(
     diversity_within, diversity_across: root-mean-square pixel distance between two pictures of a group (mean over
     pairs) and between the first pictures of two groups.
     collapsed: the share of groups whose pictures are one picture.
+    source_distance: of edits, the mean of `source_distances`.
     What needs two pictures, or two groups, is left out where there is one.
 
     all_gather: joins the rows of all processes, where each has some of the pictures; groups counts all of theirs.
+    sources: the picture [1, C, h, w] that each is an edit of, if any; of any size.
     """
     with torch.no_grad():
         pixels = pixels.detach()
@@ -90,6 +96,10 @@ def step_image_stats(
             rows |= {"diversity_within": apart.mean(), "collapsed": (apart < _ALIKE * contrast + 1e-4).float().mean()}
         if groups > 1:
             rows["diversity_across"] = distances(small[None, :, 0]).mean()
+        if sources and pixels.shape[1] == 1:
+            apart = all_gather(source_distances(pixels, sources))
+            if not bool(apart.isnan().all()):
+                rows["source_distance"] = apart.nanmean()
         return dict(zip(rows, torch.stack([value.float() for value in rows.values()]).tolist(), strict=True))
 
 
@@ -99,6 +109,21 @@ def distances(groups: Tensor) -> Float[Tensor, "P pairs"]:
     first, second = torch.triu_indices(flat.shape[1], flat.shape[1], offset=1)
     pairs = zip(first.tolist(), second.tolist(), strict=True)
     return torch.stack([(flat[:, i] - flat[:, j]).square().mean(1).sqrt() for i, j in pairs], 1)
+
+
+def source_distances(pixels: PixelBatch, sources: Sequence[Tensor | None]) -> Float[Tensor, " B"]:
+    """Root-mean-square pixel distance of each edit [B, 1, C, H, W] from its source [1, C, h, w]; NaN where it has none.
+
+    A source of another size is brought to the edit's.
+    """
+    edits, found = _small(pixels), []
+    for edit, source in zip(edits, sources, strict=True):
+        if source is None:
+            found.append(edit.new_tensor(math.nan))
+            continue
+        other = F.adaptive_avg_pool2d(source.to(edit), (edit.shape[-2], edit.shape[-1]))
+        found.append((edit - other).square().mean().sqrt())
+    return torch.stack(found)
 
 
 def _small(pixels: PixelBatch) -> Tensor:

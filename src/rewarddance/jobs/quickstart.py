@@ -280,7 +280,8 @@ def gather_preferences(run: Run) -> dict[str, Any]:
     """
     folder = run.folder / "preferences"
     shutil.rmtree(folder, ignore_errors=True)
-    sets = run.task.preferences(run.generator(), run.recipe.seed)
+    seed = run.recipe.seed
+    sets = run.task.preferences(run.task.pools(run.generator(), seed), seed)
     return {name: write_preferences(pairs, folder / f"{name}.jsonl") for name, pairs in sets.items()}
 
 

@@ -86,6 +86,7 @@ CHARTS = {
         Panel("Spread of the margin", SPREADS, from_zero=True),
         Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
         Panel("Distance between pictures", DISTANCES, from_zero=True),
+        Panel("Distance of edits from their sources", (Curve("source_distance"),), from_zero=True),
         Panel("Groups that are one picture, share", (Curve("collapsed"),), from_zero=True),
         Panel("Image statistics, in deviations of the base's", IMAGE_STATS),
     ),

@@ -42,8 +42,7 @@ class PairRecipe(Recipe):
     drawn: drawn pictures for each prompt.
     pairs: training pairs for each prompt.
     test_pairs: pairs for each prompt of the test sets, which are judged by the oracle without noise.
-    least_difference: test pairs closer than this in the oracle's overall score are not drawn, for their order means
-    little.
+    least_difference: test pairs closer than this in the oracle's score are not drawn, for their order means little.
     """
 
     train_prompts: int = Field(default=300, ge=1)
@@ -153,13 +152,14 @@ def pair_drawn_and_generated(
     exact: bool,
     early: Early,
     fps: float | None = None,
+    ordered_by: str = "overall",
 ) -> list[Preference]:
     """`pairs` pairs for each pool, of what was drawn for it and what a generator made (see `draw_pair`)."""
     preferences: list[Preference] = []
     for pool in pools:
         candidates = [*pool.drawn, *generated_candidates(pool, pools, early, recipe.overlaid, rng)]
         for _ in range(pairs):
-            preferences += draw_pair(pool, candidates, recipe, rng, exact, fps=fps)
+            preferences += draw_pair(pool, candidates, recipe, rng, exact, fps=fps, ordered_by=ordered_by)
     return preferences
 
 
@@ -200,15 +200,16 @@ def draw_pair(
     *,
     reasons: bool = False,
     fps: float | None = None,
+    ordered_by: str = "overall",
 ) -> list[Preference]:
     """The preferences about two random candidates: one, or one for each vote of a crowd.
 
     None where no pair with an order, or of two different videos, was found. reasons: with the oracle's reasons, where
-    the votes agree with it. fps: of both, where they are videos.
+    the votes agree with it. fps: of both, where they are videos. ordered_by: the oracle's score that is voted on.
     """
     for _ in range(50):
         first, second = (candidates[i] for i in rng.choice(len(candidates), size=2, replace=False))
-        difference = second.score.overall - first.score.overall
+        difference = getattr(second.score, ordered_by) - getattr(first.score, ordered_by)
         if difference == 0 and np.array_equal(first.frames, second.frames):  # as two edits of one picture can be
             continue
         if exact and abs(difference) < recipe.least_difference:

@@ -57,15 +57,17 @@ class WorldTask:
     """What a run is about.
 
     prompts: from a split, a number n and a seed; each has its category in its metadata, and its picture, if any.
-    preferences: training pairs ("train", votes) and test sets in the oracle's own order ("id", "early", "ood"), a
-    generator's pictures among them.
+    pools: what is voted on, by split, a generator's pictures among it.
+    preferences: of pools, training pairs ("train", votes) and test sets in the oracle's own order ("id", "early",
+    "ood").
     score: the oracle on pictures of one prompt.
     parts: the oracle's figures that alignment is made of, where they pull apart: following and keeping of edits.
     """
 
     name: str
     prompts: Callable[[str, int, int], list[Prompt]]
-    preferences: Callable[[Generator, int], dict[str, list[Preference]]]
+    pools: Callable[[Generator, int], dict[str, list[Pool]]]
+    preferences: Callable[[dict[str, list[Pool]], int], dict[str, list[Preference]]]
     score: Callable[[Tensor, Prompt], Sequence[OracleScore]]
     parts: tuple[str, ...] = ()
 
@@ -92,6 +94,7 @@ def task_of(name: str, recipe: TaskRecipe) -> WorldTask:
     return WorldTask(
         name,
         partial(world.prompts, recipe),
+        partial(_pools, world, recipe),
         partial(_preferences, world, recipe),
         lambda pixels, prompt: world.score(pixels, [prompt] * len(pixels)),
         world.parts,
@@ -106,9 +109,13 @@ def parse_preferences(name: str, content: Any) -> TaskRecipe:
     return kind.model_validate(content)
 
 
-def _preferences(world: _World, recipe: TaskRecipe, generator: Generator, seed: int) -> dict[str, list[Preference]]:
-    pools = {split: world.pools(generator, split, recipe, seed) for split in recipe.prompt_counts()}
+def _pools(world: _World, recipe: TaskRecipe, generator: Generator, seed: int) -> dict[str, list[Pool]]:
+    return {split: world.pools(generator, split, recipe, seed) for split in recipe.prompt_counts()}
 
+
+def _preferences(
+    world: _World, recipe: TaskRecipe, pools: dict[str, list[Pool]], seed: int
+) -> dict[str, list[Preference]]:
     def test_set(split: str, **options: Any) -> list[Preference]:
         return world.pair(pools[split], split, recipe.test_pairs, recipe, seed, exact=True, **options)
 

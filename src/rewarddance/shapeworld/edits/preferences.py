@@ -33,9 +33,14 @@ _SPOILED = 0.35
 
 
 class EditRecipe(PairRecipe):
-    """How many preferences about edits are made. Both edits of a pair are of one source, the prompt's image."""
+    """How many preferences about edits are made. Both edits of a pair are of one source, the prompt's image.
+
+    ordered_by: the oracle's score that annotators vote on and that orders test pairs: overall, or by itself how much of
+        the change was made (following), or of all else was kept (keeping).
+    """
 
     task: Literal["edit"] = "edit"
+    ordered_by: Literal["overall", "following", "keeping"] = "overall"
     drawn: int = Field(default=8, ge=2)
     overlaid: int = Field(default=2, ge=0)
 
@@ -169,4 +174,4 @@ def pair_edits(
     early: see `generated_candidates`.
     """
     rng = np.random.default_rng([seed, 25, SPLITS.index(split)])
-    return pair_drawn_and_generated(pools, pairs, recipe, rng, exact=exact, early=early)
+    return pair_drawn_and_generated(pools, pairs, recipe, rng, exact=exact, early=early, ordered_by=recipe.ordered_by)
