@@ -317,7 +317,7 @@ def _open(file: File) -> Image.Image:
 def _why(error: Exception, media: Path | bytes) -> str:
     """What is wrong with a file, in words; Pillow's own name the place in memory where it is open."""
     if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
     with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
         head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:

@@ -216,6 +216,11 @@ class BenchRun(JudgeChoice):
             raise ValueError("give either pictures, or a generator that makes them")
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
+        fields = type(self).model_fields
+        drawing = ("num_inference_steps", "guidance_scale", "generator_options")
+        given = [name for name in drawing if getattr(self, name) != fields[name].get_default(call_default_factory=True)]
+        if self.pictures is not None and given:
+            raise ValueError(f"{given[0]} is a generator's, and the pictures are there already")
         asks_judge = self.benchmark != "geneval" or self.colours == "judge"
         if asks_judge != (self.judge is not None):
             raise ValueError("a judge is for geneval2, tifa and colours=judge" if self.judge else "a judge is missing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,8 +24,15 @@ LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
 """Bytes of a recipe, and values in it."""
 _NUMBERS = (int, float, int | None, float | None)
 _WORDS = {"a valid tuple": "a list, such as [a, b]", "a valid list": "a list, such as [a, b]"}
-_WORDS |= {"a valid dictionary": "a mapping, such as {name: value}", "value error, ": ""}
+_WORDS |= {"a valid dictionary": "a mapping, such as {name: value}"}
+_WORDS |= {
+    "tuple should": "the list should",
+    "dictionary should": "the mapping should",
+    " after validation, not": ", not",
+}
 """pydantic's words, and those of who writes YAML."""
+_CLASS = re.compile(r" or instance of \w+")
+"""pydantic names the class that a mapping becomes."""
 
 
 class Recipe(BaseModel):
@@ -144,11 +152,12 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
             remedy = f"Did you mean {by_name[near[0]]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
             raise InputError(f"unknown key {key!r} in {where}.", remedy) from None
         if first["type"] == "missing":
-            raise InputError(f"the key {key!r} is missing in {where}.", "Add it to the recipe.") from None
+            raise InputError(f"the key {key!r} is missing in {where}.", "Add it.") from None
         if not key or (first["type"] == "value_error" and isinstance(first["input"], dict)):  # how keys go together
             fault, which = first["msg"].removeprefix("Value error, "), f"{key} of {where}" if key else where
             raise InputError(f"{which} is not right: {fault}.", "Correct it.") from None
-        fault = first["msg"].lower()
+        fault = _CLASS.sub("", first["msg"]).removeprefix("Value error, ")
+        fault = fault if first["type"] == "value_error" else fault.lower()
         for theirs, ours in _WORDS.items():
             fault = fault.replace(theirs, ours)
         raise InputError(
