@@ -48,9 +48,8 @@ def find_shots(place: Path, prompts: Sequence[BenchPrompt], samples: int | None,
         files = known.get(prompt.number, [])
         try:
             if len(files) < wanted or not files:
-                raise InputError(
-                    f"{len(files)} of its {max(wanted, 1)} pictures are in {place}.", _naming(place, prompt)
-                )
+                what = f"{len(files)} of its {max(wanted, 1)} pictures are in {place}."
+                raise InputError(what, _naming(place, prompt))
             _check_metadata(prompt, files[0])
             for file in files[:wanted]:
                 _check_picture(file)
