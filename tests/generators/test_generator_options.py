@@ -149,7 +149,7 @@ def test_a_flow_scheduler_that_is_not_plain_euler_is_refused_by_name(tmp_path, s
 
 
 def test_a_video_larger_than_its_network_has_positions_is_refused():
-    with pytest.raises(InputError, match="32 positions along an axis, .* 81 frames of 480 x 832") as caught:
+    with pytest.raises(InputError, match=r"32 positions along an axis, .* 81 frames of 480 x 832") as caught:
         load_generator("shapeworld-video-generator", STEPS)
     assert "num_frames" in caught.value.remedy
     assert load_generator("shapeworld-video-generator", STEPS, height=32, width=32, num_frames=9).num_frames == 9
