@@ -352,6 +352,13 @@ class DistilRun(Recipe):
     body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, such as temperature=0."""
 
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str) -> str:
+        if not endpoint.startswith(("http://", "https://")):
+            raise ValueError("an address begins with http:// or https://, such as http://localhost:8000/v1")
+        return endpoint
+
 
 def named_tests(words: list[str]) -> dict[str, Path]:
     """NAME=FILE, or FILE, which then has its own name. Raises InputError naming one without a name or given twice."""
