@@ -144,7 +144,8 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
             )
         if len(values) != len(prompts):
             raise RewardError(
-                f"{name} returned {len(values)} scores for {len(prompts)} images.", "Return one score for each image."
+                f"{name} returned scores of shape [{len(values)}] for {len(prompts)} images.",
+                "Return one score for each image.",
             )
         try:
             scores = torch.stack([torch.as_tensor(value, dtype=torch.float32).reshape(()) for value in values])
