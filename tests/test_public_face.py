@@ -11,10 +11,23 @@ import torch
 from tiny import colour_preferences, generator_folder, judge_folder, picture_folder, pictures
 
 import rewarddance
-from rewarddance import Prompt, align, as_pixels, evaluate, load_generator, load_reward, score, search, train_reward
+from rewarddance import (
+    Prompt,
+    align,
+    as_pixels,
+    as_reward,
+    bench,
+    evaluate,
+    load_generator,
+    load_reward,
+    score,
+    search,
+    train_reward,
+)
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.evaluation.findings import StressFigures
+from rewarddance.types import Preference, Verdict
 
 PROMPTS = ["a red circle", "a blue cross"]
 
@@ -25,6 +38,21 @@ def brightness(images, prompts, metadata):
 
 def make_brightness(weight: float = 1.0):
     return lambda images, prompts, metadata: weight * images.mean((1, 2, 3))
+
+
+PAIRS = colour_preferences(1)
+
+
+class Says:
+    """A reward of somebody else's that answers with these margins, or with no verdict."""
+
+    needs_reference = False
+
+    def __init__(self, margin):
+        self.margin = margin
+
+    def __call__(self, questions):
+        return None if self.margin is None else Verdict(self.margin)
 
 
 def tiny_generator():
@@ -165,6 +193,8 @@ def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
         (lambda out: align(tiny_generator(), {}, PROMPTS, output=out), "no rewards"),
         (lambda out: align(tiny_generator(), {"a": {"judge": dark, "weigth": 1}}, PROMPTS, output=out), "weigth"),
         (lambda out: align(tiny_generator(), {"a": {"judge": dark, "weight": 0}}, PROMPTS, output=out), "weight 0"),
+        (lambda out: align(tiny_generator(), {"a": {"judge": dark, "options": {"x": 1}}}, [], output=out), "options"),
+        (lambda out: align(tiny_generator(), dark, PROMPTS, output=out, algorithm="nft", window=2), "a key of grpo"),
         (lambda out: align(tiny_generator(), [dark], PROMPTS, output=out, rewards={"a": {}}), "given twice"),
         (lambda out: align(tiny_generator(), dark, PROMPTS, output=out, rewards=CRITERIA), "reward a"),
         (lambda out: align(tiny_generator(), brightness, PROMPTS, output=out, num_inference_steps=4), "num_inference"),
@@ -175,9 +205,73 @@ def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
         (lambda out: score(brightness, pictures(1), "a dog", kind="clip"), "kind"),
         (lambda out: score(str(judge_folder()), pictures(1), "a dog"), "pairwise judge cannot score"),
         (lambda out: evaluate(brightness, out / "none.jsonl"), "none.jsonl"),
+        (lambda out: evaluate(brightness, []), "no preferences of test"),
+        (lambda out: evaluate(brightness, None), "None holds no preferences"),
+        (lambda out: evaluate(brightness, PAIRS, exam=3), "exam"),
+        (lambda out: evaluate(Says(None), PAIRS), "answered 2 questions with None"),
+        (lambda out: evaluate(Says(torch.zeros(1)), PAIRS), "margins of the shape [1]"),
+        (lambda out: evaluate(Says(torch.full((2,), torch.nan)), PAIRS), "is nan"),
+        (lambda out: score(Says(torch.full((1,), torch.nan)), pictures(1), "a dog"), "is nan"),
+        (lambda out: score(brightness, pictures(1), 3), "3 holds no prompts"),
+        (lambda out: train_reward([], output=out / "run"), "no preferences"),
+        (lambda out: train_reward(None, output=out / "run"), "None holds no preferences"),
+        (lambda out: train_reward(PAIRS, output=None), "output"),
+        (lambda out: train_reward(PAIRS, output=out / "run", tests=["held.jsonl"]), "tests"),
+        (lambda out: search(tiny_generator(), brightness, None), "None holds no prompts"),
+        (lambda out: search(tiny_generator(), brightness, []), "no prompts"),
+        (lambda out: search(3, brightness, PROMPTS), "3 is no generator"),
+        (lambda out: search(tiny_generator(), brightness, PROMPTS, budget=3), "3 is no budget"),
+        (lambda out: search(tiny_generator(), brightness, PROMPTS, judging="best"), "judging named 'best'"),
+        (lambda out: search(tiny_generator(), brightness, PROMPTS, seed=-1), "seed -1"),
+        (lambda out: align(3, brightness, PROMPTS, output=out), "3 is no generator"),
+        (lambda out: align(tiny_generator(), brightness, [], output=out), "no prompts"),
+        (lambda out: bench("geneval", "a.jsonl", generator=3, output=out), "3 is no generator"),
+        (lambda out: load_generator(None, 2), "None names no checkpoint"),
+        (lambda out: load_generator(" ", 2), "' ' names no checkpoint"),
+        (lambda out: load_generator(str(generator_folder()), 2, device="tpu"), "no device 'tpu'"),
+        (lambda out: as_reward(brightness, batch_size=0), "batch_size 0"),
+        (lambda out: Preference("a dog", *pictures(2), float("nan")), "the share nan"),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_name(call, named, tmp_path):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(RewardDanceError) as caught:
         call(tmp_path)
     assert named in f"{caught.value.what} {caught.value.remedy}"
+
+
+NO_PIXELS = """
+import torch
+from rewarddance.types import Preference, Prompt, Question
+
+for make in (
+    lambda: Preference("a dog", "a.png", "b.png", 1.0),
+    lambda: Prompt("a dog", image="a.png"),
+    lambda: Question("a dog", torch.zeros(1, 3, 4, 4, dtype=torch.uint8)),
+    lambda: Question("a dog", torch.zeros(3, 4, 4)),
+):
+    try:
+        make()
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_paths_and_bytes_in_the_place_of_pixels_are_refused():
+    """In a process of its own, where no checks of types but the library's are on."""
+    done = subprocess.run([sys.executable, "-c", NO_PIXELS], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4 and all(line.startswith("InputError") and "as_pixels" in line for line in lines), done
+    named = ("first picture of a preference is a str", "picture of a prompt is a str", "torch.uint8", "[3, 4, 4]")
+    assert all(name in line for name, line in zip(named, lines, strict=True))
+
+
+def test_iterators_are_taken_as_lists_are():
+    assert len(score(brightness, iter(pictures(2)), iter(["one", "two"]))) == 2
+    assert evaluate(brightness, iter(PAIRS), exam={"probes": 1}).tests["test"].pairs == 1
+    assert len(search(tiny_generator(), brightness, iter(PROMPTS), budget="samples=1")) == len(PROMPTS)
+
+
+def test_preferences_are_not_kept_where_an_option_is_refused(tmp_path):
+    with pytest.raises(InputError, match="epoch"):
+        train_reward(PAIRS, output=tmp_path / "run", epoch=1)
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ Options have the names and defaults of the recipes' keys; an unknown one is refu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rewarddance.data.media import Media
 from rewarddance.data.preferences import PreferenceSet, keep_preferences
 from rewarddance.data.prompts import read_prompts
 from rewarddance.data.tables import open_table
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 from rewarddance.evaluation.findings import Evaluation
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -27,7 +27,7 @@ from rewarddance.jobs.recipes import BenchRun, EvaluateRun, ScoreRun
 from rewarddance.jobs.score import run_scoring
 from rewarddance.jobs.score_answers import score_media
 from rewarddance.jobs.train import TrainRun, run_training
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import Generator, RewardModel
 from rewarddance.reward.function_reward import ScoreFunction, as_reward
 from rewarddance.reward.judge import Judge, all_pixels
 from rewarddance.reward.loading import load_reward
@@ -74,13 +74,16 @@ def train_reward(
     >>> judge = train_reward("votes.jsonl", output="runs/mine", base="shapeworld-judge", epochs=2)
     >>> judge.compare("a red circle", ["a.png", "b.png"], reference="c.png").probability
     """
-    folder = Path(output)
-    if not isinstance(preferences, str | Path):
-        preferences = keep_preferences(preferences, folder / "preferences" / "train.jsonl")
-    content: dict[str, Any] = {"preferences": preferences, "output": folder, "seed": seed, "judge": options}
-    content |= {"tests": dict(tests or {}), "exam": dict(exam or {})}
-    run_training(parse_recipe(TrainRun, content, "the options of train_reward"))
-    return load_reward(folder / "reward", find_device(None))
+    given = None if isinstance(preferences, str | Path) else _listed(preferences, "preferences")
+    content: dict[str, Any] = {"output": output, "seed": seed, "judge": options}
+    content |= {"tests": {} if tests is None else tests, "exam": {} if exam is None else exam}
+    content["preferences"] = preferences if given is None else Path(str(output)) / "preferences" / "train.jsonl"
+    run = parse_recipe(TrainRun, content, "the options of train_reward")
+    if given is not None:
+        writable_folder(run.preferences.parent)
+        keep_preferences(given, run.preferences)
+    run_training(run)
+    return load_reward(run.output / "reward", find_device(None))
 
 
 def align(
@@ -117,7 +120,7 @@ def align(
     if not isinstance(generator, str | Path):
         if taken := [name for name in GENERATOR_OPTIONS if name in run]:
             raise InputError(f"{taken[0]} is the generator's own.", "Give it to load_generator.")
-        parts["generator"], run["num_inference_steps"] = generator, generator.num_steps
+        parts["generator"], run["num_inference_steps"] = generator, _checked_generator(generator).num_steps
     several = isinstance(reward, Mapping | list | tuple)
     if several and "rewards" in run:
         raise InputError("the rewards are given twice.", "Give them as the second argument, or one judge there.")
@@ -130,7 +133,7 @@ def align(
         parts["held_out"] = as_reward(run["held_out"])
         run["held_out"] = _name(parts["held_out"])
     if not isinstance(prompts, str | Path):
-        parts["prompts"], prompts = as_prompts(prompts), Path(output) / "prompts.jsonl"
+        parts["prompts"], prompts = as_prompts(_listed(prompts, "prompts")), Path(str(output)) / "prompts.jsonl"
     content = run | {"generator": _name(generator), "prompts": prompts, "output": output}
     content |= {} if reward is None else {"judge": _name(reward)}
     content |= {"algorithm": algorithm} | ({algorithm: loop} if loop else {})
@@ -180,7 +183,9 @@ def search(
         generator = load_generator(str(generator), steps, guidance_scale, device=place, dtype=dtype)
     elif num_inference_steps is not None or guidance_scale is not None:
         raise InputError("the generator has its own steps and guidance.", "Give them to load_generator.")
-    asked = read_prompts(Path(prompts)) if isinstance(prompts, str | Path) else as_prompts(prompts)
+    generator = _checked_generator(generator)
+    is_file = isinstance(prompts, str | Path)
+    asked = read_prompts(Path(prompts)) if is_file else as_prompts(_listed(prompts, "prompts"))
     if "held_out" in rest:
         rest["held_out"] = _reward(rest["held_out"], judge_device or device, dtype)
     chosen = read_method(method, own)
@@ -221,9 +226,8 @@ def score(
         if output is not None:
             raise InputError("output is for a folder or a file of rows.", "Leave it out; the rows are returned.")
         pictures = all_pixels(candidates)
-        texts = _one_for_each(
-            [prompts] if isinstance(prompts, str | Prompt) else prompts or [], len(pictures), "prompts"
-        )
+        given = [prompts] if isinstance(prompts, str | Prompt) else [] if prompts is None else prompts
+        texts = _one_for_each(_listed(given, "prompts", empty=True), len(pictures), "prompts")
         others = [] if reference is None else all_pixels(reference, "reference")
         references = _one_for_each(others or [None], len(pictures), "references")
         return score_media(judge, pictures, as_prompts(texts), references, explain)
@@ -269,12 +273,21 @@ def evaluate(
 
     >>> evaluate("runs/mine/reward", {"id": "held_out.jsonl"}).tests["id"].accuracy.mean
     """
-    named = tests if isinstance(tests, Mapping) else {"test": tests}
-    sets = {name: PreferenceSet(Path(s)) if isinstance(s, str | Path) else s for name, s in named.items()}
+    named: Mapping[str, Any] = tests if isinstance(tests, Mapping) else {"test": tests}
+    sets = {
+        name: PreferenceSet(Path(s)) if isinstance(s, str | Path) else _listed(s, f"preferences of {name}")
+        for name, s in named.items()
+    }
     judge = _reward(reward, device, dtype, **options)
     name = _name(reward)
-    content = {"judge": name, "exam": dict(exam or {}), "output": output, "dtype": dtype, "judge_options": options}
-    content |= {"device": device, "stress": stress, "stress_options": dict(stress_options or {})}
+    content = {
+        "judge": name,
+        "exam": {} if exam is None else exam,
+        "output": output,
+        "dtype": dtype,
+        "judge_options": options,
+    }
+    content |= {"device": device, "stress": stress, "stress_options": {} if stress_options is None else stress_options}
     content |= {"tests": {name: getattr(pairs, "path", Path(name)) for name, pairs in sets.items()}}
     run = parse_recipe(EvaluateRun, content, "the options of evaluate")
     folder = getattr(judge, "name_or_path", None)
@@ -317,7 +330,7 @@ def bench(
         taken = [name for name in GENERATOR_OPTIONS if name in options and name not in ("device", "dtype")]
         if taken:
             raise InputError(f"{taken[0]} is the generator's own.", "Give it to load_generator.")
-        parts["generator"], options["num_inference_steps"] = generator, generator.num_steps
+        parts["generator"], options["num_inference_steps"] = generator, _checked_generator(generator).num_steps
     if judge is not None and not isinstance(judge, str | Path):
         if taken := [name for name in ("kind", "judge_options") if name in options]:
             raise InputError(f"{taken[0]} is an option of load_reward.", "Give it there, or name the judge.")
@@ -326,6 +339,26 @@ def bench(
     content = options | {name: _name(part) for name, part in named.items() if part is not None}
     content |= {"benchmark": benchmark, "prompts": prompts, "pictures": pictures, "output": output}
     return run_bench(parse_recipe(BenchRun, content, "the options of bench"), BenchParts(**parts))
+
+
+def _listed(items: Any, what: str, empty: bool = False) -> Sequence[Any]:
+    """Items that may be asked for by number; those of an iterator are kept. empty: there may be none.
+
+    Raises InputError where there are none, or it is nothing that holds any.
+    """
+    if not isinstance(items, Iterable):
+        raise InputError(f"{shown(items)} holds no {what}.", "Give a list.")
+    listed = items if isinstance(items, Sequence) else list(items)
+    if not listed and not empty:
+        raise InputError(f"there are no {what}.", "Give at least one.")
+    return listed
+
+
+def _checked_generator(generator: Any) -> PipelineGenerator:
+    """The generator. Raises InputError for what is none."""
+    if not isinstance(generator, Generator):
+        raise InputError(f"{shown(generator)} is no generator.", "Give what load_generator gave, or a name.")
+    return generator  # type: ignore[return-value]
 
 
 def _reward(reward: AnyReward, device: str | None = None, dtype: Precision = "auto", **options: Any) -> RewardModel:
@@ -348,6 +381,8 @@ def _several(rewards: SeveralRewards) -> tuple[dict[str, dict[str, Any]], dict[s
         keys = dict(reward) if isinstance(reward, Mapping) else {"judge": reward}
         judge = keys.get("judge")
         if judge is not None and not isinstance(judge, str | Path):
+            if keys.get("options"):
+                raise InputError(f"the reward {name} has options, which are load_reward's.", "Give them there.")
             objects[name] = as_reward(judge)
             judge = objects[name]
         content[name] = keys | ({} if judge is None else {"judge": _name(judge)})

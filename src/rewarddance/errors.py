@@ -85,6 +85,8 @@ def as_ours(error: BaseException) -> RewardDanceError:
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # what other libraries make of it is in their words only
         if f"os error {code}" in text or f"[errno {code}]" in text.casefold():
             return RewardDanceError(f"{_DISK[code][0]}: {shown(text, 200)}.", _DISK[code][1])
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):  # pathlib's own, of resolve()
+        return RewardDanceError(f"{text}: {_DISK[errno.ELOOP][0]}.", _DISK[errno.ELOOP][1])
     if isinstance(error, MemoryError) or "out of memory" in text.casefold() or "can't allocate memory" in text:
         return RewardDanceError(
             "the memory is not enough for this run.",

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
 
 
@@ -35,6 +36,27 @@ def needs_reference(reward: Any) -> bool:
             f"the reward {reward!r} does not say whether it needs a reference.",
             "Wrap a function with as_reward, or give your class the attribute needs_reference (True or False).",
         ) from None
+
+
+def checked_verdict(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
+    """The verdict of any reward, if it is one: NaN would be written down, or sorted to some place, without an error.
+
+    Raises RewardError where it has no finite margin for each question.
+    """
+    margin = getattr(verdict, "margin", None)
+    if not isinstance(margin, Tensor) or margin.shape != (len(questions),):
+        found = f"margins of the shape {list(margin.shape)}" if isinstance(margin, Tensor) else shown(verdict)
+        raise RewardError(
+            f"the reward answered {len(questions)} questions with {found}.",
+            "Return a Verdict with one margin for each question.",
+        )
+    if not torch.isfinite(margin).all():
+        number = int((~torch.isfinite(margin)).nonzero()[0])
+        raise RewardError(
+            f"the reward of {questions[number].prompt.text!r} is {margin[number].item()}.",
+            "Look at its pictures, and at the reward's weights and precision.",
+        )
+    return verdict
 
 
 def judging(reward: Any) -> AbstractContextManager[None]:

@@ -51,6 +51,8 @@ class Prompt:
     def __post_init__(self) -> None:
         _check_text(self.text, "prompt")
         _check_text(self.negative, "negative prompt")
+        if self.image is not None:
+            _check_pixels(self.image, "picture of a prompt")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prompt):
@@ -79,6 +81,14 @@ def _check_text(text: object, what: str) -> None:
         raise InputError(f"the {what} {shown(text)} is broken: {error.reason}.", "Correct it.") from None
 
 
+def _check_pixels(pixels: object, what: str) -> None:
+    if isinstance(pixels, Tensor) and pixels.ndim == 4 and pixels.is_floating_point():
+        return
+    is_tensor = isinstance(pixels, Tensor)
+    found = f"{pixels.dtype} of the shape {list(pixels.shape)}" if is_tensor else f"a {type(pixels).__name__}"
+    raise InputError(f"the {what} is {found}, and no float pixels [T, C, H, W].", "Make them by as_pixels.")
+
+
 def as_prompt(prompt: str | Prompt) -> Prompt:
     """A text as a Prompt; a Prompt as it is. Raises InputError where it is neither."""
     return prompt if isinstance(prompt, Prompt) else Prompt(prompt)
@@ -99,7 +109,8 @@ class Question:
     instruction: the name of a task instruction, or None for the judge's own.
     fps: frames a second of the candidate and of the reference, where they are videos and it is known.
 
-    Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text.
+    Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text, or
+    pixels are none.
     """
 
     prompt: Prompt
@@ -116,6 +127,9 @@ class Question:
         instruction: str | None = None,
         fps: tuple[float | None, float | None] = (None, None),
     ) -> None:
+        _check_pixels(candidate, "candidate")
+        if reference is not None:
+            _check_pixels(reference, "reference")
         vars(self).update(prompt=as_prompt(prompt), candidate=candidate, reference=reference)
         vars(self).update(instruction=instruction, fps=fps)
 
@@ -176,6 +190,10 @@ class Preference:
         annotator: str = "",
         fps: tuple[float | None, float | None] = (None, None),
     ) -> None:
+        _check_pixels(first, "first picture of a preference")
+        _check_pixels(second, "second picture of a preference")
+        if not 0 <= share <= 1:  # written so that NaN does not pass
+            raise InputError(f"the share {share} of a preference is not from 0 to 1.", "Give the share of the votes.")
         vars(self).update(prompt=as_prompt(prompt), first=first, second=second, share=share, source=source)
         vars(self).update(
             reason=reason, reason_swapped=reason_swapped, criterion=criterion, annotator=annotator, fps=fps

@@ -125,7 +125,7 @@ def test_references_of_several_rewards_are_made_beforehand_by_all_of_them(tmp_pa
         ({"rewards": {"a": {"weight": 0}, "b": {"weight": 0}}}, "all rewards have the weight 0"),
         ({"rewards": {"a": {"weight": -1}}}, "rewards.a.weight"),
         ({"rewards": {"a/b": {}}}, "a reward is named 'a/b'"),
-        ({"judge": "", "rewards": {"a": {}}}, "the reward a asks judge, and there is none"),
+        ({"judge": "", "rewards": {"a": {}}}, "the reward a has no judge"),
         ({"rewards": {"a": {"judge": "x"}}}, "every reward names a judge of its own"),
         ({"rewards": {"a": {"options": {"kind": "pointwise"}}}}, "options are of a judge of its own"),
         ({"rewards": {"a": {"criteria": "t2i#beauty"}}}, "the reward a: the tree of criteria 't2i' has no criterion"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import stat
 from collections import Counter
 
@@ -203,6 +204,18 @@ def test_a_file_that_is_no_store_is_named(tmp_path):
     for path in (tmp_path / "notes.txt", tmp_path / "nowhere.sqlite"):
         with pytest.raises(InputError, match=path.name):
             Store(path)
+
+
+def test_a_database_of_another_program_is_left_as_it_was(tmp_path):
+    path = tmp_path / "mine.sqlite"
+    with sqlite3.connect(path) as mine:
+        mine.execute("CREATE TABLE notes (text TEXT)")
+    mine.close()
+    before = path.read_bytes()
+    for handing_out in (None, HandingOut()):
+        with pytest.raises(InputError, match=r"mine\.sqlite is no store"):
+            Store(path, handing_out)
+    assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["mine.sqlite"]
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ RAISED = {
     "a file that can only be read": (PermissionError(errno.EACCES, "Permission denied", "c"), "c: it is not permitted"),
     "no memory": (MemoryError(), "memory"),
     "no memory of a GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
+    "links in a circle": (RuntimeError("Symlink loop from 'runs/d'"), "'runs/d': its links lead in a circle"),
     "an assertion": (AssertionError(), "AssertionError"),
     "no end of calls": (RecursionError("maximum recursion depth exceeded"), "maximum recursion depth"),
     "a library's own": (json.JSONDecodeError("Expecting value", "", 0), "JSONDecodeError"),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import typer
 from pydantic import Field
+from tiny import command
 from typer.testing import CliRunner
 
 from rewarddance.cli.options import recipe_command
@@ -76,3 +77,9 @@ def test_help_shows_names_words_and_defaults():
     text = " ".join(run("--help")[0].output.split())
     for part in ("Score a folder.", "--batch-size", "Default: 32.", "One of: pairwise, clip.", "--no-decode"):
         assert part in text
+
+
+def test_help_wraps_the_paragraphs_of_a_docstring_anew(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = [line.strip() for line in command("annotate", "--help").out.splitlines()]
+    assert '"image" (what both were made from) if wanted, or {"prompt", "candidate",' in lines

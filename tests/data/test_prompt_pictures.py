@@ -59,6 +59,29 @@ def test_of_more_pictures_than_are_wanted_the_first_are_taken(tmp_path, prompts)
     assert "1 of its 2 pictures" in faults[0].what and faults[0].where.startswith("line 3 of ")
 
 
+@pytest.mark.parametrize("names", [("0.png", "00000.png"), ("0_1.png", "0_01.webp"), ("0.png", "0/a.png")])
+def test_a_picture_that_is_there_under_two_names_is_refused(tmp_path, prompts, names):
+    write(tmp_path / "shots", *names, "2.png")
+    with pytest.raises(InputError) as caught:
+        find_shots(tmp_path / "shots", prompts, None, [])
+    assert all(name.partition("/")[0] in caught.value.what for name in names)
+
+
+def test_a_folder_is_no_picture_of_a_list(tmp_path, prompts):
+    write(tmp_path / "shots", "0.png", "frames/0.png")
+    (tmp_path / "shots" / "list.json").write_text('{"a dog": "0.png", "the dog": "frames"}')
+    faults: list = []
+    assert len(find_shots(tmp_path / "shots" / "list.json", prompts, None, faults)) == 1
+    assert "frames" in faults[0].what
+
+
+def test_who_names_pictures_in_a_list_is_told_to_add_to_it(tmp_path, prompts):
+    (tmp_path / "list.json").write_text("{}")
+    faults: list = []
+    assert find_shots(tmp_path / "list.json", prompts, None, faults) == []
+    assert '{"a dog": "0.png"}' in faults[0].remedy
+
+
 def test_a_place_that_is_no_folder_and_no_list_is_refused(tmp_path, prompts):
     with pytest.raises(InputError, match="nowhere"):
         find_shots(tmp_path / "nowhere", prompts, None, [])

@@ -23,6 +23,7 @@ from tiny_pipelines import (
     PROMPTS,
     SEEDS,
     STEPS,
+    VIDEO,
     fresh,
     frozen,
     options,
@@ -145,6 +146,18 @@ def test_a_scheduler_that_remembers_is_refused_and_may_be_replaced(tmp_path):
 def test_a_flow_scheduler_that_is_not_plain_euler_is_refused_by_name(tmp_path, scheduler, told):
     with pytest.raises(InputError, match=told):
         load_generator(with_scheduler("sd3", scheduler, tmp_path / "other"), STEPS, **options("sd3"))
+
+
+def test_a_video_larger_than_its_network_has_positions_is_refused():
+    with pytest.raises(InputError, match=r"32 positions along an axis, .* 81 frames of 480 x 832") as caught:
+        load_generator("shapeworld-video-generator", STEPS)
+    assert "num_frames" in caught.value.remedy
+    assert load_generator("shapeworld-video-generator", STEPS, height=32, width=32, num_frames=9).num_frames == 9
+
+
+def test_a_generator_says_how_many_frames_it_draws():
+    assert load_generator(str(pipeline_folder("sd3")), STEPS, **options("sd3")).num_frames == 1
+    assert load_generator(str(pipeline_folder("wan")), STEPS, **options("wan")).num_frames == VIDEO["num_frames"]
 
 
 def test_wans_multi_step_scheduler_is_refused_and_may_be_replaced(tmp_path):

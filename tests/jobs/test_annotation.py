@@ -24,7 +24,7 @@ from rewarddance.annotate.store import Store
 from rewarddance.data.faults import FaultyRows
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError
-from rewarddance.jobs.annotate import invite, links, open_store
+from rewarddance.jobs.annotate import invite, learning_plan, links, open_store
 from rewarddance.jobs.recipes import AnnotateRun
 from rewarddance.runtime.config import parse_recipe
 
@@ -129,11 +129,31 @@ def test_generators_make_the_pictures_and_make_none_twice(tmp_path):
         ({"compare": "a,a"}, "twice"),
         ({"people": "anna,anna"}, "twice"),
         ({"policy": "ranking", "compare": "a,b"}, "random"),
+        ({"compare": "a"}, "two models"),
+        ({"compare": "a,b,c"}, "two models"),
+        ({"address": "votes.example.org"}, "http"),
+        ({"samples": 3}, "generator"),
+        ({"num_inference_steps": 3}, "generator"),
+        ({"generator": ("x",), "samples": 1}, "samples"),
+        ({"policy": "least_sure", "judge": "x", "training": {"epochs": 1}}, "retrain"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(tmp_path, keys, word):
     with pytest.raises(InputError, match=word):
         run_of(tmp_path, input="in.jsonl", **keys)
+
+
+def test_a_ranking_of_models_that_nobody_names_is_refused(tmp_path):
+    write_picture(torch.zeros(1, 3, 8, 8), tmp_path / "a.png")
+    write_picture(torch.ones(1, 3, 8, 8), tmp_path / "b.png")
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "x", "media_a": "a.png", "media_b": "b.png"}))
+    with pytest.raises(InputError, match="names its two"):
+        open_store(run_of(tmp_path, input=tmp_path / "in.jsonl", policy="ranking"))
+
+
+def test_a_judge_behind_a_server_does_not_learn_here(tmp_path):
+    with pytest.raises(InputError, match="behind a server"):
+        learning_plan(run_of(tmp_path, input="in.jsonl", judge="http://127.0.0.1:9", retrain=3))
 
 
 def test_a_judge_that_learns_changes_no_policy_and_goes_with_criteria(tmp_path):

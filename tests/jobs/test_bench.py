@@ -174,11 +174,21 @@ def test_a_line_that_is_not_genevals_is_refused_by_its_key(tmp_path, line, named
         ({"answers": "yes_no"}, "answers"),
         ({"workers": 2}, "ray"),
         ({"instruction": "t2i"}, "instruction"),
+        ({"num_inference_steps": 4}, "num_inference_steps"),
+        ({"generator_options": {"height": 32}}, "generator_options"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(tmp_path, changes, named):
     with pytest.raises(InputError, match=named):
         bench_run(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("content", ["", " \n\r\n", "\ufeff"])
+def test_a_file_without_any_prompt_is_refused_by_its_name(tmp_path, content):
+    write_world(tmp_path, specs(1))
+    (tmp_path / "evaluation_metadata.jsonl").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"evaluation_metadata\.jsonl is empty"):
+        run_bench(bench_run(tmp_path))
 
 
 def test_a_generator_makes_the_pictures_once_and_from_seeds(tmp_path):

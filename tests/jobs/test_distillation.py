@@ -138,7 +138,7 @@ def test_reasons_that_agree_with_the_votes_become_preferences_to_train_on(pairs,
     teacher = start(right)
     run = recipe(pairs, teacher)
     assert distil(run) == {
-        "kept": 6, "disagreed": 0, "failed": 0, "pairs": 3, "ties": 1, "output": str(run.output),
+        "kept": 6, "disagreed": 0, "failed": 0, "pairs": 3, "ties": 1, "answers": 6, "output": str(run.output),
     }  # fmt: skip
     learned = list(PreferenceSet(run.output))
     assert [p.prompt.text for p in learned] == [PROMPTS[0], PROMPTS[1], PROMPTS[3]]
@@ -292,6 +292,20 @@ def test_a_reply_that_does_not_end_is_given_up(pairs, start, monkeypatch, limit,
     assert all("the reply does not end after" in failure["error"] for failure in failures)
 
 
+def test_where_every_answer_fails_nothing_was_done_and_it_is_said(pairs, start):
+    endpoint = start(lambda body, number: completion("maybe")).endpoint
+    output = pairs.parent / "reasons.jsonl"
+    done = command("distil", pairs, "--endpoint", endpoint, "--model", "large", "--output", output, "--retries", "0")
+    assert done.code == 2 and "6 of 6 answers failed" in done.err and "reasons.failed.jsonl" in done.err
+
+
+def test_pairs_that_are_all_ties_leave_nothing_to_ask(tmp_path, start):
+    picture = torch.full((1, 3, 4, 4), 0.2)
+    write_preferences([Preference("a dog", picture, picture.clone(), 0.5)], tmp_path / "ties.jsonl")
+    with pytest.raises(InputError, match=r"ties\.jsonl are ties"):
+        distil(recipe(tmp_path / "ties.jsonl", start(right)))
+
+
 def test_a_picture_that_is_gone_fails_by_itself(pairs, start):
     (pairs.parent / "pairs_media" / "000001_b.png").write_bytes(b"no picture")
     run = recipe(pairs, start(right))
@@ -375,5 +389,7 @@ def test_the_command_counts_aloud_and_fails_where_answers_are_missing(pairs, sta
     done = command("distil", *arguments, "--orders", "forward", "--body", '{"temperature": 0}')
     assert done.code == 1
     assert json.loads(done.out)["kept"] == 2 and json.loads(done.out)["failed"] == 1
+    nowhere = command("distil", pairs, "--endpoint", "localhost:8000", "--model", "m", "--output", tmp_path / "n.jsonl")
+    assert nowhere.code == 2 and "'endpoint'" in nowhere.err and "http://" in nowhere.err
     wrong = command("distil", *arguments, "--body", "{")
     assert wrong.code == 2 and "is no mapping" in wrong.err

@@ -202,3 +202,17 @@ def test_a_tree_scores_ranks_and_serves_other_loops_but_is_not_trained():
 def test_a_tree_that_there_is_not_or_that_a_kind_cannot_answer_is_refused(changes):
     with pytest.raises(InputError, match="criteria"):
         load_reward(str(judge_folder()), **changes)
+
+
+@pytest.mark.parametrize("part", ["keeping", "keeping/objects", "quality"])
+def test_a_part_of_a_tree_has_its_leaves_at_the_same_shares(part):
+    whole, tree = load_tree("edit"), load_tree(f"edit#{part}")
+    below = {leaf: weight for leaf, weight in whole.leaf_weights.items() if f"{leaf}/".startswith(f"{part}/")}
+    assert list(tree.leaves) == list(below)
+    total = sum(below.values())
+    assert tree.leaf_weights == pytest.approx({leaf: weight / total for leaf, weight in below.items()})
+
+
+def test_a_part_that_a_tree_has_not_is_refused_with_those_it_has():
+    with pytest.raises(InputError, match=r"'edit' has no criterion 'kept'.* keeping"):
+        load_tree("edit#kept")

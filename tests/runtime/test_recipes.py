@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from rewarddance.errors import InputError
-from rewarddance.runtime.config import Recipe, keep_recipe, load_recipe, save_recipe
+from rewarddance.runtime.config import Recipe, keep_recipe, load_recipe, parse_recipe, save_recipe
 
 
 class Inner(Recipe):
@@ -226,7 +226,7 @@ def test_keys_of_a_section_that_do_not_go_together_are_named_by_it(tmp_path):
     (tmp_path / "r.yaml").write_text("pair: {low: 3, high: 2}\n")
     with pytest.raises(InputError) as caught:
         load_recipe(Whole, tmp_path / "r.yaml")
-    assert caught.value.what == f"pair of {tmp_path / 'r.yaml'} is not right: low is above high."
+    assert caught.value.what == f"pair of {tmp_path / 'r.yaml'} cannot be used: low is above high."
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "true", "false"])
@@ -255,3 +255,33 @@ def test_a_recipe_under_which_nothing_was_made_gives_way(tmp_path):
     keep_recipe(Outer(seed=3), tmp_path / "config.yaml")
     keep_recipe(Outer(seed=4), tmp_path / "config.yaml", binding=False)
     assert load_recipe(Outer, tmp_path / "config.yaml").seed == 4
+
+
+class Short(Recipe):
+    steps: int = 1
+    reach: int = 1
+
+
+class Sections(Recipe):
+    short: Short = Short()
+    long: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("content", "remedy"),
+    [
+        ({"short": {"rate": 1}}, "a key of long"),
+        ({"rate": 1}, "Did you mean 'long.rate'"),
+        ({"steps": 1}, "short.steps, long.steps"),
+    ],
+)
+def test_a_key_of_another_section_is_said_to_be_one(content, remedy):
+    with pytest.raises(InputError) as caught:
+        parse_recipe(Sections, content, "the test")
+    assert remedy in caught.value.remedy
+
+
+def test_what_does_not_fit_is_said_without_a_models_names():
+    with pytest.raises(InputError) as caught:
+        parse_recipe(Sections, {"short": 3}, "the test")
+    assert "mapping" in caught.value.what and "short" in caught.value.what and "nstance" not in caught.value.what

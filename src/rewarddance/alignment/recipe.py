@@ -120,7 +120,7 @@ class AlignRun(AlgorithmConfig):
             if not re.fullmatch(NAME, name):
                 raise ValueError(f"a reward is named {name!r}; use letters, digits, '-', '_' and '.'")
             if reward.judge is None and not self.judge:
-                raise ValueError(f"the reward {name} asks judge, and there is none: name one, there or here")
+                raise ValueError(f"the reward {name} has no judge: name one in it, or one for all (judge)")
         if self.rewards and not any(reward.weight for reward in self.rewards.values()):
             raise ValueError("all rewards have the weight 0, so there is nothing to learn")
         if self.judge and self.rewards and all(reward.judge for reward in self.rewards.values()):

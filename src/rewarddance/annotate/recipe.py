@@ -32,7 +32,7 @@ class HandingOut(Recipe):
     lease_seconds: float = Field(default=600.0, gt=0)
     """After so long without an answer a pair that was handed out may be handed to somebody else."""
     criteria: str | None = None
-    """A tree of criteria by name or file: each of its leaves is asked, one after the other."""
+    """A tree of criteria by name or file, or a part of it (edit#keeping): its leaves are asked one after the other."""
     compare: tuple[str, str] | None = None
     """A blind comparison of two models, "new,old": pairs of these alone, in random order, until it is decided."""
     seed: Seed = 0
@@ -41,7 +41,10 @@ class HandingOut(Recipe):
     @field_validator("compare", mode="before")
     @classmethod
     def _models_from_text(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        models = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if isinstance(models, list | tuple) and len(models) != 2:
+            raise ValueError("it names two models, such as new,old")
+        return models
 
     @model_validator(mode="after")
     def _handing_out_goes_together(self) -> HandingOut:
@@ -69,6 +72,13 @@ class PageOptions(Recipe):
     """Who is invited: one link each, with commas. Nobody: whoever is at this machine votes as "local"."""
     ahead: int = Field(default=3, ge=1, le=10)
     """Pairs that a browser holds, so that the next one is there at once."""
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_one(cls, address: str | None) -> str | None:
+        if address is not None and not address.startswith(("http://", "https://")):
+            raise ValueError("an address begins with http:// or https://")
+        return address
 
     @field_validator("people", mode="before")
     @classmethod

@@ -105,9 +105,8 @@ def compared(pairs: Iterable[Pair], models: tuple[str, str], most: int, seed: in
     chosen = [pair for pair in every if {pair.model_a, pair.model_b} == set(models)]
     if not chosen:
         known = sorted({name for pair in every for name in (pair.model_a, pair.model_b) if name})
-        raise InputError(
-            f"no pair is of {models[0]!r} and {models[1]!r}.", f"The models are {', '.join(known) or 'not named'}."
-        )
+        remedy = f"The models are {', '.join(known)}." if known else "Name them: model_a and model_b in each row."
+        raise InputError(f"no pair is of {models[0]!r} and {models[1]!r}.", remedy)
     rng = np.random.default_rng([seed, 22])
     by_prompt: defaultdict[str, list[Pair]] = defaultdict(list)
     for place in rng.permutation(len(chosen)):

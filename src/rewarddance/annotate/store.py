@@ -101,12 +101,13 @@ class Store:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # -wal and -shm get its mode
             self.db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
             self.db.row_factory = sqlite3.Row
-            self.db.execute("PRAGMA journal_mode=WAL")
+            known = self._read_version()
+            if not known and (handing_out is None or (not new and path.stat().st_size > 0)):
+                raise InputError(f"{path} is no store of votes.", "Choose another.")
+            self.db.execute("PRAGMA journal_mode=WAL")  # it is written into the file, which by now is ours
             self.db.execute("PRAGMA synchronous=FULL")
             self.db.execute("PRAGMA foreign_keys=ON")
-            if not self._read_version():
-                if handing_out is None or (not new and path.stat().st_size > 0):
-                    raise InputError(f"{path} is no store of votes.", "Choose another --store.")
+            if handing_out is not None and not known:
                 with self.transaction():
                     for statement in _SCHEMA.split(";"):
                         self.db.execute(statement)

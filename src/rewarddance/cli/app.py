@@ -16,7 +16,17 @@ ORDER = ("quickstart", "annotate", "votes", "train", "references", "align", "pla
 ORDER += ("evaluate", "bench", "export", "distil", "gsb", "report", "data", "bases")
 
 
-class InOrder(TyperGroup):
+class Reflowed(TyperGroup):
+    """Help wraps a docstring's paragraphs anew: Typer keeps the lines of all but the first, cut for another width."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:
+            command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+        return command
+
+
+class InOrder(Reflowed):
     """The help names the commands in the order in which a user meets them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -34,9 +44,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data = typer.Typer(help="Preferences from public sets, checked.", no_args_is_help=True, rich_markup_mode="rich")
+data = typer.Typer(
+    cls=Reflowed, help="Preferences from public sets, checked.", no_args_is_help=True, rich_markup_mode="rich"
+)
 app.add_typer(data, name="data")
-votes = typer.Typer(help="What people said, seen and exported.", no_args_is_help=True, rich_markup_mode="rich")
+votes = typer.Typer(
+    cls=Reflowed, help="What people said, seen and exported.", no_args_is_help=True, rich_markup_mode="rich"
+)
 app.add_typer(votes, name="votes")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]

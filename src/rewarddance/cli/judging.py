@@ -161,7 +161,7 @@ def distil(run: DistilRun) -> None:
     quiet()
     from rewarddance.jobs.distil import distil
 
-    print_result(distil(run))
+    print_result(distil(run), "answers")
 
 
 @app.command(epilog=example("rewarddance gsb scores.jsonl --by category"))

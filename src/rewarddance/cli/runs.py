@@ -87,7 +87,9 @@ def align(
 ) -> None:
     """Align a generator with a trained judge; run again to continue an interrupted one.
 
-    By the gradient through the judge (algorithm: refl), or by asking it alone: Flow-GRPO (grpo) or DiffusionNFT (nft).
+    By the gradient through the judge (algorithm: refl), by asking it alone (grpo, nft, awm, dgpo, crd, online_dpo), or
+    by votes on pictures without a judge (dpo). docs/guides/aligning.md says what each does.
+
     Groups that have no reward go with the reason to failed_groups.jsonl, and the exit code is 1.
 
     On several GPUs: torchrun --nproc-per-node N -m rewarddance align RECIPE.

@@ -26,7 +26,7 @@ from rewarddance.data.video_io import (
     video_frame_rate,
     video_size,
 )
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 from rewarddance.runtime.files import check_plain
 from rewarddance.types import Pixels
 
@@ -63,7 +63,7 @@ _INSTEAD = (
 """What downloads leave in place of a picture, by how it begins."""
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `refuse_bomb` raises where Pillow warns
 
-Media = Tensor | np.ndarray | Image.Image | bytes | str | Path | Sequence["Media"]
+Media = Tensor | np.ndarray | Image.Image | bytes | bytearray | memoryview | str | Path | Sequence["Media"]
 """A picture or video as people have it at hand; see `as_pixels`."""
 
 
@@ -75,11 +75,16 @@ def as_pixels(media: Media, name: str = "the picture", max_frames: int = MAX_FRA
     Floats lie in [0, 1], 8-bit integers in 0 to 255. A float tensor keeps its graph. Raises InputError that names the
     file, or begins with `name`, where it is none of these.
     """
+    if isinstance(media, str) and (not media.strip() or "://" in media):
+        why = "an address" if media.strip() else "an empty text"
+        raise InputError(f"{name} is {why} ({shown(media)}), and no path.", "Give the path of a file, or its bytes.")
     if isinstance(media, str | Path):
         return read_video(Path(media), max_frames)
-    if isinstance(media, bytes):
-        return read_video(media, max_frames, name)
+    if isinstance(media, bytes | bytearray | memoryview):
+        return read_video(bytes(media), max_frames, name)
     if isinstance(media, Image.Image):
+        if 0 in media.size:
+            raise InputError(f"{name} has the size {media.size}.", "Give a picture with pixels.")
         try:
             return _from_image(media)
         except Exception as error:  # a lazily opened file is decoded only now
@@ -87,11 +92,15 @@ def as_pixels(media: Media, name: str = "the picture", max_frames: int = MAX_FRA
     if isinstance(media, np.ndarray):
         if media.ndim not in (3, 4) or media.shape[-1] != 3:
             raise InputError(f"{name} is an array {list(media.shape)}.", "Give [H, W, 3] or [T, H, W, 3].")
-        media = torch.from_numpy(np.ascontiguousarray(np.moveaxis(media, -1, -3)))
+        try:
+            media = torch.from_numpy(np.ascontiguousarray(np.moveaxis(media, -1, -3)))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} is an array of {media.dtype}.", "Give float32, or 8-bit integers.") from error
     if isinstance(media, Tensor):
         return _from_tensor(media, name)
     if not isinstance(media, Sequence) or not media:
-        raise InputError(f"{name} is a {type(media).__name__}, which is no picture.", "Give pixels or a path.")
+        found = "empty" if isinstance(media, Sequence) else f"of the type {type(media).__name__}"
+        raise InputError(f"{name} is {found}, and no picture.", "Give pixels or a path.")
     return _stacked([as_pixels(frame, f"frame {number} of {name}") for number, frame in enumerate(media)], name)
 
 
@@ -103,6 +112,9 @@ def _stacked(frames: list[Tensor], name: str) -> Pixels:
 
 
 def _from_tensor(media: Tensor, name: str) -> Pixels:
+    if media.is_meta or media.layout != torch.strided or media.is_quantized:
+        kind = "meta" if media.is_meta else "quantised" if media.is_quantized else "sparse"
+        raise InputError(f"{name} is a {kind} tensor.", "Give a dense one with values.")
     pixels = media.unsqueeze(0) if media.ndim == 3 else media
     if pixels.ndim != 4 or pixels.shape[1] != 3 or 0 in pixels.shape:
         raise InputError(f"{name} has the shape {list(media.shape)}.", "Give [3, H, W] or [T, 3, H, W].")
@@ -317,7 +329,7 @@ def _open(file: File) -> Image.Image:
 def _why(error: Exception, media: Path | bytes) -> str:
     """What is wrong with a file, in words; Pillow's own name the place in memory where it is open."""
     if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
+        return getattr(error, "strerror", None) or str(error) or type(error).__name__
     with media.open("rb") if isinstance(media, Path) else BytesIO(media) as file:
         head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:

@@ -126,7 +126,7 @@ class BenchPrompt(NamedTuple):
 def read_benchmark(name: Benchmark, path: Path, faults: list[FaultyRow]) -> list[BenchPrompt]:
     """The prompts of a benchmark's file in their order; what cannot be used is added to `faults`, each with its line.
 
-    Raises InputError where the file cannot be read.
+    Raises InputError where the file cannot be read or is empty.
     """
     kind = {"geneval": GenEvalRow, "geneval2": GenEval2Row, "tifa": TifaQuestion}[name]
     read: list[tuple[str, Any]] = []
@@ -137,6 +137,8 @@ def read_benchmark(name: Benchmark, path: Path, faults: list[FaultyRow]) -> list
         except InputError as error:
             read.append((where, None))
             found.append(FaultyRow(f"{where} of {path}", error.what, error.remedy))
+    if not read:
+        raise InputError(f"the prompt file {path} is empty.", "Give the benchmark's own file, as published.")
     faults += found
     if name == "tifa":
         return _captions(question for _, question in read if question is not None)

@@ -11,6 +11,7 @@ Numbers are those of the prompts in their file, from 0; of TIFA the captions' id
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ def find_shots(place: Path, prompts: Sequence[BenchPrompt], samples: int | None,
 
     samples: of each the first so many; None is all that there are, as many as the prompt that has most. What is amiss
     with a prompt is added to `faults`, and its pictures are left out: none, too few, one that cannot be read, another
-    prompt's. Raises InputError where the place is none of the layouts.
+    prompt's. Raises InputError where the place is none of the layouts, or names one picture twice.
     """
     known = _by_json(place, prompts) if place.suffix == ".json" else _by_folder(place, prompts)
     wanted = samples or max((len(files) for files in known.values()), default=0)
@@ -47,13 +48,11 @@ def find_shots(place: Path, prompts: Sequence[BenchPrompt], samples: int | None,
         files = known.get(prompt.number, [])
         try:
             if len(files) < wanted or not files:
-                raise InputError(
-                    f"{len(files)} of its {max(wanted, 1)} pictures are in {place}.",
-                    f"Name its first picture {prompt.key}.png or {_numbered(prompt)}/{SAMPLES}/0000.png.",
-                )
+                what = f"{len(files)} of its {max(wanted, 1)} pictures are in {place}."
+                raise InputError(what, _naming(place, prompt))
             _check_metadata(prompt, files[0])
             for file in files[:wanted]:
-                media_size(file)
+                _check_picture(file)
         except InputError as error:
             faults.append(FaultyRow(prompt.where, error.what, error.remedy))
             continue
@@ -75,7 +74,9 @@ def _by_folder(place: Path, prompts: Sequence[BenchPrompt]) -> dict[int, list[Pa
         raise InputError(f"there is no folder of pictures {place}.", "Give a folder, or a .json file of paths.")
     numbers = {prompt.key: prompt.number for prompt in prompts}
     found: dict[int, list[Path]] = {}
+    taken: dict[tuple[int, str], Path] = {}
     for path in sorted(place.iterdir(), key=natural_order):
+        sample = ""  # of all its pictures, or of the only one
         if path.is_dir():
             number = _number(path.name, numbers)
             folder = path / SAMPLES if (path / SAMPLES).is_dir() else path
@@ -83,12 +84,16 @@ def _by_folder(place: Path, prompts: Sequence[BenchPrompt]) -> dict[int, list[Pa
         elif path.suffix.lower() in PICTURE_SUFFIXES and path.name[0] != ".":
             number = _number(path.stem, numbers)
             if number is None and (parts := path.stem.rpartition("_"))[2].isdigit():
-                number = _number(parts[0], numbers)
+                number, sample = _number(parts[0], numbers), str(int(parts[2]))
             files = [path]
         else:
             continue
-        if number is not None:
-            found.setdefault(number, []).extend(files)
+        if number is None or not files:
+            continue
+        if (other := taken.setdefault((number, sample), path)) != path:
+            what = f"{other} and {path.name} are the same picture of the same prompt by their names."
+            raise InputError(what, "Remove or rename one.")
+        found.setdefault(number, []).extend(files)
     return found
 
 
@@ -112,6 +117,20 @@ def _by_json(place: Path, prompts: Sequence[BenchPrompt]) -> dict[int, list[Path
             raise InputError(f"{place} names no file for {prompt.where}: {shown(value)}.", "Give a path, or a list.")
         found[prompt.number] = [place.parent / name for name in names]
     return found
+
+
+def _naming(place: Path, prompt: BenchPrompt) -> str:
+    """How a prompt's pictures are named."""
+    if place.suffix == ".json":
+        return f"Write {{{json.dumps(prompt.text)}: {json.dumps(f'{prompt.key}.png')}}}, or a list of its pictures."
+    return f"Name its first picture {prompt.key}.png or {_numbered(prompt)}/{SAMPLES}/0000.png."
+
+
+def _check_picture(file: Path) -> None:
+    """Raises InputError where a file is no picture by its header; a folder of frames is none either."""
+    if file.is_dir():
+        raise InputError(f"the picture {file} cannot be read: it is a folder.", "Give a picture.")
+    media_size(file)
 
 
 def _check_metadata(prompt: BenchPrompt, first: Path) -> None:

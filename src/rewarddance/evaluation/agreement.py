@@ -9,7 +9,7 @@ import numpy as np
 
 from rewarddance.errors import InputError
 from rewarddance.evaluation.statistics import Interval, interval, numbered
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, checked_verdict
 from rewarddance.types import Preference, Question
 
 
@@ -17,7 +17,8 @@ def both_orders(judge: RewardModel, pairs: Sequence[Preference]) -> tuple[np.nda
     """The margins [n] with the second picture of each pair as the candidate, and with the first."""
     questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
     questions += [Question(p.prompt, p.first, p.second, fps=p.fps) for p in pairs]
-    forward, backward = judge(questions).margin.double().cpu().numpy().reshape(2, len(pairs))
+    margin = checked_verdict(judge(questions), questions).margin
+    forward, backward = margin.double().cpu().numpy().reshape(2, len(pairs))
     return forward, backward
 
 

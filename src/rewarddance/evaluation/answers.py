@@ -17,7 +17,7 @@ from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.evaluation.agreement import both_orders
 from rewarddance.evaluation.bias import PROBE_AMOUNTS, image_stats, perturbed
 from rewarddance.evaluation.statistics import numbered
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, checked_verdict
 from rewarddance.types import Preference, Prompt, Question
 
 
@@ -143,7 +143,7 @@ def _answers(
     changed = len(questions)
     if not judge.needs_reference:
         questions += [Question(p.prompt, picture) for p in again for picture in (p.first, p.second)]
-    margins = judge(questions).margin.double().cpu().numpy()
+    margins = checked_verdict(judge(questions), questions).margin.double().cpu().numpy()
     return Answers(
         number=np.array(numbers),
         prompts=tuple(sys.intern(p.prompt.text) for p in pairs),

@@ -188,6 +188,11 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     def num_steps(self) -> int:
         return len(self.timesteps)
 
+    @property
+    def num_frames(self) -> int:
+        """Of what it draws: 1 of a picture."""
+        return self._option("num_frames") if "num_frames" in self.uses else 1
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str | Prompt]) -> Any:
         prompts = as_prompts(prompts)

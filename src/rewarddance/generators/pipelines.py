@@ -18,7 +18,7 @@ from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Precision, parse_recipe
-from rewarddance.runtime.devices import find_dtype
+from rewarddance.runtime.devices import check_device, find_dtype
 from rewarddance.runtime.quantised import quantise
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module, variant_of
 
@@ -61,6 +61,7 @@ def load_generator(
     """
     given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **options}
     parsed = parse_recipe(GeneratorOptions, given, "the options of load_generator")
+    check_device(device)
     dtype = find_dtype(dtype, device)
     disable_progress_bar()  # a bar for five files stands in the way of ours
     folder = find_checkpoint(name, _download)

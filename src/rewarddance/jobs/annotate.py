@@ -22,6 +22,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import sample
 from rewarddance.jobs.recipes import AnnotateRun
 from rewarddance.reward.instructions import load_tree
+from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
 from rewarddance.runtime.listening import listen
 from rewarddance.runtime.tracking import progress_bar
@@ -70,6 +71,11 @@ def open_store(run: AnnotateRun) -> Store:
     store = Store(run.store, rule)
     if not (run.compare and store.count("wanted")):  # a comparison's pairs are fixed before its first vote
         store.add_pairs([*pairs, *tests])
+    if run.policy == "ranking" and not any(pair.model_a and pair.model_b for pair in pairs):
+        raise InputError(
+            f"the policy ranking asks about models, and no pair of {run.input} names its two.",
+            "Name them: model_a and model_b in each row, or choose another policy.",
+        )
     if store.count("wanted") == 0:
         raise InputError(f"{run.store} holds no pair to vote on.", "Give pairs that are not all test pairs.")
     return store
@@ -149,6 +155,8 @@ def learning_plan(run: AnnotateRun) -> LearningPlan | None:
     """How the judge learns; None where there is none. Raises InputError for a judge or a key that there is not."""
     if run.judge is None:
         return None
+    if is_address(run.judge):
+        raise InputError(f"the judge {run.judge!r} is behind a server.", "Give the folder of one, or a bundled name.")
     find_checkpoint(run.judge)
     given: dict[str, Any] = {name: getattr(run, name) for name in _SHARED} | {"retrain": run.retrain or 1}
     plan = LearningPlan(**given, policy=run.policy, folder=run.store.with_name(f"{run.store.stem}_judges"))

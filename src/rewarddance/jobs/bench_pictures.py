@@ -43,7 +43,7 @@ def make_pictures(
     if generator is None:
         drawing = {"device": run.device or "cpu", "dtype": run.dtype, **run.generator_options}
         generator = load_generator(run.generator or "", run.num_inference_steps, run.guidance_scale, **drawing)
-    if (generator.options.num_frames or 1) > 1:
+    if generator.num_frames > 1:
         raise InputError(f"the generator {run.generator!r} makes videos.", "Give one of pictures.")
     found, left = list(faults), []
     for prompt in prompts:

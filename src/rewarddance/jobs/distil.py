@@ -93,6 +93,8 @@ def _distil(recipe: DistilRun, rows: list[PreferenceRow]) -> dict[str, Any]:
     answers = open_journal(path, _identity(recipe))
     orders = (False, True) if recipe.orders == "both" else (False,)
     jobs = [Job(n, swapped) for n, row in enumerate(rows) if row.share != 0.5 for swapped in orders]
+    if not jobs:
+        raise InputError(f"all pairs of {recipe.preferences} are ties.", "Give pairs that one picture won.")
     left = [job for job in jobs if job not in answers or answers[job].outcome == "failed"]
     try:
         with (
@@ -113,7 +115,8 @@ def _distil(recipe: DistilRun, rows: list[PreferenceRow]) -> dict[str, Any]:
         f"{counts['kept']} reasons kept for {counts['pairs']} pairs; {counts['disagreed']} answers disagreed with the "
         f"votes, {counts['failed']} failed, {ties} ties were not asked about"
     )
-    return counts | {"ties": ties, "output": str(recipe.output)}
+    found = counts | {"ties": ties, "answers": len(jobs), "output": str(recipe.output)}
+    return found | ({"failures": str(beside(recipe.output, "failed"))} if counts["failed"] else {})
 
 
 # -- the teacher -------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def checked_prompts(
     """
     faults, kept = list(faults), list[Prompt]()
     asked = [judge for judge in judges if hasattr(judge, "faults")]
-    drawn = blank(getattr(generator.options, "num_frames", None) or 1, generator.height, generator.width)
+    drawn = blank(generator.num_frames, generator.height, generator.width)
     for number, prompt in enumerate(prompts, start=1):
         try:
             generator.check_prompts([prompt])

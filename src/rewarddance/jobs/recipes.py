@@ -47,6 +47,13 @@ class JudgeChoice(Recipe):
         return named | self.judge_options
 
 
+def _changed(recipe: Recipe, *names: str) -> str | None:
+    """The first of these keys whose value is not its default."""
+    fields = type(recipe).model_fields
+    given = (name for name in names if getattr(recipe, name) != fields[name].get_default(call_default_factory=True))
+    return next(given, None)
+
+
 class ScoreRun(JudgeChoice):
     """`rewarddance score`: which judge answers what is asked in `input`, and where the answers go."""
 
@@ -111,7 +118,7 @@ class SearchRun(JudgeChoice):
     """Further options of the generator, such as height=512."""
     judging: JudgingName | None = None
     """How pictures are compared. Default: as suits the judge."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of all noises."""
     runners_up: int = Field(default=2, ge=0)
     """Pictures kept beside the winner."""
@@ -216,6 +223,9 @@ class BenchRun(JudgeChoice):
             raise ValueError("give either pictures, or a generator that makes them")
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
+        drawing = ("num_inference_steps", "guidance_scale", "generator_options")
+        if self.pictures is not None and (given := _changed(self, *drawing)):
+            raise ValueError(f"{given} is a generator's, and the pictures are there already")
         asks_judge = self.benchmark != "geneval" or self.colours == "judge"
         if asks_judge != (self.judge is not None):
             raise ValueError("a judge is for geneval2, tifa and colours=judge" if self.judge else "a judge is missing")
@@ -289,6 +299,12 @@ class AnnotateRun(PageOptions, HandingOut):
             raise ValueError(f"the policy {self.policy} asks a judge; say which (judge)")
         if self.judge is None and (self.retrain or self.training):
             raise ValueError("retrain and training are of a judge; say which (judge)")
+        if self.training and self.retrain is None:
+            raise ValueError("training is how the judge learns; say how often it does (retrain)")
+        if not self.generator and (given := _changed(self, "samples", "num_inference_steps", "guidance_scale")):
+            raise ValueError(f"{given} is a generator's; say which (generator)")
+        if len(self.generator) * self.samples == 1:
+            raise ValueError("of one picture a prompt there are no pairs; raise samples, or give another generator")
         if self.policy == "disagreement" and self.retrain is None:
             raise ValueError("the judges that disagree are trained on the votes; say how often (retrain)")
         if self.judge is not None and self.policy not in LEARNED and self.retrain is None:
@@ -335,6 +351,13 @@ class DistilRun(Recipe):
     """Seconds for one answer."""
     body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request, such as temperature=0."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_an_address(cls, endpoint: str) -> str:
+        if not endpoint.startswith(("http://", "https://")):
+            raise ValueError("an address begins with http:// or https://, such as http://localhost:8000/v1")
+        return endpoint
 
 
 def named_tests(words: list[str]) -> dict[str, Path]:

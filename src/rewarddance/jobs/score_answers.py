@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.jobs.score_rows import Task
-from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.protocols import RewardModel, checked_verdict, needs_reference
 from rewarddance.reward.ranking import ranked, rivals
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
@@ -53,7 +53,8 @@ def _margins(judge: RewardModel, tasks: Sequence[Task]) -> tuple[Float[Tensor, "
     """The margins of each task's questions."""
     if not tasks:
         return ()
-    margin = judge([question for task in tasks for question in task.questions]).margin.float().cpu()
+    questions = [question for task in tasks for question in task.questions]
+    margin = checked_verdict(judge(questions), questions).margin.float().cpu()
     return margin.split([len(task.questions) for task in tasks])
 
 
@@ -65,7 +66,8 @@ def _explained(judge: RewardModel, tasks: Sequence[Task], explain: Explain) -> I
         task.questions if margin is None else _against_best(task, margin)
         for task, margin in zip(tasks, margins, strict=True)
     ]
-    verdict = explain(list(itertools.chain(*questions)))
+    asked = list(itertools.chain(*questions))
+    verdict = checked_verdict(explain(asked), asked)
     parts = verdict.margin.float().cpu().split([len(part) for part in questions])
     reasons = iter(verdict.reasons or ())
     for task, margin, part in zip(tasks, margins, parts, strict=True):

@@ -111,8 +111,9 @@ def meta_models(run: AlignRun) -> Models:
 def meta_references(generator: PipelineGenerator, text: str, number: int) -> References:
     """Two references of a prompt on the meta device."""
     shape = generator.init_noise([0]).shape[1:]
-    frames = generator._option("num_frames") if "num_frames" in generator.uses else 1
-    pictures = tuple(torch.empty(frames, 3, generator.height, generator.width, device="meta") for _ in range(2))
+    pictures = tuple(
+        torch.empty(generator.num_frames, 3, generator.height, generator.width, device="meta") for _ in range(2)
+    )
     latents = torch.empty(2, *shape, device="meta")
     (prompt,) = with_picture(generator, [text])
     return References(prompt, pictures, (2 * number, 2 * number + 1), (1.0, 0.0), latents)

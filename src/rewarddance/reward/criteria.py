@@ -43,14 +43,8 @@ class CriteriaReward(Judge):
         self.tree = load_tree(self.name)
         if average not in AVERAGES:
             raise InputError(f"there is no average named {average!r}.", f"Say {' or '.join(AVERAGES)}.")
+        self.leaves = list(load_tree(tree).leaves)
         known = dict(nodes(self.tree.criteria))
-        if self.criterion and self.criterion not in known:
-            raise InputError(
-                f"the tree of criteria {self.name!r} has no criterion {self.criterion!r}.",
-                f"It has {', '.join(known)}.",
-            )
-        within = f"{self.criterion}/" if self.criterion else ""
-        self.leaves = [leaf for leaf in self.tree.leaves if leaf == self.criterion or leaf.startswith(within)]
         self._below = known[self.criterion].criteria if self.criterion else self.tree.criteria
         self.average, self.needs_reference = average, needs_reference(judge)
         for name in ("model", "config", "vlm", "name_or_path", "together", "needs_all_processes"):

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import as_images
-from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, shown
 from rewarddance.protocols import RewardModel
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
@@ -109,7 +109,7 @@ class FunctionReward:
         else:
             images = pixels[:, 0] if pixels.shape[1] == 1 else pixels
         try:
-            answer = self.function(images, prompts, metadata)
+            answer = self.function(images, list(prompts), metadata)
         except RewardDanceError:
             raise
         except Exception as error:
@@ -131,6 +131,8 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
     if isinstance(answer, Mapping):
         raise RewardError(f"{name} returned a {type(answer).__name__}.", "Return one score for each image.")
     if isinstance(answer, Tensor):
+        if answer.is_complex():
+            raise RewardError(f"{name} returned complex scores.", "Return floats.")
         scores = answer.float().reshape(-1) if answer.ndim < 2 or answer.shape[1:].numel() == 1 else answer
     else:
         values = list(answer) if isinstance(answer, Sequence | np.ndarray) and not isinstance(answer, str) else [answer]
@@ -139,6 +141,11 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
             raise RewardError(
                 f"{name} returned no score for sample {missing[0]} ({prompts[missing[0]]!r}).",
                 "A reward that cannot be had is an error: raise one, or return a number.",
+            )
+        if len(values) != len(prompts):
+            raise RewardError(
+                f"{name} returned scores of shape [{len(values)}] for {len(prompts)} images.",
+                "Return one score for each image.",
             )
         try:
             scores = torch.stack([torch.as_tensor(value, dtype=torch.float32).reshape(()) for value in values])
@@ -175,6 +182,8 @@ def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64) -> Rewa
         return reward  # type: ignore[return-value]
     if images not in ("tensor", "pil"):
         raise InputError(f"there is no form of images named {images!r}.", "Say tensor or pil.")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"the batch_size {shown(batch_size)} is no number of images.", "Give 1 or more.")
     return FunctionReward(reward, images, batch_size)  # type: ignore[arg-type]
 
 

@@ -165,6 +165,24 @@ class CriteriaTree(Questions):
         """The share that each leaf has of the whole verdict, by its path; they add up to 1."""
         return dict(_leaf_weights(self.criteria))
 
+    def below(self, criterion: str) -> CriteriaTree:
+        """The tree of one criterion and all that is below it, by the same paths.
+
+        Raises InputError with the criteria that there are.
+        """
+        known = dict(nodes(self.criteria))
+        if criterion not in known:
+            raise InputError(
+                f"the tree of criteria {self.name!r} has no criterion {criterion!r}.", f"It has {', '.join(known)}."
+            )
+        above, _, name = criterion.rpartition("/")
+        kept = {name: known[criterion]}
+        while above:
+            node = known[above].model_copy(update={"criteria": kept})
+            above, _, name = above.rpartition("/")
+            kept = {name: node}
+        return self.model_copy(update={"criteria": kept})
+
     def instruction(self, leaf: str) -> Instruction:
         """The question of one leaf. Raises InputError with the leaves that there are."""
         if leaf not in self.leaves:
@@ -286,8 +304,13 @@ def split_tree(name: str) -> tuple[str, str]:
 
 
 def load_tree(name: str) -> CriteriaTree:
-    """A tree of criteria by name, or a user's own by the path of its YAML file. Raises as `load_instruction` does."""
-    return _read_tree(*_template(name, TREES, "tree of criteria"))
+    """A tree of criteria by name, or a user's own by the path of its YAML file; `tree#criterion` is a part of it.
+
+    Raises as `load_instruction` does.
+    """
+    tree, criterion = split_tree(name)
+    whole = _read_tree(*_template(tree, TREES, "tree of criteria"))
+    return whole.below(criterion) if criterion else whole
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rewarddance.errors import InputError, first_line
+from rewarddance.errors import InputError
 from rewarddance.reward.clip import ClipReward
 from rewarddance.reward.criteria import CriteriaReward
 from rewarddance.reward.function_reward import is_factory, load_function
@@ -21,7 +21,7 @@ from rewarddance.reward.remote.addresses import is_address, load_remote
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Precision, parse_recipe
-from rewarddance.runtime.devices import find_dtype
+from rewarddance.runtime.devices import check_device, find_dtype
 from rewarddance.runtime.files import parse_json, read_text
 
 
@@ -76,13 +76,7 @@ def load_reward(
     if is_factory(name):
         return load_function(name, device, **changes)
     folder = find_checkpoint(name)
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise InputError(
-            f"there is no device {device!r} here: {first_line(error)}.",
-            "Say cpu, or cuda where there is one; options go by name, such as kind='pointwise'.",
-        ) from error
+    check_device(device)
     path = folder / CONFIG_FILE
     saved: dict = {}
     if path.is_file():

@@ -42,6 +42,8 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
     InputError naming what was looked for, why the hub did not give it, and the bundled names, or how a base that this
     package comes without is made.
     """
+    if not isinstance(name, str | Path) or not str(name).strip():
+        raise InputError(f"{name!r} names no checkpoint.", "Give a folder, a bundled name, or an id of the model hub.")
     for folder in (Path(name), BUNDLED / name):
         if folder.is_dir() and any(folder.iterdir()):
             return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,8 +24,15 @@ LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
 """Bytes of a recipe, and values in it."""
 _NUMBERS = (int, float, int | None, float | None)
 _WORDS = {"a valid tuple": "a list, such as [a, b]", "a valid list": "a list, such as [a, b]"}
-_WORDS |= {"a valid dictionary": "a mapping, such as {name: value}", "value error, ": ""}
+_WORDS |= {"a valid dictionary": "a mapping, such as {name: value}"}
+_WORDS |= {
+    "tuple should": "the list should",
+    "dictionary should": "the mapping should",
+    " after validation, not": ", not",
+}
 """pydantic's words, and those of who writes YAML."""
+_CLASS = re.compile(r" or instance of \w+| for <class '[\w.]+'>")
+"""pydantic names the class that a value becomes."""
 
 
 class Recipe(BaseModel):
@@ -137,23 +145,33 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = _known_keys(kind)
-            same_level = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
-            by_name = {k.rpartition(".")[2]: k for k in [*known, *same_level]}
-            near = difflib.get_close_matches(key.rpartition(".")[2], by_name, n=1)
-            remedy = f"Did you mean {by_name[near[0]]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
-            raise InputError(f"unknown key {key!r} in {where}.", remedy) from None
+            raise InputError(f"unknown key {key!r} in {where}.", _nearest(key, _known_keys(kind))) from None
         if first["type"] == "missing":
-            raise InputError(f"the key {key!r} is missing in {where}.", "Add it to the recipe.") from None
+            raise InputError(f"the key {key!r} is missing in {where}.", "Add it.") from None
         if not key or (first["type"] == "value_error" and isinstance(first["input"], dict)):  # how keys go together
             fault, which = first["msg"].removeprefix("Value error, "), f"{key} of {where}" if key else where
-            raise InputError(f"{which} is not right: {fault}.", "Correct it.") from None
-        fault = first["msg"].lower()
+            raise InputError(f"{which} cannot be used: {fault}.", "Correct it.") from None
+        fault = _CLASS.sub("", first["msg"]).removeprefix("Value error, ")
+        fault = fault if first["type"] == "value_error" else fault.lower()
         for theirs, ours in _WORDS.items():
             fault = fault.replace(theirs, ours)
         raise InputError(
             f"the key {key!r} in {where} has the value {first['input']!r}: {fault}.", "Correct the value."
         ) from None
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """What to write in the place of an unknown key: one of its own section by preference."""
+    section, _, name = key.rpartition(".")
+    same_level = [one for one in known if one.rpartition(".")[0] == section]
+    siblings = (one.rpartition(".") for one in known if section and one.count(".") == key.count("."))
+    if others := [place for place, _, other in siblings if other == name]:
+        return f"It is a key of {', '.join(others)}; leave it out here."
+    if not section and len(below := [one for one in known if one.partition(".")[2] == name]) > 1:
+        return f"It stands in a section: {', '.join(below)}."
+    by_name = {one.rpartition(".")[2]: one for one in [*known, *same_level]}
+    near = difflib.get_close_matches(name, by_name, n=1)
+    return f"Did you mean {by_name[near[0]]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
 
 
 def parse_file(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:

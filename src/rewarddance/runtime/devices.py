@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +31,17 @@ def find_device(name: str | None) -> str:
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise InputError(f"there is no device {name}: {torch.cuda.device_count()} are here.", "They count from cuda:0.")
     return _with_tf32(name)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises InputError where nothing can be put on a device."""
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"there is no device {device!r} here: {first_line(error)}.",
+            "Say cpu, or cuda where there is one; options go by name, such as kind='pointwise'.",
+        ) from error
 
 
 def _with_tf32(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from urllib.parse import urlsplit
 
@@ -19,10 +20,10 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(2048)
     except OSError as error:
         listening.close()
-        raise InputError(
-            f"the server cannot listen at {host}, port {port}: {error.strerror or error}.",
-            "Choose another --port, or end what has it.",
-        ) from error
+        what = f"the server cannot listen at {host}, port {port}: {error.strerror or error}."
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise InputError(what, "Give an address of this machine: --host 127.0.0.1, or 0.0.0.0 for all.") from error
+        raise InputError(what, "Choose another --port, or end what has it.") from error
     return listening
 
 

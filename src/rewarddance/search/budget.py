@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rewarddance.errors import InputError, RewardError
-from rewarddance.protocols import Generator, RewardModel, needs_reference
+from rewarddance.errors import InputError
+from rewarddance.protocols import Generator, RewardModel, checked_verdict, needs_reference
 from rewarddance.search.recipe import Budget
 from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
 
@@ -115,9 +115,9 @@ class CountingJudge(_Timed):
             return Verdict(torch.zeros(0))
         self.questions += len(questions)
         with self._timing():
-            verdict = self.judge(questions)
+            verdict = checked_verdict(self.judge(questions), questions)
             _synchronized(verdict.margin)
-        return _checked(verdict, questions)
+        return verdict
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
         """Verdicts with reasons. Raises InputError where the judge has none."""
@@ -128,23 +128,7 @@ class CountingJudge(_Timed):
             return Verdict(torch.zeros(0), ())
         self.questions += len(questions)
         with self._timing():
-            return _checked(explain(questions), questions)
-
-
-def _checked(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
-    """The verdict, if pictures can be ranked by it: NaN would be sorted to an arbitrary place without an error."""
-    if verdict.margin.shape != (len(questions),):
-        raise RewardError(
-            f"the reward answered {len(questions)} questions with margins of the shape {list(verdict.margin.shape)}.",
-            "Return one margin for each question.",
-        )
-    if not torch.isfinite(verdict.margin).all():
-        number = int((~torch.isfinite(verdict.margin)).nonzero()[0])
-        raise RewardError(
-            f"the reward of {questions[number].prompt.text!r} is {verdict.margin[number].item()}.",
-            "Look at its pictures, and at the reward's weights and precision.",
-        )
-    return verdict
+            return checked_verdict(explain(questions), questions)
 
 
 def _synchronized(tensor: Tensor) -> Tensor:

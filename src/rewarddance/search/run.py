@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import Generator, RewardModel, needs_reference
 from rewarddance.runtime.config import Recipe, parse_recipe
@@ -107,6 +107,12 @@ class Search:
                 f"{prompts_at_once} prompts at once do not go into a batch of {batch_size} pictures.",
                 "Give a larger batch_size, or fewer prompts_at_once.",
             )
+        if judging is not None and judging not in JUDGING:
+            raise InputError(f"there is no judging named {judging!r}.", f"Say {', '.join(JUDGING)}.")
+        if not isinstance(seed, int) or seed < 0:
+            raise InputError(f"the seed {shown(seed)} is no whole number from 0 on.", "Give one.")
+        if not isinstance(budget, Budget):
+            raise InputError(f"{shown(budget)} is no budget.", "Write samples=16, or give a Budget.")
         if runners_up < 0:
             raise InputError(f"there cannot be {runners_up} runners-up.", "Say 0 or more.")
         if rewrite is not None and not isinstance(options, Refine):

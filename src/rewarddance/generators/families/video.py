@@ -28,7 +28,7 @@ class VideoGenerator(FlowGenerator):
         return self.network.config.in_channels
 
     def _noise_shape(self) -> tuple[int, ...]:
-        frames, (every, scale) = self._option("num_frames"), self._ratios()
+        frames, (every, scale) = self.num_frames, self._ratios()
         if frames % every != 1 % every:
             low = (frames - 1) // every * every + 1
             raise InputError(

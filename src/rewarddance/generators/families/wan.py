@@ -38,6 +38,20 @@ class WanGenerator(VideoGenerator):
     def _multiple(self) -> int:
         return self._ratios()[1] * self.network.config.patch_size[1]
 
+    def _noise_shape(self) -> tuple[int, ...]:
+        """Raises InputError for a video with more places along an axis than the network has positions."""
+        shape = super()._noise_shape()
+        config = self.network.config
+        places = [size // patch for size, patch in zip(shape[1:], config.patch_size, strict=True)]
+        if max(places) > config.rope_max_seq_len:
+            video = f"{self.num_frames} frames of {self.height} x {self.width}"
+            raise InputError(
+                f"this {self.kind} has {config.rope_max_seq_len} positions along an axis, and a video of {video} takes "
+                f"{max(places)}.",
+                "Give it fewer num_frames, or less height and width, such as those that it was trained on.",
+            )
+        return shape
+
     def _set_schedule(self) -> None:
         name = self.options.scheduler
         if name is not None:
@@ -111,7 +125,7 @@ class WanImageToVideoGenerator(WanGenerator, ImageToVideoGenerator):
 
     def _picture(self, image: Image.Image) -> dict[str, Tensor]:
         _, first_latents, *_ = self.pipeline.prepare_latents(
-            self._pixels(image).float(), 1, self._channels(), self.height, self.width, self._option("num_frames"),
+            self._pixels(image).float(), 1, self._channels(), self.height, self.width, self.num_frames,
             torch.float32, self.device, latents=torch.zeros(1),
         )  # fmt: skip
         seen = {"latents": first_latents}
