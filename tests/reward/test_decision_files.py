@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from rewarddance.errors import InputError
 from rewarddance.reward.decision_files import decision_files
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.types import Question
 

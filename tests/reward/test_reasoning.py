@@ -248,7 +248,7 @@ def test_the_form_after_asks_for_a_reason_and_reads_the_first_position(after):
     asked = [one._replace(response_prefix="") for one in after._asked(questions(3), "after")]
     assert asked[0].parts[-1].endswith("Then give the reason.")
     vlm, config = after.vlm, after.config
-    expected = vlm.margin(vlm.read(asked), vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no))
+    expected = vlm.margin(vlm.last_states(asked), vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no))
     close(after(questions(3)).margin, expected)
     assert (after(questions(3)).margin - load()(questions(3)).margin).abs().max() > 1e-3
 
@@ -267,7 +267,9 @@ def test_reasons_before_the_answer_average_the_probabilities_read_after_each(kin
     assert "Think first" in asked[0].parts[-1]
     yes, no = vlm.answer_tokens(judge.config.yes), vlm.answer_tokens(judge.config.no)
     each = [
-        vlm.margin(torch.cat([vlm.read([one._replace(response_prefix=said)]) for one in asked]), yes, no).sigmoid()
+        vlm.margin(
+            torch.cat([vlm.last_states([one._replace(response_prefix=said)]) for one in asked]), yes, no
+        ).sigmoid()
         for said in ("The candidate is sharp.\nAnswer:", "nothing wrong\nAnswer:", "Answer:")
     ]
     close(judge(shown).probability, torch.stack(each).mean(0))

@@ -20,7 +20,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import AnswerForm
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 from rewarddance.types import Pixels, Prompt, Question
 
 
@@ -78,7 +78,7 @@ class FirstToken:
     @torch.no_grad()
     def _shares(self, asked: Sequence[tuple[Pixels, str]]) -> Float[Tensor, "N V"]:
         inputs = [JudgeInput((Picture("candidate"), text), (picture,)) for picture, text in asked]
-        return self.vlm.head(self.vlm.read(inputs)).softmax(-1).cpu()
+        return self.vlm.head(self.vlm.last_states(inputs)).softmax(-1).cpu()
 
     def _first_tokens(self, answer: str) -> list[int]:
         tokenizer, found = self.vlm.tokenizer, set()

@@ -85,7 +85,7 @@ class AskedJudge(CountedJudge):
             self._judge(questions[:own])
         finally:
             self.vlm.counting_only = False
-        return min(len(questions), own * math.ceil(2 * self.vlm.tokens_at_once / max(1, sum(self.vlm.lengths))))
+        return min(len(questions), own * math.ceil(2 * self.vlm.max_batch_tokens / max(1, sum(self.vlm.lengths))))
 
     def _structure(self, questions: Sequence[Question]) -> tuple[Any, ...]:
         """All that the work on the questions depends on: their texts, and which picture of which shape is where."""

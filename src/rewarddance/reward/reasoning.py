@@ -117,7 +117,7 @@ class Answers:
         yes: the answers that the reasons argue for; in the form `after` a reason is learned behind its answer.
         """
         speeches = [self._speech(*pair) for pair in zip(reasons, yes, strict=True)]
-        states = self.vlm.states(_answered(asked, speeches))
+        states = self.vlm.response_states(_answered(asked, speeches))
         answers = torch.stack([own[speech.answer] for own, speech in zip(states, speeches, strict=True)])
         told = torch.cat([own[speech.reason] for own, speech in zip(states, speeches, strict=True)])
         tokens = torch.tensor([token for speech in speeches for token in speech.tokens], dtype=torch.long)
@@ -128,14 +128,14 @@ class Answers:
         if self.config.reasoning != "none":
             reasons, yes = reason_targets(pairs)
             asked = _answered(asked, [self._speech(*pair) for pair in zip(reasons, yes, strict=True)])
-        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.tokens_at_once)
+        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.max_batch_tokens)
 
     def tokens_of(self, reasons: Sequence[str], yes: Sequence[bool]) -> int:
         """How many tokens `learn` would teach."""
         return sum(len(self._speech(*pair).tokens) for pair in zip(reasons, yes, strict=True))
 
     def _read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, " B"]:
-        return self.vlm.margin(self.vlm.read(asked), self._yes, self._no, self.config.among)
+        return self.vlm.margin(self.vlm.last_states(asked), self._yes, self._no, self.config.among)
 
     def _speech(self, reason: str, yes: bool) -> _Speech:
         special = next((token for token in self.vlm.tokenizer.all_special_tokens if token in reason), None)

@@ -44,12 +44,12 @@ class RegressiveReward(PointwiseJudge):
                 self.model.reward_head.weight.copy_(self.read_own_weights(vlm.folder)[HEAD])
 
     def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
-        hidden = self.vlm.read(asked_alone(as_read(shown, self.config), self.instruction))
+        hidden = self.vlm.last_states(asked_alone(as_read(shown, self.config), self.instruction))
         return self.model.reward_head(hidden.float()).squeeze(-1)
 
     def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
         asked = asked_alone(as_read(each_alone(pairs), self.config), self.instruction)
-        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.tokens_at_once)
+        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.max_batch_tokens)
 
     def own_weights(self) -> dict[str, Tensor]:
         return {HEAD: self.model.reward_head.weight}

@@ -60,7 +60,7 @@ class ShardedJudge(Judge):
         self._root = _Root(self.model)
         for module in (*outer_blocks(self._root), self._root):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        self.vlm.steady, self._inside, self._is_broken = True, False, False
+        self.vlm.fixed_budget, self._inside, self._is_broken = True, False, False
 
     def __repr__(self) -> str:
         return f"{self.judge!r} in pieces over {process_group.world_size()} processes"
@@ -158,7 +158,7 @@ class ShardedJudge(Judge):
         if questions:
             margin = self.judge.margin(questions) if graph else self.judge._in_batches(questions)
         while step.any_process(False, False)[0]:
-            self.vlm.states_in_step([])
+            self.vlm.states_in_lockstep([])
         return margin.clone(), *step.ends
 
     def explain(self, questions: Sequence[Question]) -> Verdict:

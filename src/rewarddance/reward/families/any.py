@@ -91,11 +91,11 @@ class AnyFamily(Family):
         image = self.processor.image_processor
         return self._options | {name: 1 for name in ("min_patches", "max_patches") if hasattr(image, name)}
 
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         found = self._with_pixels(tuple((True, "") for _ in frames), frames)
         return {name: value for name, value in found.items() if name in self._of_pictures}
 
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
         found = self._with_pixels(parts, pictures)
         length = found["input_ids"].shape[1]
         for name, value in found.items():
@@ -127,7 +127,7 @@ class AnyFamily(Family):
         return {name: getattr(self.model.config, name, None) for name in taken}
 
     def _features(self, pictures: Sequence[Tensor]) -> Float[Tensor, "n D"]:
-        inputs = self.inputs(pictures)
+        inputs = self.picture_inputs(pictures)
         options = {name: value for name, value in self._of_pictures.items() if value is not None}
         found = self.model.model.get_image_features(**(options | inputs), return_dict=True).pooler_output
         parts = [found] if isinstance(found, Tensor) else found

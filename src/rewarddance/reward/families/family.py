@@ -1,7 +1,7 @@
 """What differs between families of vision-language models: how a picture is prepared, written and placed in a question.
 
-Everything else (templates, sharing, answers) is written once in `reading` and `vlm`. Frames of a video are given to
-every family as pictures in their order.
+Everything else (templates, sharing, answers) is written once in `prefill` and `vlm_judge`. Frames of a video are given
+to every family as pictures in their order.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Family(ABC):
         """How many tokens the language model reads of a frame of this size."""
 
     @abstractmethod
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         """The model's own keyword arguments for pictures or frame stacks in order, in the autograd graph."""
 
     @abstractmethod
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
         """All that `model(**inputs)` takes for one question, `said` tokens of its answer included; in the graph."""
 
     @abstractmethod
@@ -162,10 +162,10 @@ class KnownFamily(Family):
         whole = "".join(a + b for a, b in zip(between, written, strict=True))
         return self.tokenizer(whole, add_special_tokens=False).input_ids
 
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
         ids = self.ids(parts, tuple((len(p), p.shape[-2], p.shape[-1]) for p in pictures))
         inputs = {"input_ids": torch.tensor([[*ids, *said]], device=self.model.device)}
-        return inputs | (self.inputs(pictures) if pictures else {})
+        return inputs | (self.picture_inputs(pictures) if pictures else {})
 
     def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
         pixels = on_device(pixels, self.model.device).float()

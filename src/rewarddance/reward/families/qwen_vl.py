@@ -70,7 +70,7 @@ class QwenVL(KnownFamily):
     def written(self, frames: Sequence[int]) -> str:
         return "".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in frames)
 
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         patches, grids = [], []
         for pixels in frames:
             grid = self.grid(pixels.shape[-2], pixels.shape[-1])
@@ -78,8 +78,8 @@ class QwenVL(KnownFamily):
             grids += [(1, *grid)] * len(pixels)
         return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids, device=self.model.device)}
 
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
-        inputs = super().whole(parts, pictures, said)
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+        inputs = super().model_inputs(parts, pictures, said)
         return inputs | {"mm_token_type_ids": (inputs["input_ids"] == self.model.config.image_token_id).int()}
 
     def _patches(self, frames: Float[Tensor, "T C h w"]) -> Float[Tensor, "n values"]:
@@ -92,7 +92,7 @@ class QwenVL(KnownFamily):
         return cut.reshape(-1, channels * depth * patch * patch)
 
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
-        found = self.model.model.get_image_features(**self.inputs(pictures), return_dict=True)
+        found = self.model.model.get_image_features(**self.picture_inputs(pictures), return_dict=True)
         counts = [len(p) * self.tokens(p.shape[-2], p.shape[-1]) for p in pictures]
         tokens = _joined(found.pooler_output).split(counts)
         deep = [_joined(layer).split(counts) for layer in getattr(found, "deepstack_features", None) or ()]
