@@ -191,7 +191,7 @@ def test_asking_both_orders_is_half_the_difference_of_the_two(judge):
 
 def test_among_the_vocabulary_the_reward_is_the_softmax_over_all_tokens(judge):
     whole = PairwiseReward(judge.vlm, judge.config.model_copy(update={"among": "vocabulary"}))
-    states = judge.vlm.last_states(judge._asked(questions(3)))
+    states = judge.vlm.last_states(judge._judge_inputs(questions(3)))
     yes = judge.vlm.answer_tokens(judge.config.yes)
     torch.testing.assert_close(
         whole(questions(3)).probability, judge.vlm.head(states).softmax(-1)[:, yes].sum(-1), atol=1e-7, rtol=1e-5

@@ -287,7 +287,7 @@ class Prefill(ABC):
         shared = batch.groups[0].prefix > 0
         starts, prefix = [0] * len(sequences), Prefix()
         if self._any_process(shared) and not shared and self.lockstep is not None:
-            self.lockstep.blank_text(self, wanted=False)
+            self.lockstep.blank_text(self, with_graph=False)
         if shared:
             size = len(batch.groups[0].members)
             first_rows = sequences[::size]

@@ -86,7 +86,7 @@ def test_videos_and_the_prompts_picture_stand_in_their_places(protocol, server):
     # there, each frame is a picture of its own; here, too, for a model that reads frame by frame
     shown = {"image": [first], "reference": videos[:2], "candidate": videos[2:]}
     parts, frames = [], []
-    for part in local._asked([question])[0].parts:
+    for part in local._judge_inputs([question])[0].parts:
         frames += shown.get(part, [])
         parts += [Picture(part)] * len(shown[part]) if isinstance(part, Picture) else [part]
     (hidden,) = local.vlm.last_states([JudgeInput(tuple(parts), tuple(frames))])
