@@ -98,8 +98,8 @@ def _next_pair(db: sqlite3.Connection, rule: HandingOut, person: int, rng: np.ra
     if rule.policy == "ranking" and (pair := _most_informative(db, person)) is not None:
         return pair
     start = float(rng.random())
-    after = _first(db, f"{_OPEN} AND rank >= :start", "rank", person, start=start)
-    return after if after is not None else _first(db, _OPEN, "rank", person)
+    pair = _first(db, f"{_OPEN} AND rank >= :start", "rank", person, start=start)
+    return pair if pair is not None else _first(db, _OPEN, "rank", person)
 
 
 def _first(db: sqlite3.Connection, where: str, order: str, person: int, **values: Any) -> int | None:

@@ -354,15 +354,15 @@ class Prefill(ABC):
     def _checkpoints(self, layers: nn.ModuleList) -> Any:
         return checkpointed(layers) if self.checkpointing and torch.is_grad_enabled() else nullcontext()
 
-    def _use_less_memory(self, error: RuntimeError, least: int) -> None:
+    def _use_less_memory(self, error: RuntimeError, min_tokens: int) -> None:
         """Halve the budget. Raises RewardError where it is down to one row already, or has to stay."""
         if self.fixed_budget:
             raise RewardError(
                 f"memory ran out: {error}.", "Ask less at once (gradient_accumulation_steps), or use checkpointing."
             ) from error
-        if self.max_batch_tokens <= least:
-            raise _too_large(error, least) from error
-        self.max_batch_tokens = max(least, self.max_batch_tokens // 2)
+        if self.max_batch_tokens <= min_tokens:
+            raise _too_large(error, min_tokens) from error
+        self.max_batch_tokens = max(min_tokens, self.max_batch_tokens // 2)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

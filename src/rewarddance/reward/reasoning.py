@@ -146,11 +146,11 @@ class Answers:
         special = next((token for token in self.vlm.tokenizer.all_special_tokens if token in reason), None)
         if special:
             raise InputError(f"the reason {reason!r} contains the token {special!r}.", "Remove it from the reason.")
-        before, end = self.config.reasoning == "before", self.vlm.tokenizer.eos_token_id
+        reason_first, end = self.config.reasoning == "before", self.vlm.tokenizer.eos_token_id
         if not reason:
-            text = ANSWER if before else ""
+            text = ANSWER if reason_first else ""
             return _TargetResponse(text, len(self.vlm.response_prefix_tokens(text)), [], [])
-        if before:  # the answer's own token is the margin's to learn; the end of the turn comes after it
+        if reason_first:  # the answer's own token is the margin's to learn; the end of the turn comes after it
             text = _reason_prefix(reason) + self._word(yes, after_space=True)
             tokens = self.vlm.response_prefix_tokens(text)
             answer = len(tokens) - 1

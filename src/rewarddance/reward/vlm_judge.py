@@ -248,9 +248,9 @@ class VisionLanguageModel(Prefill):
         if self.is_checking:  # the head may be in pieces over several processes
             return hidden.new_zeros(len(hidden))
         if among == "vocabulary":
-            every = self.head(hidden)
-            others = every.index_fill(-1, on_device(torch.tensor([*yes]), self.device), -torch.inf)
-            return every[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
+            all_logits = self.head(hidden)
+            others = all_logits.index_fill(-1, on_device(torch.tensor([*yes]), self.device), -torch.inf)
+            return all_logits[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
         logits = self._logits(hidden, on_device(torch.tensor([*yes, *no]), self.device))
         return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
 
