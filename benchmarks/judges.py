@@ -24,8 +24,8 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.prefill import parts_of
 from rewarddance.reward.prefix_attention import ScoreMatrix
-from rewarddance.reward.reading import parts_of
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.shapeworld.training.judge import build_judge_base, save_judge_base
 from rewarddance.types import Question
@@ -94,7 +94,7 @@ def naive_inputs(judge: PairwiseReward, question: Question) -> dict[str, Any]:
     parts = tuple(load_instruction(judge.config.instruction).question(question.prompt.text))
     assert question.reference is not None
     pictures = (question.reference, question.candidate)
-    return judge.vlm.family.whole(parts_of(JudgeInput(parts, pictures)), pictures, ())
+    return judge.vlm.family.model_inputs(parts_of(JudgeInput(parts, pictures)), pictures, ())
 
 
 def naive_margin(judge: PairwiseReward, question: Question) -> Tensor:

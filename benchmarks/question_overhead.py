@@ -26,7 +26,7 @@ from tiny import family_folder
 
 from rewarddance.reward.families.family import Encoded
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.reading import Reading
+from rewarddance.reward.prefill import Prefill
 from rewarddance.types import Question
 
 SIDE, TOKENS, CANDIDATES, ROUNDS = 256, 1024, 16, 5
@@ -59,8 +59,8 @@ def main() -> None:
     asked = [Question(PROMPT, candidate, reference) for candidate in candidates]
     figures: dict[str, float] = {}
     before = property(lambda self: self.model.config.image_token_id)
-    ways = {"before": patch.object(Reading, "_image_token", before), "ours": None}
-    with patch.object(vlm, "encode", encode), patch.object(type(vlm), "_text", NoText()), torch.no_grad():
+    ways = {"before": patch.object(Prefill, "_image_token", before), "ours": None}
+    with patch.object(vlm, "encode", encode), patch.object(type(vlm), "_language_model", NoText()), torch.no_grad():
         for name, way in ways.items():
             if way is not None:
                 way.start()

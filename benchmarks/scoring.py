@@ -31,8 +31,8 @@ def enough(judge: PairwiseReward, prefixes: int, rows: int, pictures: int) -> fl
     image = (ids == judge.model.config.image_token_id).nonzero().flatten()
     prefix = int(image[-judge.vlm.family.tokens(SIDE, SIDE)])
     own = len(ids) - prefix
-    weights = sum(w.numel() for name, w in judge.vlm._text.layers.named_parameters() if w.ndim == 2)
-    width = config.num_attention_heads * judge.vlm._text.layers[0].self_attn.head_dim
+    weights = sum(w.numel() for name, w in judge.vlm._language_model.layers.named_parameters() if w.ndim == 2)
+    width = config.num_attention_heads * judge.vlm._language_model.layers[0].self_attn.head_dim
     attention = 4 * width * config.num_hidden_layers  # a product with the keys, one with the values
     text = prefixes * (2 * weights * prefix + attention * prefix * prefix)
     text += rows * (2 * weights * own + attention * own * (prefix + own))

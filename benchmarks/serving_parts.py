@@ -31,7 +31,7 @@ from rewarddance.generators.sampling import sample
 from rewarddance.jobs.export import run_export
 from rewarddance.jobs.recipes import ExportRun
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.remote.endpoint import Asked, PngPictures
+from rewarddance.reward.remote.endpoint import PngPictures, RemoteQuestion
 from rewarddance.reward.remote.systemone import SystemOneReward
 from rewarddance.shapeworld.scenes import prompt_set
 from rewarddance.types import Question
@@ -95,11 +95,11 @@ def compare(program: str, asked: str, judge: str, folder: Path, ask: Ask) -> Ite
 class Written(SystemOneReward):
     """Questions as System One requests, which are kept and not sent."""
 
-    def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
-        states = [self._state(one, png) for one in asked]
-        question = {"better": {"type": "noul"}}
-        self.requests = [{"state": state, "assets": assets, "questions": question} for state, assets in states]
-        return [0.0] * len(asked)
+    def _answers(self, questions: Sequence[RemoteQuestion], png: PngPictures) -> list[float]:
+        states = [self._state(question, png) for question in questions]
+        noul = {"better": {"type": "noul"}}
+        self.requests = [{"state": state, "assets": assets, "questions": noul} for state, assets in states]
+        return [0.0] * len(questions)
 
 
 def pipeline_rows(python: str, judge: str, folder: Path) -> Iterator[Row]:

@@ -52,16 +52,16 @@ def saved_by_parts(judge: PairwiseReward) -> dict[str, float]:
     """The most MB that autograd keeps during a step of 4 pairs, by how many of them the judge reads at once."""
     shown = candidates(8, seed=1)
     pairs = tuple(Preference(PROMPT, shown[2 * k], shown[2 * k + 1], 1.0) for k in range(4))
-    model, budget = ForwardDispatch(judge), judge.vlm.tokens_at_once
+    model, budget = ForwardDispatch(judge), judge.vlm.max_batch_tokens
     longest = max(judge.vlm.lengths_of(judge.training_inputs(pairs)))
     kept = {}
     for at_once in (4, 2, 1):
-        judge.vlm.tokens_at_once = 2 * at_once * longest
+        judge.vlm.max_batch_tokens = 2 * at_once * longest
         kept[f"saved_mb_of_{at_once}_pairs_at_once"] = saved_at_once(
             judge.model, lambda: accumulate_gradient(model, judge, [MicroBatch(pairs, step=0)])
         )
         judge.model.zero_grad(set_to_none=True)
-    judge.vlm.tokens_at_once = budget
+    judge.vlm.max_batch_tokens = budget
     return kept
 
 

@@ -91,7 +91,7 @@ def says_yes(vlm: VisionLanguageModel, prompt: str, pixels: torch.Tensor) -> boo
     """Whether the base finds that a picture or video matches a prompt."""
     parts = (f"Prompt: {prompt}\nCandidate:", Picture("candidate"), "Does the candidate match the prompt?")
     with torch.no_grad():
-        state = vlm.read([JudgeInput(parts, (pixels,))])
+        state = vlm.last_states([JudgeInput(parts, (pixels,))])
         return vlm.margin(state, vlm.answer_tokens(["yes"]), vlm.answer_tokens(["no"])).item() > 0
 
 

@@ -31,7 +31,7 @@ class RandomModel(VisionLanguageModel):
         torch.manual_seed(0)
         with torch.device(device):
             model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        self.model, self.tokens_at_once, self.checkpointing, self.is_checking = (
+        self.model, self.max_batch_tokens, self.checkpointing, self.is_checking = (
             model.eval(),
             16_384,
             checkpointing,
@@ -41,7 +41,7 @@ class RandomModel(VisionLanguageModel):
         pictures, _ = _picture_config(self.folder, config.model_type)
         self.family = FAMILIES[config.model_type](self.model, self.tokenizer, pictures, None)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
-        self._text.config._attn_implementation = ATTENTION
+        self._language_model.config._attn_implementation = ATTENTION
 
 
 def random_judge(

@@ -13,7 +13,7 @@ from rewarddance.evaluation.visual_questions import FirstToken, VisualQuestion, 
 from rewarddance.reward.function_reward import as_reward
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 
 
 def test_an_answers_spellings_are_those_of_genevals_second_version():
@@ -29,7 +29,7 @@ def test_the_first_tokens_share_is_the_models_own():
     tokens -= {vlm.tokenizer.unk_token_id}
     for one, share in zip(asked, chance, strict=True):
         parts = (Picture("candidate"), "Is the circle red? Answer in one word.")
-        inputs = vlm._begun([JudgeInput(parts, (one.picture,))], 0)
+        inputs = vlm._generation_inputs([JudgeInput(parts, (one.picture,))], 0)
         with torch.no_grad():
             logits = vlm.model(**inputs).logits[0, -1].float().softmax(-1)
         known = sum(logits[token] for token in tokens if vlm.tokenizer.decode([token]).strip())
@@ -53,7 +53,7 @@ class KnownModel:
     def decode(self, tokens: list[int]) -> str:
         return self.words[tokens[0]]
 
-    def read(self, asked):
+    def last_states(self, asked):
         self.asked += [str(one.parts[1]) for one in asked]
         return torch.zeros(len(asked), 1)
 

@@ -27,11 +27,11 @@ ALLOWED = {
     "reward/pixel_gradient.py pixel_gradient": "the same of a gradient; and the loss, which is logged",
     "reward/ranking.py tournament": "the order is made on the host, from all margins at once",
     "reward/families/qwen_vl.py QwenVL.encode": "transformers reads the pictures' shapes, which it takes as a tensor",
-    "reward/families/qwen_vl.py QwenVL.inputs": "these shapes",
+    "reward/families/qwen_vl.py QwenVL.picture_inputs": "these shapes",
     "reward/clip.py ClipReward.text_features": "transformers looks whether a mask hides anything",
 }
 DEEPSTACK = {
-    "reward/reading.py Reading._through_text": "transformers adds Qwen3-VL's features by a mask, once for each of them",
+    "reward/prefill.py Prefill._language_model_forward": "transformers adds Qwen3-VL's features by masks",
     "the backward pass": "of the same",
 }
 AGAIN = {
@@ -59,7 +59,7 @@ def allowed_for(family: str) -> dict[str, str]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_asking_waits_for_nothing_but_its_answer(family):
     judge, asked = load_reward(family_folder(family), DEVICE, "bfloat16", orders="both"), questions()
-    with torch.no_grad(), seen_by(judge.vlm._text.layers) as seen:
+    with torch.no_grad(), seen_by(judge.vlm._language_model.layers) as seen:
         assert not waits_of(lambda: judge(asked), allowed_for(family))
     assert {(DEVICE, HALF)} == {one for one in seen if one[1] != torch.float32}  # rotary factors may be in float32
     assert {device for device, _ in seen} == {DEVICE}

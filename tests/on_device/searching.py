@@ -17,7 +17,7 @@ ALLOWED = ASKED | CONDITIONING | {"search/budget.py _checked": "a score that is 
 OPTIONS = {"paths": {"paths": 1, "copies": 2}, "refine": {"samples": 2}}
 WRITING = {
     "reward/vlm_judge.py VisionLanguageModel.write": "transformers looks after each token whether all answers end",
-    "reward/vlm_judge.py VisionLanguageModel._begun": "the questions that answers are written to",
+    "reward/vlm_judge.py VisionLanguageModel._generation_inputs": "the questions that answers are written to",
     "reward/reasoning.py Answers.reasons": "which answer each reason is of",
     "search/judging.py Alone._rank": "scores are compared on the host, once a round",
 }

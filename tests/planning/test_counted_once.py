@@ -17,7 +17,7 @@ from rewarddance.reward.ranking import tournament
 def test_forwards_of_one_shape_are_counted_as_often_as_they_are_made(family: str):
     judge: Any = meta_reward(str(judge_folder() if family == "bundled" else family_folder(family)), None, torch.float32)
     judge.freeze()
-    judge.vlm.tokens_at_once = 600  # so that a tournament takes several forwards of one shape
+    judge.vlm.max_batch_tokens = 600  # so that a tournament takes several forwards of one shape
 
     def counted(once: bool) -> tuple[Counting, int]:
         pictures, made = [torch.empty(1, 3, 32, 32, device="meta") for _ in range(6)], []

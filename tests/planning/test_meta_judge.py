@@ -13,7 +13,7 @@ from rewarddance.errors import InputError
 from rewarddance.planning.meta_judge import known_judges, meta_reward, tokens_of
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
-from rewarddance.reward.reading import JudgeInput, Tokens
+from rewarddance.reward.prefill import JudgeInput, Tokens
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Preference
 

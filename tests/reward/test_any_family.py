@@ -108,7 +108,7 @@ def test_pixel_gradients_are_those_of_plain_autograd_or_refused(judge):
     parts = tuple((isinstance(p, Picture), str(p)) for p in load_instruction("t2i-brief").question(PROMPTS[0]))
     plain = []
     for candidate in shown:
-        logits = vlm.model(**family.whole(parts, (reference, candidate), ())).logits[0, -1]
+        logits = vlm.model(**family.model_inputs(parts, (reference, candidate), ())).logits[0, -1]
         yes, no = vlm.answer_tokens(YES), vlm.answer_tokens(NO)
         plain += torch.autograd.grad(logits[yes].logsumexp(0) - logits[no].logsumexp(0), candidate)
     for vlm.checkpointing in (True, False):
@@ -137,16 +137,16 @@ def test_what_was_said_is_read_on_from(judge):
     parts, pixels = ("Prompt: two crosses", Picture("candidate")), drawn(SIDE, SIDE)
     said = "yes. The candidate"
     count = len(judge.vlm.response_prefix_tokens(said))
-    (states,) = judge.vlm.states([JudgeInput(parts, (pixels,), said)])
+    (states,) = judge.vlm.response_states([JudgeInput(parts, (pixels,), said)])
     assert len(states) == count + 1 > 2
-    first = judge.vlm.read([JudgeInput(parts, (pixels,))])[0]
+    first = judge.vlm.last_states([JudgeInput(parts, (pixels,))])[0]
     torch.testing.assert_close(states[0], first, atol=1e-5, rtol=1e-5)
 
 
 def test_writing_greedily_is_the_likeliest_token_each_time(judge):
     parts = ("Prompt: two crosses", Picture("candidate"))
     asked = [JudgeInput(parts, (drawn(SIDE, SIDE, seed),)) for seed in range(2)]
-    best = judge.vlm.head(judge.vlm.read(asked)).argmax(-1)
+    best = judge.vlm.head(judge.vlm.last_states(asked)).argmax(-1)
     expected = [text.strip() for text in judge.vlm.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)]
     assert judge.vlm.write(asked, max_new_tokens=1) == expected
     assert judge.vlm.write(asked, 5, temperature=2.0, seed=1) == judge.vlm.write(asked, 5, temperature=2.0, seed=1)
@@ -207,14 +207,14 @@ def test_an_encoder_decoder_is_refused(tmp_path):
 
 
 def test_a_model_that_cannot_read_two_pictures_is_refused(monkeypatch):
-    whole = AnyFamily.whole
+    model_inputs = AnyFamily.model_inputs
 
     def one_at_most(self, parts, pictures, said):
         if len(pictures) > 1:
             raise ValueError("one picture only")
-        return whole(self, parts, pictures, said)
+        return model_inputs(self, parts, pictures, said)
 
-    monkeypatch.setattr(AnyFamily, "whole", one_at_most)
+    monkeypatch.setattr(AnyFamily, "model_inputs", one_at_most)
     with pytest.raises(InputError, match="two pictures: one picture only"):
         load_reward(str(other_folder("llava")))
 

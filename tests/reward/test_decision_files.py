@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from rewarddance.errors import InputError
 from rewarddance.reward.decision_files import decision_files
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.types import Question
 
@@ -47,7 +47,7 @@ def test_the_template_asks_token_for_token_as_the_judge_does(family, kind, frame
     judge = saved(family_folder(family), tmp_path / "reward", kind=kind)
     reference, candidate = pictures(2).expand(-1, frames, -1, -1, -1)
     question = Question(PROMPT, candidate, None if kind == "pointwise" else reference)
-    (asked,) = judge._asked([question])
+    (asked,) = judge._judge_inputs([question])
     places = ["candidate"] if kind == "pointwise" else ["reference", "candidate"]
     state = {"prompt": PROMPT} | {place: [IMAGE] * frames for place in places}
     text = written(tmp_path / "reward", state)

@@ -105,7 +105,7 @@ def test_margins_do_not_depend_on_batch_order_or_budget(vlm):
     shuffled = [asked[i] for i in order]
     torch.testing.assert_close(judge(shuffled).margin, alone[order], atol=1e-5, rtol=1e-5)
     for budget in (1, 150, 700):
-        vlm.tokens_at_once = budget
+        vlm.max_batch_tokens = budget
         torch.testing.assert_close(judge(asked).margin, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_preprocessing_is_the_familys_own_to_a_255th_and_a_half(vlm, size):
     for pixels in (drawn(1, *size, seed=1), noise, hard_edges(*size)):
         array = (pixels[0] * 255).round().byte().permute(1, 2, 0).numpy()
         theirs = processor(vlm)(array, return_tensors="pt")["pixel_values"]
-        ours = vlm.family.inputs([pixels])["pixel_values"]
+        ours = vlm.family.picture_inputs([pixels])["pixel_values"]
         assert ours.shape == theirs.shape
         deviation = torch.tensor(vlm.family.image["image_std"]).min()
         assert ((ours - theirs).abs().max() * deviation) < 1.5 / 255
@@ -170,9 +170,9 @@ def test_what_was_said_is_read_on_from(vlm):
     pixels = drawn(1, 32, 32, 0)
     said = "yes. The candidate"
     count = len(vlm.response_prefix_tokens(said))
-    (states,) = vlm.states([JudgeInput(parts, (pixels,), said)])
+    (states,) = vlm.response_states([JudgeInput(parts, (pixels,), said)])
     assert len(states) == count + 1 > 2
-    torch.testing.assert_close(states[0], vlm.read([JudgeInput(parts, (pixels,))])[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states[0], vlm.last_states([JudgeInput(parts, (pixels,))])[0], atol=1e-5, rtol=1e-5)
     assert vlm.head(states).shape == (count + 1, vlm.model.config.text_config.vocab_size)
 
 
@@ -181,9 +181,9 @@ def test_several_questions_about_one_picture_share_it(vlm):
     parts = [("Prompt: two crosses", Picture("candidate"), question) for question in ("Is it red?", "Is it a cross?")]
     asked = [JudgeInput(part, (pixels,)) for part in parts]
     with FlopCounterMode(display=False) as shared:
-        together = vlm.read(asked)
+        together = vlm.last_states(asked)
     with FlopCounterMode(display=False) as apart:
-        alone = torch.cat([vlm.read([one]) for one in asked])
+        alone = torch.cat([vlm.last_states([one]) for one in asked])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     assert shared.get_total_flops() < 0.9 * apart.get_total_flops()
 
@@ -192,7 +192,7 @@ def test_writing_greedily_is_the_likeliest_token_each_time(vlm):
     parts = ("Prompt: two crosses", Picture("candidate"))
     asked = [JudgeInput(parts, (drawn(1, 32, 32, seed),)) for seed in range(2)]
     said = vlm.write(asked, max_new_tokens=1)
-    best = vlm.head(vlm.read(asked)).argmax(-1)
+    best = vlm.head(vlm.last_states(asked)).argmax(-1)
     assert said == [text.strip() for text in vlm.tokenizer.batch_decode(best[:, None], skip_special_tokens=True)]
     assert vlm.write(asked, 5, temperature=2.0, seed=1) == vlm.write(asked, 5, temperature=2.0, seed=1)
 
@@ -210,7 +210,7 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(vlm, monkeypatc
 
     monkeypatch.setattr(type(vlm.model.model.language_model), "forward", forward)
     torch.testing.assert_close(judge(asked).margin, expected, atol=1e-5, rtol=1e-5)
-    assert vlm.tokens_at_once < 16_384
+    assert vlm.max_batch_tokens < 16_384
 
 
 def test_a_question_too_large_for_memory_is_named(vlm, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_question_too_large_for_memory_is_named(vlm, monkeypatch):
 
     monkeypatch.setattr(type(vlm.model.model.language_model), "forward", forward)
     with pytest.raises(RewardError, match="single question"):
-        vlm.read([JudgeInput(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
+        vlm.last_states([JudgeInput(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
 
 
 def test_other_errors_of_a_forward_are_not_swallowed(vlm, monkeypatch):
@@ -228,12 +228,12 @@ def test_other_errors_of_a_forward_are_not_swallowed(vlm, monkeypatch):
 
     monkeypatch.setattr(type(vlm.model.model.language_model), "forward", forward)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        vlm.read([JudgeInput(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
+        vlm.last_states([JudgeInput(("Hello", Picture("candidate")), (drawn(1, 32, 32, 0),))])
 
 
 def test_a_question_needs_as_many_pictures_as_it_names(vlm):
     with pytest.raises(InputError, match="names 1 pictures, and 2"):
-        vlm.read([JudgeInput(("Hello", Picture("candidate")), tuple(pictures(2)))])
+        vlm.last_states([JudgeInput(("Hello", Picture("candidate")), tuple(pictures(2)))])
 
 
 def test_a_question_longer_than_the_model_reads_is_refused_and_never_guessed_at(vlm):
@@ -289,4 +289,4 @@ def test_checkpointing_while_training_gives_the_same_gradient():
 def test_a_picture_two_hundred_times_as_long_as_wide_is_refused():
     vlm = VisionLanguageModel(str(family_folder("qwen3_vl")))
     with pytest.raises(InputError, match="too long"):
-        vlm.read([JudgeInput(("Hello", Picture("candidate")), (torch.zeros(1, 3, 2, 500),))])
+        vlm.last_states([JudgeInput(("Hello", Picture("candidate")), (torch.zeros(1, 3, 2, 500),))])

@@ -43,7 +43,7 @@ def test_parts_of_a_batch_keep_the_order_and_the_budget():
 def judge(at_once: int, keys: dict[str, Any]) -> Judge:
     """A judge that reads so many tokens at once, its layers in float64, whose rounding hides no difference."""
     reward = build_reward(str(judge_folder()), RewardConfig(instruction="t2i-brief", **keys))
-    reward.vlm.tokens_at_once = at_once  # type: ignore[attr-defined]
+    reward.vlm.max_batch_tokens = at_once  # type: ignore[attr-defined]
     reward.model.double()
     for name, weight in reward.own_weights().items():  # a new regressive head is zero, and used in float32
         torch.nn.init.constant_(weight, 0.1)

@@ -191,7 +191,7 @@ def test_asking_both_orders_is_half_the_difference_of_the_two(judge):
 
 def test_among_the_vocabulary_the_reward_is_the_softmax_over_all_tokens(judge):
     whole = PairwiseReward(judge.vlm, judge.config.model_copy(update={"among": "vocabulary"}))
-    states = judge.vlm.read(judge._asked(questions(3)))
+    states = judge.vlm.last_states(judge._judge_inputs(questions(3)))
     yes = judge.vlm.answer_tokens(judge.config.yes)
     torch.testing.assert_close(
         whole(questions(3)).probability, judge.vlm.head(states).softmax(-1)[:, yes].sum(-1), atol=1e-7, rtol=1e-5
@@ -337,6 +337,6 @@ def test_an_encoded_picture_is_let_go_once_its_last_question_is_answered(monkeyp
     asked = [Question("a red circle", one, reference) for one in shown]
     expected = judge(asked).margin
     monkeypatch.setattr(judge.vlm, "_forward", watched)
-    judge.vlm.tokens_at_once = 1  # a question at a time
+    judge.vlm.max_batch_tokens = 1  # a question at a time
     torch.testing.assert_close(judge(asked).margin, expected, atol=1e-5, rtol=1e-5)
     assert held == [4, 3, 2]  # the reference is wanted until the end

@@ -97,8 +97,8 @@ def test_questions_with_and_without_references_are_asked_together(judge):
 @pytest.mark.parametrize("batch_size", [1, 3, 128])
 def test_each_distinct_picture_is_read_once_in_a_call_whatever_the_batch_size(monkeypatch, batch_size, judge):
     small = load_reward(str(judge_folder()), kind="pointwise", instruction="t2i-brief", batch_size=batch_size)
-    rows, read = [], small.vlm.read
-    monkeypatch.setattr(small.vlm, "read", lambda asked: rows.append(len(asked)) or read(asked))
+    rows, read = [], small.vlm.last_states
+    monkeypatch.setattr(small.vlm, "last_states", lambda asked: rows.append(len(asked)) or read(asked))
     shown = pictures(4)
     asked = [Question("a red circle", a, b) for a in shown for b in shown]
     asked = [Question(q.prompt, shown[i // 4], shown[i % 4]) for i, q in enumerate(asked)]  # the very same tensors

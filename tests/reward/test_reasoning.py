@@ -245,10 +245,10 @@ def test_a_training_recipe_records_how_its_judge_reasons(tmp_path, kind):
 
 
 def test_the_form_after_asks_for_a_reason_and_reads_the_first_position(after):
-    asked = [one._replace(response_prefix="") for one in after._asked(questions(3), "after")]
+    asked = [one._replace(response_prefix="") for one in after._judge_inputs(questions(3), "after")]
     assert asked[0].parts[-1].endswith("Then give the reason.")
     vlm, config = after.vlm, after.config
-    expected = vlm.margin(vlm.read(asked), vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no))
+    expected = vlm.margin(vlm.last_states(asked), vlm.answer_tokens(config.yes), vlm.answer_tokens(config.no))
     close(after(questions(3)).margin, expected)
     assert (after(questions(3)).margin - load()(questions(3)).margin).abs().max() > 1e-3
 
@@ -263,11 +263,13 @@ def test_reasons_before_the_answer_average_the_probabilities_read_after_each(kin
     judge = load(kind=kind, reasoning="before", reasons=3)
     says(monkeypatch, judge, "The candidate is sharp.", "nothing wrong\nAnswer: no", "")
     shown = questions(2) if kind == "pairwise" else [replace(question, reference=None) for question in questions(2)]
-    asked, vlm = judge._asked(shown, *(["before"] if kind == "pairwise" else [])), judge.vlm
+    asked, vlm = judge._judge_inputs(shown, *(["before"] if kind == "pairwise" else [])), judge.vlm
     assert "Think first" in asked[0].parts[-1]
     yes, no = vlm.answer_tokens(judge.config.yes), vlm.answer_tokens(judge.config.no)
     each = [
-        vlm.margin(torch.cat([vlm.read([one._replace(response_prefix=said)]) for one in asked]), yes, no).sigmoid()
+        vlm.margin(
+            torch.cat([vlm.last_states([one._replace(response_prefix=said)]) for one in asked]), yes, no
+        ).sigmoid()
         for said in ("The candidate is sharp.\nAnswer:", "nothing wrong\nAnswer:", "Answer:")
     ]
     close(judge(shown).probability, torch.stack(each).mean(0))

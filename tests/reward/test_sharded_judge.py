@@ -79,13 +79,13 @@ def test_two_halves_answer_as_the_whole_judge_does(family, changes):
         assert_close([plain, margin, *gradients], [expected_plain, expected, *expected_gradients], within)
 
 
-@pytest.mark.parametrize("tokens_at_once", [100, 300])
-def test_processes_that_need_unequal_numbers_of_forwards_stay_in_step(tokens_at_once):
+@pytest.mark.parametrize("max_batch_tokens", [100, 300])
+def test_processes_that_need_unequal_numbers_of_forwards_stay_in_step(max_batch_tokens):
     folder, counts = str(judge_folder()), (7, 2)
 
     def work():
         judge = load_sharded(folder, "cpu")
-        judge.vlm.tokens_at_once = tokens_at_once
+        judge.vlm.max_batch_tokens = max_batch_tokens
         with checkpointing(judge):
             return judged(judge, counts[rank()])
 

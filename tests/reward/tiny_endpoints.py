@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 
 Reply = tuple[int, dict[str, str], Any]
 """Status, headers and what is sent as JSON; bytes are sent as they are."""
@@ -86,7 +86,7 @@ def token_logprobs(judge: Any, parts: list[tuple[bool, str]]) -> torch.Tensor:
     words = tuple(Picture("shown") if is_picture else text for is_picture, text in parts)
     pictures = tuple(pixels_of(png) for is_picture, png in parts if is_picture)
     with torch.no_grad():
-        return judge.vlm.head(judge.vlm.read([JudgeInput(words, pictures)]))[0].log_softmax(-1)
+        return judge.vlm.head(judge.vlm.last_states([JudgeInput(words, pictures)]))[0].log_softmax(-1)
 
 
 def probability_of(judge: Any, parts: list[tuple[bool, str]]) -> float:

@@ -54,7 +54,8 @@ def test_a_compiled_judge_gives_the_same_gradients_in_pixels(kept, no_kernels):
             found.append(pixel_gradient(judge, questions(3), lambda margin: -margin.mean()).gradients)
     for ours, own in zip(*found, strict=True):
         torch.testing.assert_close(ours, own, atol=1e-6, rtol=1e-4)
-    assert all("forward" in vars(layer) for layer in compiled.vlm._text.layers)  # still, after layers computed again
+    layers = compiled.vlm._language_model.layers
+    assert all("forward" in vars(layer) for layer in layers)  # still, after layers computed again
 
 
 @pytest.mark.timeout(620)
@@ -80,7 +81,7 @@ def test_compiling_is_of_a_run_and_not_of_a_reward(tmp_path):
     judge = load_reward(judge_folder(), compile=True)
     judge.save(tmp_path / "reward")
     assert "compile" not in (tmp_path / "reward" / "reward_config.json").read_text()
-    assert not any("forward" in vars(layer) for layer in load_reward(tmp_path / "reward").vlm._text.layers)
+    assert not any("forward" in vars(layer) for layer in load_reward(tmp_path / "reward").vlm._language_model.layers)
 
 
 def test_what_is_sharded_is_not_compiled():

@@ -98,6 +98,6 @@ def weighed(votes: Sequence[CastVote]) -> Weighed:
     place = {key: number for number, key in enumerate(keys)}
     pair = np.array([place[vote.pair, vote.criterion] for vote in votes])
     person = np.array([people.index(vote.person) for vote in votes])
-    found = weigh(pair, person, np.array([vote.share for vote in votes]))
-    shares = dict(zip(keys, found.share.tolist(), strict=True))
-    return Weighed(shares, dict(zip(people, found.accuracy.tolist(), strict=True)))
+    weighing = weigh(pair, person, np.array([vote.share for vote in votes]))
+    shares = dict(zip(keys, weighing.share.tolist(), strict=True))
+    return Weighed(shares, dict(zip(people, weighing.accuracy.tolist(), strict=True)))

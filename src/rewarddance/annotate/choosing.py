@@ -35,9 +35,9 @@ SCORES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"least_sure": least_sur
 
 def margins_of(judges: Sequence[RewardModel], pairs: Sequence[Preference], at_once: int = 64) -> np.ndarray:
     """The margin [k, n] of each judge that b is better, both orders asked; `at_once` pairs are in memory."""
-    found = []
+    parts = []
     for start in range(0, len(pairs), at_once):
         batch = [pairs[n] for n in range(start, min(start + at_once, len(pairs)))]
-        asked = [both_orders(judge, batch) for judge in judges]
-        found.append(np.stack([(forward - backward) / 2 for forward, backward in asked]))
-    return np.concatenate(found, axis=1) if found else np.zeros((len(judges), 0))
+        orders = [both_orders(judge, batch) for judge in judges]
+        parts.append(np.stack([(forward - backward) / 2 for forward, backward in orders]))
+    return np.concatenate(parts, axis=1) if parts else np.zeros((len(judges), 0))

@@ -26,9 +26,9 @@ class Commits:
 
     async def run(self, write: Write) -> Any:
         """What `write` returns or raises. It is called within a transaction, in which it is all or nothing."""
-        done = asyncio.get_running_loop().create_future()
-        self._waiting.put((write, done))
-        return await done
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.put((write, future))
+        return await future
 
     def close(self) -> None:
         """Ends when all that waits is written."""
@@ -58,20 +58,22 @@ class Commits:
                             db.execute("RELEASE one")
             except Exception as error:  # nothing was committed: a full disk
                 outcomes = [(None, error)] * len(work)
-            self._tell(work, outcomes)
+            self._resolve(work, outcomes)
             if batch[-1] is None:
                 return
 
     @staticmethod
-    def _tell(work: list[tuple[Write, asyncio.Future[Any]]], outcomes: list[tuple[Any, BaseException | None]]) -> None:
-        def tell() -> None:
-            for (_, done), (value, error) in zip(work, outcomes, strict=True):
-                if done.cancelled():
+    def _resolve(
+        work: list[tuple[Write, asyncio.Future[Any]]], outcomes: list[tuple[Any, BaseException | None]]
+    ) -> None:
+        def resolve() -> None:
+            for (_, future), (value, error) in zip(work, outcomes, strict=True):
+                if future.cancelled():
                     continue
                 if error is None:
-                    done.set_result(value)
+                    future.set_result(value)
                 else:
-                    done.set_exception(error)
+                    future.set_exception(error)
 
         if work:
-            work[0][1].get_loop().call_soon_threadsafe(tell)
+            work[0][1].get_loop().call_soon_threadsafe(resolve)

@@ -56,7 +56,7 @@ def export_votes(recipe: ExportRecipe) -> dict[str, Any]:
     if not votes:
         raise InputError(f"nobody has voted in {recipe.store}.", "Vote first: rewarddance annotate.")
     if compare:  # b is the new model, so that `rewarddance gsb` counts for it
-        votes = [_turned(vote) if vote.model_a == compare[0] else vote for vote in votes]
+        votes = [_with_a_and_b_swapped(vote) if vote.model_a == compare[0] else vote for vote in votes]
     recipe.output.parent.mkdir(parents=True, exist_ok=True)
     rows = list(_FORMATS[recipe.format](votes, recipe.output.parent))
     if table:
@@ -67,12 +67,12 @@ def export_votes(recipe: ExportRecipe) -> dict[str, Any]:
         unfinished.replace(recipe.output)
     else:
         write_text_atomically(recipe.output, json.dumps(rows, indent=1) + "\n")
-    written: dict[str, Any] = {"output": str(recipe.output), "votes": len(votes), "rows": len(rows)}
+    summary: dict[str, Any] = {"output": str(recipe.output), "votes": len(votes), "rows": len(rows)}
     if recipe.format == "label-studio":
         config = recipe.output.with_suffix(".xml")
         write_text_atomically(config, LABEL_CONFIG)
-        written["labelling_interface"] = str(config)
-    return written
+        summary["labelling_interface"] = str(config)
+    return summary
 
 
 def share_rows(votes: Sequence[CastVote], folder: Path) -> Iterator[dict[str, Any]]:
@@ -83,7 +83,7 @@ def share_rows(votes: Sequence[CastVote], folder: Path) -> Iterator[dict[str, An
         yield _row(first[pair, criterion], round(share, 6)).written(folder)
 
 
-def whole_rows(votes: Sequence[CastVote], folder: Path, weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def pair_rows(votes: Sequence[CastVote], folder: Path, weights: Mapping[str, float]) -> Iterator[dict[str, Any]]:
     """Each pair once, whatever it was asked by: the mean of its criteria's shares for b by their weights.
 
     weights: of each criterion. Of a pair some of whose criteria have no vote yet the mean is over the others.
@@ -114,9 +114,9 @@ def label_studio_rows(votes: Sequence[CastVote], folder: Path) -> Iterator[dict[
         media = {"image_a": first.a, "image_b": first.b} | ({"source_image": first.image} if first.image else {})
         data = {key: f"/data/local-files/?d={quote(_relative(path, folder))}" for key, path in media.items()}
         annotations = []
-        for person, own in _grouped(cast, lambda vote: vote.person):
-            moment = datetime.fromtimestamp(own[0].at, UTC).isoformat(timespec="seconds")
-            results = [_label_studio_result(vote) for vote in own]
+        for person, person_votes in _grouped(cast, lambda vote: vote.person):
+            moment = datetime.fromtimestamp(person_votes[0].at, UTC).isoformat(timespec="seconds")
+            results = [_label_studio_result(vote) for vote in person_votes]
             annotations.append({"completed_by": {"email": person}, "created_at": moment, "result": results})
         yield {"data": {"prompt": first.prompt} | data, "annotations": annotations}
 
@@ -169,7 +169,7 @@ def _row(vote: CastVote, share: float, annotator: str = "") -> PreferenceRow:
     )
 
 
-def _turned(vote: CastVote) -> CastVote:
+def _with_a_and_b_swapped(vote: CastVote) -> CastVote:
     """The same vote with a and b changed over."""
     answer = {"a": "b", "b": "a"}.get(vote.answer, vote.answer)
     right = None if vote.right is None else 1 - vote.right
@@ -186,7 +186,7 @@ def _turned(vote: CastVote) -> CastVote:
 
 
 def _by_pair(votes: Sequence[CastVote]) -> Iterator[list[CastVote]]:
-    yield from (own for _, own in _grouped(votes, lambda vote: vote.pair))
+    yield from (pair_votes for _, pair_votes in _grouped(votes, lambda vote: vote.pair))
 
 
 def _grouped(votes: Sequence[CastVote], key: Callable[[CastVote], Any]) -> list[tuple[Any, list[CastVote]]]:

@@ -77,27 +77,30 @@ class VoteFigures(NamedTuple):
 
 def figures_of(store: Store, votes: Sequence[CastVote]) -> VoteFigures | None:
     """The figures of a store's votes; None where there are none."""
-    real = [vote for vote in votes if vote.right is None]
-    if not real:
+    ordinary = [vote for vote in votes if vote.right is None]
+    if not ordinary:
         return None
-    times = np.sort([vote.at for vote in real])
+    times = np.sort([vote.at for vote in ordinary])
     gaps = np.diff(times)
     hours = float(gaps[gaps < _BREAK].sum() / 3600)
-    criteria = list(dict.fromkeys(vote.criterion for vote in real))
-    by_criterion = {name: [vote for vote in real if vote.criterion == name] for name in criteria}
+    criteria = list(dict.fromkeys(vote.criterion for vote in ordinary))
+    by_criterion = {name: [vote for vote in ordinary if vote.criterion == name] for name in criteria}
     return VoteFigures(
-        votes=len(real),
-        pairs=len({vote.pair for vote in real}),
+        votes=len(ordinary),
+        pairs=len({vote.pair for vote in ordinary}),
         wanted=store.count("wanted"),
         hours=hours,
-        votes_an_hour=len(real) / hours if hours > 1 / 60 else None,
-        alpha={name: alpha([v.pair for v in own], [v.share for v in own]) for name, own in by_criterion.items()},
-        left=_left(real),
-        seconds=_median(real),
-        both_bad=float(np.mean([vote.answer == "bad" for vote in real])),
-        annotators=_annotators(real, [vote for vote in votes if vote.right is not None]),
-        ranking={name: found for name, own in by_criterion.items() if (found := _ranking(own))},
-        divided=_divided(real),
+        votes_an_hour=len(ordinary) / hours if hours > 1 / 60 else None,
+        alpha={
+            name: alpha([v.pair for v in criterion_votes], [v.share for v in criterion_votes])
+            for name, criterion_votes in by_criterion.items()
+        },
+        left=_left(ordinary),
+        seconds=_median(ordinary),
+        both_bad=float(np.mean([vote.answer == "bad" for vote in ordinary])),
+        annotators=_annotators(ordinary, [vote for vote in votes if vote.right is not None]),
+        ranking={name: ranks for name, criterion_votes in by_criterion.items() if (ranks := _ranking(criterion_votes))},
+        divided=_divided(ordinary),
     )
 
 
@@ -112,10 +115,10 @@ def _median(votes: Sequence[CastVote]) -> float | None:
 
 
 def _annotators(votes: Sequence[CastVote], tests: Sequence[CastVote]) -> list[Annotator]:
-    accuracy, own = weighed(votes).accuracy, defaultdict(list)
+    accuracy, votes_of = weighed(votes).accuracy, defaultdict(list)
     for vote in votes:
-        own[vote.person].append(vote)
-    tested = {name: [vote for vote in tests if vote.person == name] for name in own}
+        votes_of[vote.person].append(vote)
+    tested = {name: [vote for vote in tests if vote.person == name] for name in votes_of}
     return [
         Annotator(
             name,
@@ -126,7 +129,7 @@ def _annotators(votes: Sequence[CastVote], tests: Sequence[CastVote]) -> list[An
             _median(cast),
             float(np.mean([vote.share == 0.5 for vote in cast])),
         )
-        for name, cast in sorted(own.items(), key=lambda item: -len(item[1]))
+        for name, cast in sorted(votes_of.items(), key=lambda item: -len(item[1]))
     ]
 
 
@@ -146,8 +149,12 @@ def _divided(votes: Sequence[CastVote]) -> list[Divided]:
     cast: defaultdict[tuple[int, str], list[CastVote]] = defaultdict(list)
     for vote in votes:
         cast[vote.pair, vote.criterion].append(vote)
-    spread = {key: float(np.var([vote.share for vote in own])) for key, own in cast.items() if len(own) > 1}
-    most = sorted((key for key in spread if spread[key] > 0), key=lambda key: (-spread[key], key))
+    spread = {
+        key: float(np.var([vote.share for vote in pair_votes]))
+        for key, pair_votes in cast.items()
+        if len(pair_votes) > 1
+    }
+    most_divided = sorted((key for key in spread if spread[key] > 0), key=lambda key: (-spread[key], key))
     return [
         Divided(
             pair,
@@ -155,5 +162,5 @@ def _divided(votes: Sequence[CastVote]) -> list[Divided]:
             criterion,
             *(sum(vote.share == value for vote in cast[pair, criterion]) for value in (0.0, 0.5, 1.0)),
         )
-        for pair, criterion in most[:_NAMED]
+        for pair, criterion in most_divided[:_NAMED]
     ]

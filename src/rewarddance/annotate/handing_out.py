@@ -28,8 +28,8 @@ def hand_out(store: Store, person: int, count: int, now: float, rng: np.random.G
     take_back(db, now)
     until = now + rule.lease_seconds
     db.execute("UPDATE asks SET until = ? WHERE person = ? AND state = 'open'", (until, person))
-    held = "SELECT * FROM asks WHERE person = ? AND state = 'open' ORDER BY handed, id LIMIT ?"
-    asks = db.execute(held, (person, count)).fetchall()
+    open_asks = "SELECT * FROM asks WHERE person = ? AND state = 'open' ORDER BY handed, id LIMIT ?"
+    asks = db.execute(open_asks, (person, count)).fetchall()
     decided = store.get("decided") is not None if rule.compare else False
     for place in range(len(asks), 0 if decided else count):
         pair = _next_test(db, rule, person) or _next_pair(db, rule, person, rng)
@@ -67,8 +67,8 @@ def shown_ask(db: sqlite3.Connection, ask: sqlite3.Row) -> dict[str, Any]:
     pair = db.execute("SELECT prompt, a, b, image FROM pairs WHERE id = ?", (ask["pair"],)).fetchone()
     sides = (pair["b"], pair["a"]) if ask["swapped"] else (pair["a"], pair["b"])
     voted = db.execute("SELECT criterion FROM votes WHERE ask = ? AND withdrawn IS NULL", (ask["id"],)).fetchall()
-    shown = {"id": ask["id"], "prompt": pair["prompt"], "left": sides[0], "right": sides[1], "image": pair["image"]}
-    return shown | {"answered": [row["criterion"] for row in voted]}
+    content = {"id": ask["id"], "prompt": pair["prompt"], "left": sides[0], "right": sides[1], "image": pair["image"]}
+    return content | {"answered": [row["criterion"] for row in voted]}
 
 
 # -- policies ----------------------------------------------------------------------------------------------------------
@@ -93,13 +93,13 @@ def _next_pair(db: sqlite3.Connection, rule: HandingOut, person: int, rng: np.ra
             return row
     if rule.policy == "least_voted" and not rule.compare:
         return _first(db, _OPEN, "taken, rank", person)
-    if rule.policy in ("least_sure", "disagreement") and (scored := _scored(db, person)) is not None:
-        return scored
-    if rule.policy == "ranking" and (telling := _telling(db, person)) is not None:
-        return telling
+    if rule.policy in ("least_sure", "disagreement") and (pair := _highest_scored(db, person)) is not None:
+        return pair
+    if rule.policy == "ranking" and (pair := _most_informative(db, person)) is not None:
+        return pair
     start = float(rng.random())
-    after = _first(db, f"{_OPEN} AND rank >= :start", "rank", person, start=start)
-    return after if after is not None else _first(db, _OPEN, "rank", person)
+    pair = _first(db, f"{_OPEN} AND rank >= :start", "rank", person, start=start)
+    return pair if pair is not None else _first(db, _OPEN, "rank", person)
 
 
 def _first(db: sqlite3.Connection, where: str, order: str, person: int, **values: Any) -> int | None:
@@ -108,11 +108,11 @@ def _first(db: sqlite3.Connection, where: str, order: str, person: int, **values
     return None if row is None else row["id"]
 
 
-def _scored(db: sqlite3.Connection, person: int) -> int | None:
+def _highest_scored(db: sqlite3.Connection, person: int) -> int | None:
     return _first(db, f"{_OPEN} AND score IS NOT NULL", "score DESC, rank", person)
 
 
-def _telling(db: sqlite3.Connection, person: int) -> int | None:
+def _most_informative(db: sqlite3.Connection, person: int) -> int | None:
     """A pair of the two models whose comparison tells most of the ranking, of those that are left for the person."""
     models, wins, waiting = matchups(db)
     if len(models) < 2:
@@ -120,15 +120,15 @@ def _telling(db: sqlite3.Connection, person: int) -> int | None:
     gain = gains(wins, waiting)
     order = [divmod(int(place), len(models)) for place in np.argsort(-gain, axis=None, kind="stable")]
     for i, j in order:
-        if i < j and (found := _of_models(db, models[i], models[j], person)) is not None:
-            return found
+        if i < j and (pair := _of_models(db, models[i], models[j], person)) is not None:
+            return pair
     return None
 
 
-def _of_models(db: sqlite3.Connection, one: str, other: str, person: int) -> int | None:
-    where = f"{_OPEN} AND model_a = :one AND model_b = :other"
-    found = _first(db, where, "rank", person, one=one, other=other)
-    return found if found is not None else _first(db, where, "rank", person, one=other, other=one)
+def _of_models(db: sqlite3.Connection, first: str, second: str, person: int) -> int | None:
+    where = f"{_OPEN} AND model_a = :model_a AND model_b = :model_b"
+    pair = _first(db, where, "rank", person, model_a=first, model_b=second)
+    return pair if pair is not None else _first(db, where, "rank", person, model_a=second, model_b=first)
 
 
 def matchups(db: sqlite3.Connection) -> tuple[list[str], np.ndarray, np.ndarray]:

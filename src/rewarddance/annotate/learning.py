@@ -18,7 +18,7 @@ from pydantic import Field
 
 from rewarddance.annotate.cast import read_votes
 from rewarddance.annotate.choosing import SCORES, margins_of
-from rewarddance.annotate.exporting import share_rows, whole_rows
+from rewarddance.annotate.exporting import pair_rows, share_rows
 from rewarddance.annotate.recipe import Policy
 from rewarddance.annotate.store import Store
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet, rows_into
@@ -134,7 +134,7 @@ def learn_round(plan: LearningPlan, store: Store, votes: int) -> Path:
     pairs = folder / "votes.jsonl"
     if not pairs.exists():
         cast, tree = [vote for vote in read_votes(store) if vote.right is None], store.handing_out.criteria
-        rows = whole_rows(cast, folder, load_tree(tree).leaf_weights) if tree else share_rows(cast, folder)
+        rows = pair_rows(cast, folder, load_tree(tree).leaf_weights) if tree else share_rows(cast, folder)
         with rows_into(folder / ".unfinished-votes.jsonl") as write:
             for row in rows:
                 write(row)
@@ -142,10 +142,11 @@ def learn_round(plan: LearningPlan, store: Store, votes: int) -> Path:
     preferences = PreferenceSet(pairs, for_training=True)
     judges = []
     for member in range(plan.members):
-        own, rng = folder / f"judge-{member}", np.random.default_rng([plan.seed, member])
-        seen: Sequence[Preference] = preferences if member == 0 else Drawn(preferences, rng)
-        judges.append(train_judge(plan.recipe, seen, own, Metrics(own / "metrics.jsonl"), plan.seed + member))
-        for checkpoint in own.glob("checkpoint-*"):
+        member_folder, rng = folder / f"judge-{member}", np.random.default_rng([plan.seed, member])
+        training_pairs: Sequence[Preference] = preferences if member == 0 else Drawn(preferences, rng)
+        metrics = Metrics(member_folder / "metrics.jsonl")
+        judges.append(train_judge(plan.recipe, training_pairs, member_folder, metrics, plan.seed + member))
+        for checkpoint in member_folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
     if plan.policy in SCORES:
         score_waiting(store, judges, plan.policy)

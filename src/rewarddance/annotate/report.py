@@ -33,7 +33,7 @@ def report_html(path: Path, linked: bool = False) -> str:
         votes = read_votes(store)
         comparison = standing(store) if store.handing_out.compare else None
         figures = figures_of(store, votes)
-        asked = store.db.execute("SELECT sum(swapped), sum(straight) FROM people").fetchone()
+        sides = store.db.execute("SELECT sum(swapped), sum(straight) FROM people").fetchone()
     finally:
         store.close()
     return ENVIRONMENT.get_template("report.html").render(
@@ -41,7 +41,7 @@ def report_html(path: Path, linked: bool = False) -> str:
         figures=figures,
         comparison=comparison,
         lines=_lines(comparison) if comparison and comparison.moments else None,
-        shown=(asked[1] or 0, asked[0] or 0),
+        shown=(sides[1] or 0, sides[0] or 0),
         rule=store.handing_out,
         moment=time.strftime("%Y-%m-%d %H:%M"),
         linked=linked,
@@ -55,12 +55,12 @@ def write_report(path: Path, output: Path) -> dict[str, Any]:
     write_text_atomically(output, text)
     store = Store(path)
     try:
-        found: dict[str, Any] = {"report": str(output)}
+        summary: dict[str, Any] = {"report": str(output)}
         figures = figures_of(store, read_votes(store))
-        found |= {"votes": 0} if figures is None else _plain(figures)
+        summary |= {"votes": 0} if figures is None else _plain(figures)
         if store.handing_out.compare:
-            found["comparison"] = _decided(standing(store))
-        return found
+            summary["comparison"] = _decided(standing(store))
+        return summary
     finally:
         store.close()
 
@@ -94,10 +94,10 @@ def _lines(comparison: Comparison) -> Lines:
     moments = comparison.moments
     across = max(comparison.planned, len(moments), 2)
 
-    def at(n: int, value: float) -> str:
+    def point(n: int, value: float) -> str:
         return f"{_WIDE * n / across:.1f},{_HIGH * (1 - value) / 2:.1f}"
 
-    upper = [at(moment.n, moment.high) for moment in moments]
-    lower = [at(moment.n, moment.low) for moment in reversed(moments)]
-    mean = [at(moment.n, moment.mean) for moment in moments]
+    upper = [point(moment.n, moment.high) for moment in moments]
+    lower = [point(moment.n, moment.low) for moment in reversed(moments)]
+    mean = [point(moment.n, moment.mean) for moment in moments]
     return Lines(_WIDE, _HIGH, _HIGH / 2, " ".join(upper + lower), " ".join(mean))

@@ -18,10 +18,10 @@ from fastapi import FastAPI, Request, Response
 from rewarddance.annotate.commits import Commits
 from rewarddance.annotate.comparison import note_decision
 from rewarddance.annotate.handing_out import hand_out
+from rewarddance.annotate.page_media import PageMedia
 from rewarddance.annotate.pages import ENVIRONMENT, static
 from rewarddance.annotate.recipe import PageOptions
 from rewarddance.annotate.report import report_html
-from rewarddance.annotate.shown import ShownMedia
 from rewarddance.annotate.store import Person, Store, hashed
 from rewarddance.annotate.voting import Refused, progress, undo, vote
 from rewarddance.data.media import is_video
@@ -65,7 +65,7 @@ class VoteServer:
         check_open(options)
         self.store, self.options = store, options
         self.local = None if options.people else store.admit_local()
-        self.people, self.media, self.shown = store.people(), store.media(), ShownMedia()
+        self.people, self.media, self.page_media = store.people(), store.media(), PageMedia()
         self.cookie = f"rewarddance_votes_{store.get('id')}"  # cookies know no ports
         tree = store.handing_out.criteria
         self.criteria = (
@@ -123,8 +123,8 @@ class VoteServer:
     async def _body(self, request: Request) -> tuple[Person, dict[str, Any]]:
         """Who sends what. Raises InputError for what this page would not send."""
         person = self._person(request)
-        origin, own = request.headers.get("origin"), request.headers.get("host", "")
-        if origin is not None and origin != self.options.address and urlsplit(origin).netloc != own:
+        origin, host = request.headers.get("origin"), request.headers.get("host", "")
+        if origin is not None and origin != self.options.address and urlsplit(origin).netloc != host:
             raise Uninvited("the request comes from another page.", "Vote on the page itself.")
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise InputError("the request is no JSON.", "Vote on the page itself.")
@@ -145,9 +145,9 @@ class VoteServer:
 
     async def _page(self, request: Request) -> Response:
         person = self._person(request)
-        asked = [{"path": path, "name": path.rpartition("/")[2], "meaning": m} for path, m in self.criteria.items()]
+        criteria = [{"path": path, "name": path.rpartition("/")[2], "meaning": m} for path, m in self.criteria.items()]
         template = ENVIRONMENT.get_template("vote.html")
-        return _html(template.render(person=person, criteria=json.dumps(asked), local=self.local is not None))
+        return _html(template.render(person=person, criteria=json.dumps(criteria), local=self.local is not None))
 
     async def _invited(self, request: Request) -> Response:
         token = request.path_params["token"]
@@ -160,19 +160,19 @@ class VoteServer:
         return response
 
     async def _static(self, request: Request) -> Response:
-        found = static(request.path_params["name"])
-        if found is None:
+        file = static(request.path_params["name"])
+        if file is None:
             raise Unknown("there is no such file.", "")
-        return Response(found.text, media_type=found.kind)
+        return Response(file.text, media_type=file.kind)
 
     async def _medium(self, request: Request) -> Response:
         self._person(request)
         medium = request.path_params["medium"]
         if medium not in self.media:
             raise Unknown("there is no such picture.", "")
-        shown = await asyncio.to_thread(self.shown.get, medium, *self.media[medium])
+        file = await asyncio.to_thread(self.page_media.get, medium, *self.media[medium])
         headers = {"Cache-Control": "private, max-age=86400", "Accept-Ranges": "bytes"}
-        return _ranged(shown.data, shown.kind, request.headers.get("range"), headers)
+        return _ranged(file.data, file.kind, request.headers.get("range"), headers)
 
     async def _report(self, request: Request) -> Response:
         if not self._person(request).owner:
@@ -274,10 +274,10 @@ def _html(text: str, status: int = 200) -> Response:
     return Response(text, status, media_type="text/html; charset=utf-8")
 
 
-def _ranged(data: bytes, kind: str, asked: str | None, headers: dict[str, str]) -> Response:
+def _ranged(data: bytes, kind: str, range_header: str | None, headers: dict[str, str]) -> Response:
     """The bytes, or the part of them that a player asks for to seek in a video."""
-    first, _, last = (asked or "").removeprefix("bytes=").partition("-")
-    if not (asked and asked.startswith("bytes=") and first.isdigit() and (last.isdigit() or not last)):
+    first, _, last = (range_header or "").removeprefix("bytes=").partition("-")
+    if not (range_header and range_header.startswith("bytes=") and first.isdigit() and (last.isdigit() or not last)):
         return Response(data, 200, headers, kind)
     begin, end = int(first), min(int(last) if last else len(data) - 1, len(data) - 1)
     if begin > end:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rewarddance.annotate.shown import check_shown
+from rewarddance.annotate.page_media import check_media
 from rewarddance.annotate.store import Pair
 from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.fields import Fault, optional_rate, optional_text, present, short, text
@@ -43,7 +43,7 @@ def read_pairs(source: Path, pairs_per_prompt: int, seed: int) -> list[Pair]:
     Raises InputError naming the source, and FaultyRows naming every row that cannot be used.
     """
     if source.is_dir() and (models := _model_folders(source)):
-        made = [one for folder in models for one in _pictures(folder, folder.name)]
+        made = [picture for folder in models for picture in _pictures(folder, folder.name)]
         return pair_up(made, pairs_per_prompt, seed)
     pairs, made, faults = [], [], list[FaultyRow]()
     table = open_table(source)
@@ -71,8 +71,8 @@ def read_tests(path: Path) -> list[Pair]:
     tests = []
     for number in range(len(rows)):
         row = rows.row(number)
-        check_shown(row.media_a)
-        check_shown(row.media_b)
+        check_media(row.media_a)
+        check_media(row.media_b)
         answer = float(np.sign(row.share - 0.5) + 1) / 2
         fps = (row.fps_a, row.fps_b)
         tests.append(Pair(row.prompt, row.media_a, row.media_b, row.image, "", "", row.source, answer, fps))
@@ -82,17 +82,21 @@ def read_tests(path: Path) -> list[Pair]:
 def pair_up(made: Sequence[Made], pairs_per_prompt: int, seed: int) -> list[Pair]:
     """Up to so many pairs of each prompt, drawn at random; of different models, where any two are known."""
     groups: defaultdict[tuple[str, Path | None], list[Made]] = defaultdict(list)
-    for one in made:
-        groups[one.prompt, one.image].append(one)
+    for picture in made:
+        groups[picture.prompt, picture.image].append(picture)
     rng, pairs = np.random.default_rng([seed, 21]), list[Pair]()
-    for own in groups.values():
-        possible = list(combinations(own, 2))
-        known = [(one, other) for one, other in possible if one.model and other.model and one.model != other.model]
+    for group in groups.values():
+        possible = list(combinations(group, 2))
+        known = [
+            (first, second)
+            for first, second in possible
+            if first.model and second.model and first.model != second.model
+        ]
         possible = known or possible
         for place in sorted(rng.permutation(len(possible))[:pairs_per_prompt].tolist()):
-            one, other = possible[place]
-            models, fps = (one.model, other.model), (one.fps, other.fps)
-            pairs.append(Pair(one.prompt, one.path, other.path, one.image, *models, one.source, None, fps))
+            first, second = possible[place]
+            models, fps = (first.model, second.model), (first.fps, second.fps)
+            pairs.append(Pair(first.prompt, first.path, second.path, first.image, *models, first.source, None, fps))
     return pairs
 
 
@@ -111,14 +115,19 @@ def compared(pairs: Iterable[Pair], models: tuple[str, str], most: int, seed: in
     by_prompt: defaultdict[str, list[Pair]] = defaultdict(list)
     for place in rng.permutation(len(chosen)):
         by_prompt[chosen[place].prompt].append(chosen[place])
-    turns = [own[n] for n in range(max(map(len, by_prompt.values()))) for own in by_prompt.values() if n < len(own)]
+    turns = [
+        of_prompt[n]
+        for n in range(max(map(len, by_prompt.values())))
+        for of_prompt in by_prompt.values()
+        if n < len(of_prompt)
+    ]
     return turns[:most]
 
 
 def _model_folders(folder: Path) -> list[Path]:
     """Folders in it that hold pictures with prompts; a folder of frames has no prompts in it."""
-    found = sorted(inner for inner in folder.iterdir() if inner.is_dir() and inner.name[0] != ".")
-    return found if len(found) > 1 and all(any(inner.glob("*.txt")) for inner in found) else []
+    folders = sorted(inner for inner in folder.iterdir() if inner.is_dir() and inner.name[0] != ".")
+    return folders if len(folders) > 1 and all(any(inner.glob("*.txt")) for inner in folders) else []
 
 
 def _pictures(folder: Path, model: str) -> Iterator[Made]:
@@ -167,5 +176,5 @@ def _file(content: Mapping[str, Any], key: str, folder: Path) -> Path:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise Fault(key, f"is {short(value)}, which is no path")
     path = folder / value
-    check_shown(path)
+    check_media(path)
     return path

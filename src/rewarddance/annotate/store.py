@@ -130,15 +130,15 @@ class Store:
         kept = parse_recipe(HandingOut, self.get("handing_out"), str(self.path))
         if wanted is None or wanted == kept:
             return kept
-        before, now = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
-        for key in now:
-            if key not in _COMPATIBLE and before[key] != now[key]:
+        stored, given = kept.model_dump(mode="json"), wanted.model_dump(mode="json")
+        for key in given:
+            if key not in _COMPATIBLE and stored[key] != given[key]:
                 raise InputError(
-                    f"{self.path} was begun with {key} = {before[key]!r}, not {now[key]!r}.",
+                    f"{self.path} was begun with {key} = {stored[key]!r}, not {given[key]!r}.",
                     "Choose another --store, or give what it was begun with.",
                 )
         with self.transaction():
-            self.set("handing_out", now)
+            self.set("handing_out", given)
         return wanted
 
     def close(self) -> None:
@@ -213,8 +213,8 @@ class Store:
         return added
 
     def _has(self, prompt: str, a: str, b: str, image: str | None) -> bool:
-        found = "SELECT 1 FROM pairs WHERE prompt = ? AND image IS ? AND ((a = ? AND b = ?) OR (a = ? AND b = ?))"
-        return bool(self.db.execute(found, (prompt, image, a, b, b, a)).fetchone())
+        query = "SELECT 1 FROM pairs WHERE prompt = ? AND image IS ? AND ((a = ? AND b = ?) OR (a = ? AND b = ?))"
+        return bool(self.db.execute(query, (prompt, image, a, b, b, a)).fetchone())
 
     def _medium(self, path: Path, fps: float | None) -> str:
         """The opaque id of a file: it says nothing of who made it."""

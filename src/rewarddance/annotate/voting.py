@@ -48,17 +48,17 @@ def vote(
     if answer not in ANSWERS or criterion not in criteria:
         raise Refused("this is no answer to the question.", f"Answer {', '.join(ANSWERS)}, to its criteria.")
     stands = "SELECT answer FROM votes WHERE ask = ? AND criterion = ? AND withdrawn IS NULL"
-    kept = _kept(answer, row["swapped"])
-    if (before := db.execute(stands, (ask, criterion)).fetchone()) is not None:
-        if before["answer"] == kept:
+    stored = _as_stored(answer, row["swapped"])
+    if (standing := db.execute(stands, (ask, criterion)).fetchone()) is not None:
+        if standing["answer"] == stored:
             return False
         raise Refused("this pair has your answer.", "Undo it first.", lost=True)
     if row["state"] == "lapsed":
         _lease_again(db, row)
     time_taken = None if seconds is None else min(max(float(seconds), 0.0), _LONGEST)
-    for asked in criteria if answer == "skip" else (criterion,):
-        if db.execute(stands, (ask, asked)).fetchone() is None:
-            entry = (ask, asked, kept, now, time_taken)
+    for name in criteria if answer == "skip" else (criterion,):
+        if db.execute(stands, (ask, name)).fetchone() is None:
+            entry = (ask, name, stored, now, time_taken)
             db.execute("INSERT INTO votes (ask, criterion, answer, at, seconds) VALUES (?, ?, ?, ?, ?)", entry)
     _settle(db, row, len(criteria))
     return True
@@ -101,7 +101,7 @@ def progress(store: Store, person: int) -> dict[str, int]:
     return {"yours": done, "cast": store.count("votes"), "wanted": store.count("wanted")}
 
 
-def _kept(answer: str, swapped: int) -> str:
+def _as_stored(answer: str, swapped: int) -> str:
     """The answer as it is kept, whichever side a was on: a, b, tie, bad or skip."""
     if answer not in ("left", "right"):
         return answer
@@ -112,8 +112,8 @@ def _lease_again(db: sqlite3.Connection, ask: sqlite3.Row) -> None:
     """Take up a lapsed lease whose pair nobody else has. Raises Refused where somebody has."""
     free = "SELECT 1 FROM pairs WHERE id = ? AND (taken < wanted OR answer IS NOT NULL)"
     another = "SELECT 1 FROM asks WHERE pair = ? AND person = ? AND state <> 'lapsed' AND id <> ?"
-    of_theirs = db.execute(another, (ask["pair"], ask["person"], ask["id"])).fetchone()
-    if of_theirs or not db.execute(free, (ask["pair"],)).fetchone():
+    other_lease = db.execute(another, (ask["pair"], ask["person"], ask["id"])).fetchone()
+    if other_lease or not db.execute(free, (ask["pair"],)).fetchone():
         raise Refused("the pair was handed to somebody else meanwhile.", "Go on with the next one.", lost=True)
     db.execute("UPDATE pairs SET taken = taken + 1 WHERE id = ?", (ask["pair"],))
     db.execute("UPDATE asks SET state = 'open' WHERE id = ?", (ask["id"],))

@@ -197,11 +197,11 @@ class Candidates(Sequence[Question]):
 
 def of_most_prompts(answers: Answers, n: int, rng: np.random.Generator) -> list[int]:
     """The numbers of n answered pairs, drawn at random among those of as many prompts as there are, in order."""
-    drawn, seen, turn = rng.permutation(len(answers.number)), Counter[int](), []
+    drawn, count_of, nth_of_prompt = rng.permutation(len(answers.number)), Counter[int](), []
     for index in drawn:
-        turn.append(seen[unit := int(answers.units[index])])
-        seen[unit] += 1
-    first = np.argsort(turn, kind="stable")[:n]
+        nth_of_prompt.append(count_of[unit := int(answers.units[index])])
+        count_of[unit] += 1
+    first = np.argsort(nth_of_prompt, kind="stable")[:n]
     return sorted(answers.number[drawn[first]].tolist())
 
 

@@ -36,9 +36,9 @@ def slope_of_pixels(reward: RewardModel, questions: Sequence[Question], candidat
 
     Raises RewardError where the reward gives no gradient, or one that is not finite.
     """
-    asked = [replace(q, candidate=pixels) for q, pixels in zip(questions, candidates, strict=True)]
-    found = pixel_gradient(reward, asked, lambda margin: margin.mean(), at_once=len(asked))
-    return Slope(found.verdict.margin.cpu(), found.gradients)
+    moved = [replace(q, candidate=pixels) for q, pixels in zip(questions, candidates, strict=True)]
+    gradient = pixel_gradient(reward, moved, lambda margin: margin.mean(), at_once=len(moved))
+    return Slope(gradient.verdict.margin.cpu(), gradient.gradients)
 
 
 def slope_of_latents(
@@ -46,15 +46,15 @@ def slope_of_latents(
 ) -> Slope:
     """The slope of each question's margin with its latent decoded. A decoder's graph is of one picture at a time."""
     with torch.no_grad():
-        drawn = [decoder.decode(z).to(q.candidate.device) for q, z in zip(questions, latents, strict=True)]
-    found = slope_of_pixels(reward, questions, drawn)
+        decoded = [decoder.decode(z).to(q.candidate.device) for q, z in zip(questions, latents, strict=True)]
+    slope = slope_of_pixels(reward, questions, decoded)
     gradients = []
-    for latent, gradient in zip(latents, found.gradients, strict=True):
+    for latent, gradient in zip(latents, slope.gradients, strict=True):
         with torch.enable_grad():
             leaf = latent.detach().requires_grad_()
             pixels = decoder.decode(leaf)
             gradients += torch.autograd.grad(pixels, leaf, gradient.to(pixels))
-    return Slope(found.margin, tuple(gradients))
+    return Slope(slope.margin, tuple(gradients))
 
 
 class Climbed(NamedTuple):
@@ -78,20 +78,20 @@ def climb(
     points = [point.detach().clone() for point in start]
     slope = ask(points)
     margin, gradients = slope.margin.clone(), list(slope.gradients)
-    begun, best = margin.clone(), []
+    start_margin, best = margin.clone(), []
     for radius in radii:
-        here, along = list(points), list(gradients)
+        moved, moved_gradients = list(points), list(gradients)
         for _ in range(steps):
-            here = [
+            moved = [
                 _projected(x + 2.5 / steps * r * g.sign(), x_0, r, bounds)
-                for x, g, x_0, r in zip(here, along, start, radius, strict=True)
+                for x, g, x_0, r in zip(moved, moved_gradients, start, radius, strict=True)
             ]
-            slope = ask(here)
-            along = list(slope.gradients)
+            slope = ask(moved)
+            moved_gradients = list(slope.gradients)
             for i in (slope.margin > margin).nonzero().flatten().tolist():
-                points[i], gradients[i], margin[i] = here[i], along[i], slope.margin[i]
+                points[i], gradients[i], margin[i] = moved[i], moved_gradients[i], slope.margin[i]
         best.append(margin.clone())
-    return Climbed(begun, best)
+    return Climbed(start_margin, best)
 
 
 def _projected(point: Tensor, centre: Tensor, radius: float, bounds: tuple[float, float]) -> Tensor:

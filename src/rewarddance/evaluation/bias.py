@@ -54,8 +54,8 @@ def correlation_beyond(
     def partial(sums: np.ndarray) -> np.ndarray:
         xx, yy, vv, xy, xv, yv = sums.T
         vv = np.where(vv > 0, vv, np.inf)  # no votes: nothing is taken out
-        left = (xx - xv**2 / vv) * (yy - yv**2 / vv)
-        return (xy - xv * yv / vv) / np.sqrt(np.where(left > 1e-12 * xx * yy, left, np.nan))
+        residual = (xx - xv**2 / vv) * (yy - yv**2 / vv)
+        return (xy - xv * yv / vv) / np.sqrt(np.where(residual > 1e-12 * xx * yy, residual, np.nan))
 
     if not np.isfinite(partial(parts.sum(0, keepdims=True))[0]):
         return None
@@ -71,7 +71,7 @@ def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float
 
     def pearson(sums: np.ndarray) -> np.ndarray:
         n, x, y, xx, yy, xy = sums.T
-        left = np.maximum((xx - x * x / n) * (yy - y * y / n), 0)
-        return np.nan_to_num((xy - x * y / n) / np.sqrt(np.where(left > 0, left, np.nan)))
+        product = np.maximum((xx - x * x / n) * (yy - y * y / n), 0)
+        return np.nan_to_num((xy - x * y / n) / np.sqrt(np.where(product > 0, product, np.nan)))
 
     return interval_of_sums(parts, pearson, np.arange(len(x)))

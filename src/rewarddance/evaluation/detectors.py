@@ -84,27 +84,27 @@ class Mask2Former(ObjectDetector):
     @torch.no_grad()
     def __call__(self, picture: Picture, names: Sequence[str]) -> list[Detection]:
         inputs = self._pixels(picture)
-        found = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs.get("pixel_mask"))
-        scores = found.class_queries_logits[0].float().softmax(-1)[:, :-1]
+        outputs = self.model(pixel_values=inputs["pixel_values"], pixel_mask=inputs.get("pixel_mask"))
+        scores = outputs.class_queries_logits[0].float().softmax(-1)[:, :-1]
         best = scores.flatten().topk(min(len(scores), scores.numel()))  # as many as there are queries, of any class
-        wanted = {self.classes.index(name) for name in names if name in self.classes}
+        wanted_labels = {self.classes.index(name) for name in names if name in self.classes}
         objects = []
         for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
             query, label = divmod(place, scores.shape[1])
-            if label in wanted and score > _LEAST:
-                logits = self._at_size(found.masks_queries_logits[0, query], inputs, picture.shape[-2:])
-                if (one := _instance(self.classes[label], score, logits)) is not None:
-                    objects.append(one)
+            if label in wanted_labels and score > _LEAST:
+                logits = self._at_size(outputs.masks_queries_logits[0, query], inputs, picture.shape[-2:])
+                if (detection := _instance(self.classes[label], score, logits)) is not None:
+                    objects.append(detection)
         return objects
 
     def _at_size(self, mask: Tensor, inputs: dict[str, Tensor], size: Sequence[int]) -> Float[Tensor, "H W"]:
         """A mask's logits at the picture's size, without what the picture was filled up with."""
-        read = inputs["pixel_values"].shape[-2:]
-        grown = F.interpolate(mask[None, None].float(), size=read, mode="bilinear", align_corners=False)
+        input_size = inputs["pixel_values"].shape[-2:]
+        enlarged = F.interpolate(mask[None, None].float(), size=input_size, mode="bilinear", align_corners=False)
         if "pixel_mask" in inputs:
-            there = inputs["pixel_mask"][0]
-            grown = grown[..., : int(there.any(1).sum()), : int(there.any(0).sum())]
-        return F.interpolate(grown, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu()
+            is_picture = inputs["pixel_mask"][0]
+            enlarged = enlarged[..., : int(is_picture.any(1).sum()), : int(is_picture.any(0).sum())]
+        return F.interpolate(enlarged, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].cpu()
 
 
 def _instance(name: str, score: float, logits: Float[Tensor, "H W"]) -> Detection | None:
@@ -128,18 +128,18 @@ class GroundingDino(ObjectDetector):
 
     @torch.no_grad()
     def __call__(self, picture: Picture, names: Sequence[str]) -> list[Detection]:
-        asked = [name.lower() for name in names]
-        text = "".join(f"{name}. " for name in asked).strip()
+        lowercase = [name.lower() for name in names]
+        text = "".join(f"{name}. " for name in lowercase).strip()
         tokens = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
         offsets = tokens.pop("offset_mapping")[0].tolist()
         inputs = self._pixels(picture) | {name: value.to(self.device) for name, value in tokens.items()}
-        found = self.model(**inputs)
+        outputs = self.model(**inputs)
         scores, start = [], 0
-        for name in asked:
-            own = [at for at, (low, high) in enumerate(offsets) if low < start + len(name) and high > start]
-            scores.append(found.logits[0, :, own].float().sigmoid().amax(-1))
+        for name in lowercase:
+            columns = [column for column, (low, high) in enumerate(offsets) if low < start + len(name) and high > start]
+            scores.append(outputs.logits[0, :, columns].float().sigmoid().amax(-1))
             start += len(name) + 2
-        return _boxes(names, torch.stack(scores, -1), found.pred_boxes[0], picture.shape[-2:])
+        return _boxes(names, torch.stack(scores, -1), outputs.pred_boxes[0], picture.shape[-2:])
 
 
 class Owl(ObjectDetector):
@@ -156,12 +156,12 @@ class Owl(ObjectDetector):
         texts = [f"a photo of a {name}" for name in names]
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        asked = {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
-        found = self.model(**asked, **self._pixels(picture))
+        text_inputs = {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        outputs = self.model(**text_inputs, **self._pixels(picture))
         height, width = picture.shape[-2:]
         if self.model.config.model_type == "owlv2":  # it fills pictures up to squares
             height = width = max(height, width)
-        return _boxes(names, found.logits[0].float().sigmoid(), found.pred_boxes[0], (height, width))
+        return _boxes(names, outputs.logits[0].float().sigmoid(), outputs.pred_boxes[0], (height, width))
 
 
 def _boxes(
@@ -199,17 +199,19 @@ class FunctionDetector(NamedTuple):
 
     def _checked(self, answer: Any) -> Detection:
         try:
-            one = Detection(*answer)
-            left, top, right, bottom = (float(edge) for edge in one.box)
-            good = left <= right and top <= bottom and 0 <= float(one.score) <= 1 and isinstance(one.name, str)
+            detection = Detection(*answer)
+            left, top, right, bottom = (float(edge) for edge in detection.box)
+            valid = (
+                left <= right and top <= bottom and 0 <= float(detection.score) <= 1 and isinstance(detection.name, str)
+            )
         except (TypeError, ValueError):
-            good = False
-        if not good:
+            valid = False
+        if not valid:
             raise RewardError(
                 f"the detector {self.name} gave {answer!r}, which is no detection.",
                 "Return (class, (left, top, right, bottom), score in 0 to 1).",
             )
-        return one._replace(box=(left, top, right, bottom), score=float(one.score))
+        return detection._replace(box=(left, top, right, bottom), score=float(detection.score))
 
 
 KINDS: dict[str, tuple[Any, type[ObjectDetector]]] = {
@@ -228,17 +230,17 @@ def load_detector(name: str, device: str = "cpu") -> ObjectDetector | FunctionDe
     """
     if is_factory(name):
         place, _, function = name.rpartition(":")
-        found = getattr(import_module(place, f"the detector {name!r}"), function, None)
-        if not callable(found):
+        detect = getattr(import_module(place, f"the detector {name!r}"), function, None)
+        if not callable(detect):
             raise InputError(f"there is no function {function!r} in {place}.", "Correct the detector's name.")
-        return FunctionDetector(found, name)
+        return FunctionDetector(detect, name)
     folder, config = _config(name)
     what = f"the detector {name!r}"
-    theirs, ours = KINDS[config.model_type]
-    model = load_module(theirs, folder, what, _REMEDY, dtype=torch.float32)
+    model_class, detector_class = KINDS[config.model_type]
+    model = load_module(model_class, folder, what, _REMEDY, dtype=torch.float32)
     try:
         with library_warnings(what):
-            return ours(model, folder, device)
+            return detector_class(model, folder, device)
     except LOAD_ERRORS as error:
         raise InputError(f"{what} cannot be loaded: {first_line(error)}.", _REMEDY) from error
 

@@ -50,7 +50,7 @@ def disturbed(
     others: candidates of other prompts. rng: of the noise.
     """
     height, width = pixels.shape[-2:]
-    found: dict[str, Tensor | Sentence] = {
+    results: dict[str, Tensor | Sentence] = {
         "crop": cropped(pixels),
         "tiles": tiled(pixels),
         "contrast": perturbed(pixels, "contrast", 1.0),
@@ -62,21 +62,23 @@ def disturbed(
     }
     if can_write(prompt):
         outline, letters = (layer.to(pixels) for layer in text_layers(prompt, height, width))
-        found["text_over"] = pixels * (1 - outline) * (1 - letters) + letters
-        found["text_alone"] = (1 - letters).expand_as(pixels).contiguous()
+        results["text_over"] = pixels * (1 - outline) * (1 - letters) + letters
+        results["text_alone"] = (1 - letters).expand_as(pixels).contiguous()
     else:
-        found |= dict.fromkeys(("text_over", "text_alone"), "The font (DejaVu Sans) has not all letters of the prompt.")
-    found["frozen_frames"] = (
+        results |= dict.fromkeys(
+            ("text_over", "text_alone"), "The font (DejaVu Sans) has not all letters of the prompt."
+        )
+    results["frozen_frames"] = (
         pixels[:1].expand_as(pixels).contiguous() if len(pixels) > 1 else "A picture has one frame."
     )
-    found["all_objects"] = laid_over(pixels, others) if others else "There is no picture of another prompt."
-    return {name: found[name] for name in DISTURBANCES}
+    results["all_objects"] = laid_over(pixels, others) if others else "There is no picture of another prompt."
+    return {name: results[name] for name in DISTURBANCES}
 
 
 def resized(pixels: Pixels, height: int, width: int) -> Float[Tensor, "T C h w"]:
     """Bilinear, with antialiasing where it shrinks."""
-    form = pixels.float()
-    return F.interpolate(form, (height, width), mode="bilinear", antialias=True).clamp(0, 1).to(pixels.dtype)
+    floats = pixels.float()
+    return F.interpolate(floats, (height, width), mode="bilinear", antialias=True).clamp(0, 1).to(pixels.dtype)
 
 
 def cropped(pixels: Pixels, share: float = 0.75) -> Pixels:
@@ -117,8 +119,8 @@ def laid_over(pixels: Pixels, others: Sequence[Tensor]) -> Pixels:
         layers.append(resized(other.to(pixels)[chosen.to(other.device)], height, width))
     stack = torch.stack(layers)  # [n, T, C, H, W]
     ground = stack.flatten(-2).median(-1).values[..., None, None]
-    first = (stack - ground).square().sum(2, keepdim=True).argmax(0, keepdim=True)  # [1, T, 1, H, W]
-    return stack.gather(0, first.expand_as(stack[:1]))[0]
+    farthest = (stack - ground).square().sum(2, keepdim=True).argmax(0, keepdim=True)  # [1, T, 1, H, W]
+    return stack.gather(0, farthest.expand_as(stack[:1]))[0]
 
 
 @functools.cache
@@ -150,13 +152,13 @@ def text_layers(text: str, height: int, width: int) -> tuple[Float[Tensor, "1 1 
     size = max(8, height // 10)
     font = _font(size)
     copies, lines = " ".join(text.split()) + "  ", []
-    at = 0
+    start = 0
     for _ in range(-(-height // size)):
-        end = at + 1
-        while font.getlength(_stretch(copies, at, end + 1)) <= width and end - at < width:
+        end = start + 1
+        while font.getlength(_stretch(copies, start, end + 1)) <= width and end - start < width:
             end += 1
-        lines.append(_stretch(copies, at, end))
-        at = end
+        lines.append(_stretch(copies, start, end))
+        start = end
     image = Image.new("L", (width, height), 0)
     ImageDraw.Draw(image).multiline_text((0, -size // 6), "\n".join(lines), fill=255, font=font, spacing=0)
     letters, stroke = as_pixels(image.convert("RGB"))[:, :1], max(1, size // 12)

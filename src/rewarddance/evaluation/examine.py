@@ -226,7 +226,9 @@ def _thirds(answers: Answers, words: np.ndarray) -> list[tuple[int, int, Interva
     part = np.searchsorted(edges, words, side="right")
     members = [part == k for k in np.unique(part)]
     units = answers.units[ordered]
-    return [(int(words[at].min()), int(words[at].max()), interval(right[at], units=units[at])) for at in members]
+    return [
+        (int(words[rows].min()), int(words[rows].max()), interval(right[rows], units=units[rows])) for rows in members
+    ]
 
 
 def _level(judge: RewardModel, facts: JudgeFacts, answers: Answers, words: np.ndarray) -> Interval | Sentence:
@@ -240,14 +242,14 @@ def _level(judge: RewardModel, facts: JudgeFacts, answers: Answers, words: np.nd
 
 
 def _stress(
-    judge: RewardModel, pairs: Pairs, answers: Answers, how: Stress, seed: int, name: str
+    judge: RewardModel, pairs: Pairs, answers: Answers, stress: Stress, seed: int, name: str
 ) -> StressFigures | Sentence:
     """The figures, or what went wrong: hours of examination are not lost over it."""
-    chosen = of_most_prompts(answers, how.recipe.questions, np.random.default_rng(seed))
-    options = how.recipe.model_dump(include={"steps", "batch_size"})
+    chosen = of_most_prompts(answers, stress.recipe.questions, np.random.default_rng(seed))
+    options = stress.recipe.model_dump(include={"steps", "batch_size"})
     with progress_bar(f"stress on {name}", len(chosen)) as bar:
         try:
-            asked = Candidates(pairs, chosen)
-            return stress_reward(judge, asked, **options, decoder=how.decoder, seed=seed, tick=bar.advance)
+            candidates = Candidates(pairs, chosen)
+            return stress_reward(judge, candidates, **options, decoder=stress.decoder, seed=seed, tick=bar.advance)
         except RewardDanceError as error:
             return f"It could not be measured: {error}"

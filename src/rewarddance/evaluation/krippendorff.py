@@ -43,8 +43,8 @@ def alpha(units: Sequence[int] | np.ndarray, values: Sequence[float] | np.ndarra
     def figure(sums: np.ndarray) -> np.ndarray:
         return _alpha(sums.reshape(-1, k, k), names, level)
 
-    found = interval_of_sums(coincidences.reshape(len(table), k * k), figure, np.arange(len(table)))
-    return Alpha(found.cut(-1.0, 1.0), len(table), counted)
+    with_interval = interval_of_sums(coincidences.reshape(len(table), k * k), figure, np.arange(len(table)))
+    return Alpha(with_interval.cut(-1.0, 1.0), len(table), counted)
 
 
 def _alpha(coincidences: np.ndarray, names: np.ndarray, level: Level) -> np.ndarray:

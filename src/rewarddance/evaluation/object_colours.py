@@ -38,7 +38,7 @@ class ClipColours:
             texts = [form.format(colour=colour, name=name) for colour in COLOURS for form in _TEXTS]
             features = self.clip.text_features(texts).unflatten(0, (len(COLOURS), len(_TEXTS)))
             self._texts[name] = F.normalize(features.mean(1), dim=-1)
-        features = torch.cat(self.clip.image_features([crop(picture, one) for one in objects]))
+        features = torch.cat(self.clip.image_features([crop(picture, detection) for detection in objects]))
         return [COLOURS[place] for place in (features @ self._texts[name].T).argmax(1).tolist()]
 
 
@@ -50,18 +50,20 @@ class AskedColours:
 
     def __call__(self, picture: Pixels, name: str, objects: Sequence[Detection]) -> list[str]:
         question = f"What color is the {name}?"
-        return [self.answerer.choose(crop(picture, one), question, COLOURS) for one in objects]
+        return [self.answerer.choose(crop(picture, detection), question, COLOURS) for detection in objects]
 
 
-def crop(picture: Pixels, one: Detection) -> Float[Tensor, "1 3 h w"]:
+def crop(picture: Pixels, detection: Detection) -> Float[Tensor, "1 3 h w"]:
     """An object cut out by its box, at least a pixel wide and high; grey where its mask says that it is not."""
     height, width = picture.shape[-2:]
-    left, top = (min(max(round(edge), 0), most - 1) for edge, most in zip(one.box[:2], (width, height), strict=True))
-    right, bottom = (
-        min(max(round(edge), least + 1), most)
-        for edge, least, most in zip(one.box[2:], (left, top), (width, height), strict=True)
+    left, top = (
+        min(max(round(edge), 0), size - 1) for edge, size in zip(detection.box[:2], (width, height), strict=True)
     )
-    if one.mask is not None:
-        there = torch.as_tensor(one.mask, dtype=torch.bool, device=picture.device)
-        picture = picture.where(there, torch.tensor(_GREY, device=picture.device))
+    right, bottom = (
+        min(max(round(edge), start + 1), size)
+        for edge, start, size in zip(detection.box[2:], (left, top), (width, height), strict=True)
+    )
+    if detection.mask is not None:
+        is_object = torch.as_tensor(detection.mask, dtype=torch.bool, device=picture.device)
+        picture = picture.where(is_object, torch.tensor(_GREY, device=picture.device))
     return picture[..., top:bottom, left:right]

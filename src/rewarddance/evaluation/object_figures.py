@@ -39,7 +39,9 @@ def geneval_figures(rows: Sequence[Row]) -> Figures:
         "correct pictures": interval(correct, units=prompts),
         "prompts with a correct picture": interval(any_correct),
     }
-    over_seeds = _over_seeds(rows, lambda at: mean_of_categories(correct[at], [tags[i] for i in at], prompts[at]).mean)
+    over_seeds = _over_seeds(
+        rows, lambda chosen: mean_of_categories(correct[chosen], [tags[i] for i in chosen], prompts[chosen]).mean
+    )
     if over_seeds:
         overall["overall, over seeds"] = over_seeds
     return {"all": overall, "category": by_category(correct, tags, prompts)}
@@ -50,7 +52,7 @@ def geneval2_figures(rows: Sequence[Row]) -> Figures:
     prompts = numbered([row["number"] for row in rows])
     am, gm = _values(rows, "am"), _values(rows, "gm")
     overall = {"Soft-TIFA AM": interval(am, units=prompts), "Soft-TIFA GM": interval(gm, units=prompts)}
-    if over_seeds := _over_seeds(rows, lambda at: float(gm[at].mean())):
+    if over_seeds := _over_seeds(rows, lambda chosen: float(gm[chosen].mean())):
         overall["Soft-TIFA GM, over seeds"] = over_seeds
     return {
         "all": overall,
@@ -63,7 +65,7 @@ def tifa_figures(rows: Sequence[Row]) -> Figures:
     """TIFA's: the mean of the pictures' shares of right answers, and the share of right answers by element type."""
     score, prompts = _values(rows, "score"), numbered([row["number"] for row in rows])
     overall = {"TIFA": interval(score, units=prompts)}
-    if over_seeds := _over_seeds(rows, lambda at: float(score[at].mean())):
+    if over_seeds := _over_seeds(rows, lambda chosen: float(score[chosen].mean())):
         overall["TIFA, over seeds"] = over_seeds
     return {"all": overall, "element type": _of_parts(rows, "element_types", "correct")}
 
@@ -77,9 +79,9 @@ def mean_of_categories(
     k = members.shape[1]
 
     def figure(sums: np.ndarray) -> np.ndarray:
-        total, there = sums[:, :k], sums[:, k:]
-        means = np.divide(total, there, out=np.zeros_like(total), where=there > 0)
-        return means.sum(1) / (there > 0).sum(1)  # a draw may hold no prompt of a small category
+        total, count = sums[:, :k], sums[:, k:]
+        means = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+        return means.sum(1) / (count > 0).sum(1)  # a draw may hold no prompt of a small category
 
     return interval_of_sums(np.concatenate([members * array[:, None], members], 1), figure, units).cut(0.0, 1.0)
 
@@ -93,8 +95,8 @@ def _of_parts(rows: Sequence[Row], names: str, values: str) -> dict[str, Interva
     parts = [
         (float(value), name, row["number"]) for row in rows for name, value in zip(row[names], row[values], strict=True)
     ]
-    found, categories, prompts = zip(*parts, strict=True)
-    return by_category(*_sorted(np.array(found), categories, numbered(prompts)))
+    numbers, categories, prompts = zip(*parts, strict=True)
+    return by_category(*_sorted(np.array(numbers), categories, numbered(prompts)))
 
 
 def _sorted(

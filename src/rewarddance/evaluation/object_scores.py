@@ -50,17 +50,19 @@ def kept(detections: Sequence[Detection], tag: str, rules: GenEvalRules) -> dict
     surer one; at 1 overlaps are left.
     """
     threshold = rules.counting_threshold if tag == "counting" else rules.threshold
-    found: dict[str, list[Detection]] = {}
-    for name in dict.fromkeys(one.name for one in detections):
-        sure = [one for one in detections if one.name == name and one.score > threshold]
-        sure = sorted(sure, key=lambda one: -one.score)[: rules.max_objects]
-        left: list[Detection] = []
-        for one in sure:
-            if rules.max_overlap == 1 or all(overlap(other.box, one.box) < rules.max_overlap for other in left):
-                left.append(one)
-        if left:
-            found[name] = left
-    return found
+    by_class: dict[str, list[Detection]] = {}
+    for name in dict.fromkeys(detection.name for detection in detections):
+        sure = [detection for detection in detections if detection.name == name and detection.score > threshold]
+        sure = sorted(sure, key=lambda detection: -detection.score)[: rules.max_objects]
+        distinct: list[Detection] = []
+        for detection in sure:
+            if rules.max_overlap == 1 or all(
+                overlap(other.box, detection.box) < rules.max_overlap for other in distinct
+            ):
+                distinct.append(detection)
+        if distinct:
+            by_class[name] = distinct
+    return by_class
 
 
 def overlap(box: Box, other: Box) -> float:
@@ -87,8 +89,8 @@ def relations(box: Box, other: Box, threshold: float = 0.1) -> set[str]:
     if np.all(np.abs(beyond) < 1e-3):
         return set()
     dx, dy = beyond / np.linalg.norm(offset)
-    said = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-    return {relation for relation, holds in said.items() if holds}
+    holds_of = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {relation for relation, holds in holds_of.items() if holds}
 
 
 def geneval_verdict(
@@ -103,9 +105,9 @@ def geneval_verdict(
     reasons: list[str] = []
     met: list[Sequence[Detection] | None] = []
     for clause in row.include:
-        found = objects.get(clause.name, [])[: clause.count]
-        fault = _fault(clause, found, met, colours_of, rules.position_threshold)
-        met.append(None if fault else found)
+        clause_objects = objects.get(clause.name, [])[: clause.count]
+        fault = _fault(clause, clause_objects, met, colours_of, rules.position_threshold)
+        met.append(None if fault else clause_objects)
         reasons += [fault] if fault else []
     for clause in row.exclude:
         if (n := len(objects.get(clause.name, []))) >= clause.count:
@@ -115,37 +117,37 @@ def geneval_verdict(
 
 def _fault(
     clause: Clause,
-    found: Sequence[Detection],
+    objects: Sequence[Detection],
     met: Sequence[Sequence[Detection] | None],
     colours_of: ColoursOf,
     threshold: float,
 ) -> str:
     """What a clause lacks, "" where it is met. met: by which objects each earlier clause is, None where it is not."""
-    if len(found) < clause.count:
-        return f"expected {clause.name}>={clause.count}, found {len(found)}"
+    if len(objects) < clause.count:
+        return f"expected {clause.name}>={clause.count}, found {len(objects)}"
     if clause.color is not None:
-        colours = _colours(clause.name, found, colours_of)
+        colours = _colours(clause.name, objects, colours_of)
         if (n := colours.count(clause.color)) < clause.count:
-            seen = ", ".join(f"{colours.count(colour)} {colour}" for colour in COLOURS if colour in colours)
-            return f"expected {clause.color} {clause.name}>={clause.count}, found {n} ({seen})"
+            counts = ", ".join(f"{colours.count(colour)} {colour}" for colour in COLOURS if colour in colours)
+            return f"expected {clause.color} {clause.name}>={clause.count}, found {n} ({counts})"
     if clause.position is None:
         return ""
     relation, target = clause.position
     others = met[target]
     if others is None:
         return f"no target for {clause.name} to be {relation}"
-    for one in found:
+    for detection in objects:
         for other in others:
-            if relation not in (seen := relations(one.box, other.box, threshold)):
-                place = " and ".join(sorted(seen)) or "in no clear relation to"
+            if relation not in (directions := relations(detection.box, other.box, threshold)):
+                place = " and ".join(sorted(directions)) or "in no clear relation to"
                 return f"expected {clause.name} {relation} target, found {place} target"
     return ""
 
 
-def _colours(name: str, found: Sequence[Detection], colours_of: ColoursOf) -> list[str]:
-    unsaid = [one for one in found if one.colour is None]
-    asked = iter(colours_of(name, unsaid) if unsaid else ())
-    return [next(asked) if one.colour is None else one.colour for one in found]
+def _colours(name: str, objects: Sequence[Detection], colours_of: ColoursOf) -> list[str]:
+    uncoloured = [detection for detection in objects if detection.colour is None]
+    answers = iter(colours_of(name, uncoloured) if uncoloured else ())
+    return [next(answers) if detection.colour is None else detection.colour for detection in objects]
 
 
 def soft_tifa(probabilities: Sequence[float]) -> tuple[float, float]:
@@ -163,7 +165,7 @@ def soft_tifa(probabilities: Sequence[float]) -> tuple[float, float]:
 
 def tifa(chosen: Sequence[str], expected: Sequence[str]) -> tuple[list[bool], float]:
     """TIFA of a picture: which answers are the expected ones, and their share. Raises ValueError for none."""
-    right = [one == other for one, other in zip(chosen, expected, strict=True)]
+    right = [answer == right_answer for answer, right_answer in zip(chosen, expected, strict=True)]
     if not right:
         raise ValueError("TIFA needs at least one question")
     return right, sum(right) / len(right)

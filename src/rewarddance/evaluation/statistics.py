@@ -52,8 +52,8 @@ def interval(
         raise ValueError(f"an interval needs a flat list of values, got shape {array.shape}")
     parts = np.stack([array, np.ones_like(array)], 1)
     units = np.arange(len(array)) if units is None else units
-    found = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
-    return found if array.min() < 0 or array.max() > 1 else found.cut(0.0, 1.0)
+    result = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
+    return result if array.min() < 0 or array.max() > 1 else result.cut(0.0, 1.0)
 
 
 def interval_of_sums(
@@ -73,10 +73,10 @@ def interval_of_sums(
         index = np.arange(len(parts))
     sums = np.stack([np.bincount(index, part) for part in parts.T], 1)
     n, rng = len(sums), np.random.default_rng(seed)
-    whole = sums.sum(0, keepdims=True)
-    value = float(figure(whole)[0])
+    total = sums.sum(0, keepdims=True)
+    value = float(figure(total)[0])
     if n < FEW:
-        without = figure(whole - sums) if n > 1 else np.array([value])  # each unit left out in turn
+        without = figure(total - sums) if n > 1 else np.array([value])  # each unit left out in turn
         deviation = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
         half = float(deviation * stdtrit(max(n - 1, 1), 0.975))
         return Interval(value, value - half, value + half, len(parts))
@@ -100,4 +100,4 @@ def by_category(
     """Mean and interval of `values` [n] within each category, in the order of first appearance; units: `interval`'s."""
     array, names = np.asarray(values, dtype=np.float64), np.asarray(categories)
     members = {name: names == name for name in dict.fromkeys(categories)}
-    return {name: interval(array[at], units=None if units is None else units[at]) for name, at in members.items()}
+    return {name: interval(array[rows], units=None if units is None else units[rows]) for name, rows in members.items()}

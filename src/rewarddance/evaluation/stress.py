@@ -70,40 +70,40 @@ def stress(
         raise InputError(f"steps is {steps} and batch_size {batch_size}.", "Give at least 1 of each.")
     if isinstance(decoder, str | Path):
         decoder = load_decoder(decoder, str(questions[0].candidate.device))
-    asked = _Asked(reward, questions, seed)
+    margins = _StressMargins(reward, questions, seed)
     no_gradient = NO_GRADIENT if getattr(reward, "differentiable", None) is False else ""
     for start in range(0, len(questions), batch_size):
         rows = range(start, min(start + batch_size, len(questions)))
         batch = [questions[row] for row in rows]
         with memory_for("stressing the reward", "Lower batch_size (stress_options.batch_size)."):
-            asked.disturb(rows, batch)
+            margins.disturb(rows, batch)
             try:
                 if not no_gradient:
-                    asked.climb_pixels(rows, batch, steps)
+                    margins.climb_pixels(rows, batch, steps)
                     if decoder is not None:
-                        asked.climb_latents(rows, batch, steps, decoder)
+                        margins.climb_latents(rows, batch, steps, decoder)
             except RewardError as error:  # it has just answered the same questions without a gradient
                 no_gradient = f"{NO_GRADIENT} {error.what}"
         tick(len(batch))
-    won, latent = asked.won("disturbance"), no_gradient if decoder else NO_DECODER
+    won, latent = margins.won("disturbance"), no_gradient if decoder else NO_DECODER
     if decoder is not None and not latent:
-        reconstruction = asked.won("reconstruction")[0]
-        latent = LatentFigures(decoder=decoder.name, reconstruction=reconstruction, within=asked.won("latent"))
+        reconstruction = margins.won("reconstruction")[0]
+        latent = LatentFigures(decoder=decoder.name, reconstruction=reconstruction, within=margins.won("latent"))
     return StressFigures(
-        pictures=len(asked.texts),
-        prompts=int(asked.units.max()) + 1,
+        pictures=len(margins.texts),
+        prompts=int(margins.units.max()) + 1,
         steps=steps,
-        spread=float(asked.before.std()),
-        pixels=no_gradient or asked.won("pixels"),
+        spread=float(margins.before.std()),
+        pixels=no_gradient or margins.won("pixels"),
         latent=latent,
         disturbances={name: won[name] for name in DISTURBANCES if name in won},
-        left_out={name: asked.left_out[name] for name in DISTURBANCES if name not in won},
-        spread_left=spread_left(asked.before, asked.units),
+        left_out={name: margins.left_out[name] for name in DISTURBANCES if name not in won},
+        spread_left=spread_left(margins.before, margins.units),
     )
 
 
-class _Asked:
-    """Margins of n candidates before and after changes: what was asked so far.
+class _StressMargins:
+    """Margins of n candidates before and after changes, as far as they were asked.
 
     before: of the unchanged candidates [n]. margins: by kind and name of the change [n, 2], before and after; NaN where
     it was not made. left_out: why a disturbance did not apply, by its name.
@@ -118,7 +118,7 @@ class _Asked:
 
     def disturb(self, rows: Sequence[int], batch: Sequence[Question]) -> None:
         """Ask about a batch's candidates and all of their disturbances at once."""
-        asked, made = list(batch), list[tuple[str, int]]()
+        questions, changes = list(batch), list[tuple[str, int]]()
         for row, question in zip(rows, batch, strict=True):
             rng = np.random.default_rng([self.seed, row])
             noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
@@ -127,37 +127,37 @@ class _Asked:
                 if isinstance(pixels, str):
                     self.left_out.setdefault(name, pixels)
                     continue
-                asked.append(replace(question, candidate=pixels))
-                made.append((name, row))
+                questions.append(replace(question, candidate=pixels))
+                changes.append((name, row))
         with torch.no_grad():
-            found = self.reward(asked).margin.double().cpu().numpy()
-        self.before[rows] = found[: len(batch)]
-        for (name, row), after in zip(made, found[len(batch) :], strict=True):
+            margins = self.reward(questions).margin.double().cpu().numpy()
+        self.before[rows] = margins[: len(batch)]
+        for (name, row), after in zip(changes, margins[len(batch) :], strict=True):
             self._put("disturbance", name, [row], self.before[row], after)
 
     def climb_pixels(self, rows: Sequence[int], batch: Sequence[Question], steps: int) -> None:
         radii = [[radius / 255] * len(batch) for radius in PIXEL_RADII]
         start = [question.candidate for question in batch]
-        found = climb(partial(slope_of_pixels, self.reward, batch), start, radii, steps, bounds=(0.0, 1.0))
-        for radius, best in zip(PIXEL_RADII, found.best, strict=True):
-            self._put("pixels", radius, rows, found.start, best)
+        climbed = climb(partial(slope_of_pixels, self.reward, batch), start, radii, steps, bounds=(0.0, 1.0))
+        for radius, best in zip(PIXEL_RADII, climbed.best, strict=True):
+            self._put("pixels", radius, rows, climbed.start, best)
 
     def climb_latents(self, rows: Sequence[int], batch: Sequence[Question], steps: int, decoder: Decoder) -> None:
         start = [decoder.encode(question.candidate) for question in batch]
         radii = [[radius / 100 * float(latent.std()) for latent in start] for radius in LATENT_RADII]
-        found = climb(partial(slope_of_latents, self.reward, decoder, batch), start, radii, steps)
-        self._put("reconstruction", 0, rows, self.before[rows], found.start)
-        for radius, best in zip(LATENT_RADII, found.best, strict=True):
-            self._put("latent", radius, rows, found.start, best)
+        climbed = climb(partial(slope_of_latents, self.reward, decoder, batch), start, radii, steps)
+        self._put("reconstruction", 0, rows, self.before[rows], climbed.start)
+        for radius, best in zip(LATENT_RADII, climbed.best, strict=True):
+            self._put("latent", radius, rows, climbed.start, best)
 
     def won(self, kind: str) -> dict[Any, WonFigures]:
         """What each change of a kind wins, by its name."""
-        found = {}
-        for (of, name), column in self.margins.items():
-            if of == kind:
-                made = np.isfinite(column[:, 1])
-                found[name] = won_figures(column[made, 0], column[made, 1], self.units[made])
-        return found
+        figures = {}
+        for (change_kind, name), column in self.margins.items():
+            if change_kind == kind:
+                is_measured = np.isfinite(column[:, 1])
+                figures[name] = won_figures(column[is_measured, 0], column[is_measured, 1], self.units[is_measured])
+        return figures
 
     def _others(self, row: int, rng: np.random.Generator) -> list[Tensor]:
         """Candidates of other prompts, each of its own."""
@@ -202,9 +202,9 @@ def spread_left(margin: np.ndarray, units: np.ndarray) -> Interval | Sentence:
     def ratio(sums: np.ndarray) -> np.ndarray:
         count, first, second, tops, top_first, top_second = sums.T
         tops = np.maximum(tops, 1)
-        whole = second / count - (first / count) ** 2
-        among = np.maximum(top_second / tops - (top_first / tops) ** 2, 0)
-        return np.sqrt(among / np.where(whole > 1e-12, whole, np.inf))
+        variance = second / count - (first / count) ** 2
+        top_variance = np.maximum(top_second / tops - (top_first / tops) ** 2, 0)
+        return np.sqrt(top_variance / np.where(variance > 1e-12, variance, np.inf))
 
     parts = np.stack([np.ones(n), p, p**2, top, top * p, top * p**2], 1)
     return interval_of_sums(parts, ratio, units).cut(0, np.inf)

@@ -20,7 +20,7 @@ from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import AnswerForm
 from rewarddance.protocols import RewardModel, needs_reference
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 from rewarddance.types import Pixels, Prompt, Question
 
 
@@ -37,7 +37,7 @@ class Answerer(Protocol):
 
     form: AnswerForm
 
-    def probabilities(self, asked: Sequence[VisualQuestion]) -> Float[Tensor, " N"]:
+    def probabilities(self, questions: Sequence[VisualQuestion]) -> Float[Tensor, " N"]:
         """P(answer) of each, float32 on the CPU."""
         ...
 
@@ -60,38 +60,40 @@ class FirstToken:
     def __init__(self, vlm: Any) -> None:
         self.vlm = vlm
 
-    def probabilities(self, asked: Sequence[VisualQuestion]) -> Float[Tensor, " N"]:
-        shares = self._shares([(one.picture, f"{one.question} Answer in one word.") for one in asked])
-        tokens = [self._first_tokens(one.answer) for one in asked]
-        return torch.stack([share[own].sum() for share, own in zip(shares, tokens, strict=True)])
+    def probabilities(self, questions: Sequence[VisualQuestion]) -> Float[Tensor, " N"]:
+        shares = self._shares(
+            [(question.picture, f"{question.question} Answer in one word.") for question in questions]
+        )
+        tokens = [self._first_tokens(question.answer) for question in questions]
+        return torch.stack([share[numbers].sum() for share, numbers in zip(shares, tokens, strict=True)])
 
     def choose(self, picture: Pixels, question: str, choices: Sequence[str]) -> str:
         if _is_yes_no(choices):
-            said, text = list(choices), f"{question} Answer in one word."
+            answers, text = list(choices), f"{question} Answer in one word."
         else:
-            said = list(string.ascii_uppercase[: len(choices)])
-            listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(said, choices, strict=True))
+            answers = list(string.ascii_uppercase[: len(choices)])
+            listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(answers, choices, strict=True))
             text = f"{question}\n{listed}\nAnswer with one letter."
         (share,) = self._shares([(picture, text)])
-        return choices[int(torch.stack([share[self._first_tokens(one)].sum() for one in said]).argmax())]
+        return choices[int(torch.stack([share[self._first_tokens(answer)].sum() for answer in answers]).argmax())]
 
     @torch.no_grad()
-    def _shares(self, asked: Sequence[tuple[Pixels, str]]) -> Float[Tensor, "N V"]:
-        inputs = [JudgeInput((Picture("candidate"), text), (picture,)) for picture, text in asked]
-        return self.vlm.head(self.vlm.read(inputs)).softmax(-1).cpu()
+    def _shares(self, questions: Sequence[tuple[Pixels, str]]) -> Float[Tensor, "N V"]:
+        judge_inputs = [JudgeInput((Picture("candidate"), text), (picture,)) for picture, text in questions]
+        return self.vlm.head(self.vlm.last_states(judge_inputs)).softmax(-1).cpu()
 
     def _first_tokens(self, answer: str) -> list[int]:
-        tokenizer, found = self.vlm.tokenizer, set()
+        tokenizer, numbers = self.vlm.tokenizer, set()
         for word in spellings(answer):
             first = tokenizer(word, add_special_tokens=False).input_ids[:1]
             if first and first[0] != tokenizer.unk_token_id and tokenizer.decode(first).strip():
-                found.add(first[0])
-        if not found:
+                numbers.add(first[0])
+        if not numbers:
             raise InputError(
                 f"the judge's tokenizer has no token that begins the answer {answer!r}.",
                 "Ask with answers=yes_no, or by another judge.",
             )
-        return sorted(found)
+        return sorted(numbers)
 
 
 class YesNo:
@@ -107,13 +109,13 @@ class YesNo:
         self.judge = judge
 
     @torch.no_grad()
-    def probabilities(self, asked: Sequence[VisualQuestion]) -> Float[Tensor, " N"]:
-        questions = []
-        for one in asked:
-            text = one.question if one.answer.lower() == "yes" else f'{one.question} Is the answer "{one.answer}"?'
-            prompt = Prompt(text, metadata={"question": one.question, "answer": one.answer})
-            questions.append(Question(prompt, one.picture, instruction="vqa"))
-        return self.judge(questions).probability.float().cpu()
+    def probabilities(self, questions: Sequence[VisualQuestion]) -> Float[Tensor, " N"]:
+        judge_questions = []
+        for picture, question, answer in questions:
+            text = question if answer.lower() == "yes" else f'{question} Is the answer "{answer}"?'
+            prompt = Prompt(text, metadata={"question": question, "answer": answer})
+            judge_questions.append(Question(prompt, picture, instruction="vqa"))
+        return self.judge(judge_questions).probability.float().cpu()
 
     def choose(self, picture: Pixels, question: str, choices: Sequence[str]) -> str:
         if _is_yes_no(choices):

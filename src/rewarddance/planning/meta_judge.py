@@ -26,8 +26,8 @@ from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.judge import CONFIG_FILE, NO, YES, Judge, RewardConfig
 from rewarddance.reward.pointwise import PointwiseReward
+from rewarddance.reward.prefill import JudgeInput, Tokens
 from rewarddance.reward.prefix_cache import Prefix, Sharing
-from rewarddance.reward.reading import JudgeInput, Tokens
 from rewarddance.reward.regressive import RegressiveReward
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.reward.vlm_judge import ATTENTION, VisionLanguageModel
@@ -74,12 +74,12 @@ class MetaModel(VisionLanguageModel):
             )
         with torch.device("meta"):
             model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        self.model, self.tokens_at_once, self.checkpointing = model.eval(), 16_384, checkpointing
+        self.model, self.max_batch_tokens, self.checkpointing = model.eval(), 16_384, checkpointing
         self.tokenizer, tokenizer = _tokenizer(self.folder, config)
         pictures, picture_source = _picture_config(self.folder, kind)
         self.family = FAMILIES[kind](self.model, self.tokenizer, pictures, max_pixels)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
-        self._text.config._attn_implementation = ATTENTION
+        self._language_model.config._attn_implementation = ATTENTION
         self.is_checking = False
         self.sources = Sources(architecture, tokenizer, picture_source)
         self.lengths, self.counting_only = list[int](), False
@@ -90,14 +90,16 @@ class MetaModel(VisionLanguageModel):
         """The device of integers, which have real values."""
         return torch.device("cpu")
 
-    def states(self, asked: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Tensor]:
+    def response_states(self, judge_inputs: Sequence[JudgeInput], sharing: Sharing | None = None) -> list[Tensor]:
         if not self.counting_only:
-            return super().states(asked, sharing)
+            return super().response_states(judge_inputs, sharing)
         width = self.model.get_output_embeddings().weight.shape[1]
-        sequences = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
+        sequences = [
+            self._sequence(judge_input, tuple(range(len(judge_input.pictures)))) for judge_input in judge_inputs
+        ]
         return [torch.empty(tokens.response_length + 1, width, device="meta") for tokens in sequences]
 
-    def _through_text(
+    def _language_model_forward(
         self,
         sequences: Sequence[Tokens],
         spans: Sequence[tuple[int, int]],
@@ -106,19 +108,19 @@ class MetaModel(VisionLanguageModel):
         prefix: Prefix,
     ) -> Tensor:
         def read() -> Tensor:
-            return VisionLanguageModel._through_text(self, sequences, spans, pictures, encoded, prefix)
+            return VisionLanguageModel._language_model_forward(self, sequences, spans, pictures, encoded, prefix)
 
         keeps = bool(prefix.lengths) and not prefix.complete  # it leaves keys and values behind
         if self.counts is None or torch.is_grad_enabled() or keeps:
             return read()
         ids = [sequence.ids[start:end] for sequence, (start, end) in zip(sequences, spans, strict=True)]
-        picture_tokens = sum(token == self._image_token for sequence_ids in ids for token in sequence_ids)
+        image_tokens = sum(token == self._image_token for row in ids for token in row)
         return self.counts.repeated(
-            ("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, picture_tokens), read
+            ("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, image_tokens), read
         )
 
-    def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
-        tokens = super()._sequence(one, numbers)
+    def _sequence(self, judge_input: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
+        tokens = super()._sequence(judge_input, numbers)
         self.lengths.append(len(tokens.ids))
         return tokens
 

@@ -86,7 +86,7 @@ class AskedJudge(CountedJudge):
         finally:
             self.vlm.counting_only = False
         return min(
-            len(questions), first_prompt * math.ceil(2 * self.vlm.tokens_at_once / max(1, sum(self.vlm.lengths)))
+            len(questions), first_prompt * math.ceil(2 * self.vlm.max_batch_tokens / max(1, sum(self.vlm.lengths)))
         )
 
     def _structure(self, questions: Sequence[Question]) -> tuple[Any, ...]:

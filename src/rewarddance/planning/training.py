@@ -167,16 +167,16 @@ def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False
     """Forward and backward of these pairs at once, with the gradients of earlier pairs in memory."""
     reward: Any = student.reward
     trained = [weight for weight in reward.model.parameters() if weight.requires_grad]
-    budget = reward.vlm.tokens_at_once
+    budget = reward.vlm.max_batch_tokens
     for weight in trained:
         weight.grad = None if sharded else torch.empty_like(weight)
     with counting() as counts, _phases(counts, reward.vlm), ExitStack() as stack:
         counts.exclude([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
         for weight in trained if sharded else ():  # reduced to shards as soon as they are computed
             stack.callback(weight.register_post_accumulate_grad_hook(_drop_gradient).remove)
-        reward.vlm.tokens_at_once = sys.maxsize if sharded else budget
+        reward.vlm.max_batch_tokens = sys.maxsize if sharded else budget
         reward.loss(pairs).backward()
-    reward.vlm.tokens_at_once = budget
+    reward.vlm.max_batch_tokens = budget
     reward.model.zero_grad(set_to_none=True)
     return counts
 
@@ -193,12 +193,12 @@ def _phases(counts: Counting, vlm: Any) -> Iterator[None]:
         with counts.during(phase):
             return method(*args, **kwargs)
 
-    for name, phase in (("encode", "vision"), ("_through_text", "text")):
+    for name, phase in (("encode", "vision"), ("_language_model_forward", "text")):
         setattr(vlm, name, partial(in_phase, getattr(vlm, name), phase))
     try:
         yield
     finally:
-        del vlm.encode, vlm._through_text
+        del vlm.encode, vlm._language_model_forward
 
 
 def _store_as_gathered(student: Trainable) -> None:

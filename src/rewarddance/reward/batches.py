@@ -120,16 +120,16 @@ def pinned(micro_batches: list[MicroBatch] | RewardDanceError) -> list[MicroBatc
 
 
 def split_by_tokens(
-    pairs: Sequence[Preference], lengths: Sequence[int], tokens_at_once: int
+    pairs: Sequence[Preference], lengths: Sequence[int], max_batch_tokens: int
 ) -> list[Sequence[Preference]]:
-    """N pairs, in order, in parts whose rows are at most `tokens_at_once` padded tokens; a longer pair is its own part.
+    """N pairs, in order, in parts of at most `max_batch_tokens` padded tokens; a longer pair is its own part.
 
     lengths [2 N]: tokens of the first question of each pair, then of the second of each.
     """
     parts, start, longest = [], 0, 0
     for number, row in enumerate(map(max, lengths[: len(pairs)], lengths[len(pairs) :])):
         longest = max(longest, row)
-        if number > start and 2 * (number - start + 1) * longest > tokens_at_once:
+        if number > start and 2 * (number - start + 1) * longest > max_batch_tokens:
             parts.append(pairs[start:number])
             start, longest = number, row
     return [*parts, pairs[start:]]

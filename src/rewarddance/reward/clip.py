@@ -61,12 +61,12 @@ class ClipReward(PointwiseJudge):
         self.model = model.eval()
         self.model.to(device)
 
-    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
+    def scores(self, questions: Sequence[Question]) -> Float[Tensor, " K"]:
         """The margins [K]; each distinct picture and each distinct prompt is encoded once."""
         prompts: dict[str, int] = {}
         pictures: dict[int, tuple[int, Pixels]] = {}
-        shown = as_read(shown, self.config)
-        for number, question in enumerate(shown):
+        questions = as_read(questions, self.config)
+        for number, question in enumerate(questions):
             if question.instruction is not None or question.prompt.image is not None:
                 what = "an instruction" if question.prompt.image is None else "an image in its prompt"
                 raise InputError(
@@ -77,8 +77,8 @@ class ClipReward(PointwiseJudge):
             pictures.setdefault(id(question.candidate), (len(pictures), question.candidate))
         texts = self.text_features(list(prompts))
         frames = self.image_features([pixels for _, pixels in pictures.values()])
-        which = [(pictures[id(question.candidate)][0], prompts[question.prompt.text]) for question in shown]
-        cosine = torch.stack([(frames[picture] @ texts[prompt]).mean() for picture, prompt in which])
+        rows = [(pictures[id(question.candidate)][0], prompts[question.prompt.text]) for question in questions]
+        cosine = torch.stack([(frames[picture] @ texts[prompt]).mean() for picture, prompt in rows])
         bias = getattr(self.model, "logit_bias", None)
         margin = self.model.logit_scale.float().exp() * cosine
         return margin if bias is None else margin + bias.float()
@@ -89,25 +89,25 @@ class ClipReward(PointwiseJudge):
         Raises InputError naming a prompt that is longer than the model reads: it is never cut off silently.
         """
         ids = [self.tokenizer(prompt).input_ids for prompt in prompts]
-        longest = self.model.config.text_config.max_position_embeddings
+        max_tokens = self.model.config.text_config.max_position_embeddings
         for prompt, tokens in zip(prompts, ids, strict=True):
-            found = next((token for token in self._own_tokens if token in prompt), None)
-            if found:
-                raise InputError(f"the text {prompt!r} contains the token {found!r}.", "Remove it from the prompt.")
-            if len(tokens) > longest:
+            special = next((token for token in self._special_tokens if token in prompt), None)
+            if special:
+                raise InputError(f"the text {prompt!r} contains the token {special!r}.", "Remove it from the prompt.")
+            if len(tokens) > max_tokens:
                 raise InputError(
-                    f"the prompt {prompt!r} has {len(tokens)} tokens, and this CLIP judge reads {longest}.",
+                    f"the prompt {prompt!r} has {len(tokens)} tokens, and this CLIP judge reads {max_tokens}.",
                     "Shorten it, or choose a kind that reads long prompts.",
                 )
         if self.is_checking:
             return torch.ones(len(prompts), 1)
         # SigLIP has learned to read prompts that are filled up to the end, without a mask.
-        filled = self.model.config.model_type == "siglip"
-        length = longest if filled else max(map(len, ids))
+        is_filled = self.model.config.model_type == "siglip"
+        length = max_tokens if is_filled else max(map(len, ids))
         pad, device = self._pad_token, self.model.device
-        read = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens in ids])
-        inputs = {"input_ids": on_device(read, device)}
-        if not filled:
+        padded_ids = torch.tensor([tokens + [pad] * (length - len(tokens)) for tokens in ids])
+        inputs = {"input_ids": on_device(padded_ids, device)}
+        if not is_filled:
             mask = [[1] * len(tokens) + [0] * (length - len(tokens)) for tokens in ids]
             inputs["attention_mask"] = on_device(torch.tensor(mask), device)
         return F.normalize(pooled(self.model.get_text_features(**inputs)).float(), dim=-1)
@@ -116,11 +116,11 @@ class ClipReward(PointwiseJudge):
     def _pad_token(self) -> int:
         """What fills prompts up behind their end; behind a mask, so a tokenizer without one takes its last."""
         tokenizer = self.tokenizer
-        found = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return 0 if found is None else found
+        token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        return 0 if token is None else token
 
     @functools.cached_property
-    def _own_tokens(self) -> tuple[str, ...]:
+    def _special_tokens(self) -> tuple[str, ...]:
         """Special tokens that no prompt may hold; a pad of one plain character, as OpenCLIP's "!", is text as well."""
         return tuple(token for token in self.tokenizer.all_special_tokens if len(token) > 1)
 
@@ -185,8 +185,8 @@ class Preprocessing:
         """Height and width after the resize: where the shortest edge is given, the other is rounded down."""
         if self.shortest is None:
             return self.size
-        longest = int(self.shortest * max(height, width) / min(height, width))
-        return (self.shortest, longest) if height <= width else (longest, self.shortest)
+        longer = int(self.shortest * max(height, width) / min(height, width))
+        return (self.shortest, longer) if height <= width else (longer, self.shortest)
 
 
 def pooled(features: Any) -> Tensor:

@@ -72,8 +72,8 @@ class CriteriaReward(Judge):
 
     def by_criterion(self, questions: Sequence[Question]) -> dict[str, Verdict]:
         """The verdicts [B] of every node that is asked, by its path: 'alignment', 'alignment/count', ..."""
-        found = self._averaged(questions) if questions else {}
-        return {path: Verdict(margin) for path, margin in found.items() if path}
+        margins = self._averaged(questions) if questions else {}
+        return {path: Verdict(margin) for path, margin in margins.items() if path}
 
     def _averaged(self, questions: Sequence[Question]) -> dict[str, Float[Tensor, " B"]]:
         leaves = self._leaf_margins(questions)
@@ -88,8 +88,10 @@ class CriteriaReward(Judge):
                     "Leave it out, or ask the judge itself.",
                 )
         # All of one question's leaves in a row: what they share is then in one batch.
-        asked = [replace(question, instruction=f"{self.name}#{leaf}") for question in questions for leaf in self.leaves]
-        margins = self.judge(asked).margin.view(len(questions), len(self.leaves))
+        leaf_questions = [
+            replace(question, instruction=f"{self.name}#{leaf}") for question in questions for leaf in self.leaves
+        ]
+        margins = self.judge(leaf_questions).margin.view(len(questions), len(self.leaves))
         return dict(zip(self.leaves, margins.unbind(1), strict=True))
 
 
@@ -103,11 +105,11 @@ def averaged(
 
     A node is the weighted mean of the nodes right below it, each of which is one already.
     """
-    found: dict[str, Tensor] = {}
+    margins_of: dict[str, Tensor] = {}
     for name, node in criteria.items():
         path = f"{above}/{name}" if above else name
-        found |= averaged(node.criteria, leaves, average, path) if node.criteria else {path: leaves[path]}
+        margins_of |= averaged(node.criteria, leaves, average, path) if node.criteria else {path: leaves[path]}
     paths = [f"{above}/{name}" if above else name for name in criteria]
-    margins = torch.stack([found[path] for path in paths])
+    margins = torch.stack([margins_of[path] for path in paths])
     weights = torch.tensor([node.weight for node in criteria.values()], device=margins.device)
-    return {above: AVERAGES[average](margins, weights)} | found
+    return {above: AVERAGES[average](margins, weights)} | margins_of

@@ -26,7 +26,7 @@ from rewarddance.reward.instructions import Picture
 DECISION_FILE, TEMPLATE_FILE = "decision.json", "decision_template.jinja"
 _PROMPT = "\ue000"
 """Stands for the prompt while a question is taken apart: for private use, so in no prompt and no template."""
-_TRIED = ("a red circle", ' 3 "quoted" {{ words }},\n{% raw %} <b>&amp;</b> \\n é 中 🙂 ')
+_TRIAL_PROMPTS = ("a red circle", ' 3 "quoted" {{ words }},\n{% raw %} <b>&amp;</b> \\n é 中 🙂 ')
 """Prompts that a template must write as the judge does, before it is believed."""
 
 
@@ -101,12 +101,12 @@ def _unsayable(why: str, remedy: str = "Serve it with `rewarddance serve`.") -> 
 
 def _single(tokenizer: Any, words: Sequence[str]) -> tuple[str, ...]:
     """The spellings that are one token, in order; two of one token are one."""
-    found: dict[int, str] = {}
+    word_of: dict[int, str] = {}
     for word in words:
         ids = tokenizer(word, add_special_tokens=False).input_ids
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            found.setdefault(ids[0], word)
-    return tuple(found.values())
+            word_of.setdefault(ids[0], word)
+    return tuple(word_of.values())
 
 
 class _Turn(NamedTuple):
@@ -120,9 +120,9 @@ class _Turn(NamedTuple):
 
 
 def _parts(judge: Any, prompt: str) -> list[str]:
-    words, config = judge.instruction, judge.config
-    ask = words.pointwise_question if config.kind == "pointwise" else words.question
-    return list(ask(prompt, config.reasoning))
+    instruction, config = judge.instruction, judge.config
+    question_parts = instruction.pointwise_question if config.kind == "pointwise" else instruction.question
+    return list(question_parts(prompt, config.reasoning))
 
 
 def _turn(judge: Any) -> _Turn:
@@ -208,11 +208,11 @@ def _raise(message: str) -> str:
 def _check(judge: Any, template: str) -> None:
     """Raises InputError unless the template writes pictures and videos into a question as the judge does."""
     compiled, _ = sandbox.compiled(template)
-    for prompt in _TRIED:
+    for prompt in _TRIAL_PROMPTS:
         parts = _parts(judge, prompt)
         for frames in (1, 2) if judge.config.frames is None else (judge.config.frames,):
             counts = {str(part): 1 if part == "image" else frames for part in parts if isinstance(part, Picture)}
-            wanted = _asked_here(judge.vlm.family, parts, counts)
+            expected = _expected_text(judge.vlm.family, parts, counts)
             blocks = {place: [{"type": "image"}] * count for place, count in counts.items()}
             turn = [blocks[p] if isinstance(p, Picture) else [{"type": "text", "text": str(p)}] for p in parts]
             for state in ({"prompt": prompt} | blocks, [*itertools.chain(*turn)]):
@@ -220,15 +220,15 @@ def _check(judge: Any, template: str) -> None:
                     written = sandbox.rendered(compiled, {"state": state, "question": {"type": "noul"}})
                 except sandbox.TemplateFault as fault:
                     raise _unsayable(f"no template writes its questions ({fault})") from fault
-                if written != wanted:
+                if written != expected:
                     raise _unsayable(f"its chat template changes what it is given, such as the prompt {prompt!r}")
 
 
-def _asked_here(family: Family, parts: Sequence[str], frames: dict[str, int]) -> str:
+def _expected_text(family: Family, parts: Sequence[str], frames: dict[str, int]) -> str:
     """The question as this judge is asked it, each frame marked by the placeholder of a picture."""
     if isinstance(family, KnownFamily):  # the frames of a video stand where one placeholder is
-        one, two = family.written((1,)), family.written((1, 1))
-        between = two[len(one) : len(two) - len(one)]
+        one_frame, two_frames = family.written((1,)), family.written((1, 1))
+        between = two_frames[len(one_frame) : len(two_frames) - len(one_frame)]
         text = family.chat.render(tuple((isinstance(part, Picture), str(part)) for part in parts))
         pieces = text.split(family.placeholder)
         marks = [between.join([family.placeholder] * count) for count in frames.values()] + [""]

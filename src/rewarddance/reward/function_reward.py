@@ -104,8 +104,8 @@ class FunctionReward:
 
     def _call(self, pixels: Float[Tensor, "B T C H W"], prompts: list[str], metadata: list[dict[str, Any]]) -> Any:
         if self.images == "pil":
-            frames = [as_images(one.detach()) for one in pixels]
-            images: Any = [one[0] if len(one) == 1 else one for one in frames]
+            frames = [as_images(video.detach()) for video in pixels]
+            images: Any = [video[0] if len(video) == 1 else video for video in frames]
         else:
             images = pixels[:, 0] if pixels.shape[1] == 1 else pixels
         try:
@@ -206,7 +206,7 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
     if not callable(factory):
         raise InputError(f"there is no factory {match['name']!r} in {match['module']}.", "Correct the name.")
     parameters = inspect.signature(factory).parameters
-    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     images, batch_size = options.pop("images", "tensor"), options.pop("batch_size", 64)
     unknown = sorted(set(options) - set(parameters))
     if unknown and not takes_all:
@@ -215,15 +215,15 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
         )
     device_option = {"device": device} if "device" in parameters or takes_all else {}
     try:
-        made = factory(**device_option, **options)
+        reward = factory(**device_option, **options)
     except TypeError as error:
         raise InputError(f"the factory {name} cannot be called: {error}.", "Give the options it needs.") from error
-    if not callable(made):
+    if not callable(reward):
         raise InputError(
-            f"the factory {name} returned {made!r}, which is no reward.",
+            f"the factory {name} returned {reward!r}, which is no reward.",
             "Let it return a function (images, prompts, metadata) -> scores.",
         )
-    return as_reward(made, images, batch_size)
+    return as_reward(reward, images, batch_size)
 
 
 def import_module(place: str, what: str) -> Any:
@@ -238,8 +238,8 @@ def import_module(place: str, what: str) -> Any:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, here)
+        if (folder := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, folder)
         return importlib.import_module(place)
     except (ImportError, FileNotFoundError) as error:
         raise InputError(

@@ -42,8 +42,8 @@ class PairwiseReward(Judge):
         difference of the two orders' margins.
         """
         if self.config.orders == "forward":
-            return self.answers.margin(self._asked(questions))
-        both = self.answers.margin(self._asked([*questions, *map(swapped, questions)]))
+            return self.answers.margin(self._judge_inputs(questions))
+        both = self.answers.margin(self._judge_inputs([*questions, *map(swapped, questions)]))
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
     def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
@@ -52,14 +52,14 @@ class PairwiseReward(Judge):
         Both orders are read from one encoding of the pictures. Each order learns its own reason (`Preference`), behind
         or before the answer that most votes are for; a pair without reasons trains on the answers alone.
         """
-        asked = self.training_inputs(pairs)
+        judge_inputs = self.training_inputs(pairs)
         share = on_device(torch.tensor([p.share for p in pairs]), self.vlm.device)
         weight = self.config.difference_weight
         part = len(pairs) / normalizer.pairs if normalizer else 1
         if self.config.reasoning == "none":
-            margin = self.answers.margin(asked)
+            margin = self.answers.margin(judge_inputs)
             return part * pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
-        margin, logits, tokens = self.answers.learn(asked, *reason_targets(pairs))
+        margin, logits, tokens = self.answers.learn(judge_inputs, *reason_targets(pairs))
         answers = pairwise_cross_entropy(margin[: len(pairs)], margin[len(pairs) :], share, weight)
         of_reasons = len(tokens) / max(normalizer.tokens, 1) if normalizer else 1
         return part * answers + self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
@@ -67,7 +67,7 @@ class PairwiseReward(Judge):
     def training_inputs(self, pairs: Sequence[Preference]) -> list[JudgeInput]:
         """The 2 N questions on N pairs: all with the second picture as the candidate, then all with the first."""
         questions = [Question(p.prompt, p.second, p.first, fps=(p.fps[1], p.fps[0])) for p in pairs]
-        return self._asked([*questions, *map(swapped, questions)])
+        return self._judge_inputs([*questions, *map(swapped, questions)])
 
     def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
         return self.answers.split_by_tokens(self.training_inputs(pairs), pairs)
@@ -93,17 +93,17 @@ class PairwiseReward(Judge):
 
     def _explained(self, questions: Sequence[Question]) -> Verdict:
         verdict = checked(self.margin(questions), questions)
-        said = self.answers.reasons(self._asked(questions, self.answers.explaining), verdict.margin)
-        return Verdict(verdict.margin, tuple(said))
+        reasons = self.answers.reasons(self._judge_inputs(questions, self.answers.explaining), verdict.margin)
+        return Verdict(verdict.margin, tuple(reasons))
 
-    def _asked(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
+    def _judge_inputs(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
         """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""
-        asked = []
+        judge_inputs = []
         for number, question in enumerate(as_read(questions, self.config)):
             instruction = load_instruction(question.instruction) if question.instruction else self.instruction
             parts = tuple(instruction.question(question.prompt.text, reasoning or self.config.reasoning))
-            asked.append(JudgeInput(parts, pictures_of(parts, question, number)))
-        return asked
+            judge_inputs.append(JudgeInput(parts, pictures_of(parts, question, number)))
+        return judge_inputs
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)

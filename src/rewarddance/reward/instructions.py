@@ -69,7 +69,7 @@ class Questions(Recipe):
         return text and _check_places(text, ("prompt", "candidate"))
 
     @property
-    def asked(self) -> tuple[str, ...]:
+    def question_texts(self) -> tuple[str, ...]:
         """The texts of the questions that there are."""
         return tuple(text for text in (self.pairwise, self.pointwise) if text)
 
@@ -81,9 +81,9 @@ class Instruction(Questions):
 
     @model_validator(mode="after")
     def _criteria_are_read(self) -> Instruction:
-        if not self.asked:
+        if not self.question_texts:
             raise ValueError("the template holds neither a pairwise nor a pointwise question")
-        if any("{criteria}" in text for text in self.asked) != bool(self.criteria):
+        if any("{criteria}" in text for text in self.question_texts) != bool(self.criteria):
             raise ValueError("criteria are listed where a question holds {criteria}, and only there")
         return self
 
@@ -144,9 +144,9 @@ class CriteriaTree(Questions):
 
     @model_validator(mode="after")
     def _leaves_share_their_prefix(self) -> CriteriaTree:
-        if not self.asked or not self.criteria:
+        if not self.question_texts or not self.criteria:
             raise ValueError("a tree of criteria holds criteria, and a pairwise or a pointwise question")
-        for text in self.asked:
+        for text in self.question_texts:
             if text.find("{criteria}") < text.index("{candidate}"):
                 raise ValueError("{criteria} comes after {candidate}, so that all before it can be shared")
         names = [*self.criteria, *(name for _, node in nodes(self.criteria) for name in node.criteria)]
@@ -203,11 +203,11 @@ class CriteriaTree(Questions):
 def _leaf_weights(criteria: dict[str, Criterion], above: str = "", share: float = 1.0) -> Iterator[tuple[str, float]]:
     total = sum(node.weight for node in criteria.values())
     for name, node in criteria.items():
-        own = share * node.weight / total
+        node_share = share * node.weight / total
         if node.criteria:
-            yield from _leaf_weights(node.criteria, f"{above}{name}/", own)
+            yield from _leaf_weights(node.criteria, f"{above}{name}/", node_share)
         else:
-            yield above + name, own
+            yield above + name, node_share
 
 
 def nodes(criteria: dict[str, Criterion], above: str = "") -> Iterator[tuple[str, Criterion]]:
@@ -260,7 +260,7 @@ def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tu
     """
     places = [str(part) for part in parts if isinstance(part, Picture)]
     pictures = {"image": question.prompt.image, "reference": question.reference, "candidate": question.candidate}
-    found = []
+    in_order = []
     for place in places:
         if (pixels := pictures[place]) is None:
             raise InputError(
@@ -273,14 +273,14 @@ def pictures_of(parts: Sequence[str], question: Question, number: int = 0) -> tu
                 "frames.",
                 "Give one picture, such as its first frame.",
             )
-        found.append(pixels)
+        in_order.append(pixels)
     if question.prompt.image is not None and "image" not in places:
         raise InputError(
             f"the prompt of question {number} ({question.prompt.text!r}) has an image, but its instruction has no "
             "place for one.",
             "Choose an instruction that does, such as i2v or edit.",
         )
-    return tuple(found)
+    return tuple(in_order)
 
 
 def load_instruction(name: str) -> Instruction:

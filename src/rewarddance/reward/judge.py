@@ -174,13 +174,13 @@ class Judge(ABC):
 
     def __repr__(self) -> str:
         """Its kind, base, instruction (or tree of criteria) and where it is."""
-        said = {"kind": self.config.kind, "base": self.model.config.model_type}
+        fields = {"kind": self.config.kind, "base": self.model.config.model_type}
         if self.config.criteria:
-            said["criteria"] = self.config.criteria
+            fields["criteria"] = self.config.criteria
         elif self.config.kind in USED_BY["instruction"]:
-            said["instruction"] = self.config.instruction
-        said["name_or_path"] = self.name_or_path
-        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in said.items())})"
+            fields["instruction"] = self.config.instruction
+        fields["name_or_path"] = self.name_or_path
+        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in fields.items())})"
 
     @functools.cached_property
     def instruction(self) -> Instruction:
@@ -241,16 +241,16 @@ class Judge(ABC):
 
         So pixels may be blank ones: `torch.zeros(1, 1, 1, 1).expand(T, 3, H, W)` takes no memory.
         """
-        asked: Any = getattr(self, "vlm", self)
+        checker: Any = getattr(self, "vlm", self)
         for question in questions:
-            asked.is_checking = True
+            checker.is_checking = True
             try:
                 self([question])
                 fault = None
             except RewardDanceError as error:
                 fault = error
             finally:
-                asked.is_checking = False
+                checker.is_checking = False
             yield fault
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
@@ -281,17 +281,17 @@ class Judge(ABC):
         """
         prompt, pixels = as_prompt(prompt), all_pixels(candidates)
         if not self.needs_reference:
-            asked = [Question(prompt, each, None, instruction) for each in pixels]
-            return self.explain(asked) if explain else self(asked)
+            questions = [Question(prompt, each, None, instruction) for each in pixels]
+            return self.explain(questions) if explain else self(questions)
         n = len(pixels)
         if n < 2:
             raise InputError(
                 "a pairwise judge cannot score one candidate by itself.", "Give a reference to compare, or two or more."
             )
         pairs = list(itertools.permutations(range(n), 2))
-        found = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
-        margins = found.new_zeros(n, n)
-        margins[tuple(torch.tensor(pairs).T)] = found
+        pair_margins = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
+        margins = pair_margins.new_zeros(n, n)
+        margins[tuple(torch.tensor(pairs).T)] = pair_margins
         margin = (margins - margins.T).sum(1) / (2 * (n - 1))
         if not explain:
             return Verdict(margin)
@@ -311,9 +311,9 @@ class Judge(ABC):
         explain: with reasons (and without a graph). Raises
         InputError naming the candidate that is no picture, or where this kind gives no reasons.
         """
-        prompt, shown = as_prompt(prompt), as_pixels(reference, "the reference")
-        asked = [Question(prompt, each, shown, instruction) for each in all_pixels(candidates)]
-        return self.explain(asked) if explain else self(asked)
+        prompt, reference_pixels = as_prompt(prompt), as_pixels(reference, "the reference")
+        questions = [Question(prompt, each, reference_pixels, instruction) for each in all_pixels(candidates)]
+        return self.explain(questions) if explain else self(questions)
 
     def rank(
         self,
@@ -352,11 +352,11 @@ class Judge(ABC):
     ) -> tuple[str, ...]:
         """Why each of N >= 2 candidates is better than the best of the others or not; order: best first."""
         prompt = as_prompt(prompt)
-        asked = [
+        questions = [
             Question(prompt, each, pixels[rival], instruction)
             for each, rival in zip(pixels, rivals(order), strict=True)
         ]
-        return self.explain(asked).reasons or ()
+        return self.explain(questions).reasons or ()
 
     def reward_fn(self) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
         """This judge as a reward function of other people's loops: (images, prompts, metadata) -> (scores, info).
@@ -376,20 +376,22 @@ class Judge(ABC):
 
     def save_own_weights(self, folder: Path) -> None:
         """Write them, if any, to a file beside the model's."""
-        if own := self.own_weights():
-            save_file({name: weight.detach().cpu() for name, weight in own.items()}, folder / HEAD_FILE)
+        if own_weights := self.own_weights():
+            save_file({name: weight.detach().cpu() for name, weight in own_weights.items()}, folder / HEAD_FILE)
 
     def read_own_weights(self, folder: Path) -> dict[str, Tensor]:
         """What `save_own_weights` wrote. Raises InputError naming a file that is missing, broken or another model's."""
-        own, path = self.own_weights(), folder / HEAD_FILE
-        return read_tensors(path, f"the head {path}", own, "Restore its own or train the reward again.") if own else {}
+        own_weights, path = self.own_weights(), folder / HEAD_FILE
+        if not own_weights:
+            return {}
+        return read_tensors(path, f"the head {path}", own_weights, "Restore its own or train the reward again.")
 
     def _save_config(self, folder: Path) -> None:
         unused = {name for name, kinds in USED_BY.items() if self.config.kind not in kinds} | {"compile"}
         content = self.config.model_dump(exclude=unused)
         if "instruction" in content and not is_ours(content["instruction"]):
-            own = self.instruction.model_dump(exclude_defaults=True)
-            text = yaml.safe_dump(own, sort_keys=False, allow_unicode=True)
+            instruction = self.instruction.model_dump(exclude_defaults=True)
+            text = yaml.safe_dump(instruction, sort_keys=False, allow_unicode=True)
             (folder / INSTRUCTION_FILE).write_text(text, encoding="utf-8")
             content["instruction"] = INSTRUCTION_FILE
         if content.get("criteria") and not is_ours(content["criteria"]):

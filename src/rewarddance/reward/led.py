@@ -23,15 +23,15 @@ Load = Callable[..., Any]
 """As `load_reward`: (name, device, dtype, **changes)."""
 
 
-class _Loading(NamedTuple):
-    """A word of the first process: load this judge."""
+class _LoadRequest(NamedTuple):
+    """What the first process sends: load this judge."""
 
     arguments: tuple[Any, ...]
     changes: dict[str, Any]
 
 
-class _Asking(NamedTuple):
-    """A word of the first process: answer your share of these questions to a judge, by its number."""
+class _AnswerRequest(NamedTuple):
+    """What the first process sends: answer your share of these questions to a judge, by its number."""
 
     judge: int
     shares: list[list[Question]]
@@ -49,17 +49,17 @@ def led(work: Callable[[Load], T]) -> T | None:
         )
     judges: list[Any] = []
     if not process_group.is_main_process():
-        while (word := _told(None)) is not None:
-            if isinstance(word, _Loading):
-                judges.append(load_sharded(*word.arguments, **word.changes))
+        while (request := _broadcast(None)) is not None:
+            if isinstance(request, _LoadRequest):
+                judges.append(load_sharded(*request.arguments, **request.changes))
             else:
-                _answer(judges[word.judge], word.shares)
+                _answer(judges[request.judge], request.shares)
         return None
     in_step = True
 
     def load(*arguments: Any, **changes: Any) -> LedJudge:
         nonlocal in_step
-        _told(_Loading(arguments, changes))
+        _broadcast(_LoadRequest(arguments, changes))
         in_step = False  # the others wait in the middle of it
         judges.append(load_sharded(*arguments, **changes))
         in_step = True
@@ -72,7 +72,7 @@ def led(work: Callable[[Load], T]) -> T | None:
         raise
     finally:
         if in_step:
-            _told(None)
+            _broadcast(None)
 
 
 class LedJudge:
@@ -104,7 +104,7 @@ class LedJudge:
         order, n = by_picture(questions), process_group.world_size()
         parts = [order[share * len(order) // n : (share + 1) * len(order) // n] for share in range(n)]
         shares = [[questions[i] for i in part] for part in parts]
-        _told(_Asking(self.number, shares))
+        _broadcast(_AnswerRequest(self.number, shares))
         margin = torch.zeros(len(questions))
         for part, answer in zip(parts, _answer(self.judge, shares), strict=True):
             if isinstance(answer, RewardDanceError):
@@ -113,21 +113,21 @@ class LedJudge:
         return Verdict(margin)
 
 
-def _told(word: Any) -> Any:
-    """The first process's word, in all of them."""
-    words = [word]
+def _broadcast(request: Any) -> Any:
+    """What the first process sends, in all of them."""
+    received = [request]
     with process_group.waiting():
-        dist.broadcast_object_list(words, src=0)
-    return words[0]
+        dist.broadcast_object_list(received, src=0)
+    return received[0]
 
 
 @torch.no_grad()
 def _answer(judge: Any, shares: list[list[Question]]) -> list[Any]:
     """The margins of all processes' shares, or why there are none, in each of them."""
-    mine = shares[process_group.rank()]
+    own_share = shares[process_group.rank()]
     with judge.together():
         try:
-            answer: Any = judge(mine).margin.float().cpu() if mine else torch.zeros(0)
+            answer: Any = judge(own_share).margin.float().cpu() if own_share else torch.zeros(0)
         except process_group.ProcessStopped:
             raise
         except RewardDanceError as error:

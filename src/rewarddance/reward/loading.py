@@ -124,12 +124,12 @@ def as_kind(saved: dict, kind: str, name: str) -> dict:
     Raises InputError where its weights have learned to answer otherwise: both generative kinds say yes or no with the
     same head, while a regressive or a CLIP reward answers for itself alone.
     """
-    was = saved.get("kind", "pairwise")
-    if not saved or kind == was:
+    trained_kind = saved.get("kind", "pairwise")
+    if not saved or kind == trained_kind:
         return saved
-    if {was, kind} != {"pairwise", "pointwise"}:
+    if {trained_kind, kind} != {"pairwise", "pointwise"}:
         raise InputError(
-            f"{name!r} was trained as a {was} reward and cannot be asked as a {kind} one.",
+            f"{name!r} was trained as a {trained_kind} reward and cannot be asked as a {kind} one.",
             f"Leave kind out, or train a {kind} reward from it.",
         )
     return {key: value for key, value in saved.items() if key != "kind" and kind in USED_BY.get(key, (kind,))}

@@ -38,11 +38,11 @@ class ForwardDispatch(nn.Module):
             return call(self.reward)
         # All processes must run the layers equally often: a micro-batch is one forward, whatever its size.
         vlm: Any = self.reward.vlm  # type: ignore[attr-defined]
-        budget, vlm.tokens_at_once = vlm.tokens_at_once, sys.maxsize
+        budget, vlm.max_batch_tokens = vlm.max_batch_tokens, sys.maxsize
         try:
             return call(self.reward)
         finally:
-            vlm.tokens_at_once = budget
+            vlm.max_batch_tokens = budget
 
 
 def replicate(module: ForwardDispatch) -> nn.Module:
@@ -69,7 +69,7 @@ def shard(module: ForwardDispatch, mesh: Any, half: bool) -> None:
     for name in module.reward.own_weights():
         fully_shard(module.model.get_submodule(name.rpartition(".")[0]), mesh=mesh)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-    module.sharded = module.reward.vlm.steady = True  # type: ignore[attr-defined]
+    module.sharded = module.reward.vlm.fixed_budget = True  # type: ignore[attr-defined]
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

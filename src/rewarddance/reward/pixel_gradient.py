@@ -60,13 +60,13 @@ def pixel_gradient(
     margins, gradients, losses = [], [], []
     for start in range(0, len(questions), at_once):
         part = questions[start : start + at_once]
-        cut = [question.candidate.detach().requires_grad_() for question in part]
+        leaves = [question.candidate.detach().requires_grad_() for question in part]
         with torch.enable_grad():
-            margin = judge([replace(q, candidate=pixels) for q, pixels in zip(part, cut, strict=True)]).margin
+            margin = judge([replace(q, candidate=pixels) for q, pixels in zip(part, leaves, strict=True)]).margin
             if not margin.requires_grad:
                 raise NoGradient("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
             value = loss(margin) * (len(part) / len(questions))
-            gradients += torch.autograd.grad(value, cut)
+            gradients += torch.autograd.grad(value, leaves)
         margins.append(margin.detach())
         losses.append(value.detach())
     margin = torch.cat(margins)

@@ -40,19 +40,21 @@ class PointwiseJudge(Judge):
     needs_reference = False
 
     @abstractmethod
-    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
+    def scores(self, questions: Sequence[Question]) -> Float[Tensor, " K"]:
         """Scores [K], float32, in the graph, of the candidates of K questions without references."""
 
     def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         """s(candidate) - s(reference), or s(candidate) where there is none; each distinct picture is read once."""
-        shown, places = distinct(questions)
-        return differences(self.scores(shown), places)
+        picture_questions, places = distinct(questions)
+        return differences(self.scores(picture_questions), places)
 
     def _in_batches(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         # Pictures are counted, not questions: cut by questions, a tournament would read each picture in every part.
-        shown, places = distinct(questions)
+        picture_questions, places = distinct(questions)
         size = self.config.batch_size
-        parts = [self.scores(shown[start : start + size]) for start in range(0, len(shown), size)]
+        parts = [
+            self.scores(picture_questions[start : start + size]) for start in range(0, len(picture_questions), size)
+        ]
         return differences(torch.cat(parts), places)
 
     def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
@@ -84,8 +86,8 @@ class PointwiseReward(PointwiseJudge):
         self.vlm, self.config, self.model = vlm, config, vlm.model
         self.answers = Answers(vlm, config)
 
-    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
-        return self.answers.margin(self._asked(shown))
+    def scores(self, questions: Sequence[Question]) -> Float[Tensor, " K"]:
+        return self.answers.margin(self._judge_inputs(questions))
 
     def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
         """As for every pointwise kind, and the cross-entropy of each picture's own reason.
@@ -95,14 +97,14 @@ class PointwiseReward(PointwiseJudge):
         """
         if self.config.reasoning == "none":
             return super().loss(pairs, normalizer)
-        scores, logits, tokens = self.answers.learn(self._asked(each_alone(pairs)), *reason_targets(pairs))
+        scores, logits, tokens = self.answers.learn(self._judge_inputs(each_alone(pairs)), *reason_targets(pairs))
         part = len(pairs) / normalizer.pairs if normalizer else 1
         of_reasons = len(tokens) / max(normalizer.tokens, 1) if normalizer else 1
         reasons = self.config.reason_weight * of_reasons * reason_cross_entropy(logits, tokens)
         return part * self._of_scores(scores, pairs) + reasons
 
     def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
-        return self.answers.split_by_tokens(self._asked(each_alone(pairs)), pairs)
+        return self.answers.split_by_tokens(self._judge_inputs(each_alone(pairs)), pairs)
 
     def loss_normalizer(self, pairs: Sequence[Preference]) -> LossNormalizer:
         return LossNormalizer(
@@ -116,18 +118,18 @@ class PointwiseReward(PointwiseJudge):
         """
         if not questions:
             return Verdict(torch.zeros(0), ())
-        shown, places = distinct(questions)
+        picture_questions, places = distinct(questions)
         size = self.config.batch_size
         scores, reasons = [], []
-        for start in range(0, len(shown), size):
-            part = shown[start : start + size]
+        for start in range(0, len(picture_questions), size):
+            part = picture_questions[start : start + size]
             scores.append(self.scores(part))
-            reasons += self.answers.reasons(self._asked(part, self.answers.explaining), scores[-1])
+            reasons += self.answers.reasons(self._judge_inputs(part, self.answers.explaining), scores[-1])
         verdict = checked(differences(torch.cat(scores), places), questions)
         return Verdict(verdict.margin, tuple(reasons[candidate] for candidate, _ in places))
 
-    def _asked(self, shown: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
-        return asked_alone(as_read(shown, self.config), self.instruction, reasoning or self.config.reasoning)
+    def _judge_inputs(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
+        return pointwise_inputs(as_read(questions, self.config), self.instruction, reasoning or self.config.reasoning)
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)
@@ -141,14 +143,16 @@ def each_alone(pairs: Sequence[Preference]) -> list[Question]:
     return [*second, *(Question(p.prompt, p.first, fps=(p.fps[0], None)) for p in pairs)]
 
 
-def asked_alone(shown: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none") -> list[JudgeInput]:
+def pointwise_inputs(
+    questions: Sequence[Question], instruction: Instruction, reasoning: Reasoning = "none"
+) -> list[JudgeInput]:
     """The pointwise question on each candidate, under its own instruction or else under `instruction`."""
-    asked = []
-    for number, question in enumerate(shown):
+    judge_inputs = []
+    for number, question in enumerate(questions):
         template = load_instruction(question.instruction) if question.instruction else instruction
         parts = tuple(template.pointwise_question(question.prompt.text, reasoning))
-        asked.append(JudgeInput(parts, pictures_of(parts, question, number)))
-    return asked
+        judge_inputs.append(JudgeInput(parts, pictures_of(parts, question, number)))
+    return judge_inputs
 
 
 def distinct(questions: Sequence[Question]) -> tuple[list[Question], Places]:
@@ -157,27 +161,28 @@ def distinct(questions: Sequence[Question]) -> tuple[list[Question], Places]:
     Tensors are compared by identity, as everywhere: the very same tensor under the same prompt, with the same
     picture, and instruction.
     """
-    at: dict[tuple, int] = {}
-    shown: list[Question] = []
+    place_of: dict[tuple, int] = {}
+    picture_questions: list[Question] = []
 
     def place(question: Question, pixels: Tensor, rate: float | None) -> int:
         key = (question.prompt.text, question.instruction, id(question.prompt.image), id(pixels))
-        if key not in at:
-            at[key] = len(shown)
+        if key not in place_of:
+            place_of[key] = len(picture_questions)
             alone = replace(question, candidate=pixels, reference=None, fps=(rate, None))
-            shown.append(alone)
-        return at[key]
+            picture_questions.append(alone)
+        return place_of[key]
 
     places: Places = [
         (place(q, q.candidate, q.fps[0]), None if q.reference is None else place(q, q.reference, q.fps[1]))
         for q in questions
     ]
-    return shown, places
+    return picture_questions, places
 
 
 def differences(scores: Float[Tensor, " K"], places: Places) -> Float[Tensor, " B"]:
     """s(candidate) - s(reference) of each question [B] from the scores of K pictures; s(candidate) without one."""
-    against = torch.cat([scores, scores.new_zeros(1)])
-    numbers = torch.tensor([(candidate, -1 if at is None else at) for candidate, at in places]).reshape(-1, 2)
+    or_zero = torch.cat([scores, scores.new_zeros(1)])
+    rows = [(candidate, -1 if reference is None else reference) for candidate, reference in places]
+    numbers = torch.tensor(rows).reshape(-1, 2)
     candidates, references = on_device(numbers, scores.device).unbind(1)
-    return scores[candidates] - against[references]
+    return scores[candidates] - or_zero[references]

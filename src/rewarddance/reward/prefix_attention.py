@@ -126,14 +126,14 @@ class _PrefixAttention(torch.autograd.Function):
             kernel.forward(folded[rows], prefix_key[rows, :, :n], prefix_value[rows, :, :n], False, scale)
             for rows, n in spans
         ]
-        own = kernel.forward(query, key, value, True, scale)
+        own_rows = kernel.forward(query, key, value, True, scale)
         of_prefix = _unfold(torch.cat([part.out for part in parts]), batch, heads)
         lse_prefix = _unfold(torch.cat([part.lse for part in parts]), batch, heads)
-        lse = torch.logaddexp(lse_prefix, own.lse)
+        lse = torch.logaddexp(lse_prefix, own_rows.lse)
         share = (lse_prefix - lse).exp().unsqueeze(-1)
-        out = torch.lerp(own.out.float(), of_prefix.float(), share).to(query.dtype)
+        out = torch.lerp(own_rows.out.float(), of_prefix.float(), share).to(query.dtype)
         ctx.save_for_backward(query, key, value, prefix_key, prefix_value, out, lse)
-        ctx.plan = spans, scale, kernel, own.state, [part.state for part in parts]
+        ctx.plan = spans, scale, kernel, own_rows.state, [part.state for part in parts]
         return out
 
     @staticmethod
@@ -151,11 +151,11 @@ class _PrefixAttention(torch.autograd.Function):
         of_prefix_key, of_prefix_value = torch.zeros_like(prefix_key), torch.zeros_like(prefix_value)
         for (rows, n), state in zip(spans, prefix_states, strict=True):
             attended = Attended(out[rows], lse[rows].contiguous(), state)
-            one, of_prefix_key[rows, :, :n], of_prefix_value[rows, :, :n] = kernel.backward(
+            part_of_query, of_prefix_key[rows, :, :n], of_prefix_value[rows, :, :n] = kernel.backward(
                 *(grad[rows], folded[rows], prefix_key[rows, :, :n], prefix_value[rows, :, :n], attended),
                 *(False, scale),
             )
-            through_prefix.append(one)
+            through_prefix.append(part_of_query)
         of_query = of_query + _unfold(torch.cat(through_prefix), batch, heads)
         return of_query, of_key, of_value, of_prefix_key, of_prefix_value, None, None, None
 

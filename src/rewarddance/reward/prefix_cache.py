@@ -53,8 +53,8 @@ class Batch(NamedTuple):
     groups: tuple[Group, ...]
 
 
-def plan(rows: Sequence[Row], tokens_at_once: int, sharing: Sharing = "most") -> list[Batch]:
-    """Groups of rows with a common beginning, packed so that no batch has more than `tokens_at_once` padded tokens.
+def plan(rows: Sequence[Row], max_batch_tokens: int, sharing: Sharing = "most") -> list[Batch]:
+    """Groups of rows with a common beginning, packed so that no batch has more than `max_batch_tokens` padded tokens.
 
     sharing: with "most", the beginning ends before the last picture (candidates under one reference) or after it
     (several questions about one candidate), whichever saves more. With "before", always before it, for a single row
@@ -63,26 +63,26 @@ def plan(rows: Sequence[Row], tokens_at_once: int, sharing: Sharing = "most") ->
     grouping = {"most": _best_grouping, "before": _before_candidate, "nothing": _one_by_one}[sharing]
     groups: list[Group] = []
     for members, prefix in grouping(rows):
-        longest = max(len(rows[i].signature) for i in members) - prefix
-        at_once = max(1, (tokens_at_once - prefix) // longest)
+        row_tokens = max(len(rows[i].signature) for i in members) - prefix
+        at_once = max(1, (max_batch_tokens - prefix) // row_tokens)
         chunks = [members[start : start + at_once] for start in range(0, len(members), at_once)]
         groups += [Group(tuple(chunk), prefix if len(chunk) > 1 or sharing == "before" else 0) for chunk in chunks]
     by_size: dict[tuple[int, bool], list[Group]] = defaultdict(list)
     for group in groups:
         by_size[len(group.members), group.prefix > 0].append(group)
     batches = []
-    for (size, _), found in sorted(by_size.items()):
-        found.sort(key=lambda group: (group.prefix, max(len(rows[i].signature) for i in group.members)))
+    for (size, _), groups_of_size in sorted(by_size.items()):
+        groups_of_size.sort(key=lambda group: (group.prefix, max(len(rows[i].signature) for i in group.members)))
         packed: list[Group] = []
-        prefix = own = 0
-        for group in found:
-            longest = max(len(rows[i].signature) for i in group.members) - group.prefix
-            prefix_then, own_then = max(prefix, group.prefix), max(own, longest)
-            if packed and (len(packed) + 1) * (prefix_then + size * own_then) > tokens_at_once:
+        prefix_tokens = packed_row_tokens = 0
+        for group in groups_of_size:
+            row_tokens = max(len(rows[i].signature) for i in group.members) - group.prefix
+            longest_prefix, longest_row = max(prefix_tokens, group.prefix), max(packed_row_tokens, row_tokens)
+            if packed and (len(packed) + 1) * (longest_prefix + size * longest_row) > max_batch_tokens:
                 batches.append(Batch(tuple(packed)))
-                packed, prefix_then, own_then = [], group.prefix, longest
+                packed, longest_prefix, longest_row = [], group.prefix, row_tokens
             packed.append(group)
-            prefix, own = prefix_then, own_then
+            prefix_tokens, packed_row_tokens = longest_prefix, longest_row
         batches.append(Batch(tuple(packed)))
     return batches
 
@@ -94,16 +94,16 @@ def _best_grouping(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
         keyed: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, row in enumerate(rows):
             keyed[row.shareable[: getattr(row, end)]].append(number)
-        saved, found = 0, []
+        saved, grouping = 0, []
         for members in keyed.values():
             length = common_length([rows[i].shareable for i in members])
             spared = (len(members) - 1) * length
             if spared >= WORTH_SHARING * sum(len(rows[i].signature) for i in members) and spared > 0:
                 saved += spared
-                found.append((members, length))
+                grouping.append((members, length))
             else:
-                found += [([i], 0) for i in members]
-        best = max(best, (saved, found), key=lambda one: one[0])
+                grouping += [([i], 0) for i in members]
+        best = max(best, (saved, grouping), key=lambda grouping: grouping[0])
     return best[1]
 
 

@@ -46,10 +46,13 @@ def tournament(
             for candidate in group
         ]
         scores = judge(alone).margin.float().cpu().split([len(group) for group in groups])
-        return [ranked(len(own), (own[:, None] - own)[~torch.eye(len(own), dtype=torch.bool)]) for own in scores]
+        return [
+            ranked(len(values), (values[:, None] - values)[~torch.eye(len(values), dtype=torch.bool)])
+            for values in scores
+        ]
     pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
-    asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in pairs]
-    margin = judge(asked).margin.float().cpu()
+    questions = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in pairs]
+    margin = judge(questions).margin.float().cpu()
     rankings, start = [], 0
     for group in groups:
         count = len(group) * (len(group) - 1)
@@ -82,30 +85,34 @@ def knockout(
     in `tournament`.
     """
     prompts = as_prompts(prompts)
-    left = [list(range(len(group))) for group in groups]
+    remaining = [list(range(len(group))) for group in groups]
     won = [[0] * len(group) for group in groups]
     margins = [torch.full((len(group), len(group)), torch.nan) for group in groups]
     losers: list[list[int]] = [[] for _ in groups]  # best first
-    while any(len(own) > 1 for own in left):
-        meetings = [(g, *sorted(own[i : i + 2])) for g, own in enumerate(left) for i in range(0, len(own) - 1, 2)]
+    while any(len(members) > 1 for members in remaining):
+        meetings = [
+            (g, *sorted(members[i : i + 2]))
+            for g, members in enumerate(remaining)
+            for i in range(0, len(members) - 1, 2)
+        ]
         orders = [(g, c, r) for g, a, b in meetings for c, r in ((a, b), (b, a))]
-        asked = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in orders]
-        margin = judge(asked).margin.float().cpu().view(-1, 2)
+        questions = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in orders]
+        margin = judge(questions).margin.float().cpu().view(-1, 2)
         lead = (margin[:, 0] - margin[:, 1]).tolist()
-        for (g, c, r), one in zip(orders, margin.flatten(), strict=True):
-            margins[g][c, r] = one
-        passed = [own[-1:] if len(own) % 2 else [] for own in left]
+        for (g, c, r), value in zip(orders, margin.flatten(), strict=True):
+            margins[g][c, r] = value
+        passed = [members[-1:] if len(members) % 2 else [] for members in remaining]
         lost: list[list[tuple[float, int]]] = [[] for _ in groups]
-        for (g, a, b), by in zip(meetings, lead, strict=True):
-            winner, loser = (a, b) if by >= 0 else (b, a)
+        for (g, a, b), difference in zip(meetings, lead, strict=True):
+            winner, loser = (a, b) if difference >= 0 else (b, a)
             won[g][winner] += 1
             passed[g].append(winner)
-            lost[g].append((abs(by), loser))
-        left = passed
-        losers = [[i for _, i in sorted(now)] + before for now, before in zip(lost, losers, strict=True)]
+            lost[g].append((abs(difference), loser))
+        remaining = passed
+        losers = [[i for _, i in sorted(lost_now)] + before for lost_now, before in zip(lost, losers, strict=True)]
     return [
-        Knockout(torch.tensor(own + out), torch.tensor(wins), met)
-        for own, out, wins, met in zip(left, losers, won, margins, strict=True)
+        Knockout(torch.tensor(members + out), torch.tensor(wins), met)
+        for members, out, wins, met in zip(remaining, losers, won, margins, strict=True)
     ]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rewarddance.reward.batches import split_by_tokens
 from rewarddance.reward.judge import HEAD_FILE, RewardConfig
-from rewarddance.reward.pointwise import PointwiseJudge, asked_alone, each_alone
+from rewarddance.reward.pointwise import PointwiseJudge, each_alone, pointwise_inputs
 from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Preference, Question
@@ -43,13 +43,13 @@ class RegressiveReward(PointwiseJudge):
             with torch.no_grad():
                 self.model.reward_head.weight.copy_(self.read_own_weights(vlm.folder)[HEAD])
 
-    def scores(self, shown: Sequence[Question]) -> Float[Tensor, " K"]:
-        hidden = self.vlm.read(asked_alone(as_read(shown, self.config), self.instruction))
+    def scores(self, questions: Sequence[Question]) -> Float[Tensor, " K"]:
+        hidden = self.vlm.last_states(pointwise_inputs(as_read(questions, self.config), self.instruction))
         return self.model.reward_head(hidden.float()).squeeze(-1)
 
     def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
-        asked = asked_alone(as_read(each_alone(pairs), self.config), self.instruction)
-        return split_by_tokens(pairs, self.vlm.lengths_of(asked), self.vlm.tokens_at_once)
+        judge_inputs = pointwise_inputs(as_read(each_alone(pairs), self.config), self.instruction)
+        return split_by_tokens(pairs, self.vlm.lengths_of(judge_inputs), self.vlm.max_batch_tokens)
 
     def own_weights(self) -> dict[str, Tensor]:
         return {HEAD: self.model.reward_head.weight}

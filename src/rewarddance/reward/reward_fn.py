@@ -35,14 +35,16 @@ def rewards_of(
     single image of a prompt, and naming an image that is none.
     """
     pixels = [as_pixels(image, f"image {number}") for number, image in enumerate(images)]
-    asked = as_prompts(prompts)
-    if len(pixels) != len(asked):
-        raise InputError(f"there are {len(pixels)} images and {len(asked)} prompts.", "Give one prompt for each image.")
+    prompts = as_prompts(prompts)
+    if len(pixels) != len(prompts):
+        raise InputError(
+            f"there are {len(pixels)} images and {len(prompts)} prompts.", "Give one prompt for each image."
+        )
     if not judge.needs_reference:
-        verdict = judge([Question(prompt, image) for prompt, image in zip(asked, pixels, strict=True)])
+        verdict = judge([Question(prompt, image) for prompt, image in zip(prompts, pixels, strict=True)])
         return _array(verdict.probability), {"margins": _array(verdict.margin)}
     groups: dict[Prompt, list[int]] = {}
-    for number, prompt in enumerate(asked):
+    for number, prompt in enumerate(prompts):
         groups.setdefault(prompt, []).append(number)
     for prompt, numbers in groups.items():
         if len(numbers) < 2:
@@ -50,9 +52,9 @@ def rewards_of(
                 f"the prompt {prompt.text!r} comes with one image, and a pairwise judge compares a prompt's images.",
                 "Give two or more of each prompt in a call, or take a judge of kind 'pointwise'.",
             )
-    shown: list[list[Pixels]] = [[pixels[number] for number in numbers] for numbers in groups.values()]
+    grouped: list[list[Pixels]] = [[pixels[number] for number in numbers] for numbers in groups.values()]
     scores, margins = torch.zeros(len(pixels)), torch.zeros(len(pixels))
-    for numbers, ranking in zip(groups.values(), tournament(judge, [*groups], shown), strict=True):
+    for numbers, ranking in zip(groups.values(), tournament(judge, [*groups], grouped), strict=True):
         scores[numbers] = win_rates(ranking.margins[None])[0]
         margins[numbers] = (ranking.margins - ranking.margins.T).sum(1) / (2 * (len(numbers) - 1))
     return _array(scores), {"margins": _array(margins)}

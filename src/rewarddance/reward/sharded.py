@@ -60,7 +60,7 @@ class ShardedJudge(Judge):
         self._root = _Root(self.model)
         for module in (*outer_blocks(self._root), self._root):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
-        self.vlm.steady, self._inside, self._is_broken = True, False, False
+        self.vlm.fixed_budget, self._inside, self._is_broken = True, False, False
 
     def __repr__(self) -> str:
         return f"{self.judge!r} in pieces over {process_group.world_size()} processes"
@@ -76,7 +76,7 @@ class ShardedJudge(Judge):
             if not questions:
                 return Verdict(torch.zeros(0))
             self._check(questions)
-            return checked(self._asked(questions), questions)
+            return checked(self._margins_of_turn(questions), questions)
 
     def margin(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         return self(questions).margin
@@ -107,20 +107,20 @@ class ShardedJudge(Judge):
         finally:
             self.vlm.is_checking = False
 
-    def _asked(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+    def _margins_of_turn(self, questions: Sequence[Question]) -> Float[Tensor, " B"]:
         """The margins of a turn, in the graph of those pixels that require one."""
-        cut, places, leaves = list(questions), [], []
+        detached, places, leaves = list(questions), [], []
         for row, question in enumerate(questions):
             for name in PICTURES:
                 pixels = getattr(question, name)
                 if pixels is not None and pixels.requires_grad and torch.is_grad_enabled():
                     places.append((row, name))
                     leaves.append(pixels.detach().requires_grad_())
-                    cut[row] = replace(cut[row], **{name: leaves[-1]})
+                    detached[row] = replace(detached[row], **{name: leaves[-1]})
             image = question.prompt.image
             if image is not None and image.requires_grad and torch.is_grad_enabled():
                 raise InputError("a judge in pieces gives no gradient in a prompt's picture.", "Detach it.")
-        turn = self._turn(cut, leaves)
+        turn = self._turn(detached, leaves)
         assert turn is not None, "this process asked"
         if not leaves:
             return turn.margin
@@ -142,7 +142,7 @@ class ShardedJudge(Judge):
         try:
             with torch.set_grad_enabled(graph):
                 margin = self._root(lambda: self._passes(step, questions, graph))[0]
-            gradients = _back(margin, step, leaves) if graph else ()
+            gradients = _backward(margin, step, leaves) if graph else ()
         except BaseException as error:
             self._is_broken = True
             if not isinstance(error, Exception) or is_out_of_memory(error) or is_out_of_memory(error.__cause__):
@@ -158,7 +158,7 @@ class ShardedJudge(Judge):
         if questions:
             margin = self.judge.margin(questions) if graph else self.judge._in_batches(questions)
         while step.any_process(False, False)[0]:
-            self.vlm.states_in_step([])
+            self.vlm.states_in_lockstep([])
         return margin.clone(), *step.ends
 
     def explain(self, questions: Sequence[Question]) -> Verdict:
@@ -214,10 +214,10 @@ class _Margins(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         values = zip(ctx.rows, ctx.saved_tensors, strict=True)
-        return None, None, None, *(grad[row].to(known.device, known.dtype) * known for row, known in values)
+        return None, None, None, *(grad[row].to(gradient.device, gradient.dtype) * gradient for row, gradient in values)
 
 
-def _back(margin: Tensor, step: Lockstep, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+def _backward(margin: Tensor, step: Lockstep, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     """Through the graphs of a turn, those of blanks included: d (sum of the margins) / d leaf."""
     ends = [end for end in (margin, *step.ends) if end.requires_grad]
     seeds = [torch.ones_like(end) if end is margin else torch.zeros_like(end) for end in ends]

@@ -110,7 +110,9 @@ def accumulate_gradient(model: nn.Module, reward: Judge, micro_batches: Sequence
     Their sum, averaged over the processes, is the loss of the whole batch, however it is split. A micro-batch of more
     tokens than the judge reads at once is split further, unless it is sharded: only one part's graph is ever held.
     """
-    parts = [(pairs, one.counts) for one in micro_batches for pairs in _parts(model, reward, one)]
+    parts = [
+        (pairs, micro_batch.counts) for micro_batch in micro_batches for pairs in _parts(model, reward, micro_batch)
+    ]
     is_whole_batch = micro_batches[0].is_whole_batch and len(parts) == 1
     normalizer = None if is_whole_batch else _whole_batch(reward, micro_batches)
     losses = []
@@ -239,8 +241,8 @@ def _save(folder: Path, progress: Progress, student: Trainable, optimiser: torch
         if is_main_process():
             (written / PROGRESS).write_text(json.dumps(progress._asdict()))
     if is_main_process():
-        ours = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
-        steps = sorted(int(step) for step in ours if step.isdecimal())
+        numbers = [path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+        steps = sorted(int(step) for step in numbers if step.isdecimal())
         for step in set(steps[:-2]) - {progress.best_step}:
             discard(folder / f"checkpoint-{step}")
 

@@ -64,7 +64,7 @@ class Trainable:
 
     def save(self, folder: Path) -> None:
         """Write the trained weights in full precision: a plain save_pretrained folder, or of LoRA PEFT's own files."""
-        own = gather_full_tensors(self.reward.own_weights())
+        own_weights = gather_full_tensors(self.reward.own_weights())
         weights = gather_full_tensors(self._saved_weights()) if self.module.sharded or self.adapter else None
         if not is_main_process():
             return
@@ -72,20 +72,20 @@ class Trainable:
             _write_adapter(self.adapter, weights or {}, folder)
         else:
             self.reward.model.save_pretrained(folder, state_dict=weights)
-        if own:
-            save_file(own, folder / HEAD_FILE)
+        if own_weights:
+            save_file(own_weights, folder / HEAD_FILE)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote. Raises InputError naming a checkpoint that cannot be read."""
         what, remedy = f"the checkpoint {folder}", "Remove it; an older one is taken."
-        own, weights = self.reward.own_weights(), self._saved_weights()
+        own_weights, weights = self.reward.own_weights(), self._saved_weights()
         with one_process_at_a_time() if self.module.sharded else nullcontext():
             if self.adapter is not None:
                 saved = read_tensors(folder / ADAPTER_FILE, what, weights, remedy)
             else:
                 saved = load_module(type(self.reward.model), folder, what, remedy, dtype=torch.float32).state_dict()
             copy_into(weights, saved)
-            copy_into(own, read_tensors(folder / HEAD_FILE, what, own, remedy) if own else {})
+            copy_into(own_weights, read_tensors(folder / HEAD_FILE, what, own_weights, remedy) if own_weights else {})
 
     def deliver(self, folder: Path, checkpoint: Path) -> Judge:
         """Write a checkpoint's weights as a reward: a plain folder, LoRA merged into it and beside it. Frozen.
@@ -97,10 +97,10 @@ class Trainable:
             self.load(checkpoint)
             self._finish(folder)
         elif is_main_process():
-            whole = Trainable(self._build, self.recipe.model_copy(update={"sharded": False}))
-            whole.load(checkpoint)
-            whole._finish(folder)
-            reward = whole.reward
+            unsharded = Trainable(self._build, self.recipe.model_copy(update={"sharded": False}))
+            unsharded.load(checkpoint)
+            unsharded._finish(folder)
+            reward = unsharded.reward
         barrier()
         return reward
 
@@ -129,8 +129,8 @@ class Trainable:
         """The tensors that `save` writes, by their names there, without the reward's own weights."""
         if self.adapter is not None:
             return get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
-        own = self.reward.own_weights()
-        return {name: w for name, w in self.reward.model.state_dict(keep_vars=True).items() if name not in own}
+        own_names = self.reward.own_weights()
+        return {name: w for name, w in self.reward.model.state_dict(keep_vars=True).items() if name not in own_names}
 
 
 def vision_tower(model: Any) -> nn.Module:
@@ -146,17 +146,17 @@ def vision_tower(model: Any) -> nn.Module:
 
 def _with_lora(reward: Judge, recipe: JudgeRecipe, frozen: nn.Module | None) -> PeftModel:
     """LoRA on every linear layer outside of what is frozen and of the output heads; own weights are trained whole."""
-    own = reward.own_weights()
+    own_weights = reward.own_weights()
     left_out = {reward.model.get_output_embeddings(), *(frozen.modules() if frozen is not None else ())}
     targets = [
         name
         for name, module in reward.model.named_modules()
-        if isinstance(module, nn.Linear) and module not in left_out and f"{name}.weight" not in own
+        if isinstance(module, nn.Linear) and module not in left_out and f"{name}.weight" not in own_weights
     ]
     alpha = recipe.lora_alpha or recipe.lora_rank
     adapter = get_peft_model(reward.model, LoraConfig(r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets))
     adapter.peft_config["default"].base_model_name_or_path = recipe.base
-    for weight in own.values():
+    for weight in own_weights.values():
         weight.requires_grad_(True)
     return adapter  # type: ignore[return-value]
 
@@ -190,5 +190,5 @@ def _without_autocast(reward: Judge) -> None:
 
 def _base_weights(reward: Judge) -> list[nn.Parameter]:
     """The model's weights without the reward's own. Those of a quantised base are packed integers, and stay so."""
-    own = {id(weight) for weight in reward.own_weights().values()}
-    return [weight for weight in reward.model.parameters() if id(weight) not in own and weight.is_floating_point()]
+    own_ids = {id(weight) for weight in reward.own_weights().values()}
+    return [weight for weight in reward.model.parameters() if id(weight) not in own_ids and weight.is_floating_point()]

@@ -24,26 +24,26 @@ def as_read(questions: Sequence[Question], options: RewardOptions) -> list[Quest
     """
     if options.frames is None and options.fps is None:
         return list(questions)
-    seen: dict[int, Tensor] = {}
+    read_of: dict[int, Tensor] = {}
 
     def read(pixels: Tensor | None, name: str) -> Tensor | None:
         if pixels is None or options.frames is None:
             return pixels
-        if id(pixels) not in seen:
-            seen[id(pixels)] = frames_read(pixels, options.frames, name)
-        return seen[id(pixels)]
+        if id(pixels) not in read_of:
+            read_of[id(pixels)] = frames_read(pixels, options.frames, name)
+        return read_of[id(pixels)]
 
-    found = []
+    read_questions = []
     for number, question in enumerate(questions):
         where = f"of question {number} ({question.prompt.text!r})"
         for what, rate in zip(("candidate", "reference"), question.fps, strict=True):
             check_rate(rate, options.fps, f"the {what} {where}")
         candidate = read(question.candidate, f"the candidate {where}")
         assert candidate is not None
-        found.append(
+        read_questions.append(
             replace(question, candidate=candidate, reference=read(question.reference, f"the reference {where}"))
         )
-    return found
+    return read_questions
 
 
 def check_rate(rate: float | None, wanted: float | None, name: str) -> None:

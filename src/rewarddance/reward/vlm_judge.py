@@ -30,8 +30,8 @@ from rewarddance.reward.families.family import Family, Parts, Sizes
 from rewarddance.reward.families.processor_files import chat_template_file, copy_processor, has_processor, image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
+from rewarddance.reward.prefill import JudgeInput, Prefill, Tokens, parts_of
 from rewarddance.reward.prefix_cache import Prefix
-from rewarddance.reward.reading import JudgeInput, Reading, Tokens, parts_of
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.compilation import compile_layers
 from rewarddance.runtime.devices import on_device
@@ -70,14 +70,14 @@ _UNREADABLE = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, Va
 """What models raise that were not made for what they are given."""
 
 
-class VisionLanguageModel(Reading):
+class VisionLanguageModel(Prefill):
     """Model, tokenizer and preprocessing of one checkpoint.
 
     is_checking: questions are made and measured, and not read: every answer is 0.
 
-    max_pixels: of a frame after resizing, for families that keep a picture's shape. tokens_at_once, checkpointing: see
-    `Reading`. base_precision: see `quantise`. compile_text: see `RewardOptions.compile`. Of a LoRA's folder without a
-    processor's files those of its base are read. Raises InputError where the folder is no checkpoint, or of a model
+    max_pixels: of a frame after resizing, for families that keep a picture's shape. max_batch_tokens, checkpointing:
+    see `Prefill`. base_precision: see `quantise`. compile_text: see `RewardOptions.compile`. Of a LoRA's folder without
+    a processor's files those of its base are read. Raises InputError where the folder is no checkpoint, or of a model
     that cannot be asked.
     """
 
@@ -88,13 +88,13 @@ class VisionLanguageModel(Reading):
         device: str = "cpu",
         max_pixels: int | None = None,
         *,
-        tokens_at_once: int = 16_384,
+        max_batch_tokens: int = 16_384,
         checkpointing: bool = False,
         base_precision: BasePrecision = "none",
         compile_text: bool = False,
     ) -> None:
         self.folder, self.is_checking = find_checkpoint(name), False
-        self.tokens_at_once, self.checkpointing = tokens_at_once, checkpointing
+        self.max_batch_tokens, self.checkpointing = max_batch_tokens, checkpointing
         model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
         self.base_precision = base_precision
         self.model: Any = quantise(model.eval(), base_precision, dtype).to(device)
@@ -110,11 +110,11 @@ class VisionLanguageModel(Reading):
         self.family.chat.check_kept(self.folder)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         if isinstance(self.family, AnyFamily):
-            self._check_reading(name, self.family)
+            self._check_prefill(name, self.family)
         if self.family.caches_prefix:
-            self._text.config._attn_implementation = COMPILED if compile_text else ATTENTION
+            self._language_model.config._attn_implementation = COMPILED if compile_text else ATTENTION
         if compile_text:
-            compile_layers(self._text.layers)
+            compile_layers(self._language_model.layers)
 
     def _family(self, name: str, max_pixels: int | None) -> Family:
         kind = self.model.config.model_type
@@ -131,19 +131,19 @@ class VisionLanguageModel(Reading):
             )
         try:
             processor = AutoProcessor.from_pretrained(self._processor_folder)
-            told = "" if hasattr(processor, "image_processor") else "it has none of pictures"
+            reason = "" if hasattr(processor, "image_processor") else "it has none of pictures"
         except (ImportError, OSError, TypeError, ValueError) as error:
-            told = first_line(error)
-        if told:
+            reason = first_line(error)
+        if reason:
             raise InputError(
-                f"the processor of the judge {name!r} (family {kind}) cannot be loaded: {told}.",
+                f"the processor of the judge {name!r} (family {kind}) cannot be loaded: {reason}.",
                 "Add processor_config.json or preprocessor_config.json and the tokenizer's files to its folder. "
                 "Families that take videos, too, need torchvision of the same build as torch.",
             )
         return AnyFamily(self.model, processor)
 
     @torch.no_grad()
-    def _check_reading(self, name: str, family: AnyFamily) -> None:
+    def _check_prefill(self, name: str, family: AnyFamily) -> None:
         """Ask the same two questions by the model's own forward and with their beginning shared; share if it is right.
 
         Raises InputError where the model cannot read two pictures in a question, or where its logits do not follow from
@@ -151,36 +151,38 @@ class VisionLanguageModel(Reading):
         """
         reference, *candidates = (drawn(48, 64, seed) for seed in range(3))
         parts = ("Reference:", Picture("reference"), "Candidate:", Picture("candidate"), "Answer yes or no.")
-        asked = [JudgeInput(parts, (reference, candidate)) for candidate in candidates]
+        judge_inputs = [JudgeInput(parts, (reference, candidate)) for candidate in candidates]
         family.caches_prefix = False
         try:
-            own = torch.cat(self.states(asked))
-            logits = self.model(**family.whole(parts_of(asked[0]), asked[0].pictures, ())).logits[0, -1]
+            unshared = torch.cat(self.response_states(judge_inputs))
+            model_inputs = family.model_inputs(parts_of(judge_inputs[0]), judge_inputs[0].pictures, ())
+            logits = self.model(**model_inputs).logits[0, -1]
         except _UNREADABLE as error:
             raise InputError(
                 f"the judge {name!r} cannot read a question about two pictures: {error}.",
                 "Choose a model that chats about several pictures, such as InternVL, Qwen3-VL or LLaVA.",
             ) from error
-        away = []
+        distances = []
         for family.scales in (False, True):  # some models leave out what their text model's config says of logits
-            away.append(_distance(self.head(own[0]), logits))
-        family.scales = away[1] < away[0]
-        if min(away) > self._tolerance:
+            distances.append(_distance(self.head(unshared[0]), logits))
+        family.scales = distances[1] < distances[0]
+        if min(distances) > self._tolerance:
             raise InputError(
                 f"the logits of the judge {name!r} do not follow from its last state.",
                 "Choose a model of another family.",
             )
-        text = self._text.config
-        before = text._attn_implementation
-        if not _looks_back_over_all(text):
+        config = self._language_model.config
+        own_attention = config._attn_implementation
+        if not _looks_back_over_all(config):
             return
         try:
-            family.caches_prefix, text._attn_implementation = True, ATTENTION
-            family.caches_prefix = _distance(torch.cat(self.states(asked, sharing="before")), own) < self._tolerance
+            family.caches_prefix, config._attn_implementation = True, ATTENTION
+            shared = torch.cat(self.response_states(judge_inputs, sharing="before"))
+            family.caches_prefix = _distance(shared, unshared) < self._tolerance
         except (InputError, *_UNREADABLE):
             family.caches_prefix = False
         if not family.caches_prefix:
-            text._attn_implementation = before
+            config._attn_implementation = own_attention
 
     @property
     def _tolerance(self) -> float:
@@ -193,23 +195,23 @@ class VisionLanguageModel(Reading):
 
     # -- words ---------------------------------------------------------------------------------------------------------
 
-    def _sequence(self, one: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
-        sizes = tuple((len(p), p.shape[-2], p.shape[-1]) for p in one.pictures)
-        said = self.response_prefix_tokens(one.response_prefix)
-        ids = (*self._ids(parts_of(one), sizes), *said)
-        self._check_length(one, len(ids))
-        return Tokens(ids, numbers, len(said))
+    def _sequence(self, judge_input: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
+        sizes = tuple((len(p), p.shape[-2], p.shape[-1]) for p in judge_input.pictures)
+        prefix_tokens = self.response_prefix_tokens(judge_input.response_prefix)
+        ids = (*self._ids(parts_of(judge_input), sizes), *prefix_tokens)
+        self._check_length(judge_input, len(ids))
+        return Tokens(ids, numbers, len(prefix_tokens))
 
-    def lengths_of(self, asked: Sequence[JudgeInput]) -> list[int]:
+    def lengths_of(self, judge_inputs: Sequence[JudgeInput]) -> list[int]:
         """Tokens of each question, with what begins its answer."""
-        return [len(self._sequence(one, ()).ids) for one in asked]
+        return [len(self._sequence(judge_input, ()).ids) for judge_input in judge_inputs]
 
-    def read(self, asked: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
+    def last_states(self, judge_inputs: Sequence[JudgeInput]) -> Float[Tensor, "B D"]:
         if not self.is_checking:
-            return super().read(asked)
-        for one in asked:
-            self._sequence(one, ())
-        return torch.zeros(len(asked), self.model.get_output_embeddings().weight.shape[1], device=self.device)
+            return super().last_states(judge_inputs)
+        for judge_input in judge_inputs:
+            self._sequence(judge_input, ())
+        return torch.zeros(len(judge_inputs), self.model.get_output_embeddings().weight.shape[1], device=self.device)
 
     def _tokenise(self, parts: Parts, sizes: Sizes) -> tuple[int, ...]:
         return tuple(self.family.ids(parts, sizes))
@@ -246,9 +248,9 @@ class VisionLanguageModel(Reading):
         if self.is_checking:  # the head may be in pieces over several processes
             return hidden.new_zeros(len(hidden))
         if among == "vocabulary":
-            every = self.head(hidden)
-            others = every.index_fill(-1, on_device(torch.tensor([*yes]), self.device), -torch.inf)
-            return every[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
+            all_logits = self.head(hidden)
+            others = all_logits.index_fill(-1, on_device(torch.tensor([*yes]), self.device), -torch.inf)
+            return all_logits[:, list(yes)].logsumexp(-1) - others.logsumexp(-1)
         logits = self._logits(hidden, on_device(torch.tensor([*yes, *no]), self.device))
         return logits[:, : len(yes)].logsumexp(-1) - logits[:, len(yes) :].logsumexp(-1)
 
@@ -261,37 +263,44 @@ class VisionLanguageModel(Reading):
 
     @torch.no_grad()
     def write(
-        self, asked: Sequence[JudgeInput], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+        self, judge_inputs: Sequence[JudgeInput], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
         """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded."""
         if self.is_checking:
-            for one in asked:
-                self._sequence(one, ())
-            return ["" for _ in asked]
+            for judge_input in judge_inputs:
+                self._sequence(judge_input, ())
+            return ["" for _ in judge_inputs]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        chosen = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        one_at_a_time = self.family.one_at_a_time
+        batches = [[judge_input] for judge_input in judge_inputs] if one_at_a_time else [judge_inputs]
         texts: list[str] = []
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            for batch in [[one] for one in asked] if self.family.one_at_a_time else [asked]:
-                inputs = self._begun(batch, pad)
-                found = self.model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **chosen)
-                said = found[:, inputs["input_ids"].shape[1] :]
-                texts += [text.strip() for text in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+            for batch in batches:
+                inputs = self._generation_inputs(batch, pad)
+                output_ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling)
+                written = output_ids[:, inputs["input_ids"].shape[1] :]
+                texts += [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
         return texts
 
-    def _begun(self, asked: Sequence[JudgeInput], pad: int) -> dict[str, Tensor]:
-        """What `generate` takes for questions and what was said, padded on the left."""
+    def _generation_inputs(self, judge_inputs: Sequence[JudgeInput], pad: int) -> dict[str, Tensor]:
+        """What `generate` takes for questions and how their answers begin, padded on the left."""
         if self.family.one_at_a_time:
-            (one,) = asked
-            return self.family.whole(parts_of(one), one.pictures, self.response_prefix_tokens(one.response_prefix))
-        sequences = [self._sequence(one, tuple(range(len(one.pictures)))) for one in asked]
+            (judge_input,) = judge_inputs
+            prefix_tokens = self.response_prefix_tokens(judge_input.response_prefix)
+            return self.family.model_inputs(parts_of(judge_input), judge_input.pictures, prefix_tokens)
+        sequences = [
+            self._sequence(judge_input, tuple(range(len(judge_input.pictures)))) for judge_input in judge_inputs
+        ]
         longest = max(len(sequence.ids) for sequence in sequences)
-        ids = torch.tensor([[pad] * (longest - len(one.ids)) + [*one.ids] for one in sequences], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(one.ids)) + [1] * len(one.ids) for one in sequences])
+        ids = torch.tensor(
+            [[pad] * (longest - len(sequence.ids)) + [*sequence.ids] for sequence in sequences], device=self.device
+        )
+        mask = torch.tensor([[0] * (longest - len(sequence.ids)) + [1] * len(sequence.ids) for sequence in sequences])
         inputs = {"input_ids": ids, "attention_mask": mask.to(self.device)}
-        shown = [pixels for one in asked for pixels in one.pictures]
-        inputs |= self.family.inputs(shown) if shown else {}
+        pictures = [pixels for judge_input in judge_inputs for pixels in judge_input.pictures]
+        inputs |= self.family.picture_inputs(pictures) if pictures else {}
         if "image_grid_thw" in inputs:
             inputs["mm_token_type_ids"] = (ids == self._image_token).int()
         return inputs
@@ -325,9 +334,9 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
 
 
-def _looks_back_over_all(text: Any) -> bool:
+def _looks_back_over_all(config: Any) -> bool:
     """Does the language model attend to all that came before, and in the usual way, by its config?"""
-    kinds = getattr(text, "layer_types", None)
-    windowed = getattr(text, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
-    otherwise = any(getattr(text, name, None) for name in ("attention_chunk_size", "attn_logit_softcapping"))
+    kinds = getattr(config, "layer_types", None)
+    windowed = getattr(config, "sliding_window", None) if kinds is None else set(kinds) != {"full_attention"}
+    otherwise = any(getattr(config, name, None) for name in ("attention_chunk_size", "attn_logit_softcapping"))
     return not (windowed or otherwise)

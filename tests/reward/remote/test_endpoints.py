@@ -21,7 +21,7 @@ from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardE
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.loading import load_reward
-from rewarddance.reward.reading import JudgeInput
+from rewarddance.reward.prefill import JudgeInput
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.types import Prompt, Question
 
@@ -86,10 +86,10 @@ def test_videos_and_the_prompts_picture_stand_in_their_places(protocol, server):
     # there, each frame is a picture of its own; here, too, for a model that reads frame by frame
     shown = {"image": [first], "reference": videos[:2], "candidate": videos[2:]}
     parts, frames = [], []
-    for part in local._asked([question])[0].parts:
+    for part in local._judge_inputs([question])[0].parts:
         frames += shown.get(part, [])
         parts += [Picture(part)] * len(shown[part]) if isinstance(part, Picture) else [part]
-    (hidden,) = local.vlm.read([JudgeInput(tuple(parts), tuple(frames))])
+    (hidden,) = local.vlm.last_states([JudgeInput(tuple(parts), tuple(frames))])
     words = (("yes",), ("no",)) if protocol == "systemone" else (local.config.yes, local.config.no)
     margin = local.vlm.margin(hidden[None], *map(local.vlm.answer_tokens, words))
     torch.testing.assert_close(told, margin.sigmoid(), atol=1e-5, rtol=0)

@@ -27,7 +27,7 @@ ONE_FRAME = ("crop_to_patches", "do_image_splitting", "do_pan_and_scan")
 """Options of image processors that cut a picture into many. They are off: judging two pictures cannot afford it."""
 CLOSE = 2 / 255
 _PIXELS = "pixel_values"
-_SAID = {("paligemma", "token_type_ids"): 1}
+_RESPONSE_MARKS = {("paligemma", "token_type_ids"): 1}
 """What marks the tokens of an answer, where it is not what marks the question's last: PaliGemma's look back only."""
 
 
@@ -91,26 +91,27 @@ class AnyFamily(Family):
         image = self.processor.image_processor
         return self._options | {name: 1 for name in ("min_patches", "max_patches") if hasattr(image, name)}
 
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
-        found = self._with_pixels(tuple((True, "") for _ in frames), frames)
-        return {name: value for name, value in found.items() if name in self._of_pictures}
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+        inputs = self._with_pixels(tuple((True, "") for _ in frames), frames)
+        return {name: value for name, value in inputs.items() if name in self._of_pictures}
 
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
-        found = self._with_pixels(parts, pictures)
-        length = found["input_ids"].shape[1]
-        for name, value in found.items():
-            if said and name == "input_ids":
-                found[name] = torch.cat([value, torch.tensor([[*said]], device=value.device)], 1)
-            elif said and name not in self._of_pictures and value.shape[:2] == (1, length):  # masks, kinds of tokens
-                mark = _SAID.get((self.model.config.model_type, name))
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], prefix_tokens: Sequence[int]) -> dict[str, Tensor]:
+        inputs = self._with_pixels(parts, pictures)
+        length = inputs["input_ids"].shape[1]
+        for name, value in inputs.items():
+            if prefix_tokens and name == "input_ids":
+                inputs[name] = torch.cat([value, torch.tensor([[*prefix_tokens]], device=value.device)], 1)
+            elif prefix_tokens and name not in self._of_pictures and value.shape[:2] == (1, length):
+                # masks, kinds of tokens
+                mark = _RESPONSE_MARKS.get((self.model.config.model_type, name))
                 last = value[:, -1:] if mark is None else torch.full_like(value[:, -1:], mark)
-                found[name] = torch.cat([value, *[last] * len(said)], 1)
-        return found
+                inputs[name] = torch.cat([value, *[last] * len(prefix_tokens)], 1)
+        return inputs
 
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
         if self.preparation is None:  # each by itself: processors pad pictures of several sizes to one
-            return [Encoded(self._features([one])) for one in pictures]
-        counts = [len(one) * self.tokens(1, 1) for one in pictures]
+            return [Encoded(self._features([pixels])) for pixels in pictures]
+        counts = [len(pixels) * self.tokens(1, 1) for pixels in pictures]
         return [Encoded(tokens) for tokens in self._features(pictures).split(counts)]
 
     @property
@@ -127,10 +128,10 @@ class AnyFamily(Family):
         return {name: getattr(self.model.config, name, None) for name in taken}
 
     def _features(self, pictures: Sequence[Tensor]) -> Float[Tensor, "n D"]:
-        inputs = self.inputs(pictures)
+        inputs = self.picture_inputs(pictures)
         options = {name: value for name, value in self._of_pictures.items() if value is not None}
-        found = self.model.model.get_image_features(**(options | inputs), return_dict=True).pooler_output
-        parts = [found] if isinstance(found, Tensor) else found
+        features = self.model.model.get_image_features(**(options | inputs), return_dict=True).pooler_output
+        parts = [features] if isinstance(features, Tensor) else features
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
     def _with_pixels(self, parts: Parts, pictures: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -139,51 +140,51 @@ class AnyFamily(Family):
         if self.preparation is None:
             if torch.is_grad_enabled() and any(pixels.requires_grad for pixels in pictures):
                 self.preprocess(pictures[0])  # says why there is no gradient
-            found = self._processed(parts, [as_images(pixels) for pixels in pictures])
+            inputs = self._processed(parts, [as_images(pixels) for pixels in pictures])
         else:
-            found = self._processed(parts, [blank(len(pixels), 1, 1) for pixels in pictures])
+            inputs = self._processed(parts, [blank(len(pixels), 1, 1) for pixels in pictures])
             if pictures:
                 ours = torch.cat([self.preprocess(pixels) for pixels in pictures])
-                found[_PIXELS] = ours.reshape(found[_PIXELS].shape)
+                inputs[_PIXELS] = ours.reshape(inputs[_PIXELS].shape)
         return {
             name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-            for name, value in found.items()
+            for name, value in inputs.items()
         }
 
     def _processed(self, parts: Parts, pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor]:
         """What the processor makes of a user's turn; frames of a video are pictures in their order."""
-        written, images, left = [], [], iter(pictures)
-        for part in self.without_own_tokens(parts):
-            frames = next(left) if part[0] else ()
+        repeated, images, remaining = [], [], iter(pictures)
+        for part in self.checked_parts(parts):
+            frames = next(remaining) if part[0] else ()
             images += frames
-            written += [part] * (len(frames) if part[0] else 1)
-        text = self.chat.render(tuple(written))
-        begun = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
-        found = self.processor(
+            repeated += [part] * (len(frames) if part[0] else 1)
+        text = self.chat.render(tuple(repeated))
+        has_bos = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        outputs = self.processor(
             text=[text],
             images=[images] if images else None,
-            add_special_tokens=not begun,
+            add_special_tokens=not has_bos,
             return_tensors="pt",
             **(self._options if images else {}),
         )
-        return {name: value for name, value in found.items() if isinstance(value, Tensor) and name != "labels"}
+        return {name: value for name, value in outputs.items() if isinstance(value, Tensor) and name != "labels"}
 
     def _checked_preparation(self) -> Preparation | None:
         """What the image processor does, where we can do it: tried on pictures larger, smaller and of other shapes."""
-        found = preparation_of(self.processor.image_processor.to_dict())
-        if found is None:
+        from_config = preparation_of(self.processor.image_processor.to_dict())
+        if from_config is None:
             return None
-        shown = [drawn(*size) for size in ((700, 500), (40, 90))]
-        own = [self._processed(((True, ""),), [as_images(pixels)]) for pixels in shown]
+        trials = [drawn(*size) for size in ((700, 500), (40, 90))]
+        outputs = [self._processed(((True, ""),), [as_images(pixels)]) for pixels in trials]
         fixed = self._processed(((True, ""),), [blank(1, 1, 1)])
-        for theirs in own:
+        for theirs in outputs:
             if any(not torch.equal(value, fixed[name]) for name, value in theirs.items() if name != _PIXELS):
                 return None
         # torchvision has no Lanczos: processors built on it take the bicubic filter instead, without a word
-        for preparation in (found, found._replace(resample=BICUBIC)):
+        for preparation in (from_config, from_config._replace(resample=BICUBIC)):
             if all(
                 _close(preparation, preparation(pixels), theirs[_PIXELS])
-                for pixels, theirs in zip(shown, own, strict=True)
+                for pixels, theirs in zip(trials, outputs, strict=True)
             ):
                 return preparation
         return None
@@ -192,8 +193,8 @@ class AnyFamily(Family):
 def _close(preparation: Preparation, ours: Tensor, theirs: Tensor) -> bool:
     if ours.numel() != theirs.numel():
         return False
-    away = (ours - theirs.reshape(ours.shape)).abs().amax((0, 2, 3))
-    return bool((away * torch.tensor(preparation.deviation) < CLOSE).all())
+    error = (ours - theirs.reshape(ours.shape)).abs().amax((0, 2, 3))
+    return bool((error * torch.tensor(preparation.deviation) < CLOSE).all())
 
 
 def as_images(pixels: Pixels) -> list[Image.Image]:

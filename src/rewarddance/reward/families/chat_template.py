@@ -22,9 +22,9 @@ Parts = tuple[tuple[bool, str], ...]
 """A user's turn in order: (False, text), or (True, name) where a picture goes."""
 RENDERED_FILE = "rendered_question.json"
 """The question that a saved judge's template was tried on, as it came out."""
-_ASKED: Parts = ((False, "FIRST text."), (True, "reference"), (False, "SECOND text."), (True, "candidate"))
-_ASKED += ((False, "Answer yes or no: LAST text."),)
-_SHOT = {"enable_thinking": False, "thinking": False}, {"enable_thinking": True, "thinking": True}
+_TRIAL_PARTS: Parts = ((False, "FIRST text."), (True, "reference"), (False, "SECOND text."), (True, "candidate"))
+_TRIAL_PARTS += ((False, "Answer yes or no: LAST text."),)
+_THINKING = {"enable_thinking": False, "thinking": False}, {"enable_thinking": True, "thinking": True}
 """By these names templates take whether the model shall think first."""
 _OPENS = re.compile(
     r"<(?P<name>[\w:]*(?:think|thought|reasoning)[\w:]*)>|<\|(?P<bar>\w*(?:think|thought)\w*)\|>|\[(?P<square>THINK)\]"
@@ -58,11 +58,12 @@ class ChatTemplate:
                 "Choose a checkpoint that was tuned to follow instructions, or add its chat_template.jinja.",
             )
         self._special = {name: token for name, token in special.items() if isinstance(token, str)}
-        trial = self._tried(source)
+        trial = self._try_forms(source)
         self._as_text, self.fixed, self.question = trial.as_text, trial.fixed, trial.text
         self._ending = trial.ending
         self._template, _ = sandbox.compiled(source)
-        begin, end = trial.text.index(_ASKED[0][1]), trial.text.rindex(_ASKED[-1][1]) + len(_ASKED[-1][1])
+        first, last = _TRIAL_PARTS[0][1], _TRIAL_PARTS[-1][1]
+        begin, end = trial.text.index(first), trial.text.rindex(last) + len(last)
         edges = [*trial.text[:begin].strip().splitlines()[-1:], trial.text[end:].strip()]
         self.turn_marks = tuple(edge for edge in edges if len(edge) > 2 and _MARK.search(edge))
 
@@ -81,49 +82,50 @@ class ChatTemplate:
         """Raises InputError where a judge that was saved in `folder` would be asked otherwise now."""
         kept = _read_kept(folder).get("question", self.question)
         if kept != self.question:
-            at = next((n for n, (a, b) in enumerate(zip(kept, self.question, strict=False)) if a != b), -1)
+            differs = (n for n, (a, b) in enumerate(zip(kept, self.question, strict=False)) if a != b)
+            start = max(next(differs, -1) - 20, 0)
             raise InputError(
-                f"the {self.judge} in {folder} was saved with a question that read {kept[max(at - 20, 0) :][:60]!r}, "
-                f"and it now reads {self.question[max(at - 20, 0) :][:60]!r}.",
+                f"the {self.judge} in {folder} was saved with a question that read {kept[start:][:60]!r}, "
+                f"and it now reads {self.question[start:][:60]!r}.",
                 f"Restore its chat template, or train it again; remove {RENDERED_FILE} to take it as it is.",
             )
 
-    def _variables(self, parts: Parts, as_text: bool, think: Mapping[str, bool] = _SHOT[0]) -> dict[str, Any]:
+    def _variables(self, parts: Parts, as_text: bool, think: Mapping[str, bool] = _THINKING[0]) -> dict[str, Any]:
         if as_text:
             content: Any = "".join((self.placeholder or "") if is_picture else text for is_picture, text in parts)
         else:
             content = [
                 {"type": "image"} if is_picture else {"type": "text", "text": text} for is_picture, text in parts
             ]
-        asked = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
-        return {"tools": None, "documents": None, **self._special, **asked, **think}
+        turn = {"messages": [{"role": "user", "content": content}], "add_generation_prompt": True}
+        return {"tools": None, "documents": None, **self._special, **turn, **think}
 
-    def _tried(self, source: str) -> _Trial:
+    def _try_forms(self, source: str) -> _Trial:
         """The first form of a question that the template writes whole: a list of parts, or one text."""
         forms = [False] + [True] * (self.placeholder is not None)
-        variables = [self._variables(_ASKED, form, think) for form in forms for think in _SHOT]
-        texts, faults, fixed = _in_a_process_of_its_own(self.judge, source, json.dumps(variables))
-        said = ""
+        variables = [self._variables(_TRIAL_PARTS, form, think) for form in forms for think in _THINKING]
+        texts, faults, fixed = _render_in_subprocess(self.judge, source, json.dumps(variables))
+        first_fault = ""
         for number, form in enumerate(forms):
             without, with_thought = texts[2 * number], texts[2 * number + 1]
-            fault = faults[2 * number] or self._left_out(without or "")
+            fault = faults[2 * number] or self._missing(without or "")
             if not fault:
                 ending = _closing(without or "", with_thought, source)
                 return _Trial((without or "") + ending, ending, form, fixed)
-            said = said or fault
-        raise InputError(f"the chat template of the {self.judge} cannot be used: {said}.", _REMEDY)
+            first_fault = first_fault or fault
+        raise InputError(f"the chat template of the {self.judge} cannot be used: {first_fault}.", _REMEDY)
 
-    def _left_out(self, text: str) -> str:
+    def _missing(self, text: str) -> str:
         """What of the question that was tried is not in its rendering, or not in its place."""
-        at = 0
-        for is_picture, words in _ASKED:
+        end = 0
+        for is_picture, words in _TRIAL_PARTS:
             if is_picture and not self._exact:
                 continue
-            wanted = (self.placeholder or "") if is_picture else words
-            if (found := text.find(wanted, at)) < 0:
+            expected = (self.placeholder or "") if is_picture else words
+            if (start := text.find(expected, end)) < 0:
                 return f"it leaves out {'a picture' if is_picture else 'a text'} of the question, or moves it"
-            at = found + len(wanted)
-        if self._exact and text.count(self.placeholder or "") != sum(part[0] for part in _ASKED):
+            end = start + len(expected)
+        if self._exact and text.count(self.placeholder or "") != sum(part[0] for part in _TRIAL_PARTS):
             return "it marks more pictures than the question has"
         return "it writes the parts of a question as a list" if re.search(r"[\"']type[\"']\s*:", text) else ""
 
@@ -142,10 +144,10 @@ def _read_kept(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and isinstance(content.get("question", ""), str):
             return content
-        told = "it is no question"
+        reason = "it is no question"
     except (OSError, ValueError, RecursionError) as error:
-        told = first_line(error)
-    raise InputError(f"{path} cannot be read: {told}.", "Restore it, or remove it.")
+        reason = first_line(error)
+    raise InputError(f"{path} cannot be read: {reason}.", "Restore it, or remove it.")
 
 
 class _Trial(NamedTuple):
@@ -161,19 +163,19 @@ def _closing(text: str, with_thought: str | None, source: str) -> str:
     A template that knows thoughts, and does not say otherwise when told not to think, is of a model that begins its
     answer with one.
     """
-    after = text[text.rindex(_ASKED[-1][1]) :]
+    after = text[text.rindex(_TRIAL_PARTS[-1][1]) :]
     opened = list(_OPENS.finditer(after))
     if opened:
-        closes, rest = _closed_by(opened[-1]), after[opened[-1].end() :]
+        closes, rest = _closing_mark(opened[-1]), after[opened[-1].end() :]
         lines = "\n" * (2 - min(2, rest.count("\n")))
         return "" if closes in rest else f"{lines}{closes}\n\n"
-    known = _OPENS.search(source)
-    if known is None or (with_thought is not None and with_thought != text) or "</think>" in after:
+    mark = _OPENS.search(source)
+    if mark is None or (with_thought is not None and with_thought != text) or "</think>" in after:
         return ""
-    return f"{known[0]}\n\n{_closed_by(known)}\n\n"
+    return f"{mark[0]}\n\n{_closing_mark(mark)}\n\n"
 
 
-def _closed_by(opening: re.Match[str]) -> str:
+def _closing_mark(opening: re.Match[str]) -> str:
     """What ends the thought that a mark begins."""
     if opening["name"]:
         return f"</{opening['name']}>"
@@ -187,27 +189,27 @@ def _closed_by(opening: re.Match[str]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _in_a_process_of_its_own(
+def _render_in_subprocess(
     judge: str, source: str, variables: str
 ) -> tuple[list[str | None], list[str], tuple[str, ...]]:
     """The texts of several conversations and what went wrong with each. Raises InputError where nothing came back."""
     request = json.dumps({"template": source, "variables": json.loads(variables)})
-    why = "it does not come to an end"
+    reason = "it does not come to an end"
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-I", sandbox.__file__],
             input=request,
             capture_output=True,
             encoding="utf-8",
             timeout=4 * sandbox.SECONDS,
         )
-        if done.returncode == 0:
-            answer = json.loads(done.stdout)
+        if process.returncode == 0:
+            answer = json.loads(process.stdout)
             if "fault" not in answer:
                 return answer["texts"], answer["faults"], tuple(answer["fixed"])
-            why = answer["fault"]
-        elif "MemoryError" in done.stderr:
-            why = "it needs too much memory"
+            reason = answer["fault"]
+        elif "MemoryError" in process.stderr:
+            reason = "it needs too much memory"
     except (subprocess.TimeoutExpired, ValueError):
         pass
-    raise InputError(f"the chat template of the {judge} cannot be used: {why}.", _REMEDY)
+    raise InputError(f"the chat template of the {judge} cannot be used: {reason}.", _REMEDY)

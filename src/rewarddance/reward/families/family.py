@@ -1,7 +1,7 @@
 """What differs between families of vision-language models: how a picture is prepared, written and placed in a question.
 
-Everything else (templates, sharing, answers) is written once in `reading` and `vlm`. Frames of a video are given to
-every family as pictures in their order.
+Everything else (templates, sharing, answers) is written once in `prefill` and `vlm_judge`. Frames of a video are given
+to every family as pictures in their order.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Family(ABC):
         """How many tokens the language model reads of a frame of this size."""
 
     @abstractmethod
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         """The model's own keyword arguments for pictures or frame stacks in order, in the autograd graph."""
 
     @abstractmethod
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
-        """All that `model(**inputs)` takes for one question, `said` tokens of its answer included; in the graph."""
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], prefix_tokens: Sequence[int]) -> dict[str, Tensor]:
+        """All that `model(**inputs)` takes for one question, `prefix_tokens` of its answer included; in the graph."""
 
     @abstractmethod
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
@@ -84,7 +84,7 @@ class Family(ABC):
         return ()
 
     @functools.cached_property
-    def own_tokens(self) -> tuple[str, ...]:
+    def special_tokens(self) -> tuple[str, ...]:
         """What no text may hold: the tokenizer's special tokens, those that it does not list among them too, and what
         begins or ends a turn in the chat template's plain text."""
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
@@ -103,15 +103,15 @@ class Family(ABC):
         """The chat template as it came, or None."""
         return self.tokenizer.chat_template
 
-    def without_own_tokens(self, parts: Parts) -> Parts:
-        """The same parts. Raises InputError naming a text that holds one of `own_tokens`."""
+    def checked_parts(self, parts: Parts) -> Parts:
+        """The same parts. Raises InputError naming a text that holds one of `special_tokens`."""
         for is_picture, text in parts:
             if is_picture:
                 continue
-            if found := next((token for token in self.own_tokens if token in text), None):
-                at = text.index(found)
-                near = text[max(at - 40, 0) : at + len(found) + 40]
-                raise InputError(f"the text {near!r} contains the token {found!r}.", "Remove it from the prompt.")
+            if token := next((token for token in self.special_tokens if token in text), None):
+                start = text.index(token)
+                excerpt = text[max(start - 40, 0) : start + len(token) + 40]
+                raise InputError(f"the text {excerpt!r} contains the token {token!r}.", "Remove it from the prompt.")
         return parts
 
     def image_settings(self) -> dict[str, Any]:
@@ -157,15 +157,15 @@ class KnownFamily(Family):
         return (self.placeholder,)
 
     def ids(self, parts: Parts, sizes: Sizes) -> list[int]:
-        between = self.chat.render(self.without_own_tokens(parts)).split(self.placeholder)
+        between = self.chat.render(self.checked_parts(parts)).split(self.placeholder)
         written = [*(self.written((self.tokens(high, wide),) * count) for count, high, wide in sizes), ""]
-        whole = "".join(a + b for a, b in zip(between, written, strict=True))
-        return self.tokenizer(whole, add_special_tokens=False).input_ids
+        text = "".join(a + b for a, b in zip(between, written, strict=True))
+        return self.tokenizer(text, add_special_tokens=False).input_ids
 
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], prefix_tokens: Sequence[int]) -> dict[str, Tensor]:
         ids = self.ids(parts, tuple((len(p), p.shape[-2], p.shape[-1]) for p in pictures))
-        inputs = {"input_ids": torch.tensor([[*ids, *said]], device=self.model.device)}
-        return inputs | (self.inputs(pictures) if pictures else {})
+        inputs = {"input_ids": torch.tensor([[*ids, *prefix_tokens]], device=self.model.device)}
+        return inputs | (self.picture_inputs(pictures) if pictures else {})
 
     def preprocess(self, pixels: Pixels) -> Float[Tensor, "T C h w"]:
         pixels = on_device(pixels, self.model.device).float()

@@ -47,12 +47,12 @@ class InternVL(KnownFamily):
         # its processor cuts into patches whatever the file says; of one patch it makes the tile that is read here
         return {"crop_to_patches": False, "min_patches": 1, "max_patches": 1}
 
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"pixel_values": torch.cat([self.preprocess(pixels) for pixels in frames])}
 
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
         features = self.model.model.get_image_features(
-            **self.inputs(pictures),
+            **self.picture_inputs(pictures),
             vision_feature_layer=self.model.config.vision_feature_layer,
             vision_feature_select_strategy=self.model.config.vision_feature_select_strategy,
             return_dict=True,

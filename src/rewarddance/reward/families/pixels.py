@@ -48,8 +48,8 @@ def _in_one_go(pixels: Float[Tensor, "T C H W"], size: tuple[int, int], resample
 def _lanczos(length: int, target: int) -> Float[Tensor, "target length"]:
     """Weights of each old place in each new one: sinc(x) sinc(x / 3) for |x| < 3, widened where it gets smaller."""
     centres = (torch.arange(target, dtype=torch.float64) + 0.5) * length / target
-    away = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]) / max(length / target, 1)
-    weights = torch.where(away.abs() < 3, torch.sinc(away) * torch.sinc(away / 3), 0)
+    offsets = (torch.arange(length, dtype=torch.float64) + 0.5 - centres[:, None]) / max(length / target, 1)
+    weights = torch.where(offsets.abs() < 3, torch.sinc(offsets) * torch.sinc(offsets / 3), 0)
     return weights / weights.sum(1, keepdim=True)
 
 

@@ -21,16 +21,16 @@ def has_processor(folder: Path) -> bool:
 
 def image_config(folder: Path) -> dict[str, Any]:
     """The image processor's config. Raises OSError where there is none, and ValueError where it is no JSON object."""
-    found = [path for path in (folder / name for name in FILES) if path.is_file()]
-    if not found:
+    paths = [path for path in (folder / name for name in FILES) if path.is_file()]
+    if not paths:
         raise OSError(f"it has no {' and no '.join(FILES)}")
-    for path in found:
+    for path in paths:
         content = read_object(path)
         if "image_processor" in content:
             return dict(content["image_processor"])
-        if path.name == FILES[0] or len(found) == 1:
+        if path.name == FILES[0] or len(paths) == 1:
             return content
-    raise ValueError(f"{found[0].name} says nothing of pictures")
+    raise ValueError(f"{paths[0].name} says nothing of pictures")
 
 
 def chat_template_file(folder: Path) -> str | None:
@@ -49,10 +49,10 @@ def copy_processor(source: Path, folder: Path, settings: dict[str, Any] | None =
     for path in (source / name for name in (*FILES, VIDEO_FILE, TEMPLATES[1])):
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    found = [path for path in (folder / name for name in FILES) if path.is_file()]
-    for path in found if settings else ():
+    paths = [path for path in (folder / name for name in FILES) if path.is_file()]
+    for path in paths if settings else ():
         content = read_object(path)
-        image = content.get("image_processor", content if path.name == FILES[0] or len(found) == 1 else None)
+        image = content.get("image_processor", content if path.name == FILES[0] or len(paths) == 1 else None)
         if image is not None:
             image.update(settings)
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

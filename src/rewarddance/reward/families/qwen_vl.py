@@ -70,7 +70,7 @@ class QwenVL(KnownFamily):
     def written(self, frames: Sequence[int]) -> str:
         return "".join(f"<|vision_start|>{'<|image_pad|>' * n}<|vision_end|>" for n in frames)
 
-    def inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
+    def picture_inputs(self, frames: Sequence[Tensor]) -> dict[str, Tensor]:
         patches, grids = [], []
         for pixels in frames:
             grid = self.grid(pixels.shape[-2], pixels.shape[-1])
@@ -78,42 +78,44 @@ class QwenVL(KnownFamily):
             grids += [(1, *grid)] * len(pixels)
         return {"pixel_values": torch.cat(patches), "image_grid_thw": torch.tensor(grids, device=self.model.device)}
 
-    def whole(self, parts: Parts, pictures: Sequence[Tensor], said: Sequence[int]) -> dict[str, Tensor]:
-        inputs = super().whole(parts, pictures, said)
+    def model_inputs(self, parts: Parts, pictures: Sequence[Tensor], prefix_tokens: Sequence[int]) -> dict[str, Tensor]:
+        inputs = super().model_inputs(parts, pictures, prefix_tokens)
         return inputs | {"mm_token_type_ids": (inputs["input_ids"] == self.model.config.image_token_id).int()}
 
     def _patches(self, frames: Float[Tensor, "T C h w"]) -> Float[Tensor, "n values"]:
         """Patches in the order in which the tower merges them; a picture stands for a pair of equal frames."""
         merge, patch, depth = (self.image[key] for key in ("merge_size", "patch_size", "temporal_patch_size"))
         count, channels, high, wide = frames.shape
-        cut = frames.view(count, channels, high // patch // merge, merge, patch, wide // patch // merge, merge, patch)
-        cut = cut.permute(0, 2, 5, 3, 6, 1, 4, 7)  # frame, block row, block column, row, column, channel, y, x
-        cut = cut.unsqueeze(6).expand(*[-1] * 6, depth, -1, -1)
-        return cut.reshape(-1, channels * depth * patch * patch)
+        patches = frames.view(
+            count, channels, high // patch // merge, merge, patch, wide // patch // merge, merge, patch
+        )
+        patches = patches.permute(0, 2, 5, 3, 6, 1, 4, 7)  # frame, block row, block column, row, column, channel, y, x
+        patches = patches.unsqueeze(6).expand(*[-1] * 6, depth, -1, -1)
+        return patches.reshape(-1, channels * depth * patch * patch)
 
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
-        found = self.model.model.get_image_features(**self.inputs(pictures), return_dict=True)
+        features = self.model.model.get_image_features(**self.picture_inputs(pictures), return_dict=True)
         counts = [len(p) * self.tokens(p.shape[-2], p.shape[-1]) for p in pictures]
-        tokens = _joined(found.pooler_output).split(counts)
-        deep = [_joined(layer).split(counts) for layer in getattr(found, "deepstack_features", None) or ()]
+        tokens = _concatenated(features.pooler_output).split(counts)
+        deep = [_concatenated(layer).split(counts) for layer in getattr(features, "deepstack_features", None) or ()]
         return [Encoded(part, tuple(layer[i] for layer in deep)) for i, part in enumerate(tokens)]
 
     def positions(self, ids: Sequence[int], pictures: Sequence[Tensor]) -> Int[Tensor, "axes L"]:
         """After the family's own get_rope_index, on the whole sequence: a suffix cannot know its own positions."""
-        here = torch.tensor([ids])
+        input_ids = torch.tensor([ids])
         grids = [(1, *self.grid(p.shape[-2], p.shape[-1])) for p in pictures for _ in range(len(p))]
-        found, _ = self.model.model.get_rope_index(
-            here,
-            mm_token_type_ids=(here == self.model.config.image_token_id).int(),
+        positions, _ = self.model.model.get_rope_index(
+            input_ids,
+            mm_token_type_ids=(input_ids == self.model.config.image_token_id).int(),
             image_grid_thw=torch.tensor(grids) if grids else None,
         )
-        return found[:, 0]
+        return positions[:, 0]
 
     @property
     def layers(self) -> nn.ModuleList:
         return self.model.model.visual.blocks
 
 
-def _joined(features: Any) -> Tensor:
+def _concatenated(features: Any) -> Tensor:
     """Features of all pictures end to end; transformers hands them out so (5.17), or picture by picture (5.23)."""
     return features if isinstance(features, Tensor) else torch.cat(list(features))

@@ -120,24 +120,24 @@ def rendered(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
 @contextmanager
 def _bounded() -> Iterator[None]:
     """Within the block a compiled template may run so many lines and no more."""
-    left = _STEPS
+    steps_left = _STEPS
 
     def line(frame: Any, event: str, arg: Any) -> Callable[..., Any]:
-        nonlocal left
-        left -= event == "line"
-        if left < 0:
+        nonlocal steps_left
+        steps_left -= event == "line"
+        if steps_left < 0:
             raise TemplateFault("it does not come to an end")
         return line
 
     def call(frame: Any, event: str, arg: Any) -> Callable[..., Any] | None:
         return line if frame.f_code.co_filename in ("<template>", "<unknown>") else None
 
-    before = sys.gettrace()
+    tracer_before = sys.gettrace()
     sys.settrace(call)
     try:
         yield
     finally:
-        sys.settrace(before)
+        sys.settrace(tracer_before)
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:

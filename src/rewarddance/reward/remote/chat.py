@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from rewarddance.errors import InputError, RewardDanceError, RewardError
-from rewarddance.reward.remote.endpoint import Asked, EndpointOptions, EndpointReward, PngPictures, refused
+from rewarddance.reward.remote.endpoint import EndpointOptions, EndpointReward, PngPictures, RemoteQuestion, refused
 
 MOST = 20
 """Likeliest tokens that a server tells."""
@@ -62,35 +62,42 @@ class ChatReward(EndpointReward):
 
     def _numbers(self, words: Sequence[str]) -> list[int]:
         """The spellings that are one token there."""
-        found = set()
+        single = set()
         for word in words:
             body = {"model": self.model, "prompt": word, "add_special_tokens": False}
             ids = self.transport.post_json("/tokenize", body, lambda reply: [int(n) for n in reply["tokens"]])
             if len(ids) == 1:
-                found |= {*ids}
-        if not found:
+                single |= {*ids}
+        if not single:
             raise InputError(
                 f"the model {self.model!r} has no single token for any of {', '.join(map(repr, words))}.",
                 "Choose a model that can answer in one token.",
             )
-        return sorted(found)
+        return sorted(single)
 
-    def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
-        return self.transport.map(lambda one: self._answer(one, png), asked)
+    def _answers(self, questions: Sequence[RemoteQuestion], png: PngPictures) -> list[float]:
+        return self.transport.map(lambda question: self._answer(question, png), questions)
 
-    def _answer(self, asked: Asked, png: PngPictures) -> float:
+    def _answer(self, question: RemoteQuestion, png: PngPictures) -> float:
         content = [
             {"type": "image_url", "image_url": {"url": part}} if is_picture else {"type": "text", "text": part}
-            for is_picture, part in png.parts(asked.parts, asked.pictures, asked.about)
+            for is_picture, part in png.parts(question.parts, question.pictures, question.about)
         ]
-        wanted: dict[str, Any] = {"top_logprobs": MOST}
+        logprob_options: dict[str, Any] = {"top_logprobs": MOST}
         if self.tokens:
-            wanted = {"logprob_token_ids": [*self.tokens[0], *self.tokens[1]], "return_tokens_as_token_ids": True}
+            logprob_options = {
+                "logprob_token_ids": [*self.tokens[0], *self.tokens[1]],
+                "return_tokens_as_token_ids": True,
+            }
         body = self._request(
-            messages=[{"role": "user", "content": content}], max_tokens=1, temperature=0, logprobs=True, **wanted
+            messages=[{"role": "user", "content": content}],
+            max_tokens=1,
+            temperature=0,
+            logprobs=True,
+            **logprob_options,
         )
         path = self._path("/chat/completions")
-        return self.transport.post_json(path, body, lambda reply: self._margin(reply, asked.about), asked.about)
+        return self.transport.post_json(path, body, lambda reply: self._margin(reply, question.about), question.about)
 
     def _margin(self, reply: Any, about: str) -> float:
         choice = reply["choices"][0]
@@ -101,11 +108,11 @@ class ChatReward(EndpointReward):
                 f"{about} was answered without log-probabilities.",
                 "Ask a server that tells them, such as vLLM or SGLang; transformers serve is asked by systemone+http.",
             )
-        told = choice["logprobs"]["content"][0]["top_logprobs"]
-        top = {str(one["token"]): float(one["logprob"]) for one in told}
+        entries = choice["logprobs"]["content"][0]["top_logprobs"]
+        top = {str(entry["token"]): float(entry["logprob"]) for entry in entries}
         if bad := [token for token, value in top.items() if not value <= 1e-3]:
-            said = f"{about} was answered with the log-probability {top[bad[0]]} for {bad[0]!r}."
-            raise RewardError(said, "Look at the server's log.")
+            what = f"{about} was answered with the log-probability {top[bad[0]]} for {bad[0]!r}."
+            raise RewardError(what, "Look at the server's log.")
         if self.tokens:
             return self._of_numbers(top, self.tokens, about)
         return self._of_texts(top, about)
@@ -131,8 +138,8 @@ class ChatReward(EndpointReward):
                 f"may have {unseen:.2%}.",
                 "Ask a model that was trained to answer yes or no, or a server that tells chosen tokens (vLLM).",
             )
-        least = min(top.values())  # of an answer that is not among them: it has at most this
-        return _logsumexp(yes or [least]) - _logsumexp(no or [least])
+        lowest = min(top.values())  # of an answer that is not among them: it has at most this
+        return _logsumexp(yes or [lowest]) - _logsumexp(no or [lowest])
 
 
 def _logsumexp(values: Sequence[float]) -> float:

@@ -12,7 +12,14 @@ from typing import Any
 from pydantic import Field
 
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.remote.endpoint import Asked, EndpointOptions, EndpointReward, PngPictures, logit, refused
+from rewarddance.reward.remote.endpoint import (
+    EndpointOptions,
+    EndpointReward,
+    PngPictures,
+    RemoteQuestion,
+    logit,
+    refused,
+)
 
 
 class DecisionsOptions(EndpointOptions):
@@ -28,53 +35,63 @@ class DecisionsReward(EndpointReward):
     Options = DecisionsOptions
     scheme = "decisions"
 
-    def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
-        groups: dict[tuple[Any, ...], list[Asked]] = {}
-        for one in asked:
-            *shared, _ = one.pictures
-            groups.setdefault((_before(one), *map(id, shared)), []).append(one)
-        most = self.config.predicates
-        requests = [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
+    def _answers(self, questions: Sequence[RemoteQuestion], png: PngPictures) -> list[float]:
+        groups: dict[tuple[Any, ...], list[RemoteQuestion]] = {}
+        for question in questions:
+            *shared, _ = question.pictures
+            groups.setdefault((_shared_parts(question), *map(id, shared)), []).append(question)
+        max_candidates = self.config.predicates
+        requests = [
+            group[start : start + max_candidates]
+            for group in groups.values()
+            for start in range(0, len(group), max_candidates)
+        ]
         margins: dict[int, float] = {}
-        for request, found in zip(
+        for request, answers in zip(
             requests, self.transport.map(lambda request: self._answer(request, png), requests), strict=True
         ):
-            margins |= zip((one.place for one in request), found, strict=True)
-        return [margins[one.place] for one in asked]
+            margins |= zip((question.place for question in request), answers, strict=True)
+        return [margins[question.place] for question in questions]
 
-    def _answer(self, request: Sequence[Asked], png: PngPictures) -> list[float]:
+    def _answer(self, request: Sequence[RemoteQuestion], png: PngPictures) -> list[float]:
         first = request[0]
-        before = _before(first)
+        shared_parts = _shared_parts(first)
         body = self._request(
-            input=[{"type": "message", "role": "user", "content": _content(png, before, first.pictures[:-1], first)}],
+            input=[
+                {"type": "message", "role": "user", "content": _content(png, shared_parts, first.pictures[:-1], first)}
+            ],
             questions=[
                 {
                     "type": "predicate",
-                    "name": str(one.place),
-                    "instructions": _content(png, one.parts[len(before) :], one.pictures[-1:], one),
+                    "name": str(question.place),
+                    "instructions": _content(
+                        png, question.parts[len(shared_parts) :], question.pictures[-1:], question
+                    ),
                 }
-                for one in request
+                for question in request
             ],
         )
 
         def read(reply: Any) -> list[float]:
             answers = {answer["name"]: answer for answer in reply["answers"]}
-            return [_margin(answers[str(one.place)], one.about) for one in request]
+            return [_margin(answers[str(question.place)], question.about) for question in request]
 
         about = first.about if len(request) == 1 else f"{first.about} and {len(request) - 1} more"
         return self.transport.post_json(self._path("/decisions"), body, read, about)
 
 
-def _before(asked: Asked) -> tuple[str, ...]:
+def _shared_parts(question: RemoteQuestion) -> tuple[str, ...]:
     """The parts in front of the candidate, which is a question's last picture."""
-    last = max(place for place, part in enumerate(asked.parts) if isinstance(part, Picture))
-    return asked.parts[:last]
+    last = max(place for place, part in enumerate(question.parts) if isinstance(part, Picture))
+    return question.parts[:last]
 
 
-def _content(png: PngPictures, parts: Sequence[str], pictures: Sequence[Any], asked: Asked) -> list[dict[str, str]]:
+def _content(
+    png: PngPictures, parts: Sequence[str], pictures: Sequence[Any], question: RemoteQuestion
+) -> list[dict[str, str]]:
     return [
         {"type": "input_image", "image_url": part} if is_picture else {"type": "input_text", "text": part}
-        for is_picture, part in png.parts(parts, pictures, asked.about)
+        for is_picture, part in png.parts(parts, pictures, question.about)
     ]
 
 

@@ -89,7 +89,7 @@ class EndpointOptions(Recipe):
         return self
 
 
-class Asked(NamedTuple):
+class RemoteQuestion(NamedTuple):
     """A question as it is sent.
 
     place: among those that are sent. about: names it in errors, by the number that the caller knows.
@@ -116,9 +116,9 @@ class EndpointReward(ABC):
 
     def __init__(self, address: str, **options: Any) -> None:
         self.config: Any = parse_recipe(self.Options, options, f"the options for {self.scheme}+{address}")
-        told = self.config.model_dump(include={"concurrency", "retries", "backoff", "timeout"})
+        request_options = self.config.model_dump(include={"concurrency", "retries", "backoff", "timeout"})
         self.address = address.rstrip("/")
-        self.transport = Transport(self._root(), TransportOptions(**told, token_env=self.config.api_key_env))
+        self.transport = Transport(self._root(), TransportOptions(**request_options, token_env=self.config.api_key_env))
         self.needs_reference = self.config.kind == "pairwise"
         self.instruction = load_instruction(self.config.instruction)
         self.model: str = self.config.model or self.transport.get_json(self._path("/models"), self._first_model)
@@ -126,11 +126,11 @@ class EndpointReward(ABC):
             self._try()
 
     def __repr__(self) -> str:
-        told = f"model={self.model!r}, kind={self.config.kind!r}, instruction={self.config.instruction!r}"
-        return f"{type(self).__name__}({self.address!r}, {told})"
+        fields = f"model={self.model!r}, kind={self.config.kind!r}, instruction={self.config.instruction!r}"
+        return f"{type(self).__name__}({self.address!r}, {fields})"
 
     def __reduce__(self) -> Any:
-        return _again, (type(self), self.address, self.config.model_dump(exclude_unset=True))
+        return _unpickled, (type(self), self.address, self.config.model_dump(exclude_unset=True))
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         """Margins [B], the logits of the probabilities that the server tells.
@@ -152,7 +152,7 @@ class EndpointReward(ABC):
         for number, question in enumerate(questions):
             try:
                 both = self.config.orders == "both"
-                self._asked([question, swapped(question)] if both else [question], [number] * (1 + both))
+                self._remote_questions([question, swapped(question)] if both else [question], [number] * (1 + both))
                 yield None
             except RewardDanceError as error:
                 yield error
@@ -160,7 +160,7 @@ class EndpointReward(ABC):
     # -- a protocol ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
+    def _answers(self, questions: Sequence[RemoteQuestion], png: PngPictures) -> list[float]:
         """The margin of each question."""
 
     def _prepare(self) -> bool:
@@ -189,30 +189,32 @@ class EndpointReward(ABC):
         return (both[: len(questions)] - both[len(questions) :]) / 2
 
     def _ask(self, questions: Sequence[Question], numbers: Sequence[int]) -> Float[Tensor, " B"]:
-        asked = self._asked(questions, numbers)
-        return torch.tensor(self._answers(asked, PngPictures(asked)), dtype=torch.float32)
+        remote = self._remote_questions(questions, numbers)
+        return torch.tensor(self._answers(remote, PngPictures(remote)), dtype=torch.float32)
 
-    def _asked(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[Asked]:
+    def _remote_questions(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[RemoteQuestion]:
         """The questions in words; numbers: by which the caller knows them. Raises InputError naming one that lacks a
         picture, or holds what a model may read as a token of its own."""
-        found = []
+        remote = []
         for place, (number, question) in enumerate(zip(numbers, as_read(questions, self.config), strict=True)):
             about = f"question {number} ({short(question.prompt.text)})"
-            own: Instruction = load_instruction(question.instruction) if question.instruction else self.instruction
-            ask = own.question if self.needs_reference else own.pointwise_question
+            instruction: Instruction = (
+                load_instruction(question.instruction) if question.instruction else self.instruction
+            )
+            ask = instruction.question if self.needs_reference else instruction.pointwise_question
             parts = tuple(ask(question.prompt.text))
             if match := _MODELS_OWN.search("".join(part for part in parts if not isinstance(part, Picture))):
                 raise InputError(
                     f"{about} holds {match[0]!r}, which a model may take for a token of its own.",
                     "Remove it from the prompt.",
                 )
-            found.append(Asked(place, about, parts, pictures_of(parts, question, number), question))
-        return found
+            remote.append(RemoteQuestion(place, about, parts, pictures_of(parts, question, number), question))
+        return remote
 
     def _request(self, **fields: Any) -> dict[str, Any]:
         """A request's body: the model, the protocol's fields, and the user's own over them."""
-        whole = {"model": self.model} | fields | self.config.body
-        return {name: value for name, value in whole.items() if value is not None}
+        filled = {"model": self.model} | fields | self.config.body
+        return {name: value for name, value in filled.items() if value is not None}
 
     def _first_model(self, reply: Any) -> str:
         if not reply["data"]:
@@ -230,23 +232,23 @@ class EndpointReward(ABC):
             raise InputError(f"the judge at {self.address} cannot be used: {error.what}", error.remedy) from error
 
 
-def _again(kind: type[EndpointReward], address: str, options: dict[str, Any]) -> EndpointReward:
+def _unpickled(kind: type[EndpointReward], address: str, options: dict[str, Any]) -> EndpointReward:
     return kind(address, **{**options, "try_first": False})
 
 
 def _pixels_of(question: Question) -> list[Tensor]:
-    found = question.prompt.image, question.candidate, question.reference
-    return [pixels for pixels in found if pixels is not None]
+    pictures = question.prompt.image, question.candidate, question.reference
+    return [pixels for pixels in pictures if pixels is not None]
 
 
 class PngPictures:
     """Pictures as PNG data URLs, a frame each, from any thread: a tensor of several questions is written once.
 
-    asked: all questions of a call. What the last of them has taken is let go.
+    questions: all of a call. A picture is released once the last of them has taken it.
     """
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
-        self._left = Counter(id(pixels) for one in asked for pixels in one.pictures)
+    def __init__(self, questions: Sequence[RemoteQuestion]) -> None:
+        self._uses_left = Counter(id(pixels) for question in questions for pixels in question.pictures)
         self._written: dict[int, Future[list[str]]] = {}
         self._lock = threading.Lock()
 
@@ -256,8 +258,8 @@ class PngPictures:
             future = self._written.get(id(pixels))
             if is_first := future is None:
                 future = self._written[id(pixels)] = Future()
-            self._left[id(pixels)] -= 1
-            if self._left[id(pixels)] <= 0:
+            self._uses_left[id(pixels)] -= 1
+            if self._uses_left[id(pixels)] <= 0:
                 self._written.pop(id(pixels))
         if is_first:
             try:
@@ -268,23 +270,23 @@ class PngPictures:
 
     def parts(self, parts: Sequence[str], pictures: Sequence[Tensor], about: str) -> list[tuple[bool, str]]:
         """Text as (False, text), and each frame of a picture as (True, data URL), in order."""
-        left = iter(pictures)
-        found: list[tuple[bool, str]] = []
+        remaining = iter(pictures)
+        blocks: list[tuple[bool, str]] = []
         for part in parts:
             is_picture = isinstance(part, Picture)
-            found += [(True, url) for url in self.urls(next(left), about)] if is_picture else [(False, part)]
-        return found
+            blocks += [(True, url) for url in self.urls(next(remaining), about)] if is_picture else [(False, part)]
+        return blocks
 
 
 def _png_urls(pixels: Pixels, about: str) -> list[str]:
     if not torch.isfinite(pixels).all():
         raise InputError(f"a picture of {about} holds values that are not finite.", "Look at what made it.")
-    found = []
+    urls = []
     for image in as_images(pixels):
         file = io.BytesIO()
         image.save(file, "PNG", compress_level=1)
-        found.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
-    return found
+        urls.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+    return urls
 
 
 def logit(probability: Any, about: str) -> float:
@@ -295,7 +297,7 @@ def logit(probability: Any, about: str) -> float:
     return math.log(inside) - math.log1p(-inside)
 
 
-def refused(about: str, said: Any = None) -> RewardError:
+def refused(about: str, reason: Any = None) -> RewardError:
     """The error of a question that a model does not want to answer."""
-    why = f": {shown(str(said), 200)}" if said else ""
-    return RewardError(f"{about} was refused{why}.", "Ask another judge, or leave it out.")
+    quoted = f": {shown(str(reason), 200)}" if reason else ""
+    return RewardError(f"{about} was refused{quoted}.", "Ask another judge, or leave it out.")

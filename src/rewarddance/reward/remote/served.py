@@ -78,7 +78,7 @@ class ServedReward:
 
     def __reduce__(self) -> Any:
         given = self.options.model_dump(exclude_unset=True)
-        return _again, (self.transport.address, given)
+        return _unpickled, (self.transport.address, given)
 
     @property
     def differentiable(self) -> bool:
@@ -100,15 +100,15 @@ class ServedReward:
 
     def _ask(self, questions: Sequence[Question], wanted: frozenset[int]) -> Reply:
         """The replies to all parts as one. wanted: ids of the tensors whose gradient is asked for."""
-        most = min(self.options.gradient_batch if wanted else self.options.batch_size, self.info.max_questions)
-        parts = list(_parts(questions, most, min(self.info.max_body_bytes // 2, _LARGEST_PART)))
+        max_questions = min(self.options.gradient_batch if wanted else self.options.batch_size, self.info.max_questions)
+        parts = list(_parts(questions, max_questions, min(self.info.max_body_bytes // 2, _LARGEST_PART)))
         path = "/gradient" if wanted else "/questions"
 
         def ask(part: range) -> Reply:
-            asked = questions[part.start : part.stop]
-            body = write_questions(asked, lambda pixels: id(pixels) in wanted, self.info.reads_metadata)
+            part_questions = questions[part.start : part.stop]
+            body = write_questions(part_questions, lambda pixels: id(pixels) in wanted, self.info.reads_metadata)
             about = f"questions {part.start} to {part.stop - 1}" if len(part) > 1 else f"question {part.start}"
-            return self.transport.post_bytes(path, body, lambda reply: read_reply(reply, len(asked)), about)
+            return self.transport.post_bytes(path, body, lambda reply: read_reply(reply, len(part_questions)), about)
 
         replies = self.transport.map(ask, parts)
         errors: dict[int, RewardDanceError] = {}
@@ -120,7 +120,7 @@ class ServedReward:
                     "Load it again, and begin a new run with it.",
                 )
             errors |= {part.start + number: error for number, error in reply.errors.items()}
-            gradients |= {(part.start + number, role): found for (number, role), found in reply.gradients.items()}
+            gradients |= {(part.start + number, role): gradient for (number, role), gradient in reply.gradients.items()}
         for number, error in sorted(errors.items()):
             text = questions[number].prompt.text
             raise type(error)(
@@ -129,7 +129,7 @@ class ServedReward:
         return Reply(self.info.mark, torch.cat([reply.margin for reply in replies]), {}, gradients)
 
 
-def _again(address: str, options: dict[str, Any]) -> ServedReward:
+def _unpickled(address: str, options: dict[str, Any]) -> ServedReward:
     return ServedReward(address, **options)
 
 
@@ -160,26 +160,26 @@ class _Margins(torch.autograd.Function):
             device = ctx.forms[place][1]
             part, before = upstream[number].to(device) * gradient.to(device), total[place]
             total[place] = part if before is None else before + part
-        grown = [g if g is None else g.to(dtype) for g, (dtype, _) in zip(total, ctx.forms, strict=True)]
-        return None, None, *grown
+        gradients = [g if g is None else g.to(dtype) for g, (dtype, _) in zip(total, ctx.forms, strict=True)]
+        return None, None, *gradients
 
 
 def _wanted(questions: Sequence[Question]) -> list[Tensor]:
     """The distinct pictures that require a gradient."""
-    shown = (picture_of(question, role) for question in questions for role in ROLES)
-    return list({id(pixels): pixels for pixels in shown if pixels is not None and pixels.requires_grad}.values())
+    pictures = (picture_of(question, role) for question in questions for role in ROLES)
+    return list({id(pixels): pixels for pixels in pictures if pixels is not None and pixels.requires_grad}.values())
 
 
-def _parts(questions: Sequence[Question], most: int, largest: int) -> Iterator[range]:
-    """Stretches of at most `most` questions, whose distinct pictures have at most `largest` bytes as float32."""
+def _parts(questions: Sequence[Question], max_questions: int, max_bytes: int) -> Iterator[range]:
+    """Ranges of at most `max_questions`, whose distinct pictures have at most `max_bytes` as float32."""
     start, size, seen = 0, 0, set()
     for number, question in enumerate(questions):
-        shown = [pixels for role in ROLES if (pixels := picture_of(question, role)) is not None]
-        more = sum(4 * pixels.numel() for pixels in shown if id(pixels) not in seen)
-        if number > start and (number - start == most or size + more > largest):
+        pictures = [pixels for role in ROLES if (pixels := picture_of(question, role)) is not None]
+        added = sum(4 * pixels.numel() for pixels in pictures if id(pixels) not in seen)
+        if number > start and (number - start == max_questions or size + added > max_bytes):
             yield range(start, number)
             start, size, seen = number, 0, set()
-            more = sum(4 * pixels.numel() for pixels in shown)
-        size += more
-        seen |= {id(pixels) for pixels in shown}
+            added = sum(4 * pixels.numel() for pixels in pictures)
+        size += added
+        seen |= {id(pixels) for pixels in pictures}
     yield range(start, len(questions))

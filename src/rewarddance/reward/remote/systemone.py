@@ -14,7 +14,14 @@ from pydantic import Field
 
 from rewarddance.errors import InputError
 from rewarddance.reward.instructions import Picture
-from rewarddance.reward.remote.endpoint import Asked, EndpointOptions, EndpointReward, PngPictures, logit, refused
+from rewarddance.reward.remote.endpoint import (
+    EndpointOptions,
+    EndpointReward,
+    PngPictures,
+    RemoteQuestion,
+    logit,
+    refused,
+)
 from rewarddance.types import Question
 
 NAME = "better"
@@ -39,20 +46,21 @@ class SystemOneReward(EndpointReward):
     Options = SystemOneOptions
     scheme = "systemone"
 
-    def _asked(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[Asked]:
-        asked = super()._asked(questions, numbers)
-        for one in asked if self.config.state == "places" else ():
-            if one.question.instruction is not None:
+    def _remote_questions(self, questions: Sequence[Question], numbers: Sequence[int]) -> list[RemoteQuestion]:
+        remote = super()._remote_questions(questions, numbers)
+        for question in remote if self.config.state == "places" else ():
+            if question.question.instruction is not None:
                 raise InputError(
-                    f"{one.about} names an instruction, and the served judge asks its own.", "Set state to question."
+                    f"{question.about} names an instruction, and the served judge asks its own.",
+                    "Set state to question.",
                 )
-        return asked
+        return remote
 
-    def _answers(self, asked: Sequence[Asked], png: PngPictures) -> list[float]:
-        return self.transport.map(lambda one: self._answer(one, png), asked)
+    def _answers(self, questions: Sequence[RemoteQuestion], png: PngPictures) -> list[float]:
+        return self.transport.map(lambda question: self._answer(question, png), questions)
 
-    def _answer(self, asked: Asked, png: PngPictures) -> float:
-        state, assets = self._state(asked, png)
+    def _answer(self, remote: RemoteQuestion, png: PngPictures) -> float:
+        state, assets = self._state(remote, png)
         answers = [*self.config.yes, *self.config.no]
         question: dict[str, Any] = {"type": "noul"}
         if len(answers) > 2:
@@ -62,29 +70,29 @@ class SystemOneReward(EndpointReward):
         def read(reply: Any) -> float:
             answer = reply["answers"][NAME]
             if "error" in answer or answer.get("type") == "refusal":
-                raise refused(asked.about, answer.get("error"))
+                raise refused(remote.about, answer.get("error"))
             if question["type"] == "noul":
-                return logit(answer["noul"], asked.about)
-            return logit(min(1.0, sum(answer["probabilities"][word] for word in self.config.yes)), asked.about)
+                return logit(answer["noul"], remote.about)
+            return logit(min(1.0, sum(answer["probabilities"][word] for word in self.config.yes)), remote.about)
 
-        return self.transport.post_json(self._path("/systemone"), body, read, asked.about)
+        return self.transport.post_json(self._path("/systemone"), body, read, remote.about)
 
-    def _state(self, asked: Asked, png: PngPictures) -> tuple[Any, dict[str, Any]]:
+    def _state(self, remote: RemoteQuestion, png: PngPictures) -> tuple[Any, dict[str, Any]]:
         """The state, and the pictures under the marks that stand for them in it."""
-        text = "".join(asked.parts)
+        text = "".join(remote.parts)
         opening = "<picture"
         while opening in text:  # a prompt that says so would be taken for a picture
             opening += "-"
         assets: dict[str, Any] = {}
-        left = iter(asked.pictures)
-        places: dict[str, str] = {"prompt": asked.question.prompt.text}
+        remaining = iter(remote.pictures)
+        places: dict[str, str] = {"prompt": remote.question.prompt.text}
         words = ""
-        for part in asked.parts:
+        for part in remote.parts:
             if not isinstance(part, Picture):
                 words += part
                 continue
             marks = ""
-            for url in png.urls(next(left), asked.about):
+            for url in png.urls(next(remaining), remote.about):
                 mark = f"{opening}{len(assets)}>"
                 assets[mark] = {"type": "image", "format": "png", "data_base64": url.partition(",")[2]}
                 marks += mark

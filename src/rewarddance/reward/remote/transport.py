@@ -162,8 +162,8 @@ class Transport:
                     pause = min(_LONGEST_WAIT, error.wait * random.uniform(1, 1.25))
                 if tried + 1 < tries and interrupted.wait(pause):
                     break
-        said = f" ({tries} tries)" if tries > 1 else ""
-        raise RewardError(f"{prefix}{trouble}{said}.", "See whether the server runs, and what its log says.")
+        tries_note = f" ({tries} tries)" if tries > 1 else ""
+        raise RewardError(f"{prefix}{trouble}{tries_note}.", "See whether the server runs, and what its log says.")
 
     def _try(
         self,
@@ -234,16 +234,16 @@ class Transport:
         return text.replace(self._token, f"(${self.options.token_env})") if self._token else text
 
 
-def retry_after(said: str | None) -> float | None:
+def retry_after(header: str | None) -> float | None:
     """The seconds that a Retry-After header asks for, in either of its forms; None where it says nothing."""
-    if not said:
+    if not header:
         return None
     try:
-        return max(0.0, float(said)) if float(said) < float("inf") else None
+        return max(0.0, float(header)) if float(header) < float("inf") else None
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - time.time())
     except (TypeError, ValueError):
         return None
 
@@ -252,13 +252,13 @@ def _checked(address: str) -> str:
     """The address without the slash at its end. Raises InputError where it is none, or holds a password."""
     try:
         parts = urlsplit(address)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        parts, right = None, False
+        parts, valid = None, False
     if parts is not None and "@" in parts.netloc:
         raise InputError(
             "an address with a name or password in it ends up in logs.", "Put the token into the environment instead."
         )
-    if parts is None or not right or parts.query or parts.fragment or not address.isprintable():
+    if parts is None or not valid or parts.query or parts.fragment or not address.isprintable():
         raise InputError(f"{shown(address)} is no address of a server.", "Give one such as http://127.0.0.1:8000.")
     return address.rstrip("/")

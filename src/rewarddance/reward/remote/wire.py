@@ -49,7 +49,7 @@ class Header(NamedTuple):
         return sum(math.prod(shape) // 3 for shape in self.shapes.values())
 
 
-class Asked(NamedTuple):
+class ReceivedQuestions(NamedTuple):
     """Questions as they came. wanted: of each question the roles whose gradient is asked for."""
 
     questions: list[Question]
@@ -135,9 +135,9 @@ def read_reply(reply: bytes, count: int) -> Reply:
     if metadata.get("version") != VERSION or margin.shape != (count,):
         raise ValueError(f"version {metadata.get('version')!r} with {list(margin.shape)} margins for {count} questions")
     errors = {}
-    for number, told in json.loads(metadata.get("errors", "{}")).items():
-        kind = _KINDS.get(told["kind"], RewardError)
-        errors[int(number)] = kind(str(told["message"]), str(told["remedy"]))
+    for number, fault in json.loads(metadata.get("errors", "{}")).items():
+        kind = _KINDS.get(fault["kind"], RewardError)
+        errors[int(number)] = kind(str(fault["message"]), str(fault["remedy"]))
     for number in (~torch.isfinite(margin)).nonzero().flatten().tolist():
         errors.setdefault(number, RewardError("the server gave no finite margin.", "Look at its log."))
     gradients = {}
@@ -171,7 +171,9 @@ def read_header(body: bytes, error: Callable[[str], Exception] = lambda why: Inp
     return Header(metadata, shapes)
 
 
-def read_questions(body: bytes, pixels_of: Callable[[Tensor, str], Pixels], most: int | None = None) -> Asked:
+def read_questions(
+    body: bytes, pixels_of: Callable[[Tensor, str], Pixels], most: int | None = None
+) -> ReceivedQuestions:
     """The questions of a request.
 
     pixels_of: what makes float pixels [T, C, H, W] of a tensor as it came, with its name for errors; of the same
@@ -196,7 +198,7 @@ def read_questions(body: bytes, pixels_of: Callable[[Tensor, str], Pixels], most
             roles.append(tuple(role for role in ROLES if row.get(role) in wanted))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"question {number} cannot be read: {first_line(error)}.", _REMEDY) from error
-    return Asked(questions, roles)
+    return ReceivedQuestions(questions, roles)
 
 
 def _texts(metadata: Mapping[str, str]) -> tuple[list[Any], set[str]]:
@@ -210,8 +212,8 @@ def _texts(metadata: Mapping[str, str]) -> tuple[list[Any], set[str]]:
 
 
 def _question(row: Any, pixels: Mapping[str, Pixels], prompts: dict[str, Prompt]) -> Question:
-    held = {role: None if row.get(role) is None else pixels[row[role]] for role in ROLES}
-    candidate, instruction = held["candidate"], row.get("instruction")
+    pictures = {role: None if row.get(role) is None else pixels[row[role]] for role in ROLES}
+    candidate, instruction = pictures["candidate"], row.get("instruction")
     if candidate is None:
         raise ValueError("it has no candidate")
     if not isinstance(instruction, str | None):
@@ -219,8 +221,8 @@ def _question(row: Any, pixels: Mapping[str, Pixels], prompts: dict[str, Prompt]
     first, second = (None if rate is None else float(rate) for rate in row.get("fps") or (None, None))
     key = json.dumps([row["prompt"], row.get("condition"), row.get("metadata")])
     if key not in prompts:
-        prompts[key] = Prompt(row["prompt"], metadata=dict(row.get("metadata") or {}), image=held["condition"])
-    return Question(prompts[key], candidate, held["reference"], instruction, (first, second))
+        prompts[key] = Prompt(row["prompt"], metadata=dict(row.get("metadata") or {}), image=pictures["condition"])
+    return Question(prompts[key], candidate, pictures["reference"], instruction, (first, second))
 
 
 def write_reply(outcomes: Sequence[Answer | RewardDanceError], judge: str) -> bytes:

@@ -13,8 +13,8 @@ from PIL import Image
 from test_votes_server import Browser, served
 from voters import picture
 
+from rewarddance.annotate.page_media import PageMedia, check_media, page_file
 from rewarddance.annotate.recipe import HandingOut
-from rewarddance.annotate.shown import ShownMedia, check_shown, show
 from rewarddance.annotate.store import Pair, Store
 from rewarddance.data.media import as_pixels
 from rewarddance.errors import InputError
@@ -40,28 +40,30 @@ def video(path: Path, codec: str = "libx264", frames: int = 12) -> Path:
 def test_a_video_is_copied_frame_by_frame_without_its_metadata(tmp_path):
     path = video(tmp_path / "a.mp4")
     assert b"secret" in path.read_bytes()
-    shown = show(path)
+    shown = page_file(path)
     assert shown.kind == "video/mp4" and b"secret" not in shown.data
     assert np.array_equal(as_pixels(shown.data).numpy(), as_pixels(path).numpy())
 
 
 def test_a_video_that_browsers_do_not_play_is_named_before_anybody_votes(tmp_path):
     with pytest.raises(InputError, match=r"old\.mp4 is coded as mpeg4"):
-        check_shown(video(tmp_path / "old.mp4", "mpeg4"))
+        check_media(video(tmp_path / "old.mp4", "mpeg4"))
 
 
 def test_a_folder_of_frames_is_animated_at_its_rate(tmp_path):
     for n in range(5):
         picture(tmp_path / "frames" / f"{n}.png", 30 * n)
-    shown = show(tmp_path / "frames", fps=4)
+    shown = page_file(tmp_path / "frames", fps=4)
     with Image.open(BytesIO(shown.data)) as opened:
         assert shown.kind == "image/png" and opened.n_frames == 5 and opened.info["duration"] == 250
 
 
 def test_a_picture_is_made_once_and_keeps_every_pixel(tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr("rewarddance.annotate.shown.show", lambda path, fps: made.append(path) or show(path, fps))
-    media, path = ShownMedia(), picture(tmp_path / "a.png", 77)
+    monkeypatch.setattr(
+        "rewarddance.annotate.page_media.page_file", lambda path, fps: made.append(path) or page_file(path, fps)
+    )
+    media, path = PageMedia(), picture(tmp_path / "a.png", 77)
     first = media.get("x", path, None)
     assert media.get("x", path, None) is first and len(made) == 1
     assert np.array_equal(np.asarray(Image.open(BytesIO(first.data))), np.asarray(Image.open(path)))
