@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from several import Interrupting, in_processes
-from tiny import colour_preferences, command, judge_folder
+from several import Interrupting, command_in_processes, in_processes
+from tiny import colour_preferences, judge_folder
 
 from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
@@ -127,7 +127,7 @@ def test_two_processes_train_from_a_recipe_and_one_process_speaks(tmp_path):
         "judge": judge,
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    said = in_processes(2, command, "train", tmp_path / "recipe.yaml", join=False)
+    said = command_in_processes(2, "train", tmp_path / "recipe.yaml")
     assert [done.code for done in said] == [0, 0], said
     (spoken,) = [done.out for done in said if done.out]
     assert json.loads(spoken)["reward"] == str(tmp_path / "out" / "reward")
