@@ -40,10 +40,12 @@ browser:
 	@mkdir -p build && cd build && npm pack --silent axe-core@$(AXE) > /dev/null && \
 		tar -xzf axe-core-$(AXE).tgz package/axe.min.js --strip-components=1 && rm axe-core-$(AXE).tgz
 
-# One thread a process whatever the machine (the same sums in the same order), and as many processes as cores.
+# One thread a process whatever the machine (the same sums in the same order), and as many processes as cores. Bytecode
+# is kept: else each of them, and each that it starts, compiles all sources and all tests.
 test: export HF_HUB_OFFLINE := 1
 test: export TOKENIZERS_PARALLELISM := false
 test: export OMP_NUM_THREADS := 1
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.installed-dev
 	@echo '> ruff check';          $(PY) -m ruff check --quiet
 	@echo '> ruff format --check'; $(PY) -m ruff format --check --quiet

@@ -26,6 +26,17 @@ def _has_shape(hint: Any) -> bool:
 
 def _takes_shapes(entry: Any) -> bool:
     function = entry.__init__ if inspect.isclass(entry) else entry
+    place = function.__module__, function.__qualname__, function.__code__.co_firstlineno
+    if place not in _TAKES_SHAPES:
+        _TAKES_SHAPES[place] = _finds_shapes(function)
+    return _TAKES_SHAPES[place]
+
+
+_TAKES_SHAPES: dict[tuple[str, str, int], bool] = {}
+"""Remembered: a function within another one is made, and decorated, at every call of that."""
+
+
+def _finds_shapes(function: Any) -> bool:
     for annotation in function.__annotations__.values():
         holder = type("Holder", (), {"__annotations__": {"hint": annotation}})
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
+from tiny import Done, command
 from tqdm import tqdm
 
 from rewarddance.protocols import RewardModel
@@ -98,6 +99,23 @@ def in_processes(
     assert not failed, "\n".join(failed)
     assert len(found) == n, "not all processes came to an end"
     return [what for _, what in found]
+
+
+def command_in_processes(n: int, *words: str | Path) -> list[Done]:
+    """What a command leaves in each of n processes that it joins by itself.
+
+    None ends before all are done: the first one keeps the store, which is torchrun's otherwise.
+    """
+
+    def work(folder: Path) -> Done:
+        done = command(*words)
+        (folder / os.environ["RANK"]).touch()
+        while len(list(folder.iterdir())) < n:
+            time.sleep(0.01)
+        return done
+
+    with TemporaryDirectory() as folder:
+        return in_processes(n, work, Path(folder), join=False)
 
 
 class Interrupting:

@@ -266,13 +266,17 @@ class Done(NamedTuple):
     err: str
 
 
+built = functools.cache(typer.main.get_command)
+"""The commands of an application, which typer would make anew at every call: that takes longer than most of them."""
+
+
 def command(*arguments: str | Path, commands: typer.Typer = app) -> Done:
     """Run the command line in this process, as `rewarddance ARGUMENTS` would."""
     out, err, before = StringIO(), StringIO(), sys.argv
     sys.argv, code = ["rewarddance", *map(str, arguments)], 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            main(commands)
+            main(built(commands))
     except SystemExit as stop:
         code = int(stop.code or 0)
     finally:

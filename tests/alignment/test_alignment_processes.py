@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from several import in_processes
+from several import command_in_processes, in_processes
 from tiny import BrightnessJudge, TinyGenerator, command, comparing, generator_folder, judge_folder
 from tiny_alignment import WatchedJudge
 from tiny_pipelines import fresh
@@ -229,16 +228,8 @@ def test_torchrun_aligns_from_a_recipe_and_one_process_speaks(tmp_path, recipe):
     ],
 )
 def test_one_process_says_what_is_wrong_before_the_folder_is_claimed(tmp_path, recipe, key, message):
-    def work() -> str:
-        done = command("align", recipe, "refl.prompts_per_step=1", key)
-        wait_for(tmp_path / f"done-{os.environ['RANK']}")
-        return done.err if done.code == 2 else f"code {done.code}"
-
-    def wait_for(own: Path) -> None:  # the one that keeps the store leaves last
-        own.touch()
-        while len(list(tmp_path.glob("done-*"))) < 2:
-            time.sleep(0.01)
-
-    said = in_processes(2, work, join=False)
+    done = command_in_processes(2, "align", recipe, "refl.prompts_per_step=1", key)
+    assert [one.code for one in done] == [2, 2]
+    said = [one.err for one in done]
     assert sum(message in one for one in said) == 1 and "" in said
     assert not (tmp_path / "two").exists()

@@ -64,8 +64,7 @@ def assert_close(found, expected, size: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("make", [flow, lambda: fresh("sd15-ddim"), lambda: fresh("sdxl-euler")])
-@pytest.mark.parametrize("length", [1, 2, 3])
-@pytest.mark.parametrize("at_once", [3, 2])
+@pytest.mark.parametrize(("length", "at_once"), [(1, 2), (2, 3), (3, 2)])
 def test_refl_and_draft_k_are_routes_too(make, length, at_once):
     generator = make()
     torch.manual_seed(1)
@@ -278,14 +277,14 @@ def test_on_a_gaussian_each_presets_gradient_vanishes_where_the_mean_is_right(na
     """The loss is (mean of what is seen - c)^2 / 2: there is a shift that solves it, and descent must end there."""
     generator = Shifted(STEPS)
     (weight,) = generator.train_all()
-    prompts, seeds, aim = ["p"] * 64, list(range(64)), 0.8
+    prompts, seeds, aim = ["p"] * 32, list(range(32)), 0.8
     # One route for all steps, so that the optimum does not move
     route = preset(name).route(times_of(generator), np.random.default_rng(5))
 
     def seen() -> ActiveSteps:
-        return ActiveSteps(generator, [generator.encode(prompts)], [torch.arange(64)], route)
+        return ActiveSteps(generator, [generator.encode(prompts)], [torch.arange(32)], route)
 
-    for _ in range(400):
+    for _ in range(120):
         weight.grad = None
         way = seen()
         x_0 = way.forward(rollout(generator, prompts, seeds, route.first).x_t)

@@ -17,7 +17,7 @@ import pytest
 import typer
 import yaml
 from snippets import ROOT, Snippet, command_lines, pages, snippets
-from tiny import colour_preferences, command, pictures
+from tiny import built, colour_preferences, command, pictures
 
 import rewarddance
 from experiments.__main__ import app as experiments_app
@@ -136,7 +136,7 @@ def check_command(words: list[str], where: str) -> None:
 
 def parse(commands: typer.Typer, words: list[str], where: str) -> None:
     """As the command line reads them, without doing anything."""
-    group: Any = typer.main.get_command(commands)
+    group: Any = built(commands)
     while hasattr(group, "commands"):
         assert words and words[0] in group.commands, f"{where}: there is no command {words[:1]}"
         group, words = group.commands[words[0]], words[1:]

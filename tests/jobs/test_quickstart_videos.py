@@ -87,7 +87,7 @@ def test_a_run_on_videos_that_was_killed_ends_with_the_figures_of_one_in_one_go(
         (quickstart_figures, "diversity", 2),
         (job, "gallery", 1),
     )
-    for module, name, at in kills:
+    for module, name, at in kills[:2] if whole.recipe.task == "t2v" else kills[2:]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, name, Killing(getattr(module, name), at))
             assert command("quickstart", "--output", tmp_path, *arguments).code == 130, name

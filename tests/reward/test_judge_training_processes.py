@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from several import Interrupting, in_processes
+from several import Interrupting, command_in_processes, in_processes
 from tiny import colour_preferences, judge_folder
 
 from rewarddance.data.preferences import write_preferences
@@ -119,7 +116,7 @@ def test_what_needs_other_processes_is_refused_in_words(tmp_path):
         train(tmp_path, RECIPE.model_copy(update={"gradient_accumulation_steps": 8}))
 
 
-def test_torchrun_trains_from_a_recipe_and_one_process_speaks(tmp_path):
+def test_two_processes_train_from_a_recipe_and_one_process_speaks(tmp_path):
     write_preferences(PAIRS, tmp_path / "train.jsonl")
     write_preferences(PAIRS[:4], tmp_path / "ood.jsonl")
     judge = RECIPE.model_dump(mode="json", exclude_defaults=True) | {"sharded": True, "keep_best": "accuracy_ood"}
@@ -130,17 +127,11 @@ def test_torchrun_trains_from_a_recipe_and_one_process_speaks(tmp_path):
         "judge": judge,
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "rewarddance", "train", str(tmp_path / "recipe.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["reward"] == str(tmp_path / "out" / "reward")
-    assert done.stderr.count("training the judge") == 1
+    said = command_in_processes(2, "train", tmp_path / "recipe.yaml")
+    assert [done.code for done in said] == [0, 0], said
+    (spoken,) = [done.out for done in said if done.out]
+    assert json.loads(spoken)["reward"] == str(tmp_path / "out" / "reward")
+    assert sum(done.err.count("training the judge") for done in said) == 1
     steps = [row["best_step"] for row in logged(tmp_path / "out") if "best_step" in row]
     assert len(steps) == 2 and set(steps) <= {2, 4}
     assert load_reward(str(tmp_path / "out" / "reward"))(QUESTIONS).margin.isfinite().all()

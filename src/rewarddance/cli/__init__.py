@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -17,9 +19,10 @@ DEBUG = "--debug"
 """Taken anywhere on the command line, by every command: shows the traceback of an error."""
 
 
-def main(commands: typer.Typer = app) -> None:
+def main(commands: Callable[..., Any] = app) -> None:
     """Whatever a library raises ends in one message and exit code 2; an interrupt says how to go on.
 
+    commands: typer's application, or what `typer.main.get_command` makes of one.
     0: all was done. 1: some rows failed, and are listed. 2: nothing was done, or the same command goes on.
     """
     keep_freed_memory()
