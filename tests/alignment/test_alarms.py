@@ -170,6 +170,15 @@ def test_an_alarm_that_stops_leaves_the_checkpoint_from_before_its_window(tmp_pa
     assert all(torch.equal(kept[str(i)], weight) for i, weight in enumerate(generator.lora))
 
 
+def test_the_last_step_to_be_trusted_is_from_before_the_window_of_the_alarm_itself(tmp_path):
+    recipe = AlarmRecipe(window=16, stop_on=("distance",))
+    watch = AlarmLog(recipe, Metrics(tmp_path / "metrics.jsonl"), "refl", 0)
+    rows = hacked_at(17, "velocity_mse", lambda value, _: 0.5)
+    trusted = [watch.check(step, row) for step, row in enumerate(rows[:20], start=1)]
+    rang = next(step for step, last in enumerate(trusted, start=1) if last is not None)
+    assert trusted[rang - 1] == rang - 4  # a quarter of a window, which is all that distance looks at
+
+
 # -- the held-out judge ------------------------------------------------------------------------------------------------
 
 

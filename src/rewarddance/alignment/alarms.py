@@ -33,9 +33,9 @@ Row = Mapping[str, Any]
 class AlarmRecipe(Recipe):
     """When alarms ring. All are on; every threshold is ours.
 
-    window: steps whose mean is compared; none but distance rings before two of them.
+    window: steps whose mean is compared; none but distance, which takes a quarter of it, rings before two of them.
     off: alarms that are not wanted.
-    stop_on: alarms that end the run, which keeps the newest checkpoint from before the window; the others only warn.
+    stop_on: alarms that end the run, which keeps the newest checkpoint from before their window; the others only warn.
     least_spread: share of the first window's spread of the margin, within a prompt and across prompts, below which the
         two alarms of spread ring.
     least_diversity: the same share of the distances between pictures, within a group and across prompts.
@@ -76,6 +76,7 @@ class Alarm(NamedTuple):
 
     saw: the sign, in words.
     do: what to do about it.
+    window: steps up to this one in which it was seen.
     stop: does it end the run?
     """
 
@@ -83,6 +84,7 @@ class Alarm(NamedTuple):
     name: str
     saw: str
     do: str
+    window: int
     stop: bool = False
 
 
@@ -147,18 +149,19 @@ class AlarmMonitor:
             self.first = Window.of(self.recent)
         signs = []
         if len(self.recent) >= (few := max(2, n // 4)):
-            signs.append(("distance", moved_far(Window.of(self.recent[-few:]), self.recipe)))
+            signs.append(("distance", moved_far(Window.of(self.recent[-few:]), self.recipe), few))
         if self.first is not None and len(self.recent) == 2 * n:
-            signs += changes(self.first, Window.of(self.recent[:n]), Window.of(self.recent[n:]), self.recipe)
+            compared = changes(self.first, Window.of(self.recent[:n]), Window.of(self.recent[n:]), self.recipe)
+            signs += [(name, saw, n) for name, saw in compared]
         alarms = []
-        for name, saw in signs:
+        for name, saw, window in signs:
             if not saw or name in self.recipe.off:
                 continue
             key, first = name, saw.split(" ", 1)[0]
             if name == "drift" or first.endswith(":"):  # each statistic of the pictures, and each reward, by itself
                 key = f"{name} {first}"
             if key not in self.last_rung or step - self.last_rung[key] > n:
-                alarms.append(Alarm(step, name, saw, DO[name], name in self.recipe.stop_on))
+                alarms.append(Alarm(step, name, saw, DO[name], window, name in self.recipe.stop_on))
             self.last_rung[key] = step
         return alarms
 
@@ -297,7 +300,7 @@ class AlarmLog:
         for alarm in alarms:
             self.file.log(self.phase, step, "alarm", name=alarm.name, saw=alarm.saw, do=alarm.do, stop=alarm.stop)
             console.print(f"ALARM at step {step} ({alarm.name}): {alarm.saw} {alarm.do}", soft_wrap=True, markup=False)
-        return step - self.monitor.recipe.window if any(alarm.stop for alarm in alarms) else None
+        return min((step - alarm.window for alarm in alarms if alarm.stop), default=None)
 
 
 def _logged_steps(path: Path, phase: str, last: int) -> list[dict]:
