@@ -316,7 +316,7 @@ def video_quickstart_recipe(folder: Path, task: str) -> Path:
     content |= {"task": task, "generator": str(video_generator_folder()), "generator_options": drawing}
     content["preferences"] |= {"drawn": 2, "overlaid": 1, "id_prompts": 2, "ood_prompts": 2, "test_pairs": 2}
     content["judge"] |= {"base": str(video_judge_folder()), **of_videos}
-    content["refl"] |= {"frames": 4, "jitter_copies": 1}
+    content["refl"] |= {"frames": 4, "jitter_copies": 1, "steps": 2, "save_every": 1}
     path = folder / f"tiny-{task}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
