@@ -65,17 +65,20 @@ def draw_before_after(run: Path, path: Path) -> Path:
 
 
 def draw_runs(runs: Mapping[str, Path], path: Path) -> Path:
-    """Oracle and P(yes) over the steps of each run, on one scale, with a dotted line where its first alarm rang."""
+    """Oracle and P(yes) over the steps of each run, on the same axes, with a dotted line where its first alarm rang."""
     with rc_context({**STYLE, "svg.hashsalt": path.name}):
         figure = Figure(figsize=(8.6, 3.1), layout="constrained")
-        for axes, (title, folder) in zip(figure.subplots(1, len(runs), sharey=True), runs.items(), strict=True):
+        for axes, (title, folder) in zip(
+            figure.subplots(1, len(runs), sharex=True, sharey=True), runs.items(), strict=True
+        ):
             rows, alarms = on_one_axis(read_metrics(folder), read_alarms(folder))
             _draw_run(axes, rows, folder)
             axes.set_title(title)
             for alarm in alarms[:1]:
                 axes.axvline(alarm["step"], color=COLOURS["ink"], linewidth=1, linestyle=":")
                 at = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-                axes.annotate("alarm", (alarm["step"], 0), xytext=(4, 5), color=COLOURS["ink"], **at)
+                words = "an alarm ends the run" if alarm["stop"] else "an alarm rings"
+                axes.annotate(words, (alarm["step"], 1), xytext=(4, -10), color=COLOURS["ink"], **at)
         figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None})
     return path
 

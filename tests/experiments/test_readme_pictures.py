@@ -20,7 +20,7 @@ def run_with_oracle(folder: Path, falls: bool) -> Path:
         oracle = 0.5 - step / 100 if falls else 0.5 + step / 400
         rows.append({"phase": "refl", "kind": "probe", "step": step, "oracle": oracle, "proxy": 0.5 + step / 100})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    alarm = {"phase": "refl", "kind": "alarm", "step": 24, "name": "distance"}
+    alarm = {"phase": "refl", "kind": "alarm", "step": 24, "name": "distance", "stop": not falls}
     (folder / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
     return folder
 
@@ -33,7 +33,8 @@ def test_both_pictures_are_made_by_one_command(tmp_path):
     assert done.code == 0, done.err
     assert Image.open(tmp_path / "made" / "before_after.png").width > 200
     drawing = (tmp_path / "made" / "hacked_guarded.svg").read_text()
-    assert all(drawing.count(f">{word}<") == 2 for word in ("oracle", "P(yes)", "alarm"))
+    assert all(drawing.count(f">{word}<") == 2 for word in ("oracle", "P(yes)"))
+    assert all(drawing.count(f">{words}<") == 1 for words in ("an alarm rings", "an alarm ends the run"))
 
 
 @pytest.mark.parametrize("lacking", ["samples.json", "metrics.jsonl"])
