@@ -24,7 +24,7 @@ from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import newest_complete, replacing, save_state
+from rewarddance.runtime.checkpoint import newest_complete, reading_checkpoint, replacing, save_state
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import (
