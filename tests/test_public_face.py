@@ -223,6 +223,11 @@ def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
         (lambda out: search(tiny_generator(), brightness, PROMPTS, budget=3), "3 is no budget"),
         (lambda out: search(tiny_generator(), brightness, PROMPTS, judging="best"), "judging named 'best'"),
         (lambda out: search(tiny_generator(), brightness, PROMPTS, seed=-1), "seed -1"),
+        (
+            lambda out: search(tiny_generator(), brightness, PROMPTS, method=["paths"]),
+            "no search method named ['paths']",
+        ),
+        (lambda out: align(3, brightness, PROMPTS, output=out, algorithm=["nft"]), "no algorithm named ['nft']"),
         (lambda out: align(3, brightness, PROMPTS, output=out), "3 is no generator"),
         (lambda out: align(tiny_generator(), brightness, [], output=out), "no prompts"),
         (lambda out: bench("geneval", "a.jsonl", generator=3, output=out), "3 is no generator"),

@@ -532,6 +532,9 @@ class TinyGenerator:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(dict(zip(("down", "up"), self.lora, strict=True)), folder / "lora.safetensors")
 
+    def check_lora_goes_on(self, folder: Path, rank: int, alpha: int, targets: Sequence[str] = ()) -> None:
+        """It does."""
+
     def continue_lora(self, folder: Path) -> None:
         saved = load_file(folder / "lora.safetensors")
         for weight, name in zip(self.lora, ("down", "up"), strict=True):

@@ -110,7 +110,7 @@ def align(
     >>> generator = load_generator("shapeworld-generator", num_inference_steps=12)
     >>> aligned = align(generator, "runs/mine/reward", ["a red circle", "a blue cross"], output="runs/refl", steps=20)
     """
-    if algorithm not in ALGORITHMS:
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise InputError(f"there is no algorithm named {algorithm!r}.", f"Say {', '.join(ALGORITHMS)}.")
     run = {name: value for name, value in options.items() if name in AlignRun.model_fields}
     loop = {name: value for name, value in options.items() if name not in AlignRun.model_fields}
@@ -170,7 +170,7 @@ def search(
     >>> found = search("shapeworld-generator", "runs/mine/reward", ["a red circle"], budget="samples=8")
     >>> found[0].winner.pixels.shape
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise InputError(f"there is no search method named {method!r}.", f"Say {', '.join(METHODS)}.")
     own = {name: value for name, value in options.items() if name in METHODS[method].options.model_fields}
     rest = {name: value for name, value in options.items() if name not in own}

@@ -171,3 +171,13 @@ def test_a_folder_is_not_claimed_by_a_recipe_that_cannot_run(tmp_path, recipe):
     for changes in ({"algorithm": "grpo", "grpo": {"window": 4}}, {"held_out": str(tmp_path / "nobody")}, nowhere):
         assert command("align", recipe(**changes)).code == 2
         assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_lora_that_does_not_fit_is_refused_before_references_are_made(tmp_path, recipe):
+    own = {**SMALL, "steps": 1, "group_size": 2, "probe_prompts": 0}
+    judged = {"judge_options": {"kind": "pointwise"}, "grid_prompts": 0}
+    assert command("align", recipe(algorithm="nft", nft=own, **judged)).code == 0
+    lora = (tmp_path / "run").rename(tmp_path / "first") / "lora"
+    refused = command("align", recipe(refl={**SMALL, "lora_alpha": 8}, begin_with=str(lora)))
+    assert refused.code == 2 and "has the alpha 2, not 8" in " ".join(refused.err.split())
+    assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 from several import in_processes
 from test_refl_training import brightness
-from tiny import BrightnessJudge, TinyGenerator, command, generator_folder
+from tiny import BrightnessJudge, TinyGenerator, command, generator_folder, pictures
 from tiny_alignment import assert_same_run, moved
 from tiny_pipelines import fresh
 from torch.nn import functional as F
@@ -21,6 +21,7 @@ from rewarddance.alignment.dpo import DpoRecipe, dpo_updates, vote_logit, votes_
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Alignment
+from rewarddance.data.media import write_picture
 from rewarddance.data.preferences import keep_preferences
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import covering
@@ -210,3 +211,30 @@ def test_the_command_aligns_from_votes_alone_and_goes_on(tmp_path):
     assert {row["phase"] for row in rows} == {"dpo"} and (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").exists()
     assert command("align", tmp_path / "align.yaml").code == 0
+
+
+def test_votes_that_cannot_be_learned_are_found_before_the_first_step(tmp_path):
+    keep_preferences(votes(side=48), tmp_path / "votes.jsonl")
+    row = json.loads((tmp_path / "votes.jsonl").read_text().splitlines()[0])
+    rows = [dict(row) for _ in range(5)]
+    (tmp_path / "none.png").write_text("no picture")
+    rows[0]["media_a"] = "none.png"
+    rows[1]["prompt"] = "a red circle " * 1000
+    for frame in range(2):
+        write_picture(pictures(1)[0], tmp_path / "video" / f"{frame}.png")
+    rows[2]["media_b"] = "video"
+    rows[3]["media_b"] = "gone.png"
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    content = {
+        "generator": str(generator_folder()), "num_inference_steps": 4, "prompts": str(tmp_path / "prompts.txt"),
+        "output": str(tmp_path / "run"), "algorithm": "dpo", "grid_prompts": 0,
+        "dpo": {"preferences": str(tmp_path / "votes.jsonl"), "steps": 1, "prompts_per_step": 1, "lora_rank": 2},
+    }  # fmt: skip
+    (tmp_path / "align.yaml").write_text(yaml.safe_dump(content))
+    refused = command("align", tmp_path / "align.yaml")
+    assert refused.code == 2 and "line 4 of" in refused.err and not (tmp_path / "run").exists()
+    done = command("align", tmp_path / "align.yaml", "--skip-faulty")
+    assert done.code == 1, done.err
+    listed = [json.loads(line) for line in (tmp_path / "run" / "faulty.jsonl").read_text().splitlines()]
+    assert sorted(row["where"].split(" of ")[0] for row in listed) == ["line 1", "line 2", "line 3", "line 4"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,22 @@ def test_a_checkpoint_without_its_mark_is_not_read(tmp_path, whole):
     (newest / OURS).touch()  # as where a kill came while it was removed
     (newest / COMPLETE).unlink()
     (newest / "weights.safetensors").write_bytes(b"cut off")
+    train(tmp_path, probe=lambda: {"probed": 1.0})
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"cut off", None])
+def test_a_checkpoint_whose_moments_are_damaged_is_named_and_can_be_removed(tmp_path, whole, content):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, judge=interrupted(10), probe=lambda: {"probed": 1.0})
+    newest = tmp_path / "checkpoint-8"
+    (newest / "optimiser.pt").unlink()
+    if content is not None:
+        (newest / "optimiser.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"the checkpoint .*checkpoint-8 cannot be read") as caught:
+        train(tmp_path, probe=lambda: {"probed": 1.0})
+    assert "Remove it" in caught.value.remedy
+    shutil.rmtree(newest)
     train(tmp_path, probe=lambda: {"probed": 1.0})
     assert_same_run(tmp_path, whole)
 

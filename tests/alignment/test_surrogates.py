@@ -343,6 +343,8 @@ def test_a_surrogate_is_a_name_or_a_preset_with_changes_and_is_read_back():
     ("changes", "message"),
     [
         ({"surrogate": "draft_vl"}, "there is no surrogate 'draft_vl'; there are draft_lv, drtune"),
+        ({"surrogate": {"like": ["draft_lv"]}}, r"there is no surrogate \['draft_lv'\]; there are draft_lv, drtune"),
+        ({"surrogate": {"like": "leapalign", "segments": [1, 0, 1]}}, "'surrogate.segments.1' .* greater than 0"),
         ({"surrogate": {"like": "draft_lv", "count": 2}}, "count says nothing here"),
         ({"surrogate": {"like": "leapalign", "node_share": 0.5}}, "node_share says nothing here"),
         ({"surrogate": {"like": "drtune", "sees": "picture", "stop_range": 0.4}}, "a prediction is seen with"),

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from diffusers import CogView4Pipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
 from tiny import generator_folder
 
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
+from rewarddance.generators.families.cogview4 import CogView4Generator
+from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.generators.sampling import predictions, rollout, sample
 
@@ -237,6 +240,34 @@ def test_a_lora_of_another_rank_or_place_is_not_gone_on_from(trained, tmp_path):
         fewer.continue_lora(tmp_path)
     with pytest.raises(InputError, match="there is no LoRA in"):
         fewer.continue_lora(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "targets", "message"),
+    [
+        (2, 6, [], "has the rank 3, not 2"),
+        (3, 3, [], "has the alpha 6, not 3"),
+        (3, 6, ["to_q"], "is only in the LoRA of"),
+        (3, 6, [*CogView4Generator.lora_targets, "proj_out"], "has none in the LoRA of"),
+    ],
+)
+def test_a_lora_is_known_to_fit_before_any_is_put_on(trained, generator, tmp_path, rank, alpha, targets, message):
+    trained.save_lora(tmp_path)
+    generator.check_lora_goes_on(tmp_path, 3, 6)
+    with pytest.raises(InputError, match=message):
+        generator.check_lora_goes_on(tmp_path, rank, alpha, targets)
+
+
+def test_a_lora_that_is_cut_off_or_not_finite_is_not_gone_on_from(trained, generator, tmp_path):
+    trained.save_lora(tmp_path)
+    file = tmp_path / LORA_FILE
+    whole = file.read_bytes()
+    save_file({name: weight * torch.nan for name, weight in load_file(file).items()}, file)
+    with pytest.raises(InputError, match=r"the LoRA of .* are not finite"):
+        generator.check_lora_goes_on(tmp_path, 3, 6)
+    file.write_bytes(whole[:500])
+    with pytest.raises(InputError, match=r"the LoRA of .* cannot be read"):
+        generator.check_lora_goes_on(tmp_path, 3, 6)
 
 
 # -- what cannot be loaded ---------------------------------------------------------------------------------------------

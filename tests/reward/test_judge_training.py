@@ -21,7 +21,7 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
-from rewarddance.runtime.checkpoint import COMPLETE, OURS
+from rewarddance.runtime.checkpoint import COMPLETE, OURS, newest_complete
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference, Question
 
@@ -101,6 +101,18 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights_and_metrics(tmp_pat
     assert not (tmp_path / "reward").exists()
     train(tmp_path, preferences, accuracy)
     assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "progress.json"])
+def test_a_checkpoint_that_is_damaged_is_named(tmp_path, preferences, name):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, preferences, Interrupting(accuracy, 3, KeyboardInterrupt))
+    newest = newest_complete(tmp_path)
+    assert newest is not None
+    (newest / name).write_bytes(b"cut off")
+    with pytest.raises(InputError, match=rf"the checkpoint {newest} cannot be read") as caught:
+        train(tmp_path, preferences, accuracy)
+    assert "Remove it" in caught.value.remedy
 
 
 @SCORING

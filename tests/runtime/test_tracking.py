@@ -50,6 +50,13 @@ def test_rewinding_drops_a_line_that_a_kill_cut_off(metrics):
     assert rows(metrics) == [("refl", 1, "step"), ("refl", 2, "step")]
 
 
+def test_rewinding_drops_lines_that_are_no_rows(metrics):
+    metrics.log("refl", 1)
+    metrics.path.write_bytes(b'[1]\n{"phase": "refl"}\n\xff\xfe\n' + metrics.path.read_bytes())
+    metrics.rewind("refl", 5)
+    assert rows(metrics) == [("refl", 1, "step")]
+
+
 def test_rewinding_before_anything_was_logged_does_nothing(metrics):
     metrics.rewind("refl", 0)
     assert not metrics.path.exists()

@@ -30,9 +30,9 @@ from rewarddance.alignment.references import (
 from rewarddance.alignment.refl import refl_updates
 from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, Updates, train
+from rewarddance.data.faults import FaultyRow
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.errors import InputError
-from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
@@ -109,6 +109,21 @@ def check_parts(recipe: TrainRecipe, generator: Generator, judge: RewardModel | 
         recipe.check(generator, judge)
 
 
+def check_beginning(recipe: TrainRecipe, generator: Trainable, begin_with: Path | None) -> None:
+    """Raises InputError where training cannot go on from the LoRA in the folder `begin_with`."""
+    if begin_with is None:
+        return
+    if not recipe.lora_rank:
+        raise InputError("training of all weights cannot begin with a LoRA.", "Give a lora_rank, or leave it out.")
+    generator.check_lora_goes_on(begin_with, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+
+
+def read_votes(recipe: TrainRecipe, faults: list[FaultyRow] | None = None) -> PreferenceSet:
+    """The preferences of dpo; see `PreferenceSet` for faults. Raises InputError where they cannot be used."""
+    assert isinstance(recipe, DpoRecipe) and recipe.preferences is not None
+    return PreferenceSet(recipe.preferences, for_training=True, faults=faults)
+
+
 def as_rewards(
     recipe: TrainRecipe, generator: Generator, judges: RewardModel | Mapping[str, tuple[RewardModel, float]]
 ) -> list[Reward]:
@@ -141,12 +156,14 @@ def prepare_alignment(
     seed: int = 0,
     held_out: RewardModel | None = None,
     begin_with: Path | None = None,
+    preferences: PreferenceSet | None = None,
 ) -> Alignment:
     """What `align_generator` takes. Where samples are judged against references, the bank is made (or read) first.
 
     judge: one, or several by name with their weights; None where the algorithm learns from preferences. Several choose
     the references together (`JointReward`).
     begin_with: the folder of a LoRA to go on from.
+    preferences: the votes of dpo, where they have been read already (`read_votes`).
     Prompts of which no references can be made are left out, and are among the run's `failed`.
     Raises InputError for what cannot be, before anything is made.
     """
@@ -155,14 +172,11 @@ def prepare_alignment(
         check_parts(config.chosen, generator, None)
     else:
         rewards = as_rewards(config.chosen, generator, judge)
-    if begin_with is not None and not config.chosen.lora_rank:
-        raise InputError("training of all weights cannot begin with a LoRA.", "Give a lora_rank, or leave it out.")
-    if begin_with is not None and not (begin_with / LORA_FILE).is_file():
-        raise InputError(f"there is no LoRA in {begin_with}.", f"Give a folder that holds {LORA_FILE}.")
+    check_beginning(config.chosen, generator, begin_with)
     if judge is None:
-        assert isinstance(config.chosen, DpoRecipe) and config.chosen.preferences is not None
-        votes = PreferenceSet(config.chosen.preferences, for_training=True)
-        return Alignment(generator, [], prompts, config.chosen, seed, begin_with=begin_with, preferences=votes)
+        if preferences is None:
+            preferences = read_votes(config.chosen)
+        return Alignment(generator, [], prompts, config.chosen, seed, begin_with=begin_with, preferences=preferences)
     bank, failed = None, FailedGroups()
     if rewards[0].judging == "references":
         chooses = joint_judge(rewards)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -18,6 +18,9 @@ from pydantic import Field, model_validator
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator
 from rewarddance.runtime.config import Recipe
+
+_Parameter = Annotated[float, Field(gt=0)]
+"""Of a Dirichlet distribution."""
 
 
 class Term(NamedTuple):
@@ -87,7 +90,7 @@ class Surrogate(Recipe):
     leap_terms: int = Field(default=1, ge=1)
     node_share: float = Field(default=1.0, ge=0)
     least_distance: float | None = Field(default=None, gt=0)
-    segments: tuple[float, float, float] | None = None
+    segments: tuple[_Parameter, _Parameter, _Parameter] | None = None
     last_leap: float = Field(default=1.0, gt=0, le=1)
     stop_range: float = Field(default=0.4, gt=0, le=1)
     noised_copies: int = Field(default=0, ge=0)
@@ -101,7 +104,7 @@ class Surrogate(Recipe):
         if not isinstance(value, dict) or "like" not in value:
             return value
         name, changes = value["like"], {key: choice for key, choice in value.items() if key != "like"}
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise ValueError(f"there is no surrogate {name!r}; there are {', '.join(PRESETS)}")
         return {**PRESETS[name], **changes}
 

@@ -24,7 +24,7 @@ from rewarddance.alignment.safeguards import Ema
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import newest_complete, replacing, save_state
+from rewarddance.runtime.checkpoint import newest_complete, reading_checkpoint, replacing, save_state
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import (
@@ -120,6 +120,7 @@ class Trainable(Generator, Protocol):
     def add_lora(
         self, rank: int, alpha: int, targets: Sequence[str] = (), sharded: bool = False
     ) -> list[nn.Parameter]: ...
+    def check_lora_goes_on(self, folder: Path, rank: int, alpha: int, targets: Sequence[str] = ()) -> None: ...
     def continue_lora(self, folder: Path) -> None: ...
     def train_all(self, sharded: bool = False) -> list[nn.Parameter]: ...
     def as_before_training(self) -> Any: ...
@@ -224,12 +225,14 @@ class TrainState:
             copy_into(
                 wanted, read_tensors(file, f"the checkpoint {newest}", wanted, "Remove it; an older one is taken.")
             )
-        saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
-        for i, moments in saved["state"].items():
-            saved["state"][i] = {
-                name: value if name == "step" else shard_like(value, self.weights[i]) for name, value in moments.items()
-            }
-        self.optimiser.load_state_dict(saved)
+        with reading_checkpoint(newest):
+            saved = torch.load(newest / "optimiser.pt", weights_only=True, mmap=True)
+            for i, moments in saved["state"].items():
+                saved["state"][i] = {
+                    name: value if name == "step" else shard_like(value, self.weights[i])
+                    for name, value in moments.items()
+                }
+            self.optimiser.load_state_dict(saved)
         return int(newest.name.rpartition("-")[2])
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -194,27 +196,55 @@ class FinetunedPipeline:
             },
         )
 
+    def check_lora_goes_on(self, folder: Path, rank: int, alpha: int, targets: Sequence[str] = ()) -> None:
+        """Raises InputError where the LoRA in `folder` cannot be read, holds values that are not finite, or is not what
+        `add_lora` would put on the network: of other layers, another rank or another alpha."""
+        saved = self._saved_lora(folder)
+        check_values(saved.items(), f"the LoRA of {folder}")
+        ends = tuple(f".{target}" for target in targets or self.lora_targets)
+        layers = {name for name, _ in self.network.named_modules() if f".{name}".endswith(ends)}
+        _compare_lora({f"{layer}.lora_{side}.weight" for layer in layers for side in "AB"}, saved, folder)
+        for name, weight in saved.items():
+            held = weight.shape[0 if name.endswith("lora_A.weight") else 1]
+            if held != rank:
+                raise InputError(f"the LoRA of {folder} has the rank {held}, not {rank}.", "Give it as lora_rank.")
+        trained = self._lora_alpha(folder)
+        if trained is not None and trained != alpha:
+            raise InputError(f"the LoRA of {folder} has the alpha {trained}, not {alpha}.", "Give it as lora_alpha.")
+
     def continue_lora(self, folder: Path) -> None:
         """Give the LoRA that `add_lora` put on the network the weights of one that `save_lora` wrote, to train on.
 
-        Raises InputError where it is not of the same layers and rank.
+        Raises InputError where it is not of the same layers and shapes.
         """
-        path, prefix = folder / LORA_FILE, f"{self.component}."
-        if not path.is_file():
-            raise InputError(f"there is no LoRA in {folder}.", f"Give a folder of save_lora, which holds {LORA_FILE}.")
-        saved = {name.removeprefix(prefix): weight for name, weight in load_file(path).items()}
-        wanted = get_peft_model_state_dict(self.network)
-        for name in sorted(wanted.keys() ^ saved.keys()):
-            where = "has none in" if name in wanted else "is only in"
-            raise InputError(f"{name!r} {where} the LoRA of {folder}.", "Give lora_targets as it was trained with.")
+        saved, wanted = self._saved_lora(folder), get_peft_model_state_dict(self.network)
+        _compare_lora(wanted.keys(), saved, folder)
         for name, weight in wanted.items():
             if weight.shape != saved[name].shape:
                 raise InputError(
                     f"{name!r} of the LoRA of {folder} has the shape {tuple(saved[name].shape)}, not "
                     f"{tuple(weight.shape)}.",
-                    "Give lora_rank as it was trained with.",
+                    "Give one of this generator, and lora_rank as it was trained with.",
                 )
         set_peft_model_state_dict(self.network, saved)
+
+    def _saved_lora(self, folder: Path) -> dict[str, Tensor]:
+        """The weights that `save_lora` wrote, by their layers. Raises InputError where they cannot be read."""
+        path, prefix = folder / LORA_FILE, f"{self.component}."
+        if not path.is_file():
+            raise InputError(f"there is no LoRA in {folder}.", f"Give a folder of save_lora, which holds {LORA_FILE}.")
+        try:
+            return {name.removeprefix(prefix): weight for name, weight in load_file(path).items()}
+        except LOAD_ERRORS as error:
+            raise InputError(
+                f"the LoRA of {folder} cannot be read: {first_line(error)}.", "Give a folder of save_lora."
+            ) from error
+
+    def _lora_alpha(self, folder: Path) -> int | None:
+        """The alpha that `save_lora` wrote down, or None where another trainer wrote none."""
+        with safe_open(folder / LORA_FILE, "pt") as file:
+            written = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+        return json.loads(written).get(f"{self.component}.lora_alpha")
 
     def load_lora(self, folder: Path) -> None:
         """Load what `save_lora`, or any diffusers trainer, wrote.
@@ -269,3 +299,12 @@ class FinetunedPipeline:
             setattr(self.pipeline, self.component, whole)
             self.pipeline.save_pretrained(folder)
             setattr(self.pipeline, self.component, self.network)
+
+
+def _compare_lora(wanted: Collection[str], saved: Collection[str], folder: Path) -> None:
+    """Raises InputError naming the first weight that only one of both has."""
+    for name in sorted(set(wanted) ^ set(saved)):
+        where = "has none in" if name in wanted else "is only in"
+        raise InputError(
+            f"{name!r} {where} the LoRA of {folder}.", "Give one of this generator, and lora_targets as it had."
+        )

@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from rewarddance.alignment.algorithms import align_generator, as_rewards, check_parts, prepare_alignment
+from rewarddance.alignment.algorithms import (
+    align_generator,
+    as_rewards,
+    check_beginning,
+    check_parts,
+    prepare_alignment,
+    read_votes,
+)
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
 from rewarddance.alignment.judges import listed, load_judges
 from rewarddance.alignment.policy import PolicyRecipe, against_base
@@ -20,7 +27,7 @@ from rewarddance.data.faults import FaultyRow, skipped
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.jobs.preflight import FAULTY, checked_prompts
+from rewarddance.jobs.preflight import FAULTY, checked_prompts, faulty_votes
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
 from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
@@ -92,8 +99,12 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
         beside = partial(load, or_whole=True)
     asked = load_judges(recipe, load, beside, judge=parts.judge, given=parts.rewards)
     held_out = parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
-    if asked is None:  # what cannot be is refused before the folder is claimed
+    votes = None
+    # what cannot be is refused before the folder is claimed
+    check_beginning(recipe.chosen, generator, recipe.begin_with)
+    if asked is None:
         check_parts(recipe.chosen, generator, None)
+        votes = read_votes(recipe.chosen, faults)
     else:
         as_rewards(recipe.chosen, generator, asked)
     judges = [*listed(asked), held_out]
@@ -101,6 +112,8 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
         for judge in judges:
             keep_off(judge, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
+    if votes is not None:
+        faults += faulty_votes(votes, generator)
     prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
     folder = recipe.output
     with ExitStack() as held:
@@ -121,6 +134,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             seed=recipe.seed,
             held_out=held_out,
             begin_with=recipe.begin_with,
+            preferences=votes,
         )
         aligned = _train(recipe, run, prompts)
         if not is_main_process():

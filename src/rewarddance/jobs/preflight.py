@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rewarddance.data.faults import FaultyRow, settle
+from rewarddance.data.faults import FaultyRow, FaultyRows, settle
 from rewarddance.data.media import MAX_FRAMES, media_size
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet
 from rewarddance.errors import InputError, RewardDanceError, shown
@@ -91,6 +91,29 @@ def check_pairs(
         settle([*faults, *faulty.values()], skip, folder / FAULTY, len(pairs) - len(faulty))
         faults += faulty.values()
         pairs.leave_out(faulty)
+
+
+def faulty_votes(votes: PreferenceSet, generator: PipelineGenerator) -> list[FaultyRow]:
+    """The votes of which a generator of pictures cannot learn, by their prompts and pictures; they are taken out, but
+    for where no other would be left."""
+    faulty: dict[int, FaultyRow] = {}
+    sizes: dict[Path, OtherPixels | RewardDanceError] = {}
+    for index in range(len(votes)):
+        try:
+            row = votes.row(index)
+            question = _questions(row, sizes)[0]
+            generator.check_prompts([question.prompt])
+            for path in (row.media_a, row.media_b):
+                if len(_sized(path, sizes)) > 1:
+                    raise InputError(f"{path} is a video, and dpo learns from pictures.", "Take this vote out.")
+        except RewardDanceError as error:
+            faulty[index] = FaultyRow(votes.where(index), error.what, error.remedy)
+        if len(sizes) > 100_000:
+            sizes.clear()
+    if len(faulty) == len(votes):
+        raise FaultyRows([*faulty.values()])
+    votes.leave_out(faulty)
+    return [*faulty.values()]
 
 
 def check_decoder(decoder: Decoder, sets: Iterable[Pairs]) -> None:

@@ -26,7 +26,14 @@ from rewarddance.reward.parallel import ForwardDispatch, evaluate_together, repl
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import COMPLETE, discard, newest_complete, replacing_together, save_state
+from rewarddance.runtime.checkpoint import (
+    COMPLETE,
+    discard,
+    newest_complete,
+    reading_checkpoint,
+    replacing_together,
+    save_state,
+)
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import full_tensor
 from rewarddance.runtime.trackers import check_trackers, reporting
@@ -251,14 +258,16 @@ def _resume(folder: Path, student: Trainable, optimiser: torch.optim.Optimizer) 
     """Read the newest checkpoint, if there is one, on all processes before any of them writes."""
     newest, progress = newest_complete(folder), Progress()
     if newest is not None:
-        progress = Progress(**json.loads((newest / PROGRESS).read_text()))
+        with reading_checkpoint(newest):
+            progress = Progress(**json.loads((newest / PROGRESS).read_text()))
         student.load(newest)
         if student.module.sharded:
             state: Any = get_optimizer_state_dict(student.module, optimiser)
             dcp.load(state, checkpoint_id=newest / "optimizer")
             set_optimizer_state_dict(student.module, optimiser, state)
         else:
-            optimiser.load_state_dict(torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True))
+            with reading_checkpoint(newest):
+                optimiser.load_state_dict(torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True))
     process_group.barrier()
     return progress
 

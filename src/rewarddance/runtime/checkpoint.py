@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO
 
 import torch
@@ -188,6 +189,18 @@ def save_state(state: object, path: Path) -> None:
         disk = os.statvfs(path.parent)
         code = errno.EROFS if disk.f_flag & os.ST_RDONLY else errno.ENOSPC if disk.f_bavail < 256 else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+@contextmanager
+def reading_checkpoint(folder: Path) -> Iterator[None]:
+    """Within the block a file of a checkpoint that is gone, cut off or no longer what was written is an InputError."""
+    try:
+        yield
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"the checkpoint {folder} cannot be read: {first_line(error) or type(error).__name__}.",
+            "Remove it; an older one is taken.",
+        ) from error
 
 
 def open_to_append(path: Path) -> IO[bytes]:

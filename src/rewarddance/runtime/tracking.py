@@ -77,15 +77,18 @@ class Metrics:
             show_pictures(tracker, f"{phase}/{name}", self.step, pixels)
 
     def rewind(self, phase: str, step: int) -> None:
-        """Drop what `phase` logged after `step`, and a line that a kill cut off; a resumed run logs both again."""
+        """Drop what `phase` logged after `step`, which a resumed run logs again, and lines that are no rows, such as
+        one that a kill cut off."""
         if not self.path.exists():
             return
         kept = []
         self._logged_before[phase] = 0
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
+                continue
+            if not isinstance(row, dict) or not {"phase", "step"} <= row.keys():
                 continue
             if row["phase"] != phase or row["step"] <= step:
                 kept.append(line + "\n")
