@@ -42,7 +42,7 @@ from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.reward.judge import Judge
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, Seed
 from rewarddance.runtime.tracking import console, peak_memory_gib
 from rewarddance.types import Prompt
 
@@ -56,7 +56,7 @@ class TuningConfig(Recipe):
     prompts: held-out prompts of which the gain is taken.
     """
 
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     seconds: float = Field(gt=0)
     factors: tuple[float, ...] = Field(default=(0.3, 1.0, 3.0), min_length=2)
     prompts: int = Field(default=60, ge=6)

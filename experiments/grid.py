@@ -22,7 +22,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, keep_recipe, parse_file
+from rewarddance.runtime.config import Recipe, Seed, keep_recipe, parse_file
 from rewarddance.runtime.tracking import clock, console
 from rewarddance.shapeworld.preferences import PreferenceRecipe
 
@@ -39,7 +39,7 @@ class GridRecipe(Recipe):
     judge: how judges are trained.
     """
 
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=12, ge=2)
     guidance_scale: float = Field(default=1.0, ge=1)

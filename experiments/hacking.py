@@ -17,7 +17,7 @@ from experiments.hacking_table import HackingRun, Meant, Window, hacking_report
 from experiments.judge_choices import JudgeAccuracy, JudgesRecipe, SeedJudges
 from rewarddance.report.run_folder import Row as Logged
 from rewarddance.report.run_folder import read_metrics
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, Seed
 
 
 class RunChoice(Recipe):
@@ -35,7 +35,7 @@ class RunChoice(Recipe):
     bare: str | None = None
     guarded: str | None = None
     held_out: str | None = None
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[Seed, ...] | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> RunChoice:
@@ -54,7 +54,7 @@ class HackingRecipe(JudgesRecipe):
     clock, eval: as in the alignment experiment.
     """
 
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     methods: dict[str, AlignConfig] = Field(min_length=1)
     runs: dict[str, RunChoice] = Field(min_length=1)
     window: int = Field(default=16, ge=2)

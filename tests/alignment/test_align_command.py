@@ -181,3 +181,11 @@ def test_a_lora_that_does_not_fit_is_refused_before_references_are_made(tmp_path
     refused = command("align", recipe(refl={**SMALL, "lora_alpha": 8}, begin_with=str(lora)))
     assert refused.code == 2 and "has the alpha 2, not 8" in " ".join(refused.err.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_lora_is_refused_before_training(tmp_path, recipe):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lora").write_text("mine")
+    refused = command("align", recipe(algorithm="grpo", judge_options={"kind": "pointwise"}))
+    assert refused.code == 2 and "run/lora is a file" in "".join(refused.err.split("\n"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lora"]

@@ -230,3 +230,14 @@ def test_parquet_keeps_types_and_refuses_what_has_no_column(tmp_path):
     for odd in ({"e": 1}, {"d": "text"}, {"x": "text"}):
         with pytest.raises(InputError, match=r"the row cannot stand in .parquet"):
             file.encode([odd])
+
+
+def test_a_finished_file_whose_rows_are_gone_does_not_count_as_whole(tmp_path):
+    path = tmp_path / "a.jsonl"
+    file = RowFile(path)
+    file.commit([{"a": 1}], [], 1)
+    file.finish()
+    assert RowFile(path).progress.finished
+    path.write_text("")
+    with pytest.raises(InputError, match=r"a.jsonl has become shorter"):
+        RowFile(path)

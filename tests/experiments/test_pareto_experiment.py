@@ -117,6 +117,7 @@ def test_the_tables_have_a_line_a_weight_and_one_a_run(tmp_path):
         ({"shares": [0.5, 1.5]}, "shares"),
         ({"shares": [0.5, 0.5]}, "a share stands twice"),
         ({"judges": {7: "x"}}, "a judge for seed 7"),
+        ({"seeds": [0, -1]}, "'seeds.1' .* greater than or equal to 0"),
     ],
 )
 def test_weights_that_cannot_be_are_refused_by_their_key(tmp_path, changes, what):

@@ -270,6 +270,19 @@ def test_a_lora_that_is_cut_off_or_not_finite_is_not_gone_on_from(trained, gener
         generator.check_lora_goes_on(tmp_path, 3, 6)
 
 
+def test_a_generator_that_carries_a_trained_lora_gets_no_other(trained):
+    with pytest.raises(InputError, match="carries a LoRA that was trained on it already") as caught:
+        trained.check_lora([])
+    assert "begin_with" in caught.value.remedy
+
+
+def test_a_lora_is_not_written_where_a_file_stands(trained, tmp_path):
+    (tmp_path / "lora").write_text("mine")
+    with pytest.raises(InputError, match="lora cannot be written"):
+        trained.save_lora(tmp_path / "lora")
+    assert (tmp_path / "lora").read_text() == "mine"
+
+
 # -- what cannot be loaded ---------------------------------------------------------------------------------------------
 
 

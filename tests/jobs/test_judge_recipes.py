@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
+from tiny import colour_preferences, command, judge_folder
 
 from rewarddance.cli.app import recipe_file
+from rewarddance.data.preferences import write_preferences
 from rewarddance.errors import InputError
 from rewarddance.jobs.train import TrainRun
 from rewarddance.runtime.config import load_recipe
@@ -36,3 +39,15 @@ def test_a_recipe_is_readable_and_says_how_to_start_it_and_that_it_was_not_run(p
 def test_the_best_can_only_be_chosen_by_a_test_set_that_is_there():
     with pytest.raises(InputError, match=r"keep_best is 'accuracy_odd', and tests give accuracy_id, accuracy_ood"):
         load_recipe(TrainRun, RECIPES[0], ["judge.keep_best=accuracy_odd"])
+
+
+def test_a_training_does_not_go_on_with_preferences_that_have_changed(tmp_path):
+    judge = {"base": str(judge_folder()), "instruction": "t2i-brief", "batch_size": 4, "epochs": 1}
+    content = {"preferences": str(tmp_path / "votes.jsonl"), "output": str(tmp_path / "run"), "judge": judge}
+    (tmp_path / "train.yaml").write_text(yaml.safe_dump(content))
+    write_preferences(colour_preferences(4), tmp_path / "votes.jsonl")
+    assert command("train", tmp_path / "train.yaml").code == 0
+    assert command("train", tmp_path / "train.yaml").code == 0
+    write_preferences(colour_preferences(8), tmp_path / "votes.jsonl")
+    refused = command("train", tmp_path / "train.yaml")
+    assert refused.code == 2 and "votes.jsonl has changed since the run" in "".join(refused.err.split("\n"))

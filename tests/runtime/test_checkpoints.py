@@ -14,6 +14,7 @@ from rewarddance.runtime import checkpoint
 from rewarddance.runtime.checkpoint import (
     find_checkpoint,
     newest_complete,
+    read_run_json,
     replacing,
     save_state,
     writable_folder,
@@ -165,3 +166,13 @@ def test_a_base_that_does_not_come_along_says_how_it_is_made(tmp_path, monkeypat
     with pytest.raises(InputError, match="shapeworld-judge-5m does not come with this package") as caught:
         find_checkpoint("shapeworld-judge-5m")
     assert "rewarddance bases judge-sizes --output bases" in caught.value.remedy
+
+
+@pytest.mark.parametrize("text", ["", "cut off", "[1]", '{"a": 1}\n{"b'])
+def test_a_runs_own_file_that_is_damaged_is_named(tmp_path, text):
+    path = tmp_path / "stages.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"stages.json is not what a run writes there"):
+        read_run_json(path)
+    path.write_text('{"a": 1}\n{"b": 2}\n')
+    assert read_run_json(path, lines=True) == [{"a": 1}, {"b": 2}]

@@ -28,7 +28,7 @@ from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.ranking import Ranking, tournament
-from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.checkpoint import read_run_json, write_text_atomically
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
@@ -356,7 +356,7 @@ def bank_refresher(
 def _claim(folder: Path, key: dict[str, Any]) -> None:
     """Write down what the folder's bank is of, or make sure that it is of just that."""
     path = folder / "bank.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else key
+    before = read_run_json(path) if path.exists() else key
     for name, value in key.items():
         if before.get(name) != value:
             raise InputError(

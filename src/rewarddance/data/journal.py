@@ -60,6 +60,9 @@ class RowFile:
                 raise InputError(
                     f"{self._journal} cannot be read: {error}.", "Choose another output, or remove it to begin anew."
                 ) from error
+        if schema is None or not self.progress.finished:  # of a finished Parquet file the length was never noted
+            _check_length(self._growing, self.progress.bytes)
+        _check_length(self.failures, self.progress.failed_bytes)
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
         """The rows as they stand in the growing file. Raises InputError saying what it cannot hold."""
@@ -138,6 +141,12 @@ def _append(path: Path, length: int, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _check_length(path: Path, length: int) -> None:
+    """Raises InputError where rows that were written are gone: a finished file would count as whole without them."""
+    if length and (path.stat().st_size if path.exists() else 0) < length:
+        raise InputError(f"{path} has become shorter since it was written.", "Restore it, or choose another output.")
 
 
 def _as_text(value: Any) -> str:

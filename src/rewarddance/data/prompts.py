@@ -23,7 +23,7 @@ from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.media import read_video
 from rewarddance.data.tables import ParquetTable
 from rewarddance.errors import InputError, first_line, shown
-from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.checkpoint import read_run_json, write_text_atomically
 from rewarddance.runtime.files import check_plain, parse_json, read_text
 from rewarddance.types import Pixels, Prompt
 
@@ -183,10 +183,10 @@ def keep_prompts(prompts: Sequence[Prompt], path: Path) -> None:
         | ({"negative_prompt": prompt.negative} if prompt.negative else {})
         for prompt in prompts
     ]
-    before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else now
+    before = read_run_json(path, lines=True) if path.exists() else now
     for number, (old, new) in enumerate(zip_longest(before, now), start=1):
         if old != new:
-            before_text = "none" if old is None else repr(old["prompt"])
+            before_text = "none" if old is None else repr(old.get("prompt"))
             raise InputError(
                 f"{path.parent} holds a run whose prompt {number} was {before_text}, and now the prompts are others.",
                 "Choose another output, or give the prompts that the run began with.",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rewarddance.errors import InputError, first_line
+from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.runtime.process_group import one_process_at_a_time
 from rewarddance.runtime.sharding import gather_full_tensors, outer_blocks, shard
@@ -92,7 +93,13 @@ class FinetunedPipeline:
             )
 
     def check_lora(self, targets: Sequence[str]) -> None:
-        """Raises InputError naming the first of the targets that no layer's name ends with."""
+        """Raises InputError where the network has a LoRA in training already, and naming the first of the targets that
+        no layer's name ends with."""
+        if "default" in getattr(self.network, "peft_config", {}):  # peft's name for the one of `add_lora`
+            raise InputError(
+                f"the {self.kind} carries a LoRA that was trained on it already.",
+                "Load the generator anew; begin_with goes on from a LoRA that was saved.",
+            )
         names = [f".{name}" for name, _ in self.network.named_modules()]
         for target in targets:
             if not any(name.endswith(f".{target}") for name in names):
@@ -187,7 +194,11 @@ class FinetunedPipeline:
             yield
 
     def save_lora(self, folder: Path) -> None:
-        """Write `pytorch_lora_weights.safetensors`, which plain diffusers loads with `load_lora_weights`."""
+        """Write `pytorch_lora_weights.safetensors`, which plain diffusers loads with `load_lora_weights`.
+
+        Raises InputError where a file stands in the folder's place, which diffusers would only log.
+        """
+        writable_folder(folder)
         self.pipeline.save_lora_weights(
             folder,
             **{

@@ -36,7 +36,7 @@ from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
+from rewarddance.runtime.checkpoint import check_is_folder, check_replaceable, locked, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
@@ -119,7 +119,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     with ExitStack() as held:
         with main_process_first():
             writable_folder(folder)
-            if not recipe.chosen.lora_rank:
+            if recipe.chosen.lora_rank:
+                check_is_folder(folder / "lora")
+            else:
                 check_replaceable(folder / "generator")
             held.enter_context(locked(folder))
             keep_recipe(recipe, folder / "config.yaml")

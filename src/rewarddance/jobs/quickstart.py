@@ -54,7 +54,7 @@ from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
-from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import locked, read_run_json, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
@@ -153,7 +153,7 @@ class Run:
         self.folder, self.recipe = folder, recipe
         self.task = task_of(recipe.task, recipe.preferences)
         path = folder / STAGES
-        self.stages: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+        self.stages: dict[str, dict[str, Any]] = read_run_json(path) if path.exists() else {}
         resume = f"rewarddance quickstart --resume --output {folder.parent} --name {folder.name}"
         self.page = ProgressPage(folder, Progress("", resume), write_progress)
         self.metrics = Metrics(folder / "metrics.jsonl", watch=self.page.renew)

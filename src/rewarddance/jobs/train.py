@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +26,13 @@ from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import check_replaceable, locked, writable_folder
+from rewarddance.runtime.checkpoint import (
+    check_replaceable,
+    locked,
+    read_run_json,
+    writable_folder,
+    write_text_atomically,
+)
 from rewarddance.runtime.config import Recipe, Seed, keep_recipe
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.tracking import Metrics, console
@@ -69,7 +77,9 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
                 folder = writable_folder(recipe.output)
                 check_replaceable(folder / "reward")
                 held.enter_context(locked(folder))
-                keep_recipe(recipe, folder / "config.yaml", binding=_has_begun(folder))
+                has_begun = _has_begun(folder)
+                keep_recipe(recipe, folder / "config.yaml", binding=has_begun)
+                _keep_digest(recipe.preferences, folder / "preferences.json", binding=has_begun)
 
             def watch(judge: RewardModel) -> dict[str, float]:
                 return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
@@ -90,6 +100,20 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
 def _has_begun(folder: Path) -> bool:
     """Was a step taken here? A run that ended before, at a misspelt base say, binds nobody to its recipe."""
     return any((folder / name).exists() for name in ("metrics.jsonl", "reward")) or any(folder.glob("checkpoint-*"))
+
+
+def _keep_digest(preferences: Path, path: Path, binding: bool) -> None:
+    """Write down which preferences a run learns from, or raise InputError where it began with others: places in the
+    file say which pair comes when, so a run that went on would be neither the one nor the other."""
+    with preferences.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+    if binding and path.exists() and read_run_json(path).get("blake2b") != digest:
+        raise InputError(
+            f"{preferences} has changed since the run in {path.parent} began.",
+            "Choose another output, or give the preferences that the run began with.",
+        )
+    if is_main_process():
+        write_text_atomically(path, json.dumps({"blake2b": digest}) + "\n")
 
 
 def _refuse_ties_alone(pairs: PreferenceSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -112,6 +113,12 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
+def check_is_folder(path: Path) -> None:
+    """Raises InputError where a file stands in the place of a folder that will be written."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, and a folder will be written there.", "Move it away, or choose another.")
+
+
 def _is_ours(folder: Path) -> bool:
     if not folder.is_dir() or folder.is_symlink():
         return False
@@ -189,6 +196,19 @@ def save_state(state: object, path: Path) -> None:
         disk = os.statvfs(path.parent)
         code = errno.EROFS if disk.f_flag & os.ST_RDONLY else errno.ENOSPC if disk.f_bavail < 256 else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error
+
+
+def read_run_json(path: Path, lines: bool = False) -> Any:
+    """What a run wrote to `path`: a JSON object, or a list of those on its lines. Raises InputError where it is no more
+    what a run writes."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        objects = [json.loads(line) for line in (text.splitlines() if lines else [text])]
+    except ValueError:
+        objects = [None]
+    if not all(isinstance(one, dict) for one in objects):
+        raise InputError(f"{path} is not what a run writes there.", "Restore it, or choose another output.")
+    return objects if lines else objects[0]
 
 
 @contextmanager
