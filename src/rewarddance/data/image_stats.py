@@ -97,10 +97,11 @@ def step_image_stats(
         if groups > 1:
             rows["diversity_across"] = distances(small[None, :, 0]).mean()
         if sources and pixels.shape[1] == 1:
-            apart = all_gather(source_distances(pixels, sources))
-            if not bool(apart.isnan().all()):
-                rows["source_distance"] = apart.nanmean()
-        return dict(zip(rows, torch.stack([value.float() for value in rows.values()]).tolist(), strict=True))
+            rows["source_distance"] = all_gather(source_distances(pixels, sources)).nanmean()
+        figures = dict(zip(rows, torch.stack([value.float() for value in rows.values()]).tolist(), strict=True))
+        if math.isnan(figures.get("source_distance", 0.0)):  # no prompt of any process has a picture
+            del figures["source_distance"]
+        return figures
 
 
 def distances(groups: Tensor) -> Float[Tensor, "P pairs"]:
