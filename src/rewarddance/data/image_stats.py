@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from rewarddance.runtime.devices import on_device
 from rewarddance.types import PixelBatch, Pixels
 
 MEASURED = ("brightness", "saturation", "sharpness", "contrast", "high_frequencies", "motion")
@@ -117,14 +118,19 @@ def source_distances(pixels: PixelBatch, sources: Sequence[Tensor | None]) -> Fl
 
     A source of another size is brought to the edit's.
     """
-    edits, found = _small(pixels), []
-    for edit, source in zip(edits, sources, strict=True):
-        if source is None:
-            found.append(edit.new_tensor(math.nan))
-            continue
-        other = F.adaptive_avg_pool2d(source.to(edit), (edit.shape[-2], edit.shape[-1]))
-        found.append((edit - other).square().mean().sqrt())
-    return torch.stack(found)
+    edits = _small(pixels)
+    size = (edits.shape[-2], edits.shape[-1])
+    small = {
+        id(source): F.adaptive_avg_pool2d(on_device(source, edits.device).to(edits.dtype), size)
+        for source in sources
+        if source is not None
+    }
+    return torch.stack(
+        [
+            edit.new_full((), math.nan) if source is None else (edit - small[id(source)]).square().mean().sqrt()
+            for edit, source in zip(edits, sources, strict=True)
+        ]
+    )
 
 
 def _small(pixels: PixelBatch) -> Tensor:
