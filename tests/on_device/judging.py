@@ -136,6 +136,7 @@ def test_an_evaluation_reads_its_answers_once_a_batch():
     read = {
         "evaluation/answers.py _answers": "all figures are made on the host",
         "evaluation/agreement.py both_orders": "the same",
+        "protocols.py checked_verdict": "a margin that is not finite is an error before it is a figure",
     }
     assert not waits_of(lambda: ask(judge, pairs, batch_size=4, probed=[0]), ALLOWED | read)
 

@@ -13,7 +13,7 @@ from rewarddance.search.run import METHODS, read_method, search
 from tests.on_device.aligning import ASKED, CONDITIONING, PROMPTS
 from tests.on_device.ground import DEVICE, on_device, waits_of
 
-ALLOWED = ASKED | CONDITIONING | {"search/budget.py _checked": "a score that is not finite is an error before it ranks"}
+ALLOWED = ASKED | CONDITIONING | {"protocols.py checked_verdict": "a score that is not finite is an error"}
 OPTIONS = {"paths": {"paths": 1, "copies": 2}, "refine": {"samples": 2}}
 WRITING = {
     "reward/vlm_judge.py VisionLanguageModel.write": "transformers looks after each token whether all answers end",
