@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,8 @@ def writable_folder(path: Path) -> Path:
     """Create `path` if need be and make sure that it can be written. Raises InputError naming it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # no name, which several processes might share
+            pass
     except OSError as error:
         raise InputError(
             f"the output folder {path} cannot be written: {error.strerror or error}.",
