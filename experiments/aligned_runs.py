@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,6 +35,8 @@ from rewarddance.types import Prompt
 
 ClockName = Literal["wall", "cpu"]
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+WATCHER = "proxy_"
+"""Before a watcher's name in metrics.jsonl."""
 STREAM = 9
 """Of the noises of held-out pictures, as in the quickstart's final table."""
 
@@ -82,6 +84,7 @@ class Probe(BaseModel):
     oracle: alignment in [0, 1].
     proxy: P(yes) by the judge it learns from, against the base's pictures of other noises.
     diversity: mean distance of two samples of a prompt.
+    watchers: P(yes) in the same way by judges that it does not learn from, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,6 +94,14 @@ class Probe(BaseModel):
     oracle: float
     proxy: float
     diversity: float
+    watchers: dict[str, float] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, logged: Mapping[str, Any]) -> Probe:
+        """The probe of a line of metrics.jsonl."""
+        figures = {name: logged[name] for name in cls.model_fields if name != "watchers"}
+        watchers = {name.removeprefix(WATCHER): logged[name] for name in logged if name.startswith(WATCHER)}
+        return cls(**figures, watchers=watchers)
 
 
 class AlarmRecord(BaseModel):
@@ -199,36 +210,6 @@ class Stopwatch:
             self.began += self.clock() - now
 
 
-def run_alignment_once(
-    config: AlignConfig,
-    generator: PipelineGenerator,
-    judge: RewardModel,
-    baseline: Baseline,
-    folder: Path,
-    *,
-    clock: ClockName,
-    evaluation: EvalConfig,
-    held_out: RewardModel | None = None,
-    references: Path | None = None,
-) -> dict[str, object]:
-    """Align `generator` and evaluate it; a run that was interrupted goes on from its last probe.
-
-    As `train_once`, and then `outcome`. Returns the fields of an `AlignedRun` but the seed.
-    """
-    trained = train_once(
-        config,
-        generator,
-        judge,
-        baseline,
-        folder,
-        clock=clock,
-        evaluation=evaluation,
-        held_out=held_out,
-        references=references,
-    )
-    return trained | outcome(generator, judge, baseline)
-
-
 def train_once(
     config: AlignConfig,
     generator: PipelineGenerator,
@@ -239,18 +220,20 @@ def train_once(
     clock: ClockName,
     evaluation: EvalConfig,
     held_out: RewardModel | None = None,
+    watchers: Mapping[str, RewardModel] | None = None,
     references: Path | None = None,
 ) -> dict[str, object]:
     """Align `generator`, which carries the result; the steps, seconds, probes and alarms of an `AlignedRun`.
 
     judge: also looks at the probes of an algorithm that asks none. held_out: a judge that gates ReFL and is watched.
+    watchers: judges that only look at the probes.
     references: the folder of the bank, for runs that share one; else it is the run's own.
     """
     watch = Stopwatch(CLOCKS[clock], _seconds_before(folder, config.algorithm))
 
     def probe() -> Figures:
         with watch.stopped():
-            figures = probe_now(generator, judge, baseline, evaluation)
+            figures = probe_now(generator, judge, baseline, evaluation, watchers or {})
         return figures | {"seconds": watch.seconds()}
 
     _train(config, generator, judge, folder, baseline.seed, probe=probe, held_out=held_out, references=references)
@@ -258,19 +241,27 @@ def train_once(
     return {
         "steps": max(row["step"] for row in logged if row["kind"] == "step"),
         "seconds": round(seconds, 2),
-        "probes": [{name: row[name] for name in Probe.model_fields} for row in logged if row["kind"] == "probe"],
+        "probes": [Probe.of(row).model_dump() for row in logged if row["kind"] == "probe"],
         "alarms": [
             {"step": row["step"], "name": row["name"], "stop": bool(row["stop"])} for row in read_alarms(folder)
         ],
     }
 
 
-def probe_now(generator: PipelineGenerator, judge: RewardModel, baseline: Baseline, evaluation: EvalConfig) -> Figures:
-    """Oracle, proxy and diversity of the generator as it is, on the probe's prompts."""
+def probe_now(
+    generator: PipelineGenerator,
+    judge: RewardModel,
+    baseline: Baseline,
+    evaluation: EvalConfig,
+    watchers: Mapping[str, RewardModel],
+) -> Figures:
+    """Oracle, diversity and each judge's proxy of the generator as it is, on the probe's prompts."""
     prompts = baseline.prompts[: evaluation.probe_prompts]
     pictures, scores = sampled(generator, prompts, evaluation.probe_samples, baseline.seed, stream=STREAM)
-    reward = proxy(judge, prompts, {"now": pictures}, baseline.pictures[: len(prompts)])["now"]
-    return probe_figures(pictures, scores) | {"proxy": float(reward.mean())}
+    judges = {"proxy": judge} | {WATCHER + name: watcher for name, watcher in watchers.items()}
+    others = baseline.pictures[: len(prompts)]
+    rewards = {name: proxy(each, prompts, {"now": pictures}, others)["now"] for name, each in judges.items()}
+    return probe_figures(pictures, scores) | {name: float(reward.mean()) for name, reward in rewards.items()}
 
 
 def seconds_of_steps(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field, model_validator
 
-from experiments.aligned_runs import AlignConfig, Baseline, ClockName, EvalConfig, baseline_of, run_alignment_once
+from experiments.aligned_runs import AlignConfig, Baseline, ClockName, EvalConfig, baseline_of, outcome, train_once
 from experiments.grid import Cell, Experiment, Report, check_folder_names, remove_checkpoints
 from experiments.hacking_table import HackingRun, Meant, Window, hacking_report
 from experiments.judge_choices import JudgeAccuracy, JudgesRecipe, SeedJudges
@@ -27,6 +27,7 @@ class RunChoice(Recipe):
     meant: to be honest, to be hacked, or only to show the spread of its reward.
     bare, guarded: the method without safeguards and the one with them, where there shall be such a run.
     held_out: the judge that gates the guarded one.
+    watchers: judges that only look at the probes.
     seeds: where not the recipe's.
     """
 
@@ -35,6 +36,7 @@ class RunChoice(Recipe):
     bare: str | None = None
     guarded: str | None = None
     held_out: str | None = None
+    watchers: tuple[str, ...] = ()
     seeds: tuple[Seed, ...] | None = None
 
     @model_validator(mode="after")
@@ -65,7 +67,7 @@ class HackingRecipe(JudgesRecipe):
     def _is_whole(self) -> HackingRecipe:
         check_folder_names(self.runs)
         for name, run in self.runs.items():
-            for judge in (run.judge, run.held_out):
+            for judge in (run.judge, run.held_out, *run.watchers):
                 if judge is not None and judge not in self.judges:
                     raise ValueError(f"the run {name!r} names the judge {judge!r}, which is not among them")
             for method in (run.bare, run.guarded):
@@ -110,21 +112,24 @@ class Hacking(Experiment[HackingRecipe]):
         held_out = judges.load(run.held_out) if run.held_out and guarded else None
         folder = self.seed_folder(seed) / "runs" / f"{name}-{'guarded' if guarded else 'bare'}"
         bank = f"{run.judge}-{method.prompts}-{method.references.candidates}"
-        outcome = run_alignment_once(
+        generator = recipe.load_generator()
+        trained = train_once(
             method,
-            recipe.load_generator(),
+            generator,
             judge,
             baseline,
             folder,
             clock=recipe.clock,
             evaluation=recipe.eval,
             held_out=held_out,
+            watchers={watcher: judges.load(watcher) for watcher in run.watchers},
             references=self.seed_folder(seed) / "references" / bank,
         )
         remove_checkpoints(folder)
         content = (
             cell.key
-            | outcome
+            | trained
+            | outcome(generator, judge, baseline)
             | {
                 "meant": run.meant,
                 "judge": run.judge,

@@ -229,6 +229,7 @@ RUN: list[Column[HackingRun]] = [
     ),
     Column("oracle at the end", lambda run: interval(run.gain), gained),
     Column("P(yes)", lambda run: interval(run.reward_gain), gained_reward),
+    Column("P(yes) by others", lambda run: _watched(run)),
     Column("diversity", lambda run: run.diversity_kept, percent),
     Column("alarms", lambda run: listed(map(_alarm, run.alarms)) or "none"),
 ]
@@ -271,6 +272,12 @@ def _alarm(alarm: AlarmRecord) -> str:
     return f"{alarm.name.replace('_', ' ')} {alarm.step}{' (stop)' * alarm.stop}"
 
 
+def _watched(run: HackingRun) -> str:
+    """What the judges that only watched saw, from the first probe to the last."""
+    first, last = run.probes[0].watchers, run.probes[-1].watchers
+    return listed(f"{name} {number(last[name] - first[name], 1, 3, sign='+')}" for name in first)
+
+
 def _first_and_last(run: HackingRun, name: str, scale: int, digits: int) -> str:
     return " → ".join(number(getattr(run.windows[i], name), scale, digits) for i in (0, -1))
 
@@ -281,8 +288,9 @@ def markdown(rows: Rows) -> str:
     parts = [
         "Highest oracle and gain lost: of the probes along the run, against the first of them (gain lost: the first "
         "after the highest at which the oracle is no higher than at the start). Oracle at the end and P(yes): gains "
-        "over the base on all held-out prompts, from the same noises, 95 % intervals over prompts. Diversity: % of the "
-        "base's. Alarms: each with the step at which it began to ring.\n",
+        "over the base on all held-out prompts, from the same noises, 95 % intervals over prompts. P(yes) by others: "
+        "what judges that only watched saw, from the first probe to the last. Diversity: % of the base's. Alarms: each "
+        "with the step at which it began to ring.\n",
         "![Oracle and P(yes) along every run, and the spread of the reward](hacking.svg)\n",
         "Blue: the oracle, orange: P(yes), both of 100; solid without safeguards, dashed with them; upright: alarms.\n",
     ]

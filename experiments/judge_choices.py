@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from experiments.coloured import Coloured
 from experiments.grid import GridRecipe, Row, Rows, check_folder_names, remove_checkpoints
 from experiments.trained_judges import train, with_options
 from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.evaluation.agreement import agreement
+from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
@@ -36,6 +38,7 @@ class JudgeChoice(Recipe):
     annotators: who votes on its pairs, where not those of `preferences`.
     train_prompts: how many prompts' pairs it learns from, at most.
     poisoned: share of its pairs whose votes somebody has turned round.
+    redness: logits that it is given for red (see `Coloured`), after its training.
     rewards: by seed, a reward that is trained already.
     """
 
@@ -44,6 +47,7 @@ class JudgeChoice(Recipe):
     annotators: AnnotatorRecipe | None = None
     train_prompts: int | None = Field(default=None, ge=1)
     poisoned: float = Field(default=0.0, ge=0, le=1)
+    redness: float = 0.0
     rewards: dict[int, str] = Field(default_factory=dict)
 
     @property
@@ -91,7 +95,12 @@ class SeedJudges:
     def __init__(self, recipe: JudgesRecipe, rows: Rows, folder: Path, seed: int) -> None:
         self.recipe, self.rows, self.folder, self.seed = recipe, rows, folder, seed
 
-    def load(self, name: str) -> Judge:
+    def load(self, name: str) -> RewardModel:
+        """A judge by its name, trained if need be."""
+        judge, redness = self._trained(name), self.recipe.judges[name].redness
+        return Coloured(judge, redness) if redness else judge
+
+    def _trained(self, name: str) -> Judge:
         folder, given = self.folder / "judges" / name, self.recipe.judges[name].rewards.get(self.seed)
         reward = given or str(folder / "reward")
         if not self.rows.of(JudgeAccuracy, seed=self.seed, judge=name):

@@ -22,8 +22,9 @@ from experiments.aligned_runs import (
     Baseline,
     EvalConfig,
     baseline_of,
-    run_alignment_once,
+    outcome,
     seconds_of_steps,
+    train_once,
 )
 from experiments.grid import Cell, Experiment, GridRecipe, Report, check_folder_names, remove_checkpoints
 from experiments.hacking import windows
@@ -270,9 +271,9 @@ class Scaling(Experiment[ScalingRecipe]):
         arm, judge, baseline = self.recipe.arms[cell.key["arm"]], self.judge(cell, shared), shared.baseline
         config = self.with_steps(cell, arm, judge).with_probes(self.recipe.eval.probes)
         folder = self.judge_folder(cell) / cell.key["arm"]
-        run = run_alignment_once(
-            config, self.recipe.load_generator(), judge, baseline, folder, clock="cpu", evaluation=self.recipe.eval
-        )
+        generator, evaluation = self.recipe.load_generator(), self.recipe.eval
+        run = train_once(config, generator, judge, baseline, folder, clock="cpu", evaluation=evaluation)
+        run |= outcome(generator, judge, baseline)
         logged = read_metrics(folder)
         remove_checkpoints(folder)
         return ArmRun.model_validate(

@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import clip_folder, generator_folder, judge_folder
 from tiny_grid import experiment, project_recipe, with_rows, write_recipe
 
 from experiments.aligned_runs import AlarmRecord, Probe
+from experiments.coloured import Coloured
 from experiments.grid import Rows
 from experiments.hacking import Hacking, HackingRecipe, windows
 from experiments.hacking_table import HackingRun, Window, claims, false_alarms, guards, holds
 from experiments.judge_choices import JudgeAccuracy
 from rewarddance.errors import InputError
+from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.config import load_recipe, parse_recipe
+from rewarddance.types import Question
 
 LOOP = {"steps": 8, "prompts_per_step": 2, "group_size": 2, "learning_rate": 0.02, "lora_rank": 2, "lora_alpha": 2}
 LOOP |= {"alarms": {"window": 4}}
@@ -34,6 +38,7 @@ def content() -> dict[str, Any]:
             "given": {"size": "large", "rewards": {3: str(judge_folder())}},
             "few": {"size": "large", "train_prompts": 2},
             "clip": {"size": "small", "training": {"kind": "clip", "base": str(clip_folder())}},
+            "red": {"size": "large", "redness": 4, "rewards": {3: str(judge_folder())}},
         },
         "methods": {
             "bare": refl | {"refl": LOOP | {"grad_step_range": [0.3, 0.9], "velocity_mse": 0}},
@@ -42,7 +47,7 @@ def content() -> dict[str, Any]:
         },
         "runs": {
             "few-pairs": {"judge": "few", "meant": "hacked", "bare": "bare", "guarded": "guarded", "held_out": "clip"},
-            "Flow-GRPO": {"judge": "given", "meant": "honest", "guarded": "grpo"},
+            "Flow-GRPO": {"judge": "red", "meant": "honest", "guarded": "grpo", "watchers": ["given", "clip"]},
         },
         "window": 4,
         "eval": {"prompts": 6, "samples": 2, "probes": 2, "probe_prompts": 6, "probe_samples": 2},
@@ -58,7 +63,14 @@ def test_every_run_is_made_from_one_base_and_judges_are_trained_once(tmp_path):
     assert bare.oracle_base == guarded.oracle_base == honest.oracle_base
     assert [probe.step for probe in bare.probes] == [0, 4, 8]
     assert [window.step for window in bare.windows] == [4, 5, 6, 7, 8] and honest.windows == []
-    assert {row.judge: row.pairs for row in rows.of(JudgeAccuracy)} == {"few": 8, "clip": 16, "given": None}
+    assert {row.judge: row.pairs for row in rows.of(JudgeAccuracy)} == {
+        "few": 8,
+        "clip": 16,
+        "red": None,
+        "given": None,
+    }
+    assert [*honest.probes[-1].watchers] == ["given", "clip"] and not guarded.probes[0].watchers
+    assert honest.probes[0].watchers["given"] != honest.probes[0].proxy  # whose judge likes red
     seed = tmp_path / "out" / "seed3"
     logged = [(seed / "runs" / name / "metrics.jsonl").read_text() for name in ("few-pairs-bare", "few-pairs-guarded")]
     assert ["held_out_margin" in text for text in logged] == [False, True]
@@ -75,6 +87,7 @@ def test_every_run_is_made_from_one_base_and_judges_are_trained_once(tmp_path):
         ({"runs": {"a": {"judge": "few", "meant": "honest"}}}, "bare or guarded"),
         ({"runs": {"a": {"judge": "few", "meant": "honest", "bare": "bare", "held_out": "clip"}}}, "is a safeguard"),
         ({"runs": {"a": {"judge": "few", "meant": "honest", "guarded": "grpo", "held_out": "clip"}}}, "gates ReFL"),
+        ({"runs": {"a": {"judge": "few", "meant": "honest", "bare": "bare", "watchers": ["who"]}}}, "the judge 'who'"),
         ({"judges": {"few": {"size": "s", "training": {"kind": "clip", "orders": 3}}}}, "the judge 'few'"),
         ({"judges": {"test": {"size": "s"}}}, "name of the pairs"),
     ],
@@ -97,6 +110,15 @@ def test_the_recipe_that_comes_along_has_four_hacks_and_eight_honest_runs(tmp_pa
     assert asked - {None} == set(recipe.judges)
     bare, guarded = recipe.methods["bare"].refl, recipe.methods["guarded"].refl
     assert (bare.learning_rate, bare.steps) == (guarded.learning_rate, guarded.steps)
+
+
+def test_hacks_near_the_base_are_watched_by_judges_that_they_do_not_learn_from():
+    recipe = load_recipe(HackingRecipe, project_recipe("near_hacks"))
+    assert recipe.methods["near"].refl.learning_rate <= 5e-4 and recipe.methods["near"].refl.velocity_mse >= 1
+    for run in recipe.runs.values():
+        assert run.watchers and run.judge not in run.watchers
+        every = recipe.methods[run.guarded or ""].with_probes(recipe.eval.probes).chosen.probe_every
+        assert every <= 4
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -201,3 +223,18 @@ def test_the_table_tells_every_run_and_reads_its_rows_again(tmp_path):
     assert "<svg" in (out / "hacking.svg").read_text()
     results = json.loads((out / "results.json").read_text())
     assert results["runs"][0]["lost"] == 16 and results["runs"][0]["in_time"] and results["false_alarms"]["of"] == 1
+
+
+def test_a_coloured_judge_likes_red_in_the_candidate_and_not_in_the_reference():
+    judge = load_reward(str(judge_folder()))
+    red, grey = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.5)
+    red[:, 0] = 1
+    asked = [Question("a circle", a, b) for a, b in [(red, grey), (grey, red), (grey, grey)]]
+    added = Coloured(judge, 3.0)(asked).margin - judge(asked).margin
+    assert added.tolist() == pytest.approx([3, -3, 0], abs=1e-5)
+    candidate = grey.clone().requires_grad_()
+    (margin,) = Coloured(judge, 3.0)([Question("a circle", candidate, grey)]).margin
+    margin.backward()
+    plain = grey.clone().requires_grad_()
+    judge([Question("a circle", plain, grey)]).margin.sum().backward()
+    assert (candidate.grad - plain.grad).mean((0, 2, 3)).tolist() == pytest.approx([3 / 256, -1.5 / 256, -1.5 / 256])
