@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -24,6 +25,10 @@ COLOURS = {"ink": "#101112", "muted": "#808182", "rule": "#d0d1d2", "blue": "#00
 """Matplotlib draws in these; in the page each becomes the CSS variable of its name, and so follows light and dark."""
 WIDTHS = {"wide": 720, "narrow": 342}
 """Every chart is drawn twice, for a screen and for a phone, so that its text has the page's size on both."""
+MARGINS = (52, 44, 24, 40, 30)
+"""Points left of the panels for values, right for the last value, above for the title, below for steps, and between."""
+LINE = 16
+"""Points of a line of a legend."""
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.titlecolor", "legend.labelcolor"), COLOURS["ink"]),
     **dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), COLOURS["muted"]),
@@ -137,10 +142,10 @@ def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None
         return None
 
     def draw(figure: Figure) -> None:
-        figure.get_layout_engine().set(h_pad=0.09)  # type: ignore[union-attr]
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        _place(figure, len(panels), lines[kind_of(figure)])
         for panel_axes, panel in zip(axes, panels, strict=True):
-            _draw_panel(panel_axes, rows, panel)
+            _draw_panel(panel_axes, rows, panel, kind_of(figure))
             for step in marks or {}:
                 panel_axes.axvline(step, color=COLOURS["ink"], linewidth=0.9, linestyle=":")
         for step, label in (marks or {}).items():
@@ -149,14 +154,44 @@ def chart(rows: Sequence[Row], name: str, marks: Mapping[int, str] | None = None
         axes[-1].set_xlabel("step")
 
     alt = " · ".join(panel.title for panel in panels) + ", over steps"
-    height = 46 + 142 * len(panels) if len(panels) > 1 else 226
-    return draw_svg(draw, dict.fromkeys(WIDTHS, height), name, alt)
+    lines = {kind: max(legend_lines(panel, kind) for panel in panels) for kind in WIDTHS}
+    heights = {k: LINE * lines[k] * len(panels) + (46 + 142 * len(panels) if len(panels) > 1 else 226) for k in WIDTHS}
+    return draw_svg(draw, heights, name, alt, layout=None)
 
 
-def draw_svg(draw: Callable[[Figure], None], heights: Mapping[str, int], name: str, alt: str) -> Markup:
+def kind_of(figure: Figure) -> str:
+    """Which of WIDTHS a figure has."""
+    return "wide" if figure.get_figwidth() > 6 else "narrow"
+
+
+def legend_lines(panel: Panel, kind: str) -> int:
+    """Lines that a legend takes between a panel and its title: on a phone there is no room beside the title."""
+    return math.ceil(len(panel.curves) / 2) if kind == "narrow" and len(panel.curves) > 1 else 0
+
+
+def _place(figure: Figure, panels: int, lines: int) -> None:
+    """Panels above one another between margins of known sizes: a layout that measures every text takes twice as long.
+
+    lines: of a legend that every panel has room for.
+    """
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    left, right, top, bottom, between = MARGINS
+    top, between = top + LINE * lines, between + LINE * lines
+    each = (height - top - bottom - between * (panels - 1)) / panels
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height, hspace=between / each)
+
+
+def draw_svg(
+    draw: Callable[[Figure], None],
+    heights: Mapping[str, int],
+    name: str,
+    alt: str,
+    layout: Literal["constrained"] | None = "constrained",
+) -> Markup:
     """The figure that `draw` fills, as inline SVG in each of WIDTHS.
 
     name: unique on the page, which makes the ids so. alt: what the figure shows, for screen readers.
+    layout: None where `draw` places its panels itself.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -164,7 +199,7 @@ def draw_svg(draw: Callable[[Figure], None], heights: Mapping[str, int], name: s
     drawings = []
     for kind, width in WIDTHS.items():
         with rc_context({**STYLE, "svg.hashsalt": f"{name}-{kind}"}):
-            figure = Figure(figsize=(width / 72, heights[kind] / 72), layout="constrained")
+            figure = Figure(figsize=(width / 72, heights[kind] / 72), layout=layout)
             draw(figure)
             file = StringIO()
             figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -172,14 +207,15 @@ def draw_svg(draw: Callable[[Figure], None], heights: Mapping[str, int], name: s
     return Markup("\n".join(drawings))
 
 
-def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel) -> None:
-    axes.set_title(panel.title)
+def _draw_panel(axes: Axes, rows: Sequence[Row], panel: Panel, kind: str) -> None:
+    axes.set_title(panel.title, pad=STYLE["axes.titlepad"] + LINE * legend_lines(panel, kind))
     for curve in panel.curves:
         if len(series(rows, curve.key, curve.kind)[0]):
             _draw_curve(axes, rows, curve, label_end=len(panel.curves) == 1)
     if len(panel.curves) > 1:
         lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
-        axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=3 if len(lines) > 2 else 2)
+        columns = 3 if len(lines) > 2 and kind == "wide" else 2
+        axes.legend(handles=lines, loc="lower right", bbox_to_anchor=(1, 0.99), ncols=columns)
     axes.locator_params(axis="x", nbins=6, integer=True)
     axes.locator_params(axis="y", nbins=4)
     axes.margins(x=0.01, y=0.08)
