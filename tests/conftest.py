@@ -71,3 +71,8 @@ tqdm.set_lock(threading.RLock())
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that no process waits for it in the end."""
+    items.sort(key=lambda item: "test_on_the_pretend_device" not in item.nodeid)

@@ -425,6 +425,7 @@ def quickstart_recipe(folder: Path) -> Path:
             "probe_prompts": 6,
             "probe_samples": 2,
             "gallery_prompts": 2,
+            "exam": {"probes": 2, "groups": 1, "pictures": 3},
         },
     }
     path = folder / "tiny.yaml"

@@ -107,9 +107,9 @@ def flat(content: object) -> list:
 
 def test_two_processes_make_the_references_that_one_makes(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\ntwo crosses\na green square\n")
+    content = yaml.safe_load(align_recipe(tmp_path).read_text())
 
     def run(name: str, **changes) -> AlignRun:
-        content = yaml.safe_load(align_recipe(tmp_path).read_text())
         return AlignRun.model_validate({**content, "output": tmp_path / name, **changes})
 
     one = run_references(run("one"))

@@ -21,7 +21,7 @@ from rewarddance.jobs.align import keep_off
 from rewarddance.reward.loading import load_reward
 from tests.on_device.ground import DEVICE, seen_by, waits_of
 
-PROMPTS = ("a red circle", "two small blue crosses", "a green square")
+PROMPTS = ("a red circle", "two small blue crosses")
 ASKED = {
     "reward/judge.py checked": "a margin that is not finite is an error before anything is done with it",
     "alignment/group_rewards.py scores": "the same; advantages are made on the host",
@@ -71,7 +71,7 @@ RECIPES: dict[str, TrainRecipe] = {
 def parts_of_a_run(folder: Path, kind: str = "pairwise"):
     """A generator, a judge and a bank of references, all on the device."""
     judge = load_reward(judge_folder(), DEVICE, "bfloat16", kind=kind)
-    generator = load_generator(str(generator_folder()), 4, device=DEVICE, dtype="bfloat16")
+    generator = load_generator(str(generator_folder()), 3, device=DEVICE, dtype="bfloat16")
     return generator, judge
 
 
@@ -80,7 +80,7 @@ def test_a_step_waits_for_what_it_says_only(name, tmp_path):
     recipe = RECIPES[name]
     generator, judge = parts_of_a_run(tmp_path)
     references = build_references(
-        generator, judge, PROMPTS, ReferenceRecipe(candidates=3), folder=tmp_path / "bank", seed=0
+        generator, judge, PROMPTS, ReferenceRecipe(candidates=2), folder=tmp_path / "bank", seed=0
     )
     held_out = judge if name == "refl" else None
     run = Alignment(
@@ -104,7 +104,7 @@ def test_parts_that_are_offloaded_are_on_the_device_while_in_use(name, tmp_path)
     keep_off(judge, DEVICE)
     bank = None
     if how == "references":
-        settings = ReferenceRecipe(candidates=3)
+        settings = ReferenceRecipe(candidates=2)
         bank = ReferenceBank(build_references(generator, judge, PROMPTS, settings, folder=tmp_path / "bank", seed=0))
     run = Alignment(generator, [Reward(judge, how)], PROMPTS, recipe, bank=bank)
     state, updates, steps = TrainState.begin(run, tmp_path), algorithm_of(recipe).updates, iter(range(9))
@@ -134,6 +134,6 @@ def test_references_come_to_the_host_to_be_written(tmp_path):
     folders = iter([tmp_path / "first", tmp_path / "second"])
 
     def build():
-        build_references(generator, judge, PROMPTS, ReferenceRecipe(candidates=3), folder=next(folders), seed=0)
+        build_references(generator, judge, PROMPTS, ReferenceRecipe(candidates=2), folder=next(folders), seed=0)
 
     assert not waits_of(build, ASKED | CONDITIONING | written)

@@ -63,8 +63,6 @@ from rewarddance.shapeworld.tasks import TaskRecipe, parse_preferences, task_of
 from rewarddance.types import Prompt
 
 CONFIG, STAGES, SUMMARY = "config.yaml", "stages.json", "summary.json"
-EXAM = ExamRecipe(probes=60, groups=12, pictures=4)
-"""Of the judge's card: a few seconds of a run of minutes."""
 
 
 class EvaluationRecipe(Recipe):
@@ -76,6 +74,7 @@ class EvaluationRecipe(Recipe):
     probe_prompts, probe_samples: what alignment is evaluated on while it runs.
     grid_prompts: how many of the probe's prompts are drawn as a grid of samples, 0 for none.
     gallery_prompts: prompts in the report's gallery.
+    exam: of the judge's card, a few seconds of a run of minutes.
     """
 
     prompts: int = Field(default=96, ge=6)
@@ -85,6 +84,7 @@ class EvaluationRecipe(Recipe):
     probe_samples: int = Field(default=2, ge=2)
     grid_prompts: int = Field(default=4, ge=0)
     gallery_prompts: int = Field(default=12, ge=1)
+    exam: ExamRecipe = ExamRecipe(probes=60, groups=12, pictures=4)
 
     @model_validator(mode="after")
     def _samples_are_paired(self) -> EvaluationRecipe:
@@ -304,7 +304,7 @@ def fit_judge(run: Run) -> dict[str, Any]:
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
     judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, evaluate_judge)
     facts = training_facts(recipe, training.path, len(training), run.recipe.seed)
-    figures = document(judge, folder / "judge" / "reward", facts, tests, EXAM)
+    figures = document(judge, folder / "judge" / "reward", facts, tests, run.recipe.evaluation.exam)
     return {f"accuracy_{name}": figures[f"accuracy_{name}"] for name in tests} | untrained
 
 
