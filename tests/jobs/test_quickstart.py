@@ -12,6 +12,7 @@ from tiny import Done, command, quickstart_recipe
 from tiny_runs import Killing, figures, summary_of
 
 from rewarddance.alignment import references
+from rewarddance.cli.runs import recipe_of_task
 from rewarddance.errors import InputError
 from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.jobs import quickstart as job
@@ -167,6 +168,13 @@ def test_the_second_algorithm_goes_on_from_the_first(whole):
 def test_a_lora_of_another_form_is_not_gone_on_from(tmp_path):
     with pytest.raises(InputError, match="goes on from refl's LoRA"):
         load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path), ["nft.lora_rank=4"])
+
+
+def test_the_full_job_is_the_short_one_with_a_longer_refl():
+    short, full = (load_recipe(QuickstartRecipe, recipe_of_task(None, is_full, None)) for is_full in (False, True))
+    assert full.refl.steps > short.refl.steps
+    changes = {"refl": short.refl, "refl_prompts": short.refl_prompts}
+    assert full.model_copy(update=changes) == short
 
 
 def test_more_aligned_samples_than_the_base_has_are_refused_at_once(tmp_path):

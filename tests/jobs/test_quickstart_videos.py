@@ -79,6 +79,7 @@ def test_videos_from_a_picture_begin_with_it(whole):
         assert len({row["image"] for row in bank}) == len(asked)
 
 
+@pytest.mark.parametrize("whole", ["i2v"], indirect=True)
 def test_a_run_on_videos_that_was_killed_ends_with_the_figures_of_one_in_one_go(whole, tmp_path):
     arguments: tuple = ("--recipe", video_quickstart_recipe(tmp_path, whole.recipe.task), "--name", "killed")
     kills = (
@@ -87,7 +88,7 @@ def test_a_run_on_videos_that_was_killed_ends_with_the_figures_of_one_in_one_go(
         (quickstart_figures, "diversity", 2),
         (job, "gallery", 1),
     )
-    for module, name, at in kills[:2] if whole.recipe.task == "t2v" else kills[2:]:
+    for module, name, at in kills:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, name, Killing(getattr(module, name), at))
             assert command("quickstart", "--output", tmp_path, *arguments).code == 130, name
@@ -100,6 +101,10 @@ def test_a_run_on_videos_that_was_killed_ends_with_the_figures_of_one_in_one_go(
 def test_a_recipe_says_its_own_task_and_an_unknown_one_is_refused(tmp_path):
     done = command("quickstart", "--task", "t2v", "--recipe", video_quickstart_recipe(tmp_path, "t2v"))
     assert done.code == 2 and "a recipe says its own task" in done.err
+    done = command("quickstart", "--task", "t2v", "--full")
+    assert done.code == 2 and "--full is of pictures, and the task is t2v" in done.err
+    done = command("quickstart", "--resume", "--full")
+    assert done.code == 2 and "--resume takes no" in done.err
     done = command("quickstart", "--task", "t2x")
     assert done.code == 2 and "Say t2i, t2v, i2v" in done.err
 
