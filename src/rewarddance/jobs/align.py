@@ -19,11 +19,12 @@ from rewarddance.alignment.algorithms import (
     read_votes,
 )
 from rewarddance.alignment.failed_groups import FILE, read_failed_groups
-from rewarddance.alignment.judges import listed, load_judges
+from rewarddance.alignment.judges import Judges, listed, load_judges
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.train import Alignment
 from rewarddance.data.faults import FaultyRow, skipped
+from rewarddance.data.preferences import PreferenceSet
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -81,40 +82,20 @@ def run_alignment(recipe: AlignRun, parts: Parts | None = None) -> Aligned | Non
         return _align(recipe, parts or Parts())
 
 
+class Ready(NamedTuple):
+    """All that an alignment needs, found to fit together. votes: of dpo, which asks no judge."""
+
+    generator: PipelineGenerator
+    judges: Judges
+    held_out: RewardModel | None
+    votes: PreferenceSet | None
+    prompts: list[Prompt]
+
+
 def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     check_trackers(recipe.report_to)
     recipe.check_processes(process_group.world_size(), process_group.device().type)
-    device, judge_device = recipe.devices()
-    faults: list[FaultyRow] = []
-    prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
-    generator = parts.generator or load_policy(recipe, device)
-    generator.check_lora(recipe.chosen.lora_targets)
-    if recipe.offload:
-        generator.offload([part for part in recipe.offload if part != "judge"])
-        generator.keep_texts(recipe.output / "texts")
-    load = partial(load_reward, device=judge_device, dtype=recipe.judge_dtype)
-    beside = load
-    if recipe.judge_sharded:
-        load = partial(load_sharded, device=judge_device, dtype=recipe.judge_dtype)
-        beside = partial(load, or_whole=True)
-    asked = load_judges(recipe, load, beside, judge=parts.judge, given=parts.rewards)
-    held_out = parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
-    votes = None
-    # what cannot be is refused before the folder is claimed
-    check_beginning(recipe.chosen, generator, recipe.begin_with)
-    if asked is None:
-        check_parts(recipe.chosen, generator, None)
-        votes = read_votes(recipe.chosen, faults)
-    else:
-        as_rewards(recipe.chosen, generator, asked)
-    judges = [*listed(asked), held_out]
-    if "judge" in recipe.offload:
-        for judge in judges:
-            keep_off(judge, judge_device)
-    where, skip = recipe.prompts, recipe.skip_faulty
-    if votes is not None:
-        faults += faulty_votes(votes, generator)
-    prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
+    ready = _made_ready(recipe, parts)
     folder = recipe.output
     with ExitStack() as held:
         with main_process_first():
@@ -126,23 +107,62 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             held.enter_context(locked(folder))
             keep_recipe(recipe, folder / "config.yaml")
             if is_main_process():
-                keep_prompts(prompts, folder / "prompts.jsonl")
+                keep_prompts(ready.prompts, folder / "prompts.jsonl")
         run = prepare_alignment(
             recipe,
-            generator,
-            asked,
-            prompts,
+            ready.generator,
+            ready.judges,
+            ready.prompts,
             references_folder=folder / "references",
             seed=recipe.seed,
-            held_out=held_out,
+            held_out=ready.held_out,
             begin_with=recipe.begin_with,
-            preferences=votes,
+            preferences=ready.votes,
         )
-        aligned = _train(recipe, run, prompts)
+        aligned = _train(recipe, run, ready.prompts)
         if not is_main_process():
             return None
         console.print(f"report: {write_alignment_page(folder).resolve()}", soft_wrap=True)
-        return Aligned(generator, aligned, len(prompts), len(read_alarms(folder)))
+        return Aligned(ready.generator, aligned, len(ready.prompts), len(read_alarms(folder)))
+
+
+def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
+    """Load and read everything. What cannot be is refused here, before the folder is claimed."""
+    device, judge_device = recipe.devices()
+    faults: list[FaultyRow] = []
+    prompts = distinct(read_prompts(recipe.prompts, faults) if parts.prompts is None else parts.prompts)
+    generator = parts.generator or load_policy(recipe, device)
+    generator.check_lora(recipe.chosen.lora_targets)
+    if recipe.offload:
+        generator.offload([part for part in recipe.offload if part != "judge"])
+        generator.keep_texts(recipe.output / "texts")
+    asked, held_out = _judges(recipe, parts, judge_device)
+    votes = None
+    check_beginning(recipe.chosen, generator, recipe.begin_with)
+    if asked is None:
+        check_parts(recipe.chosen, generator, None)
+        votes = read_votes(recipe.chosen, faults)
+        faults += faulty_votes(votes, generator)
+    else:
+        as_rewards(recipe.chosen, generator, asked)
+    judges = [*listed(asked), held_out]
+    if "judge" in recipe.offload:
+        for judge in judges:
+            keep_off(judge, judge_device)
+    where, skip = recipe.prompts, recipe.skip_faulty
+    prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
+    return Ready(generator, asked, held_out, votes, prompts)
+
+
+def _judges(recipe: AlignRun, parts: Parts, device: str) -> tuple[Judges, RewardModel | None]:
+    """The rewards that are asked, None for dpo, and the judge that is held out."""
+    load = partial(load_reward, device=device, dtype=recipe.judge_dtype)
+    beside = load
+    if recipe.judge_sharded:
+        load = partial(load_sharded, device=device, dtype=recipe.judge_dtype)
+        beside = partial(load, or_whole=True)
+    asked = load_judges(recipe, load, beside, judge=parts.judge, given=parts.rewards)
+    return asked, parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
 
 
 def _train(recipe: AlignRun, run: Alignment, prompts: Sequence[Prompt]) -> Path:
