@@ -27,6 +27,11 @@ from rewarddance.shapeworld.tasks import PICTURES
 
 LOOP = {"prompts_per_step": 2, "group_size": 2, "learning_rate": 0.01, "lora_rank": 2, "lora_alpha": 2}
 JUDGED = {"prompts": 2, "references": {"candidates": 3}}
+METHODS = {
+    "ReFL": {"algorithm": "refl", **JUDGED, "refl": LOOP | {"grad_step_range": [0.3, 0.9]}},
+    "AWM": {"algorithm": "awm", "prompts": 3, "awm": LOOP | {"levels": 1}},
+    "DPO": {"algorithm": "dpo", "dpo": LOOP},
+}
 
 
 def recipe_file(folder: Path, **changes: Any) -> Path:
@@ -37,11 +42,7 @@ def recipe_file(folder: Path, **changes: Any) -> Path:
         "preferences": {"train_prompts": 4, "samples": 2, "pairs": 4, "id_prompts": 4, "test_pairs": 3, "overlaid": 0},
         "judge": {"base": str(judge_folder()), "instruction": "t2i-brief", "learning_rate": 1e-3, "batch_size": 8},
         "judges": {"good": {"rewards": {3: str(judge_folder())}}, "poisoned": {"poisoned": 0.5}},
-        "methods": {
-            "ReFL": {"algorithm": "refl", **JUDGED, "refl": LOOP | {"grad_step_range": [0.3, 0.9]}},
-            "AWM": {"algorithm": "awm", "prompts": 3, "awm": LOOP | {"levels": 1}},
-            "DPO": {"algorithm": "dpo", "dpo": LOOP},
-        },
+        "methods": METHODS,
         "seconds": [50],
         "tuning": {"seeds": [1], "seconds": 30, "factors": [0.5, 1], "prompts": 6},
         "pilot": 1,
@@ -59,16 +60,17 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("algorithms")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(algorithms, "seconds_of_steps", lambda *_, **__: (10.0, 10.0))
-        done = experiment("algorithms", recipe_file(folder), "--output", folder / "out")
+        methods = {name: METHODS[name] for name in ("ReFL", "DPO")}
+        done = experiment("algorithms", recipe_file(folder, methods=methods), "--output", folder / "out")
     assert done.code == 0, done.err
     return folder / "out"
 
 
 def test_each_method_is_tuned_and_then_runs_by_judge_and_budget(whole):
     rows = Rows(whole, Algorithms.row_kinds)
-    tuned = [(name, factor) for name in ("ReFL", "AWM", "DPO") for factor in (0.5, 1.0)]
+    tuned = [(name, factor) for name in ("ReFL", "DPO") for factor in (0.5, 1.0)]
     assert [key(row) for row in rows.of(TuningRun)] == tuned
-    names = ("ReFL", "AWM", "DPO")
+    names = ("ReFL", "DPO")
     expected = [(3, judge, 50.0, name) for judge in ("good", "poisoned") for name in names]
     assert [key(row) for row in rows.of(AlgorithmRun)] == expected, "the votes differ, and so does DPO"
     best = best_factors(rows)
