@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.app import Overrides, app, example, print_result, quiet, recipe_file
+from rewarddance.cli.app import Overrides, app, example, given_path, print_result, quiet, recipe_file
 from rewarddance.cli.options import recipe_command
 from rewarddance.errors import InputError
 from rewarddance.jobs.recipes import PlanRun
@@ -24,7 +24,7 @@ def quickstart(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
-    output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
+    output: Annotated[Path, typer.Option(help="Where run folders stand.", parser=given_path)] = Path("runs"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
     ] = False,
