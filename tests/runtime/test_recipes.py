@@ -307,7 +307,7 @@ def test_what_is_no_yaml_is_told_in_one_line_with_its_place(tmp_path, text):
 
 class Places(Recipe):
     output: Path | None = None
-    tests: dict[str, Path] = {}
+    tests: dict[str, Path] = Field(default_factory=dict)
     files: tuple[Path, ...] = ()
 
 
@@ -322,7 +322,7 @@ def test_an_empty_path_is_not_the_current_folder(content):
 
 
 def test_a_key_of_the_wrong_kind_is_said_in_plain_words():
-    with pytest.raises(InputError, match="the key 'at.many' in the test cannot be one") as caught:
+    with pytest.raises(InputError, match=r"the key 'at\.many' in the test cannot be one") as caught:
         parse_recipe(Numbered, {"at": {"many": None}}, "the test")
     assert "[key]" not in caught.value.what
 
