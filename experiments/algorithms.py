@@ -38,6 +38,7 @@ from experiments.aligned_runs import (
 )
 from experiments.grid import Cell, Experiment, Report, check_folder_names, remove_checkpoints
 from experiments.judge_choices import JudgeAccuracy, JudgesRecipe, SeedJudges
+from rewarddance.alignment.references import ReferenceRecipe
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.adapter import PipelineGenerator
@@ -102,9 +103,9 @@ class AlgorithmsRecipe(JudgesRecipe):
         pairs = {"train_prompts": 4, "samples": 2, "drawn": 2, "pairs": 4, "id_prompts": 6, "overlaid": 0}
         methods = {}
         for name, config in self.methods.items():
-            references = config.references.model_copy(update={"candidates": 2, "keep": 1})
+            bank = {"references": ReferenceRecipe(candidates=2, keep=1)} if config.asks_references else {}
             group = {} if config.algorithm == "dpo" else {"group_size": 2}
-            short = config.model_copy(update={"prompts": 4, "references": references})
+            short = config.model_copy(update={"prompts": 4, **bank})
             methods[name] = short.with_loop(prompts_per_step=2, **group)
         tuning = self.tuning
         if tuning is not None:

@@ -15,7 +15,7 @@ from rewarddance.data.recipe import Benchmark
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import AnswerForm, ExamRecipe, GenEvalRules, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
-from rewarddance.runtime.config import Precision, Recipe
+from rewarddance.runtime.config import Precision, Recipe, changed
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
 from rewarddance.serve.recipe import ServeOptions
 
@@ -45,13 +45,6 @@ class JudgeChoice(Recipe):
         """Options of `load_reward` that differ from what the judge's folder says."""
         named = self.model_dump(include={"kind", "orders", "instruction", "criteria"}, exclude_none=True)
         return named | self.judge_options
-
-
-def _changed(recipe: Recipe, *names: str) -> str | None:
-    """The first of these keys whose value is not its default."""
-    fields = type(recipe).model_fields
-    given = (name for name in names if getattr(recipe, name) != fields[name].get_default(call_default_factory=True))
-    return next(given, None)
 
 
 class ScoreRun(JudgeChoice):
@@ -224,7 +217,7 @@ class BenchRun(JudgeChoice):
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
         drawing = ("num_inference_steps", "guidance_scale", "generator_options")
-        if self.pictures is not None and (given := _changed(self, *drawing)):
+        if self.pictures is not None and (given := changed(self, *drawing)):
             raise ValueError(f"{given} is a generator's, and the pictures are there already")
         asks_judge = self.benchmark != "geneval" or self.colours == "judge"
         if asks_judge != (self.judge is not None):
@@ -301,7 +294,7 @@ class AnnotateRun(PageOptions, HandingOut):
             raise ValueError("retrain and training are of a judge; say which (judge)")
         if self.training and self.retrain is None:
             raise ValueError("training is how the judge learns; say how often it does (retrain)")
-        if not self.generator and (given := _changed(self, "samples", "num_inference_steps", "guidance_scale")):
+        if not self.generator and (given := changed(self, "samples", "num_inference_steps", "guidance_scale")):
             raise ValueError(f"{given} is a generator's; say which (generator)")
         if len(self.generator) * self.samples == 1:
             raise ValueError("of one picture a prompt there are no pairs; raise samples, or give another generator")

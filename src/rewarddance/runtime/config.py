@@ -68,6 +68,14 @@ class Recipe(BaseModel):
         return value
 
 
+def changed(recipe: Recipe, *names: str) -> str | None:
+    """The first of these keys whose value is not its default. What a saved recipe holds is no less than what was
+    given, so that a key at its default says nothing."""
+    fields = type(recipe).model_fields
+    given = (name for name in names if getattr(recipe, name) != fields[name].get_default(call_default_factory=True))
+    return next(given, None)
+
+
 def _names_paths(annotation: Any) -> bool:
     return annotation is Path or any(_names_paths(part) for part in get_args(annotation))
 
