@@ -250,3 +250,13 @@ def test_an_answer_in_words_is_a_verdict_or_none_and_no_keyword(answer):
     else:
         (draft,) = pair_or_score(record)
         assert (draft.value, draft.prompt) == (ANSWERS[answer], "a [tall] cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [('{"a": 1, "a": 2}', "'a'"), ('[{"x": {"b": 1, "c": 2, "b": 1}}]', "'b'"), ('{"\\u0061": 1, "a": 1}', "'a'")],
+)
+def test_a_key_that_stands_twice_in_json_is_refused_by_name(text, key):
+    with pytest.raises(ValueError, match=f"the key {key} stands twice"):
+        parse_json(text)
+    assert parse_json('{"a": {"a": 1}, "b": {"a": 1}}') == {"a": {"a": 1}, "b": {"a": 1}}

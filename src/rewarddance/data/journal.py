@@ -196,7 +196,7 @@ def _broken_line(path: Path, length: int) -> str:
             if (length := length - len(line)) < 0:
                 break
             try:
-                if isinstance(json.loads(line), dict):
+                if isinstance(parse_json(line), dict):
                     continue
             except ValueError:
                 pass

@@ -54,7 +54,7 @@ from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
-from rewarddance.runtime.checkpoint import locked, read_run_json, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import BUNDLED, locked, read_run_json, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, Seed, changed, load_recipe, save_recipe
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
@@ -254,6 +254,7 @@ def preflight(run: Run) -> None:
     So it is with prompts: all that will be drawn are read by the generator's tokenizers and by the judge's.
     """
     recipe, evaluation = run.recipe, run.recipe.evaluation
+    check_base(recipe.task, recipe.judge)
     check_training(recipe.judge, is_evaluated=True)
     figures = [f"accuracy_{name}" for name in ("id", "early", "ood")]
     if recipe.judge.keep_best not in (None, *figures):
@@ -270,6 +271,19 @@ def preflight(run: Run) -> None:
     held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
     prompts = [*training_prompts(recipe, count), *held_out]
     checked_prompts(generator, [judge], prompts, [], source="the task", skip=False, folder=run.folder)
+
+
+def check_base(task: str, judge: JudgeRecipe) -> None:
+    """Raises InputError where the judge's base is a bundled one of another task: it can be asked, and has learned to
+    read none of what the task shows."""
+    own = {"edit": "shapeworld-edit-judge", "t2v": "shapeworld-video-judge", "i2v": "shapeworld-video-judge"}
+    base = own.get(task, "shapeworld-judge")
+    is_bundled = Path(judge.base).name == judge.base and (BUNDLED / judge.base).is_dir()
+    if is_bundled and judge.kind != "clip" and not judge.base.startswith(base):
+        raise InputError(
+            f"the base {judge.base} (judge.base) was not made for the task {task}.",
+            f"Take {base}, or one of your own by its folder.",
+        )
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from rewarddance.errors import shown
+
 LARGEST_TEXT = 1 << 28
 """Bytes of a text that is read whole."""
 DEEPEST = 200
@@ -72,7 +74,8 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError, also where it is nested too deep to be anything but an attack."""
+    """What a JSON text holds. Raises ValueError, also where it is nested too deep to be anything but an attack, and
+    where a key stands twice in an object: Python's reader keeps the last, and says nothing."""
     if not isinstance(text, str):
         text = decoded(text)
     if text.count("[") + text.count("{") > DEEPEST:
@@ -94,6 +97,15 @@ def parse_json(text: str | bytes) -> Any:
             elif mark in "]}":
                 depth -= 1
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return content
