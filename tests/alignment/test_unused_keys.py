@@ -78,6 +78,21 @@ def test_the_same_keys_are_taken_where_they_are_used(keys, tmp_path):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["output"] == str(Path("o"))
 
 
+TOO_MUCH: list[tuple[str, dict[str, Any]]] = [
+    ("refl.prompts_per_step", {"refl": {"prompts_per_step": 10**9}}),
+    ("nft.group_size", {"algorithm": "nft", "nft": {"group_size": 10**9}}),
+    ("references.candidates", {"references": {"candidates": 10**9}}),
+    ("refl.surrogate.noised_copies", {"refl": {"surrogate": {"active": "last", "noised_copies": 10**9}}}),
+    ("refl.surrogate.late_bias", {"refl": {"surrogate": {"active": "late", "late_bias": 1e30}}}),
+]
+
+
+@pytest.mark.parametrize(("key", "content"), TOO_MUCH)
+def test_what_would_fill_the_memory_with_its_numbers_alone_is_refused(key, content):
+    with pytest.raises(InputError, match=f"the key '{key}' .*less than or equal to"):
+        run(**content)
+
+
 def test_prompts_of_nft_are_refused_where_a_quickstart_leaves_it_out():
     with pytest.raises(InputError, match="nft_prompts"):
         parse_recipe(QuickstartRecipe, {"nft_prompts": 8}, "the test")

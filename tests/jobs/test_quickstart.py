@@ -201,6 +201,23 @@ def test_a_folder_that_holds_a_run_is_not_begun_again(whole):
     assert "--resume" in caught.value.remedy and "--name" in caught.value.remedy
 
 
+@pytest.mark.parametrize("content", ["", "# nothing\n", "{}", "null"])
+def test_a_run_whose_config_was_emptied_is_not_gone_on_with_by_defaults(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"config\.yaml is not what a run writes there"):
+        resume_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stage", ["3", "{}", '{"result": {}}', '{"result": 1, "seconds": 1, "cpu_seconds": 1}', "null"]
+)
+def test_a_record_of_stages_that_is_none_is_refused(whole, tmp_path, stage):
+    shutil.copy(whole.folder / "config.yaml", tmp_path)
+    (tmp_path / "stages.json").write_text(f'{{"judge": {stage}}}')
+    with pytest.raises(InputError, match=r"stages\.json is not what a run writes there"):
+        resume_run(tmp_path)
+
+
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(InputError, match="there is no run to resume in"):
         resume_run(tmp_path)

@@ -150,7 +150,8 @@ def test_a_file_that_is_missing_or_a_folder_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"\xff", "cannot be read")]
+    ("content", "said"),
+    [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"[]", "holds no keys"), (b"\xff", "cannot be read")],
 )
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, said):
     path = tmp_path / "r.yaml"
@@ -281,6 +282,16 @@ def test_a_key_of_another_section_is_said_to_be_one(content, remedy):
     assert remedy in caught.value.remedy
 
 
+class OneOrNone(Recipe):
+    part: Short | None = None
+
+
+def test_keys_of_a_section_that_may_be_left_out_are_known():
+    with pytest.raises(InputError) as caught:
+        parse_recipe(OneOrNone, {"part": {"xyzzy": 1}}, "the test")
+    assert "part.reach" in caught.value.remedy and "part.steps" in caught.value.remedy
+
+
 def test_what_does_not_fit_is_said_without_a_models_names():
     with pytest.raises(InputError) as caught:
         parse_recipe(Sections, {"short": 3}, "the test")
@@ -294,7 +305,7 @@ BROKEN = {
     "seed: 1\nname: 2024-13-45\n": "line 2, column 7: month must be in 1..12",
     "seed: 1\nname: a\x07b\n": "line 2, column 8: the character #x0007",
     "seed: 1\ninner: &a {b: *a}\n": "line 2, column 8: an alias leads back to itself",
-    "seed: " + "[" * 5000: "nested more than",
+    "seed: " + "[" * 300 + "]" * 300: "nested more than",
 }
 
 
@@ -357,3 +368,17 @@ def test_a_key_that_is_unknown_is_named_before_one_that_is_missing(tmp_path):
     (tmp_path / "r.yaml").write_text("sede: 3\n")
     error = refused(tmp_path / "r.yaml")
     assert error.what.startswith("unknown key 'sede'") and error.remedy == "Did you mean 'seed'?"
+
+
+class Numbers(Recipe):
+    count: int = 1
+    rate: float = 0.1
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@pytest.mark.parametrize("content", [{"count": 10**30}, {"rate": 1e300}, {"rate": "1e300"}, {"span": [0, -1e39]}])
+def test_a_number_that_no_tensor_holds_is_refused_by_its_key(content):
+    (key,) = content
+    with pytest.raises(InputError, match=f"the key '{key}'.* larger than what can be computed with"):
+        parse_recipe(Numbers, content, "the test")
+    assert parse_recipe(Numbers, {"count": 2**62, "rate": 1e38}, "the test").rate == 1e38

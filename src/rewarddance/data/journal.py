@@ -79,7 +79,7 @@ class RowFile:
                 if unknown := {key for row in rows for key in row} - set(self.schema.names):  # Arrow would drop them
                     raise TypeError(f"there is no column for {', '.join(sorted(unknown))}")
                 return pa.RecordBatch.from_pylist(list(rows), schema=self.schema).serialize().to_pybytes()
-            return "".join(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n" for row in rows).encode()
+            return "".join(json.dumps(row, ensure_ascii=False, default=as_text) + "\n" for row in rows).encode()
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: half a surrogate pair
             kind = ".jsonl" if self.schema is None else ".parquet"
             raise InputError(f"the row cannot stand in {kind}: {error}.", "Correct or leave out the value.") from error
@@ -204,7 +204,7 @@ def _broken_line(path: Path, length: int) -> str:
     return ""
 
 
-def _as_text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """What Parquet holds and JSON does not, as text; bytes have none."""
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()

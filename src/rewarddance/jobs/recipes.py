@@ -15,7 +15,7 @@ from rewarddance.data.recipe import Benchmark
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import AnswerForm, ExamRecipe, GenEvalRules, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
-from rewarddance.runtime.config import Precision, Recipe, changed
+from rewarddance.runtime.config import MOST_WORKERS, Precision, Recipe, changed
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
 from rewarddance.serve.recipe import ServeOptions
 
@@ -70,7 +70,7 @@ class ScoreRun(JudgeChoice):
     """Leave out rows that cannot be scored, and list them with the reason; else a run with one does not begin."""
     ray: str | None = Field(default=None, exclude=True)
     """Ask on the machines of a Ray cluster at this address, or on this one (local)."""
-    workers: int = Field(default=1, ge=1, exclude=True)
+    workers: int = Field(default=1, ge=1, le=MOST_WORKERS, exclude=True)
     """Processes of Ray with a judge each."""
     judge_sharded: bool = Field(default=False, exclude=True)
     """Split the judge's weights over the processes that torchrun started, for one that is larger than a device."""
@@ -207,7 +207,7 @@ class BenchRun(JudgeChoice):
     """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
     ray: str | None = Field(default=None, exclude=True)
     """Look at the pictures on the machines of a Ray cluster at this address, or on this one (local)."""
-    workers: int = Field(default=1, ge=1, exclude=True)
+    workers: int = Field(default=1, ge=1, le=MOST_WORKERS, exclude=True)
     """Processes of Ray with the models each."""
 
     @model_validator(mode="after")
@@ -336,7 +336,7 @@ class DistilRun(Recipe):
     """both also asks with the pictures swapped, for the reasons of that order."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; no key is sent where it is not set."""
-    concurrency: int = Field(default=8, ge=1)
+    concurrency: int = Field(default=8, ge=1, le=MOST_WORKERS)
     """Questions at once."""
     retries: int = Field(default=5, ge=0)
     """Further tries where the server is busy, breaks off or sends no chat completion."""

@@ -22,6 +22,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
 LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
 """Bytes of a recipe, and values in it."""
+MOST = 1 << 16
+"""Of what is made or kept all at once, such as a step's samples: far more than any run has, and no list of it fills the
+memory."""
+MOST_WORKERS = 1 << 10
+"""Processes or threads that one command starts."""
+_LARGEST, _LONGEST = 3.4e38, 2**63 - 1
+"""Of float32 and of int64."""
 _TOLD_BY = {
     "python -m experiments": {"seeds", "preferences"},
     "rewarddance quickstart --recipe": {"preferences", "refl"},
@@ -65,6 +72,14 @@ class Recipe(BaseModel):
             for path in several if isinstance(several, Iterable) and not isinstance(several, str) else (several,):
                 if isinstance(path, str) and (not path.strip() or "\0" in path):
                     raise ValueError("it names no file or folder")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_what_no_tensor_holds(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and abs(number) > (_LARGEST if isinstance(number, float) else _LONGEST):
+                raise ValueError("it is larger than what can be computed with")
         return value
 
 
@@ -174,9 +189,11 @@ def _content(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
     try:
-        content = parse_yaml(text) or {}
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct it there.") from error
+    if content is None:  # nothing but comments
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
     odd = next((key for key in _keys(content) if not isinstance(key, str) and type(key) is not int), "")
@@ -328,7 +345,7 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in kind.model_fields.items():
         keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys.extend(_known_keys(inner, f"{prefix}{name}."))
+        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys.extend(key for key in _known_keys(inner, f"{prefix}{name}.") if key not in keys)
     return keys

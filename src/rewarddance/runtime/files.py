@@ -6,6 +6,7 @@ import codecs
 import json
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,10 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        raise ValueError(f"the key {shown(first_twice([key for key, _ in pairs]))} stands twice in one object")
     return content
+
+
+def first_twice(names: Sequence[str]) -> str | None:
+    """The first name that stands a second time; of two values under one name the first would be lost in silence."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
