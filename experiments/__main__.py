@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rewarddance.cli import main
-from rewarddance.cli.app import Overrides, example, quiet
+from rewarddance.cli.app import Overrides, example, given_path, quiet
+from rewarddance.errors import InputError
 
 app = typer.Typer(
     name="python -m experiments",
@@ -34,6 +36,31 @@ GRIDS = {
 """The experiments that `grid.Experiment` runs, each a module of its name."""
 
 
+def _read(name: str, recipe: Path, overrides: list[str]) -> Any:
+    """An experiment's recipe. Raises InputError, which says of which other experiment it is one."""
+    from rewarddance.runtime.config import load_recipe
+
+    def read(of: str) -> Any:
+        return load_recipe(import_module(f"experiments.{of}").EXPERIMENT.recipe_kind, recipe, overrides)
+
+    try:
+        return read(name)
+    except InputError as error:
+        for other in sorted(GRIDS.keys() - {name}):
+            if _is_read(read, other):
+                what = f"{recipe} is a recipe of the experiment {other}, and not of {name}: {error.what}"
+                raise InputError(what, f"Run `python -m experiments {other} {recipe}`.") from error
+        raise
+
+
+def _is_read(read: Callable[[str], Any], name: str) -> bool:
+    try:
+        read(name)
+    except InputError:
+        return False
+    return True
+
+
 def _add_grid(name: str, text: str) -> None:
     files = f"{name}.md, its figures and results.json in the folder are written anew after each cell."
     head = f"{text} Run again to go on.\n\n{files}"
@@ -42,9 +69,9 @@ def _add_grid(name: str, text: str) -> None:
     def run(
         recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
         overrides: Overrides = None,
-        output: Annotated[Path, typer.Option(help="The folder of the tables and of all that they are made from.")] = (
-            Path("runs") / name
-        ),
+        output: Annotated[
+            Path, typer.Option(help="The folder of the tables and of all that they are made from.", parser=given_path)
+        ] = (Path("runs") / name),
         quick: Annotated[
             bool, typer.Option(help="The smallest numbers: all of it runs in minutes, and its figures mean nothing.")
         ] = False,
@@ -55,10 +82,7 @@ def _add_grid(name: str, text: str) -> None:
     ) -> None:
         quiet()
         experiment = import_module(f"experiments.{name}").EXPERIMENT
-        from rewarddance.errors import InputError
-        from rewarddance.runtime.config import load_recipe
-
-        read = load_recipe(experiment.recipe_kind, recipe, overrides or [])
+        read = _read(name, recipe, overrides or [])
         if quick and not hasattr(read, "quick"):
             raise InputError(f"the experiment {name} has no quick form.", "Lower the numbers of its recipe.")
         read = read.quick() if quick else read
@@ -104,7 +128,7 @@ def pictures(
     run: Annotated[Path, typer.Argument(help="A finished run of the quickstart.")],
     hacked: Annotated[Path | None, typer.Option(help="A run with the oracle's probes whose reward was hacked.")] = None,
     guarded: Annotated[Path | None, typer.Option(help="The same with safeguards.")] = None,
-    output: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("docs/images"),
+    output: Annotated[Path, typer.Option(help="The folder to write into.", parser=given_path)] = Path("docs/images"),
 ) -> None:
     """README's two pictures: samples before and after, and oracle against P(yes) of a hacked and a guarded run."""
     quiet()

@@ -36,13 +36,14 @@ from experiments.aligned_runs import (
     seconds_of_steps,
     train_once,
 )
-from experiments.grid import Cell, Experiment, Report, check_folder_names, remove_checkpoints
+from experiments.grid import Cell, Experiment, Report, Seeds, check_folder_names, remove_checkpoints
 from experiments.judge_choices import JudgeAccuracy, JudgesRecipe, SeedJudges
+from rewarddance.alignment.references import ReferenceRecipe
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.reward.judge import Judge
-from rewarddance.runtime.config import Recipe, Seed
+from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import console, peak_memory_gib
 from rewarddance.types import Prompt
 
@@ -56,7 +57,7 @@ class TuningConfig(Recipe):
     prompts: held-out prompts of which the gain is taken.
     """
 
-    seeds: tuple[Seed, ...] = Field(min_length=1)
+    seeds: Seeds
     seconds: float = Field(gt=0)
     factors: tuple[float, ...] = Field(default=(0.3, 1.0, 3.0), min_length=2)
     prompts: int = Field(default=60, ge=6)
@@ -102,9 +103,9 @@ class AlgorithmsRecipe(JudgesRecipe):
         pairs = {"train_prompts": 4, "samples": 2, "drawn": 2, "pairs": 4, "id_prompts": 6, "overlaid": 0}
         methods = {}
         for name, config in self.methods.items():
-            references = config.references.model_copy(update={"candidates": 2, "keep": 1})
+            bank = {"references": ReferenceRecipe(candidates=2, keep=1)} if config.asks_references else {}
             group = {} if config.algorithm == "dpo" else {"group_size": 2}
-            short = config.model_copy(update={"prompts": 4, "references": references})
+            short = config.model_copy(update={"prompts": 4, **bank})
             methods[name] = short.with_loop(prompts_per_step=2, **group)
         tuning = self.tuning
         if tuning is not None:

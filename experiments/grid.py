@@ -12,9 +12,9 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
@@ -30,6 +30,17 @@ R = TypeVar("R", bound="Row")
 RecipeT = TypeVar("RecipeT", bound="Recipe")
 
 
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises ValueError where one stands twice: it would count as two, and intervals over seeds would be too narrow."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed stands twice")
+    return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""What an experiment is repeated over."""
+
+
 class GridRecipe(Recipe):
     """What the experiments on one generator share.
 
@@ -39,7 +50,7 @@ class GridRecipe(Recipe):
     judge: how judges are trained.
     """
 
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=12, ge=2)
     guidance_scale: float = Field(default=1.0, ge=1)

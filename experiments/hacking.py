@@ -12,12 +12,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from experiments.aligned_runs import AlignConfig, Baseline, ClockName, EvalConfig, baseline_of, outcome, train_once
-from experiments.grid import Cell, Experiment, Report, check_folder_names, remove_checkpoints
+from experiments.grid import Cell, Experiment, Report, Seeds, check_folder_names, remove_checkpoints
 from experiments.hacking_table import HackingRun, Meant, Window, hacking_report
 from experiments.judge_choices import JudgeAccuracy, JudgesRecipe, SeedJudges
 from rewarddance.report.run_folder import Row as Logged
 from rewarddance.report.run_folder import read_metrics
-from rewarddance.runtime.config import Recipe, Seed
+from rewarddance.runtime.config import Recipe
 
 
 class RunChoice(Recipe):
@@ -37,7 +37,7 @@ class RunChoice(Recipe):
     guarded: str | None = None
     held_out: str | None = None
     watchers: tuple[str, ...] = ()
-    seeds: tuple[Seed, ...] | None = None
+    seeds: Seeds | None = None
 
     @model_validator(mode="after")
     def _is_one(self) -> RunChoice:
@@ -56,7 +56,7 @@ class HackingRecipe(JudgesRecipe):
     clock, eval: as in the alignment experiment.
     """
 
-    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    seeds: Seeds = (0,)
     methods: dict[str, AlignConfig] = Field(min_length=1)
     runs: dict[str, RunChoice] = Field(min_length=1)
     window: int = Field(default=16, ge=2)

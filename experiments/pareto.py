@@ -26,7 +26,7 @@ from experiments.aligned_runs import (
     baseline_of,
     training_prompts,
 )
-from experiments.grid import Cell, Experiment, Report, Row, TimedRow, remove_checkpoints
+from experiments.grid import Cell, Experiment, Report, Row, Seeds, TimedRow, remove_checkpoints
 from experiments.tables import (
     OVER_SEEDS,
     PALETTE,
@@ -57,7 +57,7 @@ from rewarddance.report.run_folder import read_alarms, read_metrics
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.runtime.config import Recipe, Seed
+from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.edits.preferences import EditRecipe
 from rewarddance.shapeworld.preferences import Pool
@@ -86,7 +86,7 @@ class ParetoRecipe(Recipe):
     align: the algorithm.
     """
 
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     generator: str = "shapeworld-editor"
     num_inference_steps: int = Field(default=10, ge=2)
     generator_options: dict[str, Any] = Field(default_factory=dict)

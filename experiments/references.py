@@ -22,7 +22,7 @@ from experiments.aligned_runs import (
     baseline_of,
     outcome,
 )
-from experiments.grid import Cell, Experiment, Report, TimedRow, check_folder_names, remove_checkpoints
+from experiments.grid import Cell, Experiment, Report, Seeds, TimedRow, check_folder_names, remove_checkpoints
 from experiments.tables import OVER_SEEDS, Column, Group, listed, over_seeds, points, results, table
 from experiments.trained_judges import check_given, judge_checkpoints, judge_of_seed
 from rewarddance.alignment.algorithms import align_generator
@@ -36,7 +36,7 @@ from rewarddance.jobs.quickstart import QuickstartRecipe, training_prompts
 from rewarddance.jobs.quickstart_figures import means_of
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.runtime.config import Recipe, Seed, parse_recipe
+from rewarddance.runtime.config import Recipe, parse_recipe
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.preferences import PreferenceRecipe
 from rewarddance.shapeworld.tasks import PICTURES
@@ -76,7 +76,7 @@ class ReferencesRecipe(Recipe):
     prompts, samples: held out, and pictures of each, on which every generator is evaluated before and after.
     """
 
-    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     generators: dict[str, GeneratorChoice] = Field(min_length=1)
     arms: dict[str, Arm] = Field(min_length=1)
     preferences: PreferenceRecipe = PreferenceRecipe()

@@ -235,6 +235,9 @@ def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
         (lambda out: load_generator(" ", 2), "' ' names no checkpoint"),
         (lambda out: load_generator(str(generator_folder()), 2, device="tpu"), "no device 'tpu'"),
         (lambda out: as_reward(brightness, batch_size=0), "batch_size 0"),
+        (lambda out: score(brightness, pictures(2), ["a dog", ""]), "prompt 2 is empty"),
+        (lambda out: search(tiny_generator(), brightness, ["a dog", " \n"]), "prompt 2 is empty"),
+        (lambda out: align(tiny_generator(), brightness, ["", "a dog"], output=out), "prompt 1 is empty"),
         (lambda out: Preference("a dog", *pictures(2), float("nan")), "the share nan"),
     ],
 )

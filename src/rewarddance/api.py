@@ -133,7 +133,7 @@ def align(
         parts["held_out"] = as_reward(run["held_out"])
         run["held_out"] = _name(parts["held_out"])
     if not isinstance(prompts, str | Path):
-        parts["prompts"], prompts = as_prompts(_listed(prompts, "prompts")), Path(str(output)) / "prompts.jsonl"
+        parts["prompts"], prompts = _asked(_listed(prompts, "prompts")), Path(str(output)) / "prompts.jsonl"
     content = run | {"generator": _name(generator), "prompts": prompts, "output": output}
     content |= {} if reward is None else {"judge": _name(reward)}
     content |= {"algorithm": algorithm} | ({algorithm: loop} if loop else {})
@@ -185,7 +185,7 @@ def search(
         raise InputError("the generator has its own steps and guidance.", "Give them to load_generator.")
     generator = _checked_generator(generator)
     is_file = isinstance(prompts, str | Path)
-    asked = read_prompts(Path(prompts)) if is_file else as_prompts(_listed(prompts, "prompts"))
+    asked = read_prompts(Path(prompts)) if is_file else _asked(_listed(prompts, "prompts"))
     if "held_out" in rest:
         rest["held_out"] = _reward(rest["held_out"], judge_device or device, dtype)
     chosen = read_method(method, own)
@@ -230,7 +230,7 @@ def score(
         texts = _one_for_each(_listed(given, "prompts", empty=True), len(pictures), "prompts")
         others = [] if reference is None else all_pixels(reference, "reference")
         references = _one_for_each(others or [None], len(pictures), "references")
-        return score_media(judge, pictures, as_prompts(texts), references, explain)
+        return score_media(judge, pictures, _asked(texts), references, explain)
     if not isinstance(prompts, str | None):
         raise InputError("a folder or file has its own prompts.", "Give one text for those that have none.")
     with tempfile.TemporaryDirectory() as scratch:
@@ -339,6 +339,15 @@ def bench(
     content = options | {name: _name(part) for name, part in named.items() if part is not None}
     content |= {"benchmark": benchmark, "prompts": prompts, "pictures": pictures, "output": output}
     return run_bench(parse_recipe(BenchRun, content, "the options of bench"), BenchParts(**parts))
+
+
+def _asked(prompts: Sequence[str | Prompt]) -> list[Prompt]:
+    """The prompts. Raises InputError naming the first that says nothing, as a file of prompts does."""
+    asked = as_prompts(prompts)
+    for number, prompt in enumerate(asked, start=1):
+        if not prompt.text.strip():
+            raise InputError(f"prompt {number} is empty.", "Say what is wanted, or leave it out.")
+    return asked
 
 
 def _listed(items: Any, what: str, empty: bool = False) -> Sequence[Any]:

@@ -216,7 +216,7 @@ def test_the_command_aligns_from_votes_alone_and_goes_on(tmp_path):
 def test_votes_that_cannot_be_learned_are_found_before_the_first_step(tmp_path):
     keep_preferences(votes(side=48), tmp_path / "votes.jsonl")
     row = json.loads((tmp_path / "votes.jsonl").read_text().splitlines()[0])
-    rows = [dict(row) for _ in range(5)]
+    rows = [dict(row) for _ in range(6)]
     (tmp_path / "none.png").write_text("no picture")
     rows[0]["media_a"] = "none.png"
     rows[1]["prompt"] = "a red circle " * 1000
@@ -224,6 +224,7 @@ def test_votes_that_cannot_be_learned_are_found_before_the_first_step(tmp_path):
         write_picture(pictures(1)[0], tmp_path / "video" / f"{frame}.png")
     rows[2]["media_b"] = "video"
     rows[3]["media_b"] = "gone.png"
+    rows[4]["prompt"] = " "
     (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prompts.txt").write_text("a red circle\n")
     content = {
@@ -237,4 +238,4 @@ def test_votes_that_cannot_be_learned_are_found_before_the_first_step(tmp_path):
     done = command("align", tmp_path / "align.yaml", "--skip-faulty")
     assert done.code == 1, done.err
     listed = [json.loads(line) for line in (tmp_path / "run" / "faulty.jsonl").read_text().splitlines()]
-    assert sorted(row["where"].split(" of ")[0] for row in listed) == ["line 1", "line 2", "line 3", "line 4"]
+    assert sorted(row["where"].split(" of ")[0] for row in listed) == [f"line {n}" for n in range(1, 6)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import runpy
 
 import pytest
 import torch
@@ -46,6 +47,19 @@ def test_whatever_a_library_raises_is_one_message_and_exit_code_2(kind):
     assert "Traceback" not in done.err and "\x1b[31mred" not in done.err and len(done.err.splitlines()) >= 2
     shown = command("--debug", commands=commands)
     assert shown.code == 2 and "Traceback" in shown.err and named in shown.err
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, 7, "done"])
+def test_a_function_that_ends_the_process_is_a_failure_and_named(tmp_path, code):
+    (tmp_path / "leaves.py").write_text(f"import sys\n\n\ndef leave():\n    sys.exit({code!r})\n")
+    commands = typer.Typer()
+
+    @commands.command()
+    def work() -> None:
+        runpy.run_path(str(tmp_path / "leaves.py"))["leave"]()
+
+    done = command(commands=commands)
+    assert done.code == 2 and "leaves.py, line 5" in done.err and f"sys.exit({code!r})" in done.err
 
 
 def test_every_error_becomes_ours_with_a_remedy():

@@ -83,3 +83,37 @@ def test_help_wraps_the_paragraphs_of_a_docstring_anew(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = [line.strip() for line in command("annotate", "--help").out.splitlines()]
     assert '"image" (what both were made from) if wanted, or {"prompt", "candidate",' in lines
+
+
+EMPTY = {
+    "score": ["x", "--judge", "j", "--output", ""],
+    "search": ["x", "--generator", "g", "--judge", "j", "--budget", "samples=1", "--output", " "],
+    "evaluate": ["j", "--tests", "id=x.jsonl", "--output", ""],
+    "bench": ["tifa", "x", "--pictures", "p", "--judge", "j", "--output", ""],
+    "export": ["j", ""],
+    "distil": ["x", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--output", ""],
+    "annotate": ["x", "--store", ""],
+    "quickstart": ["--output", ""],
+    "bases": ["judge", "--output", ""],
+    "data import": ["hpdv3", "x.json", "--output", ""],
+    "data weigh": ["x.jsonl", "--output", ""],
+    "votes export": ["x.sqlite", "--output", ""],
+    "votes report": ["x.sqlite", "--output", ""],
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_output_is_refused_by_every_command(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = command(*name.split(), *EMPTY[name])
+    assert done.code == 2 and not list(tmp_path.iterdir())
+    assert "names no file or folder" in done.err or "a path of the command line is empty" in done.err, done.err
+
+
+@pytest.mark.parametrize("name", ["train", "align", "references"])
+def test_an_empty_output_of_a_recipe_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = "preferences: p\n" if name == "train" else "generator: g\njudge: j\nprompts: p\n"
+    (tmp_path / "r.yaml").write_text(f"{first}output: ''\n")
+    done = command(name, tmp_path / "r.yaml")
+    assert done.code == 2 and "'output'" in done.err and [*tmp_path.iterdir()] == [tmp_path / "r.yaml"]

@@ -88,3 +88,6 @@ def test_a_place_that_is_no_folder_and_no_list_is_refused(tmp_path, prompts):
     (tmp_path / "list.json").write_text('{"a dog": 3}')
     with pytest.raises(InputError, match=r"list\.json"):
         find_shots(tmp_path / "list.json", prompts, None, [])
+    (tmp_path / "list.json").write_text('{"a dog": "0.png", "a dog": "1.png"}')
+    with pytest.raises(InputError, match=r"list\.json cannot be read: the key 'a dog' stands twice"):
+        find_shots(tmp_path / "list.json", prompts, None, [])

@@ -241,3 +241,58 @@ def test_a_finished_file_whose_rows_are_gone_does_not_count_as_whole(tmp_path):
     path.write_text("")
     with pytest.raises(InputError, match=r"a.jsonl has become shorter"):
         RowFile(path)
+
+
+def changed(path: Path, old: bytes, new: bytes) -> None:
+    """Other bytes of the same length: no length says that a row is another one now."""
+    data = path.read_bytes()
+    assert old in data and len(old) == len(new)
+    path.write_bytes(data.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [(b'"id": 3', b'"id": 4', "a.jsonl has been changed"), (b'"id": 3', b'"id":[3', "line 1 of .*a.jsonl has been")],
+)
+def test_rows_that_were_changed_meanwhile_are_refused_by_line(tmp_path, finished, old, new, named):
+    file = RowFile(tmp_path / "a.jsonl")
+    file.commit(ROWS[3:6], [{"line": 1, "reason": "gone"}], 4)
+    if finished:
+        file.finish()
+    RowFile(tmp_path / "a.jsonl")
+    changed(tmp_path / "a.jsonl", old, new)
+    with pytest.raises(InputError, match=named):
+        RowFile(tmp_path / "a.jsonl")
+    changed(tmp_path / "a.jsonl", new, old)
+    changed(tmp_path / "a.jsonl.failed.jsonl", b"gone", b"good")
+    with pytest.raises(InputError, match=r"failed.jsonl has been changed"):
+        RowFile(tmp_path / "a.jsonl")
+
+
+def test_a_growing_parquet_file_that_was_changed_is_refused(tmp_path):
+    RowFile(tmp_path / "a.parquet", SCHEMA).commit(ROWS[3:6], [], 3)
+    changed(tmp_path / "a.parquet.rows", b"W", b"w")
+    with pytest.raises(InputError, match=r"a.parquet.rows has been changed"):
+        RowFile(tmp_path / "a.parquet", SCHEMA)
+
+
+def test_a_finished_parquet_file_that_is_gone_or_another_is_refused(tmp_path):
+    write(tmp_path, "a.parquet")
+    RowFile(tmp_path / "a.parquet", SCHEMA)
+    parquet(tmp_path / "a.parquet", ROWS[:2])
+    with pytest.raises(InputError, match=r"a.parquet has been changed"):
+        RowFile(tmp_path / "a.parquet", SCHEMA)
+    for content in (b"PAR1", None):
+        (tmp_path / "a.parquet").unlink()
+        if content is not None:
+            (tmp_path / "a.parquet").write_bytes(content)
+        with pytest.raises(InputError, match=r"a.parquet cannot be read any more"):
+            RowFile(tmp_path / "a.parquet", SCHEMA)
+
+
+@pytest.mark.parametrize("content", ['{"bytes": "x"}', '{"read": -1}', "[1]", "3", '{"other": 1}', "[" * 5000])
+def test_a_journal_that_is_none_is_refused_by_name(tmp_path, content):
+    (tmp_path / "a.jsonl.progress.json").write_text(content)
+    with pytest.raises(InputError, match=r"progress.json cannot be read"):
+        RowFile(tmp_path / "a.jsonl")

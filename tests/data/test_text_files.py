@@ -250,3 +250,35 @@ def test_an_answer_in_words_is_a_verdict_or_none_and_no_keyword(answer):
     else:
         (draft,) = pair_or_score(record)
         assert (draft.value, draft.prompt) == (ANSWERS[answer], "a [tall] cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [('{"a": 1, "a": 2}', "'a'"), ('[{"x": {"b": 1, "c": 2, "b": 1}}]', "'b'"), ('{"\\u0061": 1, "a": 1}', "'a'")],
+)
+def test_a_key_that_stands_twice_in_json_is_refused_by_name(text, key):
+    with pytest.raises(ValueError, match=f"the key {key} stands twice"):
+        parse_json(text)
+    assert parse_json('{"a": {"a": 1}, "b": {"a": 1}}') == {"a": {"a": 1}, "b": {"a": 1}}
+
+
+@pytest.mark.parametrize(("name", "separator"), [("p.tsv", "\t"), ("p.csv", ",")])
+def test_a_column_of_prompts_that_stands_twice_is_refused_by_name(tmp_path, name, separator):
+    (tmp_path / name).write_text(f"prompt{separator}id{separator}prompt\na{separator}1{separator}b\n")
+    with pytest.raises(InputError, match=rf"line 1 of the prompt file .*{name}: names the column 'prompt' twice"):
+        read_prompts(tmp_path / name)
+    with pytest.raises(InputError, match="two columns named 'prompt'" if name == "p.csv" else "two columns named"):
+        list(read_records(tmp_path / name))
+
+
+def test_a_parquet_column_that_stands_twice_is_refused_by_name(tmp_path):
+    pq.write_table(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), tmp_path / "p.parquet")
+    for read in (read_prompts, open_table):
+        with pytest.raises(InputError, match=r"p\.parquet cannot be read: its column 'prompt' stands twice"):
+            read(tmp_path / "p.parquet")
+
+
+def test_what_no_result_can_hold_beside_a_prompt_is_refused_by_its_row(tmp_path):
+    pq.write_table(pa.table({"prompt": ["a", "b"], "more": [None, [{"x": b"bytes"}]]}), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"row 2 of the prompt file .*p\.parquet: holds beside the prompt"):
+        read_prompts(tmp_path / "p.parquet")

@@ -188,3 +188,16 @@ def test_the_help_names_every_experiment_and_where_to_run_it():
     done = experiment("--help")
     assert done.code == 0 and all(name in done.out for name in NAMES)
     assert "root of the repository" in " ".join(done.out.split())
+
+
+def test_a_recipe_of_another_experiment_is_said_to_be_one(tmp_path):
+    done = experiment("algorithms", project_recipe("pareto"), "--output", tmp_path / "x")
+    assert done.code == 2 and "is a recipe of the experiment pareto" in done.err and "experiments pareto" in done.err
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["algorithms", "hacking", "pareto", "references", "scaling"])
+def test_a_seed_that_stands_twice_is_refused_by_every_experiment(name, tmp_path):
+    done = experiment(name, project_recipe(name), "seeds=[3, 1, 3]", "--output", tmp_path / "x")
+    assert done.code == 2 and "'seeds'" in done.err and "a seed stands twice" in done.err
+    assert not (tmp_path / "x").exists()

@@ -128,6 +128,7 @@ def test_generators_make_the_pictures_and_make_none_twice(tmp_path):
         ({"judge": "x"}, "say policy=least_sure"),
         ({"compare": "a,a"}, "twice"),
         ({"people": "anna,anna"}, "twice"),
+        ({"people": " , "}, "names nobody"),
         ({"policy": "ranking", "compare": "a,b"}, "random"),
         ({"compare": "a"}, "two models"),
         ({"compare": "a,b,c"}, "two models"),

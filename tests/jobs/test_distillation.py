@@ -299,6 +299,34 @@ def test_where_every_answer_fails_nothing_was_done_and_it_is_said(pairs, start):
     assert done.code == 2 and "6 of 6 answers failed" in done.err and "reasons.failed.jsonl" in done.err
 
 
+def test_a_journal_of_failures_alone_goes_on_as_one_that_begins(pairs, start):
+    words = [pairs, "--model", "large", "--output", pairs.parent / "reasons.jsonl", "--retries", "0"]
+    broken = start(lambda body, number: completion("maybe"))
+    for _ in range(2):
+        done = command("distil", *words, "--endpoint", broken.endpoint)
+        assert done.code == 2 and "6 of 6 answers failed" in done.err
+    half = start(lambda body, n: completion("maybe") if asked(body)[0] == PROMPTS[3] else right(body, n))
+    assert command("distil", *words, "--endpoint", half.endpoint).code == 1 and len(half.requests) == 6
+    mended = start(right)
+    done = command("distil", *words, "--endpoint", mended.endpoint)
+    assert done.code == 0 and json.loads(done.out)["kept"] == 6 and len(mended.requests) == 2
+
+
+@pytest.mark.parametrize("change", [{"outcome": "lost"}, {"row": "0"}, {"swapped": 3}, {"text": None}, "deep", "twice"])
+def test_a_journal_with_a_line_that_is_no_answer_is_refused(pairs, start, change):
+    run = recipe(pairs, start(right))
+    distil(run)
+    journal = run.output.with_name("reasons.answers.jsonl")
+    first, second, *rest = journal.read_text().splitlines()
+    if isinstance(change, dict):
+        second = json.dumps(json.loads(second) | change)
+    else:
+        second = "[" * 5000 if change == "deep" else second.replace('{"row"', '{"row": 1, "row"')
+    journal.write_text("\n".join([first, second, *rest]) + "\n")
+    with pytest.raises(InputError, match=r"the journal .*answers\.jsonl cannot be used"):
+        distil(run)
+
+
 def test_pairs_that_are_all_ties_leave_nothing_to_ask(tmp_path, start):
     picture = torch.full((1, 3, 4, 4), 0.2)
     write_preferences([Preference("a dog", picture, picture.clone(), 0.5)], tmp_path / "ties.jsonl")

@@ -17,8 +17,17 @@ from rewarddance.errors import InputError
 from rewarddance.generators.finetuning import LORA_FILE
 from rewarddance.jobs import quickstart as job
 from rewarddance.jobs import quickstart_figures
-from rewarddance.jobs.quickstart import QuickstartRecipe, Run, quickstart, resume_run, start_run, training_prompts
+from rewarddance.jobs.quickstart import (
+    QuickstartRecipe,
+    Run,
+    check_base,
+    quickstart,
+    resume_run,
+    start_run,
+    training_prompts,
+)
 from rewarddance.report.run_folder import find_grids, read_metrics
+from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.config import load_recipe
 
 
@@ -200,6 +209,42 @@ def test_a_folder_that_holds_a_run_is_not_begun_again(whole):
     assert "--resume" in caught.value.remedy and "--name" in caught.value.remedy
 
 
+@pytest.mark.parametrize("content", ["", "# nothing\n", "{}", "null"])
+def test_a_run_whose_config_was_emptied_is_not_gone_on_with_by_defaults(tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(InputError, match=r"config\.yaml is not what a run writes there"):
+        resume_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stage", ["3", "{}", '{"result": {}}', '{"result": 1, "seconds": 1, "cpu_seconds": 1}', "null"]
+)
+def test_a_record_of_stages_that_is_none_is_refused(whole, tmp_path, stage):
+    shutil.copy(whole.folder / "config.yaml", tmp_path)
+    (tmp_path / "stages.json").write_text(f'{{"judge": {stage}}}')
+    with pytest.raises(InputError, match=r"stages\.json is not what a run writes there"):
+        resume_run(tmp_path)
+
+
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(InputError, match="there is no run to resume in"):
         resume_run(tmp_path)
+
+
+WRONG_BASES = [("edit", "shapeworld-judge"), ("t2v", "shapeworld-judge-small"), ("i2v", "shapeworld-edit-judge")]
+WRONG_BASES += [("t2i", "shapeworld-video-judge"), ("t2i", "shapeworld-edit-judge"), ("edit", "shapeworld-video-judge")]
+
+
+@pytest.mark.parametrize(("task", "base"), WRONG_BASES)
+def test_a_bundled_base_of_another_task_is_refused_before_any_work(task, base, tmp_path):
+    done = command("quickstart", "--task", task, "--output", tmp_path, f"judge.base={base}")
+    assert done.code == 2 and f"the base {base} (judge.base) was not made for the task {task}" in done.err
+    assert not list(tmp_path.glob("*/preferences"))
+
+
+def test_a_base_of_ones_own_is_taken_for_every_task(tmp_path):
+    own = tmp_path / "shapeworld-judge"
+    own.mkdir()
+    for task in ("t2i", "t2v", "i2v", "edit"):
+        check_base(task, JudgeRecipe(base=str(own)))
+    check_base("t2i", JudgeRecipe(base="shapeworld-judge-small"))

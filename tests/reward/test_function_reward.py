@@ -104,6 +104,14 @@ def test_what_the_function_raises_is_told_with_the_prompt():
         as_reward(broken)([Question("a dog", picture(0.0))])
 
 
+def test_a_function_that_ends_the_process_is_told_with_the_prompt():
+    def leaves(images, prompts, metadata):
+        raise SystemExit(0)
+
+    with pytest.raises(RewardError, match="failed on 1 samples, the first for 'a dog': SystemExit"):
+        as_reward(leaves)([Question("a dog", picture(0.0))])
+
+
 def test_a_gradient_comes_back_through_a_function_of_torch():
     questions = [Question("a dog", picture(0.5), picture(0.1))]
     found = pixel_gradient(as_reward(brightness), questions, lambda margin: margin.mean())
@@ -153,6 +161,16 @@ def test_a_factory_that_gives_no_reward_is_refused_by_name(name, options, named)
     with pytest.raises(InputError) as caught:
         load_reward(name, **options)
     assert named in caught.value.what
+
+
+@pytest.mark.parametrize("fault", ["raise SystemExit(0)", "1 / 0", "def make(:", "import nowhere_at_all"])
+def test_a_module_or_factory_that_fails_is_refused_by_its_name(tmp_path, fault):
+    (tmp_path / "bad.py").write_text(fault + "\n")
+    with pytest.raises(InputError, match=r"the reward '.*bad.py:make' cannot be imported"):
+        load_function(f"{tmp_path}/bad.py:make")
+    (tmp_path / "worse.py").write_text("def make():\n    raise SystemExit(3)\n")
+    with pytest.raises(InputError, match=r"the factory .*worse.py:make failed: SystemExit: 3"):
+        load_function(f"{tmp_path}/worse.py:make")
 
 
 def test_folders_and_ids_are_no_factories(tmp_path):

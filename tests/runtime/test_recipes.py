@@ -150,7 +150,8 @@ def test_a_file_that_is_missing_or_a_folder_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"\xff", "cannot be read")]
+    ("content", "said"),
+    [(b"a: [1", "is not YAML"), (b"- 1", "holds no keys"), (b"[]", "holds no keys"), (b"\xff", "cannot be read")],
 )
 def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path, content, said):
     path = tmp_path / "r.yaml"
@@ -281,7 +282,103 @@ def test_a_key_of_another_section_is_said_to_be_one(content, remedy):
     assert remedy in caught.value.remedy
 
 
+class OneOrNone(Recipe):
+    part: Short | None = None
+
+
+def test_keys_of_a_section_that_may_be_left_out_are_known():
+    with pytest.raises(InputError) as caught:
+        parse_recipe(OneOrNone, {"part": {"xyzzy": 1}}, "the test")
+    assert "part.reach" in caught.value.remedy and "part.steps" in caught.value.remedy
+
+
 def test_what_does_not_fit_is_said_without_a_models_names():
     with pytest.raises(InputError) as caught:
         parse_recipe(Sections, {"short": 3}, "the test")
     assert "mapping" in caught.value.what and "short" in caught.value.what and "nstance" not in caught.value.what
+
+
+BROKEN = {
+    "a: [1\nb: 2\n": "line 2, column 2: expected ',' or ']'",
+    "\tseed: 0\n": "line 1, column 1: found character",
+    "seed: 1\nname: !secret x\n": "line 2, column 7: could not determine a constructor",
+    "seed: 1\nname: 2024-13-45\n": "line 2, column 7: month must be in 1..12",
+    "seed: 1\nname: a\x07b\n": "line 2, column 8: the character #x0007",
+    "seed: 1\ninner: &a {b: *a}\n": "line 2, column 8: an alias leads back to itself",
+    "seed: " + "[" * 300 + "]" * 300: "nested more than",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=lambda text: repr(text[:30]))
+def test_what_is_no_yaml_is_told_in_one_line_with_its_place(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    error = refused(tmp_path / "r.yaml")
+    assert BROKEN[text] in error.what and "r.yaml" in error.what and "\n" not in error.what
+
+
+class Places(Recipe):
+    output: Path | None = None
+    tests: dict[str, Path] = Field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "content", [{"output": ""}, {"output": " "}, {"output": "a\0b"}, {"tests": {"id": ""}}, {"files": ["a", ""]}]
+)
+def test_an_empty_path_is_not_the_current_folder(content):
+    (key,) = content
+    with pytest.raises(InputError, match=f"{key}.*names no file or folder"):
+        parse_recipe(Places, content, "the test")
+    assert parse_recipe(Places, {"output": ".", "files": ["a"]}, "the test").files == (Path("a"),)
+
+
+def test_a_key_of_the_wrong_kind_is_said_in_plain_words():
+    with pytest.raises(InputError, match=r"the key 'at\.many' in the test cannot be one") as caught:
+        parse_recipe(Numbered, {"at": {"many": None}}, "the test")
+    assert "[key]" not in caught.value.what
+
+
+class Training(Recipe):
+    preferences: Path
+    judge: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("seeds: [0]\npreferences: {pairs: 2}\n", "python -m experiments"),
+        ("preferences: {pairs: 2}\njudge: {}\nrefl: {}\n", "rewarddance quickstart --recipe"),
+        ("generator: x\nprompts: y\n", "rewarddance align"),
+        ("generator: x\nprompts: y\nbudget: z\n", "rewarddance search"),
+    ],
+)
+def test_a_recipe_of_another_command_is_said_to_be_one(tmp_path, text, command):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"looks like a recipe of `{command}`"):
+        load_recipe(Training, tmp_path / "r.yaml")
+
+
+def test_a_recipe_of_this_command_is_never_called_anothers(tmp_path):
+    (tmp_path / "r.yaml").write_text("preferences: x\njudge: {step: 1}\n")
+    with pytest.raises(InputError, match=r"^unknown key 'judge.step'"):
+        load_recipe(Training, tmp_path / "r.yaml")
+
+
+def test_a_key_that_is_unknown_is_named_before_one_that_is_missing(tmp_path):
+    (tmp_path / "r.yaml").write_text("sede: 3\n")
+    error = refused(tmp_path / "r.yaml")
+    assert error.what.startswith("unknown key 'sede'") and error.remedy == "Did you mean 'seed'?"
+
+
+class Numbers(Recipe):
+    count: int = 1
+    rate: float = 0.1
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@pytest.mark.parametrize("content", [{"count": 10**30}, {"rate": 1e300}, {"rate": "1e300"}, {"span": [0, -1e39]}])
+def test_a_number_that_no_tensor_holds_is_refused_by_its_key(content):
+    (key,) = content
+    with pytest.raises(InputError, match=f"the key '{key}'.* larger than what can be computed with"):
+        parse_recipe(Numbers, content, "the test")
+    assert parse_recipe(Numbers, {"count": 2**62, "rate": 1e38}, "the test").rate == 1e38

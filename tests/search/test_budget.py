@@ -71,6 +71,7 @@ def test_a_budget_is_read_from_text():
         ("samples=", "not of the form"),
         ("sample=4", "unknown key 'sample'"),
         ("samples=0", "'samples'"),
+        ("samples=1,seconds=2,samples=3", "says samples twice"),
         ("seconds=-1", "'seconds'"),
         ("samples=2.5", "'samples'"),
     ],

@@ -86,7 +86,15 @@ class AlgorithmConfig(Recipe):
         for name, algorithm in ALGORITHMS.items():
             if name != self.algorithm and getattr(self, name) != algorithm.recipe():
                 raise ValueError(f"algorithm is {self.algorithm}, so {name} says nothing: leave it out")
+        if not self.asks_references and self.references != ReferenceRecipe():
+            with_them = "refl" if self.algorithm == "dpo" else f"refl, or for {self.algorithm}.judging: references"
+            raise ValueError(f"references are for {with_them}; {self.algorithm} has none here: leave them out")
         return self
+
+    @property
+    def asks_references(self) -> bool:
+        """Are samples judged against references, of which a bank is made first?"""
+        return self.algorithm == "refl" or getattr(self.chosen, "judging", None) == "references"
 
     @property
     def chosen(self) -> TrainRecipe:

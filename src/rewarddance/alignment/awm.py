@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.alignment.flow_grpo import surrogate
 from rewarddance.alignment.forward_process import ForwardRecipe, Learned, velocity_error
+from rewarddance.runtime.config import changed
 
 WEIGHTS = {"uniform": 0, "t": 1, "t^2": 2}
 """The powers of the noise level that a sample's matching loss is weighted with."""
@@ -37,6 +38,12 @@ class AwmRecipe(ForwardRecipe):
     spread: Literal["prompt", "global"] = "global"
     clip_range: float = Field(default=1e-4, gt=0)
     weighting: Literal["uniform", "t", "t^2"] = "uniform"
+
+    @model_validator(mode="after")
+    def _the_ratio_can_leave_1(self) -> AwmRecipe:
+        if not self.asks_old and changed(self, "clip_range"):
+            raise ValueError("clip_range says nothing with one update a step by the weights that sampled (ema_decay 0)")
+        return self
 
     @property
     def asks_old(self) -> bool:

@@ -31,6 +31,7 @@ from rewarddance.alignment.train import Alignment, Figures, Trainable, read_toge
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.config import changed
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import PixelBatch, Prompt, as_prompts
@@ -114,6 +115,8 @@ class ForwardRecipe(PolicyRecipe):
     def _the_decay_rises(self) -> ForwardRecipe:
         if self.decay_from and self.decay_rise is None:
             raise ValueError("decay_from is used with a decay_rise only")
+        if not self.ema_decay and changed(self, "decay_rise"):
+            raise ValueError("decay_rise is how ema_decay is reached, and that is 0: leave one of them out")
         return self
 
     @model_validator(mode="after")

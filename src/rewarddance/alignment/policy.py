@@ -32,6 +32,7 @@ from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError, shown
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel, judging
+from rewarddance.runtime.config import MOST
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, world_size
 from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
@@ -50,7 +51,7 @@ class PolicyRecipe(TrainRecipe):
     checkpointing: as in ReFL; a gradient goes through the generator alone.
     """
 
-    group_size: int = Field(default=8, ge=2)
+    group_size: int = Field(default=8, ge=2, le=MOST)
     learning_rate: float = Field(default=1e-4, gt=0)
     updates: int = Field(default=1, ge=1)
     judging: Judging | None = None

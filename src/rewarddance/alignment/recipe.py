@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
-from rewarddance.runtime.config import Recipe, Seed
+from rewarddance.runtime.config import Recipe, Seed, changed
 from rewarddance.runtime.devices import find_device
 
 OffloadedPart = Literal["text_encoders", "vae", "judge"]
@@ -41,6 +41,8 @@ class NamedReward(Recipe):
             raise ValueError("options are of a judge of its own: name it, or set judge_options of the run's")
         if {"criteria", "criteria_average"} & self.options.keys():
             raise ValueError("criteria stand beside options, not among them")
+        if self.criteria is None and (given := changed(self, "criteria_average")):
+            raise ValueError(f"{given} is of criteria, and there are none: leave it out")
         return self
 
 
@@ -108,10 +110,17 @@ class AlignRun(AlgorithmConfig):
     def _judges_are_of_the_algorithm(self) -> AlignRun:
         if self.algorithm == "dpo" and (self.judge or self.rewards):
             raise ValueError("dpo learns from dpo.preferences and asks no judge: leave judge and rewards out")
+        of_judges = ("judge_options", "judge_dtype", "judge_device", "judge_sharded")
+        if self.algorithm == "dpo" and (given := changed(self, *of_judges)):
+            raise ValueError(f"dpo asks no judge, so {given} says nothing: leave it out")
+        if self.algorithm == "dpo" and "judge" in self.offload:
+            raise ValueError("dpo asks no judge: leave judge out of offload")
         if self.algorithm != "dpo" and not (self.judge or self.rewards):
             raise ValueError(f"the key judge is missing, which {self.algorithm} asks; or give several rewards")
         if self.held_out and self.algorithm != "refl":
             raise ValueError("held_out gates the gradient of refl; elsewhere it is one of rewards, of weight 0")
+        if not self.held_out and not self.refl.gate:
+            raise ValueError("refl.gate is of a held-out judge, and there is none (held_out): leave it out")
         return self
 
     @model_validator(mode="after")
@@ -125,6 +134,8 @@ class AlignRun(AlgorithmConfig):
             raise ValueError("all rewards have the weight 0, so there is nothing to learn")
         if self.judge and self.rewards and all(reward.judge for reward in self.rewards.values()):
             raise ValueError("every reward names a judge of its own, so judge is asked nothing: leave it out")
+        if not self.judge and self.judge_options:
+            raise ValueError("judge_options are of the judge that rewards share, and there is none (judge)")
         return self
 
     def check_processes(self, processes: int, device: str) -> None:

@@ -29,7 +29,7 @@ from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.checkpoint import read_run_json, write_text_atomically
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import MOST, Recipe
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.runtime.weights import check_values
@@ -47,7 +47,7 @@ class ReferenceRecipe(Recipe):
         least, are judged together.
     """
 
-    candidates: int = Field(default=16, ge=2)
+    candidates: int = Field(default=16, ge=2, le=MOST)
     keep: int = Field(default=2, ge=1)
     keep_from: Literal["top", "bottom"] = "top"
     choice: Literal["random", "best"] = "random"

@@ -15,6 +15,7 @@ from rewarddance.alignment.surrogate import Surrogate
 from rewarddance.alignment.train import TrainRecipe
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.config import changed
 
 CheckpointedPart = Literal["generator", "decoder", "judge"]
 
@@ -97,15 +98,22 @@ class ReflRecipe(TrainRecipe):
     def _steps_are_a_range(self) -> ReflRecipe:
         if not 0 <= self.grad_step_range[0] < self.grad_step_range[1] <= 1:
             raise ValueError("grad_step_range must be two rising shares between 0 and 1")
-        if self.last_steps > 1 and self.grad_step_range != type(self).model_fields["grad_step_range"].default:
+        if self.last_steps > 1 and changed(self, "grad_step_range"):
             raise ValueError("grad_step_range says nothing where last_steps is above 1; leave one of them out")
         return self
 
     @model_validator(mode="after")
     def _one_way_back(self) -> ReflRecipe:
-        for name in ("grad_step_range", "last_steps"):
-            if self.surrogate is not None and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} says nothing beside a surrogate; leave one of them out")
+        if self.surrogate is not None and (name := changed(self, "grad_step_range", "last_steps")):
+            raise ValueError(f"{name} says nothing beside a surrogate; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_left_unused(self) -> ReflRecipe:
+        if self.loss == "linear" and changed(self, "cap"):
+            raise ValueError("cap says nothing with the loss linear; leave it out")
+        if self.refresh_every is None and changed(self, "refresh_from"):
+            raise ValueError("refresh_from is used with a refresh_every only")
         return self
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import MOST, Recipe
 
 _Parameter = Annotated[float, Field(gt=0)]
 """Of a Dirichlet distribution."""
@@ -84,7 +84,7 @@ class Surrogate(Recipe):
     active: Literal["last", "spaced", "late", "leaps"]
     sees: Literal["picture", "prediction"] = "picture"
     count: int = Field(default=1, ge=1)
-    late_bias: float = Field(default=0.0, ge=0)
+    late_bias: float = Field(default=0.0, ge=0, le=64)
     rescale: float = Field(default=0.0, ge=0)
     nested: float = Field(default=0.0, ge=0, le=1)
     leap_terms: int = Field(default=1, ge=1)
@@ -93,7 +93,7 @@ class Surrogate(Recipe):
     segments: tuple[_Parameter, _Parameter, _Parameter] | None = None
     last_leap: float = Field(default=1.0, gt=0, le=1)
     stop_range: float = Field(default=0.4, gt=0, le=1)
-    noised_copies: int = Field(default=0, ge=0)
+    noised_copies: int = Field(default=0, ge=0, le=MOST)
 
     @model_validator(mode="before")
     @classmethod

@@ -25,7 +25,7 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import newest_complete, reading_checkpoint, replacing, save_state
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import MOST, Recipe
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import (
     average_gradients,
@@ -63,8 +63,8 @@ class TrainRecipe(Recipe):
     """
 
     steps: int = Field(default=100, ge=1)
-    prompts_per_step: int = Field(default=8, ge=1)
-    group_size: int = Field(default=4, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1, le=MOST)
+    group_size: int = Field(default=4, ge=1, le=MOST)
     learning_rate: float = Field(default=1e-5, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     cooldown: float = Field(default=0.0, ge=0, le=1)

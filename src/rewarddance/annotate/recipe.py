@@ -84,7 +84,10 @@ class PageOptions(Recipe):
     @classmethod
     def _names_from_text(cls, value: Any) -> Any:
         words = value if isinstance(value, list | tuple) else [value]
-        return tuple(name.strip() for word in words for name in str(word).split(",") if name.strip())
+        names = tuple(name.strip() for word in words for name in str(word).split(",") if name.strip())
+        if words and not names:
+            raise ValueError("it names nobody")
+        return names
 
     @field_validator("people")
     @classmethod

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -31,19 +31,41 @@ def main(commands: Callable[..., Any] = app) -> None:
     sys.argv = [sys.argv[0], *(word for word in words if word != DEBUG)]
     try:
         commands(standalone_mode=True)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes 130 of an interrupt
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's, of an interrupt
+            _interrupted()
+        if not (place := _foreign_place(stop)):
             raise
-        typer.echo("interrupted; give --resume (quickstart) or the same command again to go on", err=True)
-        sys.exit(130)
+        _fail(RewardDanceError(f"{place} ended the process: sys.exit({stop.code!r}).", "Let it raise an error."), debug)
     except BrokenPipeError:  # whoever read our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except Exception as error:
-        if debug:
-            traceback.print_exception(error)
-        ours = error if isinstance(error, RewardDanceError) else as_ours(error)
-        typer.secho(f"error: {ours.what}", fg=typer.colors.RED, err=True)
-        if ours.remedy:
-            typer.echo(f"       {ours.remedy}", err=True)
-        sys.exit(2)
+        _fail(error, debug)
+
+
+def _interrupted() -> NoReturn:
+    typer.echo("interrupted; give --resume (quickstart) or the same command again to go on", err=True)
+    sys.exit(130)
+
+
+def _fail(error: Exception, debug: bool) -> NoReturn:
+    """Say what is wrong and what to do about it, and end with exit code 2."""
+    if debug:
+        traceback.print_exception(error)
+    ours = error if isinstance(error, RewardDanceError) else as_ours(error)
+    typer.secho(f"error: {ours.what}", fg=typer.colors.RED, err=True)
+    if ours.remedy:
+        typer.echo(f"       {ours.remedy}", err=True)
+    sys.exit(2)
+
+
+def _foreign_place(stop: SystemExit) -> str:
+    """The line that ended the process, where that is neither the command line's nor ours: of a user's function, or of a
+    library. Its exit code says nothing about what was done."""
+    frames = [*traceback.walk_tb(stop.__traceback__)]
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in frames]
+    foreign = names and names[-1].partition(".")[0] not in ("typer", "click", __name__.partition(".")[0])
+    return f"{frames[-1][0].f_code.co_filename}, line {frames[-1][1]}," if foreign else ""

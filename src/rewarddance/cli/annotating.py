@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rewarddance.annotate.recipe import ExportRecipe
-from rewarddance.cli.app import app, example, print_result, quiet, votes
+from rewarddance.cli.app import app, example, given_path, print_result, quiet, votes
 from rewarddance.cli.options import recipe_command
 from rewarddance.jobs.recipes import AnnotateRun
 
@@ -42,7 +42,9 @@ def annotate(run: AnnotateRun) -> None:
 @votes.command("report", epilog=example("rewarddance votes report votes.sqlite --output votes.html"))
 def report_votes(
     store: Annotated[Path, typer.Argument(help="The store of votes.")],
-    output: Annotated[Path | None, typer.Option(help="The page to write. Default: beside the store.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write. Default: beside the store.", parser=given_path)
+    ] = None,
 ) -> None:
     """Say what people said: votes an hour, agreement, who is reliable, side bias, models ranked, pairs that divide.
 

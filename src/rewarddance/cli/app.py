@@ -70,6 +70,14 @@ def recipe_file(name: str) -> Path:
     raise InputError(f"the recipe {name} is not installed.", "Give one with --recipe.")
 
 
+def given_path(text: str | Path) -> Path:
+    """A path of the command line. Raises InputError where it names nothing: it would be the folder one happens to be
+    in."""
+    if not str(text).strip():
+        raise InputError("a path of the command line is empty.", "Say which file or folder is meant.")
+    return Path(text)
+
+
 def print_result(result: dict[str, Any], items: str = "") -> None:
     """The result as JSON; where some of its items failed, that too on stderr, and exit code 1, or 2 where all did."""
     typer.echo(json.dumps(result, indent=2))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.app import app, example, quiet
+from rewarddance.cli.app import app, example, given_path, quiet
 from rewarddance.errors import InputError
 
 BASES = (
@@ -27,7 +27,9 @@ BASES = (
 @app.command(epilog=example("rewarddance bases judge --output /tmp/bases"))
 def bases(
     which: Annotated[str, typer.Argument(help=f"{', '.join(BASES)} or all.")] = "all",
-    output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.")] = Path("bases"),
+    output: Annotated[Path, typer.Option(help="Where the checkpoint folders are written.", parser=given_path)] = Path(
+        "bases"
+    ),
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     begin: Annotated[
         Path | None, typer.Option(help="A judge base that gets its last stage anew (minutes), instead of all stages.")

@@ -77,7 +77,7 @@ def _parameter(name: str, field: FieldInfo, argument: bool) -> inspect.Parameter
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
     flag = f"--{name.replace('_', '-')}"
     flags = [flag] if kind is not bool or field.default is False else [f"{flag}/--no-{name.replace('_', '-')}"]
-    metavar = "NAME=VALUE" if get_origin(field.annotation) is dict else None
+    metavar = "NAME=VALUE" if get_origin(field.annotation) is dict else "PATH" if _is_path(field.annotation) else None
     option = typer.Option(*flags, metavar=metavar, help=description, show_default=False)
     if field.is_required():
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option])
@@ -102,9 +102,12 @@ def _plain(annotation: Any) -> Any:
         return list[str]
     if get_origin(annotation) in (tuple, list) and get_args(annotation)[-1] is Ellipsis:
         return list[_plain(get_args(annotation)[0])]
-    if get_origin(annotation) is Literal or annotation not in (bool, int, float, Path):
-        return str
-    return annotation
+    return annotation if annotation in (bool, int, float) else str
+
+
+def _is_path(annotation: Any) -> bool:
+    """Is it one path, or none? It is left to the recipe as a text: of an empty one Path makes the current folder."""
+    return annotation is Path or (annotation is not dict and Path in get_args(annotation))
 
 
 def _value(field: FieldInfo, value: Any) -> Any:

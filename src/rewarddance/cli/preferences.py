@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.app import data, example, print_result, quiet
+from rewarddance.cli.app import data, example, given_path, print_result, quiet
 from rewarddance.cli.options import recipe_command
 from rewarddance.data.recipe import ImportRecipe
 
@@ -64,7 +64,7 @@ def check_data(
 @data.command("weigh", epilog=example("rewarddance data weigh votes.jsonl --output weighed.jsonl"))
 def weigh_data(
     votes: Annotated[Path, typer.Argument(metavar="VOTES", help="A preferences file, a vote a row, with annotators.")],
-    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl or .parquet file to write.", parser=given_path)],
 ) -> None:
     """Make one row of the votes on each pair: its share, each vote weighed by how often its annotator seems right.
 

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.app import Overrides, app, example, print_result, quiet, recipe_file
+from rewarddance.cli.app import Overrides, app, example, given_path, print_result, quiet, recipe_file
 from rewarddance.cli.options import recipe_command
 from rewarddance.errors import InputError
 from rewarddance.jobs.recipes import PlanRun
+from rewarddance.runtime.config import MOST_WORKERS
 
 _SKIP = "Leave out rows that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."
 
@@ -28,7 +29,7 @@ def quickstart(
     ] = False,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
-    output: Annotated[Path, typer.Option(help="Where run folders stand.")] = Path("runs"),
+    output: Annotated[Path, typer.Option(help="Where run folders stand.", parser=given_path)] = Path("runs"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
     ] = False,
@@ -123,7 +124,9 @@ def references(
     recipe: Annotated[Path, typer.Argument(help="A recipe file of align.")],
     overrides: Overrides = None,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or local: make them there.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes of Ray, with generator and judge each.", min=1)] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes of Ray, with generator and judge each.", min=1, max=MOST_WORKERS)
+    ] = 1,
     skip_faulty: Annotated[bool, typer.Option("--skip-faulty", help=_SKIP)] = False,
 ) -> None:
     """Make the reference bank of an align recipe before it runs; run again to continue an interrupted one.

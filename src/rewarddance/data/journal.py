@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from datetime import date, time
 from decimal import Decimal
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
+from rewarddance.runtime.files import parse_json
 
 _ROW_GROUP = 10_000
 """Rows in a row group of a Parquet file, at least."""
@@ -27,6 +29,7 @@ class Progress(NamedTuple):
     written, failed: rows in the file, and in that of the failures.
     bytes, failed_bytes: the lengths of the two.
     finished: whether no rows will follow.
+    checksum, failed_checksum: CRC-32 of the two; none where none was taken when the file was begun.
     """
 
     read: int = 0
@@ -35,6 +38,8 @@ class Progress(NamedTuple):
     bytes: int = 0
     failed_bytes: int = 0
     finished: bool = False
+    checksum: int | None = None
+    failed_checksum: int | None = None
 
 
 class RowFile:
@@ -52,17 +57,20 @@ class RowFile:
         self.failures = beside(path, "failed.jsonl")
         self._growing = beside(path, "rows") if schema is not None else path
         self._journal = beside(path, "progress.json")
-        self.progress = Progress()
+        self.progress = Progress(checksum=0, failed_checksum=0)
         if self._journal.exists():
             try:
-                self.progress = Progress(**json.loads(self._journal.read_text(encoding="utf-8")))
+                self.progress = _read_progress(self._journal)
             except (OSError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"{self._journal} cannot be read: {error}.", "Choose another output, or remove it to begin anew."
+                    f"{self._journal} cannot be read: {first_line(error)}.",
+                    "Choose another output, or remove it to begin anew.",
                 ) from error
-        if schema is None or not self.progress.finished:  # of a finished Parquet file the length was never noted
-            _check_length(self._growing, self.progress.bytes)
-        _check_length(self.failures, self.progress.failed_bytes)
+        if schema is None or not self.progress.finished:
+            _check_written(self._growing, self.progress.bytes, self.progress.checksum)
+        else:  # of a finished Parquet file the length was never noted
+            _check_parquet(path, self.progress.written)
+        _check_written(self.failures, self.progress.failed_bytes, self.progress.failed_checksum)
 
     def encode(self, rows: Sequence[dict[str, Any]]) -> bytes:
         """The rows as they stand in the growing file. Raises InputError saying what it cannot hold."""
@@ -71,7 +79,7 @@ class RowFile:
                 if unknown := {key for row in rows for key in row} - set(self.schema.names):  # Arrow would drop them
                     raise TypeError(f"there is no column for {', '.join(sorted(unknown))}")
                 return pa.RecordBatch.from_pylist(list(rows), schema=self.schema).serialize().to_pybytes()
-            return "".join(json.dumps(row, ensure_ascii=False, default=_as_text) + "\n" for row in rows).encode()
+            return "".join(json.dumps(row, ensure_ascii=False, default=as_text) + "\n" for row in rows).encode()
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: half a surrogate pair
             kind = ".jsonl" if self.schema is None else ".parquet"
             raise InputError(f"the row cannot stand in {kind}: {error}.", "Correct or leave out the value.") from error
@@ -92,6 +100,8 @@ class RowFile:
                 before.failed + len(failures),
                 before.bytes + len(data),
                 before.failed_bytes + len(failed),
+                checksum=None if before.checksum is None else zlib.crc32(data, before.checksum),
+                failed_checksum=None if before.failed_checksum is None else zlib.crc32(failed, before.failed_checksum),
             )
         )
 
@@ -143,13 +153,58 @@ def _append(path: Path, length: int, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _check_length(path: Path, length: int) -> None:
-    """Raises InputError where rows that were written are gone: a finished file would count as whole without them."""
+def _read_progress(path: Path) -> Progress:
+    """Raises OSError, TypeError or ValueError where the file is not what `RowFile` notes."""
+    progress = Progress(**parse_json(path.read_bytes()))
+    if not all(value is None or (isinstance(value, int) and value >= 0) for value in progress):
+        raise ValueError("its numbers are none")
+    return progress
+
+
+def _check_parquet(path: Path, rows: int) -> None:
+    """Raises InputError where a finished file is gone, or has other rows."""
+    try:
+        if pq.read_metadata(path).num_rows == rows:
+            return
+        what = "has been changed since it was written"
+    except (OSError, pa.ArrowException) as error:
+        what = f"cannot be read any more: {first_line(error)}"
+    raise InputError(f"{path} {what}.", "Restore it, or choose another output.")
+
+
+def _check_written(path: Path, length: int, checksum: int | None) -> None:
+    """Raises InputError where rows that were written are gone, or are others now: a run would go on behind them, and a
+    finished file would count as whole. It names the first line that is no row any more."""
+    remedy = "Restore it, or choose another output."
     if length and (path.stat().st_size if path.exists() else 0) < length:
-        raise InputError(f"{path} has become shorter since it was written.", "Restore it, or choose another output.")
+        raise InputError(f"{path} has become shorter since it was written.", remedy)
+    if not length or checksum is None:
+        return
+    with path.open("rb") as file:
+        left, found = length, 0
+        while left and (data := file.read(min(left, 1 << 20))):
+            left, found = left - len(data), zlib.crc32(data, found)
+    if found != checksum:
+        line = "" if path.name.endswith(".rows") else _broken_line(path, length)
+        raise InputError(f"{line}{path} has been changed since it was written.", remedy)
 
 
-def _as_text(value: Any) -> str:
+def _broken_line(path: Path, length: int) -> str:
+    """`line N of ` a file, of the first line that is no row; "" where all are."""
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(file.readline, b""), start=1):
+            if (length := length - len(line)) < 0:
+                break
+            try:
+                if isinstance(parse_json(line), dict):
+                    continue
+            except ValueError:
+                pass
+            return f"line {number} of "
+    return ""
+
+
+def as_text(value: Any) -> str:
     """What Parquet holds and JSON does not, as text; bytes have none."""
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()

@@ -20,11 +20,12 @@ from typing import Any
 import pyarrow as pa
 
 from rewarddance.data.faults import FaultyRow, FaultyRows
+from rewarddance.data.journal import as_text
 from rewarddance.data.media import read_video
 from rewarddance.data.tables import ParquetTable
 from rewarddance.errors import InputError, first_line, shown
 from rewarddance.runtime.checkpoint import read_run_json, write_text_atomically
-from rewarddance.runtime.files import check_plain, parse_json, read_text
+from rewarddance.runtime.files import check_plain, first_twice, parse_json, read_text
 from rewarddance.types import Pixels, Prompt
 
 KINDS = ".txt, .jsonl, .json, .csv, .tsv or .parquet"
@@ -74,6 +75,10 @@ def _prompt(record: dict[str, Any], folder: Path, images: dict[Path, Pixels]) ->
         raise InputError(f"holds no prompt ({shown(text)}).", 'Give a text, such as {"prompt": "a red circle"}.')
     if negative is not None and not isinstance(negative, str):
         raise InputError(f"has the negative_prompt {shown(negative)}, which holds no prompt.", "Give a text, or none.")
+    try:
+        json.dumps(metadata, default=as_text)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"holds beside the prompt what no result can: {error}.", "Leave that value out.") from error
     prompt = Prompt(text.strip(), (negative or "").strip(), metadata)
     if image is None:
         return prompt
@@ -163,6 +168,9 @@ def _csv_records(text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any
             where = f"line {reader.line_num}"
             if not names:
                 names = [name.strip() for name in values]
+                if (name := first_twice(names)) is not None:
+                    yield where, InputError(f"names the column {shown(name)} twice.", "Rename or remove one.")
+                    return
             elif len(values) != len(names):
                 what = f"has {len(values)} values for {len(names)} columns."
                 yield where, InputError(what, "Put values that hold the separator into quotes.")

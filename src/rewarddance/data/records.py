@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from rewarddance.data.fields import short
 from rewarddance.data.tables import JsonlTable, ParquetTable, Row, broken_off, parse_line
-from rewarddance.errors import InputError
-from rewarddance.runtime.files import check_plain, encoding_of
+from rewarddance.errors import InputError, shown
+from rewarddance.runtime.files import check_plain, encoding_of, first_twice
 
 _CHUNK = 1 << 14
 """Characters of a JSON array that are read at once, at least."""
@@ -74,6 +74,8 @@ def _csv_rows(path: Path, delimiter: str, encoding: str) -> Iterator[Row]:
                     continue
                 if not names:
                     names = values
+                    if (name := first_twice(names)) is not None:
+                        raise InputError(f"{path} has two columns named {shown(name)}.", "Rename or remove one.")
                     continue
                 content = _named(names, values)
             except StopIteration:

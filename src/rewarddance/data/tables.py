@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from rewarddance.data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, looks_like_media, natural_order, pictures_in
 from rewarddance.data.video_io import File
-from rewarddance.errors import InputError, first_line
-from rewarddance.runtime.files import check_plain, encoding_of, parse_json, read_text
+from rewarddance.errors import InputError, first_line, shown
+from rewarddance.runtime.files import check_plain, encoding_of, first_twice, parse_json, read_text
 
 _BLANK = b" \t\r\n\v\f" + codecs.BOM_UTF8
 """What a line without a row consists of."""
@@ -145,6 +145,8 @@ class ParquetTable(Table):
         with pq.ParquetFile(check_plain(path)) as file:
             self._ends = [*accumulate(file.metadata.row_group(n).num_rows for n in range(file.num_row_groups))]
             self._schema = file.schema_arrow
+        if (name := first_twice(self._schema.names)) is not None:
+            raise ValueError(f"its column {shown(name)} stands twice")
         self._groups: OrderedDict[int, pa.Table] = OrderedDict()
         # The footer holds every part's place, size and statistics; the parts themselves may be hundreds of gigabytes.
         size = path.stat().st_size

@@ -25,7 +25,7 @@ from rewarddance.errors import InputError, shown
 from rewarddance.generators.finetuning import FinetunedPipeline
 from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.compilation import compile_layers
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import MOST, Recipe
 from rewarddance.runtime.devices import multiplies_bfloat16, on_device
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.quantised import BasePrecision
@@ -52,7 +52,7 @@ class GeneratorOptions(Recipe):
     (`compile_layers`); not of one whose weights are sharded.
     """
 
-    num_inference_steps: int = Field(ge=1)
+    num_inference_steps: int = Field(ge=1, le=MOST)
     guidance_scale: float | None = Field(default=None, ge=0)
     true_cfg_scale: float | None = Field(default=None, ge=1)
     negative_prompt: str | None = None

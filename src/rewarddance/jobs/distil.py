@@ -18,14 +18,15 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from rewarddance.data.media import as_images
 from rewarddance.data.preferences import PreferenceRow, read_rows
-from rewarddance.errors import InputError, redacted
+from rewarddance.errors import InputError, redacted, shown
 from rewarddance.jobs.recipes import DistilRun
 from rewarddance.reward.instructions import Picture, load_instruction, pictures_of
 from rewarddance.runtime.checkpoint import locked, open_to_append, writable_folder, write_text_atomically
+from rewarddance.runtime.files import parse_json
 from rewarddance.runtime.tracking import console, progress_bar
 from rewarddance.types import Question
 
@@ -290,9 +291,8 @@ def open_journal(path: Path, identity: dict[str, Any]) -> dict[Job, Answer]:
     """
     try:
         whole, _, cut = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
-        before, *lines = [json.loads(line) for line in whole.splitlines()] or [identity]
-        jobs = [(Job(line["row"], line["swapped"]), line) for line in lines]
-        answers = {job: Answer(job, line["outcome"], line["text"]) for job, line in jobs}
+        before, *lines = [parse_json(line) for line in whole.split("\n") if line] or [identity]
+        answers = {answer.job: answer for answer in (_answered(line, n) for n, line in enumerate(lines, start=2))}
         changed = [key for key in identity if before.get(key) != identity[key]]
         if cut or not whole:
             write_text_atomically(path, "".join(json.dumps(line) + "\n" for line in (before, *lines)), _OWN)
@@ -305,6 +305,15 @@ def open_journal(path: Path, identity: dict[str, Any]) -> dict[Job, Answer]:
             "Choose another output, or give what the run began with.",
         )
     return answers
+
+
+def _answered(line: dict[str, Any], number: int) -> Answer:
+    """A line of a journal. Raises ValueError, KeyError or TypeError where it is none."""
+    answer = Answer(Job(line["row"], line["swapped"]), line["outcome"], line["text"])
+    kinds = (type(answer.job.row), type(answer.job.swapped), type(answer.text))
+    if kinds != (int, bool, str) or answer.outcome not in get_args(Outcome):
+        raise ValueError(f"its line {number} is no answer: {shown(line)}")
+    return answer
 
 
 def _identity(recipe: DistilRun) -> dict[str, Any]:

@@ -101,6 +101,8 @@ def faulty_votes(votes: PreferenceSet, generator: PipelineGenerator) -> list[Fau
     for index in range(len(votes)):
         try:
             row = votes.row(index)
+            if not row.prompt.strip():
+                raise InputError("the prompt is empty.", "Take this vote out.")
             question = _questions(row, sizes)[0]
             generator.check_prompts([question.prompt])
             for path in (row.media_a, row.media_b):

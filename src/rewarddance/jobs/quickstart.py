@@ -54,8 +54,9 @@ from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
-from rewarddance.runtime.checkpoint import locked, read_run_json, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, Seed, load_recipe, save_recipe
+from rewarddance.runtime.checkpoint import BUNDLED, locked, read_run_json, writable_folder, write_text_atomically
+from rewarddance.runtime.config import MOST, Recipe, Seed, changed, load_recipe, save_recipe
+from rewarddance.runtime.files import read_text
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
 from rewarddance.search.best_of_n import best_of_n
@@ -77,13 +78,13 @@ class EvaluationRecipe(Recipe):
     exam: of the judge's card, a few seconds of a run of minutes.
     """
 
-    prompts: int = Field(default=96, ge=6)
-    n: int = Field(default=16, ge=2)
-    aligned_samples: int = Field(default=8, ge=2)
-    probe_prompts: int = Field(default=24, ge=6)
-    probe_samples: int = Field(default=2, ge=2)
-    grid_prompts: int = Field(default=4, ge=0)
-    gallery_prompts: int = Field(default=12, ge=1)
+    prompts: int = Field(default=96, ge=6, le=MOST)
+    n: int = Field(default=16, ge=2, le=MOST)
+    aligned_samples: int = Field(default=8, ge=2, le=MOST)
+    probe_prompts: int = Field(default=24, ge=6, le=MOST)
+    probe_samples: int = Field(default=2, ge=2, le=MOST)
+    grid_prompts: int = Field(default=4, ge=0, le=MOST)
+    gallery_prompts: int = Field(default=12, ge=1, le=MOST)
     exam: ExamRecipe = ExamRecipe(probes=60, groups=12, pictures=4)
 
     @model_validator(mode="after")
@@ -120,15 +121,17 @@ class QuickstartRecipe(Recipe):
     preferences: TaskRecipe = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
     judge: JudgeRecipe = JudgeRecipe()
     references: ReferenceRecipe = ReferenceRecipe()
-    refl_prompts: int = Field(default=64, ge=1)
+    refl_prompts: int = Field(default=64, ge=1, le=MOST)
     refl: ReflRecipe = ReflRecipe()
     nft: NftRecipe | None = None
-    nft_prompts: int = Field(default=256, ge=1)
+    nft_prompts: int = Field(default=256, ge=1, le=MOST)
     evaluation: EvaluationRecipe = EvaluationRecipe()
 
     @model_validator(mode="after")
     def _nft_goes_on_from_a_lora_of_its_own_form(self) -> QuickstartRecipe:
         if self.nft is None:
+            if changed(self, "nft_prompts"):
+                raise ValueError("nft_prompts are of nft, which is left out")
             return self
         forms = [(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets) for recipe in (self.refl, self.nft)]
         if not self.refl.lora_rank or forms[0] != forms[1]:
@@ -153,7 +156,7 @@ class Run:
         self.folder, self.recipe = folder, recipe
         self.task = task_of(recipe.task, recipe.preferences)
         path = folder / STAGES
-        self.stages: dict[str, dict[str, Any]] = read_run_json(path) if path.exists() else {}
+        self.stages: dict[str, dict[str, Any]] = _read_stages(path) if path.exists() else {}
         resume = f"rewarddance quickstart --resume --output {folder.parent} --name {folder.name}"
         self.page = ProgressPage(folder, Progress("", resume), write_progress)
         self.metrics = Metrics(folder / "metrics.jsonl", watch=self.page.renew)
@@ -202,11 +205,25 @@ def start_run(recipe: QuickstartRecipe, folder: Path) -> Run:
     return Run(folder, recipe)
 
 
+def _read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """The record of finished stages. Raises InputError where it is none."""
+    stages = read_run_json(path)
+    for stage in stages.values():
+        kept = stage if isinstance(stage, dict) else {}
+        figures = [kept.get(name) for name in ("seconds", "cpu_seconds", "peak_memory_gib")]
+        if not isinstance(kept.get("result"), dict) or not all(isinstance(figure, int | float) for figure in figures):
+            raise InputError(f"{path} is not what a run writes there.", "Restore it, or begin a run anew.")
+    return stages
+
+
 def resume_run(folder: Path) -> Run:
     """The run of a folder with the config it began with. Raises InputError where there is none."""
     if not (folder / CONFIG).exists():
         raise InputError(f"there is no run to resume in {folder}.", "Start one without --resume.")
-    return Run(writable_folder(folder), load_recipe(QuickstartRecipe, folder / CONFIG))
+    recipe = load_recipe(QuickstartRecipe, folder / CONFIG)
+    if "task:" not in read_text(folder / CONFIG):  # an emptied file would be a recipe of defaults
+        raise InputError(f"{folder / CONFIG} is not what a run writes there.", "Restore it, or begin a run anew.")
+    return Run(writable_folder(folder), recipe)
 
 
 def quickstart(run: Run) -> dict[str, Any]:
@@ -252,6 +269,7 @@ def preflight(run: Run) -> None:
     So it is with prompts: all that will be drawn are read by the generator's tokenizers and by the judge's.
     """
     recipe, evaluation = run.recipe, run.recipe.evaluation
+    check_base(recipe.task, recipe.judge)
     check_training(recipe.judge, is_evaluated=True)
     figures = [f"accuracy_{name}" for name in ("id", "early", "ood")]
     if recipe.judge.keep_best not in (None, *figures):
@@ -268,6 +286,19 @@ def preflight(run: Run) -> None:
     held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
     prompts = [*training_prompts(recipe, count), *held_out]
     checked_prompts(generator, [judge], prompts, [], source="the task", skip=False, folder=run.folder)
+
+
+def check_base(task: str, judge: JudgeRecipe) -> None:
+    """Raises InputError where the judge's base is a bundled one of another task: it can be asked, and has learned to
+    read none of what the task shows."""
+    own = {"edit": "shapeworld-edit-judge", "t2v": "shapeworld-video-judge", "i2v": "shapeworld-video-judge"}
+    base = own.get(task, "shapeworld-judge")
+    is_bundled = Path(judge.base).name == judge.base and (BUNDLED / judge.base).is_dir()
+    if is_bundled and judge.kind != "clip" and not judge.base.startswith(base):
+        raise InputError(
+            f"the base {judge.base} (judge.base) was not made for the task {task}.",
+            f"Take {base}, or one of your own by its folder.",
+        )
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------

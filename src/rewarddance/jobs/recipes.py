@@ -15,7 +15,7 @@ from rewarddance.data.recipe import Benchmark
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import AnswerForm, ExamRecipe, GenEvalRules, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
-from rewarddance.runtime.config import Precision, Recipe
+from rewarddance.runtime.config import MOST_WORKERS, Precision, Recipe, changed
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
 from rewarddance.serve.recipe import ServeOptions
 
@@ -47,13 +47,6 @@ class JudgeChoice(Recipe):
         return named | self.judge_options
 
 
-def _changed(recipe: Recipe, *names: str) -> str | None:
-    """The first of these keys whose value is not its default."""
-    fields = type(recipe).model_fields
-    given = (name for name in names if getattr(recipe, name) != fields[name].get_default(call_default_factory=True))
-    return next(given, None)
-
-
 class ScoreRun(JudgeChoice):
     """`rewarddance score`: which judge answers what is asked in `input`, and where the answers go."""
 
@@ -77,7 +70,7 @@ class ScoreRun(JudgeChoice):
     """Leave out rows that cannot be scored, and list them with the reason; else a run with one does not begin."""
     ray: str | None = Field(default=None, exclude=True)
     """Ask on the machines of a Ray cluster at this address, or on this one (local)."""
-    workers: int = Field(default=1, ge=1, exclude=True)
+    workers: int = Field(default=1, ge=1, le=MOST_WORKERS, exclude=True)
     """Processes of Ray with a judge each."""
     judge_sharded: bool = Field(default=False, exclude=True)
     """Split the judge's weights over the processes that torchrun started, for one that is larger than a device."""
@@ -214,7 +207,7 @@ class BenchRun(JudgeChoice):
     """Leave out prompts that cannot be used, and list them in faulty.jsonl; else a run with one does not begin."""
     ray: str | None = Field(default=None, exclude=True)
     """Look at the pictures on the machines of a Ray cluster at this address, or on this one (local)."""
-    workers: int = Field(default=1, ge=1, exclude=True)
+    workers: int = Field(default=1, ge=1, le=MOST_WORKERS, exclude=True)
     """Processes of Ray with the models each."""
 
     @model_validator(mode="after")
@@ -224,7 +217,7 @@ class BenchRun(JudgeChoice):
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
         drawing = ("num_inference_steps", "guidance_scale", "generator_options")
-        if self.pictures is not None and (given := _changed(self, *drawing)):
+        if self.pictures is not None and (given := changed(self, *drawing)):
             raise ValueError(f"{given} is a generator's, and the pictures are there already")
         asks_judge = self.benchmark != "geneval" or self.colours == "judge"
         if asks_judge != (self.judge is not None):
@@ -301,7 +294,7 @@ class AnnotateRun(PageOptions, HandingOut):
             raise ValueError("retrain and training are of a judge; say which (judge)")
         if self.training and self.retrain is None:
             raise ValueError("training is how the judge learns; say how often it does (retrain)")
-        if not self.generator and (given := _changed(self, "samples", "num_inference_steps", "guidance_scale")):
+        if not self.generator and (given := changed(self, "samples", "num_inference_steps", "guidance_scale")):
             raise ValueError(f"{given} is a generator's; say which (generator)")
         if len(self.generator) * self.samples == 1:
             raise ValueError("of one picture a prompt there are no pairs; raise samples, or give another generator")
@@ -343,7 +336,7 @@ class DistilRun(Recipe):
     """both also asks with the pictures swapped, for the reasons of that order."""
     api_key_env: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; no key is sent where it is not set."""
-    concurrency: int = Field(default=8, ge=1)
+    concurrency: int = Field(default=8, ge=1, le=MOST_WORKERS)
     """Questions at once."""
     retries: int = Field(default=5, ge=0)
     """Further tries where the server is busy, breaks off or sends no chat completion."""

@@ -75,7 +75,9 @@ def _batches(run: AlignRun, processes: int) -> dict[str, tuple[str, int, str]]:
     recipe, samples = run.chosen, run.chosen.prompts_per_step * run.chosen.group_size // processes
     drawn = ("references.batch_size", run.references.batch_size, "drawn for the references")
     network = (f"{run.algorithm}.generator_batch", recipe.generator_batch or samples, "through the generator")
-    batches = {"generator": network, "backward": network, "references: sampling": drawn, "references: decoding": drawn}
+    batches = {"generator": network, "backward": network}
+    if run.asks_references:
+        batches |= {"references: sampling": drawn, "references: decoding": drawn}
     if isinstance(recipe, ReflRecipe):
         batches["decoder"] = ("refl.decode_batch", recipe.decode_batch or samples, "through the decoder")
         batches["judge"] = ("refl.judge_batch", recipe.judge_batch, "before the judge")

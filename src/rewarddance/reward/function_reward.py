@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import as_images
-from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, shown
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, first_line, shown
 from rewarddance.protocols import RewardModel
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
@@ -112,7 +112,7 @@ class FunctionReward:
             answer = self.function(images, list(prompts), metadata)
         except RewardDanceError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a function of somebody's does not end the run
             raise RewardError(
                 f"{self!r} failed on {len(prompts)} samples, the first for {prompts[0]!r}: "
                 f"{type(error).__name__}: {error}.",
@@ -218,6 +218,10 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
         reward = factory(**device_option, **options)
     except TypeError as error:
         raise InputError(f"the factory {name} cannot be called: {error}.", "Give the options it needs.") from error
+    except RewardDanceError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise InputError(f"the factory {name} failed: {type(error).__name__}: {error}.", "Correct it.") from error
     if not callable(reward):
         raise InputError(
             f"the factory {name} returned {reward!r}, which is no reward.",
@@ -244,4 +248,9 @@ def import_module(place: str, what: str) -> Any:
     except (ImportError, FileNotFoundError) as error:
         raise InputError(
             f"{what} cannot be imported: {error}.", "Correct its name, or start where it is found."
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise InputError(
+            f"{what} cannot be imported: {type(error).__name__}: {first_line(error)}.",
+            'Correct it; what a script does stands below `if __name__ == "__main__":`.',
         ) from error

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import USED_BY, RewardConfig, RewardOptions
+from rewarddance.runtime.config import MOST_WORKERS
 
 
 class JudgeRecipe(RewardOptions):
@@ -44,7 +45,7 @@ class JudgeRecipe(RewardOptions):
     dtype: Literal["float32", "bfloat16"] = "float32"
     sharded: bool = False
     pixel_noise: float = Field(default=0.0, ge=0)
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=MOST_WORKERS)
     save_every: int = Field(default=100, ge=1)
     keep_best: str | None = None
     report_to: tuple[str, ...] = ()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from rewarddance.errors import InputError, first_line
+from rewarddance.errors import InputError, first_line, shown
 from rewarddance.runtime.files import DEEPEST, read_text
 
 R = TypeVar("R", bound="Recipe")
@@ -22,6 +22,21 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
 LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
 """Bytes of a recipe, and values in it."""
+MOST = 1 << 16
+"""Of what is made or kept all at once, such as a step's samples: far more than any run has, and no list of it fills the
+memory."""
+MOST_WORKERS = 1 << 10
+"""Processes or threads that one command starts."""
+_LARGEST, _LONGEST = 3.4e38, 2**63 - 1
+"""Of float32 and of int64."""
+_TOLD_BY = {
+    "python -m experiments": {"seeds", "preferences"},
+    "rewarddance quickstart --recipe": {"preferences", "refl"},
+    "rewarddance search": {"prompts", "budget"},
+    "rewarddance align": {"generator", "prompts"},
+    "rewarddance train": {"preferences", "judge"},
+}
+"""Keys by which a recipe is known to be of a command, the first that it has all keys of."""
 _NUMBERS = (int, float, int | None, float | None)
 _WORDS = {"a valid tuple": "a list, such as [a, b]", "a valid list": "a list, such as [a, b]"}
 _WORDS |= {"a valid dictionary": "a mapping, such as {name: value}"}
@@ -48,6 +63,37 @@ class Recipe(BaseModel):
             raise ValueError("input should be a number, and not true or false")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_paths_that_name_nothing(cls, value: Any, info: Any) -> Any:
+        """An empty path would be the folder where one happens to be."""
+        if _names_paths(cls.model_fields[str(info.field_name)].annotation):
+            several = value.values() if isinstance(value, dict) else value
+            for path in several if isinstance(several, Iterable) and not isinstance(several, str) else (several,):
+                if isinstance(path, str) and (not path.strip() or "\0" in path):
+                    raise ValueError("it names no file or folder")
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _refuse_what_no_tensor_holds(cls, value: Any) -> Any:
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and abs(number) > (_LARGEST if isinstance(number, float) else _LONGEST):
+                raise ValueError("it is larger than what can be computed with")
+        return value
+
+
+def changed(recipe: Recipe, *names: str) -> str | None:
+    """The first of these keys whose value is not its default. What a saved recipe holds is no less than what was
+    given, so that a key at its default says nothing."""
+    fields = type(recipe).model_fields
+    given = (name for name in names if getattr(recipe, name) != fields[name].get_default(call_default_factory=True))
+    return next(given, None)
+
+
+def _names_paths(annotation: Any) -> bool:
+    return annotation is Path or any(_names_paths(part) for part in get_args(annotation))
+
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that stands twice; yaml's own loader silently keeps the last of them."""
@@ -62,19 +108,39 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError) as error:  # a date or number that is none
+            raise yaml.constructor.ConstructorError(problem=first_line(error), problem_mark=node.start_mark) from error
+
 
 def parse_yaml(text: str) -> Any:
-    """What a YAML text holds. Raises yaml.YAMLError, also where its aliases unfold to far more than what is written, or
-    lead back to themselves, and where it is nested too deep."""
-    loader = _UniqueKeyLoader(text)
+    """What a YAML text holds. Raises yaml.YAMLError of one line, with the place, also where its aliases unfold to far
+    more than what is written, or lead back to themselves, and where it is nested too deep."""
+    try:
+        return _constructed(_UniqueKeyLoader(text))
+    except yaml.MarkedYAMLError as error:
+        raise yaml.YAMLError(f"{_place(error.problem_mark)}{error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line, start = text.count("\n", 0, error.position) + 1, text.rfind("\n", 0, error.position) + 1
+        what = f"the character #x{error.character:04x} cannot stand in YAML"
+        raise yaml.YAMLError(f"line {line}, column {error.position - start + 1}: {what}") from error
+
+
+def _place(mark: yaml.Mark | None) -> str:
+    return "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+
+
+def _constructed(loader: yaml.SafeLoader) -> Any:
     try:
         node = loader.get_single_node()
         if node is None:
             return None
         _unfolded(node, {}, 0)
         return loader.construct_document(node)
-    except (RecursionError, ValueError, OverflowError) as error:  # ValueError: a date or number that is none
-        raise yaml.YAMLError(first_line(error)) from error
+    except RecursionError as error:
+        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep") from error
     finally:
         loader.dispose()
 
@@ -83,10 +149,10 @@ def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """How many values a node holds when its aliases are written out."""
     if id(node) in known:
         if known[id(node)] < 0:
-            raise yaml.YAMLError("an alias leads back to itself")
+            raise yaml.YAMLError(f"{_place(node.start_mark)}an alias leads back to itself")
         return known[id(node)]
     if depth > DEEPEST:
-        raise yaml.YAMLError(f"it is nested more than {DEEPEST} deep")
+        raise yaml.YAMLError(f"{_place(node.start_mark)}it is nested more than {DEEPEST} deep")
     known[id(node)] = -1
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
@@ -95,7 +161,7 @@ def _unfolded(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         children = node.value
     count = 1 + sum(_unfolded(child, known, depth + 1) for child in children)
     if count > _MOST_VALUES:
-        raise yaml.YAMLError(f"it unfolds to more than {_MOST_VALUES:,} values")
+        raise yaml.YAMLError(f"{_place(node.start_mark)}it unfolds to more than {_MOST_VALUES:,} values")
     known[id(node)] = count
     return count
 
@@ -109,7 +175,12 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
     content = _content(path)
     for override in overrides:
         _apply(content, override)
-    return parse_recipe(kind, content, str(path))
+    try:
+        return parse_recipe(kind, content, str(path))
+    except InputError as error:
+        if other := _looks_like(content, kind):
+            raise InputError(f"{path} looks like a recipe of `{other}`: {error.what}", "Give it to that.") from error
+        raise
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -118,9 +189,11 @@ def _content(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"the recipe {path} cannot be read: {error}.", "Give the path of a YAML recipe.") from error
     try:
-        content = parse_yaml(text) or {}
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct the line it names.") from error
+        raise InputError(f"the recipe {path} is not YAML: {error}.", "Correct it there.") from error
+    if content is None:  # nothing but comments
+        return {}
     if not isinstance(content, dict):
         raise InputError(f"the recipe {path} holds no keys.", "A recipe is a YAML mapping such as 'seed: 0'.")
     odd = next((key for key in _keys(content) if not isinstance(key, str) and type(key) is not int), "")
@@ -142,22 +215,41 @@ def parse_recipe(kind: type[R], content: dict[str, Any], where: str) -> R:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"unknown key {key!r} in {where}.", _nearest(key, _known_keys(kind))) from None
-        if first["type"] == "missing":
-            raise InputError(f"the key {key!r} is missing in {where}.", "Add it.") from None
-        if not key or (first["type"] == "value_error" and isinstance(first["input"], dict)):  # how keys go together
-            fault, which = first["msg"].removeprefix("Value error, "), f"{key} of {where}" if key else where
-            raise InputError(f"{which} cannot be used: {fault}.", "Correct it.") from None
-        fault = _CLASS.sub("", first["msg"]).removeprefix("Value error, ")
-        fault = fault if first["type"] == "value_error" else fault.lower()
-        for theirs, ours in _WORDS.items():
-            fault = fault.replace(theirs, ours)
-        raise InputError(
-            f"the key {key!r} in {where} has the value {first['input']!r}: {fault}.", "Correct the value."
-        ) from None
+        faults: list[Any] = error.errors()
+    unknown = [fault for fault in faults if fault["type"] == "extra_forbidden"]
+    missing = [fault for fault in faults if fault["type"] == "missing"]
+    if unknown and missing:  # what is missing is often there, under another name
+        raise _recipe_error(kind, unknown[0], where)
+    raise _recipe_error(kind, faults[0], where)
+
+
+def _looks_like(content: dict[str, Any], kind: type[BaseModel]) -> str:
+    """Of which other command a recipe seems to be, or ""."""
+    likely = ((name, keys) for name, keys in _TOLD_BY.items() if keys <= content.keys())
+    name, keys = next(likely, ("", set()))
+    return "" if keys <= kind.model_fields.keys() else name
+
+
+def _recipe_error(kind: type[Recipe], fault: Any, where: str) -> InputError:
+    """What pydantic found, in the words of who writes a recipe."""
+    *above, last = fault["loc"] or ("",)
+    key = ".".join(str(part) for part in (above if last == "[key]" else fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return InputError(f"unknown key {shown(key)} in {where}.", _nearest(key, _known_keys(kind)))
+    if fault["type"] == "missing":
+        return InputError(f"the key {key!r} is missing in {where}.", "Add it.")
+    if not key or (fault["type"] == "value_error" and isinstance(fault["input"], dict)):  # how keys go together
+        what, which = fault["msg"].removeprefix("Value error, "), f"{key} of {where}" if key else where
+        return InputError(f"{which} cannot be used: {what}.", "Correct it.")
+    what = _CLASS.sub("", fault["msg"]).removeprefix("Value error, ")
+    what = what if fault["type"] == "value_error" else what.lower()
+    for theirs, ours in _WORDS.items():
+        what = what.replace(theirs, ours)
+    if last == "[key]":
+        return InputError(f"the key {shown(key)} in {where} cannot be one: {what}.", "Correct it.")
+    return InputError(
+        f"the key {key!r} in {where} has the value {shown(fault['input'])}: {what}.", "Correct the value."
+    )
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
@@ -253,7 +345,7 @@ def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in kind.model_fields.items():
         keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys.extend(_known_keys(inner, f"{prefix}{name}."))
+        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys.extend(key for key in _known_keys(inner, f"{prefix}{name}.") if key not in keys)
     return keys

@@ -6,8 +6,11 @@ import codecs
 import json
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from rewarddance.errors import shown
 
 LARGEST_TEXT = 1 << 28
 """Bytes of a text that is read whole."""
@@ -72,7 +75,8 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError, also where it is nested too deep to be anything but an attack."""
+    """What a JSON text holds. Raises ValueError, also where it is nested too deep to be anything but an attack, and
+    where a key stands twice in an object: Python's reader keeps the last, and says nothing."""
     if not isinstance(text, str):
         text = decoded(text)
     if text.count("[") + text.count("{") > DEEPEST:
@@ -94,6 +98,18 @@ def parse_json(text: str | bytes) -> Any:
             elif mark in "]}":
                 depth -= 1
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"the key {shown(first_twice([key for key, _ in pairs]))} stands twice in one object")
+    return content
+
+
+def first_twice(names: Sequence[str]) -> str | None:
+    """The first name that stands a second time; of two values under one name the first would be lost in silence."""
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)

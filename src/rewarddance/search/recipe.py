@@ -38,5 +38,7 @@ def read_budget(text: str) -> Budget:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
             raise InputError(f"the budget {text!r} is not of the form NAME=AMOUNT.", "Write e.g. samples=16.")
+        if name in limits:
+            raise InputError(f"the budget {text!r} says {name} twice.", "Give each limit once.")
         limits[name] = value
     return parse_recipe(Budget, limits, "the budget")

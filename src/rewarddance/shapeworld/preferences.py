@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rewarddance.generators.sampling import predictions
 from rewarddance.protocols import Generator
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import MOST, Recipe
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.shapeworld.annotators import AnnotatorRecipe, cast_votes
 from rewarddance.shapeworld.oracle import score_picture
@@ -45,14 +45,14 @@ class PairRecipe(Recipe):
     least_difference: test pairs closer than this in the oracle's score are not drawn, for their order means little.
     """
 
-    train_prompts: int = Field(default=300, ge=1)
-    samples: int = Field(default=6, ge=2)
-    overlaid: int = Field(default=3, ge=0)
-    drawn: int = Field(default=4, ge=0)
-    pairs: int = Field(default=14, ge=1)
-    id_prompts: int = Field(default=100, ge=1)
-    ood_prompts: int = Field(default=100, ge=1)
-    test_pairs: int = Field(default=6, ge=1)
+    train_prompts: int = Field(default=300, ge=1, le=MOST)
+    samples: int = Field(default=6, ge=2, le=MOST)
+    overlaid: int = Field(default=3, ge=0, le=MOST)
+    drawn: int = Field(default=4, ge=0, le=MOST)
+    pairs: int = Field(default=14, ge=1, le=MOST)
+    id_prompts: int = Field(default=100, ge=1, le=MOST)
+    ood_prompts: int = Field(default=100, ge=1, le=MOST)
+    test_pairs: int = Field(default=6, ge=1, le=MOST)
     least_difference: float = Field(default=0.05, ge=0)
     annotators: AnnotatorRecipe = AnnotatorRecipe()
 

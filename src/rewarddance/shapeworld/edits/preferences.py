@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from rewarddance.protocols import Generator
+from rewarddance.runtime.config import MOST
 from rewarddance.shapeworld.edits.oracle import EditScore, score_edit
 from rewarddance.shapeworld.edits.scenes import edited_scene, source_scene, target_of
 from rewarddance.shapeworld.edits.specs import EditSpec, edit_near_miss, edit_specs
@@ -41,8 +42,8 @@ class EditRecipe(PairRecipe):
 
     task: Literal["edit"] = "edit"
     ordered_by: Literal["overall", "following", "keeping"] = "overall"
-    drawn: int = Field(default=8, ge=2)
-    overlaid: int = Field(default=2, ge=0)
+    drawn: int = Field(default=8, ge=2, le=MOST)
+    overlaid: int = Field(default=2, ge=0, le=MOST)
 
 
 class _Asked(NamedTuple):

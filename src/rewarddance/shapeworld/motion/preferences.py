@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from rewarddance.protocols import Generator
+from rewarddance.runtime.config import MOST
 from rewarddance.shapeworld.motion.oracle import score_video
 from rewarddance.shapeworld.motion.scripts import (
     FPS,
@@ -53,8 +54,8 @@ class MotionRecipe(PairRecipe):
     task: Literal["t2v", "i2v"] = "t2v"
     frames: int = Field(default=FRAMES, ge=MIN_FRAMES, le=MAX_FRAMES)
     fps: float = Field(default=FPS, gt=0)
-    drawn: int = Field(default=8, ge=2)
-    overlaid: int = Field(default=2, ge=0)
+    drawn: int = Field(default=8, ge=2, le=MOST)
+    overlaid: int = Field(default=2, ge=0, le=MOST)
 
 
 def draw_pools(split: str, recipe: MotionRecipe, seed: int) -> list[Pool]:
