@@ -38,6 +38,14 @@ def needs_reference(reward: Any) -> bool:
         ) from None
 
 
+def is_elsewhere(reward: Any) -> bool:
+    """Is a reward model's work done by another program, or on another machine? Its attribute `elsewhere` says so.
+
+    Then it may be asked in a thread of its own, while this process computes something else.
+    """
+    return getattr(reward, "elsewhere", False)
+
+
 def checked_verdict(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
     """The verdict of any reward, if it is one: NaN would be written down, or sorted to some place, without an error.
 

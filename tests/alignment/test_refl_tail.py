@@ -161,9 +161,28 @@ def test_memory_that_runs_out_is_an_error_that_names_the_part_and_what_to_lower(
     generator = Small(part, with_graph)
     generator.add_lora(2, 2)
     with pytest.raises(InputError, match=re.escape(f"memory ran out in {named}")) as caught:
-        recipe = RECIPE.model_copy(update={"grad_step_range": (0.4, 1)})
+        in_parts = {} if with_graph else {"decode_batch": 1}  # decoded once without a graph, and once with one
+        recipe = RECIPE.model_copy(update={"grad_step_range": (0.4, 1), **in_parts})
         refl_step(generator, BrightnessJudge(), bank_of(generator, 4), recipe, seed=0, step=0)
     assert all(key in caught.value.remedy for key in keys) and "2.00 GiB" in caught.value.what
+
+
+@pytest.mark.parametrize("way", [{}, {"last_steps": 2}, {"surrogate": "drtune"}])
+def test_the_base_is_asked_only_where_its_distance_is_wanted(way, monkeypatch):
+    asked, as_before_training = [], TinyGenerator.as_before_training
+    monkeypatch.setattr(
+        TinyGenerator, "as_before_training", lambda self: (asked.append(True), as_before_training(self))[1]
+    )
+    found = {}
+    for weight, off in ((0.0, ()), (0.0, ("distance",)), (0.3, ("distance",))):
+        generator, weights = with_lora()
+        recipe = ReflRecipe(prompts_per_step=2, group_size=2, velocity_mse=weight, alarms={"off": off}, **way)
+        figures = refl_step(generator, BrightnessJudge(), bank_of(generator, 4), recipe, seed=0, step=0)
+        found[weight, off] = [one.grad for one in weights]
+        wanted = bool(weight) or not off
+        assert bool(asked) == wanted == ("velocity_mse" in figures)
+        asked.clear()
+    assert all(map(torch.equal, found[0.0, ()], found[0.0, ("distance",)]))
 
 
 def test_a_judge_that_runs_out_of_memory_is_named_even_if_it_says_so_itself():

@@ -13,22 +13,28 @@ from rewarddance.types import PixelBatch
 
 
 class Decoder:
-    """Counts the pictures whose graph is alive at once, by the sizes of the batches that it decodes with one."""
+    """Counts the pictures whose graph is alive at once, by the sizes of the batches that it decodes with one, and all
+    that it decodes."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         larger = (nn.GroupNorm(2, 8), nn.Upsample(scale_factor=2))
         self.net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), *larger, nn.Conv2d(8, 3, 1))
         self.with_graph: list[int] = []
+        self.decoded = 0
 
     def __call__(self, x_0: Tensor) -> PixelBatch:
+        self.decoded += len(x_0)
         if torch.is_grad_enabled():
             self.with_graph.append(len(x_0))
         return self.net(x_0).sigmoid().unsqueeze(1)
 
 
-@pytest.mark.parametrize(("at_once", "sizes"), [(7, [7]), (3, [3, 3, 1]), (1, [1] * 7), (50, [7])])
-def test_the_gradient_in_latents_is_that_of_one_graph(at_once, sizes):
+@pytest.mark.parametrize(
+    ("at_once", "may_wait", "sizes"),
+    [(7, True, [7]), (7, False, [7]), (3, True, [3, 3, 1]), (1, True, [1] * 7), (50, True, [7])],
+)
+def test_the_gradient_in_latents_is_that_of_one_graph(at_once, may_wait, sizes):
     decoder, x_0 = Decoder(), torch.randn(7, 4, 5, 5)
     aim = torch.rand(7, 1, 3, 10, 10)
 
@@ -37,8 +43,9 @@ def test_the_gradient_in_latents_is_that_of_one_graph(at_once, sizes):
         loss.backward()
         return loss.item()
 
-    loss, gradient = decoder_vjp(decoder, x_0, ask, at_once)
+    loss, gradient = decoder_vjp(decoder, x_0, ask, at_once, may_wait=may_wait)
     assert decoder.with_graph == sizes
+    assert decoder.decoded == (7 if may_wait and at_once >= 7 else 14), "once where the graph can wait"
     leaf = x_0.clone().requires_grad_()
     whole = (decoder(leaf) - aim).square().mean()
     assert loss == pytest.approx(whole.item())

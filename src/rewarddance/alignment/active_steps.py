@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rewarddance.alignment.relay import LastSteps, Stage
-from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.surrogate import Route, Term
 from rewarddance.alignment.train import Trainable
 from rewarddance.generators.sampling import for_sampling
@@ -61,9 +60,9 @@ class ActiveSteps(LastSteps):
         if self.weights is not None:
             self.weights = self.weights.masked_fill(without.to(self.weights.device), 0)
 
-    def backward(self, gradient: Tensor, weight: float) -> float:
+    def backward(self, gradient: Tensor, weight: float | None) -> float | None:
         """As `LastSteps.backward`; the distance is the mean over the terms' steps."""
-        away = torch.zeros((), device=gradient.device)
+        distances: list[Tensor] = []
         if self.weights is not None:
             gradient = gradient * self.weights.to(gradient).view(-1, *[1] * (gradient.ndim - 1))
         for part, rows in enumerate(self.parts):
@@ -72,15 +71,17 @@ class ActiveSteps(LastSteps):
             for number in reversed(range(len(self.route.terms))):
                 term, kept = self.route.terms[number], self.graphs.pop() if self.graphs else None
                 x_t, v, u = kept[part] if kept else self._velocity(term, self.before[number][rows], part)
-                with self.generator.as_before_training(), torch.no_grad():
-                    v_base = self.generator.predict(x_t, term.step, self.conditions[part])
-                far = velocity_mse(v, v_base) * (self.shares[part] / len(self.route.terms))
-                torch.autograd.backward([u, weight * far], [(term.coefficient * to_go).to(u), None])
-                away += far.detach()
+                of_u = (term.coefficient * to_go).to(u)
+                if weight is None:
+                    u.backward(of_u)
+                else:
+                    far = self._distance(x_t, v, term.step, part) * (self.shares[part] / len(self.route.terms))
+                    torch.autograd.backward([u, weight * far], [of_u, None])
+                    distances.append(far.detach())
                 if term.share:
                     assert x_t.grad is not None, "the step does not depend on the latent before it"
                     to_go = to_go + term.share * sum(self.generator.scales(term.step)) * x_t.grad
-        return away.item()
+        return torch.stack(distances).sum().item() if distances else None
 
     def _velocity(self, term: Term, x_t: Tensor, part: int) -> Stage:
         """A leaf, the network's prediction there, and u = (x_t - (alpha + sigma) x_0) / sigma."""

@@ -7,10 +7,10 @@ with some random steps, and the update.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from rewarddance.alignment.failed_groups import drawn_apart
 from rewarddance.alignment.policy import (
     PolicyRecipe,
     add_share,
+    early_answers,
     reward_figures,
     sample_step,
     score_rollouts,
@@ -189,58 +190,78 @@ def random_rollouts(
     *,
     noise_rng: torch.Generator,
     recipe: GrpoRecipe,
+    drawn: Callable[[PixelBatch], object] = lambda pictures: None,
 ) -> Rollouts:
     """Sample G pictures for each of P prompts; the steps of the window are random, the others the sampler's own.
 
     prompts, seeds [P][G]: this process's share of the step; with a shared prefix each prompt's first seed is used.
     parts: rows that go through the generator together, in the rollout as in the update, so that both compute the same.
+    One part is drawn after the other; `drawn` is given the pictures of each.
     """
-    group_size, at_once = len(seeds[0]), max(map(len, parts))
+    group_size, at_once, before = len(seeds[0]), max(map(len, parts)), range(window.start)
     of_samples = [prompt for prompt in prompts for _ in range(group_size)]
     conditions = [encoded(generator, of_samples, rows) for rows in parts]
-    before, after = range(window.start), range(window.steps.stop, generator.num_steps)
     if recipe.shared_prefix:
-        few = torch.arange(len(prompts)).split(at_once)
-        x_t = generator.init_noise([of_prompt[0] for of_prompt in seeds])
-        x_t = _sample_steps(generator, x_t, few, [encoded(generator, prompts, rows) for rows in few], before)
-        x_t = x_t.repeat_interleave(group_size, 0)
+        start = generator.init_noise([of_prompt[0] for of_prompt in seeds])
+        few = [on_device(rows, start.device) for rows in torch.arange(len(prompts)).split(at_once)]
+        ahead = [_sample_steps(generator, start[rows], encoded(generator, prompts, rows), before) for rows in few]
+        start = torch.cat(ahead).repeat_interleave(group_size, 0)
     else:
-        x_t = generator.init_noise([seed for of_prompt in seeds for seed in of_prompt])
-        x_t = _sample_steps(generator, x_t, parts, conditions, before)
+        start = generator.init_noise([seed for of_prompt in seeds for seed in of_prompt])
+    noises = []
+    for _ in window.steps:
+        noise = torch.randn((len(start) * world_size(), *start.shape[1:]), generator=noise_rng)
+        noises.append(on_device(local_shard(noise, recipe.updates), start.device).to(start.dtype))
+    walked = list[tuple[_Walk, PixelBatch]]()
+    for rows, condition in zip(parts, conditions, strict=True):
+        rows = on_device(rows, start.device)
+        x_t = start[rows] if recipe.shared_prefix else _sample_steps(generator, start[rows], condition, before)
+        walk, x_t = _random_steps(generator, x_t, window, condition, [noise[rows] for noise in noises], recipe)
+        x_t = _sample_steps(generator, x_t, condition, range(window.steps.stop, generator.num_steps))
+        walked.append((walk, generator.decode(x_t)))
+        drawn(walked[-1][1])
+    pixels = torch.cat([pictures for _, pictures in walked])
+    x, log_probs, means = (torch.cat(of_parts, 1) for of_parts in zip(*(walk[:3] for walk, _ in walked), strict=True))
+    graph = [[step for walk, _ in walked for step in walk.graph[k : k + 1]] for k in range(window.length)]
+    return Rollouts(window, parts, conditions, x, log_probs, means if recipe.guard else torch.empty(0), pixels, graph)
+
+
+class _Walk(NamedTuple):
+    """A part's way through the window, as in `Rollouts`: x [W + 1, b, ...], log_prob [W, b], means [W, b, ...] or none,
+    and each step's distribution where its graph is kept."""
+
+    x: Tensor
+    log_prob: Tensor
+    means: Tensor
+    graph: list[Step]
+
+
+def _random_steps(
+    generator: Generator,
+    x_t: Tensor,
+    window: RandomWindow,
+    condition: Any,
+    noises: Sequence[Tensor],
+    recipe: GrpoRecipe,
+) -> tuple[_Walk, Tensor]:
+    """Through the window with these noises; and the latents after it."""
     latents, log_probs, means, graph = [x_t], [], [], []
-    for step in window.steps:
-        noise = torch.randn((len(x_t) * world_size(), *x_t.shape[1:]), generator=noise_rng)
-        noise = on_device(local_shard(noise, recipe.updates), x_t.device).to(x_t.dtype)
-        x_next, likely, kept = torch.empty_like(x_t), torch.empty(len(x_t), device=x_t.device), []
-        mean = torch.empty_like(x_t, dtype=torch.float32)
-        for rows, condition in zip(parts, conditions, strict=True):
-            rows = on_device(rows, x_t.device)
-            with torch.set_grad_enabled(recipe.keep_graph):
-                following = window.distribution(generator, x_t[rows], step, condition)
-            x_next[rows] = (following.mean + following.deviation * noise[rows]).to(x_next)
-            likely[rows], mean[rows] = log_prob(x_next[rows], following), following.mean.detach()
-            kept += [following] if recipe.keep_graph else []
-        x_t = x_next
+    for step, noise in zip(window.steps, noises, strict=True):
+        with torch.set_grad_enabled(recipe.keep_graph):
+            following = window.distribution(generator, x_t, step, condition)
+        x_t = (following.mean + following.deviation * noise).to(x_t).detach()
         latents.append(x_t)
-        log_probs.append(likely)
-        means += [mean] if recipe.guard else []
-        graph.append(kept)
-    x_t = _sample_steps(generator, x_t, parts, conditions, after)
-    pixels = torch.cat([generator.decode(x_t[on_device(rows, x_t.device)]) for rows in parts])
-    kept_means = torch.stack(means) if means else torch.empty(0)
-    return Rollouts(window, parts, conditions, torch.stack(latents), torch.stack(log_probs), kept_means, pixels, graph)
+        log_probs.append(log_prob(x_t, following).detach())
+        means += [following.mean.detach()] if recipe.guard else []
+        graph += [following] if recipe.keep_graph else []
+    kept_means = torch.stack(means) if means else torch.empty(len(log_probs), 0)
+    return _Walk(torch.stack(latents), torch.stack(log_probs), kept_means, graph), x_t
 
 
-def _sample_steps(
-    generator: Generator, x_t: Tensor, parts: Sequence[Tensor], conditions: Sequence[Any], steps: Sequence[int]
-) -> Tensor:
-    """The sampler's own steps, part by part."""
+def _sample_steps(generator: Generator, x_t: Tensor, condition: Any, steps: Sequence[int]) -> Tensor:
+    """The sampler's own steps."""
     for step in steps:
-        after = torch.empty_like(x_t)
-        for rows, condition in zip(parts, conditions, strict=True):
-            rows = on_device(rows, x_t.device)
-            after[rows] = generator.advance(x_t[rows], generator.predict(x_t[rows], step, condition), step)
-        x_t = after
+        x_t = generator.advance(x_t, generator.predict(x_t, step, condition), step)
     return x_t
 
 
@@ -263,15 +284,21 @@ def grpo_updates(run: Alignment, step: int, ema: Ema | None = None) -> Iterator[
     batches = recipe.batches(len(prompts))
     parts = [rows for batch in batches for rows in batch]
 
-    def draw(texts: list[Prompt]) -> Rollouts:
-        return random_rollouts(generator, texts, seeds, window, parts, noise_rng=draws.noise_rng, recipe=recipe)
+    with early_answers(run, draws) as early:
 
-    with memory_for(*GRAPH) if recipe.keep_graph else nullcontext():
-        rollouts, prompts, unread = drawn_apart(
-            generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
-        )
-    unread = {k * recipe.group_size: fault for k, fault in unread.items()}
-    scored = score_rollouts(run, rollouts.pixels, draws, step, unread)
+        def draw(texts: list[Prompt]) -> Rollouts:
+            early.begin()
+            return random_rollouts(
+                generator, texts, seeds, window, parts,
+                noise_rng=draws.noise_rng, recipe=recipe, drawn=early.drawn,
+            )  # fmt: skip
+
+        with memory_for(*GRAPH) if recipe.keep_graph else nullcontext():
+            rollouts, prompts, unread = drawn_apart(
+                generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
+            )
+        unread = {k * recipe.group_size: fault for k, fault in unread.items()}
+        scored = score_rollouts(run, rollouts.pixels, draws, step, early, unread)
     advantage = on_device(local_shard(scored.advantages.values.flatten(), recipe.updates), rollouts.x.device)
     learned, part_numbers = recipe.learned(scored.failed), itertools.count()
     if scored.failed:

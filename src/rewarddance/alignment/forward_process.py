@@ -21,6 +21,7 @@ from rewarddance.alignment.policy import (
     Draws,
     PolicyRecipe,
     add_share,
+    early_answers,
     reward_figures,
     sample_step,
     score_rollouts,
@@ -211,15 +212,18 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     prompts = as_prompts(run.prompts[i] for i in prompt_numbers for _ in range(recipe.group_size))
     seeds = [seed for of_prompt in local_shard(draws.seeds, recipe.updates) for seed in of_prompt]
 
-    def draw(texts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
-        at_once = recipe.generator_batch or len(texts)
-        return sample_with_latents(generator, texts, seeds, at_once, forwards=recipe.rollout_forwards)
+    with early_answers(run, draws) as early:
 
-    with ema.applied():
-        (pixels, x_0), prompts, unread = drawn_apart(
-            generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
-        )
-    scored = score_rollouts(run, pixels, draws, step, unread)
+        def draw(texts: list[Prompt]) -> tuple[PixelBatch, Tensor]:
+            early.begin()
+            at_once = recipe.generator_batch or len(texts)
+            return sample_with_latents(generator, texts, seeds, at_once, early.drawn, recipe.rollout_forwards)
+
+        with ema.applied():
+            (pixels, x_0), prompts, unread = drawn_apart(
+                generator, prompts, draw, spare=as_prompts(run.prompts), check_first=recipe.sharded
+            )
+        scored = score_rollouts(run, pixels, draws, step, early, unread)
     if scored.failed:
         prompts = with_stand_ins(run, draws, scored, prompts)
         x_0[scored.failed_rows(recipe).to(x_0.device)] = 0  # whatever it was, it may not be finite

@@ -147,33 +147,42 @@ def scores(
     return Scores(values, margins)
 
 
+class Answers(NamedTuple):
+    """scores: with the numbers of the groups that they are of. faults: of the groups that have none."""
+
+    scores: list[tuple[list[int], Scores]]
+    faults: Faults
+
+
 def scores_apart(
     reward: Reward,
     prompts: Sequence[str | Prompt],
-    groups: Sequence[Sequence[Pixels]],
+    groups: Mapping[int, Sequence[Pixels]],
     references: Sequence[Sequence[Pixels]] | None = None,
-    *,
-    asked: Sequence[int],
-) -> tuple[Scores, Faults]:
-    """`scores`, and what is wrong with the groups that have none, whose rows hold NaN: no number stands in for them.
-
-    asked: numbers of the groups that are asked about.
-    """
-    p, g = len(groups), len(groups[0])
+) -> Answers:
+    """`scores` of some groups, by their numbers among the step's prompts and references, and what is wrong with those
+    that have none."""
 
     def ask(numbers: list[int]) -> Scores:
         of = None if references is None else [references[k] for k in numbers]
         return scores(reward, [prompts[k] for k in numbers], [groups[k] for k in numbers], of)
 
     with judging(reward.judge):
-        answers, faults = each_apart(ask, asked)
+        return Answers(*each_apart(ask, groups))
+
+
+def scores_of_all(answers: Sequence[tuple[list[int], Scores]], p: int, g: int, judging: Judging) -> Scores:
+    """The scores of P groups, to the bit as if all had been asked together.
+
+    Rows of those without an answer hold NaN: no number stands in for them.
+    """
     if len(answers) == 1 and len(answers[0][0]) == p:
-        return answers[0][1], faults
-    shape = (p, g, g) if reward.judging == "group" else (p, g)
-    values, margins = torch.full((p, g), math.nan), torch.full(shape, math.nan)
+        return answers[0][1]
+    shape = (p, g, g) if judging == "group" else (p, g)
+    margins = torch.full(shape, math.nan)
     for numbers, answer in answers:
-        values[numbers], margins[numbers] = answer
-    return Scores(values, margins), faults
+        margins[numbers] = answer.margins
+    return Scores(win_rates(margins) if judging == "group" else margins, margins)
 
 
 def preferred(

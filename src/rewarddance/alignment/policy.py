@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rewarddance.alignment.early_answers import EarlyAnswers
 from rewarddance.alignment.failed_groups import FailedGroup, Faults, Part, drawn_apart, each_apart
 from rewarddance.alignment.group_rewards import (
     Advantages,
@@ -24,6 +25,7 @@ from rewarddance.alignment.group_rewards import (
     judging_of,
     preferred,
     scores_apart,
+    scores_of_all,
 )
 from rewarddance.alignment.joint import mean_cosine, pair_cosines
 from rewarddance.alignment.references import References
@@ -168,29 +170,42 @@ class ScoredRollouts(NamedTuple):
         return local_shard(groups, recipe.updates).repeat_interleave(recipe.group_size)
 
 
+@contextmanager
+def early_answers(run: Alignment, draws: Draws) -> Iterator[EarlyAnswers]:
+    """Within the block a step's samples are drawn and scored. Their references are chosen here, by `draws.rng`."""
+    recipe = run.recipe
+    assert isinstance(recipe, PolicyRecipe)
+    prompts = as_prompts(run.prompts[i] for i in local_shard(draws.chosen, recipe.updates))
+    references = None if run.bank is None else _choose_references(run.bank.references, draws, recipe.updates)
+    early = EarlyAnswers(run.rewards, prompts, references, recipe.group_size)
+    try:
+        yield early
+    finally:
+        early.close()
+
+
 def score_rollouts(
-    run: Alignment, pixels: PixelBatch, draws: Draws, step: int, unread: Faults | None = None
+    run: Alignment, pixels: PixelBatch, draws: Draws, step: int, early: EarlyAnswers, unread: Faults | None = None
 ) -> ScoredRollouts:
     """Ask every reward about a step's samples [P * G, T, C, H, W], and combine their advantages.
 
     pixels: of this process's share of the prompts; what is returned is of all of them, the same in all processes.
-    unread: this process's samples whose prompts the generator could not read. Their groups fail, and so do those that
-    have no reward: see `FailedGroups.add` for what is raised.
+    early: what rewards elsewhere were asked already, and the samples' prompts and references. unread: this process's
+    samples whose prompts the generator could not read. Their groups fail, and so do those that have no reward: see
+    `FailedGroups.add` for what is raised.
     """
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
     gather = partial(all_gather, parts=recipe.updates)
-    prompt_numbers = local_shard(draws.chosen, recipe.updates)
-    prompts = as_prompts(run.prompts[i] for i in prompt_numbers)
-    groups = [list(group) for group in pixels.unflatten(0, (len(prompt_numbers), recipe.group_size))]
-    references = None if run.bank is None else _choose_references(run.bank.references, draws, recipe.updates)
+    prompts, p = early.prompts, len(early.prompts)
     faults = {row // recipe.group_size: fault for row, fault in (unread or {}).items()}
-    asked = [k for k in range(len(prompt_numbers)) if k not in faults]
+    of_groups = pixels.unflatten(0, (p, recipe.group_size))
+    asked = {k: list(group) for k, group in enumerate(of_groups) if k not in faults}
     local = []
-    for reward in run.rewards:
-        answer, unanswered = scores_apart(reward, prompts, groups, references, asked=asked)
-        faults |= unanswered
-        local.append(answer)
+    for number, reward in enumerate(run.rewards):
+        answers = early.of(number) or scores_apart(reward, prompts, asked, early.references)
+        faults |= {k: fault for k, fault in answers.faults.items() if k in asked}
+        local.append(scores_of_all(answers.scores, p, recipe.group_size, reward.judging))
     failed = _failed_groups(recipe, prompts, faults)
     run.failed.add(step, failed, len(draws.chosen))
     kept = sorted({*range(len(draws.chosen))} - {group.number for group in failed})
@@ -206,7 +221,7 @@ def score_rollouts(
         clipped = clipped.new_zeros(len(draws.chosen), recipe.group_size).index_copy(0, torch.tensor(kept), clipped)
 
     def samples_of_kept(samples: Tensor) -> Tensor:
-        return of_kept(samples.unflatten(0, (len(prompt_numbers), -1))).flatten(0, 1)
+        return of_kept(samples.unflatten(0, (p, -1))).flatten(0, 1)
 
     sources = [prompt.image for prompt in prompts for _ in range(recipe.group_size)]
     image_stats = step_image_stats(pixels, len(kept), samples_of_kept, sources)

@@ -95,21 +95,23 @@ def refl_step(
         take_down = partial((failed or FailedGroups()).add, step)
         ask = partial(judge_batch, judge, held_out, batch, pictures, recipe, unread=unread, take_down=take_down)
         decoding = getattr(generator, "decoding", nullcontext)
-        judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0), decoding)
+        may_wait = not getattr(generator, "offloads_decoder", False)
+        judged, gradient = decoder_vjp(decode, x_0, ask, recipe.decode_batch or len(x_0), decoding, may_wait)
         if judged.kept is not None:
             kept = int(judged.kept.everywhere.nonzero()[0]) // recipe.group_size
             instead = bank[prompts_of_step(len(bank), recipe.prompts_per_step, seed, step)[kept]].prompt
             leave_out(last_steps, generator, drawn.prompts, judged.kept, instead)
             gradient[~judged.kept.local.to(gradient.device)] = 0  # their pictures may not be finite
         with memory_for(*GENERATOR):
-            velocity_distance = last_steps.backward(gradient, recipe.velocity_mse)
+            distance = last_steps.backward(gradient, recipe.velocity_mse if recipe.asks_base else None)
         figures = judged.figures
+        figures |= {} if distance is None else {"velocity_mse": distance}
         if recipe.reference_mse:  # a graph of its own, after the reward's is gone
             with memory_for(*GENERATOR), generator.without_guidance():
                 figures["reference_mse"] = denoise(generator, drawn, recipe, like=x_t)
-    loss = judged.loss + recipe.velocity_mse * velocity_distance
-    loss += recipe.reference_mse * figures.get("reference_mse", 0.0)
-    figures |= {"loss": loss, "velocity_mse": velocity_distance, "stop": batch.first}
+    weights = {"velocity_mse": recipe.velocity_mse, "reference_mse": recipe.reference_mse}
+    loss = judged.loss + sum(weight * figures.get(name, 0.0) for name, weight in weights.items())
+    figures |= {"loss": loss, "stop": batch.first}
     of_each = [margin_figures(margins, recipe.group_size) for margins in judged.margins]
     return figures | joint_figures(rewards_of(judge), of_each)
 

@@ -59,7 +59,8 @@ class ReflRecipe(TrainRecipe):
     surrogate: what else stands for the picture in the gradient; a name of `PRESETS` or see `Surrogate`. Then
         grad_step_range and last_steps are left alone.
     loss, cap: see `LOSSES`.
-    velocity_mse: weight of the distance to the base's velocity.
+    velocity_mse: weight of the distance to the base's velocity. With 0, and the alarm `distance` off, the base is not
+        asked.
     reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`), or on a random
         reference_batch of them.
     jitter_copies: the reward is averaged over this many copies of each picture, each shifted by up to jitter_shift
@@ -67,7 +68,8 @@ class ReflRecipe(TrainRecipe):
     frames: of a video, one at random out of each of so many equal stretches is decoded and judged, and the same ones of
         the reference; by default all are, of which the judge reads those that its own `frames` says.
     judge_batch: pictures whose gradient is taken together.
-    decode_batch: samples that go through the decoder together with a graph, by default all of the step's.
+    decode_batch: samples that go through the decoder together with a graph, by default all of the step's, once. With
+        fewer all are decoded once more without a graph, which is not there while the judge is asked: less memory.
     gate: no gradient of samples on which a held-out judge disagrees.
     checkpointing: parts whose layers keep their inputs only and are computed again on the way back: less memory, more
         time, the same gradient.
@@ -124,6 +126,11 @@ class ReflRecipe(TrainRecipe):
         if self.reference_batch is not None and self.reference_batch > samples:
             raise ValueError(f"reference_batch is {self.reference_batch}, and a step has {samples} references")
         return self
+
+    @property
+    def asks_base(self) -> bool:
+        """Is the distance from the base wanted, for the loss or for the alarm?"""
+        return self.velocity_mse > 0 or "distance" not in self.alarms.off
 
     @property
     def copies(self) -> int:

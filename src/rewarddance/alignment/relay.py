@@ -1,7 +1,7 @@
 """ReFL's backward pass from a gradient in pixels on: to latents a few pictures at a time, to weights step by step.
 
-The judge's graph is gone before the decoder's begins (`reward/pixel_gradient.py`), and the decoder's before the
-generator's is walked, so that the peak of memory is the largest of the three and not their sum.
+The judge's graph is gone before the decoder's is walked (`reward/pixel_gradient.py`), and the decoder's before the
+generator's. Where pictures are decoded in parts the decoder's begins after the judge's is gone, too.
 """
 
 from __future__ import annotations
@@ -31,13 +31,18 @@ def decoder_vjp(
     ask: Callable[[PixelBatch], T],
     at_once: int,
     decoding: Callable[[], AbstractContextManager[None]] = nullcontext,
+    may_wait: bool = True,
 ) -> tuple[T, Tensor]:
     """What `ask` answers for the decoded latents x_0 [B, ...], and d loss / d x_0 [B, ...] of its loss.
 
-    All pictures are decoded without graph and handed to `ask` as a leaf; then they are decoded again with one,
-    `at_once` at a time, to send the gradient that it left on them further. Exact: samples do not meet in a decoder.
-    decoding: a block around each of the two, in which the decoder is there (`PipelineGenerator.decoding`).
+    The pictures are handed to `ask` as a leaf. Where all are decoded at once their graph waits for the gradient that it
+    left on them. Else they are decoded without one, and afterwards again, `at_once` at a time, to send the gradient
+    further. Exact: samples do not meet in a decoder.
+    decoding: a block around each decoding, in which the decoder is there (`PipelineGenerator.decoding`). may_wait: may
+    the decoder stay there while `ask` answers?
     """
+    if may_wait and at_once >= len(x_0):
+        return _decoded_once(decode, x_0, ask, decoding)
     parts = on_device(torch.arange(len(x_0)), x_0.device).split(at_once)
     with torch.no_grad(), memory_for(*SHORT), decoding():
         pixels = torch.cat([decode(x_0[rows]) for rows in parts])
@@ -51,6 +56,25 @@ def decoder_vjp(
                 latents = x_0[rows].detach().requires_grad_()
                 gradients += torch.autograd.grad(decode(latents), latents, pixels.grad[rows])
     return answer, torch.cat(gradients)
+
+
+def _decoded_once(
+    decode: Callable[[Tensor], PixelBatch],
+    x_0: Tensor,
+    ask: Callable[[PixelBatch], T],
+    decoding: Callable[[], AbstractContextManager[None]],
+) -> tuple[T, Tensor]:
+    """`decoder_vjp` of all pictures together."""
+    with torch.enable_grad(), decoding():
+        latents = x_0.detach().requires_grad_()
+        with memory_for(*SHORT):
+            decoded = decode(latents)
+        pixels = decoded.detach().requires_grad_()
+        answer = ask(pixels)
+        assert pixels.grad is not None, "no loss was sent back through the pictures"
+        with memory_for(*SHORT):
+            (gradient,) = torch.autograd.grad(decoded, latents, pixels.grad)
+    return answer, gradient
 
 
 class Stage(NamedTuple):
@@ -99,25 +123,34 @@ class LastSteps:
             x_t.masked_fill(without.to(x_t.device).view(-1, *[1] * (x_t.ndim - 1)), 0) for x_t in self.before
         ]
 
-    def backward(self, gradient: Tensor, weight: float) -> float:
+    def backward(self, gradient: Tensor, weight: float | None) -> float | None:
         """Send d loss / d x_0 [B, ...] to the weights, and that of weight times the velocity's distance to the base's.
 
-        Returns the distance: its mean over the steps, the base's velocity at the same latents taken as given.
+        Returns the distance: its mean over the steps, the base's velocity at the same latents taken as given. weight:
+        None where nobody wants the distance; then the base is not asked.
         """
         distances = []
         for part, rows in enumerate(self.parts):
             to_go = gradient[on_device(rows, gradient.device)]
             for number in reversed(range(len(self.steps))):
                 x_t, v, after = self.kept.pop() if self.kept else self._stage(number, part)
-                with self.generator.as_before_training(), torch.no_grad():
-                    v_base = self.generator.predict(x_t, self.steps[number], self.conditions[part])
-                far = velocity_mse(v, v_base) * (self.shares[part] / len(self.steps))
-                torch.autograd.backward([after, weight * far], [to_go, None])
-                distances.append(far.detach())
+                if weight is None:
+                    after.backward(to_go)
+                else:
+                    share = self.shares[part] / len(self.steps)
+                    far = self._distance(x_t, v, self.steps[number], part) * share
+                    torch.autograd.backward([after, weight * far], [to_go, None])
+                    distances.append(far.detach())
                 if number:
                     assert x_t.grad is not None, "the step does not depend on the latent before it"
                     to_go = x_t.grad
-        return torch.stack(distances).sum().item()
+        return torch.stack(distances).sum().item() if distances else None
+
+    def _distance(self, x_t: Tensor, v: Tensor, step: int, part: int) -> Tensor:
+        """Of a prediction from the base's at the same latents."""
+        with self.generator.as_before_training(), torch.no_grad():
+            v_base = self.generator.predict(x_t, step, self.conditions[part])
+        return velocity_mse(v, v_base)
 
     def _stage(self, number: int, part: int) -> Stage:
         x_t = self.before[number][on_device(self.parts[part], self.before[number].device)]

@@ -27,6 +27,7 @@ from rewarddance.generators.text_memory import TextMemory
 from rewarddance.runtime.compilation import compile_layers
 from rewarddance.runtime.config import MOST, Recipe
 from rewarddance.runtime.devices import multiplies_bfloat16, on_device
+from rewarddance.runtime.frozen_layers import keeping_less
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.runtime.sharding import outer_blocks
@@ -231,9 +232,20 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     def _present(self, part: str) -> AbstractContextManager[None]:
         return modules_on(self._offloaded.get(part, ()), self.device)
 
-    def decoding(self) -> AbstractContextManager[None]:
-        """Within the block the decoder stays where pictures are decoded, as long as a graph through it is needed."""
-        return self._present("vae")
+    @property
+    def offloads_decoder(self) -> bool:
+        """Is the VAE kept on the CPU while it is not in use?"""
+        return "vae" in self._offloaded
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Within the block the decoder stays where pictures are decoded, as long as a graph through it is needed.
+
+        Such a graph keeps no more than it must (`keeping_less`).
+        """
+        less = keeping_less(self.pipeline.vae.decoder) if torch.is_grad_enabled() else nullcontext()
+        with self._present("vae"), less:
+            yield
 
     def keep_texts(self, folder: Path) -> None:
         """Keep encoded texts in a folder, too, which is this generator's with these options, for all processes."""

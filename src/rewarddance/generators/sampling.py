@@ -83,7 +83,7 @@ def sample(
     tick: Callable[[int], None] = lambda n: None,
 ) -> PixelBatch:
     """Pictures [B, T, C, H, W] in [0, 1] of B prompts from B seeds; `tick` hears how many each batch finished."""
-    return sample_with_latents(generator, prompts, seeds, batch_size, tick)[0]
+    return sample_with_latents(generator, prompts, seeds, batch_size, lambda pictures: tick(len(pictures)))[0]
 
 
 @torch.no_grad()
@@ -92,11 +92,12 @@ def sample_with_latents(
     prompts: Sequence[str | Prompt],
     seeds: Sequence[int],
     batch_size: int = 64,
-    tick: Callable[[int], None] = lambda n: None,
+    drawn: Callable[[PixelBatch], object] = lambda pictures: None,
     forwards: int | None = None,
 ) -> tuple[PixelBatch, Tensor]:
     """As `sample`, with the latents [B, ...] that the pictures were decoded from.
 
+    drawn: is given each batch's pictures.
     forwards: by `dpm_rollout` with so many instead of the generator's own sampler.
     """
     pictures, latents = [], []
@@ -107,7 +108,7 @@ def sample_with_latents(
             done = dpm_rollout(generator, prompts[part], seeds[part], forwards)
         latents.append(done.x_t)
         pictures.append(generator.decode(latents[-1]))
-        tick(len(pictures[-1]))
+        drawn(pictures[-1])
     return torch.cat(pictures), torch.cat(latents)
 
 

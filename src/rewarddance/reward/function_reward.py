@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rewarddance.data.media import as_images
 from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, first_line, shown
-from rewarddance.protocols import RewardModel
+from rewarddance.protocols import RewardModel, is_elsewhere
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
 ImageForm = Literal["tensor", "pil"]
@@ -40,7 +40,7 @@ class FunctionReward:
 
     A question with a reference is answered by the difference of the two scores (Bradley-Terry), so tournaments, ReFL,
     search and evaluation work with it as with a pointwise judge. Scores have no set scale: `Verdict.probability` is
-    their sigmoid.
+    their sigmoid. A function that asks a server may say so by an attribute `elsewhere = True` (`is_elsewhere`).
     """
 
     needs_reference = False
@@ -51,6 +51,10 @@ class FunctionReward:
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", type(self.function).__name__)
         return f"FunctionReward({name}, images={self.images!r})"
+
+    @property
+    def elsewhere(self) -> bool:
+        return is_elsewhere(self.function)
 
     @property
     def differentiable(self) -> bool | None:

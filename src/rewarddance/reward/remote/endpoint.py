@@ -113,6 +113,7 @@ class EndpointReward(ABC):
     Options: ClassVar[type[EndpointOptions]] = EndpointOptions
     scheme: ClassVar[str]
     differentiable = False
+    elsewhere = True
 
     def __init__(self, address: str, **options: Any) -> None:
         self.config: Any = parse_recipe(self.Options, options, f"the options for {self.scheme}+{address}")

@@ -66,6 +66,8 @@ class ServedReward:
     take the token.
     """
 
+    elsewhere = True
+
     def __init__(self, address: str, **options: Any) -> None:
         self.options = parse_recipe(ServedOptions, options, f"the options for {address!r}")
         self.transport = Transport(address, self.options)
