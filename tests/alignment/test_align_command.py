@@ -35,8 +35,10 @@ def recipe(tmp_path):
             "judge": str(judge_folder()),
             "prompts": str(tmp_path / "prompts.txt"),
             "output": str(tmp_path / "run"),
-            "references": {"candidates": 3},
         }
+        algorithm = changes.get("algorithm", "refl")
+        if algorithm == "refl" or changes.get(algorithm, {}).get("judging") == "references":
+            content["references"] = {"candidates": 3}
         (tmp_path / "align.yaml").write_text(yaml.safe_dump(content | changes))
         return tmp_path / "align.yaml"
 

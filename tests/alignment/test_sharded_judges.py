@@ -34,11 +34,12 @@ def recipe(folder: Path, algorithm: str, **changes: object) -> AlignRun:
         "algorithm": algorithm,
         "judge": str(judge_folder()),
         "prompts": folder / "prompts.txt",
-        "references": {"candidates": 3, "batch_size": 3},  # five parts, which two processes cannot share equally
         "grid_prompts": 0,
         **CASES[algorithm],
         **changes,
     }
+    if algorithm != "nft":  # five parts, which two processes cannot share equally
+        content["references"] = {"candidates": 3, "batch_size": 3}
     other = str(family_folder("qwen3_vl"))
     content |= {"held_out": other} if "held_out" in content else {}
     several = {

@@ -106,7 +106,7 @@ def test_align_asks_a_server_by_policy_gradient_and_not_by_refl(local, tmp_path)
         assert refl.code == 2 and "grpo or nft" in refl.err and not (tmp_path / "run").exists()
         recipe = align_recipe(tmp_path, algorithm="grpo", grpo=grpo, **judge)
         content = yaml.safe_load(recipe.read_text())
-        del content["refl"]
+        del content["refl"], content["references"]
         recipe.write_text(yaml.safe_dump(content))
         done = command("align", recipe)
         assert done.code == 0, done.err

@@ -75,7 +75,7 @@ def _batches(run: AlignRun, processes: int) -> dict[str, tuple[str, int, str]]:
     recipe, samples = run.chosen, run.chosen.prompts_per_step * run.chosen.group_size // processes
     drawn = ("references.batch_size", run.references.batch_size, "drawn for the references")
     network = (f"{run.algorithm}.generator_batch", recipe.generator_batch or samples, "through the generator")
-    batches = {"generator": network, "backward": network}
+    batches: dict[str, tuple[str, int, str]] = {"generator": network, "backward": network}
     if run.asks_references:
         batches |= {"references: sampling": drawn, "references: decoding": drawn}
     if isinstance(recipe, ReflRecipe):
