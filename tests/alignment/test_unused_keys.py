@@ -12,7 +12,7 @@ from rewarddance.alignment.algorithms import ALGORITHMS
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.errors import InputError
 from rewarddance.jobs.quickstart import QuickstartRecipe
-from rewarddance.runtime.config import keep_recipe, parse_recipe
+from rewarddance.runtime.config import keep_recipe, load_recipe, parse_recipe
 
 RUN = {"generator": "g", "prompts": "p.txt", "output": "o"}
 ASKING = sorted(ALGORITHMS.keys() - {"refl", "dpo"})
@@ -93,7 +93,6 @@ def test_what_would_fill_the_memory_with_its_numbers_alone_is_refused(key, conte
         run(**content)
 
 
-def test_prompts_of_nft_are_refused_where_a_quickstart_leaves_it_out():
-    with pytest.raises(InputError, match="nft_prompts"):
-        parse_recipe(QuickstartRecipe, {"nft_prompts": 8}, "the test")
-    assert parse_recipe(QuickstartRecipe, {"nft_prompts": 8, "nft": {}}, "the test").nft_prompts == 8
+def test_a_quickstart_without_nft_is_its_recipe_with_one_key():
+    path = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    assert load_recipe(QuickstartRecipe, path, ["nft=null", "refl.loss=linear"]).algorithms == ("refl",)

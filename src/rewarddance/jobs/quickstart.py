@@ -55,7 +55,7 @@ from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime.checkpoint import BUNDLED, locked, read_run_json, writable_folder, write_text_atomically
-from rewarddance.runtime.config import MOST, Recipe, Seed, changed, load_recipe, save_recipe
+from rewarddance.runtime.config import MOST, Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.files import read_text
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
@@ -130,8 +130,6 @@ class QuickstartRecipe(Recipe):
     @model_validator(mode="after")
     def _nft_goes_on_from_a_lora_of_its_own_form(self) -> QuickstartRecipe:
         if self.nft is None:
-            if changed(self, "nft_prompts"):
-                raise ValueError("nft_prompts are of nft, which is left out")
             return self
         forms = [(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets) for recipe in (self.refl, self.nft)]
         if not self.refl.lora_rank or forms[0] != forms[1]:
