@@ -42,7 +42,7 @@ from rewarddance.alignment.references import ReferenceRecipe
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.errors import InputError, RewardError
 from rewarddance.generators.adapter import PipelineGenerator
-from rewarddance.reward.judge import Judge
+from rewarddance.protocols import RewardModel
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.tracking import console, peak_memory_gib
 from rewarddance.types import Prompt
@@ -132,7 +132,7 @@ class SeedGround:
 
     def __init__(self, judges: SeedJudges, prompts: int) -> None:
         self.judges, self.prompts = judges, prompts
-        self.loaded: dict[str, Judge] = {}
+        self.loaded: dict[str, RewardModel] = {}
 
     @cached_property
     def baseline(self) -> Baseline:
@@ -140,7 +140,7 @@ class SeedGround:
         assert isinstance(recipe, AlgorithmsRecipe)
         return baseline_of(recipe.load_generator(), seed, self.prompts, recipe.eval.samples)
 
-    def judge(self, name: str) -> Judge:
+    def judge(self, name: str) -> RewardModel:
         if name not in self.loaded:
             self.loaded = {name: self.judges.load(name)}
         return self.loaded[name]
@@ -238,7 +238,7 @@ class Algorithms(Experiment[AlgorithmsRecipe]):
         return kind.model_validate(cell.key | found)
 
     def with_steps(
-        self, config: AlignConfig, method: str, judge_name: str, judge: Judge, seed: int, seconds: float
+        self, config: AlignConfig, method: str, judge_name: str, judge: RewardModel, seed: int, seconds: float
     ) -> AlignConfig:
         """A method with the steps that the seconds give, as they were with this judge under the first seed.
 
