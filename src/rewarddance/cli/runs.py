@@ -25,7 +25,7 @@ def quickstart(
         str | None, typer.Option(help="t2i (pictures), t2v (videos), i2v (from a first picture) or edit (of a source).")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Pictures with a longer ReFL, which gains by itself; about twice the time.")
+        bool, typer.Option("--full", help="Pictures with a longer ReFL before DiffusionNFT; about twice the time.")
     ] = False,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
