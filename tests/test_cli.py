@@ -302,7 +302,7 @@ def test_nothing_to_resume(tmp_path):
 def test_a_resume_with_another_config(tmp_path):
     for arguments in (("seed=3",), ("--seed", "3"), ("--recipe", "x.yaml")):
         done = command("quickstart", "--resume", "--output", tmp_path, *arguments)
-        assert_refused(done, "--resume takes no task, recipe, seed or keys", "keeps the config it began with")
+        assert_refused(done, "--resume takes no task, recipe, seed, keys or --full", "keeps the config it began with")
 
 
 def test_a_report_of_no_run(tmp_path):

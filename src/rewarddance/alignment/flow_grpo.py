@@ -203,8 +203,12 @@ def random_rollouts(
     conditions = [encoded(generator, of_samples, rows) for rows in parts]
     if recipe.shared_prefix:
         start = generator.init_noise([of_prompt[0] for of_prompt in seeds])
-        few = [on_device(rows, start.device) for rows in torch.arange(len(prompts)).split(at_once)]
-        ahead = [_sample_steps(generator, start[rows], encoded(generator, prompts, rows), before) for rows in few]
+        few = torch.arange(len(prompts)).split(at_once)
+        noise_of = [start[on_device(rows, start.device)] for rows in few]
+        ahead = [
+            _sample_steps(generator, noise, encoded(generator, prompts, rows), before)
+            for noise, rows in zip(noise_of, few, strict=True)
+        ]
         start = torch.cat(ahead).repeat_interleave(group_size, 0)
     else:
         start = generator.init_noise([seed for of_prompt in seeds for seed in of_prompt])

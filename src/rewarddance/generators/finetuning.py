@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.frozen_layers import keeping_less
 from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.runtime.process_group import one_process_at_a_time
 from rewarddance.runtime.sharding import gather_full_tensors, outer_blocks, shard
@@ -190,6 +191,7 @@ class FinetunedPipeline:
                     ) from error
                 stack.callback(self.network.disable_gradient_checkpointing)
             if decoder:
+                stack.enter_context(keeping_less(self.pipeline.vae.decoder))  # alike when it is computed again
                 stack.enter_context(checkpointed(blocks_of(self.pipeline.vae.decoder)))
             yield
 

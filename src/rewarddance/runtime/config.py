@@ -341,11 +341,13 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise InputError(f"the value of the override {override!r} is not YAML.", "Quote it.") from error
 
 
-def _known_keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+def _known_keys(kind: type[BaseModel], prefix: str = "", within: tuple[type[BaseModel], ...] = ()) -> list[str]:
+    """All keys of a recipe. within: the sections around it; one that may hold itself is entered once."""
     keys = []
     for name, field in kind.model_fields.items():
         keys.append(prefix + name)
         for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                keys.extend(key for key in _known_keys(inner, f"{prefix}{name}.") if key not in keys)
+            if isinstance(inner, type) and issubclass(inner, BaseModel) and inner not in (*within, kind):
+                found = _known_keys(inner, f"{prefix}{name}.", (*within, kind))
+                keys.extend(key for key in found if key not in keys)
     return keys
