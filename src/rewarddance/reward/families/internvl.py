@@ -23,6 +23,9 @@ class InternVL(KnownFamily):
     def __init__(self, model: Any, tokenizer: Any, image: dict[str, Any], max_pixels: int | None) -> None:
         if max_pixels is not None:
             raise InputError("an InternVL judge has tiles of fixed size.", "Leave max_pixels out.")
+        for token in ("start_image_token", "end_image_token", "context_image_token"):
+            if getattr(tokenizer, token, None) is None:
+                raise InputError(f"the tokenizer of an InternVL judge names no {token}.", "Take its original files.")
         super().__init__(model, tokenizer, image, max_pixels)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
