@@ -3,9 +3,9 @@
 python benchmarks/serving.py [transport small large refl]     the last line is JSON, figure name to number
 
 64 clients ask one question each, over and over, about 64 pictures against 16 shared references. They are answered by a
-server as it is, by one that asks its judge one question at a time, and by the engine in this process in one call.
-Servers are processes of their own. What is compared is measured in turn, and the best of ROUNDS (4) counts, by the
-clock and by the CPU seconds of the process that answers.
+server as it is, by one that asks its judge one question at a time, and by the engine in this process in one call; and
+one client asks the first server the same questions one by one. Servers are processes of their own. What is compared is
+measured in turn, and the best of ROUNDS (4) counts, by the clock and by the CPU seconds of the process that answers.
 """
 
 from __future__ import annotations
@@ -63,21 +63,24 @@ class Clients:
     """64 threads, each with its own question; `seconds` keeps how long each request took."""
 
     def __init__(self, address: str, questions: list[Question]) -> None:
-        self.transport, self.questions, self.seconds = Transport(address, OPTIONS), questions, []
+        self.transport, self.questions, self.seconds = Transport(address, OPTIONS), questions, list[float]()
         self.pool = ThreadPoolExecutor(CLIENTS)
 
     def __call__(self, times: int = 1) -> list[float]:
         """The margins of the last round; each client asks `times` times, one after the other."""
 
-        def ask(question: Question) -> float:
-            for _ in range(times):
-                begun = time.perf_counter()
-                body = write_questions([question])
-                reply = self.transport.post_bytes("/questions", body, lambda body: read_reply(body, 1))
-                self.seconds.append(time.perf_counter() - begun)
-            return reply.margin.item()
+        return list(self.pool.map(lambda question: [self.ask(question) for _ in range(times)][-1], self.questions))
 
-        return list(self.pool.map(ask, self.questions))
+    def one_by_one(self) -> list[float]:
+        """The same questions from one client, each when the one before is answered."""
+        return [self.ask(question) for question in self.questions]
+
+    def ask(self, question: Question) -> float:
+        begun = time.perf_counter()
+        body = write_questions([question])
+        reply = self.transport.post_bytes("/questions", body, lambda body: read_reply(body, 1))
+        self.seconds.append(time.perf_counter() - begun)
+        return reply.margin.item()
 
 
 def throughput(name: str, judge: str, side: int, *options: str, times: int = 3) -> dict[str, float]:
@@ -87,6 +90,7 @@ def throughput(name: str, judge: str, side: int, *options: str, times: int = 3) 
     engine = load_reward(judge, **changes)
     servers = [Server(judge, free_port(), *options, *more) for more in ([], ["--max-batch", "1", "--wait-ms", "0"])]
     batched, single = (Clients(server.address, questions) for server in servers)
+    alone = Clients(servers[0].address, questions)
     with torch.no_grad():
         local = engine(questions).margin
     off = max(float((torch.tensor(clients()) - local).abs().max()) for clients in (batched, single))
@@ -96,6 +100,7 @@ def throughput(name: str, judge: str, side: int, *options: str, times: int = 3) 
         "local": (lambda: [engine(questions) for _ in range(times)], os.getpid(), times),
         "batched": (lambda: batched(times), servers[0].process.pid, times),
         "single": (lambda: single(), servers[1].process.pid, 1),
+        "one_by_one": (lambda: alone.one_by_one(), servers[0].process.pid, 1),
     }
     wall: dict[str, float] = dict.fromkeys(works, 0.0)
     cpu: dict[str, float] = dict.fromkeys(works, 0.0)
@@ -109,12 +114,12 @@ def throughput(name: str, judge: str, side: int, *options: str, times: int = 3) 
         server.end()
     figures = {f"{name}_{way}_per_second": round(rate, 1) for way, rate in wall.items()}
     figures |= {f"{name}_{way}_per_cpu_second": round(rate, 1) for way, rate in cpu.items()}
-    for way, clients in (("batched", batched), ("single", single)):
+    for way, clients in (("batched", batched), ("single", single), ("one_by_one", alone)):
         cuts = statistics.quantiles(clients.seconds, n=100)
         figures |= {f"{name}_{way}_p50_ms": round(1e3 * cuts[49], 1), f"{name}_{way}_p99_ms": round(1e3 * cuts[98], 1)}
     for kind, rates in (("", wall), ("_by_cpu", cpu)):
-        figures[f"{name}_batched_to_single{kind}"] = round(rates["batched"] / rates["single"], 2)
-        figures[f"{name}_batched_to_local{kind}"] = round(rates["batched"] / rates["local"], 2)
+        for way in ("single", "one_by_one", "local"):
+            figures[f"{name}_batched_to_{way}{kind}"] = round(rates["batched"] / rates[way], 2)
     figures[f"{name}_max_margin_diff"] = off
     return figures
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from typing import Any
 
 import httpx2
 import pytest
@@ -13,7 +14,11 @@ import torch
 from serving_soak import Server, free_port, soak
 from tiny import command, judge_folder, pictures
 
+from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.loading import build_reward
+from rewarddance.reward.remote.served import ServedReward
 from rewarddance.reward.remote.wire import read_reply, write_questions
+from rewarddance.serve.server import serving
 from rewarddance.types import Question
 
 
@@ -56,3 +61,20 @@ def test_nothing_is_lost_or_invented_when_a_server_is_killed():
     found = soak(300, "shapeworld-judge", "--instruction", "t2i-brief")
     assert (found["right"], found["failed"]) == (297, 3)
     assert found["wrong"] == found["invented"] == found["lost"] == found["exit_code"] == 0
+
+
+def test_a_judge_that_is_served_keeps_what_stands_before_candidates():
+    first, second = pictures(2, seed=1)
+    reference = pictures(1, seed=2)[0]
+    judge: Any = build_reward(str(judge_folder()), RewardConfig(instruction="t2i-brief"))
+    with serving(judge) as address:
+        far = ServedReward(address)
+        margins = [far([Question("a red circle", shown, reference)]).margin.item() for shown in (first, second)]
+        said = httpx2.get(address + "/metrics", timeout=20).text
+    assert "rewarddance_prefixes_known 1.0" in said and "rewarddance_prefixes_read 1.0" in said
+    assert judge.vlm.prefix_store is None  # the server's, and gone with it
+    own = judge([Question("a red circle", shown, reference) for shown in (first, second)]).margin.tolist()
+    assert margins == pytest.approx(own, abs=1e-5)
+    with serving(judge, prefix_cache_mb=0) as address:
+        ServedReward(address)([Question("a red circle", first, reference)])
+        assert "rewarddance_prefixes_read 0.0" in httpx2.get(address + "/metrics", timeout=20).text

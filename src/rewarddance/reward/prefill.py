@@ -22,7 +22,20 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.lockstep import Lockstep
-from rewarddance.reward.prefix_cache import Batch, Prefix, Row, Sharing, padded, plan
+from rewarddance.reward.prefix_cache import (
+    Batch,
+    KnownPrefix,
+    Prefix,
+    PrefixKey,
+    PrefixStore,
+    Row,
+    Sharing,
+    joined_prefixes,
+    padded,
+    plan,
+    shares_candidates,
+    split_prefix,
+)
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import checkpointed, is_out_of_memory
 
@@ -84,12 +97,14 @@ class Prefill(ABC):
 
     max_batch_tokens: padded tokens of a forward, halved for good when memory runs out. checkpointing: where a gradient
     is wanted, keep each layer's input only and compute it again on the way back: far less memory, a third more time.
+    prefix_store: keeps what stands before candidates for later questions, where no gradient is wanted.
     """
 
     model: Any
     family: Family
     max_batch_tokens: int
     checkpointing: bool
+    prefix_store: PrefixStore | None = None
     fixed_budget = False  # True where weights are sharded: all processes must make the same forwards
     lockstep: Lockstep | None = None  # the turn that they then take together, where they do not read equally much
 
@@ -147,21 +162,14 @@ class Prefill(ABC):
         self, judge_inputs: Sequence[JudgeInput], sharing: Sharing | None = None
     ) -> list[Float[Tensor, "S D"]]:
         """`response_states` once all processes have said that they read; one that has no questions only goes along."""
-        pictures: list[Tensor] = []
-        place: dict[int, int] = {}
-        sequences = []
-        for judge_input in judge_inputs:
-            for pixels in judge_input.pictures:
-                if id(pixels) not in place:
-                    place[id(pixels)] = len(pictures)
-                    pictures.append(pixels)
-            numbers = tuple(place[id(pixels)] for pixels in judge_input.pictures)
-            sequences.append(self._sequence(judge_input, numbers))
-        encoded = self.encode(pictures)
-        trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self._language_model.parameters())
+        sequences, pictures = self._tokenised(judge_inputs)
         rows = [self._plan_row(sequence, pictures) for sequence in sequences]
+        known = self._known_prefixes(sequences, rows, pictures) if sharing in (None, "before") else None
+        encoded = self._encode_unknown(sequences, rows, pictures, known)
+        trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self._language_model.parameters())
         differentiated = torch.is_grad_enabled() and any(pixels.requires_grad for pixels in pictures)
-        sharing = sharing or ("nothing" if trained else "before" if differentiated else "most")
+        held_apart = differentiated or known is not None
+        sharing = sharing or ("nothing" if trained else "before" if held_apart else "most")
         states_of: dict[int, Tensor] = {}
         pending, batches = list(range(len(rows))), []
         waiting = Counter(number for sequence in sequences for number in sequence.pictures)
@@ -174,7 +182,7 @@ class Prefill(ABC):
                 batches = [(batch, [pending[i] for group in batch.groups for i in group.members]) for batch in planned]
             batch, members = batches.pop(0)
             try:
-                states = self._forward(batch, [sequences[i] for i in members], pictures, encoded)
+                states = self._forward(batch, [sequences[i] for i in members], pictures, encoded, known)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -186,6 +194,53 @@ class Prefill(ABC):
             encoded = [picture if waiting[number] else _RELEASED for number, picture in enumerate(encoded)]
             pending = [i for i in pending if i not in states_of]
         return [states_of[i] for i in range(len(rows))]
+
+    def _tokenised(self, judge_inputs: Sequence[JudgeInput]) -> tuple[list[Tokens], list[Tensor]]:
+        """The questions' tokens, and their distinct pictures, by number."""
+        pictures: list[Tensor] = []
+        place: dict[int, int] = {}
+        sequences = []
+        for judge_input in judge_inputs:
+            for pixels in judge_input.pictures:
+                if id(pixels) not in place:
+                    place[id(pixels)] = len(pictures)
+                    pictures.append(pixels)
+            numbers = tuple(place[id(pixels)] for pixels in judge_input.pictures)
+            sequences.append(self._sequence(judge_input, numbers))
+        return sequences, pictures
+
+    def _known_prefixes(
+        self, sequences: Sequence[Tokens], rows: Sequence[Row], pictures: Sequence[Tensor]
+    ) -> dict[PrefixKey, KnownPrefix] | None:
+        """What is kept of what stands before the rows' candidates; None where nothing is to be kept."""
+        store = self.prefix_store
+        if store is None or torch.is_grad_enabled() or self.lockstep is not None or shares_candidates(rows):
+            return None
+        store.check_weights(tuple(weight._version for weight in self.model.parameters()))
+        keys = {_prefix_key(sequence, row.before, pictures) for sequence, row in zip(sequences, rows, strict=True)}
+        found = ((key, store.find(key)) for key in keys if key.ids)
+        return {key: prefix for key, prefix in found if prefix is not None}
+
+    def _encode_unknown(
+        self,
+        sequences: Sequence[Tokens],
+        rows: Sequence[Row],
+        pictures: Sequence[Tensor],
+        known: dict[PrefixKey, KnownPrefix] | None,
+    ) -> list[Encoded]:
+        """All pictures encoded, but those that stand in known prefixes only: of them their length alone is there."""
+        if not known:
+            return self.encode(pictures)
+        wanted: set[int] = set()
+        for sequence, row in zip(sequences, rows, strict=True):
+            is_known = _prefix_key(sequence, row.before, pictures) in known
+            wanted |= set(sequence.pictures[-1:] if is_known else sequence.pictures)
+        order = sorted(wanted)
+        encoded_of = dict(zip(order, self.encode([pictures[number] for number in order]), strict=True))
+        return [
+            encoded_of[number] if number in wanted else Encoded(torch.empty(self._token_count(pixels), 0))
+            for number, pixels in enumerate(pictures)
+        ]
 
     def encode(self, pictures: Sequence[Tensor]) -> list[Encoded]:
         """Encode pictures (or frame stacks) once each, as many together as the token budget allows, in the graph.
@@ -260,9 +315,12 @@ class Prefill(ABC):
             "Shorten the prompt, show fewer or smaller frames, or choose a judge that reads more.",
         )
 
+    def _token_count(self, pixels: Tensor) -> int:
+        return len(pixels) * self.family.tokens(*pixels.shape[-2:])
+
     def _plan_row(self, sequence: Tokens, pictures: Sequence[Tensor]) -> Row:
         """What `plan` needs to know."""
-        counts = [len(pictures[n]) * self.family.tokens(*pictures[n].shape[-2:]) for n in sequence.pictures]
+        counts = [self._token_count(pictures[n]) for n in sequence.pictures]
         picture_ids = iter(
             [-1 - n * 2**24 - k for n, count in zip(sequence.pictures, counts, strict=True) for k in range(count)]
         )
@@ -278,6 +336,7 @@ class Prefill(ABC):
         sequences: Sequence[Tokens],
         pictures: Sequence[Tensor],
         encoded: Sequence[Encoded],
+        known: dict[PrefixKey, KnownPrefix] | None = None,
     ) -> list[Tensor]:
         """The wanted states of a batch's rows, in order: first the groups' prefixes, then what each row has of its own.
 
@@ -290,11 +349,8 @@ class Prefill(ABC):
             self.lockstep.blank_text(self, with_graph=False)
         if shared:
             size = len(batch.groups[0].members)
-            first_rows = sequences[::size]
-            prefix = Prefix([group.prefix for group in batch.groups])
-            self._language_model_forward(
-                first_rows, [(0, group.prefix) for group in batch.groups], pictures, encoded, prefix
-            )
+            lengths = [group.prefix for group in batch.groups]
+            prefix = self._read_prefixes(sequences[::size], lengths, pictures, encoded, known)
             prefix.complete = True
             starts = [group.prefix for group in batch.groups for _ in range(size)]
         spans = [(start, len(sequence.ids)) for start, sequence in zip(starts, sequences, strict=True)]
@@ -304,6 +360,29 @@ class Prefill(ABC):
             states[end - start - 1 - sequence.response_length : end - start]
             for states, (start, end), sequence in zip(hidden, spans, sequences, strict=True)
         ]
+
+    def _read_prefixes(
+        self,
+        first_rows: Sequence[Tokens],
+        lengths: Sequence[int],
+        pictures: Sequence[Tensor],
+        encoded: Sequence[Encoded],
+        known: dict[PrefixKey, KnownPrefix] | None,
+    ) -> Prefix:
+        """The first tokens of one row of each group. What was read before is not read again; what is new is kept."""
+        keys = [_prefix_key(row, length, pictures) for row, length in zip(first_rows, lengths, strict=True)]
+        missing = [n for n, key in enumerate(keys) if known is None or key not in known]
+        fresh = Prefix([lengths[n] for n in missing])
+        if missing:
+            spans = [(0, length) for length in fresh.lengths]
+            self._language_model_forward([first_rows[n] for n in missing], spans, pictures, encoded, fresh)
+        if known is None or self.prefix_store is None:
+            return fresh
+        shown = [tuple(pictures[number] for number in first_rows[n].pictures[:-1]) for n in missing]
+        for n, prefix in zip(missing, split_prefix(fresh, shown), strict=True):
+            known[keys[n]] = prefix
+            self.prefix_store.keep(keys[n], prefix)
+        return fresh if len(missing) == len(keys) else joined_prefixes([known[key] for key in keys], lengths)
 
     def _language_model_forward(
         self,
@@ -363,8 +442,15 @@ class Prefill(ABC):
         if self.max_batch_tokens <= min_tokens:
             raise _too_large(error, min_tokens) from error
         self.max_batch_tokens = max(min_tokens, self.max_batch_tokens // 2)
+        if self.prefix_store is not None:
+            self.prefix_store.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _prefix_key(sequence: Tokens, length: int, pictures: Sequence[Tensor]) -> PrefixKey:
+    """Of the tokens before the sequence's last picture."""
+    return PrefixKey(sequence.ids[:length], tuple(id(pictures[number]) for number in sequence.pictures[:-1]))
 
 
 def _too_large(error: RuntimeError, tokens: int) -> RewardError:

@@ -1,12 +1,14 @@
 """Computing once what many questions share: which questions go together, and attention over a shared prefix.
 
 Exact, not approximate: N candidates under one prompt, instruction and reference need the keys and values of all that
-stands before the candidate once, and each candidate's own tokens attend to both parts.
+stands before the candidate once, and each candidate's own tokens attend to both parts. A judge whose weights do not
+change may keep them for later questions, too.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -87,24 +89,33 @@ def plan(rows: Sequence[Row], max_batch_tokens: int, sharing: Sharing = "most") 
     return batches
 
 
+def shares_candidates(rows: Sequence[Row]) -> bool:
+    """Whether what ends after the last picture saves more than what stands before it, as where one candidate is asked
+    several questions."""
+    alone = (len(members) * length - length for members, length in _before_candidate(rows))
+    return _grouping(rows, "after")[0] > sum(alone)
+
+
 def _best_grouping(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
     """(members, length of their common beginning) of the grouping that saves most; rows that save too little alone."""
-    best: tuple[int, list[tuple[list[int], int]]] = (-1, [])
-    for end in ("before", "after"):
-        keyed: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, row in enumerate(rows):
-            keyed[row.shareable[: getattr(row, end)]].append(number)
-        saved, grouping = 0, []
-        for members in keyed.values():
-            length = common_length([rows[i].shareable for i in members])
-            spared = (len(members) - 1) * length
-            if spared >= WORTH_SHARING * sum(len(rows[i].signature) for i in members) and spared > 0:
-                saved += spared
-                grouping.append((members, length))
-            else:
-                grouping += [([i], 0) for i in members]
-        best = max(best, (saved, grouping), key=lambda grouping: grouping[0])
-    return best[1]
+    return max((_grouping(rows, end) for end in ("before", "after")), key=lambda found: found[0])[1]
+
+
+def _grouping(rows: Sequence[Row], end: Literal["before", "after"]) -> tuple[int, list[tuple[list[int], int]]]:
+    """How many tokens are saved, and (members, length of their common beginning), which ends there at the latest."""
+    keyed: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        keyed[row.shareable[: getattr(row, end)]].append(number)
+    saved, grouping = 0, list[tuple[list[int], int]]()
+    for members in keyed.values():
+        length = common_length([rows[i].shareable for i in members])
+        spared = (len(members) - 1) * length
+        if spared >= WORTH_SHARING * sum(len(rows[i].signature) for i in members) and spared > 0:
+            saved += spared
+            grouping.append((members, length))
+        else:
+            grouping += [([i], 0) for i in members]
+    return saved, grouping
 
 
 def _before_candidate(rows: Sequence[Row]) -> list[tuple[list[int], int]]:
@@ -150,6 +161,93 @@ class Prefix:
         query [B, heads, L, D]; key, value [B, kv_heads, L, D]; the prefix's [G, kv_heads, P, D] are never copied.
         """
         return prefix_attention(query, key, value, self.layers[layer], self.lengths, scaling).transpose(1, 2)
+
+
+class KnownPrefix(NamedTuple):
+    """Keys and values of one prefix by layer, each [kv, P, D], and the pictures it was read with."""
+
+    layers: dict[int, tuple[Tensor, Tensor]]
+    pictures: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        of_layers = sum(key.nbytes + value.nbytes for key, value in self.layers.values())
+        return of_layers + sum(pixels.nbytes for pixels in self.pictures)
+
+
+class PrefixKey(NamedTuple):
+    """What a prefix is known by: its tokens and the tensors of its pictures, by identity."""
+
+    ids: tuple[int, ...]
+    pictures: tuple[int, ...]
+
+
+class PrefixStore:
+    """Prefixes that were read before, for later questions: the last used ones, up to `max_bytes`.
+
+    Pictures are known by their tensors, which must not be changed in place. Used from many threads.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes, self.hits, self.misses = max_bytes, 0, 0, 0
+        self._kept: OrderedDict[PrefixKey, KnownPrefix] = OrderedDict()
+        self._weights: tuple[int, ...] = ()
+        self._lock = threading.RLock()
+
+    def check_weights(self, versions: tuple[int, ...]) -> None:
+        """Forget all where weights were changed in place. versions: how often each was."""
+        with self._lock:
+            if versions != self._weights:
+                self.clear()
+                self._weights = versions
+
+    def find(self, key: PrefixKey) -> KnownPrefix | None:
+        """What is kept of it, which is now the last used."""
+        with self._lock:
+            known = self._kept.get(key)
+            if known is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                self._kept.move_to_end(key)
+            return known
+
+    def keep(self, key: PrefixKey, known: KnownPrefix) -> None:
+        """Keep it, and let go of those that were not used for longest beyond the limit."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = known
+                self.bytes += known.nbytes
+            while self.bytes > self.max_bytes:
+                self.bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Keep nothing of what was read so far."""
+        with self._lock:
+            self._kept.clear()
+            self.bytes = 0
+
+
+def split_prefix(prefix: Prefix, pictures: Sequence[tuple[Tensor, ...]]) -> list[KnownPrefix]:
+    """Each of the G prefixes by itself, without its padding. pictures: of each."""
+    return [
+        KnownPrefix(
+            {layer: (k[g, :, :length].clone(), v[g, :, :length].clone()) for layer, (k, v) in prefix.layers.items()},
+            shown,
+        )
+        for g, (length, shown) in enumerate(zip(prefix.lengths, pictures, strict=True))
+    ]
+
+
+def joined_prefixes(known: Sequence[KnownPrefix], lengths: Sequence[int]) -> Prefix:
+    """Prefixes side by side, padded to the longest."""
+    prefix = Prefix(lengths)
+    for layer in known[0].layers:
+        key, value = (
+            padded([one.layers[layer][part].transpose(0, 1) for one in known]).transpose(1, 2) for part in (0, 1)
+        )
+        prefix.keep(layer, key, value)
+    return prefix
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:

@@ -43,6 +43,7 @@ def _server(app: Any, shutdown_seconds: int) -> uvicorn.Server:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         ws="none",
         lifespan="on",
         timeout_keep_alive=75,

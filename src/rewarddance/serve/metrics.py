@@ -28,6 +28,9 @@ class ServerMetrics:
         self.pictures = Gauge("rewarddance_picture_cache_bytes", "Bytes of pixels that are kept.", **put)
         self.known = Gauge("rewarddance_pictures_known", "Pictures of requests that were known already.", **put)
         self.unknown = Gauge("rewarddance_pictures_decoded", "Pictures of requests that were decoded.", **put)
+        self.prefixes = Gauge("rewarddance_prefix_cache_bytes", "Bytes of keys and values that are kept.", **put)
+        self.prefixes_known = Gauge("rewarddance_prefixes_known", "Prefixes of batches that were read before.", **put)
+        self.prefixes_read = Gauge("rewarddance_prefixes_read", "Prefixes of batches that were not.", **put)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

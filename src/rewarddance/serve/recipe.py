@@ -36,6 +36,9 @@ class ServeOptions(Recipe):
     """Megabytes of all requests that are read, waiting or judged; beyond it the status is 429."""
     cache_mb: float = Field(default=512.0, ge=0)
     """Megabytes of pixels that are kept, so that a picture sent again is known again."""
+    prefix_cache_mb: float = Field(default=1024.0, ge=0)
+    """Megabytes of keys and values that the judge keeps of what it has read before candidates: instruction, prompt and
+    reference. Questions that come back to them later read the candidate alone."""
     references: Path | None = None
     """Pictures to compare with where a question brings none: a folder of pictures with their prompts in .txt files,
     rows {"prompt", "reference"} in a .jsonl file, or the folder references of an align run."""

@@ -17,6 +17,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from rewarddance.errors import InputError, RewardDanceError, RewardError, as_ours
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.prefill import Prefill
+from rewarddance.reward.prefix_cache import PrefixStore
 from rewarddance.reward.remote.wire import VERSION
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.listening import LOOPBACK, host_name
@@ -60,6 +62,7 @@ class JudgeServer:
         self.token = token_of(options)
         self.store = PictureStore(int(options.cache_mb * 1e6))
         self.memory = Memory(int(options.max_waiting_mb * 1e6))
+        self.prefixes = PrefixStore(int(options.prefix_cache_mb * 1e6))
         self.app = FastAPI(title="RewardDance", lifespan=self._lifespan, openapi_url=None)
         self.app.add_route("/health", self._health, ["GET"])
         self.app.add_route("/rewards", self._guarded(self._rewards), ["GET"])
@@ -72,11 +75,18 @@ class JudgeServer:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         self.batcher = Batcher(self.judge.reward, self.options, self.metrics)
         self._running = asyncio.create_task(self.batcher.run())
+        self._keep_prefixes(self.prefixes if self.prefixes.max_bytes else None)
         yield
+        self._keep_prefixes(None)
         self._running.cancel()
         with suppress(asyncio.CancelledError):
             await self._running
         self.batcher.close()
+
+    def _keep_prefixes(self, store: PrefixStore | None) -> None:
+        """Where the judge can: what it has read before candidates is kept while the server runs."""
+        if isinstance(vlm := getattr(self.judge.reward, "vlm", None), Prefill):
+            vlm.prefix_store = store
 
     # -- what the server says of itself --------------------------------------------------------------------------------
 
@@ -106,6 +116,9 @@ class JudgeServer:
         figures.pictures.set(self.store.bytes)
         figures.known.set(self.store.hits)
         figures.unknown.set(self.store.misses)
+        figures.prefixes.set(self.prefixes.bytes)
+        figures.prefixes_known.set(self.prefixes.hits)
+        figures.prefixes_read.set(self.prefixes.misses)
         return Response(figures.text(), media_type=CONTENT_TYPE_LATEST)
 
     # -- one request ---------------------------------------------------------------------------------------------------
