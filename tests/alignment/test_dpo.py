@@ -14,6 +14,7 @@ from test_refl_training import brightness
 from tiny import BrightnessJudge, TinyGenerator, command, generator_folder, pictures
 from tiny_alignment import assert_same_run, moved
 from tiny_pipelines import fresh
+from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.alignment.algorithms import AlgorithmConfig, align_generator, prepare_alignment
@@ -102,6 +103,20 @@ def test_the_alarm_of_distance_rings(tmp_path):
     train(tmp_path, alarms=RECIPE.alarms.model_copy(update={"window": 4, "most_distance": 1e-6}))
     rows = [json.loads(line) for line in (tmp_path / "alarms.jsonl").read_text().splitlines()]
     assert "distance" in [row["name"] for row in rows]
+
+
+def test_the_norm_guard_adds_its_own_gradient_where_the_norm_is_above_the_bases():
+    def gradient(**changes) -> tuple[Tensor, dict[str, float]]:
+        generator = TinyGenerator(num_steps=5)
+        torch.manual_seed(0)
+        weights = moved(generator.add_lora(2, 2))
+        run = Alignment(generator, [], PROMPTS, RECIPE.model_copy(update=changes), 3)
+        (figures,) = dpo_updates(Alignment(**{**vars(run), "preferences": votes()}), 1, Ema(weights, 0.5))
+        return torch.cat([weight.grad.flatten() for weight in weights]), figures
+
+    (free, figures), (one, _), (two, _) = gradient(), gradient(norm_guard=1.0), gradient(norm_guard=2.0)
+    assert figures["velocity_norm"] != 1 and (one - free).abs().max() > 0
+    torch.testing.assert_close(two - free, 2 * (one - free), rtol=1e-3, atol=1e-7)
 
 
 def test_even_votes_teach_to_tell_no_one_apart(tmp_path):

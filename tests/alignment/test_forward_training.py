@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,9 +98,25 @@ def test_an_update_of_a_pipeline_has_a_finite_gradient_and_measures_the_distance
     recipe = KINDS[algorithm](prompts_per_step=2, group_size=2, generator_batch=2)
     reward = Reward(Mean(), "alone")
     (figures,) = updates_of(generator, [reward], ["a red circle", "a star"], recipe, weights=weights)
-    assert figures["velocity_mse"] > 0
+    assert figures["velocity_mse"] > 0 and 0.5 < figures["velocity_norm"] < 2
     gradient = torch.cat([weight.grad.flatten() for weight in weights])
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("algorithm", ["nft", "awm"])
+def test_the_norm_guard_keeps_the_velocity_from_growing(tmp_path, algorithm):
+    """By a reward that makes it grow: of the two tastes, one does."""
+    free = {sign: norm_after(tmp_path, algorithm, sign) for sign in (1.0, -1.0)}
+    grows = max(free, key=lambda sign: free[sign])
+    held = norm_after(tmp_path, algorithm, grows, norm_guard=30.0)
+    assert free[grows] > 1.001 and held - 1 < 0.5 * (free[grows] - 1)
+
+
+def norm_after(folder: Path, algorithm: str, sign: float, **changes: Any) -> float:
+    """The velocity's norm, of the base's, at the end of a run."""
+    own = folder / f"{sign} {changes}"
+    train(algorithm, own, Mean(sign=sign), steps=12, **changes)
+    return [row for row in logged(own) if row["kind"] == "step"][-1]["velocity_norm"]
 
 
 @each

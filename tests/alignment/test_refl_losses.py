@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rewarddance.alignment.refl_recipe import LOSSES, hinge_loss, linear_loss, log_loss, margin_loss
-from rewarddance.alignment.safeguards import velocity_mse
+from rewarddance.alignment.safeguards import norm_excess, relative_norm, velocity_mse
 
 CAP = 0.9
 BELOW = [-30.0, -2.0, 0.0, 2.0]
@@ -74,3 +74,17 @@ def test_the_velocity_distance_is_the_mean_square_and_pulls_back_to_the_base():
     distance.backward()
     torch.testing.assert_close(v.grad, 2 * (v.detach() - base) / v.numel())
     assert velocity_mse(base, base).item() == 0
+
+
+def test_the_norm_guard_is_a_hinge_on_the_relative_norm():
+    base = torch.randn(3, 3, 4, 4)
+    scales = torch.tensor([1.2, 0.9, 1.0])
+    v = (scales[:, None, None, None] * base).requires_grad_()
+    norm = relative_norm(v, base)
+    torch.testing.assert_close(norm, scales)
+    excess = norm_excess(norm)
+    assert excess.item() == pytest.approx(0.2 / 3, rel=1e-4)
+    excess.backward()
+    length = base[0].norm()
+    torch.testing.assert_close(v.grad[0], base[0] / length / length / 3)  # along v, by its own unit
+    assert v.grad[1].abs().max() == 0

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rewarddance.alignment.forward_process import draw_levels, velocity_error
 from rewarddance.alignment.group_rewards import Judging
-from rewarddance.alignment.safeguards import Ema, velocity_mse
+from rewarddance.alignment.safeguards import Ema, norm_excess, relative_norm, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
@@ -48,6 +48,7 @@ class DpoRecipe(TrainRecipe):
     generator_batch: pictures that go through the generator together, pairs whole, by default all of the step's.
     beta: how sharply a pair stops teaching once it is told apart better than the base does.
     levels, level_range: noise levels at which each pair is learned, as in DiffusionNFT.
+    norm_guard: weight of what the velocity's norm exceeds the base's by (`norm_excess`); 0 is off.
     """
 
     preferences: Path | None = None
@@ -55,6 +56,7 @@ class DpoRecipe(TrainRecipe):
     beta: float = Field(default=2000.0, gt=0)
     levels: int = Field(default=1, ge=1)
     level_range: tuple[float, float] = (0.0, 1.0)
+    norm_guard: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _a_pair_goes_together(self) -> DpoRecipe:
@@ -151,8 +153,10 @@ def learn_pairs(
     v = generator.predict(x_t, step, condition)
     logit = vote_logit(base - squared_error(v), recipe.beta)
     share = torch.tensor([pair.share for pair in pairs]).to(logit)
-    loss = votes_loss(logit, share)
+    norm = relative_norm(v, v_base)
+    loss = votes_loss(logit, share) + recipe.norm_guard * norm_excess(norm)
     (weight * loss).backward()
     right = logit.detach() * (share - 0.5).sign()
     figures = {"loss": loss.item(), "velocity_mse": velocity_mse(v.detach(), v_base).item()}
+    figures["velocity_norm"] = norm.mean().item()
     return figures | {"margin": right.mean().item(), "reward": right.sigmoid().mean().item()}

@@ -29,7 +29,7 @@ from rewarddance.alignment.policy import (
     with_stand_ins,
 )
 from rewarddance.alignment.random_steps import RandomWindow, Step, log_prob
-from rewarddance.alignment.safeguards import Ema, velocity_mse
+from rewarddance.alignment.safeguards import Ema, relative_norm, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded
@@ -350,6 +350,7 @@ def part_loss(
         loss, kl = loss + recipe.kl * distance, distance.detach()
         assert now.v is not None and base.v is not None
         figures["velocity_mse"] = velocity_mse(now.v.detach(), base.v)
+        figures["velocity_norm"] = relative_norm(now.v.detach(), base.v).mean()
     away = (torch.exp(log_ratio.detach()) - 1).abs()
     clipped = (away > recipe.clip_range).float().mean()
     return loss, {"loss": loss.detach(), "kl": kl, **figures, "ratio_away": away.mean(), "clipped": clipped}

@@ -27,7 +27,7 @@ from rewarddance.alignment.policy import (
     score_rollouts,
     with_stand_ins,
 )
-from rewarddance.alignment.safeguards import Ema, velocity_mse
+from rewarddance.alignment.safeguards import Ema, norm_excess, relative_norm, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
@@ -94,8 +94,9 @@ class ForwardRecipe(PolicyRecipe):
         last step): what a prompt asks for is decided early.
     rollout_forwards: samples are drawn by DPM-Solver++(2M) in so many forwards (`dpm_rollout`); by default by the
         generator's own sampler.
-    velocity_mse: weight of the distance to the base's velocity, at the first of each sample's levels. With 0, and the
-        alarm `distance` off, the base is not asked.
+    velocity_mse: weight of the distance to the base's velocity, at the first of each sample's levels. With 0, and
+        norm_guard 0 and the alarm `distance` off, the base is not asked.
+    norm_guard: weight of what the velocity's norm exceeds the base's by, at the same levels (`norm_excess`); 0 is off.
     """
 
     ema_decay: float = Field(default=0.5, ge=0, lt=1)
@@ -105,6 +106,7 @@ class ForwardRecipe(PolicyRecipe):
     level_range: tuple[float, float] = (0.0, 1.0)
     rollout_forwards: int | None = Field(default=None, ge=1)
     velocity_mse: float = Field(default=1e-2, ge=0)
+    norm_guard: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _levels_are_a_range(self) -> ForwardRecipe:
@@ -147,7 +149,7 @@ class ForwardRecipe(PolicyRecipe):
     @property
     def asks_base(self) -> bool:
         """Is the distance from the base wanted, for the loss or for the alarm?"""
-        return self.velocity_mse > 0 or "distance" not in self.alarms.off
+        return self.velocity_mse > 0 or self.norm_guard > 0 or "distance" not in self.alarms.off
 
     @property
     def base_in_loss(self) -> bool:
@@ -256,10 +258,9 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                     weight = part.weight if count else 0.0
                     total, figures = weight * len(part.rows) / (n * recipe.levels) * loss, dict[str, Tensor]()
                     if recipe.asks_base and v_base is not None:
-                        distance = velocity_mse(v[on_device(asked, v.device)], v_base)
-                        distance = weight * len(part.first) / n * distance
-                        total = total + recipe.velocity_mse * distance
-                        figures["velocity_mse"] = distance.detach()
+                        v_asked = v[on_device(asked, v.device)]
+                        from_base, of_base = _from_base(v_asked, v_base, recipe, weight * len(part.first) / n)
+                        total, figures = total + from_base, figures | of_base
                     total.backward()
                     add_share(means, {"loss": total.detach(), **figures}, 1.0)
         yield {**reward_figures(scored), **read_together(means)}
@@ -284,6 +285,18 @@ def _of_base(
         with generator.as_before_training():
             return generator.predict(part.x_t[at], part.step, encoded(generator, prompts, part.rows[places])), None
     return None, None
+
+
+def _from_base(
+    v: Float[Tensor, "n ..."], v_base: Float[Tensor, "n ..."], recipe: ForwardRecipe, share: float
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """What holds the velocity to the base's, and the figures of it; share: of the samples, of all that are asked."""
+    distance, norm = velocity_mse(v, v_base), relative_norm(v, v_base)
+    held = recipe.velocity_mse * distance
+    if recipe.norm_guard:
+        held = held + recipe.norm_guard * norm_excess(norm)
+    figures = {"velocity_mse": share * distance.detach(), "velocity_norm": share * norm.detach().mean()}
+    return share * held, figures
 
 
 def _predict_x0(generator: Trainable, x_t: Tensor, step: int, condition: object) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,20 @@ def velocity_mse(v: Float[Tensor, "B ..."], v_base: Float[Tensor, "B ..."]) -> F
     return F.mse_loss(v, v_base)
 
 
+def relative_norm(v: Float[Tensor, "B ..."], v_base: Float[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+    """|| v || / || v_base || of each sample: reinforcement inflates it by 5 to 15 % (NormGuard, 2606.27771)."""
+    return v.flatten(1).norm(dim=1) / v_base.flatten(1).norm(dim=1).clamp_min(torch.finfo(v_base.dtype).tiny)
+
+
+def norm_excess(norm: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """mean of max(0, norm - 1), of relative norms: NormGuard's hinge, which nothing below the base's norm feels.
+
+    That it acts on || v || above || v_base || and is added to any loss on the velocity is the paper's (2606.27771);
+    that it is linear, and relative to the base's norm so that its weight has no unit, is our choice.
+    """
+    return (norm - 1).relu().mean()
+
+
 def disagreeing(margin: Float[Tensor, " B"], held_out: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:
     """Samples that the judge already prefers to their reference and the held-out judge does not.
 

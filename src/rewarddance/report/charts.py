@@ -88,6 +88,7 @@ CHARTS = {
         Panel("How far the rewards go the same way, cosine", (Curve("rewards_cosine"),)),
         ORACLE,
         Panel("Distance from the base's velocity", (Curve("velocity_mse"),), from_zero=True),
+        Panel("Norm of the velocity, of the base's", (Curve("velocity_norm"),)),
         Panel("Spread of the margin", SPREADS, from_zero=True),
         Panel("Spread of P(yes)", (Curve("spread_of_reward"),), from_zero=True),
         Panel("Distance between pictures", DISTANCES, from_zero=True),
