@@ -29,7 +29,7 @@ class Progress(NamedTuple):
     written, failed: rows in the file, and in that of the failures.
     bytes, failed_bytes: the lengths of the two.
     finished: whether no rows will follow.
-    checksum, failed_checksum: CRC-32 of the two; none where none was taken when the file was begun.
+    checksum, failed_checksum: CRC-32 of the two.
     """
 
     read: int = 0
@@ -38,8 +38,8 @@ class Progress(NamedTuple):
     bytes: int = 0
     failed_bytes: int = 0
     finished: bool = False
-    checksum: int | None = None
-    failed_checksum: int | None = None
+    checksum: int = 0
+    failed_checksum: int = 0
 
 
 class RowFile:
@@ -57,7 +57,7 @@ class RowFile:
         self.failures = beside(path, "failed.jsonl")
         self._growing = beside(path, "rows") if schema is not None else path
         self._journal = beside(path, "progress.json")
-        self.progress = Progress(checksum=0, failed_checksum=0)
+        self.progress = Progress()
         if self._journal.exists():
             try:
                 self.progress = _read_progress(self._journal)
@@ -100,8 +100,8 @@ class RowFile:
                 before.failed + len(failures),
                 before.bytes + len(data),
                 before.failed_bytes + len(failed),
-                checksum=None if before.checksum is None else zlib.crc32(data, before.checksum),
-                failed_checksum=None if before.failed_checksum is None else zlib.crc32(failed, before.failed_checksum),
+                checksum=zlib.crc32(data, before.checksum),
+                failed_checksum=zlib.crc32(failed, before.failed_checksum),
             )
         )
 
@@ -155,10 +155,12 @@ def _append(path: Path, length: int, data: bytes) -> None:
 
 def _read_progress(path: Path) -> Progress:
     """Raises OSError, TypeError or ValueError where the file is not what `RowFile` notes."""
-    progress = Progress(**parse_json(path.read_bytes()))
-    if not all(value is None or (isinstance(value, int) and value >= 0) for value in progress):
+    noted = parse_json(path.read_bytes())
+    if not isinstance(noted, dict) or noted.keys() != set(Progress._fields):
+        raise ValueError(f"it does not say {', '.join(Progress._fields)}")
+    if not all(isinstance(value, int) and value >= 0 for value in noted.values()):
         raise ValueError("its numbers are none")
-    return progress
+    return Progress(**noted)
 
 
 def _check_parquet(path: Path, rows: int) -> None:
@@ -172,13 +174,13 @@ def _check_parquet(path: Path, rows: int) -> None:
     raise InputError(f"{path} {what}.", "Restore it, or choose another output.")
 
 
-def _check_written(path: Path, length: int, checksum: int | None) -> None:
+def _check_written(path: Path, length: int, checksum: int) -> None:
     """Raises InputError where rows that were written are gone, or are others now: a run would go on behind them, and a
     finished file would count as whole. It names the first line that is no row any more."""
     remedy = "Restore it, or choose another output."
     if length and (path.stat().st_size if path.exists() else 0) < length:
         raise InputError(f"{path} has become shorter since it was written.", remedy)
-    if not length or checksum is None:
+    if not length:
         return
     with path.open("rb") as file:
         left, found = length, 0
