@@ -21,6 +21,7 @@ from rewarddance.data.fields import short
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.families.family import Encoded, Family, Parts
 from rewarddance.reward.instructions import Picture
+from rewarddance.reward.last_layer import mlp_at
 from rewarddance.reward.lockstep import Lockstep
 from rewarddance.reward.prefix_cache import (
     Batch,
@@ -105,6 +106,7 @@ class Prefill(ABC):
     max_batch_tokens: int
     checkpointing: bool
     prefix_store: PrefixStore | None = None
+    is_compiled = False  # True where the language model's layers are
     fixed_budget = False  # True where weights are sharded: all processes must make the same forwards
     lockstep: Lockstep | None = None  # the turn that they then take together, where they do not read equally much
 
@@ -355,7 +357,8 @@ class Prefill(ABC):
             starts = [group.prefix for group in batch.groups for _ in range(size)]
         spans = [(start, len(sequence.ids)) for start, sequence in zip(starts, sequences, strict=True)]
         with self._checkpoints(self._language_model.layers):
-            hidden = self._language_model_forward(sequences, spans, pictures, encoded, prefix)
+            wanted = [sequence.response_length + 1 for sequence in sequences]
+            hidden = self._language_model_forward(sequences, spans, pictures, encoded, prefix, wanted)
         return [
             states[end - start - 1 - sequence.response_length : end - start]
             for states, (start, end), sequence in zip(hidden, spans, sequences, strict=True)
@@ -391,8 +394,12 @@ class Prefill(ABC):
         pictures: Sequence[Tensor],
         encoded: Sequence[Encoded],
         prefix: Prefix,
+        wanted: Sequence[int] = (),
     ) -> Float[Tensor, "B L D"]:
-        """Tokens start .. end of each sequence through the language model, picture tokens put in their places."""
+        """Tokens start .. end of each sequence through the language model, picture tokens put in their places.
+
+        wanted: how many of each sequence's last states are right; none by default, where only keys and values are.
+        """
         ids, positions, tokens, deep = [], [], [], []
         for sequence, (start, end) in zip(sequences, spans, strict=True):
             own_pictures = [pictures[number] for number in sequence.pictures]
@@ -426,9 +433,22 @@ class Prefill(ABC):
                 layers = [torch.cat(layer) for layer in zip(*deep, strict=True)]
                 extra |= {"visual_pos_masks": on_device(is_image, self.device), "deepstack_visual_embeds": layers}
         axes = position_ids.permute(2, 0, 1)
-        return self._language_model(
-            inputs_embeds=embeds, position_ids=axes if len(axes) > 1 else axes[0], use_cache=False, **extra
-        ).last_hidden_state
+        with self._last_states_only(input_ids.shape[1], lengths.tolist(), wanted):
+            return self._language_model(
+                inputs_embeds=embeds, position_ids=axes if len(axes) > 1 else axes[0], use_cache=False, **extra
+            ).last_hidden_state
+
+    def _last_states_only(self, length: int, lengths: Sequence[int], wanted: Sequence[int]) -> Any:
+        """Within the block the last layer's MLP is left out where nobody reads what it adds.
+
+        Not where its forward is compiled, done again on the way back, or made in step with other processes.
+        """
+        repeated = self.checkpointing and torch.is_grad_enabled()
+        if repeated or self.is_compiled or self.fixed_budget or self.lockstep is not None:
+            return nullcontext()
+        ends = zip(lengths, wanted or [0] * len(lengths), strict=True)
+        places = [row * length + at for row, (end, n) in enumerate(ends) for at in range(end - n, end)]
+        return mlp_at(self._language_model.layers[-1], on_device(torch.tensor(places, dtype=torch.long), self.device))
 
     def _checkpoints(self, layers: nn.ModuleList) -> Any:
         return checkpointed(layers) if self.checkpointing and torch.is_grad_enabled() else nullcontext()

@@ -115,6 +115,7 @@ class VisionLanguageModel(Prefill):
             self._language_model.config._attn_implementation = COMPILED if compile_text else ATTENTION
         if compile_text:
             compile_layers(self._language_model.layers)
+            self.is_compiled = True
 
     def _family(self, name: str, max_pixels: int | None) -> Family:
         kind = self.model.config.model_type
