@@ -195,8 +195,8 @@ def soak(requests: int, judge: str, *options: str) -> dict[str, Any]:
     """Ask `requests` questions and count what became of them.
 
     right: answered with the question's own margin. wrong: with another. failed: a broken one that failed by name.
-    invented: a broken one that was answered. lost: a sound one that was not. memory_*: MB of the second server, when a
-    tenth of its requests were done and at its end; client_*: of the asking process.
+    invented: a broken one that was answered. lost: a sound one that was not. memory: MB of the second server after each
+    tenth of its requests; client_*: of the asking process, after the first of them and at the end.
     """
     known = cases(load_reward(judge, **_changes(options)))
     server = Server(judge, free_port(), *options)
@@ -220,7 +220,8 @@ def soak(requests: int, judge: str, *options: str) -> dict[str, Any]:
 
     begun = time.monotonic()
     figures: dict[str, Any] = {}
-    half, tenth = requests // 2, requests // 2 + requests // 20
+    half, tenth = requests // 2, max(1, requests // 20)
+    memory: list[float] = []
     with ThreadPoolExecutor(CLIENTS) as pool:
         answers = []
         for start in range(0, requests, CLIENTS * 8):
@@ -232,11 +233,12 @@ def soak(requests: int, judge: str, *options: str) -> dict[str, Any]:
             answers += [future.result() for future in asked]
             if start // (CLIENTS * 8) % 5 == 0:
                 print(f"{stop:,} of {requests:,}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-            if start <= tenth < stop:
-                figures |= {"memory_start": round(server.memory(), 1), "client_start": round(_own_memory(), 1)}
+            if stop > half and (stop - half) // tenth > len(memory):
+                memory.append(round(server.memory(), 1))
+                figures.setdefault("client_start", round(_own_memory(), 1))
     counts.update(answers)
     took = time.monotonic() - begun
-    figures |= {"memory_end": round(server.memory(), 1), "client_end": round(_own_memory(), 1)}
+    figures |= {"memory": memory, "client_end": round(_own_memory(), 1)}
     figures |= {"requests": requests, "seconds": round(took, 1), "exit_code": server.end()}
     names = ("right", "wrong", "failed", "invented", "lost")
     return {name: counts[name] for name in names} | figures

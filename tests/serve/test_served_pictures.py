@@ -54,6 +54,16 @@ def test_what_is_kept_is_bounded_and_what_is_held_stays_itself():
     assert torch.equal(request(PictureStore(0)).from_file(png(shown[1]), "a"), shown[1])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused_before_the_judge_sees_them(value):
+    pixels = pictures(1)[0].clone()
+    pixels[0, 1, 2, 3] = value
+    store = PictureStore(1 << 20)
+    with pytest.raises(InputError, match="the candidate has values that are not finite"):
+        request(store).from_tensor(pixels, "the candidate")
+    assert store.bytes == 0
+
+
 def test_a_request_with_too_many_pixels_is_refused_before_they_are_decoded():
     large = io.BytesIO()
     Image.new("L", (3000, 3000)).save(large, "PNG")  # a few KB

@@ -169,9 +169,9 @@ class RequestPictures:
             raise InputError(f"{name} holds {tensor.dtype}.", "Send uint8, float16, bfloat16 or float32.")
         self.take_pixels(math.prod(tensor.shape) // 3)
         key = key_of(tensor.contiguous().view(torch.uint8).numpy(), f"{tensor.dtype} {[*tensor.shape]}")
-        known = self._store.find(key)
-        return self._store.add(key, _floats(tensor)) if known is None else known
-
-
-def _floats(tensor: Tensor) -> Pixels:
-    return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+        if (known := self._store.find(key)) is not None:
+            return known
+        pixels = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+        if not pixels.isfinite().all():  # the judge would fail on all that are asked with it, to find out which it was
+            raise InputError(f"{name} has values that are not finite.", "Look for NaN in what made it.")
+        return self._store.add(key, pixels)
