@@ -19,6 +19,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    InternVLConfig,
+    LlamaConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -88,12 +90,33 @@ _QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|
 _QWEN_SPECIAL += ["<|image_pad|>", "<|video_pad|>"]
 
 
+INTERNVL_LLAMA = "internvl_llama"
+"""An InternVL as its 26B is: a Llama that reads, rotary factors for longer texts, a tower with normalised queries."""
+
+
+def _internvl_llama(folder: Path) -> Path:
+    config = InternVLConfig.from_pretrained(judge_folder())
+    known = config.text_config.to_dict()
+    text = {key: known[key] for key in ("hidden_size", "intermediate_size", "max_position_embeddings")}
+    rotary = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": rotary}
+    config.text_config = LlamaConfig(**text)
+    config.vision_config.norm_type, config.vision_config.use_qk_norm = "rms_norm", True
+    config.vision_config.attention_bias = config.tie_word_embeddings = False
+    model, tokenizer = build_judge_base(seed=2, config=config)
+    louder(model, 4)
+    save_judge_base(model, tokenizer, folder)
+    return folder
+
+
 @functools.cache
 def family_folder(family: str) -> Path:
     """A vision-language model of `family` with random weights, a few layers deep, grouped queries where it has them."""
     if family == "internvl":
         return judge_folder()
     folder = scratch() / family
+    if family == INTERNVL_LLAMA:
+        return _internvl_llama(folder)
     tokenizer = train_tokenizer(
         [*prompt_corpus(), "yes no Yes No user assistant Is the candidate better than the reference? " * 2],
         _QWEN_SPECIAL,

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES, clip_folder, colour_preferences, family_folder, judge_folder, pictures, training_recipe
+from tiny import (
+    FAMILIES,
+    INTERNVL_LLAMA,
+    clip_folder,
+    colour_preferences,
+    family_folder,
+    judge_folder,
+    pictures,
+    training_recipe,
+)
 
 from rewarddance.evaluation.answers import ask
 from rewarddance.reward.batches import MicroBatches
@@ -56,7 +65,7 @@ def allowed_for(family: str) -> dict[str, str]:
     return ALLOWED | of_family
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", (*FAMILIES, INTERNVL_LLAMA))
 def test_asking_waits_for_nothing_but_its_answer(family):
     judge, asked = load_reward(family_folder(family), DEVICE, "bfloat16", orders="both"), questions()
     with torch.no_grad(), seen_by(judge.vlm._language_model.layers) as seen:

@@ -1,4 +1,4 @@
-"""Real sizes fit by their own plans: FLUX.1-dev with judges of 8B and 38B on one card of 24 or 80 GB, and on eight."""
+"""Real sizes fit by their own plans: FLUX.1-dev with judges of 8B to 38B on one card of 24 or 80 GB, and on eight."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ CARDS = {
     "flux.1-dev-24gb": ("rtx4090", 1),
     "flux.1-dev-80gb": ("h100", 1),
     "flux.1-dev-8x80gb": ("h100", 8),
+    "flux.1-dev-26b-judge-8x80gb": ("h100", 8),
     "flux.1-dev-38b-judge-8x80gb": ("h100", 8),
 }
+JUDGES = {"26b": 25_500_000_000, "38b": 38_000_000_000}
 
 
 def test_every_large_recipe_is_planned_here():
@@ -28,4 +30,4 @@ def test_a_large_recipe_fits_its_cards_by_its_own_figures(name):
     plan = plan_recipe(RECIPES / f"{name}.yaml", [], PlanOptions(gpu=gpu, gpus=gpus))
     assert plan.fits and not plan.suggestions
     assert plan.parameters["transformer"] > 11_900_000_000
-    assert plan.parameters["judge"] > (38_000_000_000 if "38b" in name else 8_700_000_000)
+    assert plan.parameters["judge"] > next((size for part, size in JUDGES.items() if part in name), 8_700_000_000)

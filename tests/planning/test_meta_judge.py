@@ -10,14 +10,15 @@ import torch
 from tiny import FAMILIES, family_folder, pictures
 
 from rewarddance.errors import InputError
-from rewarddance.planning.meta_judge import known_judges, meta_reward, tokens_of
+from rewarddance.planning.meta_judge import known_judges, meta_reward, read_architecture, tokens_of
 from rewarddance.reward.judge import RewardConfig
-from rewarddance.reward.loading import build_reward
+from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.prefill import JudgeInput, Tokens
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Preference
 
 STATED = {
+    "OpenGVLab/InternVL2_5-26B-MPO": 25_514_186_112,
     "OpenGVLab/InternVL3-1B-hf": "0.94",
     "OpenGVLab/InternVL3-2B-hf": "2.09",
     "OpenGVLab/InternVL3-8B-hf": "7.94",
@@ -90,9 +91,23 @@ def test_english_is_one_token_a_word_for_the_stand_in():
     assert tokenizer("<|image_pad|>" * 3, add_special_tokens=False).input_ids == [151655] * 3
 
 
+def test_a_folder_that_is_not_here_is_known_by_its_own_name():
+    folders = ("models/InternVL2_5-26B-MPO-hf", "InternVL3-38B-hf", "Qwen3-VL-8B-Instruct")
+    sources = [read_architecture(name)[2] for name in folders]
+    known = ("OpenGVLab/InternVL2_5-26B-MPO", "OpenGVLab/InternVL3-38B-hf", "Qwen/Qwen3-VL-8B-Instruct")
+    assert sources == [f"the table of public judges: {name}" for name in known]
+
+
 def test_an_unknown_judge_is_refused_with_what_is_known():
     with pytest.raises(InputError, match=r"'someone/else' is not known here.*config\.json.*Qwen/Qwen3-VL-8B-Instruct"):
         meta_reward("someone/else", RewardConfig(), torch.float32)
+
+
+def test_a_folder_in_internvls_own_format_is_refused_with_what_to_do(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "internvl_chat"}))
+    for use in (load_reward, read_architecture):
+        with pytest.raises(InputError, match=r"InternVL's own format.*convert_internvl_weights_to_hf"):
+            use(str(tmp_path))
 
 
 def test_a_family_without_code_of_its_own_and_a_clip_reward_are_refused(tmp_path: Path):

@@ -116,7 +116,7 @@ def searching(folder: Path, **keys: object) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_search_is_planned_by_the_operations_of_its_method(method: str, tmp_path: Path):
+def test_a_search_is_planned_by_operations_and_memory_of_its_method(method: str, tmp_path: Path):
     path = searching(tmp_path, method=method, options=METHODS[method])
     plan = plan_recipe(path, [], PlanOptions(prompt_words=6))
     assert plan.job == "search" and plan.fits and plan.steps == 1
@@ -125,6 +125,10 @@ def test_a_search_is_planned_by_the_operations_of_its_method(method: str, tmp_pa
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         recipe = read_method(method, METHODS[method])
         search(generator, judge, PROMPTS, recipe, "samples=12", prompts_at_once=2, batch_size=8)
+    real = measured_peak(
+        lambda: search(generator, judge, PROMPTS, recipe, "samples=12", prompts_at_once=2, batch_size=8)
+    )
+    assert max(plan.peaks.values()) == pytest.approx(real, rel=0.05)
     making = plan.flops["sampling"] + plan.flops["decoder"]
     assert making + plan.flops["judge"] == pytest.approx(counter.get_total_flops(), rel=0.15)
 

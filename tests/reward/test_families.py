@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, family_folder, pictures
+from tiny import FAMILIES, INTERNVL_LLAMA, family_folder, pictures
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AddedToken
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -24,7 +24,7 @@ from rewarddance.types import Pixels, Preference, Question
 PROMPTS = ("a red circle left of a blue square", "two crosses")
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=(*FAMILIES, INTERNVL_LLAMA))
 def vlm(request) -> VisionLanguageModel:
     return VisionLanguageModel(str(family_folder(request.param)))
 
@@ -242,7 +242,8 @@ def test_a_question_longer_than_the_model_reads_is_refused_and_never_guessed_at(
     first, second = drawn(1, 32, 32, 0), drawn(1, 32, 32, 1)
     with pytest.raises(InputError, match=rf"the question 'Prompt: a red .* tokens, and this judge reads {longest}"):
         judge([Question("a red circle " * longest, first, second)])
-    vlm.model.config.get_text_config().rope_parameters["factor"] = 100.0  # then it was stretched to read that much
+    # then it was stretched to read that much
+    vlm.model.config.get_text_config().rope_parameters |= {"rope_type": "linear", "factor": 100.0}
     assert judge([Question("a " * longest, first, second)]).margin.isfinite().all()
 
 

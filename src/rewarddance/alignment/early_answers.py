@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from rewarddance.alignment.failed_groups import Faults
 from rewarddance.alignment.group_rewards import Answers, Reward, scores_apart
+from rewarddance.alignment.references import ReadAhead
 from rewarddance.protocols import is_elsewhere
 from rewarddance.types import PixelBatch, Pixels, Prompt
 
@@ -17,21 +18,29 @@ class EarlyAnswers:
     They are what the rewards would say afterwards, of the same samples. Other rewards are not asked here: what they
     compute would only compete with the generator. One thread asks, so no reward is asked twice at a time.
 
-    prompts [P], references [P][G]: of this process's groups.
+    prompts [P], references [P * G]: of this process's groups and their samples.
     """
 
     def __init__(
         self,
         rewards: Sequence[Reward],
         prompts: Sequence[Prompt],
-        references: Sequence[Sequence[Pixels]] | None,
+        references: ReadAhead | None,
         group_size: int,
     ) -> None:
-        self.prompts, self.references, self.group_size = prompts, references, group_size
+        self.prompts, self._read, self.group_size = prompts, references, group_size
         self._rewards = {number: reward for number, reward in enumerate(rewards) if is_elsewhere(reward.judge)}
         self._thread = ThreadPoolExecutor(1)
         self._asked: dict[int, list[Future[Answers]]] = {}
         self.begin()
+
+    @property
+    def references(self) -> list[list[Pixels]] | None:
+        """The references' pictures [P][G], waited for."""
+        if self._read is None:
+            return None
+        pictures = self._read.pictures()
+        return [pictures[at : at + self.group_size] for at in range(0, len(pictures), self.group_size)]
 
     def begin(self) -> None:
         """The step's samples are drawn, or drawn again."""

@@ -28,7 +28,7 @@ from rewarddance.alignment.group_rewards import (
     scores_of_all,
 )
 from rewarddance.alignment.joint import mean_cosine, pair_cosines
-from rewarddance.alignment.references import References
+from rewarddance.alignment.references import ReadAhead, References
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.data.image_stats import step_image_stats
 from rewarddance.errors import InputError, RewardError, shown
@@ -37,7 +37,7 @@ from rewarddance.protocols import RewardModel, judging
 from rewarddance.runtime.config import MOST
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, world_size
-from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
+from rewarddance.types import PixelBatch, Prompt, as_prompts
 
 
 class PolicyRecipe(TrainRecipe):
@@ -172,7 +172,8 @@ class ScoredRollouts(NamedTuple):
 
 @contextmanager
 def early_answers(run: Alignment, draws: Draws) -> Iterator[EarlyAnswers]:
-    """Within the block a step's samples are drawn and scored. Their references are chosen here, by `draws.rng`."""
+    """Within the block a step's samples are drawn and scored. Their references are chosen here, by `draws.rng`, and
+    read meanwhile."""
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
     prompts = as_prompts(run.prompts[i] for i in local_shard(draws.chosen, recipe.updates))
@@ -247,13 +248,13 @@ def _failed_groups(recipe: PolicyRecipe, prompts: Sequence[Prompt], faults: Faul
     return sorted(group for of_process in gather_objects(local_failures) for group in of_process)
 
 
-def _choose_references(bank: Sequence[References], draws: Draws, updates: int) -> list[list[Pixels]]:
-    """A reference for each of this process's samples [P][G]; chosen for all samples, alike in all processes."""
+def _choose_references(bank: Sequence[References], draws: Draws, updates: int) -> ReadAhead:
+    """A reference for each of this process's samples [P * G]; chosen for all samples, alike in all processes."""
     chosen = []
     for number, seeds in zip(draws.chosen, draws.seeds, strict=True):
         references = bank[number]
-        chosen.append([references.pictures[references.choose(draws.rng, seed)] for seed in seeds])
-    return local_shard(chosen, updates)
+        chosen.append([references.at(references.choose(draws.rng, seed)) for seed in seeds])
+    return ReadAhead([reference for group in local_shard(chosen, updates) for reference in group])
 
 
 def reward_figures(scored: ScoredRollouts) -> Figures:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,12 +70,25 @@ class ReferenceRecipe(Recipe):
         return slice(0, self.keep) if self.keep_from == "top" else slice(self.candidates - self.keep, self.candidates)
 
 
-class Reference(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Reference:
     """One picture that samples of a prompt are judged against, and the latent it was decoded from."""
 
-    prompt: Prompt
-    picture: Pixels
-    latent: Tensor
+    references: References
+    place: int
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.references.prompt
+
+    @property
+    def picture(self) -> Pixels:
+        """Read when it is asked for."""
+        return self.references.pictures[self.place]
+
+    @property
+    def latent(self) -> Tensor:
+        return self.references.latents[self.place]
 
 
 class PicturesOnDisk(Sequence[Pixels]):
@@ -86,6 +101,7 @@ class PicturesOnDisk(Sequence[Pixels]):
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = tuple(files)
         self._held: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
+        self._reading = threading.Lock()
         for file in files:
             read_video(file, sys.maxsize)
 
@@ -96,10 +112,28 @@ class PicturesOnDisk(Sequence[Pixels]):
         if isinstance(place, slice):
             return tuple(self[i] for i in range(len(self))[place])
         place = range(len(self))[place]
-        pixels = self._held.get(place)
-        if pixels is None:
-            pixels = self._held[place] = read_video(self.files[place], sys.maxsize)
-        return pixels
+        with self._reading:
+            pixels = self._held.get(place)
+            if pixels is None:
+                pixels = read_video(self.files[place], sys.maxsize)
+                self._held[place] = pixels = pixels.pin_memory() if torch.cuda.is_available() else pixels
+            return pixels
+
+
+class ReadAhead:
+    """Pictures that a step needs later, read in a thread from now on: what the step does before does not wait for them.
+
+    Pictures that are read from disk lie in memory that a GPU copies from while the host goes on.
+    """
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        thread = ThreadPoolExecutor(1, "references")
+        self._read = thread.submit(lambda: [reference.picture for reference in references])
+        thread.shutdown(wait=False)
+
+    def pictures(self) -> list[Pixels]:
+        """One for each reference. Raises InputError naming a file that cannot be read."""
+        return self._read.result()
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +163,7 @@ class References:
         return free[int(rng.integers(len(free)))] if self.choice == "random" else free[0]
 
     def at(self, place: int) -> Reference:
-        return Reference(self.prompt, self.pictures[place], self.latents[place])
+        return Reference(self, place)
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from rewarddance.alignment.failed_groups import FailedGroups, Kept, Part
 from rewarddance.alignment.group_rewards import joint_figures
 from rewarddance.alignment.joint import joint_judge, rewards_of
 from rewarddance.alignment.picture_loss import judge_batch, margin_figures
-from rewarddance.alignment.references import References
+from rewarddance.alignment.references import ReadAhead, References
 from rewarddance.alignment.refl_batch import ReflBatch, draw_batch, judged_frames, sampled
 from rewarddance.alignment.refl_recipe import CheckpointedPart, ReflRecipe
 from rewarddance.alignment.relay import LastSteps, decoder_vjp
@@ -80,6 +80,7 @@ def refl_step(
     the part that ran out of memory, and what to lower; for failed groups see `FailedGroups.add`.
     """
     batch = draw_batch(bank, recipe, generator, seed, step)
+    references = ReadAhead(batch.references)
     recipe = recipe.model_copy(update={"group_size": recipe.group_size * recipe.copies})
     with checkpointed_parts(generator, judge, recipe.checkpointing):
         with memory_for(*SAMPLING):
@@ -90,8 +91,7 @@ def refl_step(
         with memory_for(*GENERATOR):
             x_0 = last_steps.forward(x_t)
 
-        pictures = [reference.picture for reference in batch.references]
-        decode, pictures = judged_frames(generator, pictures, recipe.frames, batch.rng)
+        decode, pictures = judged_frames(generator, references.pictures(), recipe.frames, batch.rng)
         take_down = partial((failed or FailedGroups()).add, step)
         ask = partial(judge_batch, judge, held_out, batch, pictures, recipe, unread=unread, take_down=take_down)
         decoding = getattr(generator, "decoding", nullcontext)

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from rewarddance.errors import InputError
 from rewarddance.planning.counting import Counting, counting
 from rewarddance.reward.families.family import Encoded
+from rewarddance.reward.families.internvl import check_format
 from rewarddance.reward.families.processor_files import image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.generative import PairwiseReward
@@ -163,10 +164,14 @@ def known_judges() -> list[str]:
 def read_architecture(name: str) -> tuple[Any, Path, str]:
     """The config of a folder or of the table, its folder (which for the table need not exist), and its source in words.
 
+    A folder that is not here is looked up by its own name, with or without `-hf`: models/InternVL3-38B-hf is
+    OpenGVLab/InternVL3-38B-hf.
+
     Raises InputError for a name that is neither, and naming a config.json that cannot be read.
     """
     for folder in (Path(name), BUNDLED / name):
         if (folder / "config.json").is_file():
+            check_format(folder, name)
             try:
                 return AutoConfig.from_pretrained(folder), folder, f"{folder / 'config.json'}"
             except (OSError, ValueError, KeyError) as error:
@@ -174,16 +179,23 @@ def read_architecture(name: str) -> tuple[Any, Path, str]:
                     f"{folder / 'config.json'} cannot be read: {error}.", "Restore it from the model's page."
                 ) from error
     table = _table()["judges"]
-    if name not in table:
+    own_name = Path(name).name.removesuffix("-hf")
+    same_name = (key for key in table if Path(key).name.removesuffix("-hf") == own_name)
+    known = name if name in table else next(same_name, None)
+    if known is None:
         raise InputError(
             f"the architecture of {name!r} is not known here.",
             f"Give a folder with its config.json (no weights are needed), or one of {', '.join(table)}.",
         )
-    config = dict(table[name])
+    config = dict(table[known])
     kind = config.pop("model_type")
     family = _table()["families"][kind]["config"]
     text = {"text_config": {**family["text_config"], **config["text_config"]}}
-    return AutoConfig.for_model(kind, **{**family, **config, **text}), Path(name), "the table of public judges"
+    return (
+        AutoConfig.for_model(kind, **{**family, **config, **text}),
+        Path(name),
+        f"the table of public judges: {known}",
+    )
 
 
 @functools.cache

@@ -309,7 +309,8 @@ class Prefill(ABC):
             getattr(config, "max_position_embeddings", None),
             getattr(config, "rope_parameters", None) or {},
         )
-        if max_tokens is None or tokens <= max_tokens * max(rope.get("factor") or 1, 1):
+        stretched = 1 if rope.get("rope_type") == "dynamic" else max(rope.get("factor") or 1, 1)
+        if max_tokens is None or tokens <= max_tokens * stretched:
             return
         question = "".join(part for part in judge_input.parts if not isinstance(part, Picture))
         raise InputError(

@@ -27,6 +27,7 @@ from transformers.masking_utils import sdpa_mask
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.any import AnyFamily, drawn
 from rewarddance.reward.families.family import Family, Parts, Sizes
+from rewarddance.reward.families.internvl import check_format
 from rewarddance.reward.families.processor_files import chat_template_file, copy_processor, has_processor, image_config
 from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
@@ -95,6 +96,7 @@ class VisionLanguageModel(Prefill):
     ) -> None:
         self.folder, self.is_checking = find_checkpoint(name), False
         self.max_batch_tokens, self.checkpointing = max_batch_tokens, checkpointing
+        check_format(self.folder, name)
         model = load_module(AutoModelForImageTextToText, self.folder, f"the judge {name!r}", _REMEDY, dtype=dtype)
         self.base_precision = base_precision
         self.model: Any = quantise(model.eval(), base_precision, dtype).to(device)
@@ -108,6 +110,7 @@ class VisionLanguageModel(Prefill):
             raise InputError(f"the judge {name!r} cannot be loaded: {first_line(error)}.", _REMEDY) from error
         self.tokenizer = self.family.tokenizer
         self.family.chat.check_kept(self.folder)
+        _keep_rotary_factors(self._language_model)
         self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
         if isinstance(self.family, AnyFamily):
             self._check_prefill(name, self.family)
@@ -333,6 +336,17 @@ class VisionLanguageModel(Prefill):
 def _distance(ours: Tensor, theirs: Tensor) -> float:
     """Length of the difference by the length of theirs."""
     return float((ours.float() - theirs.float()).norm() / theirs.float().norm())
+
+
+def _keep_rotary_factors(decoder: Any) -> None:
+    """Dynamic rotary factors stay as they were learned; `_check_length` refuses what would stretch them.
+
+    Transformers stretches them to a batch's longest row, which changes the answers of the others, and the host waits
+    for that length in every forward.
+    """
+    rotary = getattr(decoder, "rotary_emb", None)
+    if getattr(rotary, "rope_type", None) == "dynamic":
+        rotary.rope_type = "default"
 
 
 def _looks_back_over_all(config: Any) -> bool:

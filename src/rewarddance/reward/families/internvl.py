@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from torch import Tensor, nn
 
 from rewarddance.errors import InputError
 from rewarddance.reward.families.family import Encoded, KnownFamily
+from rewarddance.reward.families.processor_files import read_object
+
+
+def check_format(folder: Path, name: str) -> None:
+    """Raises InputError where a folder is in InternVL's own format, which runs code of its repository."""
+    try:
+        kind = read_object(folder / "config.json").get("model_type")
+    except (OSError, ValueError):  # what is wrong with it is said where it is loaded
+        return
+    if kind == "internvl_chat":
+        raise InputError(
+            f"the judge {name!r} is in InternVL's own format ({kind}).",
+            "Take the folder for transformers, whose name ends in -hf, or convert it with transformers' "
+            "convert_internvl_weights_to_hf.py.",
+        )
 
 
 class InternVL(KnownFamily):
