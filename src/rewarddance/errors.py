@@ -20,6 +20,16 @@ class RewardDanceError(Exception):
         self.remedy = remedy
 
 
+def without_frames(error: RewardDanceError) -> RewardDanceError:
+    """An error that is kept as an answer, without the frames that it went through and the error that it came from.
+
+    They hold what was worked on, such as a request's pictures, and often the error itself: memory that a server would
+    keep until the next full collection of garbage.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
 def shown(value: object, longest: int = 80) -> str:
     """A value as it may stand in a sentence: in quotes, without what a terminal would act on, and never long."""
     text = repr(value[: 2 * longest]) if isinstance(value, str) else repr(value)

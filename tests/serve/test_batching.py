@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -16,6 +19,7 @@ from rewarddance.reward.remote.wire import Answer
 from rewarddance.serve.batching import Batcher
 from rewarddance.serve.metrics import ServerMetrics
 from rewarddance.serve.pictures import Busy
+from rewarddance.serve.protocol import each as read_each
 from rewarddance.serve.recipe import ServeOptions
 from rewarddance.types import Question, Verdict
 
@@ -92,6 +96,44 @@ def test_what_comes_while_the_judge_works_is_the_next_batch():
 
     running(work, reward)
     assert [len(batch) for batch in reward.batches] == [1, 9]
+
+
+def test_a_failed_question_keeps_no_pictures():
+    """Its error goes through frames that hold them: not until somebody collects garbage, which is rare."""
+    reward = Recorder()
+    asked = [question(text) for text in ("good", "broken", "nan")]
+    held = [weakref.ref(q.candidate) for q in asked]
+    gc.collect()
+    gc.disable()
+    try:
+        outcomes = running(lambda batcher: each(batcher, asked), reward)
+        asked.clear()
+        assert [isinstance(outcome, RewardDanceError) for outcome in outcomes] == [False, True, True]
+        assert [ref() for ref in held] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_question_that_cannot_be_read_keeps_nothing_of_its_request():
+    class Content:
+        """Stands for a body and what it was decoded to."""
+
+    def broken(content: Content) -> Question:
+        try:
+            raise ValueError(content)
+        except ValueError as error:
+            raise InputError("this is no picture.", "Send one.") from error
+
+    content = Content()
+    held = weakref.ref(content)
+    gc.collect()
+    gc.disable()
+    try:
+        (error,) = read_each([functools.partial(broken, content)])
+        del content
+        assert isinstance(error, InputError) and held() is None
+    finally:
+        gc.enable()
 
 
 def test_one_failed_question_fails_alone():

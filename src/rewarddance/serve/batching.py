@@ -18,7 +18,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError, as_ours
+from rewarddance.errors import InputError, RewardDanceError, RewardError, as_ours, without_frames
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.remote.wire import Answer, picture_of
 from rewarddance.serve.metrics import ServerMetrics
@@ -145,7 +145,7 @@ class Batcher:
                 half = len(batch) // 2
                 return self._answer(batch[:half]) + self._answer(batch[half:])
             if isinstance(error, RewardDanceError):
-                return [error]
+                return [without_frames(error)]
             log.exception("the judge failed on the prompt %r", batch[0].question.prompt.text)
             ours = as_ours(error)
             return [RewardError(ours.what, ours.remedy)]

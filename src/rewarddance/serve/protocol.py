@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rewarddance.errors import InputError, RewardDanceError, shown
+from rewarddance.errors import InputError, RewardDanceError, shown, without_frames
 from rewarddance.reward.remote.wire import Answer
 from rewarddance.runtime.files import parse_json
 from rewarddance.serve.judge import ServedJudge
@@ -86,7 +86,7 @@ def each(makes: Sequence[Callable[[], Question]]) -> list[Question | RewardDance
         except TooLarge:
             raise
         except InputError as error:
-            found.append(error)
+            found.append(without_frames(error))
     return found
 
 
