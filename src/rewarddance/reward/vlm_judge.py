@@ -344,7 +344,7 @@ def _keep_rotary_factors(decoder: Any) -> None:
     Transformers stretches them to a batch's longest row, which changes the answers of the others, and the host waits
     for that length in every forward.
     """
-    rotary = getattr(decoder, "rotary_emb", None)
+    rotary: Any = getattr(decoder, "rotary_emb", None)
     if getattr(rotary, "rope_type", None) == "dynamic":
         rotary.rope_type = "default"
 
