@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import refl_step
-from rewarddance.alignment.refl_recipe import ReflRecipe, hinge_loss
+from rewarddance.alignment.refl_losses import hinge_loss
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.generators.adapter import GeneratorOptions, PipelineGenerator
 from rewarddance.generators.families.cogview4 import CogView4Generator

@@ -19,7 +19,8 @@ from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import refl_step
 from rewarddance.alignment.refl_batch import decode_frames
-from rewarddance.alignment.refl_recipe import LOSSES, ReflRecipe
+from rewarddance.alignment.refl_losses import LOSSES
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.relay import decoder_vjp
 from rewarddance.alignment.train import prompts_of_step
 from rewarddance.data.frame_sampling import one_of_each

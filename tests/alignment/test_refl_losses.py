@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rewarddance.alignment.refl_recipe import LOSSES, hinge_loss, linear_loss, log_loss, margin_loss
+from rewarddance.alignment.refl_losses import LOSSES, hinge_loss, linear_loss, log_loss, margin_loss
 from rewarddance.alignment.safeguards import norm_excess, relative_norm, velocity_mse
 
 CAP = 0.9

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import refl_step
-from rewarddance.alignment.refl_recipe import ReflRecipe, margin_loss
+from rewarddance.alignment.refl_losses import margin_loss
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.relay import LastSteps
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.errors import InputError, RewardError

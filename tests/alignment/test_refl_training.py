@@ -13,7 +13,8 @@ from tiny_alignment import WatchedJudge, align_by_refl, assert_same_run, logged,
 
 from rewarddance.alignment.references import References
 from rewarddance.alignment.refl import refl_step
-from rewarddance.alignment.refl_recipe import ReflRecipe, margin_loss
+from rewarddance.alignment.refl_losses import margin_loss
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.safeguards import velocity_mse
 from rewarddance.alignment.train import lr_factor
 from rewarddance.errors import InputError, RewardError

@@ -23,7 +23,7 @@ from rewarddance.data.preferences import PreferenceSet, write_preferences
 from rewarddance.errors import InputError
 from rewarddance.jobs.distil import Unanswered, decision, distil
 from rewarddance.jobs.recipes import DistilRun
-from rewarddance.runtime.checkpoint import locked
+from rewarddance.runtime.lock import locked
 from rewarddance.types import Preference
 
 PROMPTS = ("a dark one", "a light one", "any one", "a grey one")

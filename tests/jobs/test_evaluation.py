@@ -21,7 +21,7 @@ from rewarddance.jobs.recipes import EvaluateRun, named_tests
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.runtime.checkpoint import locked
+from rewarddance.runtime.lock import locked
 from rewarddance.types import Preference
 
 EXAM = ExamRecipe(probes=3, groups=2, pictures=3)

@@ -10,7 +10,7 @@ from judges import saved
 from tiny import comparing, judge_folder, pictures
 from torch import Tensor
 
-from rewarddance.alignment.refl_recipe import LOSSES
+from rewarddance.alignment.refl_losses import LOSSES
 from rewarddance.errors import RewardError
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.pixel_gradient import pixel_gradient

@@ -12,7 +12,7 @@ from tiny import clip_folder, family_folder, judge_folder, pictures
 from torch import Tensor
 
 from rewarddance.alignment.failed_groups import each_apart
-from rewarddance.alignment.refl_recipe import LOSSES
+from rewarddance.alignment.refl_losses import LOSSES
 from rewarddance.errors import InputError
 from rewarddance.protocols import judging
 from rewarddance.reward.loading import load_reward

@@ -14,14 +14,15 @@ import pytest
 from rewarddance.errors import InputError
 from rewarddance.report.run_folder import read_picture
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.runtime.checkpoint import COMPLETE, locked, replacing, write_text_atomically
+from rewarddance.runtime.checkpoint import COMPLETE, replacing, write_text_atomically
 from rewarddance.runtime.config import load_recipe, parse_yaml
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import Metrics
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from rewarddance.runtime.checkpoint import locked
+from rewarddance.runtime.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

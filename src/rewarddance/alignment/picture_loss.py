@@ -15,7 +15,8 @@ from rewarddance.alignment.failed_groups import FailedGroup, Faults, Kept, each_
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.joint import blend, mean_cosine, mean_size, pair_cosines, rewards_of
 from rewarddance.alignment.refl_batch import ReflBatch
-from rewarddance.alignment.refl_recipe import LOSSES, ReflRecipe
+from rewarddance.alignment.refl_losses import LOSSES
+from rewarddance.alignment.refl_recipe import ReflRecipe
 from rewarddance.alignment.safeguards import disagreeing, jittered
 from rewarddance.alignment.train import Figures, read_together
 from rewarddance.data.image_stats import step_image_stats

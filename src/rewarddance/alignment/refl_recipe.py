@@ -1,14 +1,10 @@
-"""ReFL's objectives, each a pure function of margins, and its keys."""
+"""ReFL's keys."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
-from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch.nn import functional as F
 
 from rewarddance.alignment.group_rewards import Judging
 from rewarddance.alignment.surrogate import Surrogate
@@ -20,35 +16,6 @@ from rewarddance.runtime.config import changed
 CheckpointedPart = Literal["generator", "decoder", "judge"]
 
 
-# -- objectives ------------------------------------------------------------------------------------------------------
-
-
-def linear_loss(margin: Float[Tensor, " B"], cap: float = 1.0) -> Float[Tensor, ""]:
-    """- mean P(yes). The cap is not used: this is the loss that a generator hacks."""
-    return -margin.sigmoid().mean()
-
-
-def hinge_loss(margin: Float[Tensor, " B"], cap: float) -> Float[Tensor, ""]:
-    """mean max(0, cap - P(yes)): a sample that the judge already prefers with probability cap teaches nothing more."""
-    return F.relu(cap - margin.sigmoid()).mean()
-
-
-def log_loss(margin: Float[Tensor, " B"], cap: float) -> Float[Tensor, ""]:
-    """mean max(0, log cap - log P(yes)): steep where the judge is sure of no, where the hinge is flat."""
-    return F.relu(math.log(cap) - F.logsigmoid(margin)).mean()
-
-
-def margin_loss(margin: Float[Tensor, " B"], cap: float) -> Float[Tensor, ""]:
-    """mean max(0, logit(cap) - margin): equal slope for all samples below the cap."""
-    return F.relu(math.log(cap / (1 - cap)) - margin).mean()
-
-
-LOSSES = {"linear": linear_loss, "hinge": hinge_loss, "log": log_loss, "margin": margin_loss}
-
-
-# -- the recipe ------------------------------------------------------------------------------------------------------
-
-
 class ReflRecipe(TrainRecipe):
     """How ReFL runs (and `TrainRecipe`). The paper leaves all of this open; every default is ours.
 
@@ -58,7 +25,7 @@ class ReflRecipe(TrainRecipe):
         grad_step_range is left alone.
     surrogate: what else stands for the picture in the gradient; a name of `PRESETS` or see `Surrogate`. Then
         grad_step_range and last_steps are left alone.
-    loss, cap: see `LOSSES`.
+    loss, cap: see `refl_losses`.
     velocity_mse: weight of the distance to the base's velocity. With 0, and the alarm `distance` off, the base is not
         asked.
     reference_mse: weight of the denoising loss on the step's references, noised anew (`denoise`), or on a random

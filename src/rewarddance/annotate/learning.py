@@ -28,8 +28,9 @@ from rewarddance.reward.instructions import load_tree
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
-from rewarddance.runtime.checkpoint import locked, writable_folder
+from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, Seed, parse_recipe
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference
 

@@ -28,7 +28,8 @@ from rewarddance.data.sources.drafts import Draft, Medium, Source
 from rewarddance.data.splits import part_of
 from rewarddance.data.tables import Row
 from rewarddance.errors import InputError
-from rewarddance.runtime.checkpoint import locked, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import console
 
 _BATCH, _BATCH_BYTES = 512, 1 << 26

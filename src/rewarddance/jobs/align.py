@@ -37,8 +37,9 @@ from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import check_is_folder, check_replaceable, locked, writable_folder
+from rewarddance.runtime.checkpoint import check_is_folder, check_replaceable, writable_folder
 from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting

@@ -23,8 +23,9 @@ from rewarddance.generators.sampling import sample
 from rewarddance.jobs.recipes import AnnotateRun
 from rewarddance.reward.instructions import load_tree
 from rewarddance.reward.remote.addresses import is_address
-from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.listening import listen
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import progress_bar
 
 _NEEDED = ("fastapi", "uvicorn")

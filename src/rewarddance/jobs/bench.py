@@ -30,9 +30,10 @@ from rewarddance.protocols import RewardModel
 from rewarddance.report.formatting import FigureCell, Table, as_markdown, code_text
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.remote.addresses import is_address
-from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import flatten, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import progress_bar
 
 CONFIG, RESULTS, SCORES, TABLES = "config.yaml", "results.jsonl", "scores.json", "scores.md"

@@ -25,8 +25,9 @@ from rewarddance.data.preferences import PreferenceRow, read_rows
 from rewarddance.errors import InputError, redacted, shown
 from rewarddance.jobs.recipes import DistilRun
 from rewarddance.reward.instructions import Picture, load_instruction, pictures_of
-from rewarddance.runtime.checkpoint import locked, open_to_append, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import open_to_append, writable_folder, write_text_atomically
 from rewarddance.runtime.files import parse_json
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import console, progress_bar
 from rewarddance.types import Question
 

@@ -31,9 +31,10 @@ from rewarddance.reward.led import LedJudge, Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.remote.addresses import is_address
-from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.config import keep_recipe, save_recipe
 from rewarddance.runtime.devices import find_device
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
 from rewarddance.runtime.tracking import machine
 

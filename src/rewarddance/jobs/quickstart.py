@@ -54,9 +54,10 @@ from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
-from rewarddance.runtime.checkpoint import BUNDLED, locked, read_run_json, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import BUNDLED, read_run_json, writable_folder, write_text_atomically
 from rewarddance.runtime.config import MOST, Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.files import read_text
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console, machine, peak_memory_gib, progress_bar, stage_lines
 from rewarddance.search.best_of_n import best_of_n

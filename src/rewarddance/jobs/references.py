@@ -23,8 +23,9 @@ from rewarddance.jobs.preflight import checked_prompts
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import locked, writable_folder
+from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
 
 

@@ -35,9 +35,10 @@ from rewarddance.reward.loading import load_reward
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime import process_group
 from rewarddance.runtime.ahead import ahead
-from rewarddance.runtime.checkpoint import find_checkpoint, locked, writable_folder
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import progress_bar
 
 

@@ -27,9 +27,10 @@ from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
-from rewarddance.runtime.checkpoint import BUNDLED, locked, writable_folder
+from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.search.budget import Spent

@@ -26,14 +26,9 @@ from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import (
-    check_replaceable,
-    locked,
-    read_run_json,
-    writable_folder,
-    write_text_atomically,
-)
+from rewarddance.runtime.checkpoint import check_replaceable, read_run_json, writable_folder, write_text_atomically
 from rewarddance.runtime.config import Recipe, Seed, keep_recipe
+from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.types import Preference

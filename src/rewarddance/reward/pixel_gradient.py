@@ -52,7 +52,7 @@ def pixel_gradient(
 ) -> PixelGradient:
     """d loss / d pixels of each question's candidate, `at_once` questions a time, and the verdicts on the way.
 
-    loss: a mean over questions of a function of their margins, such as `refl.LOSSES`. Send the result on with
+    loss: a mean over questions of a function of their margins, such as `refl_losses.LOSSES`. Send the result on with
     `torch.autograd.backward([q.candidate for q in questions], gradients)`.
     Raises RewardError naming the first question whose margin or gradient is not finite, and InputError where there is
     none.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,42 +231,3 @@ def open_to_append(path: Path) -> IO[bytes]:
         if path.is_symlink():
             raise InputError(f"{path} is a symbolic link, which is not written through.", "Remove it.") from error
         raise
-
-
-@contextmanager
-def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Within the block no other process works on the folder. Raises InputError naming the process that does.
-
-    The lock is the system's own, so that of a process that died is free. On disks that know no locks it is none. Of
-    several processes of one run the first one holds it.
-    """
-    if not process_group.is_main_process():
-        yield
-        return
-    path = folder / name
-    while True:
-        file = open_to_append(path)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
-            file.close()
-            raise InputError(
-                f"{folder} is in use by another run ({holder}).", "Wait until it ends, or choose another output."
-            ) from error
-        except OSError:  # a disk without locks
-            pass
-        try:
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        except FileNotFoundError:  # the one before has removed it meanwhile
-            pass
-        file.close()
-    try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        file.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        file.close()
