@@ -107,9 +107,11 @@ class MetaModel(VisionLanguageModel):
         pictures: Sequence[Tensor],
         encoded: Sequence[Encoded],
         prefix: Prefix,
+        wanted: Sequence[int] = (),
     ) -> Tensor:
         def read() -> Tensor:
-            return VisionLanguageModel._language_model_forward(self, sequences, spans, pictures, encoded, prefix)
+            forward = VisionLanguageModel._language_model_forward
+            return forward(self, sequences, spans, pictures, encoded, prefix, wanted)
 
         keeps = bool(prefix.lengths) and not prefix.complete  # it leaves keys and values behind
         if self.counts is None or torch.is_grad_enabled() or keeps:
@@ -117,7 +119,7 @@ class MetaModel(VisionLanguageModel):
         ids = [sequence.ids[start:end] for sequence, (start, end) in zip(sequences, spans, strict=True)]
         image_tokens = sum(token == self._image_token for row in ids for token in row)
         return self.counts.repeated(
-            ("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, image_tokens), read
+            ("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, image_tokens, sum(wanted)), read
         )
 
     def _sequence(self, judge_input: JudgeInput, numbers: tuple[int, ...]) -> Tokens:

@@ -174,7 +174,7 @@ def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False
         counts.exclude([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
         for weight in trained if sharded else ():  # reduced to shards as soon as they are computed
             stack.callback(weight.register_post_accumulate_grad_hook(_drop_gradient).remove)
-        reward.vlm.max_batch_tokens = sys.maxsize if sharded else budget
+        reward.vlm.max_batch_tokens, reward.vlm.fixed_budget = sys.maxsize if sharded else budget, sharded
         reward.loss(pairs).backward()
     reward.vlm.max_batch_tokens = budget
     reward.model.zero_grad(set_to_none=True)
