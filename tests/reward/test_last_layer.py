@@ -52,6 +52,15 @@ def test_states_that_are_read_are_the_same_and_others_get_nothing(mixture):
     assert torch.equal(layer(hidden), whole)  # as before
 
 
+def test_autocast_adds_what_it_would_add_without():
+    layer, hidden = Layer(), torch.randn(2, 5, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = layer(hidden)
+        with mlp_at(layer, torch.tensor([4])):
+            found = layer(hidden)
+    assert found.dtype == whole.dtype and torch.equal(found[0, 4], whole[0, 4])
+
+
 def test_nothing_is_computed_where_nothing_is_read():
     layer, hidden = Layer(), torch.randn(2, 5, 4)
     with FlopCounterMode(display=False) as counter, mlp_at(layer, torch.tensor([], dtype=torch.long)):

@@ -330,9 +330,9 @@ def test_an_encoded_picture_is_let_go_once_its_last_question_is_answered(monkeyp
     held: list[int] = []
     forward = judge.vlm._forward
 
-    def watched(batch, sequences, given, encoded):
+    def watched(batch, sequences, given, encoded, known):
         held.append(sum(len(one.tokens) > 0 for one in encoded))
-        return forward(batch, sequences, given, encoded)
+        return forward(batch, sequences, given, encoded, known)
 
     asked = [Question("a red circle", one, reference) for one in shown]
     expected = judge(asked).margin

@@ -30,7 +30,8 @@ def mlp_at(layer: nn.Module, places: Int[Tensor, " n"]) -> Iterator[None]:
         flat = hidden.flatten(0, 1)
         found = forward(flat[places].unsqueeze(0))
         added, *routing = found if isinstance(found, tuple) else (found,)  # mixtures of experts say whom they chose
-        whole = torch.zeros_like(flat).index_copy(0, places, added.flatten(0, 1)).view_as(hidden)
+        none = torch.zeros_like(flat, dtype=added.dtype)  # under autocast not that of the states
+        whole = none.index_copy(0, places, added.flatten(0, 1)).view_as(hidden)
         return (whole, *routing) if routing else whole
 
     mlp.forward = at_places
