@@ -15,8 +15,8 @@ from torch import Tensor, nn
 def mlp_at(layer: nn.Module, places: Int[Tensor, " n"]) -> Iterator[None]:
     """Within the block the layer's MLP is computed at these places of its [B, L, D] states only, and adds 0 elsewhere.
 
-    places: numbers of states, the B rows laid end to end. Exact for whoever reads these states alone and, of a layer
-    that stands last, no other layer's keys and values. A layer without `mlp` is left as it is.
+    places: numbers of states, the B rows laid end to end. The states there are exact; all others are wrong, so this is
+    for the last layer, and for a caller that reads no others. A layer without `mlp` is left as it is.
     """
     mlp: Any = getattr(layer, "mlp", None)
     if not isinstance(mlp, nn.Module):
