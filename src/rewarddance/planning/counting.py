@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -40,13 +40,30 @@ _VALUES: dict[str, Callable[[Tensor], Any]] = {
 _aten = torch.ops.aten
 
 
-class _Repeat(NamedTuple):
-    """A computation that was run: its operations, how far it raised the bytes held, and its result."""
+class _Cost(NamedTuple):
+    """What a computation took: its operations, and how far it raised the bytes held."""
 
     flops: int
     rise: int
+
+
+class _Repeat(NamedTuple):
+    """A computation without graph that was run: what it took, and its result."""
+
+    cost: _Cost
     shape: torch.Size
     dtype: torch.dtype
+
+
+class _Walk(NamedTuple):
+    """A computation with a graph that was run: what it took forward, its result, the bytes that its graph keeps, and
+    what it took backward (None: not walked yet)."""
+
+    forward: _Cost
+    shape: torch.Size
+    dtype: torch.dtype
+    kept: int
+    backward: _Cost | None = None
 
 
 class Counting:
@@ -68,6 +85,7 @@ class Counting:
         self._live_by_phase: Counter[str] = Counter()
         self._storages: dict[int, weakref.ref] = {}
         self._repeats: dict[Any, _Repeat] = {}
+        self._walks: dict[Any, _Walk] = {}
 
     def repeated(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` returns, a tensor without graph; run once for each key, and from then on only counted.
@@ -75,20 +93,41 @@ class Counting:
         key: all that its shapes depend on. It leaves nothing in memory but its result.
         """
         if key not in self._repeats:
-            flops, peak, live = self.flops[self.phase], self.peaks[self.phase], self.live
-            self.peaks[self.phase] = live
-            result = compute()
-            rise = self.peaks[self.phase] - live
-            self.peaks[self.phase] = max(self.peaks[self.phase], peak)
-            self._repeats[key] = _Repeat(self.flops[self.phase] - flops, rise, result.shape, result.dtype)
+            result, cost = self._measured(compute)
+            self._repeats[key] = _Repeat(cost, result.shape, result.dtype)
             return result
         repeat = self._repeats[key]
-        self.flops[self.phase] += repeat.flops
-        self.peaks[self.phase] = max(self.peaks[self.phase], self.live + repeat.rise)
-        if self.live + repeat.rise > self.peak:
-            self.peak, held = self.live + repeat.rise, self._live_by_phase
-            self.at_peak = {**held, self.phase: held[self.phase] + repeat.rise}
+        self._charge(repeat.cost)
         return torch.empty(repeat.shape, dtype=repeat.dtype, device=META)
+
+    def repeated_with_graph(
+        self, key: Any, compute: Callable[[list[Tensor]], Tensor], inputs: Sequence[Tensor]
+    ) -> Tensor:
+        """What `compute` returns for the inputs, with a graph back to them and to weights; run forward and backward
+        once for each key, and from then on only counted.
+
+        key: all that its shapes depend on. It leaves nothing in memory but its result and its graph, which is walked
+        at most once.
+        """
+        return _Walked.apply(self, key, compute, torch.empty(0, device=META, requires_grad=True), *inputs)
+
+    def _measured(self, compute: Callable[[], Any]) -> tuple[Any, _Cost]:
+        """A computation's result, and what it took."""
+        flops, peak, live = self.flops[self.phase], self.peaks[self.phase], self.live
+        self.peaks[self.phase] = live
+        result = compute()
+        cost = _Cost(self.flops[self.phase] - flops, self.peaks[self.phase] - live)
+        self.peaks[self.phase] = max(self.peaks[self.phase], peak)
+        return result, cost
+
+    def _charge(self, cost: _Cost) -> None:
+        """Count what a computation would take that is not run."""
+        self.flops[self.phase] += cost.flops
+        top = self.live + cost.rise
+        self.peaks[self.phase] = max(self.peaks[self.phase], top)
+        if top > self.peak:
+            self.peak, held = top, self._live_by_phase
+            self.at_peak = {**held, self.phase: held[self.phase] + cost.rise}
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -109,6 +148,12 @@ class Counting:
         """Do not count the memory of these tensors."""
         for tensor in tensors:
             self._track(tensor, 0)
+
+    def move(self, tensor: Tensor, made_in: str, phase: str) -> None:
+        """From now on count a tensor as of another phase than it was made in; it stays to the end."""
+        size = tensor.untyped_storage().nbytes()
+        self._live_by_phase[made_in] -= size
+        self._live_by_phase[phase] += size
 
     def _track(self, tensor: Tensor, size: int | None = None) -> None:
         storage = tensor.untyped_storage()
@@ -135,6 +180,41 @@ def counting() -> Iterator[Counting]:
     counts, casts = Counting(), _Casts()
     with _CountShapes(counts, casts), _LikeOnAGpu(counts, casts):
         yield counts
+
+
+class _Walked(torch.autograd.Function):
+    """`Counting.repeated_with_graph`. Its graph is one node in that of its caller."""
+
+    @staticmethod
+    def forward(ctx: Any, counts: Counting, key: Any, compute: Any, needs_graph: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.counts, ctx.key, ctx.inputs = counts, key, inputs
+        walk = counts._walks.get(key)
+        if walk is not None and walk.backward is not None:
+            counts._charge(walk.forward)
+            ctx.result, ctx.kept = None, torch.empty(walk.kept, dtype=torch.float8_e5m2, device=META)  # a byte each
+            return torch.empty(walk.shape, dtype=walk.dtype, device=META)
+        ctx.inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        live = counts.live
+        with torch.enable_grad():
+            ctx.result, cost = counts._measured(lambda: compute(ctx.inputs))
+        kept = counts.live - live - ctx.result.untyped_storage().nbytes()
+        counts._walks[key] = _Walk(cost, ctx.result.shape, ctx.result.dtype, kept)
+        return ctx.result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        walk = ctx.counts._walks[ctx.key]
+        if ctx.result is None:
+            ctx.counts._charge(walk.backward)
+            ctx.kept = None
+            gradients = [torch.empty_like(tensor) if tensor.requires_grad else None for tensor in ctx.inputs]
+        else:
+            result, ctx.result = ctx.result, None
+            _, cost = ctx.counts._measured(lambda: torch.autograd.backward(result, gradient))
+            ctx.counts._walks[ctx.key] = walk._replace(backward=cost)
+            gradients = [tensor.grad for tensor in ctx.inputs]
+        ctx.inputs = None
+        return None, None, None, None, *gradients
 
 
 class _Casts(dict[int, tuple[Tensor, Tensor]]):
@@ -167,13 +247,13 @@ class _CountShapes(TorchDispatchMode):
         if self.casts and not _autocast_nesting():  # autocast drops its copies where its outermost block ends
             self.casts.clear()
         with torch._C.DisableTorchFunction():  # not for what torch does within an operation
-            any_meta = any(tensor.is_meta for tensor in _tensors([*args, *kwargs.values()]))
-            if any_meta:
+            are_meta = [tensor.is_meta for tensor in _tensors([*args, *kwargs.values()])]
+            if any_meta := any(are_meta):
                 if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
                     args = (args[0], [index for mask in args[1] for index in _indices(mask)], *args[2:])
                 if func is _aten._to_copy.default:
                     kwargs = {**kwargs, "device": META}  # without values it can go nowhere else
-                else:
+                elif not all(are_meta):
                     args, kwargs = _map_tensors(lambda tensor: tensor.to(META), args, kwargs)
             out, flops = (_on_meta if any_meta and _is_functional(func) else _run)(func, args, kwargs)
             for tensor in _tensors([out]):
@@ -257,7 +337,7 @@ class _LikeOnAGpu(TorchFunctionMode):
 
     def __init__(self, counts: Counting, casts: _Casts) -> None:
         super().__init__()
-        self.counts, self.casts = counts, casts
+        self.counts, self.casts, self.is_walking = counts, casts, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
@@ -290,13 +370,17 @@ class _LikeOnAGpu(TorchFunctionMode):
         torch switches a mode off for the functions that it sees. It does not see a backward pass from edges of the
         graph, which are no tensors.
         """
-        if func is torch.autograd.grad:
-            with self:
-                return func(_edges(tensors), _edges(args[0]), *args[1:], **kwargs)
-        if func is Tensor.backward:
-            kwargs["grad_tensors"] = kwargs.pop("gradient", None)
-        with self, self.counts.during("backward"):
-            return torch.autograd.backward(_edges(tensors), *args, **kwargs)
+        nested, self.is_walking = self.is_walking, True
+        try:
+            if func is torch.autograd.grad:
+                with self:
+                    return func(_edges(tensors), _edges(args[0]), *args[1:], **kwargs)
+            if func is Tensor.backward:
+                kwargs["grad_tensors"] = kwargs.pop("gradient", None)
+            with self, nullcontext() if nested else self.counts.during("backward"):
+                return torch.autograd.backward(_edges(tensors), *args, **kwargs)
+        finally:
+            self.is_walking = nested
 
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)

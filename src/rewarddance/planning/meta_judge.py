@@ -85,6 +85,7 @@ class MetaModel(VisionLanguageModel):
         self.sources = Sources(architecture, tokenizer, picture_source)
         self.lengths, self.counting_only = list[int](), False
         self.counts: Counting | None = None
+        self._kept_shapes: dict[Any, dict[int, torch.Size]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -113,14 +114,18 @@ class MetaModel(VisionLanguageModel):
             forward = VisionLanguageModel._language_model_forward
             return forward(self, sequences, spans, pictures, encoded, prefix, wanted)
 
-        keeps = bool(prefix.lengths) and not prefix.complete  # it leaves keys and values behind
-        if self.counts is None or torch.is_grad_enabled() or keeps:
+        if self.counts is None or torch.is_grad_enabled():
             return read()
         ids = [sequence.ids[start:end] for sequence, (start, end) in zip(sequences, spans, strict=True)]
         image_tokens = sum(token == self._image_token for row in ids for token in row)
-        return self.counts.repeated(
-            ("text", id(self), len(ids), max(map(len, ids)), prefix.lengths, image_tokens, sum(wanted)), read
-        )
+        key = len(ids), max(map(len, ids)), prefix.lengths, prefix.complete, image_tokens, sum(wanted)
+        hidden = self.counts.repeated(("text", id(self), *key), read)
+        if prefix.lengths and not prefix.complete:  # it leaves keys and values behind
+            shapes = self._kept_shapes.setdefault(key, {n: layer[0].shape for n, layer in prefix.layers.items()})
+            for number, shape in shapes.items():
+                if number not in prefix.layers:
+                    prefix.keep(number, *(torch.empty(shape, dtype=hidden.dtype, device="meta") for _ in range(2)))
+        return hidden
 
     def _sequence(self, judge_input: JudgeInput, numbers: tuple[int, ...]) -> Tokens:
         tokens = super()._sequence(judge_input, numbers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,21 +31,25 @@ class CountedGenerator:
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         self._counts.begin(self.predicting)
-        if torch.is_grad_enabled():
-            return self._generator.predict(x_t, step, condition)
         lengths = [leaf.shape for leaf in tree_leaves(condition) if isinstance(leaf, Tensor)]
         key = "predict", self._generator._uses_initial, x_t.shape, *lengths
-        return self._counts.repeated(key, lambda: self._generator.predict(x_t, step, condition))
+        if not torch.is_grad_enabled():
+            return self._counts.repeated(key, lambda: self._generator.predict(x_t, step, condition))
+        return self._counts.repeated_with_graph(
+            (*key, x_t.requires_grad), lambda leaves: self._generator.predict(leaves[0], step, condition), [x_t]
+        )
 
     def decode(self, x_0: Tensor) -> Tensor:
         self._counts.begin("decoder")
-        if torch.is_grad_enabled():
-            return self._generator.decode(x_0)
-        return self._counts.repeated(("decode", x_0.shape), lambda: self._generator.decode(x_0))
+        if not torch.is_grad_enabled():
+            return self._counts.repeated(("decode", x_0.shape), lambda: self._generator.decode(x_0))
+        return self._counts.repeated_with_graph(
+            ("decode", x_0.shape), lambda leaves: self._generator.decode(leaves[0]), [x_0]
+        )
 
 
 class CountedJudge:
-    """A judge whose answers are a phase."""
+    """A judge whose answers are a phase. Candidates are its leaves where it is asked with a gradient."""
 
     def __init__(self, judge: Any, counts: Counting) -> None:
         self._judge, self._counts = judge, counts
@@ -53,7 +58,16 @@ class CountedJudge:
 
     def __call__(self, questions: Sequence[Question]) -> Verdict:
         self._counts.begin("judge")
-        return self._judge(questions)
+        if not any(question.candidate.requires_grad for question in questions):
+            return self._judge(questions)
+        candidates = {id(question.candidate): question.candidate for question in questions}
+
+        def margin(leaves: list[Tensor]) -> Tensor:
+            by_id = dict(zip(candidates, leaves, strict=True))
+            return self._judge([replace(q, candidate=by_id[id(q.candidate)]) for q in questions]).margin
+
+        key = "ask", structure_of(questions)
+        return Verdict(self._counts.repeated_with_graph(key, margin, list(candidates.values())))
 
 
 class AskedJudge(CountedJudge):
@@ -70,7 +84,7 @@ class AskedJudge(CountedJudge):
             before = self._counts.flops["judge"]
             others = self.vlm.encode(_pictures(questions[len(asked) :], set(map(id, _pictures(asked, set())))))
             encoding = self._counts.flops["judge"] - before
-            self._counts.repeated(("ask", self._structure(asked)), lambda: self._judge(asked).margin)
+            self._counts.repeated(("ask", structure_of(asked)), lambda: self._judge(asked).margin)
             del others
             spent = self._counts.flops["judge"] - before - encoding
             self._counts.flops["judge"] = before + round(spent * len(questions) / len(asked))
@@ -89,17 +103,18 @@ class AskedJudge(CountedJudge):
             len(questions), first_prompt * math.ceil(2 * self.vlm.max_batch_tokens / max(1, sum(self.vlm.lengths)))
         )
 
-    def _structure(self, questions: Sequence[Question]) -> tuple[Any, ...]:
-        """All that the work on the questions depends on: their texts, and which picture of which shape is where."""
-        numbers: dict[int, int] = {}
 
-        def picture(pixels: Tensor | None) -> Any:
-            return None if pixels is None else (numbers.setdefault(id(pixels), len(numbers)), pixels.shape)
+def structure_of(questions: Sequence[Question]) -> tuple[Any, ...]:
+    """All that the work on the questions depends on: their texts, and which picture of which shape is where."""
+    numbers: dict[int, int] = {}
 
-        return tuple(
-            (q.prompt.text, q.instruction, picture(q.prompt.image), picture(q.candidate), picture(q.reference))
-            for q in questions
-        )
+    def picture(pixels: Tensor | None) -> Any:
+        return None if pixels is None else (numbers.setdefault(id(pixels), len(numbers)), pixels.shape)
+
+    return tuple(
+        (q.prompt.text, q.instruction, picture(q.prompt.image), picture(q.candidate), picture(q.reference))
+        for q in questions
+    )
 
 
 def _pictures(questions: Sequence[Question], known: set[int]) -> list[Tensor]:
