@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -35,6 +35,8 @@ from rewarddance.reward.parallel import layers_of
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
 from rewarddance.types import Preference
+
+GRADIENTS = "gradients"
 
 
 def plan_training(recipe: JudgeRecipe, preferences: Path, options: PlanOptions) -> Plan:
@@ -121,7 +123,7 @@ def kept_between_steps(student: Trainable, recipe: JudgeRecipe, gpus: int) -> li
     state = ADAMW_STATE * sum(weight.numel() for weight in trained)
     parts = [
         MemoryPart("weights", sum(weight.nbytes for weight in weights) // shards, _precisions(weights) + note),
-        MemoryPart("gradients", gradients // shards, "of what is trained, float32" + note),
+        MemoryPart(GRADIENTS, gradients // shards, "of what is trained, float32" + note),
         MemoryPart("optimiser", state // shards, "AdamW, float32" + note),
     ]
     if recipe.sharded:
@@ -144,7 +146,14 @@ def memory_of(recipe: JudgeRecipe, gpus: int, longest: Preference) -> tuple[Memo
     if recipe.sharded and recipe.dtype == "bfloat16":
         _store_as_gathered(student)
     batch = _at_once(student, recipe, gpus, longest)
-    at_peak = _step(student, batch, recipe.sharded).at_peak
+    is_whole_step = gpus == 1 and len(batch) == recipe.batch_size
+    counts = _step(student, batch, "sharded" if recipe.sharded else "new" if is_whole_step else "before")
+    at_peak = counts.at_peak
+    if is_whole_step:  # gradients come while activations go, and are all there when the optimiser takes its step
+        of_all = next(part.size for part in parts if part.name == GRADIENTS)
+        at_peak = at_peak if counts.peak > of_all else {GRADIENTS: of_all}
+        then = MemoryPart(GRADIENTS, at_peak.get(GRADIENTS, 0), "those that are there at the worst moment, float32")
+        parts = [then if part.name == GRADIENTS else part for part in parts]
     kept = "layers' inputs" if recipe.checkpointing else "all that the backward pass needs"
     return (
         *parts,
@@ -163,18 +172,26 @@ def _at_once(student: Trainable, recipe: JudgeRecipe, gpus: int, longest: Prefer
     return share if recipe.sharded else student.reward.split_by_tokens(share)[0]
 
 
-def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False) -> Counting:
-    """Forward and backward of these pairs at once, with the gradients of earlier pairs in memory."""
+def _step(
+    student: Trainable, pairs: Sequence[Preference], gradients: Literal["before", "new", "sharded"] = "before"
+) -> Counting:
+    """Forward and backward of these pairs at once.
+
+    gradients: "before": those of earlier pairs are in memory, and these are added. "new": there are none before, and
+    they are counted as they come. "sharded": each is reduced to shards as soon as it is computed.
+    """
     reward: Any = student.reward
     trained = [weight for weight in reward.model.parameters() if weight.requires_grad]
-    budget = reward.vlm.max_batch_tokens
+    budget, is_sharded = reward.vlm.max_batch_tokens, gradients == "sharded"
     for weight in trained:
-        weight.grad = None if sharded else torch.empty_like(weight)
+        weight.grad = torch.empty_like(weight) if gradients == "before" else None
     with counting() as counts, _phases(counts, reward.vlm), ExitStack() as stack:
         counts.exclude([*reward.model.parameters(), *(w.grad for w in trained if w.grad is not None)])
-        for weight in trained if sharded else ():  # reduced to shards as soon as they are computed
-            stack.callback(weight.register_post_accumulate_grad_hook(_drop_gradient).remove)
-        reward.vlm.max_batch_tokens, reward.vlm.fixed_budget = sys.maxsize if sharded else budget, sharded
+        if gradients != "before":
+            hook = _drop_gradient if is_sharded else partial(_count_gradient, counts)
+            for weight in trained:
+                stack.callback(weight.register_post_accumulate_grad_hook(hook).remove)
+        reward.vlm.max_batch_tokens, reward.vlm.fixed_budget = sys.maxsize if is_sharded else budget, is_sharded
         reward.loss(pairs).backward()
     reward.vlm.max_batch_tokens = budget
     reward.model.zero_grad(set_to_none=True)
@@ -183,6 +200,11 @@ def _step(student: Trainable, pairs: Sequence[Preference], sharded: bool = False
 
 def _drop_gradient(weight: torch.Tensor) -> None:
     weight.grad = None
+
+
+def _count_gradient(counts: Counting, weight: torch.Tensor) -> None:
+    assert weight.grad is not None
+    counts.move(weight.grad, "backward", GRADIENTS)
 
 
 @contextmanager
