@@ -185,7 +185,8 @@ class TrainState:
                 run.generator.continue_lora(run.begin_with)
         else:
             weights = run.generator.train_all(recipe.sharded)
-        optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0)
+        on_gpu = weights[0].device.type == "cuda"  # where the unfused step would hold all weights once more
+        optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate, weight_decay=0.0, fused=on_gpu)
         return cls(folder, weights, optimiser, Ema(weights, recipe.ema_decay))
 
     def apply_gradient(self, learning_rate: float, max_norm: float) -> float:
