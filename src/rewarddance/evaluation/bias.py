@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from rewarddance.data.image_stats import blurred, image_statistics, luma
 from rewarddance.evaluation.statistics import Interval, interval_of_sums
@@ -64,6 +63,8 @@ def correlation_beyond(
 
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval | None:
     """Spearman's correlation of n units' two figures; None where one of them does not vary."""
+    from scipy.stats import rankdata  # takes more than a second to load
+
     x, y = (ranks - ranks.mean() for ranks in (rankdata(first), rankdata(second)))
     if not (x.any() and y.any()):
         return None
