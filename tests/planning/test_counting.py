@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from rewarddance.planning.counting import counting
+from rewarddance.planning.counting import Counting, counting
+from rewarddance.planning.hardware import Work
 
 
 def layers(device: str) -> nn.ModuleList:
@@ -142,3 +143,71 @@ def test_whole_numbers_stay_real_so_that_places_and_masks_can_be_looked_up():
         x = torch.empty(5, 3, device="meta")
         assert x[numbers > 2].shape == (2, 3)
         assert torch.isfinite(x).all() and x.sum().item() == 0.0
+
+
+def test_traffic_is_what_each_operation_reads_and_writes_and_views_none():
+    x, weight = torch.empty(3, 5, device="meta"), torch.empty(7, 5, device="meta")
+    with counting() as counted:
+        y = F.linear(x, weight)
+        more = y.T[:2] + 1
+        F.embedding(torch.zeros(4, dtype=torch.long), weight)
+    assert more.shape == (2, 3)
+    product, added, looked_up = 15 + 35 + 21, 6 + 6, 2 * 20
+    assert counted.traffic == {"other": 4 * (product + added + looked_up)}
+
+
+def test_work_is_multiplied_from_a_moment_on():
+    x = torch.empty(4, 4, device="meta")
+    with counting() as counted:
+        squared = x @ x
+        before = counted.work("other")
+        squared @ x
+        counted.multiply("other", 3, since=before)
+    assert counted.work("other") == Work(4 * 2 * 64, 4 * 3 * 64)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+def test_walks_of_one_shape_are_counted_as_often_as_they_are_made(checkpointed: bool):
+    """Each part's graph ends in the weights and in what the part was made from."""
+    stack, made = layers("meta"), []
+    for layer in stack:
+        layer.register_forward_hook(lambda *_: made.append(1))
+
+    def forward(inputs: list[Tensor]) -> Tensor:
+        (x,) = inputs
+        for layer in stack:
+            x = checkpoint(layer, x, use_reentrant=False) if checkpointed else layer(x)
+        return x
+
+    def counted(once: bool) -> tuple[Counting, int]:
+        made.clear()
+        parts = [torch.empty(500, 64, device="meta", requires_grad=True) for _ in range(5)]
+        weights = list(stack.parameters())
+        gradients = [torch.empty_like(weight) for weight in weights]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        with counting() as counts:
+            counts.exclude([*weights, *gradients, *parts])
+            for part in parts:
+                with counts.during("forward"):
+                    y = counts.repeated_with_graph("key", forward, [part]) if once else forward([part])
+                y.square().sum().backward()
+                assert part.grad is not None and part.grad.shape == part.shape
+        return counts, len(made)
+
+    (once, few), (each, many) = counted(True), counted(False)
+    assert many == 5 * few
+    assert once.flops == each.flops and once.traffic == pytest.approx(each.traffic, rel=0.02)
+    assert once.peak == pytest.approx(each.peak, rel=0.01) and once.peaks == pytest.approx(each.peaks, rel=0.01)
+    assert once.live == each.live
+
+
+def test_a_walk_that_waits_for_another_is_counted_too():
+    """Two graphs are made before either is walked, the later one first."""
+    (layer, *_) = layers("meta")
+    with counting() as counted:
+        x = torch.empty(8, 64, device="meta")
+        first, second = (counted.repeated_with_graph("key", lambda inputs: layer(*inputs), [x]) for _ in range(2))
+        second.sum().backward()
+        first.sum().backward()
+    assert counted.flops == {"other": 2 * 2 * 2 * 8 * 64 * 256, "backward": 2 * 3 * 2 * 8 * 64 * 256}

@@ -35,6 +35,7 @@ from rewarddance.planning.training import flops_of, memory_of, meta_student
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.trainable import Trainable
+from rewarddance.runtime.config import flatten
 from rewarddance.runtime.sharding import to_local
 from rewarddance.types import Preference, Prompt
 
@@ -399,6 +400,13 @@ def test_an_alignment_that_cannot_be_is_refused_as_by_the_run(
         aligned(refl, gpus, **keys)
 
 
+def test_a_step_takes_no_less_than_memory_takes_to_be_read(small: Plan):
+    of_products = sum(small.flops.values()) / (1e12 * small.utilisation * small.gpu.bf16)
+    of_memory = sum(small.traffic.values()) / (1e9 * small.gpu.bandwidth)
+    assert small.seconds >= 0.99 * max(of_products, of_memory)
+    assert "generator" in small.bound_by_memory  # a tiny one
+
+
 def test_an_alignment_that_does_not_fit_is_done_in_smaller_parts(tmp_path: Path, small: Plan):
     path, memory = tmp_path / "align.yaml", (small.size - 2**20) / GIB
     path.write_text(yaml.safe_dump(alignment().model_dump(mode="json")))
@@ -407,6 +415,20 @@ def test_an_alignment_that_does_not_fit_is_done_in_smaller_parts(tmp_path: Path,
     keys = next(line for line in done.out.splitlines() if "->" in line).partition("->")[0].split()
     assert all(key.startswith("refl.") for key in keys)
     assert plan_recipe(path, keys, PlanOptions(gpu_memory=memory, prompt_words=6)).fits
+
+    fitting = tmp_path / "made" / "fitting.yaml"
+    options = ["--gpu-memory", str(memory), "--prompt-words", "6", "--output", fitting]
+    assert command("plan", path, *options).code == 0
+    before, after = (flatten(yaml.safe_load(file.read_text())) for file in (path, fitting))
+    assert {key for key in after if after[key] != before[key]} == {key.partition("=")[0] for key in keys}
+    assert command("plan", fitting, *options[:-2]).code == 0
+    again = command("plan", path, *options)
+    assert again.code == 2 and "fitting.yaml is there already" in again.err
+
+
+def test_a_recipe_that_nothing_makes_fit_is_not_written(tmp_path: Path):
+    done = command("plan", training(tmp_path), "--gpu-memory", "0.5", "--output", tmp_path / "fitting.yaml")
+    assert done.code == 2 and "nothing was found" in done.err and not (tmp_path / "fitting.yaml").exists()
 
 
 def test_sharding_is_suggested_where_it_makes_a_run_fit():

@@ -161,10 +161,11 @@ def plan(run: PlanRun) -> None:
     The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
     or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder or one of the public ones that the
     recipes name. Weights may be missing. A search is planned by a file with its options. Where it does not fit, changes
-    of a train or align recipe are tried, and the first that fits is named; the exit code is then 1.
+    are tried, micro-batches first, and the first that fits is named; the exit code is then 1, or 0 where the changed
+    recipe was written to --output.
     """
     quiet()
-    from rewarddance.jobs.plan import plan_recipe
+    from rewarddance.jobs.plan import plan_recipe, write_fitting
     from rewarddance.planning.table import print_plan
 
     memory_plan = plan_recipe(run.recipe, run.overrides, run)
@@ -172,7 +173,9 @@ def plan(run: PlanRun) -> None:
         print_result(memory_plan.as_json())
     else:
         print_plan(memory_plan)
-    if not memory_plan.fits:
+    if run.output:
+        write_fitting(memory_plan, run.recipe, run.overrides, run.output)
+    elif not memory_plan.fits:
         raise typer.Exit(1)
 
 

@@ -16,7 +16,8 @@ from rewarddance.planning.plan import Plan
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.search import SearchSetting, plan_search
 from rewarddance.planning.training import plan_training
-from rewarddance.runtime.config import LARGEST_RECIPE, load_recipe, parse_yaml
+from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.config import LARGEST_RECIPE, load_recipe, parse_yaml, read_recipe
 from rewarddance.runtime.files import read_text
 from rewarddance.search.run import read_method
 
@@ -34,6 +35,28 @@ def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> P
         return plan_search(_setting_of(load_recipe(SearchRun, path, overrides)), options)
     run = load_recipe(TrainRun, path, overrides)
     return plan_training(run.judge, run.preferences, options)
+
+
+def write_fitting(plan: Plan, path: Path, overrides: Sequence[str], output: Path) -> None:
+    """Write the recipe at `path` as it was planned, with the first of the changes that make it fit where it does not.
+
+    Raises InputError where no change does on as many GPUs, and for a file that is there already.
+    """
+    if output.exists():
+        raise InputError(f"{output} is there already.", "Name a file that is not.")
+    changes = next((found for found in plan.suggestions if found.gpus == plan.gpus), None)
+    if not (plan.fits or changes):
+        raise InputError(
+            f"nothing was found that makes {path} fit on {plan.gpus} x {plan.gpu.name}; {output} is not written.",
+            "Take more or larger GPUs, or a smaller model.",
+        )
+    keys = changes.keys if changes else ()
+    head = f"# {path} for {plan.gpus} x {plan.gpu.name} ({plan.gpu.memory:g} GiB), by `rewarddance plan`"
+    said = f", with {' '.join(keys)} ({changes.effect})." if changes else "."
+    content = read_recipe(path, [*overrides, *keys])
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(output, f"{head}{said}\n{text}")
 
 
 def _command_of(path: Path) -> str:

@@ -315,6 +315,8 @@ class PlanRun(PlanOptions):
     """A recipe file of train or align."""
     overrides: tuple[str, ...] = ()
     """Recipe keys to set."""
+    output: Path | None = None
+    """A recipe file to write: this one, with the first of the changes that make it fit where it does not."""
     json_output: bool = False
     """Print JSON, in bytes and seconds."""
 

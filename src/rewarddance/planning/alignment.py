@@ -15,6 +15,7 @@ from rewarddance.errors import InputError
 from rewarddance.planning.alignment_edits import edits_that_fit
 from rewarddance.planning.alignment_memory import memory_of
 from rewarddance.planning.counting import Counting
+from rewarddance.planning.hardware import Work, bound_by_memory
 from rewarddance.planning.iterations import beside_the_step, iteration
 from rewarddance.planning.models import Models, count_of, judge_to_plan_with, meta_models, planning_prompts
 from rewarddance.planning.placement import judge_has_own_gpu, processes_of
@@ -39,7 +40,8 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
     run = run.model_copy(update={key: _on_gpu(getattr(run, key)) for key in ("dtype", "judge_dtype")})
     models = meta_models(run)
     step, beside = iteration(models, run, prompts, processes), beside_the_step(models, run, prompts, processes)
-    flops = _flops(models, run, step, beside, processes)
+    work = _work(models, run, step, beside, processes)
+    seconds = {phase: _seconds(run, options, phase, done) for phase, done in work.items()}
     memory = memory_of(models, run, [step, *beside], processes)
     vlm: Any = models.judges[0][0].vlm  # type: ignore[attr-defined]
     plan = Plan(
@@ -52,11 +54,13 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
         },
         tokens={"of a question, longest": float(max(models.lengths))},
         **memory._asdict(),
-        flops=flops,
+        flops={phase: done.flops for phase, done in work.items()},
+        traffic={phase: done.traffic for phase, done in work.items()},
         gpu=options.hardware,
         gpus=options.gpus,
         utilisation=options.utilisation,
-        seconds=sum(_seconds(run, options, name, count) for name, count in flops.items()) / processes,
+        seconds=sum(seconds.values()) / processes,
+        bound_by_memory=bound_by_memory(options.hardware, work, seconds),
         steps=run.chosen.steps,
         notes=(*_notes(run, options, beside, prompts, processes), "Probes and files come on top."),
     )
@@ -80,15 +84,17 @@ def _with_known_judges(run: AlignRun, options: PlanOptions) -> tuple[AlignRun, d
     return run.model_copy(update=changes), said
 
 
-def _flops(
-    models: Models, run: AlignRun, step: Counting, beside: Sequence[Counting], processes: int
-) -> dict[str, float]:
-    """Operations of a step on all GPUs together, by phase."""
-    flops = {name: float(processes * count) for name, count in step.flops.items()}
+def _work(models: Models, run: AlignRun, step: Counting, beside: Sequence[Counting], processes: int) -> dict[str, Work]:
+    """What a step takes on all GPUs together, by phase."""
+    phases = {phase: _times(processes, step.work(phase)) for phase in step.flops}
     if run.algorithm != "refl":
-        return flops
+        return phases
     low, high = run.refl.first_grad_steps(models.generator.num_steps)
-    return {"sampling": processes * beside[0].flops["sampling"] * (low + high) / 2} | flops
+    return {"sampling": _times(processes * (low + high) / 2, beside[0].work("sampling"))} | phases
+
+
+def _times(factor: float, work: Work) -> Work:
+    return Work(factor * work.flops, factor * work.traffic)
 
 
 def _notes(
@@ -102,10 +108,10 @@ def _notes(
     return tuple(notes)
 
 
-def _seconds(run: AlignRun, options: PlanOptions, phase: str, flops: float) -> float:
-    """The time of so many operations on one GPU."""
+def _seconds(run: AlignRun, options: PlanOptions, phase: str, work: Work) -> float:
+    """The time of a phase's work on one GPU."""
     half = (run.judge_dtype if phase == "judge" else run.dtype) == "bfloat16"
-    return options.hardware.seconds(flops, half, options.utilisation)
+    return options.hardware.seconds(work.flops, half, options.utilisation, work.traffic)
 
 
 def _reference_seconds(
@@ -114,8 +120,8 @@ def _reference_seconds(
     """The time to make the references of all prompts, which the processes make in parallel."""
     at_once = run.references.prompts_at_once
     drawn = min(run.references.batch_size, run.references.candidates * min(at_once, len(prompts)))
-    sampling = bank.flops["references: sampling"] * run.references.candidates / drawn
-    tournament = float(bank.flops["references: tournament"])
+    sampling = _times(run.references.candidates / drawn, bank.work("references: sampling"))
+    tournament = bank.work("references: tournament")
     seconds = _seconds(run, options, "sampling", sampling) + _seconds(run, options, "judge", tournament)
     turns, parts = math.ceil(len(prompts) / at_once / processes), math.ceil(len(prompts) / at_once)
     return len(prompts) * seconds * turns / parts

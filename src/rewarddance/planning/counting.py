@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from rewarddance.planning.hardware import NOTHING, Work
+
 META = torch.device("meta")
 _AUTOCAST_TO_HALF = {"linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"}
 _AUTOCAST_TO_HALF |= {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
@@ -41,9 +43,10 @@ _aten = torch.ops.aten
 
 
 class _Cost(NamedTuple):
-    """What a computation took: its operations, and how far it raised the bytes held."""
+    """What a computation took: its operations, the bytes read and written, and how far it raised the bytes held."""
 
     flops: int
+    traffic: int
     rise: int
 
 
@@ -70,6 +73,7 @@ class Counting:
     """What was counted. A backward pass that ends in weights is a phase of its own, "backward".
 
     flops: operations by phase.
+    traffic: bytes that all operations read and write, each by itself, by phase.
     live: bytes held now, without those of excluded tensors.
     peak: the most bytes held at once.
     at_peak: what they consisted of, by the phase that made them.
@@ -79,6 +83,7 @@ class Counting:
     def __init__(self) -> None:
         self.phase = "other"
         self.flops: Counter[str] = Counter()
+        self.traffic: Counter[str] = Counter()
         self.peak = self.live = 0
         self.peaks: Counter[str] = Counter()
         self.at_peak: dict[str, int] = {}
@@ -113,21 +118,32 @@ class Counting:
 
     def _measured(self, compute: Callable[[], Any]) -> tuple[Any, _Cost]:
         """A computation's result, and what it took."""
-        flops, peak, live = self.flops[self.phase], self.peaks[self.phase], self.live
+        before, peak, live = self.work(self.phase), self.peaks[self.phase], self.live
         self.peaks[self.phase] = live
         result = compute()
-        cost = _Cost(self.flops[self.phase] - flops, self.peaks[self.phase] - live)
+        flops, traffic = self.flops[self.phase] - before.flops, self.traffic[self.phase] - before.traffic
+        cost = _Cost(int(flops), int(traffic), self.peaks[self.phase] - live)
         self.peaks[self.phase] = max(self.peaks[self.phase], peak)
         return result, cost
 
     def _charge(self, cost: _Cost) -> None:
         """Count what a computation would take that is not run."""
         self.flops[self.phase] += cost.flops
+        self.traffic[self.phase] += cost.traffic
         top = self.live + cost.rise
         self.peaks[self.phase] = max(self.peaks[self.phase], top)
         if top > self.peak:
             self.peak, held = top, self._live_by_phase
             self.at_peak = {**held, self.phase: held[self.phase] + cost.rise}
+
+    def work(self, phase: str) -> Work:
+        """What a phase has taken so far."""
+        return Work(self.flops[phase], self.traffic[phase])
+
+    def multiply(self, phase: str, factor: float, since: Work = NOTHING) -> None:
+        """Count what a phase has taken since then `factor` times."""
+        self.flops[phase] = round(since.flops + factor * (self.flops[phase] - since.flops))
+        self.traffic[phase] = round(since.traffic + factor * (self.traffic[phase] - since.traffic))
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
@@ -255,12 +271,13 @@ class _CountShapes(TorchDispatchMode):
                     kwargs = {**kwargs, "device": META}  # without values it can go nowhere else
                 elif not all(are_meta):
                     args, kwargs = _map_tensors(lambda tensor: tensor.to(META), args, kwargs)
-            out, flops = (_on_meta if any_meta and _is_functional(func) else _run)(func, args, kwargs)
+            out, flops, traffic = (_on_meta if any_meta and _is_functional(func) else _run)(func, args, kwargs)
             for tensor in _tensors([out]):
                 if tensor.is_meta:
                     self.counts._track(tensor)
             if flops:
                 self.counts.flops[self.counts.phase] += flops
+            self.counts.traffic[self.counts.phase] += traffic
             return out
 
 
@@ -275,32 +292,56 @@ class _New(NamedTuple):
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=META)
 
 
-_OUTCOMES: dict[Any, tuple[tuple[Any, ...], type, int]] = {}
-"""By operation and shapes of its arguments: its outputs, their type (one tensor or a tuple), and its operations.
+_OUTCOMES: dict[Any, tuple[tuple[Any, ...], type, int, int]] = {}
+"""By operation and shapes of its arguments: its outputs, their type (one tensor or a tuple), operations and traffic.
 
 torch derives most of these shapes in Python, up to milliseconds each, and all layers of a model need the same ones."""
 _MOST_OUTCOMES = 2**16
 
 
-def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
-    """An operation's result, and how many operations it takes."""
+def _run(func: Any, args: Any, kwargs: Any) -> tuple[Any, int, int]:
+    """An operation's result, how many operations it takes, and the bytes that it reads and writes."""
     out, count = func(*args, **kwargs), flop_registry.get(func._overloadpacket)
-    return out, count(*args, **kwargs, out_val=out) if count else 0
+    traffic = _traffic(func, _tensors([*args, *kwargs.values()]), _tensors([out]))
+    return out, count(*args, **kwargs, out_val=out) if count else 0, traffic
 
 
-def _on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, int]:
+def _traffic(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+    """Bytes of meta tensors that an operation reads and writes. A view reads none, and a lookup what it takes."""
+    if not inputs or _is_view(func):
+        return 0
+    writes = sum(_nbytes(tensor) for tensor in outputs if tensor.is_meta)
+    return 2 * writes if func in _LOOKUPS else writes + sum(_nbytes(tensor) for tensor in inputs if tensor.is_meta)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """What a kernel reads of a tensor: each entry, but one that is repeated along an expanded dimension once."""
+    return min(tensor.nbytes, tensor.untyped_storage().nbytes())
+
+
+_LOOKUPS = {_aten.embedding.default, _aten.index.Tensor, _aten.index_select.default, _aten.gather.default}
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Does it return a view of an argument?"""
+    returned = [entry.alias_info for entry in func._schema.returns]
+    return func is _aten._unsafe_view.default or any(alias is not None and not alias.is_write for alias in returned)
+
+
+def _on_meta(func: Any, args: Any, kwargs: Any) -> tuple[Any, int, int]:
     """As `_run` on meta tensors, with a cache."""
     key = func, _describe(args), _describe(list(kwargs.items()))
     if key in _OUTCOMES:
-        outputs, kind, flops = _OUTCOMES[key]
+        outputs, kind, flops, traffic = _OUTCOMES[key]
         out = tuple(entry.empty() if type(entry) is _New else entry for entry in outputs)
-        return out if kind is tuple else out[0], flops
-    out, flops = _run(func, args, kwargs)
+        return out if kind is tuple else out[0], flops, traffic
+    out, flops, traffic = _run(func, args, kwargs)
     entries = out if isinstance(out, tuple) else (out,)
     outputs = tuple(_New(e.shape, e.stride(), e.dtype) if isinstance(e, Tensor) else e for e in entries)
     if _is_new(entries, outputs, _tensors([*args, *kwargs.values()])) and len(_OUTCOMES) < _MOST_OUTCOMES:
-        _OUTCOMES[key] = outputs, type(out), flops
-    return out, flops
+        _OUTCOMES[key] = outputs, type(out), flops, traffic
+    return out, flops, traffic
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.train import Alignment
 from rewarddance.generators.sampling import rollout
 from rewarddance.planning.counting import Counting, counting
+from rewarddance.planning.hardware import NOTHING, Work
 from rewarddance.planning.models import Models, meta_references, with_picture
 from rewarddance.planning.phases import AskedJudge, CountedGenerator, CountedJudge
 from rewarddance.reward.ranking import tournament
@@ -107,7 +107,7 @@ def making_references(models: Models, run: AlignRun, prompts: Sequence[str]) -> 
         for vlm in vlms:
             vlm.counts = None
         del encoded
-    counts.flops["references: sampling"] *= models.generator.num_steps
+    counts.multiply("references: sampling", models.generator.num_steps)
     return counts
 
 
@@ -142,16 +142,16 @@ def policy_iteration(models: Models, run: AlignRun, prompts: Sequence[str], proc
         whole = Alignment(counted, rewards, asked, share, bank=bank)
         for _ in algorithm_of(recipe).updates(whole, 0, ema):
             pass
-    for phase, flops in counts.flops.items():
-        counts.flops[phase] = update.before[phase] + round((flops - update.before[phase]) * update.share)
+    for phase in [*counts.flops]:
+        counts.multiply(phase, update.share, since=update.before.get(phase, NOTHING))
     return counts
 
 
 class _Update:
-    """before: operations by phase when the updates began. share: by how much all parts are more than the one."""
+    """before: what each phase had taken when the updates began. share: by how much all parts are more than the one."""
 
     def __init__(self) -> None:
-        self.before: Counter[str] = Counter()
+        self.before: dict[str, Work] = {}
         self.share = 1.0
 
 
@@ -166,7 +166,7 @@ def _with_one_part(recipe: PolicyRecipe, update: _Update, generator: CountedGene
         if isinstance(recipe, ForwardRecipe):
             rows = rows[: _at_one_level(recipe, len(rows), generator.num_steps)]
         samples = sum(part.count for batch in batches for part in batch.parts)
-        update.before, update.share = Counter(counts.flops), samples / len(rows)
+        update.before, update.share = {phase: counts.work(phase) for phase in counts.flops}, samples / len(rows)
         generator.predicting = "generator"
         return [Batch([Part(rows, len(rows))], batches[0].size)]
 

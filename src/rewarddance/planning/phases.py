@@ -81,13 +81,12 @@ class AskedJudge(CountedJudge):
         self._counts.begin("judge")
         if questions:
             asked = questions[: self._enough(questions)]
-            before = self._counts.flops["judge"]
+            before = self._counts.work("judge")
             others = self.vlm.encode(_pictures(questions[len(asked) :], set(map(id, _pictures(asked, set())))))
-            encoding = self._counts.flops["judge"] - before
+            self._counts.multiply("judge", 0, since=before)  # held, and counted with the questions
             self._counts.repeated(("ask", structure_of(asked)), lambda: self._judge(asked).margin)
             del others
-            spent = self._counts.flops["judge"] - before - encoding
-            self._counts.flops["judge"] = before + round(spent * len(questions) / len(asked))
+            self._counts.multiply("judge", len(questions) / len(asked), since=before)
         return Verdict(torch.zeros(len(questions)))
 
     def _enough(self, questions: Sequence[Question]) -> int:

@@ -69,7 +69,9 @@ class Plan:
     parameters, tokens: counts by name.
     memory: what each GPU holds at the worst moment; its sum must fit.
     flops: operations of a step on all GPUs together, by phase.
+    traffic: bytes that a step reads and writes on all GPUs together, by phase; empty where they are not counted.
     seconds: the time of a step.
+    bound_by_memory: phases that take as long as memory takes to read and write, and not as long as their products.
     steps: how many the run takes; None where that is not known.
     peaks: bytes beside the weights at the worst moment of each phase; `memory` has the largest.
     judge_gpu: bytes on a GPU that the judge has for itself; 0 where there is none.
@@ -86,6 +88,8 @@ class Plan:
     utilisation: float
     seconds: float
     steps: int | None
+    traffic: dict[str, float] = field(default_factory=dict)
+    bound_by_memory: tuple[str, ...] = ()
     peaks: dict[str, int] = field(default_factory=dict)
     judge_gpu: int = 0
     notes: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.planning.alignment_memory import ACTIVATIONS
 from rewarddance.planning.counting import Counting, counting
+from rewarddance.planning.hardware import bound_by_memory
 from rewarddance.planning.meta_generator import meta_generator
 from rewarddance.planning.models import count_of, judge_to_plan_with, meta_judge, planning_prompts, with_picture
 from rewarddance.planning.phases import AskedJudge, CountedGenerator
@@ -91,7 +92,9 @@ def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
         counts.begin("sampling")
         _search_first(setting, generator, judge, asked, counts)
     memory, judge_gpu = _memory_of(setting, options, generator, judge, counts)
-    flops = {phase: float(count) for phase, count in counts.flops.items()}
+    work = {phase: counts.work(phase) for phase in counts.flops}
+    gpu, half = options.hardware, dtype == "bfloat16"
+    seconds = {phase: gpu.seconds(done.flops, half, options.utilisation, done.traffic) for phase, done in work.items()}
     vlm: Any = judge.vlm  # type: ignore[attr-defined]
     return Plan(
         job="search",
@@ -101,11 +104,13 @@ def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
         memory=memory,
         peaks=dict(counts.peaks),
         judge_gpu=judge_gpu,
-        flops=flops,
-        gpu=options.hardware,
+        flops={phase: float(done.flops) for phase, done in work.items()},
+        traffic={phase: float(done.traffic) for phase, done in work.items()},
+        gpu=gpu,
         gpus=options.gpus,
         utilisation=options.utilisation,
-        seconds=options.hardware.seconds(sum(flops.values()), dtype == "bfloat16", options.utilisation),
+        seconds=sum(seconds.values()),
+        bound_by_memory=bound_by_memory(gpu, work, seconds),
         steps=math.ceil(len(prompts) / at_once),
         notes=(f"A step is a search for {at_once} prompts at once, on one GPU.", "Pictures and files come on top."),
     )

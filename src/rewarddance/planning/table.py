@@ -44,9 +44,14 @@ def _lines(plan: Plan) -> Iterator[str]:
     total = sum(plan.flops.values())
     large = ", ".join(f"{name} {count / 1e12:.4g}" for name, count in plan.flops.items() if count > 0.001 * total)
     yield f"TFLOP a step: {total / 1e12:.4g} ({large})"
+    if plan.bound_by_memory:
+        moved = ", ".join(f"{name} {plan.traffic[name] / 1e12:.3g}" for name in plan.bound_by_memory)
+        yield f"bound by memory, {plan.gpu.bandwidth:g} GB/s: {moved} TB a step"
     run = f", {_duration(plan.steps * plan.seconds)} for {plan.steps} steps" if plan.steps else ""
-    yield f"time at {plan.utilisation:.0%} of the peak: {_duration(plan.seconds)} a step{run}"
-    yield f"peak: {plan.gpu.bf16:g} TFLOP/s in bfloat16, {plan.gpu.fp32:g} in float32 ({plan.gpu.source})"
+    bound = ", or of memory's bandwidth" if plan.traffic else ""
+    yield f"time at {plan.utilisation:.0%} of the peak{bound}: {_duration(plan.seconds)} a step{run}"
+    gpu = plan.gpu
+    yield f"peak: {gpu.bf16:g} TFLOP/s in bfloat16, {gpu.fp32:g} in float32, {gpu.bandwidth:g} GB/s ({gpu.source})"
     yield from plan.notes
     yield from (f"{name}: {source}" for name, source in plan.sources.items())
     if plan.fits:

@@ -172,15 +172,21 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
     Raises InputError naming the file, the key and the remedy: a missing or broken file, a key that stands twice, an
     unknown key (with the nearest known one), a value of the wrong type.
     """
-    content = _content(path)
-    for override in overrides:
-        _apply(content, override)
+    content = read_recipe(path, overrides)
     try:
         return parse_recipe(kind, content, str(path))
     except InputError as error:
         if other := _looks_like(content, kind):
             raise InputError(f"{path} looks like a recipe of `{other}`: {error.what}", "Give it to that.") from error
         raise
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe's keys as its file has them, with overrides, unchecked. Raises InputError where it is no recipe."""
+    content = _content(path)
+    for override in overrides:
+        _apply(content, override)
+    return content
 
 
 def _content(path: Path) -> dict[str, Any]:
