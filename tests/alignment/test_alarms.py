@@ -96,6 +96,14 @@ def test_distance_waits_for_no_whole_window():
     assert "distance" not in rung(gone, off=("distance",))
 
 
+def test_what_is_lost_at_once_is_seen_before_two_windows_are_over():
+    for name in ("diversity_within", "diversity_across", "spread_within"):
+        found = rung(hacked_at(6, name, lambda value, _: 0.1 * value))
+        assert set(found) == {name} and 8 <= found[name] <= 10
+    slowly = [row | {"diversity_within": row["diversity_within"] * (1 - 0.005 * i)} for i, row in enumerate(honest(2))]
+    assert "diversity_within" not in rung(slowly[:50], least_diversity=0.7)
+
+
 def test_p_that_is_full_while_the_margin_climbs_rings():
     rows = honest(0)
     for i, row in enumerate(rows):
@@ -125,7 +133,7 @@ def test_an_alarm_says_what_it_saw_what_to_do_and_whether_it_stops():
     rows = hacked_at(32, "spread_within", lambda value, _: 0.1 * value)
     monitor = AlarmMonitor(AlarmRecipe(stop_on=("spread_within",)))
     (alarm,) = [alarm for step, row in enumerate(rows, start=1) for alarm in monitor.update(step, row)]
-    assert alarm.saw.startswith("spread within a prompt is ") and "% of the first 16 steps'" in alarm.saw
+    assert alarm.saw.startswith("spread within a prompt is ") and "% of the first 4 steps'" in alarm.saw
     assert alarm.do == DO["spread_within"] and alarm.stop
 
 

@@ -33,7 +33,8 @@ Row = Mapping[str, Any]
 class AlarmRecipe(Recipe):
     """When alarms ring. All are on; every threshold is ours.
 
-    window: steps whose mean is compared; none but distance, which takes a quarter of it, rings before two of them.
+    window: steps whose mean is compared. Distance is seen in a quarter of it; so are spread and diversity, where a
+        quarter is surely below its share of the first quarter. No other alarm rings before two windows.
     off: alarms that are not wanted.
     stop_on: alarms that end the run, which keeps the newest checkpoint from before their window; the others only warn.
     least_spread: share of the first window's spread of the margin, within a prompt and across prompts, below which the
@@ -111,6 +112,9 @@ DO: dict[str, str] = {
 }
 
 
+SPREADS = ("spread_within", "spread_across")
+
+
 class Window(NamedTuple):
     """n steps: the mean of each figure that all of them have, and its variance from step to step."""
 
@@ -137,6 +141,7 @@ class AlarmMonitor:
     def __init__(self, recipe: AlarmRecipe) -> None:
         self.recipe = recipe
         self.first: Window | None = None
+        self.first_few: Window | None = None
         self.recent: list[Row] = []
         self.last_rung: dict[str, int] = {}
 
@@ -147,9 +152,13 @@ class AlarmMonitor:
         self.recent = [*self.recent[1 - 2 * n :], row]  # rounded as in metrics.jsonl, which a resumed run reads
         if self.first is None and len(self.recent) == n:
             self.first = Window.of(self.recent)
-        signs = []
-        if len(self.recent) >= (few := max(2, n // 4)):
-            signs.append(("distance", moved_far(Window.of(self.recent[-few:]), self.recipe), few))
+        few, signs = max(2, n // 4), []
+        if len(self.recent) >= few:
+            now = Window.of(self.recent[-few:])
+            self.first_few = self.first_few or now
+            signs.append(("distance", moved_far(now, self.recipe), few))
+            if len(self.recent) >= 2 * few:
+                signs += [(name, saw, few) for name, saw in early_losses(self.first_few, now, self.recipe)]
         if self.first is not None and len(self.recent) == 2 * n:
             compared = changes(self.first, Window.of(self.recent[:n]), Window.of(self.recent[n:]), self.recipe)
             signs += [(name, saw, n) for name, saw in compared]
@@ -173,7 +182,7 @@ def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> 
         *(
             (name, partial(fell_below, first, now, name + of, recipe.least_spread))
             for of in rewards
-            for name in ("spread_within", "spread_across")
+            for name in SPREADS
         ),
         *(("saturation", partial(saturated, before, now, recipe, of)) for of in rewards),
         ("traded", partial(traded, first, now, recipe)),
@@ -189,6 +198,22 @@ def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> 
     for name, check in checks:
         with suppress(KeyError):  # a figure that this run does not log
             signs.append((name, check()))
+    return signs
+
+
+def early_losses(first: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
+    """Each alarm of spread and diversity that a few steps tell surely from the first few, with its sign.
+
+    A reward that does not know what is good can take a generator apart long before two windows are over.
+    """
+    shares = {f"{name}{of}": recipe.least_spread for of in rewards_in(now) for name in SPREADS}
+    shares |= dict.fromkeys(("diversity_within", "diversity_across"), recipe.least_diversity)
+    signs = []
+    for key, share in shares.items():
+        if key in now.mean and key in first.mean:
+            room = recipe.sure * math.hypot(share * standard_error(key, first), standard_error(key, now))
+            saw = fell_below(first, now, key, share) if now.mean[key] + room < share * first.mean[key] else ""
+            signs.append((key.partition("/")[0], saw))
     return signs
 
 
