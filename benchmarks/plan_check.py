@@ -1,12 +1,12 @@
 """What `rewarddance plan` says a run holds against what its process takes on the CPU, command by command.
 
-python benchmarks/plan_check.py        more than 15 minutes on a busy core; the last line is JSON, figure name to number
+python benchmarks/plan_check.py [NAME ...]      more than 15 minutes on a busy core; NAME: of some runs only, as "refl"
 
-Random models of real classes: a judge of 115M parameters and a generator of 40M, float32. Each command runs whole in a
-process of its own: models are loaded, two steps done, all files written. Taken is by how much resident memory rose at
-most since the libraries were imported, until a judge's weights are written (pages of that file would count); malloc
-gives back what is freed. Planned is the plan's sum of weights, of what training keeps and of the worst phase's
-activations, without what it adds for a GPU's context and the allocator's gaps.
+The last line is JSON, figure name to number. Random models of real classes: a judge of 115M parameters and a generator
+of 40M, float32. Each command runs whole in a process of its own: models are loaded, two steps done, all files written.
+Taken is by how much resident memory rose at most since the libraries were imported, until a judge's weights are written
+(pages of that file would count); malloc gives back what is freed. Planned is the plan's sum of weights, of what
+training keeps and of the worst phase's activations, without what it adds for a GPU's context and the allocator's gaps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,10 @@ def recipes(folder: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     return {
         "train": ("train", train | {"judge": own}),
         "train, checkpointed": ("train", train | {"judge": own | {"checkpointing": True}}),
+        "train, in parts": (
+            "train",
+            train | {"judge": own | {"batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 2}},
+        ),
         "refl": ("align", align | {"refl": REFL}),
         "refl, checkpointed": (
             "align",
@@ -73,7 +78,7 @@ def prepare(folder: Path) -> None:
 
 def taken(command: str, recipe: Path) -> float:
     """MB by which the process of a command rises at most, its libraries apart."""
-    line = [sys.executable, __file__, command, str(recipe)]
+    line = [sys.executable, __file__, "--alone", command, str(recipe)]
     gives_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(line, capture_output=True, text=True, env=gives_back)
     if done.returncode:
@@ -94,16 +99,30 @@ def run_alone(command: str, recipe: str) -> None:
             save_file(*args, **options)
 
         transformers.modeling_utils.safe_save_file = write
-        app([command, recipe], standalone_mode=False)
+        app(arguments_of(command, Path(recipe)), standalone_mode=False)
     print(rose[0])
 
 
-def main() -> None:
+def arguments_of(command: str, recipe: Path) -> list[str]:
+    """The command line; a search takes no recipe but options of the same names."""
+    if command != "search":
+        return [command, str(recipe)]
+    content = yaml.safe_load(recipe.read_text())
+    options = content.pop("generator_options")
+    line = [command, content.pop("prompts")]
+    for key, value in content.items():
+        line += [f"--{key.replace('_', '-')}", str(value)]
+    return [*line, *(word for key, value in options.items() for word in ("--generator-options", f"{key}={value}"))]
+
+
+def main(names: Sequence[str]) -> None:
     figures = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         prepare(folder)
         for name, (command, content) in recipes(folder).items():
+            if names and name not in names:
+                continue
             recipe = folder / f"{name.replace(', ', '-')}.yaml"
             recipe.write_text(yaml.safe_dump(content | {"output": str(recipe.with_suffix(""))}))
             plan = plan_recipe(recipe, [], PlanOptions(gpu_memory=64))
@@ -114,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_alone(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    run_alone(*sys.argv[2:]) if sys.argv[1:2] == ["--alone"] else main(sys.argv[1:])
