@@ -58,9 +58,9 @@ class _Repeat(NamedTuple):
     dtype: torch.dtype
 
 
-class _Walk(NamedTuple):
+class _GraphCost(NamedTuple):
     """A computation with a graph that was run: what it took forward, its result, the bytes that its graph keeps, and
-    what it took backward (None: not walked yet)."""
+    what it took backward (None: it was not gone back through yet)."""
 
     forward: _Cost
     shape: torch.Size
@@ -90,7 +90,7 @@ class Counting:
         self._live_by_phase: Counter[str] = Counter()
         self._storages: dict[int, weakref.ref] = {}
         self._repeats: dict[Any, _Repeat] = {}
-        self._walks: dict[Any, _Walk] = {}
+        self._graph_costs: dict[Any, _GraphCost] = {}
 
     def repeated(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` returns, a tensor without graph; run once for each key, and from then on only counted.
@@ -111,10 +111,10 @@ class Counting:
         """What `compute` returns for the inputs, with a graph back to them and to weights; run forward and backward
         once for each key, and from then on only counted.
 
-        key: all that its shapes depend on. It leaves nothing in memory but its result and its graph, which is walked
-        at most once.
+        key: all that its shapes depend on. It leaves nothing in memory but its result and its graph, which is gone back
+        through once at most.
         """
-        return _Walked.apply(self, key, compute, torch.empty(0, device=META, requires_grad=True), *inputs)
+        return _RepeatedGraph.apply(self, key, compute, torch.empty(0, device=META, requires_grad=True), *inputs)
 
     def _measured(self, compute: Callable[[], Any]) -> tuple[Any, _Cost]:
         """A computation's result, and what it took."""
@@ -198,36 +198,36 @@ def counting() -> Iterator[Counting]:
         yield counts
 
 
-class _Walked(torch.autograd.Function):
+class _RepeatedGraph(torch.autograd.Function):
     """`Counting.repeated_with_graph`. Its graph is one node in that of its caller."""
 
     @staticmethod
     def forward(ctx: Any, counts: Counting, key: Any, compute: Any, needs_graph: Tensor, *inputs: Tensor) -> Tensor:
         ctx.counts, ctx.key, ctx.inputs = counts, key, inputs
-        walk = counts._walks.get(key)
-        if walk is not None and walk.backward is not None:
-            counts._charge(walk.forward)
-            ctx.result, ctx.kept = None, torch.empty(walk.kept, dtype=torch.float8_e5m2, device=META)  # a byte each
-            return torch.empty(walk.shape, dtype=walk.dtype, device=META)
+        known = counts._graph_costs.get(key)
+        if known is not None and known.backward is not None:
+            counts._charge(known.forward)
+            ctx.result, ctx.kept = None, torch.empty(known.kept, dtype=torch.float8_e5m2, device=META)  # a byte each
+            return torch.empty(known.shape, dtype=known.dtype, device=META)
         ctx.inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
         live = counts.live
         with torch.enable_grad():
             ctx.result, cost = counts._measured(lambda: compute(ctx.inputs))
         kept = counts.live - live - ctx.result.untyped_storage().nbytes()
-        counts._walks[key] = _Walk(cost, ctx.result.shape, ctx.result.dtype, kept)
+        counts._graph_costs[key] = _GraphCost(cost, ctx.result.shape, ctx.result.dtype, kept)
         return ctx.result.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        walk = ctx.counts._walks[ctx.key]
+        known = ctx.counts._graph_costs[ctx.key]
         if ctx.result is None:
-            ctx.counts._charge(walk.backward)
+            ctx.counts._charge(known.backward)
             ctx.kept = None
             gradients = [torch.empty_like(tensor) if tensor.requires_grad else None for tensor in ctx.inputs]
         else:
             result, ctx.result = ctx.result, None
             _, cost = ctx.counts._measured(lambda: torch.autograd.backward(result, gradient))
-            ctx.counts._walks[ctx.key] = walk._replace(backward=cost)
+            ctx.counts._graph_costs[ctx.key] = known._replace(backward=cost)
             gradients = [tensor.grad for tensor in ctx.inputs]
         ctx.inputs = None
         return None, None, None, None, *gradients
@@ -378,7 +378,7 @@ class _LikeOnAGpu(TorchFunctionMode):
 
     def __init__(self, counts: Counting, casts: _Casts) -> None:
         super().__init__()
-        self.counts, self.casts, self.is_walking = counts, casts, False
+        self.counts, self.casts, self.in_backward = counts, casts, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
@@ -411,7 +411,7 @@ class _LikeOnAGpu(TorchFunctionMode):
         torch switches a mode off for the functions that it sees. It does not see a backward pass from edges of the
         graph, which are no tensors.
         """
-        nested, self.is_walking = self.is_walking, True
+        nested, self.in_backward = self.in_backward, True
         try:
             if func is torch.autograd.grad:
                 with self:
@@ -421,7 +421,7 @@ class _LikeOnAGpu(TorchFunctionMode):
             with self, nullcontext() if nested else self.counts.during("backward"):
                 return torch.autograd.backward(_edges(tensors), *args, **kwargs)
         finally:
-            self.is_walking = nested
+            self.in_backward = nested
 
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)

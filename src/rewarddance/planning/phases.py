@@ -66,7 +66,7 @@ class CountedJudge:
             by_id = dict(zip(candidates, leaves, strict=True))
             return self._judge([replace(q, candidate=by_id[id(q.candidate)]) for q in questions]).margin
 
-        key = "ask", structure_of(questions)
+        key = "ask", id(self._judge), structure_of(questions)
         return Verdict(self._counts.repeated_with_graph(key, margin, list(candidates.values())))
 
 
@@ -84,7 +84,7 @@ class AskedJudge(CountedJudge):
             before = self._counts.work("judge")
             others = self.vlm.encode(_pictures(questions[len(asked) :], set(map(id, _pictures(asked, set())))))
             self._counts.multiply("judge", 0, since=before)  # held, and counted with the questions
-            self._counts.repeated(("ask", structure_of(asked)), lambda: self._judge(asked).margin)
+            self._counts.repeated(("ask", id(self._judge), structure_of(asked)), lambda: self._judge(asked).margin)
             del others
             self._counts.multiply("judge", len(questions) / len(asked), since=before)
         return Verdict(torch.zeros(len(questions)))
