@@ -89,6 +89,16 @@ def judge_folder() -> Path:
 
 
 @functools.cache
+def deep_judge_folder() -> Path:
+    """The same in the bundled judge's size, for what is of depth or of bytes."""
+    folder = scratch() / "deep-judge"
+    model, tokenizer = build_judge_base(seed=1)
+    louder(model, 4)
+    save_judge_base(model, tokenizer, folder)
+    return folder
+
+
+@functools.cache
 def clip_folder() -> Path:
     """A CLIP with random weights as a save_pretrained folder; they are large, so that margins differ."""
     folder = scratch() / "clip"
