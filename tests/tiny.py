@@ -208,6 +208,17 @@ def generator_folder() -> Path:
     return folder
 
 
+@functools.cache
+def deep_generator_folder() -> Path:
+    """The same in the bundled generator's size, for what is of depth or of bytes."""
+    folder = scratch() / "deep-generator"
+    pipeline = build_pipeline(seed=1)
+    louder(pipeline.transformer, 3)
+    louder(pipeline.text_encoder, 2)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
 def pictures(n: int, seed: int = 0, size: int = 32) -> PixelBatch:
     """`n` random pictures [n, 1, 3, size, size] whose values are whole 255ths."""
     rng = torch.Generator().manual_seed(seed)
