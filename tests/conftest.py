@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
@@ -66,6 +66,28 @@ torch.set_num_threads(1)
 # tqdm's own lock is one semaphore for a process and all that it forks: a child that is killed while
 # it holds it would stop them all.
 tqdm.set_lock(threading.RLock())
+
+
+_DRAWN: dict[tuple[Any, ...], Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def charts_of_the_same_panels_are_drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """But where charts are what is tested: matplotlib took a third of the time of whatever runs a whole job."""
+    from rewarddance.report import charts
+
+    draw_svg = charts.draw_svg
+
+    def drawn_once(draw: Any, heights: Any, name: str, alt: str, layout: Any = "constrained") -> Any:
+        key = (name, alt, *heights.items())
+        if key not in _DRAWN:
+            _DRAWN[key] = draw_svg(draw, heights, name, alt, layout)
+        return _DRAWN[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name not in ("report", "docs"):
+            patch.setattr(charts, "draw_svg", drawn_once)
+        yield
 
 
 @pytest.fixture(autouse=True)

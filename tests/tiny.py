@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import typer
 import yaml
+from diffusers import AutoencoderKL, AutoencoderKLWan, CogView4Transformer2DModel, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -35,14 +36,16 @@ from rewarddance.protocols import RewardModel
 from rewarddance.reward.instructions import Picture, load_instruction
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
+from rewarddance.runtime.checkpoint import BUNDLED
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.shapeworld.training.clip import build_clip_base, save_clip_base
 from rewarddance.shapeworld.training.edit_generator import build_edit_pipeline
 from rewarddance.shapeworld.training.edit_judge import build_edit_judge_base
-from rewarddance.shapeworld.training.generator import build_pipeline
-from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, build_judge_base, save_judge_base
+from rewarddance.shapeworld.training.generator import BASE, build_pipeline, untrained
+from rewarddance.shapeworld.training.judge import CHAT_TEMPLATE, LARGEST, build_judge_base, save_judge_base
 from rewarddance.shapeworld.training.loop import TrainingFile
 from rewarddance.shapeworld.training.tokenizer import prompt_corpus, train_tokenizer
+from rewarddance.shapeworld.training.video_generator import BASE as VIDEO_BASE
 from rewarddance.shapeworld.training.video_generator import build_video_pipeline
 from rewarddance.shapeworld.training.video_judge import build_video_judge_base
 from rewarddance.types import PixelBatch, Preference, Prompt, Question, Scales, Verdict, as_prompt
@@ -65,10 +68,30 @@ def louder(model: nn.Module, factor: float) -> None:
             weight.mul_(factor)
 
 
+def small_judge_config() -> InternVLConfig:
+    """The bundled judge's architecture with half of its width, and two layers in each of its parts."""
+    config = InternVLConfig.from_pretrained(BUNDLED / LARGEST)
+    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
+    text |= {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "layer_types": None}
+    vision |= {"hidden_size": 48, "intermediate_size": 128, "num_hidden_layers": 2}
+    config.text_config, config.vision_config = type(config.text_config)(**text), type(config.vision_config)(**vision)
+    return config
+
+
 @functools.cache
 def judge_folder() -> Path:
     """An InternVL with random weights as a save_pretrained folder; they are large, so that margins differ."""
     folder = scratch() / "judge"
+    model, tokenizer = build_judge_base(seed=1, config=small_judge_config())
+    louder(model, 6)
+    save_judge_base(model, tokenizer, folder)
+    return folder
+
+
+@functools.cache
+def deep_judge_folder() -> Path:
+    """The same in the bundled judge's size, for what is of depth or of bytes."""
+    folder = scratch() / "deep-judge"
     model, tokenizer = build_judge_base(seed=1)
     louder(model, 4)
     save_judge_base(model, tokenizer, folder)
@@ -171,8 +194,24 @@ def family_folder(family: str) -> Path:
 
 @functools.cache
 def generator_folder() -> Path:
-    """A CogView4 pipeline with random weights as a diffusers folder; they are large, so that prompts matter."""
+    """A small CogView4 pipeline of random weights as a diffusers folder; they are large, so that prompts matter."""
     folder = scratch() / "generator"
+    pipeline = build_pipeline(seed=1)
+    torch.manual_seed(1)
+    pipeline.transformer = untrained(
+        CogView4Transformer2DModel, BASE / "transformer", num_layers=2, num_attention_heads=2
+    )
+    pipeline.vae = untrained(AutoencoderKL, BASE / "vae", scaling_factor=1.0, block_out_channels=(8, 16, 24))
+    louder(pipeline.transformer, 4)
+    louder(pipeline.text_encoder, 2)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@functools.cache
+def deep_generator_folder() -> Path:
+    """The same in the bundled generator's size, for what is of depth or of bytes."""
+    folder = scratch() / "deep-generator"
     pipeline = build_pipeline(seed=1)
     louder(pipeline.transformer, 3)
     louder(pipeline.text_encoder, 2)
@@ -308,9 +347,14 @@ def command(*arguments: str | Path, commands: typer.Typer = app) -> Done:
 
 
 def untaught(name: str, build: Callable[..., Any]) -> Path:
-    """A folder of a judge base that has learned nothing; its text weights are large, so that its answers differ."""
+    """A folder of a judge base that has learned nothing, two layers deep; large text weights make answers differ."""
     folder = scratch() / name
     model, tokenizer = build(seed=1)
+    of_text, of_vision = model.config.text_config, model.config.vision_config
+    of_text.num_hidden_layers = of_vision.num_hidden_layers = 2
+    of_text.layer_types = of_text.layer_types[:2]
+    model.model.language_model.layers = model.model.language_model.layers[:2]
+    model.model.vision_tower.encoder.layer = model.model.vision_tower.encoder.layer[:2]
     louder(model.model.language_model, 1.5)
     save_judge_base(model, tokenizer, folder)
     return folder
@@ -326,7 +370,13 @@ def video_judge_folder() -> Path:
 def video_generator_folder() -> Path:
     """A Wan with random weights that draws ShapeWorld's videos, from a text and from a picture too."""
     folder = scratch() / "video-generator"
-    build_video_pipeline(seed=1).save_pretrained(folder)
+    pipeline = build_video_pipeline(seed=1)
+    small = {"num_layers": 2, "num_attention_heads": 2, "ffn_dim": 96}
+    pipeline.transformer = untrained(WanTransformer3DModel, VIDEO_BASE / "transformer", **small)
+    of_latents = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
+    pipeline.vae = untrained(AutoencoderKLWan, VIDEO_BASE / "vae", base_dim=8, **of_latents)
+    pipeline.vae.decoder.conv_out.bias.data -= 0.5  # dark: in bright noise the oracle looks at a hundred specks a frame
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -340,6 +390,7 @@ def video_quickstart_recipe(folder: Path, task: str) -> Path:
     content["preferences"] |= {"drawn": 2, "overlaid": 1, "id_prompts": 2, "ood_prompts": 2, "test_pairs": 2}
     content["judge"] |= {"base": str(video_judge_folder()), **of_videos}
     content["refl"] |= {"frames": 4, "jitter_copies": 1, "steps": 2, "save_every": 1}
+    content["evaluation"] |= {"n": 2}
     path = folder / f"tiny-{task}.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -373,7 +424,10 @@ def edit_judge_folder() -> Path:
 def editor_folder() -> Path:
     """A FLUX.1-Kontext with random weights that edits ShapeWorld's pictures."""
     folder = scratch() / "editor"
-    build_edit_pipeline(seed=1).save_pretrained(folder)
+    pipeline = build_edit_pipeline(seed=1)
+    network = pipeline.transformer
+    pipeline.transformer = type(network).from_config(network.config, num_layers=1, num_single_layers=1)
+    pipeline.save_pretrained(folder)
     return folder
 
 
@@ -385,6 +439,8 @@ def edit_quickstart_recipe(folder: Path) -> Path:
     content["guidance_scale"] = None
     content["preferences"] |= {"drawn": 2, "overlaid": 1, "id_prompts": 2, "ood_prompts": 2, "test_pairs": 2}
     content["judge"] |= {"base": str(edit_judge_folder()), "instruction": "edit-brief", "epochs": 1}
+    content["refl"] |= {"steps": 2, "save_every": 1}
+    content["evaluation"] |= {"n": 2}
     path = folder / "tiny-edit.yaml"
     path.write_text(yaml.safe_dump(content))
     return path

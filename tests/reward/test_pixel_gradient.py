@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from judges import saved
-from tiny import comparing, judge_folder, pictures
+from tiny import comparing, deep_judge_folder, judge_folder, pictures
 from torch import Tensor
 
 from rewarddance.alignment.refl_losses import LOSSES
@@ -52,7 +52,7 @@ def test_it_keeps_no_graph_of_the_judge_and_leaves_the_weights_alone():
 
 
 def test_checkpointing_keeps_a_sixth_and_changes_nothing():
-    judge = load_reward(str(judge_folder()), instruction="t2i-brief")
+    judge = load_reward(str(deep_judge_folder()), instruction="t2i-brief")
     candidates = [one.requires_grad_() for one in pictures(4)]
     kept, gradients = [], []
     for judge.vlm.checkpointing in (False, True):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import colour_preferences, judge_folder, pictures
+from tiny import colour_preferences, deep_judge_folder, judge_folder, pictures
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -39,9 +40,9 @@ WHY_NOT = "The reference is better: visual quality."
 KINDS = pytest.mark.parametrize("kind", ["pairwise", "pointwise"])
 
 
-def load(**changes: object) -> Judge:
+def load(base: Path | None = None, **changes: object) -> Judge:
     options = {"instruction": "t2i-brief", "max_reason_tokens": 8}
-    return load_reward(str(judge_folder()), **(options | changes))
+    return load_reward(str(base or judge_folder()), **(options | changes))
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +318,8 @@ def test_explaining_gives_the_verdicts_of_asking_and_a_text_for_each(form, order
     assert judge.explain([]).reasons == ()
 
 
-def test_a_reason_is_written_behind_the_verdicts_own_answer(after, monkeypatch):
+def test_a_reason_is_written_behind_the_verdicts_own_answer(monkeypatch):
+    after = load(base=deep_judge_folder(), reasoning="after")
     monkeypatch.setattr(after.vlm, "write", lambda asked, n: [one.response_prefix for one in asked])
     verdict = after.explain([*questions(6), *map(swapped, questions(6))])
     assert verdict.reasons == tuple("yes." if margin > 0 else "no." for margin in verdict.margin)

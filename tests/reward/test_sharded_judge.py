@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from several import in_processes
-from tiny import clip_folder, family_folder, judge_folder, pictures
+from tiny import clip_folder, deep_judge_folder, family_folder, judge_folder, pictures
 from torch import Tensor
 
 from rewarddance.alignment.failed_groups import each_apart
@@ -60,7 +60,7 @@ KINDS = {
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("family", ["internvl", "qwen3_vl"])
 def test_two_halves_answer_as_the_whole_judge_does(family, changes):
-    folder, counts = str(family_folder(family)), (5, 2)
+    folder, counts = str(deep_judge_folder() if family == "internvl" else family_folder(family)), (5, 2)
 
     def work():
         judge = load_sharded(folder, "cpu", **changes)

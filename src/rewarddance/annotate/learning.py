@@ -25,9 +25,7 @@ from rewarddance.data.preferences import PreferenceRow, PreferenceSet, rows_into
 from rewarddance.errors import RewardDanceError
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.instructions import load_tree
-from rewarddance.reward.loading import load_reward
 from rewarddance.reward.recipe import JudgeRecipe
-from rewarddance.reward.train import train_judge
 from rewarddance.runtime.checkpoint import writable_folder
 from rewarddance.runtime.config import Recipe, Seed, parse_recipe
 from rewarddance.runtime.lock import locked
@@ -131,6 +129,8 @@ def learn_round(plan: LearningPlan, store: Store, votes: int) -> Path:
     with the tree's weights.
     Returns the reward's folder. Raises InputError where the votes cannot be learned from.
     """
+    from rewarddance.reward.train import train_judge  # a page without a judge opens without it
+
     folder = writable_folder(plan.folder / f"votes-{votes:06d}")
     pairs = folder / "votes.jsonl"
     if not pairs.exists():
@@ -173,6 +173,8 @@ class Drawn(Sequence[Preference]):
 
 def score_once(plan: LearningPlan, store: Store) -> None:
     """Before the first round, let the judge as it is choose, where the policy asks one judge alone."""
+    from rewarddance.reward.loading import load_reward
+
     if plan.policy == "least_sure" and store.get(LEARNED) is None:
         score_waiting(store, [load_reward(plan.judge)], plan.policy)
 

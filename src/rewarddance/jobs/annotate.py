@@ -18,11 +18,8 @@ from rewarddance.annotate.store import Pair, Store, hashed
 from rewarddance.data.media import write_picture
 from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
-from rewarddance.generators.pipelines import load_generator
-from rewarddance.generators.sampling import sample
 from rewarddance.jobs.recipes import AnnotateRun
 from rewarddance.reward.instructions import load_tree
-from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
 from rewarddance.runtime.listening import listen
 from rewarddance.runtime.lock import locked
@@ -93,6 +90,9 @@ def gather_pairs(run: AnnotateRun) -> list[Pair]:
 
 def make_pictures(run: AnnotateRun) -> list[Made]:
     """Pictures of each generator for each prompt, in `<store>_pictures/`; those that are there are not made again."""
+    from rewarddance.generators.pipelines import load_generator  # a page of pairs that are there opens without it
+    from rewarddance.generators.sampling import sample
+
     prompts = read_prompts(run.input)
     folder = writable_folder(run.store.with_name(f"{run.store.stem}_pictures"))
     made = []
@@ -156,6 +156,8 @@ def learning_plan(run: AnnotateRun) -> LearningPlan | None:
     """How the judge learns; None where there is none. Raises InputError for a judge or a key that there is not."""
     if run.judge is None:
         return None
+    from rewarddance.reward.remote.addresses import is_address
+
     if is_address(run.judge):
         raise InputError(f"the judge {run.judge!r} is behind a server.", "Give the folder of one, or a bundled name.")
     find_checkpoint(run.judge)

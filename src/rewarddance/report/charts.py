@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left", "legend.frameon"), False),
     **dict.fromkeys(("font.size", "axes.titlesize"), 11.5),
     **{"axes.titlelocation": "left", "axes.titlepad": 9, "axes.grid": True, "axes.grid.axis": "y"},
+    "axes.titley": 1.0,  # else matplotlib measures every label to place a title: a fifth of the time
     "text.parse_math": False,  # a dollar in a name is no formula
     **{"legend.borderaxespad": 0, "legend.handlelength": 1.3, "legend.columnspacing": 1},
     **{"axes.axisbelow": True, "ytick.major.size": 0, "lines.linewidth": 1.8, "svg.fonttype": "none"},
