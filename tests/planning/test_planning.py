@@ -12,7 +12,9 @@ import torch
 import yaml
 from measured import measured_peak
 from several import in_processes
-from tiny import command, family_folder, generator_folder, judge_folder, pictures
+from tiny import command, family_folder, pictures
+from tiny import deep_generator_folder as generator_folder
+from tiny import deep_judge_folder as judge_folder
 from torch import distributed as dist
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing._internal.distributed.fake_pg import FakeStore
