@@ -165,9 +165,11 @@ def plan(run: PlanRun) -> None:
     recipe was written to --output.
     """
     quiet()
-    from rewarddance.jobs.plan import plan_recipe, write_fitting
+    from rewarddance.jobs.plan import check_new_recipe, plan_recipe, write_fitting
     from rewarddance.planning.table import print_plan
 
+    if run.output:
+        check_new_recipe(run.output)
     memory_plan = plan_recipe(run.recipe, run.overrides, run)
     if run.json_output:
         print_result(memory_plan.as_json())

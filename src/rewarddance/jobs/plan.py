@@ -16,7 +16,7 @@ from rewarddance.planning.plan import Plan
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.search import SearchSetting, plan_search
 from rewarddance.planning.training import plan_training
-from rewarddance.runtime.checkpoint import write_text_atomically
+from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import LARGEST_RECIPE, load_recipe, parse_yaml, read_recipe
 from rewarddance.runtime.files import read_text
 from rewarddance.search.run import read_method
@@ -37,13 +37,18 @@ def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> P
     return plan_training(run.judge, run.preferences, options)
 
 
+def check_new_recipe(output: Path) -> None:
+    """Raises InputError for a file that is there already, and where none can be written."""
+    if output.exists() or output.is_symlink():
+        raise InputError(f"{output} is there already.", "Move it away, or name another file.")
+    writable_folder(output.parent)
+
+
 def write_fitting(plan: Plan, path: Path, overrides: Sequence[str], output: Path) -> None:
     """Write the recipe at `path` as it was planned, with the first of the changes that make it fit where it does not.
 
-    Raises InputError where no change does on as many GPUs, and for a file that is there already.
+    Raises InputError where no change does on as many GPUs.
     """
-    if output.exists():
-        raise InputError(f"{output} is there already.", "Name a file that is not.")
     changes = next((found for found in plan.suggestions if found.gpus == plan.gpus), None)
     if not (plan.fits or changes):
         raise InputError(
@@ -55,7 +60,6 @@ def write_fitting(plan: Plan, path: Path, overrides: Sequence[str], output: Path
     said = f", with {' '.join(keys)} ({changes.effect})." if changes else "."
     content = read_recipe(path, [*overrides, *keys])
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(output, f"{head}{said}\n{text}")
 
 
