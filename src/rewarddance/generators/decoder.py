@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor
 
@@ -76,6 +75,8 @@ def load_decoder(name: str | Path, device: str = "cpu") -> Decoder:
     Raises InputError where there is none, or one of another class than AutoencoderKL, AutoencoderKLFlux2,
     AutoencoderKLQwenImage and AutoencoderKLWan.
     """
+    import diffusers  # takes seconds to load, and most who ask a judge need none
+
     name = str(name)
     folder = find_checkpoint(name, _download)
     place = folder / "vae" if (folder / "vae").is_dir() else folder

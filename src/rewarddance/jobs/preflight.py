@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,10 +17,12 @@ from rewarddance.data.media import MAX_FRAMES, media_size
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet
 from rewarddance.errors import InputError, RewardDanceError, shown
 from rewarddance.evaluation.answers import Pairs
-from rewarddance.generators.adapter import PipelineGenerator
-from rewarddance.generators.decoder import Decoder
 from rewarddance.protocols import needs_reference
 from rewarddance.types import OtherPixels, Pixels, Prompt, Question
+
+if TYPE_CHECKING:  # judges are trained and asked without diffusers, which takes seconds to load
+    from rewarddance.generators.adapter import PipelineGenerator
+    from rewarddance.generators.decoder import Decoder
 
 FAULTY = "faulty.jsonl"
 

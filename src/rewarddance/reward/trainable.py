@@ -10,11 +10,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,6 +24,9 @@ from rewarddance.runtime.checkpoint import replacing
 from rewarddance.runtime.process_group import barrier, device, is_main_process, one_process_at_a_time
 from rewarddance.runtime.sharding import copy_into, device_mesh, gather_full_tensors
 from rewarddance.runtime.weights import load_module, read_tensors
+
+if TYPE_CHECKING:  # it takes seconds to load, and only a LoRA needs it
+    from peft import PeftModel
 
 ADAPTER = "adapter"
 """The folder beside a delivered reward's weights that holds the LoRA which was merged into them, as PEFT's files."""
@@ -128,6 +129,8 @@ class Trainable:
     def _saved_weights(self) -> dict[str, Tensor]:
         """The tensors that `save` writes, by their names there, without the reward's own weights."""
         if self.adapter is not None:
+            from peft.utils import get_peft_model_state_dict
+
             return get_peft_model_state_dict(self.adapter, save_embedding_layers=False)
         own_names = self.reward.own_weights()
         return {name: w for name, w in self.reward.model.state_dict(keep_vars=True).items() if name not in own_names}
@@ -146,6 +149,8 @@ def vision_tower(model: Any) -> nn.Module:
 
 def _with_lora(reward: Judge, recipe: JudgeRecipe, frozen: nn.Module | None) -> PeftModel:
     """LoRA on every linear layer outside of what is frozen and of the output heads; own weights are trained whole."""
+    from peft import LoraConfig, get_peft_model
+
     own_weights = reward.own_weights()
     left_out = {reward.model.get_output_embeddings(), *(frozen.modules() if frozen is not None else ())}
     targets = [
