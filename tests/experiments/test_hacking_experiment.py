@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import clip_folder, generator_folder, judge_folder
+from tiny import clip_folder, judge_folder
+from tiny import deep_generator_folder as generator_folder
 from tiny_grid import experiment, project_recipe, with_rows, write_recipe
 
 from experiments.aligned_runs import AlarmRecord, Probe

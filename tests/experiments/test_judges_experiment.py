@@ -87,7 +87,7 @@ def test_the_command_prints_the_markdown_of_the_folder_with_its_figure(whole):
     folder, done = whole
     text = (folder / "judges.md").read_text()
     assert done.out == text + "\n" and "Unfinished" not in text and "(judges.svg)" in text
-    assert "| + reasons | one (1.4M) | 1 | " in text and "| pairwise, over regressive | one (1.4M) | 1 | " in text
+    assert "| + reasons | one (0.2M) | 1 | " in text and "| pairwise, over regressive | one (0.2M) | 1 | " in text
     assert (folder / "judges.svg").read_text().count("<svg") == 1
 
 

@@ -212,7 +212,7 @@ def test_a_merged_lora_predicts_the_same_and_leaves_no_trace(trained):
         with trained.as_before_training(), trained.merged_lora():
             base = trained.predict(x_t, 0, condition)
         assert torch.equal(trained.predict(x_t, 0, condition), apart)
-    torch.testing.assert_close(merged, apart, atol=1e-5, rtol=0)
+    torch.testing.assert_close(merged, apart, atol=1e-5, rtol=2e-5)
     assert (base - apart).abs().max() > 1e-2
     for name, weight in trained.network.named_parameters():
         assert torch.equal(weight, before[name]) and weight.requires_grad == ("lora" in name)

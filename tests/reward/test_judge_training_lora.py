@@ -27,7 +27,7 @@ QUESTIONS = [Question(p.prompt, p.second, p.first) for p in colour_preferences(4
 RECIPE = JudgeRecipe(
     base=str(judge_folder()), instruction="t2i-brief", learning_rate=3e-3, batch_size=4, epochs=2, save_every=2
 )
-LORA = RECIPE.model_copy(update={"lora_rank": 4, "lora_alpha": 8})
+LORA = RECIPE.model_copy(update={"lora_rank": 4, "lora_alpha": 16})
 HALF = LORA.model_copy(update={"dtype": "bfloat16", "checkpointing": True})
 
 
