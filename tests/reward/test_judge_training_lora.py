@@ -68,7 +68,7 @@ def test_the_adapter_beside_the_reward_is_pefts_and_gives_the_same_weights(lora)
     delivered = AutoModelForImageTextToText.from_pretrained(lora / "reward", dtype=torch.float32).state_dict()
     assert all(torch.allclose(one, delivered[name], atol=1e-6) for name, one in merged.state_dict().items())
     config = json.loads((lora / "reward" / "adapter" / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(judge_folder()), 4, 8)
+    assert (config["base_model_name_or_path"], config["r"], config["lora_alpha"]) == (str(judge_folder()), 4, 16)
 
 
 def test_a_checkpoint_of_lora_holds_the_adapter_alone(lora):
