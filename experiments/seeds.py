@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.intervals import intervals_over_seeds
 from experiments.tables import markdown_table, percent
 from rewarddance.errors import InputError
-from rewarddance.evaluation.seeds import intervals_over_seeds
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.jobs.quickstart import CONFIG, QuickstartRecipe
 from rewarddance.report.formatting import figure_text

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from experiments.grid import R
-from rewarddance.evaluation.seeds import interval_over_seeds
+from experiments.intervals import interval_over_seeds
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.report.charts import COLOURS, STYLE
 from rewarddance.report.formatting import figure_text, number

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import CogView4Pipeline, DiffusionPipeline, FluxKontextPipeline, WanPipeline
+from edit_exam import EditExam
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
 from rewarddance.data.frame_sampling import spread
@@ -30,7 +31,6 @@ from rewarddance.shapeworld.oracle import judge_pixels
 from rewarddance.shapeworld.render import render, to_pixels
 from rewarddance.shapeworld.scenes import near_miss, prompt_set, sample_scene, sample_spec
 from rewarddance.shapeworld.tasks import task_of
-from rewarddance.shapeworld.training.edit_exam import EditExam
 from rewarddance.shapeworld.training.exam import Exam
 from rewarddance.shapeworld.training.judge_sizes import SIZES
 from rewarddance.types import Preference

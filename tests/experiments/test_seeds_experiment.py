@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_grid import experiment
 
-from rewarddance.evaluation.seeds import interval_over_seeds, intervals_over_seeds
+from experiments.intervals import interval_over_seeds, intervals_over_seeds
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.runtime.config import save_recipe

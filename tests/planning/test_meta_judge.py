@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny import FAMILIES, family_folder, pictures
 
+from rewarddance import planning
 from rewarddance.errors import InputError
-from rewarddance.planning.meta_judge import known_judges, meta_reward, read_architecture, tokens_of
+from rewarddance.planning.meta_judge import meta_reward, read_architecture, tokens_of
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.prefill import JudgeInput, Tokens
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Preference
 
+TABLE = yaml.safe_load((Path(planning.__file__).parent / "architectures.yaml").read_text())
 STATED = {
     "OpenGVLab/InternVL2_5-26B-MPO": 25_514_186_112,
     "OpenGVLab/InternVL3-1B-hf": "0.94",
@@ -36,7 +39,7 @@ def pair(size: int = 32, device: str = "cpu") -> Preference:
     return Preference("a red circle left of a blue square", first, second, 1.0)
 
 
-@pytest.mark.parametrize("name", known_judges())
+@pytest.mark.parametrize("name", TABLE["judges"])
 def test_the_table_gives_as_many_weights_as_the_model_has(name: str):
     count = sum(weight.numel() for weight in meta_reward(name, RewardConfig(), torch.bfloat16).model.parameters())
     stated = STATED[name]

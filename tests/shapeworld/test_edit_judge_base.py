@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from edit_exam import EditExam
 from tiny import killed_after_save
 from transformers import AutoTokenizer, InternVLForConditionalGeneration
 
@@ -20,7 +21,6 @@ from rewarddance.shapeworld.edits.specs import KINDS
 from rewarddance.shapeworld.scenes import Thing
 from rewarddance.shapeworld.training import edit_judge
 from rewarddance.shapeworld.training.edit_conversations import EditConversations, became, compared, judged
-from rewarddance.shapeworld.training.edit_exam import EditExam
 from rewarddance.shapeworld.training.edit_judge import BEGIN, build_edit_judge_base, make_edit_judge_base
 from rewarddance.types import Prompt, Question
 

@@ -164,10 +164,6 @@ def tokens_of(reward: Judge, pair: Preference) -> tuple[int, int]:
     return sum(vlm.lengths), sum(len(pixels) * vlm.family.tokens(*pixels.shape[-2:]) for pixels in pictures)
 
 
-def known_judges() -> list[str]:
-    return list(_table()["judges"])
-
-
 def read_architecture(name: str) -> tuple[Any, Path, str]:
     """The config of a folder or of the table, its folder (which for the table need not exist), and its source in words.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewarddance.evaluation.seeds import interval_over_seeds
+from experiments.intervals import interval_over_seeds
 from rewarddance.evaluation.statistics import interval
 
 
