@@ -119,8 +119,9 @@ class Claim(NamedTuple):
 def claims(rows: Rows, points: Sequence[JudgePoint], sizes: Sequence[str], contexts: Sequence[str]) -> list[Claim]:
     """The paper's claims that the rows can decide, of sizes in the first context and then of contexts.
 
-    Of sizes: what twice the parameters bring, the largest over the smallest, and each over the one before; of contexts
-    the first over each other one. Two seeds at least, and the same seeds on both sides.
+    Of sizes: what twice the parameters bring, the largest over the smallest, and each over the one before, for the
+    spread of the reward in a run's last window too (the paper's Figure 5); of contexts the first over each other one.
+    Two seeds at least, and the same seeds on both sides.
     """
     first = contexts[0]
     at = {row.size: float(row.parameters) for row in rows.of(JudgeRun)}
@@ -130,6 +131,14 @@ def claims(rows: Rows, points: Sequence[JudgePoint], sizes: Sequence[str], conte
     gains = {title: own for title, own in _gains(rows).items() if select(own, cell=first)}
     for title, own in gains.items():
         found += _of_sizes(f"gain of {title}", select(own, cell=first), sizes, at, lambda run: run.gain)
+    watched = [run for run in rows.of(ArmRun, cell=first) if run.windows]
+    for arm in dict.fromkeys(run.arm for run in watched):
+        own = select(watched, arm=arm)
+        spread = f"spread of the reward at the end of {arm}"
+        found += _of_sizes(spread, own, sizes, at, lambda run: np.array([run.windows[-1].spread]))
+        found += _of_sizes(
+            f"{spread}, of what its mean allows", own, sizes, at, lambda run: np.array([run.windows[-1].of_room])
+        )
     for context in contexts[1:]:
         figure = _difference(rows.of(JudgeRun), "cell", context, first, lambda row: np.array(row.accuracy["ood"]))
         found.append(_claim(f"accuracy out of domain: {first} over {context}", figure))

@@ -12,6 +12,7 @@ from tiny import Done, generator_folder, judge_folder
 from tiny_grid import experiment, project_recipe, rows_of, write_recipe
 
 from experiments.grid import Rows
+from experiments.hacking_table import Window
 from experiments.judges_table import JudgeRun
 from experiments.scaling import Scaling, ScalingRecipe
 from experiments.scaling_claims import JudgePoint, claims, correlations, judge_points, out_over_in, spearman
@@ -150,6 +151,16 @@ def choice_run(seed: int, size: str, gain: float) -> ChoiceRun:
     return ChoiceRun(**key, oracle_base=[0.5] * 4, oracle=[0.5 + gain] * 4, seconds=1)
 
 
+def arm_run(seed: int, size: str, spreads: list[float]) -> ArmRun:
+    """One whose reward has these spreads around a half."""
+    windows = [Window(step=i, mean=0.5, spread=spread, within=0.1, across=0.1) for i, spread in enumerate(spreads)]
+    prompts = dict.fromkeys(
+        ("oracle_base", "oracle", "reward_base", "reward", "diversity_base", "diversity"), [0.5] * 4
+    )
+    run = {"windows": windows, "safeguards": True, "steps": 2, "seconds": 1, "probes": [], "alarms": []}
+    return ArmRun(seed=seed, size=size, cell="pairwise", arm="ReFL", **run, **prompts)
+
+
 def test_a_claim_holds_where_every_seed_agrees_and_not_where_they_differ(tmp_path):
     rows = Rows(tmp_path, KINDS)
     for seed in range(3):
@@ -175,6 +186,19 @@ def test_what_twice_the_parameters_bring_is_of_the_sizes_that_all_seeds_have(tmp
     assert found["accuracy out of domain, per doubling of the parameters"].verdict == "holds"
     assert found["gain of best of 4, per doubling of the parameters"].verdict == "undecided"
     assert "accuracy out of domain: 2 over 0" in found and "accuracy out of domain: 3 over 2" not in found
+
+
+def test_a_larger_judge_is_asked_whether_its_reward_keeps_its_spread(tmp_path):
+    rows = Rows(tmp_path, KINDS)
+    for seed in range(3):
+        for size in range(3):
+            rows.add(judge_run(seed, str(size), 0.5, 0.5))
+            rows.add(arm_run(seed, str(size), spreads=[0.3, 0.1 + 0.01 * size]))
+    found = {claim.claim: claim for claim in claims(rows, judge_points(rows), ["0", "1", "2"], ["pairwise"])}
+    spread = found["spread of the reward at the end of ReFL, per doubling of the parameters"]
+    assert spread.figure.startswith("+0.3 [") and spread.verdict == "holds"
+    of_room = found["spread of the reward at the end of ReFL, of what its mean allows: 2 over 0"]
+    assert of_room.figure.startswith("+4.0 [") and of_room.verdict == "holds"
 
 
 def test_what_foretells_a_gain_is_found_by_its_ranks():
