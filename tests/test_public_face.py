@@ -88,6 +88,9 @@ def test_score_takes_a_folder_and_writes_it_where_it_is_told(folder, tmp_path):
     rows = score(str(judge_folder()), folder, kind="pointwise", output=tmp_path / "scores.jsonl")
     assert [row["candidate"] for row in rows] == ["0.png", "1.png", "2.png"]
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 3
+    assert score(brightness, folder, output=tmp_path / "out.jsonl") == score(
+        brightness, folder, output=tmp_path / "out.jsonl"
+    )  # it goes on, which here is nothing
     assert score(brightness, folder)[0]["margin"] == pytest.approx(10 * float(as_pixels(folder / "0.png").mean()))
 
 

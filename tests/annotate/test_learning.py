@@ -49,7 +49,7 @@ def test_a_round_trains_scores_what_waits_and_is_then_over(tmp_path, policy, mem
     plan = plan_of(store, policy)
     reward = learn_round(plan, store, 8)
     assert load_reward(str(reward)) is not None and due(store, 8) is None
-    assert len(list((tmp_path / "judges" / "votes-000008").glob("judge-*"))) == members
+    assert len(list((tmp_path / "judges" / f"votes-000008-{store.get('id')}").glob("judge-*"))) == members
     voted = {row["pair"] for row in store.db.execute("SELECT pair FROM asks WHERE state = 'done'")}
     scores = scores_of(store)
     assert {pair for pair, score in scores.items() if score is None} == voted
@@ -73,7 +73,7 @@ def test_a_judge_learns_from_votes_by_criteria_the_mean_by_the_trees_weights(tmp
     for number, leaf in enumerate(tree.leaves):
         anna.answer(first["id"], "right" if number else "left", 2.0 + number, leaf, tuple(tree.leaves))
     learn_round(plan, store, 1)
-    (row,) = PreferenceSet(plan.folder / "votes-000001" / "votes.jsonl", for_training=True)
+    (row,) = PreferenceSet(plan.folder / f"votes-000001-{store.get('id')}" / "votes.jsonl", for_training=True)
     shares = {criterion: share for (_, criterion), share in weighed(read_votes(store)).share.items()}
     assert sorted(set(shares.values())) == [0.25, 0.75]  # one vote by one person is not trusted whole
     assert row.share == pytest.approx(sum(tree.leaf_weights[leaf] * shares[leaf] for leaf in tree.leaves), abs=1e-6)
@@ -91,11 +91,12 @@ def test_a_round_that_was_killed_goes_on_with_the_votes_it_began_with(tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         learn_round(plan, store, 8)
     monkeypatch.undo()
-    votes = (plan.folder / "votes-000008" / "votes.jsonl").read_text()
-    assert due(store, 8) == 8 and newest_complete(plan.folder / "votes-000008" / "judge-0") is None
+    folder = plan.folder / f"votes-000008-{store.get('id')}"
+    votes = (folder / "votes.jsonl").read_text()
+    assert due(store, 8) == 8 and newest_complete(folder / "judge-0") is None
     anna.run(3, "left", start=60.0)
     learn_round(plan, store, 8)
-    assert (plan.folder / "votes-000008" / "votes.jsonl").read_text() == votes and due(store, 8) is None
+    assert (folder / "votes.jsonl").read_text() == votes and due(store, 8) is None
 
 
 def test_before_the_first_round_the_judge_as_it_is_chooses(tmp_path):

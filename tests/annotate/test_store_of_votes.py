@@ -13,7 +13,7 @@ from voters import Voter, pair_of, pairs_of, store_of
 from rewarddance.annotate.handing_out import BIG_STICK, take_back
 from rewarddance.annotate.recipe import HandingOut
 from rewarddance.annotate.store import Store, hashed
-from rewarddance.annotate.voting import Refused, progress, undo
+from rewarddance.annotate.voting import Refused, last_vote, progress, undo
 from rewarddance.errors import InputError
 
 
@@ -124,13 +124,15 @@ def test_an_undo_takes_the_last_answer_back_and_shows_the_pair_again(tmp_path):
     anna = Voter(store, "anna")
     first, second = anna.run(2)
     with store.transaction():
-        assert undo(store, anna.id, 5.0) == second
+        last = last_vote(store, anna.id)
+        assert undo(store, anna.id, last, 5.0) == second
+        assert undo(store, anna.id, last, 5.0) is None  # a request that came twice
     assert anna.take(6.0)[0]["id"] == second and store.count("votes") == 1
     anna.answer(second, "right", 7.0)
     with store.transaction():
-        assert undo(store, anna.id, 8.0) == second
-        assert undo(store, anna.id, 8.0) == first
-        assert undo(store, anna.id, 8.0) is None
+        assert undo(store, anna.id, last_vote(store, anna.id), 8.0) == second
+        assert undo(store, anna.id, last_vote(store, anna.id), 8.0) == first
+        assert last_vote(store, anna.id) is None and undo(store, anna.id, None, 8.0) is None
     assert votes_in(store) == [] and store.count("votes") == 0
     assert store.db.execute("SELECT count(*) FROM votes").fetchone()[0] == 3  # what was taken back is not forgotten
 
@@ -142,7 +144,7 @@ def test_a_skipped_pair_goes_to_somebody_else(tmp_path):
     assert anna.take(2.0) == [] and store.count("votes") == 0
     assert len(ben.take(3.0)) == 1
     with pytest.raises(Refused), store.transaction():  # ben has it
-        undo(store, anna.id, 4.0)
+        undo(store, anna.id, last_vote(store, anna.id), 4.0)
 
 
 def test_each_criterion_is_answered_and_undone_by_itself(tmp_path):
@@ -155,7 +157,7 @@ def test_each_criterion_is_answered_and_undone_by_itself(tmp_path):
     anna.answer(ask["id"], "tie", 3.0, "count", criteria)
     assert store.count("votes") == 1 and anna.take(4.0)[0]["id"] != ask["id"]
     with store.transaction():
-        undo(store, anna.id, 5.0)
+        undo(store, anna.id, last_vote(store, anna.id), 5.0)
     assert anna.take(6.0)[0] == ask | {"answered": ["colour"]}
 
 

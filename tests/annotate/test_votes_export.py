@@ -126,9 +126,11 @@ def test_label_studios_own_export_is_imported(tmp_path):
     result = {"id": "x", "type": "pairwise", "from_name": "pw", "to_name": "image1,image2"}
     task = {
         "id": 1,
+        "created_at": "2020-01-01T00:00:00Z",
         "data": {"prompt": "a cat", "image1": "/data/upload/3/1.png", "image2": "/data/upload/3/2.png"},
         "annotations": [
-            {"completed_by": 4, "was_cancelled": False, "result": [result | {"value": {"selected": "right"}}]},
+            {"completed_by": 4, "was_cancelled": False, "result": [result | {"value": {"selected": "right"}}]}
+            | {"created_at": "2024-06-06T00:00:00Z"},
             {"completed_by": 5, "was_cancelled": True, "result": []},
             {"completed_by": 6, "was_cancelled": False, "result": [result | {"value": {"selected": "up"}}]},
         ],
@@ -138,6 +140,7 @@ def test_label_studios_own_export_is_imported(tmp_path):
     assert import_preferences(recipe)["quarantined"] == 1
     row = json.loads((tmp_path / "rows.jsonl").read_text())
     assert (row["share"], row["annotator"], row["media_b"]) == (1.0, "4", "upload/3/2.png")
+    assert row["date"] == "2024-06-06T00:00:00Z"  # the vote's, not the task's
 
 
 def test_argillas_pictures_in_data_urls_are_written_beside_the_rows(tmp_path):

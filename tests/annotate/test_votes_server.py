@@ -65,7 +65,9 @@ def test_a_vote_is_acknowledged_with_the_pairs_that_follow(tmp_path):
         reply = browser.vote(asks[0]["id"]).json()
         assert [ask["id"] for ask in reply["asks"][:2]] == [ask["id"] for ask in asks[1:]]
         assert reply["progress"] == {"yours": 1, "cast": 1, "wanted": 5, "minutes": None}
-        undone = browser.post("/undo", json={}).json()
+        again = browser.post("/undo", json={"last": reply["last"] + 1}).json()
+        assert again["undone"] is None and again["progress"]["cast"] == 1
+        undone = browser.post("/undo", json={"last": reply["last"]}).json()
         assert undone["undone"] == asks[0]["id"] == undone["asks"][0]["id"] and undone["progress"]["cast"] == 0
     assert cast(store) == []
 

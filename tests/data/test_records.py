@@ -53,6 +53,17 @@ def test_of_an_array_that_breaks_off_what_stands_before_is_read(tmp_path):
         assert last.number in (len(before), len(before) + 1) or last.number == 1
 
 
+def test_what_stands_behind_the_list_is_not_left_out_in_silence(tmp_path):
+    path = tmp_path / "a.json"
+    for text in ("%s\n%s", "%s  x"):
+        path.write_text(text.replace("%s", json.dumps(ROWS[:2])))
+        *before, last = read_records(path)
+        assert [row.content for row in before] == ROWS[:2] and last.number == 3
+        assert isinstance(last.content, InputError) and "more after the end" in last.content.what
+    path.write_text(json.dumps(ROWS[:2]) + " \n\t")
+    assert [row.content for row in read_records(path)] == ROWS[:2]
+
+
 def test_odd_values_in_an_array_break_no_other_record(tmp_path):
     rows = [{"n": float("inf")}, {"n": 10**30}, {"n": "half \ud83d"}, {"n": 1.0}]
     (tmp_path / "a.json").write_text(json.dumps(rows).replace("1.0", '1e400, "m": NaN'))

@@ -98,6 +98,15 @@ def test_the_digest_tells_another_content(tmp_path):
     assert not set(before) & {open_table(path).digest for path in paths}
 
 
+def test_the_digest_of_a_folder_tells_another_prompt_of_the_same_length(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a red circle")
+    before = open_table(tmp_path).digest
+    assert open_table(tmp_path).digest == before
+    (tmp_path / "a.txt").write_text("a bed circle")
+    assert open_table(tmp_path).digest != before
+
+
 def test_what_is_no_table_or_holds_nothing_is_refused_by_name(tmp_path):
     (tmp_path / "a.csv").touch()
     (tmp_path / "a.jsonl").write_text("\n\n")

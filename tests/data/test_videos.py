@@ -12,7 +12,7 @@ from PIL import Image
 from sets import write_video
 
 from rewarddance.data.frame_sampling import evenly_spaced, evenly_timed
-from rewarddance.data.media import as_pixels, read_picture, read_rate, read_video
+from rewarddance.data.media import as_pixels, media_size, read_picture, read_rate, read_video
 from rewarddance.errors import InputError
 
 T = 12
@@ -234,6 +234,17 @@ def test_a_folder_without_frames_or_with_frames_of_two_sizes_is_refused(tmp_path
     grey(0, (8, 8)).save(tmp_path / "1.png")
     with pytest.raises(InputError, match="frames of different sizes"):
         read_video(tmp_path)
+
+
+@pytest.mark.parametrize("kind", VIDEOS)
+def test_a_video_has_as_many_frames_as_are_read_of_it(tmp_path, kind):
+    path = video(tmp_path / f"a.{kind}", VIDEOS[kind])
+    assert media_size(path) == (T, 32, 48)
+
+
+def test_of_a_recording_that_says_no_length_the_frames_are_counted(tmp_path):
+    path = video(tmp_path / "a.webm", VIDEOS["webm"], options={"live": "1"})
+    assert media_size(path) == (len(read_video(path)), 32, 48) == (T, 32, 48)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv"])  # the first says how many frames it has, the second does not

@@ -24,7 +24,7 @@ from rewarddance.annotate.store import Store
 from rewarddance.data.faults import FaultyRows
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError
-from rewarddance.jobs.annotate import invite, learning_plan, links, open_store
+from rewarddance.jobs.annotate import invite, learning_plan, links, make_pictures, open_store
 from rewarddance.jobs.recipes import AnnotateRun
 from rewarddance.runtime.config import parse_recipe
 
@@ -116,6 +116,32 @@ def test_generators_make_the_pictures_and_make_none_twice(tmp_path):
     again = open_store(run)
     assert again.count("wanted") == 6 and made[0].exists()
     assert all(path.stat().st_mtime_ns == before[path] for path in made[1:])
+
+
+def test_a_picture_is_not_taken_for_another_prompts_or_generators(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue cross\n")
+    keys = {"input": prompts, "generator": [str(generator_folder())], "num_inference_steps": 2}
+    before = {made.path: made.prompt for made in make_pictures(run_of(tmp_path, **keys))}
+    prompts.write_text("a green square\na blue cross\n")
+    after = {made.path: made.prompt for made in make_pictures(run_of(tmp_path, **keys))}
+    assert {after[path] for path in after.keys() & before.keys()} == {"a blue cross"}
+    other = {made.path for made in make_pictures(run_of(tmp_path, **keys | {"num_inference_steps": 3}))}
+    assert not other & after.keys()
+
+
+def test_a_test_pair_that_is_also_given_to_vote_on_is_a_test(tmp_path):
+    pictures = pictures_of(tmp_path / "in", ("new", "old"), 3)
+    row = {"prompt": "prompt 0", "media_a": "new/0.png", "media_b": "old/0.png", "share": 0.0}
+    (pictures / "tests.jsonl").write_text(json.dumps(row))
+    store = open_store(run_of(tmp_path, input=pictures, tests=pictures / "tests.jsonl"))
+    answers = [row["answer"] for row in store.db.execute("SELECT answer FROM pairs")]
+    assert sorted(answers, key=str) == [0.0, None, None] and store.count("wanted") == 2
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    open_store(run_of(begun, input=pictures)).close()
+    with pytest.raises(InputError, match="prompt 0"):
+        open_store(run_of(begun, input=pictures, tests=pictures / "tests.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -327,6 +327,11 @@ def test_a_journal_with_a_line_that_is_no_answer_is_refused(pairs, start, change
         distil(run)
 
 
+def test_an_output_that_is_no_json_lines_file_is_refused_before_anybody_is_asked(pairs, tmp_path):
+    with pytest.raises(InputError, match=r"reasons.parquet is no JSON Lines"):
+        distil(DistilRun(preferences=pairs, output=tmp_path / "reasons.parquet", endpoint="http://x.test", model="m"))
+
+
 def test_pairs_that_are_all_ties_leave_nothing_to_ask(tmp_path, start):
     picture = torch.full((1, 3, 4, 4), 0.2)
     write_preferences([Preference("a dog", picture, picture.clone(), 0.5)], tmp_path / "ties.jsonl")

@@ -161,6 +161,15 @@ def test_a_fleets_bank_is_that_of_one_process(tmp_path, monkeypatch):
     assert made["fleet"] == made["alone"] and len(made["fleet"]) > 2
 
 
+def test_a_fleets_bank_says_which_prompts_were_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.fleet.Fleet.join", HereFleet.join)
+    (tmp_path / "prompts.txt").write_text("a red circle\nhalf of one\0\n")
+    recipe = align_recipe(tmp_path, output=str(tmp_path / "bank"), references={"candidates": 3, "batch_size": 3})
+    done = command("references", recipe, "--ray", "local", "--workers", "2", "--skip-faulty")
+    assert done.code == 1 and json.loads(done.out)["skipped"] == 1, done.err
+    assert "line 2" in (tmp_path / "bank" / "faulty.jsonl").read_text()
+
+
 # -- with Ray itself ---------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from rewarddance.errors import InputError
 from rewarddance.generators.sampling import sample
 from rewarddance.jobs.preflight import blank
 from rewarddance.jobs.quickstart import QuickstartRecipe, preflight, start_run
+from rewarddance.runtime.lock import locked
 from rewarddance.types import Prompt, Question
 
 TURN = "a <|im_end|> mark"
@@ -119,6 +120,11 @@ def test_align_refuses_a_prompt_of_many_before_its_first_step(tmp_path, prompts)
     assert not (tmp_path / "run").exists()
     done = command("align", tmp_path / "align.yaml", "--skip-faulty")
     assert done.code == 1 and json.loads(done.out)["prompts"] == 2, done.err
+    listed = (tmp_path / "run" / "faulty.jsonl").read_text()
+    with locked(tmp_path / "run"):  # the folder of a run that goes on is left alone by one that is refused
+        prompts.write_text("a red circle\na blue square\n")
+        done = command("align", tmp_path / "align.yaml", "--skip-faulty")
+    assert done.code == 2 and (tmp_path / "run" / "faulty.jsonl").read_text() == listed, done.err
 
 
 def test_quickstart_refuses_a_key_before_it_draws_a_picture(tmp_path):

@@ -131,7 +131,7 @@ def learn_round(plan: LearningPlan, store: Store, votes: int) -> Path:
     """
     from rewarddance.reward.train import train_judge  # a page without a judge opens without it
 
-    folder = writable_folder(plan.folder / f"votes-{votes:06d}")
+    folder = writable_folder(plan.folder / f"votes-{votes:06d}-{store.get('id')}")  # of this store and no earlier one
     pairs = folder / "votes.jsonl"
     if not pairs.exists():
         cast, tree = [vote for vote in read_votes(store) if vote.right is None], store.handing_out.criteria

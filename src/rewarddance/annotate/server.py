@@ -23,7 +23,7 @@ from rewarddance.annotate.pages import ENVIRONMENT, static
 from rewarddance.annotate.recipe import PageOptions
 from rewarddance.annotate.report import report_html
 from rewarddance.annotate.store import Person, Store, hashed
-from rewarddance.annotate.voting import Refused, progress, undo, vote
+from rewarddance.annotate.voting import Refused, last_vote, progress, undo, vote
 from rewarddance.data.media import is_video
 from rewarddance.errors import InputError, RewardDanceError, as_ours
 from rewarddance.reward.instructions import load_tree
@@ -203,10 +203,13 @@ class VoteServer:
         return _json(await self.commits.run(write))
 
     async def _undo(self, request: Request) -> Response:
-        person, _ = await self._body(request)
+        person, content = await self._body(request)
+        last = content.get("last")
+        if last is not None and (isinstance(last, bool) or not isinstance(last, int)):
+            raise InputError("what is to be taken back is no answer's number.", "Take it back on the page itself.")
 
         def write() -> dict[str, Any]:
-            undone = undo(self.store, person.id, time.time())
+            undone = undo(self.store, person.id, last, time.time())
             if self.store.handing_out.compare:
                 note_decision(self.store)
             return {"undone": undone} | self._state(person)
@@ -214,7 +217,7 @@ class VoteServer:
         return _json(await self.commits.run(write))
 
     def _state(self, person: Person) -> dict[str, Any]:
-        """The pairs that a person has, and how far all are."""
+        """The pairs that a person has, the number of their last answer, and how far all are."""
         now = time.time()
         asks = hand_out(self.store, person.id, self.options.ahead, now, self.rng)
         for ask in asks:
@@ -222,7 +225,8 @@ class VoteServer:
                 if ask[side] is not None:
                     ask[side] = {"src": f"/media/{ask[side]}", "video": self._moves(ask[side])}
         state = progress(self.store, person.id)
-        return {"asks": asks, "progress": state | {"minutes": self.pace.minutes(now, state["cast"], state["wanted"])}}
+        shown = {"asks": asks, "last": last_vote(self.store, person.id)}
+        return shown | {"progress": state | {"minutes": self.pace.minutes(now, state["cast"], state["wanted"])}}
 
     def _moves(self, medium: str) -> bool:
         if medium not in self.videos:

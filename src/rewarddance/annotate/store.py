@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rewarddance.annotate.recipe import HandingOut
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 from rewarddance.runtime.config import parse_recipe
 
 VERSION = 1
@@ -191,7 +191,10 @@ class Store:
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
     def add_pairs(self, pairs: Iterable[Pair]) -> int:
-        """Add those that are not there yet; returns how many were added. Their order is drawn from the seed."""
+        """Add those that are not there yet; returns how many were added. Their order is drawn from the seed.
+
+        Of two alike the first counts. Raises InputError naming a test pair (with an answer) that is one to vote on.
+        """
         rule, added = self.handing_out, 0
         with self.transaction() as db:
             rng = np.random.default_rng([rule.seed, db.execute("SELECT count(*) FROM pairs").fetchone()[0]])
@@ -200,7 +203,13 @@ class Store:
                 image = None if pair.image is None else self._medium(pair.image, None)
                 media = (self._medium(pair.a, pair.fps[0]), self._medium(pair.b, pair.fps[1]))
                 row = (pair.prompt, *media, image, pair.model_a, pair.model_b, pair.source, pair.answer)
-                if self._has(pair.prompt, *media, image):
+                there = self._find(pair.prompt, *media, image)
+                if there is not None and there["answer"] is None and pair.answer is not None:
+                    raise InputError(
+                        f"the test pair {pair.a} and {pair.b} ({shown(pair.prompt)}) is one that people vote on.",
+                        f"Leave it out of the tests, or begin another store than {self.path}.",
+                    )
+                if there is not None:
                     continue
                 db.execute(
                     "INSERT INTO pairs (prompt, a, b, image, model_a, model_b, source, answer, wanted, rank) "
@@ -212,9 +221,9 @@ class Store:
                     db.execute("UPDATE counts SET value = value + ? WHERE name = 'wanted'", (wanted,))
         return added
 
-    def _has(self, prompt: str, a: str, b: str, image: str | None) -> bool:
-        query = "SELECT 1 FROM pairs WHERE prompt = ? AND image IS ? AND ((a = ? AND b = ?) OR (a = ? AND b = ?))"
-        return bool(self.db.execute(query, (prompt, image, a, b, b, a)).fetchone())
+    def _find(self, prompt: str, a: str, b: str, image: str | None) -> sqlite3.Row | None:
+        query = "SELECT answer FROM pairs WHERE prompt = ? AND image IS ? AND ((a = ? AND b = ?) OR (a = ? AND b = ?))"
+        return self.db.execute(query, (prompt, image, a, b, b, a)).fetchone()
 
     def _medium(self, path: Path, fps: float | None) -> str:
         """The opaque id of a file: it says nothing of who made it."""

@@ -64,19 +64,23 @@ def vote(
     return True
 
 
-def undo(store: Store, person: int, now: float) -> str | None:
-    """Take back the person's last answer; returns the id of the pair it was on, which is open again, or None.
+def last_vote(store: Store, person: int) -> int | None:
+    """The number of the person's last answer that stands; None where there is none."""
+    stands = "SELECT max(v.id) AS last FROM votes v JOIN asks ON asks.id = v.ask WHERE person = ? AND withdrawn IS NULL"
+    return store.db.execute(stands, (person,)).fetchone()["last"]
 
-    Raises Refused where it was a skip and somebody else has the pair by now.
+
+def undo(store: Store, person: int, number: int | None, now: float) -> str | None:
+    """Take back the person's last answer, of this number; returns the id of the pair it was on, which is open again.
+
+    A request that comes twice takes back one answer: where that is not the last one any more, nothing is done. Then,
+    and where there is none (None), returns None. Raises Refused where it was a skip and somebody else has the pair by
+    now.
     """
     db = store.db
-    last = db.execute(
-        "SELECT v.ask, v.answer, v.at FROM votes v JOIN asks ON asks.id = v.ask WHERE person = ? AND withdrawn IS NULL "
-        "ORDER BY v.id DESC LIMIT 1",
-        (person,),
-    ).fetchone()
-    if last is None:
+    if number is None or number != last_vote(store, person):
         return None
+    last = db.execute("SELECT ask, answer, at FROM votes WHERE id = ?", (number,)).fetchone()
     ask = db.execute("SELECT * FROM asks WHERE id = ?", (last["ask"],)).fetchone()
     if ask["state"] in ("skipped", "lapsed"):  # it had gone back
         _lease_again(db, ask)

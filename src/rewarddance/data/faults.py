@@ -36,13 +36,22 @@ class FaultyRows(InputError):
 
 
 def settle(faults: Sequence[FaultyRow], skip: bool, path: Path, left: int) -> None:
-    """Write the faulty rows that are left out to `path`, or refuse to begin.
+    """Refuse to begin, as `refuse_faulty` does, or list the faulty rows that are left out in `path`."""
+    refuse_faulty(faults, skip, left)
+    list_faulty(faults, path)
 
-    left: how many rows can be used. Raises FaultyRows where there are faults and they shall not be skipped, or where
-    nothing is left.
+
+def refuse_faulty(faults: Sequence[FaultyRow], skip: bool, left: int) -> None:
+    """Raises FaultyRows where there are faults and they shall not be skipped, or where nothing is left.
+
+    left: how many rows can be used.
     """
     if faults and (not skip or not left):
         raise FaultyRows(faults, can_skip=bool(left))
+
+
+def list_faulty(faults: Sequence[FaultyRow], path: Path) -> None:
+    """Write the faulty rows that a run leaves out to `path`; without any it is removed. The run holds the folder."""
     if faults:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, "".join(json.dumps(fault._asdict()) + "\n" for fault in faults))

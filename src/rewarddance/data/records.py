@@ -107,18 +107,23 @@ def _elements(path: Path, key: str, encoding: str = "utf-8") -> Iterator[Row]:
                 return
             text.expect("[")
             if text.peek() == "]":
+                text.expect("]")
+                if not key:
+                    text.expect_end()
                 return
             while True:
-                number += 1
                 value = text.value()
+                number += 1
                 if isinstance(value, dict):
                     yield Row(number, value)
                 else:
                     yield Row(number, InputError(f"it is {short(value)}, no object.", "Correct or remove it."))
                 if text.expect(",]") == "]":
+                    if not key:
+                        text.expect_end()
                     return
     except (ValueError, RecursionError, OSError) as error:  # ValueError: not JSON, or not UTF-8
-        yield Row(max(number, 1), broken_off(error))
+        yield Row(number + 1, broken_off(error))
 
 
 class _JsonText:
@@ -147,6 +152,14 @@ class _JsonText:
             raise ValueError(f"{character!r} stands where {' or '.join(characters)} should")
         self.text = self.text[1:]
         return character
+
+    def expect_end(self) -> None:
+        """Raises ValueError where there is more than the one value that a JSON file holds."""
+        while not self.text.strip(" \t\r\n"):
+            self.text = self.file.read(_CHUNK)
+            if not self.text:
+                return
+        raise ValueError("there is more after the end of its list")
 
     def value(self) -> Any:
         """The next value, whole, and go past it."""

@@ -44,7 +44,8 @@ class Row(NamedTuple):
 
 
 class Table(ABC):
-    """Rows in a file or folder. folder: what paths in the rows are relative to. digest: of the content."""
+    """Rows in a file or folder. folder: what paths in the rows are relative to. digest: of the content, or
+    of a folder's files by name, size and time of writing."""
 
     path: Path
     folder: Path
@@ -206,9 +207,9 @@ class FolderTable(Table):
         known = {*self.names, *(_caption(path / name).name for name in self.names)}
         self.left_out = sum(file.name not in known for file in files)
         captions = ((name, _caption(path / name)) for name in self.names)
-        sizes = [(name, _size(path / name), _size(text) if text.is_file() else -1) for name, text in captions]
-        self.has_prompts = any(size >= 0 for *_, size in sizes)
-        self.digest = hashlib.blake2b(json.dumps(sizes).encode(), digest_size=16).hexdigest()
+        stats = [(name, _stat(path / name), _stat(text) if text.is_file() else None) for name, text in captions]
+        self.has_prompts = any(caption is not None for *_, caption in stats)
+        self.digest = hashlib.blake2b(json.dumps(stats).encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -236,8 +237,10 @@ def _caption(path: Path) -> Path:
     return path.with_name(path.name + ".txt") if path.is_dir() else path.with_suffix(".txt")
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in pictures_in(path)) if path.is_dir() else path.stat().st_size
+def _stat(path: Path) -> list[tuple[int, int]]:
+    """The size and the time of writing of a file, or of each picture of a folder: pictures are too many to be read."""
+    stats = [file.stat() for file in (pictures_in(path) if path.is_dir() else [path])]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def parse_line(line: bytes) -> dict[str, Any] | InputError:

@@ -84,12 +84,16 @@ def video_frame_rate(file: File, name: str) -> float | None:
 
 
 def video_size(file: File, name: str) -> tuple[int, int, int]:
-    """Frames (as the container says; 1 where it does not), height and width, nothing decoded. Raises as above."""
+    """Frames, height and width. Raises as above.
+
+    The number of frames is what the container says; where it says nothing, as a browser's recording does not, the video
+    is decoded.
+    """
     _need_pyav(name)
-    with _container(file) as (_, stream):
-        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-        frames = stream.frames or round(seconds * float(stream.average_rate or 0))
-        return max(1, frames), stream.codec_context.height, stream.codec_context.width
+    with _container(file) as (container, stream):
+        stated = stream.frames or round(_stated_seconds(container, stream) * float(stream.average_rate or 0))
+        height, width = stream.codec_context.height, stream.codec_context.width
+    return stated or len(_times(file, name)), height, width
 
 
 def inspect_video(file: File, name: str) -> str:
@@ -181,10 +185,17 @@ def _container(file: File) -> Iterator[tuple[Any, Any]]:
         stream = _stream(container)
         width, height = stream.codec_context.width, stream.codec_context.height
         refuse_bomb(width, height)
-        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        seconds = _stated_seconds(container, stream)
         if width * height * max(stream.frames, seconds * float(stream.average_rate or 0)) > MOST_DECODED:
             raise ValueError(_too_long(width, height))
         yield container, stream
+
+
+def _stated_seconds(container: Any, stream: Any) -> float:
+    """How long a file says that it is; 0 where it does not. Matroska, WebM and Flash say it of the whole file only."""
+    if stream.duration and stream.time_base:
+        return max(0.0, float(stream.duration * stream.time_base))
+    return max(0, container.duration or 0) / 1_000_000
 
 
 def _stream(container: Any) -> Any:

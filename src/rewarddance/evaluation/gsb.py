@@ -60,6 +60,8 @@ def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[st
             if by is not None:
                 if content.get(by) is None:
                     raise InputError(f"the row has no {by!r}.", "Give all rows one, or leave --by out.")
+                if str(content[by]) == "all":
+                    raise InputError(f"its {by!r} is 'all', which names the figure of all rows.", "Rename the group.")
                 groups.append(str(content[by]))
         except InputError as error:
             raise InputError(f"line {number} of {path}: {error.what}", error.remedy) from None

@@ -23,7 +23,7 @@ from rewarddance.alignment.judges import Judges, listed, load_judges
 from rewarddance.alignment.policy import PolicyRecipe, against_base
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.train import Alignment
-from rewarddance.data.faults import FaultyRow, skipped
+from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.preferences import PreferenceSet
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.generators.adapter import PipelineGenerator
@@ -84,13 +84,17 @@ def run_alignment(recipe: AlignRun, parts: Parts | None = None) -> Aligned | Non
 
 
 class Ready(NamedTuple):
-    """All that an alignment needs, found to fit together. votes: of dpo, which asks no judge."""
+    """All that an alignment needs, found to fit together.
+
+    votes: of dpo, which asks no judge. faults: of the rows that are left out.
+    """
 
     generator: PipelineGenerator
     judges: Judges
     held_out: RewardModel | None
     votes: PreferenceSet | None
     prompts: list[Prompt]
+    faults: list[FaultyRow]
 
 
 def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
@@ -109,6 +113,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             keep_recipe(recipe, folder / "config.yaml")
             if is_main_process():
                 keep_prompts(ready.prompts, folder / "prompts.jsonl")
+                list_faulty(ready.faults, folder / FAULTY)
         run = prepare_alignment(
             recipe,
             ready.generator,
@@ -151,8 +156,8 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
         for judge in judges:
             keep_off(judge, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
-    prompts = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip, folder=recipe.output)
-    return Ready(generator, asked, held_out, votes, prompts)
+    prompts, faults = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip)
+    return Ready(generator, asked, held_out, votes, prompts, faults)
 
 
 def _judges(recipe: AlignRun, parts: Parts, device: str) -> tuple[Judges, RewardModel | None]:

@@ -3,7 +3,9 @@ it."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +22,17 @@ from rewarddance.data.prompts import read_prompts
 from rewarddance.errors import InputError
 from rewarddance.jobs.recipes import AnnotateRun
 from rewarddance.reward.instructions import load_tree
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import (
+    checkpoint_digest,
+    find_checkpoint,
+    writable_folder,
+    write_text_atomically,
+)
+from rewarddance.runtime.devices import digest_of
 from rewarddance.runtime.listening import listen
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import progress_bar
+from rewarddance.types import Prompt
 
 _NEEDED = ("fastapi", "uvicorn")
 _SHARED = ("store", "judge", "retrain", "judges", "training", "seed")
@@ -68,7 +77,7 @@ def open_store(run: AnnotateRun) -> Store:
     tests = read_tests(run.tests) if run.tests else []
     store = Store(run.store, rule)
     if not (run.compare and store.count("wanted")):  # a comparison's pairs are fixed before its first vote
-        store.add_pairs([*pairs, *tests])
+        store.add_pairs([*tests, *pairs])  # one that is in both is a test
     if run.policy == "ranking" and not any(pair.model_a and pair.model_b for pair in pairs):
         raise InputError(
             f"the policy ranking asks about models, and no pair of {run.input} names its two.",
@@ -89,15 +98,19 @@ def gather_pairs(run: AnnotateRun) -> list[Pair]:
 
 
 def make_pictures(run: AnnotateRun) -> list[Made]:
-    """Pictures of each generator for each prompt, in `<store>_pictures/`; those that are there are not made again."""
+    """Pictures of each generator for each prompt, in `<store>_pictures/`; those that are there are not made again.
+
+    A picture's name says what it was made by and for, so that none is taken for another prompt's or generator's.
+    """
     from rewarddance.generators.pipelines import load_generator  # a page of pairs that are there opens without it
     from rewarddance.generators.sampling import sample
 
     prompts = read_prompts(run.input)
     folder = writable_folder(run.store.with_name(f"{run.store.stem}_pictures"))
     made = []
-    for number, name in enumerate(run.generator):
-        wanted = [(p, k, folder / f"{number}-{p:05d}-{k}.png") for p in range(len(prompts)) for k in range(run.samples)]
+    for name in run.generator:
+        names = [_made_as(run, name, p, prompt) for p, prompt in enumerate(prompts)]
+        wanted = [(p, k, folder / f"{names[p]}-{k}.png") for p in range(len(prompts)) for k in range(run.samples)]
         made += [Made(prompts[p].text, path, name, prompts[p].image_path) for p, _, path in wanted]
         left = [item for item in wanted if not item[2].exists()]
         if not left:
@@ -114,6 +127,17 @@ def make_pictures(run: AnnotateRun) -> list[Made]:
                     scratch.replace(path)
                 bar.advance(len(batch))
     return made
+
+
+def _made_as(run: AnnotateRun, generator: str, place: int, prompt: Prompt) -> str:
+    """What the pictures of a prompt by a generator are called: a digest of all that they come from."""
+    image = prompt.image_path
+    made_from = {
+        "generator": checkpoint_digest(generator),
+        "options": (run.num_inference_steps, run.guidance_scale, run.seed),
+        "prompt": (place, prompt.text, prompt.negative, image and digest_of([image])),
+    }
+    return hashlib.blake2b(json.dumps(made_from).encode(), digest_size=8).hexdigest()
 
 
 # -- people ------------------------------------------------------------------------------------------------------------

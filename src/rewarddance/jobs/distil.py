@@ -79,9 +79,11 @@ def distil(recipe: DistilRun) -> dict[str, Any]:
     """Ask what the journal has no answer to, failures once more, and write the three files; returns the counts.
 
     Raises InputError where the server cannot be reached or refuses all, where the journal is of another teacher,
-    question or preferences file, where another run writes it, and where the output is a file of something else. Earlier
-    answers are kept.
+    question or preferences file, where another run writes it, and where the output is a file of something else or no
+    .jsonl. Earlier answers are kept.
     """
+    if recipe.output.suffix != ".jsonl":
+        raise InputError(f"the output {recipe.output} is no JSON Lines file.", "Let its name end in .jsonl.")
     rows = list(read_rows(recipe.preferences))
     writable_folder(recipe.output.parent)
     with locked(recipe.output.parent, f".{recipe.output.name}.lock"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewarddance.data.faults import FaultyRow, FaultyRows, settle
+from rewarddance.data.faults import FaultyRow, FaultyRows, refuse_faulty, settle
 from rewarddance.data.media import MAX_FRAMES, media_size
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet
 from rewarddance.errors import InputError, RewardDanceError, shown
@@ -40,9 +40,8 @@ def checked_prompts(
     *,
     source: Path | str,
     skip: bool,
-    folder: Path,
-) -> list[Prompt]:
-    """The prompts that the generator draws and every judge can be asked about.
+) -> tuple[list[Prompt], list[FaultyRow]]:
+    """The prompts that the generator draws and every judge can be asked about, and the faults of all others.
 
     faults: those of rows that are no prompts. source: names where the prompts are from. Raises FaultyRows naming all
     faulty ones, unless they shall be skipped.
@@ -60,8 +59,8 @@ def checked_prompts(
         except RewardDanceError as error:
             where = f"prompt {number} of {source} ({shown(prompt.text, 50)})"
             faults.append(FaultyRow(where, error.what, error.remedy))
-    settle(faults, skip, folder / FAULTY, len(kept))
-    return kept
+    refuse_faulty(faults, skip, len(kept))
+    return kept, faults
 
 
 def check_pairs(

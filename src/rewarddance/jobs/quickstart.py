@@ -284,7 +284,7 @@ def preflight(run: Run) -> None:
     held_out = [*run.task.prompts("held_out", evaluation.prompts, recipe.seed)]
     held_out += run.task.prompts("held_out", evaluation.probe_prompts, recipe.seed + 10_000)
     prompts = [*training_prompts(recipe, count), *held_out]
-    checked_prompts(generator, [judge], prompts, [], source="the task", skip=False, folder=run.folder)
+    checked_prompts(generator, [judge], prompts, [], source="the task", skip=False)
 
 
 def check_base(task: str, judge: JudgeRecipe) -> None:

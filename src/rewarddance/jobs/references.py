@@ -13,13 +13,13 @@ from rewarddance.alignment.joint import joint_judge
 from rewarddance.alignment.judges import load_judges
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import Candidates, Row, build_references, fill_bank, make_part
-from rewarddance.data.faults import FaultyRow
+from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.prompts import keep_prompts, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.jobs.align import distinct, load_policy
 from rewarddance.jobs.fleet import Fleet, absolute
-from rewarddance.jobs.preflight import checked_prompts
+from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
@@ -57,9 +57,8 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
     parts = None
     if fleet is None:
         parts = _load(recipe, *recipe.devices())
-        where, skip = recipe.prompts, recipe.skip_faulty
-        prompts = checked_prompts(
-            parts[0], [parts[1]], prompts, faults, source=where, skip=skip, folder=writable_folder(recipe.output)
+        prompts, faults = checked_prompts(
+            parts[0], [parts[1]], prompts, faults, source=recipe.prompts, skip=recipe.skip_faulty
         )
     folder = recipe.output
     with ExitStack() as held:
@@ -69,6 +68,7 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
             keep_recipe(recipe, folder / "config.yaml")
             if process_group.is_main_process():
                 keep_prompts(prompts, folder / "prompts.jsonl")
+                list_faulty(faults, folder / FAULTY)
         if parts is not None:
             made = build_references(*parts, prompts, recipe.references, folder=bank, seed=recipe.seed)
         else:
@@ -83,7 +83,8 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
             made = fill_bank(prompts, recipe.references, make, folder=bank, seed=recipe.seed)
     if not process_group.is_main_process():
         return None
-    return {"references": str(bank), "prompts": len(made), "pictures": sum(len(one.pictures) for one in made)}
+    pictures = sum(len(one.pictures) for one in made)
+    return {"references": str(bank), "prompts": len(made), "pictures": pictures} | skipped(folder / FAULTY)
 
 
 class ReferenceWorker:

@@ -118,16 +118,20 @@ def _scored(run: ScoreRun, judge: RewardModel | None, load: Load) -> dict[str, A
 
 def _recorded(run: ScoreRun, table: Table, named: bool) -> RecordedRun:
     """The run with its files' digests. named: the judge is the one of that name, and no object."""
-    from_code, reference = not named or is_factory(run.judge) or is_address(run.judge), run.reference
-    judge = Path(run.judge.rpartition(":")[0]) if from_code else find_checkpoint(run.judge).resolve()
+    reference, judge, digest = run.reference, run.judge, ""
+    if named and is_factory(run.judge):
+        digest = digest_of([Path(run.judge.rpartition(":")[0])])  # of a file of code; a module has its name
+    elif named and not is_address(run.judge):
+        folder = find_checkpoint(run.judge).resolve()
+        judge, digest = str(folder), digest_of(folder.rglob("*"))
     template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
     fields = run.model_dump() | {
         "input": run.input.resolve(),
         "output": run.output.name,
-        "judge": run.judge if from_code else str(judge),
+        "judge": judge,
         "reference": reference and reference.resolve(),
         "input_digest": table.digest,
-        "judge_digest": digest_of([judge, *judge.rglob("*")]),
+        "judge_digest": digest,
         "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
         "instruction_digest": digest_of([template]) if template.is_file() else "",
     }

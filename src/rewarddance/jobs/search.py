@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rewarddance.data.faults import FaultyRow, skipped
+from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
 from rewarddance.data.prompts import read_prompts
@@ -27,7 +27,7 @@ from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
-from rewarddance.runtime.checkpoint import BUNDLED, writable_folder
+from rewarddance.runtime.checkpoint import checkpoint_digest, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.lock import locked
@@ -84,9 +84,10 @@ def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
         results = RowFile(folder / RESULTS)
         if not results.progress.finished:
             generator, judge, held_out = _loaded(run, load)
-            prompts = checked_prompts(
-                generator, [judge, held_out], prompts, faults, source=run.prompts, skip=run.skip_faulty, folder=folder
+            prompts, faults = checked_prompts(
+                generator, [judge, held_out], prompts, faults, source=run.prompts, skip=run.skip_faulty
             )
+            list_faulty(faults, folder / FAULTY)
             at_once = min(run.prompts_at_once, len(prompts))
             work = Search(
                 generator,
@@ -207,14 +208,8 @@ def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:
     seen = {
         "prompts": run.prompts.resolve(),
         "prompts_digest": hashlib.blake2b(content, digest_size=16).hexdigest(),
-        "generator_digest": _digest(run.generator),
-        "judge_digest": _digest(run.judge),
-        "held_out_digest": None if run.held_out is None else _digest(run.held_out),
+        "generator_digest": checkpoint_digest(run.generator),
+        "judge_digest": checkpoint_digest(run.judge),
+        "held_out_digest": None if run.held_out is None else checkpoint_digest(run.held_out),
     }
     return RecordedSearch.model_validate(run.model_dump() | seen)
-
-
-def _digest(checkpoint: str) -> str:
-    """Of a folder on this machine; a checkpoint of the model hub has its name."""
-    folder = next((place for place in (Path(checkpoint), BUNDLED / checkpoint) if place.is_dir()), None)
-    return checkpoint if folder is None else digest_of(folder.rglob("*"))

@@ -18,6 +18,7 @@ import torch
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.runtime import process_group
+from rewarddance.runtime.devices import digest_of
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
 _MADE = {f"shapeworld-judge-{size}m": "judge-sizes" for size in ("0.5", "0.7", "1", "1.4", "5")}
@@ -66,6 +67,12 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
         f"Give a folder written by save_pretrained, an id such as OpenGVLab/InternVL3-8B-hf where there is a network, "
         f"or one of the bundled names: {', '.join(bundled) or 'none'}.",
     )
+
+
+def checkpoint_digest(name: str) -> str:
+    """Of the files of a folder on this machine; a checkpoint of the model hub has its name."""
+    folder = next((place for place in (Path(name), BUNDLED / name) if place.is_dir()), None)
+    return name if folder is None else digest_of(folder.rglob("*"))
 
 
 def writable_folder(path: Path) -> Path:

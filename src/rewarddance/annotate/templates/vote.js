@@ -6,7 +6,7 @@ const criteria = JSON.parse(document.body.dataset.criteria);
 const KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", 1: "left", 2: "tie", 3: "right", b: "bad", s: "skip" };
 const WORDS = { left: "Left", right: "Right", tie: "Equally good", bad: "Both bad", skip: "Skipped" };
 const kept = new Map(); // media that were fetched ahead, by address
-let asks = [], current = null, criterion = null, since = 0, busy = false, waiting = 0, view = { scale: 1, x: 0, y: 0 };
+let asks = [], last = null, current = null, criterion = null, since = 0, busy = false, waiting = 0, view = { scale: 1, x: 0, y: 0 };
 
 async function send(path, content) {
   for (let again = 0; ; again++) {
@@ -101,7 +101,7 @@ function take(state) {
     byId("error").textContent = `${state.error.message} ${state.error.remedy}`;
     return false;
   }
-  asks = state.asks;
+  ({ asks, last } = state);
   const { yours, cast, wanted, minutes } = state.progress;
   byId("progress").max = Math.max(wanted, 1);
   byId("progress").value = Math.min(cast, wanted);
@@ -137,8 +137,13 @@ async function answer(word) {
 async function undo() {
   if (busy) return;
   busy = true;
-  const state = await send("/undo", {});
-  if (take(state)) byId("told").textContent = state.undone ? "Your last answer is taken back." : "There is nothing to take back.";
+  const had = last; // it comes twice where a reply was lost, and takes back one answer
+  const state = await send("/undo", { last });
+  if (take(state)) {
+    const since = last !== null && had !== null && last > had;
+    byId("told").textContent = had === null ? "There is nothing to take back."
+      : since ? "You have answered in another window since. Once more takes that back." : "Your last answer is taken back.";
+  }
   busy = false;
 }
 

@@ -105,7 +105,12 @@ def convert_record(
         why = f"it has another form than this source's ({type(error).__name__}: {error})"
         return [Converted(number, Fault("", why))]
     beside = dated_and_explained(content) if isinstance(content, Mapping) else {}
-    return [Converted(number, replace(draft, **beside) if isinstance(draft, Draft) else draft) for draft in drafts]
+    return [Converted(number, _filled(draft, beside) if isinstance(draft, Draft) else draft) for draft in drafts]
+
+
+def _filled(draft: Draft, beside: Mapping[str, str]) -> Draft:
+    """A draft with what its source did not say of itself: a vote's own date goes before its task's."""
+    return replace(draft, **{name: value for name, value in beside.items() if not getattr(draft, name)})
 
 
 _DATES = ("created_at", "date", "timestamp", "tstamp")
