@@ -84,6 +84,12 @@ def test_the_margins_are_those_of_the_cpu():
         torch.testing.assert_close(judge(asked).margin.cpu(), other(on_cpu).margin, atol=1e-4, rtol=1e-4)
 
 
+def test_a_question_of_clip_is_checked_before_it_is_asked():
+    judge = load_reward(clip_folder(), DEVICE, "float32", kind="clip")
+    blank = torch.zeros(1, 1, 1, 1).expand(1, 3, 32, 32)
+    assert [*judge.faults([Question("a cross", blank), Question("a cross", blank, blank)])] == [None, None]
+
+
 def test_pictures_of_the_host_are_taken_without_waiting():
     judge, asked = load_reward(judge_folder(), DEVICE, "bfloat16"), pictures(3)
     with torch.no_grad():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -171,6 +174,35 @@ def test_a_module_or_factory_that_fails_is_refused_by_its_name(tmp_path, fault):
     (tmp_path / "worse.py").write_text("def make():\n    raise SystemExit(3)\n")
     with pytest.raises(InputError, match=r"the factory .*worse.py:make failed: SystemExit: 3"):
         load_function(f"{tmp_path}/worse.py:make")
+
+
+def test_a_file_may_stand_anywhere_and_hold_what_a_module_may(tmp_path):
+    folder = tmp_path / "my files (2)+"
+    folder.mkdir()
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+    text += "@dataclass\nclass Scale:\n    by: float\n"
+    text += (
+        "\ndef make(by: float):\n    return lambda images, prompts, metadata: Scale(by).by * images.mean((1, 2, 3))\n"
+    )
+    (folder / "json.py").write_text(text)  # which hides no module of that name
+    reward = load_reward(f"{folder / 'json.py'}:make", by=2.0)
+    assert reward([Question("a dog", torch.ones(1, 3, 4, 4))]).margin.item() == 2
+    assert json.loads("[1]") == [1] and "json" in sys.modules and hasattr(sys.modules["json"], "loads")
+
+
+def test_an_error_within_a_factory_is_not_taken_for_a_missing_option(tmp_path):
+    (tmp_path / "r.py").write_text("def make(by=1):\n    return len(by)\n\ndef wants(by):\n    return by\n")
+    with pytest.raises(InputError, match="make failed: TypeError"):
+        load_reward(f"{tmp_path / 'r.py'}:make")
+    with pytest.raises(InputError, match=r"wants cannot be called: missing .*'by'"):
+        load_reward(f"{tmp_path / 'r.py'}:wants")
+
+
+def test_a_score_without_a_dimension_is_that_of_the_one_picture():
+    reward = as_reward(lambda images, prompts, metadata: images.mean().numpy())
+    assert reward([Question("a dog", torch.ones(1, 3, 4, 4))]).margin.item() == 1
+    with pytest.raises(RewardError, match=r"shape \[1\] for 2"):
+        reward([Question("a dog", torch.ones(1, 3, 4, 4)), Question("a cat", torch.ones(1, 3, 4, 4))])
 
 
 def test_folders_and_ids_are_no_factories(tmp_path):

@@ -17,7 +17,7 @@ from rewarddance.protocols import RewardModel
 from rewarddance.report.run_folder import read_metrics
 from rewarddance.reward.batches import MicroBatch, jittered
 from rewarddance.reward.generative import PairwiseReward
-from rewarddance.reward.loading import load_reward
+from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.objectives import both_orders_cross_entropy
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import train_judge
@@ -77,6 +77,13 @@ def test_training_lowers_the_loss(whole, preferences):
     assert after < 0.5 * before
     losses = [row["loss"] for row in read_metrics(whole) if row["kind"] == "step"]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_run_of_one_step_learns(tmp_path, preferences):
+    recipe = training_recipe(batch_size=16, epochs=1)
+    before, after = build_reward(recipe.base, recipe.reward_config()), train(tmp_path, preferences, recipe=recipe)
+    moved = zip(before.model.parameters(), after.model.parameters(), strict=True)
+    assert any(not torch.equal(old.cpu(), new.cpu()) for old, new in moved)
 
 
 def test_a_run_logs_its_loss_and_its_figures_at_every_checkpoint(whole):

@@ -298,7 +298,16 @@ def test_a_single_picture_is_a_list_of_one(judge, tmp_path):
     path = tmp_path / "a.png"
     write_picture(first, path)
     expected = judge.compare("a red circle", [first], third).margin
-    for single in (path, str(path), path.read_bytes(), Image.open(path), first[0], first[0].permute(1, 2, 0).numpy()):
+    for single in (
+        path,
+        str(path),
+        path.read_bytes(),
+        bytearray(path.read_bytes()),
+        memoryview(path.read_bytes()),
+        Image.open(path),
+        first[0],
+        first[0].permute(1, 2, 0).numpy(),
+    ):
         torch.testing.assert_close(judge.compare("a red circle", single, third).margin, expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match="the candidate is an array"):
         judge.compare("a red circle", np.zeros((4, 4)), third)

@@ -291,6 +291,14 @@ def test_sampled_verdicts_are_seeded_and_do_not_depend_on_what_else_is_asked(bef
     assert (together - load(reasoning="before", reasons=2)(asked).margin).abs().max() > 1e-3
 
 
+def test_samples_differ_whatever_the_checkpoint_generates_by_default(before, monkeypatch):
+    asked, own = questions(2), before.vlm.model.generation_config
+    together = before(asked).margin
+    for name, value in {"top_k": 1, "top_p": 1e-3, "repetition_penalty": 3.0, "num_beams": 2}.items():
+        monkeypatch.setattr(own, name, value)
+    close(before(asked).margin, together)
+
+
 def test_the_gradient_reaches_the_pixels_through_the_answer_after_a_thought(before, monkeypatch):
     says(monkeypatch, before, "a", "the circle is red", "no")
     (question,) = questions(1)

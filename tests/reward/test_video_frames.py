@@ -54,16 +54,32 @@ def test_what_is_not_read_has_no_gradient_and_what_is_read_has_one():
 
 
 def test_a_video_that_many_questions_share_is_one_tensor_still():
-    options = RewardConfig(frames=4)
-    found = as_read([Question(PROMPT, video, VIDEOS[2]) for video in VIDEOS[:2]], options)
+    found = as_read([Question(PROMPT, video, VIDEOS[2]) for video in VIDEOS[:2]], 4, None)
     assert found[0].reference is found[1].reference and found[0].candidate is not found[1].candidate
-    same = as_read([Question(PROMPT, VIDEOS[0], VIDEOS[1])], RewardConfig(frames=9))
+    same = as_read([Question(PROMPT, VIDEOS[0], VIDEOS[1])], 9, None)
     assert same[0].candidate is VIDEOS[0], "nothing is copied where nothing is left out"
+
+
+def test_what_is_read_of_a_video_is_one_tensor_until_the_video_changes():
+    video = VIDEOS[0].clone()
+    asked = [Question(PROMPT, VIDEOS[1], video)]
+    before = as_read(asked, 4, None)[0].reference
+    assert as_read(asked, 4, None)[0].reference is before and len(as_read(asked, 3, None)[0].reference) == 3
+    video[3] = 0
+    after = as_read(asked, 4, None)[0].reference
+    assert after is not before and not after[1].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_video_of_a_question_is_named_by_the_questions_number_and_its_role(kind):
+    asked = [Question(PROMPT, VIDEOS[0], VIDEOS[1]), Question(PROMPT, VIDEOS[0], VIDEOS[2][:1])]
+    with pytest.raises(InputError, match=r"the reference of question 1 .* has 1 frame,"):
+        judge(kind, frames=4)(asked)
 
 
 def test_a_condition_is_shown_whole():
     picture = torch.rand(1, 3, 32, 32)
-    (read,) = as_read([Question(Prompt(PROMPT, image=picture), VIDEOS[0], VIDEOS[1])], RewardConfig(frames=4))
+    (read,) = as_read([Question(Prompt(PROMPT, image=picture), VIDEOS[0], VIDEOS[1])], 4, None)
     assert read.prompt.image is picture
 
 

@@ -44,7 +44,7 @@ def frames_read(pixels: Pixels, wanted: int, name: str) -> Float[Tensor, "K C H 
         count = "1 frame" if len(pixels) == 1 else f"{len(pixels)} frames"
         raise InputError(
             f"{name} has {count}, and this judge reads {wanted} of a video.",
-            "Give a longer video, or a judge that was trained on fewer frames.",
+            "Give a longer video (of a file 16 frames are read at most), or a judge that was trained on fewer frames.",
         )
     return pixels if len(pixels) == wanted else pixels[spread(len(pixels), wanted)]
 

@@ -18,7 +18,6 @@ from rewarddance.reward.families.pixels import normalised, resized
 from rewarddance.reward.families.processor_files import copy_processor, image_config
 from rewarddance.reward.judge import RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
-from rewarddance.reward.video_frames import as_read
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
@@ -65,7 +64,7 @@ class ClipReward(PointwiseJudge):
         """The margins [K]; each distinct picture and each distinct prompt is encoded once."""
         prompts: dict[str, int] = {}
         pictures: dict[int, tuple[int, Pixels]] = {}
-        questions = as_read(questions, self.config)
+        questions = self.as_read(questions)
         for number, question in enumerate(questions):
             if question.instruction is not None or question.prompt.image is not None:
                 what = "an instruction" if question.prompt.image is None else "an image in its prompt"
@@ -100,7 +99,7 @@ class ClipReward(PointwiseJudge):
                     "Shorten it, or choose a kind that reads long prompts.",
                 )
         if self.is_checking:
-            return torch.ones(len(prompts), 1)
+            return torch.ones(len(prompts), 1, device=self.model.device)
         # SigLIP has learned to read prompts that are filled up to the end, without a mask.
         is_filled = self.model.config.model_type == "siglip"
         length = max_tokens if is_filled else max(map(len, ids))
@@ -130,7 +129,7 @@ class ClipReward(PointwiseJudge):
         Pictures may differ in size and length, so their shapes are not in the signature.
         """
         if self.is_checking:
-            return [torch.ones(len(pixels), 1) for pixels in pictures]
+            return [torch.ones(len(pixels), 1, device=self.model.device) for pixels in pictures]
         values = torch.cat([self.preprocess(pixels) for pixels in pictures])
         features = pooled(self.model.get_image_features(pixel_values=values.to(self.model.dtype)))
         return list(F.normalize(features.float(), dim=-1).split([len(pixels) for pixels in pictures]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -25,7 +26,7 @@ from rewarddance.types import Pixels, Prompt, Question, Verdict
 ImageForm = Literal["tensor", "pil"]
 ScoreFunction = Callable[[Any, list[str], list[dict[str, Any]]], Any]
 """images, prompts and metadata of B samples -> B scores, or (scores, info)."""
-_FACTORY = re.compile(r"(?P<module>[\w./\\-]+):(?P<name>[A-Za-z_]\w*)")
+_FACTORY = re.compile(r"(?!\w+://)(?P<module>[\w./\\-]+|.+\.py):(?P<name>[A-Za-z_]\w*)")
 
 
 class Sample(NamedTuple):
@@ -134,6 +135,8 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
         answer = answer[0]  # (scores, info), as flow_grpo's rewards return
     if isinstance(answer, Mapping):
         raise RewardError(f"{name} returned a {type(answer).__name__}.", "Return one score for each image.")
+    if isinstance(answer, np.ndarray):
+        answer = np.atleast_1d(answer)
     if isinstance(answer, Tensor):
         if answer.is_complex():
             raise RewardError(f"{name} returned complex scores.", "Return floats.")
@@ -219,9 +222,11 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
         )
     device_option = {"device": device} if "device" in parameters or takes_all else {}
     try:
-        reward = factory(**device_option, **options)
+        inspect.signature(factory).bind(**device_option, **options)
     except TypeError as error:
         raise InputError(f"the factory {name} cannot be called: {error}.", "Give the options it needs.") from error
+    try:
+        reward = factory(**device_option, **options)
     except RewardDanceError:
         raise
     except (Exception, SystemExit) as error:
@@ -241,11 +246,7 @@ def import_module(place: str, what: str) -> Any:
     """
     try:
         if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module
+            return _run_file(Path(place))
         if (folder := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, folder)
         return importlib.import_module(place)
@@ -258,3 +259,18 @@ def import_module(place: str, what: str) -> Any:
             f"{what} cannot be imported: {type(error).__name__}: {first_line(error)}.",
             'Correct it; what a script does stands below `if __name__ == "__main__":`.',
         ) from error
+
+
+def _run_file(path: Path) -> Any:
+    """The module of a file. It is known to Python while it lives, as dataclasses want, under a name that hides none."""
+    name = f"{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -20,7 +20,6 @@ from rewarddance.reward.instructions import Reasoning, load_instruction, picture
 from rewarddance.reward.judge import Judge, LossNormalizer, RewardConfig, checked
 from rewarddance.reward.objectives import pairwise_cross_entropy, reason_cross_entropy
 from rewarddance.reward.reasoning import Answers, reason_targets
-from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.runtime.devices import on_device
 from rewarddance.types import Preference, Question, Verdict
@@ -99,7 +98,7 @@ class PairwiseReward(Judge):
     def _judge_inputs(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
         """The questions with their pictures, as they are answered in a form of reasoning (the judge's own if None)."""
         judge_inputs = []
-        for number, question in enumerate(as_read(questions, self.config)):
+        for number, question in enumerate(self.as_read(questions)):
             instruction = load_instruction(question.instruction) if question.instruction else self.instruction
             parts = tuple(instruction.question(question.prompt.text, reasoning or self.config.reasoning))
             judge_inputs.append(JudgeInput(parts, pictures_of(parts, question, number)))

@@ -24,6 +24,7 @@ from rewarddance.errors import InputError, RewardDanceError, RewardError
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree, split_tree
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
+from rewarddance.reward.video_frames import as_read
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.runtime.weights import read_tensors
@@ -223,6 +224,7 @@ class Judge(ABC):
         """
         if not questions:
             return Verdict(torch.zeros(0))
+        questions = self.as_read(questions)  # here a question has the caller's number
         wants_graph = torch.is_grad_enabled() and any(
             pixels.requires_grad
             for q in questions
@@ -235,6 +237,10 @@ class Judge(ABC):
             with torch.no_grad():
                 margin = self._in_batches(questions)
         return checked(margin, questions)
+
+    def as_read(self, questions: Sequence[Question]) -> list[Question]:
+        """The questions with those frames of their videos that the judge reads; raises as `video_frames.as_read`."""
+        return as_read(questions, self.config.frames, self.config.fps)
 
     def faults(self, questions: Iterable[Question]) -> Iterator[RewardDanceError | None]:
         """Of each question why it cannot be asked, or None; nothing is computed of its pictures but their size.
@@ -419,7 +425,8 @@ def all_pixels(candidates: Any, name: str = "candidate") -> list[Pixels]:
     if isinstance(candidates, Tensor | np.ndarray):
         single = candidates.ndim <= 3
     else:
-        single = isinstance(candidates, str | bytes | Image.Image) or not isinstance(candidates, Iterable)
+        of_one_file = isinstance(candidates, str | bytes | bytearray | memoryview | Image.Image)
+        single = of_one_file or not isinstance(candidates, Iterable)
     given: Any = candidates
     if single:
         return [as_pixels(given, f"the {name}")]

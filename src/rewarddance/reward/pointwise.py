@@ -25,7 +25,6 @@ from rewarddance.reward.objectives import (
     win_tie_bradley_terry,
 )
 from rewarddance.reward.reasoning import Answers, reason_targets
-from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import JudgeInput, VisionLanguageModel
 from rewarddance.runtime.devices import on_device
 from rewarddance.types import Preference, Question, Verdict
@@ -129,7 +128,7 @@ class PointwiseReward(PointwiseJudge):
         return Verdict(verdict.margin, tuple(reasons[candidate] for candidate, _ in places))
 
     def _judge_inputs(self, questions: Sequence[Question], reasoning: Reasoning | None = None) -> list[JudgeInput]:
-        return pointwise_inputs(as_read(questions, self.config), self.instruction, reasoning or self.config.reasoning)
+        return pointwise_inputs(self.as_read(questions), self.instruction, reasoning or self.config.reasoning)
 
     def save(self, folder: Path) -> None:
         self.vlm.save(folder)

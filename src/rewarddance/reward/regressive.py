@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from rewarddance.reward.batches import split_by_tokens
 from rewarddance.reward.judge import HEAD_FILE, RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge, each_alone, pointwise_inputs
-from rewarddance.reward.video_frames import as_read
 from rewarddance.reward.vlm_judge import VisionLanguageModel
 from rewarddance.types import Preference, Question
 
@@ -44,11 +43,11 @@ class RegressiveReward(PointwiseJudge):
                 self.model.reward_head.weight.copy_(self.read_own_weights(vlm.folder)[HEAD])
 
     def scores(self, questions: Sequence[Question]) -> Float[Tensor, " K"]:
-        hidden = self.vlm.last_states(pointwise_inputs(as_read(questions, self.config), self.instruction))
+        hidden = self.vlm.last_states(pointwise_inputs(self.as_read(questions), self.instruction))
         return self.model.reward_head(hidden.float()).squeeze(-1)
 
     def split_by_tokens(self, pairs: Sequence[Preference]) -> list[Sequence[Preference]]:
-        judge_inputs = pointwise_inputs(as_read(each_alone(pairs), self.config), self.instruction)
+        judge_inputs = pointwise_inputs(self.as_read(each_alone(pairs)), self.instruction)
         return split_by_tokens(pairs, self.vlm.lengths_of(judge_inputs), self.vlm.max_batch_tokens)
 
     def own_weights(self) -> dict[str, Tensor]:

@@ -76,6 +76,7 @@ def train_judge(
         parts=recipe.gradient_accumulation_steps, rank=process_group.rank(), count=process_group.world_size(),
         pixel_noise=recipe.pixel_noise,
     )  # fmt: skip
+    warmup = min(math.ceil(steps * recipe.warmup), steps - 1)  # its first step learns nothing: an only one is none
     progress = _resume(folder, student, optimiser)
     model, losses = replicate(student.module), Losses(math.gcd(10, recipe.save_every), batches.count)
     with (
@@ -88,7 +89,7 @@ def train_judge(
         for step, micro_batches in enumerate(batches.after(progress.step, recipe.workers), start=progress.step + 1):
             torch.manual_seed(seed + step * batches.count + batches.rank)  # of dropout, where there is any
             for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * cosine_schedule(step - 1, steps, math.ceil(steps * recipe.warmup))
+                group["lr"] = recipe.learning_rate * cosine_schedule(step - 1, steps, warmup)
             losses.add(accumulate_gradient(model, student.reward, micro_batches))
             norm = clip_gradient(student.reward.model, recipe.max_grad_norm, step)
             take_step(optimiser, student.reward.model, step)

@@ -111,7 +111,7 @@ class VisionLanguageModel(Prefill):
         self.tokenizer = self.family.tokenizer
         self.family.chat.check_kept(self.folder)
         _keep_rotary_factors(self._language_model)
-        self._ids = functools.lru_cache(maxsize=65_536)(self._tokenise)
+        self._ids = functools.lru_cache(maxsize=1024)(self._tokenise)
         if isinstance(self.family, AnyFamily):
             self._check_prefill(name, self.family)
         if self.family.caches_prefix:
@@ -269,13 +269,19 @@ class VisionLanguageModel(Prefill):
     def write(
         self, judge_inputs: Sequence[JudgeInput], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
     ) -> list[str]:
-        """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded."""
+        """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded.
+
+        Of the whole distribution, whatever the checkpoint's generation_config.json says: with its top_k of 1 all
+        samples would be one.
+        """
         if self.is_checking:
             for judge_input in judge_inputs:
                 self._sequence(judge_input, ())
             return ["" for _ in judge_inputs]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+        if temperature:
+            sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         one_at_a_time = self.family.one_at_a_time
         batches = [[judge_input] for judge_input in judge_inputs] if one_at_a_time else [judge_inputs]
         texts: list[str] = []

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rewarddance.errors import InputError, shown
 from rewarddance.protocols import RewardModel, needs_reference
-from rewarddance.reward.function_reward import FunctionReward
 from rewarddance.reward.instructions import is_ours
 from rewarddance.reward.judge import USED_BY, Judge
 from rewarddance.types import Pixels, Prompt, Question
@@ -54,7 +53,8 @@ class ServedJudge:
 
     @property
     def reads_metadata(self) -> bool:
-        return isinstance(self.reward, FunctionReward)
+        """Ours read none; what somebody else's model reads only it knows."""
+        return not isinstance(self.reward, Judge)
 
     def question(
         self,

@@ -52,6 +52,13 @@ def test_a_picture_of_many_questions_is_sent_once_and_in_8_bits():
     assert read_header(body).pixels == 9 * 64 * 64
 
 
+def test_two_views_of_one_batch_are_two_pictures():
+    batch = torch.rand(3, 3, 8, 8)
+    body = write_questions([Question("a", batch[0:1], batch[1:2]), Question("a", batch[1:2], batch[0:1])])
+    first, second = read_questions(body, floats).questions
+    assert torch.equal(first.candidate, batch[0:1]) and torch.equal(second.candidate, batch[1:2])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_pixels_between_the_8_bit_values_keep_their_precision(dtype):
     pixels = torch.rand(1, 3, 8, 8).to(dtype)

@@ -197,7 +197,8 @@ class EndpointReward(ABC):
         """The questions in words; numbers: by which the caller knows them. Raises InputError naming one that lacks a
         picture, or holds what a model may read as a token of its own."""
         remote = []
-        for place, (number, question) in enumerate(zip(numbers, as_read(questions, self.config), strict=True)):
+        read = as_read(questions, self.config.frames, self.config.fps)
+        for place, (number, question) in enumerate(zip(numbers, read, strict=True)):
             about = f"question {number} ({short(question.prompt.text)})"
             instruction: Instruction = (
                 load_instruction(question.instruction) if question.instruction else self.instruction

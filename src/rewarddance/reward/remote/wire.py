@@ -116,7 +116,8 @@ def compact(pixels: Tensor, name: str) -> Tensor:
         eight = (pixels * 255).round_().to(torch.uint8)
         if torch.equal(eight.float().div_(255), pixels):  # what lies outside of [0, 1], and NaN, is not equal
             pixels = eight
-    return pixels.cpu().contiguous()
+    # A copy: two views of one tensor, such as rows of a batch, cannot be written as they are.
+    return pixels.cpu().clone(memory_format=torch.contiguous_format)
 
 
 class Reply(NamedTuple):
