@@ -55,6 +55,15 @@ class Says:
         return None if self.margin is None else Verdict(self.margin)
 
 
+class Never:
+    """A reward that must not be asked."""
+
+    needs_reference = False
+
+    def __call__(self, questions):
+        raise AssertionError("it was asked")
+
+
 def tiny_generator():
     return load_generator(str(generator_folder()), num_inference_steps=3)
 
@@ -105,9 +114,13 @@ def test_a_judge_is_trained_on_preferences_in_memory_and_evaluated(tmp_path):
     write_preferences(colour_preferences(6, seed=1), tmp_path / "held.jsonl")
     found = evaluate(judge, {"id": tmp_path / "held.jsonl"}, exam={"probes": 2}, output=tmp_path / "evaluation")
     assert found.tests["id"].accuracy.n == 6 and (tmp_path / "evaluation" / "evaluation.html").is_file()
+    with pytest.raises(InputError, match="holds a run with judge"):  # before anything is asked
+        evaluate(Never(), {"id": tmp_path / "held.jsonl"}, exam={"probes": 2}, output=tmp_path / "evaluation")
     memory = evaluate(judge, colour_preferences(6, seed=1), exam={"probes": 2})
     assert memory.tests["test"].accuracy == found.tests["id"].accuracy
-    assert evaluate(brightness, colour_preferences(6, seed=1), exam={"probes": 2}).judge.kind == "function"
+    for _ in range(2):  # a function has a name, and no place in memory
+        again = evaluate(make_brightness(), colour_preferences(6, seed=1), exam={"probes": 2}, output=tmp_path / "own")
+    assert again.judge.kind == "function" and " at 0x" not in (tmp_path / "own" / "evaluation.yaml").read_text()
 
 
 def test_a_function_is_stressed_with_preferences_in_memory():
@@ -161,6 +174,13 @@ def test_names_and_objects_align_alike(tmp_path):
     second = align(tiny_generator(), load_reward(str(judge_folder())), PROMPTS, output=tmp_path / "objects", **keys)
     weights = [[w for n, w in g.network.named_parameters() if "lora" in n] for g in (first, second)]
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_script_that_was_started_several_times_is_refused_before_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="several were started") as caught:
+        align(tiny_generator(), brightness, PROMPTS, output=tmp_path / "run", algorithm="nft", steps=1)
+    assert "torchrun" in caught.value.remedy and not (tmp_path / "run").exists()
 
 
 def test_a_reward_without_gradient_is_refused_for_refl_before_anything_is_done(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.align import Parts, run_alignment
 from rewarddance.jobs.bench import BenchParts, run_bench
-from rewarddance.jobs.evaluate import CONFIG, examine_sets, judge_facts, write_evaluation
+from rewarddance.jobs.evaluate import claimed, examine_sets, judge_facts, write_evaluation
 from rewarddance.jobs.recipes import BenchRun, EvaluateRun, ScoreRun
 from rewarddance.jobs.score import run_scoring
 from rewarddance.jobs.score_answers import score_media
@@ -32,8 +33,9 @@ from rewarddance.reward.function_reward import ScoreFunction, as_reward
 from rewarddance.reward.judge import Judge, all_pixels
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
-from rewarddance.runtime.config import Precision, keep_recipe, parse_recipe
+from rewarddance.runtime.config import Precision, parse_recipe
 from rewarddance.runtime.devices import find_device
+from rewarddance.runtime.process_group import started_processes
 from rewarddance.search.recipe import Budget
 from rewarddance.search.run import METHODS, SearchResult, read_method
 from rewarddance.search.run import search as search_prompts
@@ -105,11 +107,17 @@ def align(
     options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
     of the algorithm's own part, such as steps, learning_rate, lora_rank, group_size. Where all weights are trained
     (lora_rank=0) they are in `output`/generator. Called again with the same arguments, an interrupted run goes on.
-    Raises InputError before anything is computed for an unknown option or parts that do not go together.
+    Raises InputError before anything is computed for an unknown option, parts that do not go together, or where
+    several processes were started: they align by the command.
 
     >>> generator = load_generator("shapeworld-generator", num_inference_steps=12)
     >>> aligned = align(generator, "runs/mine/reward", ["a red circle", "a blue cross"], output="runs/refl", steps=20)
     """
+    if started_processes() > 1:
+        raise InputError(
+            "align trains in one process, and several were started.",
+            "Start them with the command: torchrun -m rewarddance align RECIPE.",
+        )
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise InputError(f"there is no algorithm named {algorithm!r}.", f"Say {', '.join(ALGORITHMS)}.")
     run = {name: value for name, value in options.items() if name in AlignRun.model_fields}
@@ -138,8 +146,7 @@ def align(
     content |= {} if reward is None else {"judge": _name(reward)}
     content |= {"algorithm": algorithm} | ({algorithm: loop} if loop else {})
     aligned = run_alignment(parse_recipe(AlignRun, content, "the options of align"), Parts(**parts))
-    if aligned is None:
-        raise InputError("align returns a generator in the first process only.", "Start several with the command.")
+    assert aligned is not None, "one process has the result"
     return aligned.generator
 
 
@@ -279,7 +286,7 @@ def evaluate(
         for name, s in named.items()
     }
     judge = _reward(reward, device, dtype, **options)
-    name = _name(reward)
+    name = _name(reward if isinstance(reward, str | Path) else judge)
     content = {
         "judge": name,
         "exam": {} if exam is None else exam,
@@ -292,11 +299,11 @@ def evaluate(
     run = parse_recipe(EvaluateRun, content, "the options of evaluate")
     folder = getattr(judge, "name_or_path", None)
     facts = judge_facts(judge, name, None if folder is None else find_checkpoint(folder))
-    examined = examine_sets(run, judge, facts, sets)
-    if output is not None:
-        keep_recipe(run, writable_folder(Path(output)) / CONFIG)
-        write_evaluation(examined, Path(output))
-    elif examined.failures:
+    with nullcontext() if output is None else claimed(Path(output), run):
+        examined = examine_sets(run, judge, facts, sets)
+        if output is not None:
+            write_evaluation(examined, Path(output))
+    if output is None and examined.failures:
         first = examined.failures[0]
         what = f"the stress on {first['test']}" if first["pair"] is None else f"pair {first['pair']} of {first['test']}"
         raise InputError(f"{what} cannot be judged: {first['reason']}", "Correct it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,14 @@ def test_an_update_of_a_pipeline_learns_what_its_vae_encodes(family):
     (figures,) = dpo_updates(run, 0, Ema(weights, 0.5))
     gradient = torch.cat([weight.grad.flatten() for weight in weights])
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0 and figures["velocity_mse"] > 0
+
+
+def test_pictures_are_encoded_in_float32_where_an_offloaded_vae_is_brought(monkeypatch):
+    generator, brought = fresh("sd3"), list[str]()
+    monkeypatch.setattr(generator, "_present", lambda part: brought.append(part) or nullcontext())
+    generator.network.to(torch.bfloat16)
+    latents = generator.encode_pictures([torch.rand(1, 3, generator.height, generator.width)])
+    assert brought == ["vae"] and latents.dtype == torch.float32
 
 
 def test_pictures_are_scaled_to_cover_the_size_and_cut_to_their_middle():

@@ -18,7 +18,7 @@ from test_failed_groups import gradient as gradient_of_groups
 from test_policy_training import LOOP, PROMPTS, RECIPES, Mean, gain, train
 from tiny import BrightnessJudge, TinyGenerator
 from tiny_alignment import assert_same_run, logged, moved, updates_of, with_lora
-from tiny_pipelines import fresh
+from tiny_pipelines import fresh, pipeline_folder
 
 from rewarddance.alignment.awm import AwmRecipe
 from rewarddance.alignment.crd import CrdRecipe
@@ -27,6 +27,7 @@ from rewarddance.alignment.forward_process import ForwardRecipe
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.online_dpo import OnlineDpoRecipe
 from rewarddance.errors import InputError
+from rewarddance.generators.pipelines import load_generator
 from rewarddance.runtime.config import parse_recipe
 
 KINDS: dict[str, type[ForwardRecipe]] = {
@@ -101,6 +102,27 @@ def test_an_update_of_a_pipeline_has_a_finite_gradient_and_measures_the_distance
     assert figures["velocity_mse"] > 0 and 0.5 < figures["velocity_norm"] < 2
     gradient = torch.cat([weight.grad.flatten() for weight in weights])
     assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("algorithm", ["awm", "dgpo"])
+def test_a_ratio_that_is_clipped_is_of_predictions_in_one_precision(algorithm, monkeypatch):
+    """Or what is cut off is rounding: at the first update old and new weights are the same."""
+    monkeypatch.setattr("rewarddance.generators.adapter.multiplies_bfloat16", lambda device: True)
+    generator = load_generator(str(pipeline_folder("sd3")), 4, half_sampling=True)
+    weights, old, new = generator.add_lora(2, 2), list[torch.Tensor](), list[torch.Tensor]()
+    predict = generator.predict
+
+    def predicted(x_t, step, condition):
+        found = predict(x_t, step, condition)
+        if not generator._uses_initial:
+            (new if torch.is_grad_enabled() else old).append(found.detach())
+        return found
+
+    monkeypatch.setattr(generator, "predict", predicted)
+    recipe = KINDS[algorithm](prompts_per_step=1, group_size=2, levels=1, ema_decay=0.5, rollout_forwards=2)
+    updates_of(generator, [Reward(Mean(), "alone")], ["a red circle"], recipe, weights=weights)
+    rounding = [(a - b).abs().max().item() for a, b in zip(old[-len(new) :], new, strict=True)]
+    assert max(rounding) < 1e-4 and old[0].dtype == torch.float32
 
 
 @pytest.mark.parametrize("algorithm", ["nft", "awm"])

@@ -271,9 +271,17 @@ def test_a_lora_that_is_cut_off_or_not_finite_is_not_gone_on_from(trained, gener
 
 
 def test_a_generator_that_carries_a_trained_lora_gets_no_other(trained):
-    with pytest.raises(InputError, match="carries a LoRA that was trained on it already") as caught:
+    with pytest.raises(InputError, match="carries a LoRA already") as caught:
         trained.check_lora([])
     assert "begin_with" in caught.value.remedy
+
+
+def test_a_generator_that_carries_a_loaded_lora_gets_no_other(trained, tmp_path):
+    trained.save_lora(tmp_path)
+    loaded = load_generator(str(generator_folder()), STEPS)
+    loaded.load_lora(tmp_path)
+    with pytest.raises(InputError, match="carries a LoRA already"):
+        loaded.add_lora(2, 2)
 
 
 def test_a_lora_is_not_written_where_a_file_stands(trained, tmp_path):

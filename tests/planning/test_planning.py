@@ -31,6 +31,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.plan import plan_recipe
 from rewarddance.planning.alignment import plan_alignment
 from rewarddance.planning.hardware import GIB, GPUS
+from rewarddance.planning.placement import judge_has_own_gpu
 from rewarddance.planning.plan import Edit, Plan, on_meta, prompt_of_words, sample_pairs, suggestions
 from rewarddance.planning.recipe import PlanOptions
 from rewarddance.planning.training import flops_of, memory_of, meta_student
@@ -327,6 +328,21 @@ def test_a_judge_on_a_gpu_of_its_own_is_counted_there(small: Plan):
     assert "judge" in parts_of(small) and "judge" not in parts_of(apart)
     assert apart.gpus == 2 and apart.size < small.size
     assert apart.judge_gpu > 4 * apart.parameters["judge"]
+
+
+@pytest.mark.parametrize(
+    ("device", "judge_device", "own"),
+    [
+        (None, "cuda:0", False),
+        ("cuda:0", "cuda", False),
+        ("cuda:1", "cuda:1", False),
+        (None, "cpu", False),
+        (None, "cuda:1", True),
+        ("cuda:1", "cuda", True),
+    ],
+)
+def test_one_gpu_has_one_number_however_it_is_written(device, judge_device, own):
+    assert judge_has_own_gpu(AlignRun.model_construct(device=device, judge_device=judge_device)) is own
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -52,6 +53,27 @@ def test_every_method_keeps_to_its_budget_and_batch_and_gives_a_winner(method, j
             assert None not in scores
             if judging != "knockout":
                 assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_forward_of_a_search_is_one_for_sampling(method):
+    """So that the one plain sample that a winner is held against is drawn in the same precision."""
+    generator, depth, outside = TinyGenerator(8), [0], [0]
+    predict = generator.predict
+
+    @contextmanager
+    def within():
+        depth[0] += 1
+        yield
+        depth[0] -= 1
+
+    def recorded(x_t, step, condition):
+        outside[0] += depth[0] != 1
+        return predict(x_t, step, condition)
+
+    generator.predict, generator.for_sampling = recorded, within
+    search(generator, Bright(), PROMPTS[:2], method, "samples=8", held_out=Bright())
+    assert outside == [0]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -49,6 +49,10 @@ class AwmRecipe(ForwardRecipe):
     def asks_old(self) -> bool:
         return self.ema_decay > 0 or self.updates > 1  # else the weights that sample are those that learn
 
+    @property
+    def clips_ratio(self) -> bool:
+        return True
+
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         new = matching_log_prob(learned.x_0_hat, learned.x_0, learned.sigma, self.weighting)
         old = new.detach()

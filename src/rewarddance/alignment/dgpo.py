@@ -66,6 +66,10 @@ class DgpoRecipe(ForwardRecipe):
     def base_in_loss(self) -> bool:
         return True
 
+    @property
+    def clips_ratio(self) -> bool:
+        return True
+
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         assert learned.x_0_old is not None and learned.x_0_base is not None
         error, old, base = (

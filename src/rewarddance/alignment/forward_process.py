@@ -30,7 +30,7 @@ from rewarddance.alignment.policy import (
 from rewarddance.alignment.safeguards import Ema, norm_excess, relative_norm, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable, read_together
 from rewarddance.errors import InputError
-from rewarddance.generators.sampling import encoded, for_sampling, sample_with_latents
+from rewarddance.generators.sampling import encoded, for_sampling, merged_lora, sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime.config import changed
 from rewarddance.runtime.devices import on_device
@@ -152,6 +152,12 @@ class ForwardRecipe(PolicyRecipe):
         return self.velocity_mse > 0 or self.norm_guard > 0 or "distance" not in self.alarms.off
 
     @property
+    def clips_ratio(self) -> bool:
+        """Does the loss cut off what is a little off the policy that sampled? That is predicted in the same precision
+        then, or rounding would be cut off."""
+        return False
+
+    @property
     def base_in_loss(self) -> bool:
         """Does the loss compare with the base?"""
         return False
@@ -243,7 +249,8 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                 conditions = [encoded(generator, prompts, part.rows) for part in noised]
                 old: list[Tensor | None] = [None] * len(noised)
                 if recipe.asks_old:
-                    with torch.no_grad(), ema.applied(), for_sampling(generator):
+                    cheaper = merged_lora(generator) if recipe.clips_ratio else for_sampling(generator)
+                    with torch.no_grad(), ema.applied(), cheaper:
                         old = [
                             _predict_x0(generator, part.x_t, part.step, condition)[1]
                             for part, condition in zip(noised, conditions, strict=True)

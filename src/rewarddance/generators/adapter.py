@@ -372,8 +372,9 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         self.check_encodes()
         vae = self.pipeline.vae
         fitted = torch.cat([covering(picture, self.height, self.width) for picture in pictures])
-        latents = vae.encode((2 * fitted - 1).to(self.device, vae.dtype)).latent_dist.mode()
-        return self._pack(self._scaled(latents.to(self.dtype)))
+        with self._present("vae"):
+            latents = vae.encode((2 * fitted - 1).to(self.device, vae.dtype)).latent_dist.mode()
+        return self._pack(self._scaled(latents.float()))
 
     @contextmanager
     def for_sampling(self) -> Iterator[None]:

@@ -94,11 +94,11 @@ class FinetunedPipeline:
             )
 
     def check_lora(self, targets: Sequence[str]) -> None:
-        """Raises InputError where the network has a LoRA in training already, and naming the first of the targets that
-        no layer's name ends with."""
-        if "default" in getattr(self.network, "peft_config", {}):  # peft's name for the one of `add_lora`
+        """Raises InputError where the network has a LoRA already, trained on it or loaded: another one would turn it
+        off; and naming the first of the targets that no layer's name ends with."""
+        if getattr(self.network, "peft_config", None):
             raise InputError(
-                f"the {self.kind} carries a LoRA that was trained on it already.",
+                f"the {self.kind} carries a LoRA already.",
                 "Load the generator anew; begin_with goes on from a LoRA that was saved.",
             )
         names = [f".{name}" for name, _ in self.network.named_modules()]

@@ -25,6 +25,12 @@ def for_sampling(generator: Generator) -> Any:
     return saving() if saving else nullcontext()
 
 
+def merged_lora(generator: Generator) -> Any:
+    """The part of `for_sampling` that changes no precision: a LoRA stands in the weights themselves."""
+    merging = getattr(generator, "merged_lora", None)
+    return merging() if merging else nullcontext()
+
+
 @torch.no_grad()
 def rollout(generator: Generator, prompts: Sequence[str | Prompt], seeds: Sequence[int], stop: int) -> Rollout:
     """Denoise without graph from each seed's noise up to step `stop` (0 = the noise itself, S = the clean latent)."""

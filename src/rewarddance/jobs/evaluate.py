@@ -6,7 +6,8 @@ import functools
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,11 +63,8 @@ def _evaluated(run: EvaluateRun, load: Load) -> dict[str, Any]:
     if run.card:
         _check_trained(run, folder)
     device = find_device(run.device)
-    output = writable_folder(run.output or default_output(run.judge, folder))
-    with locked(output):
-        if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
-            (output / CONFIG).unlink(missing_ok=True)
-        keep_recipe(run, output / CONFIG)
+    output = run.output or default_output(run.judge, folder)
+    with claimed(output, run):
         judge = load(run.judge, device, run.dtype, **run.changes)
         check_pairs(sets.values(), judge, faults, skip=run.skip_faulty, folder=output)
         facts = judge_facts(judge, run.judge, folder)
@@ -74,6 +72,17 @@ def _evaluated(run: EvaluateRun, load: Load) -> dict[str, Any]:
         card = _card(judge, facts, folder, examined.evaluation) if run.card and folder else {}
         result = write_evaluation(examined, output) | card
     return result | skipped(output / FAULTY)
+
+
+@contextmanager
+def claimed(output: Path, run: EvaluateRun) -> Iterator[None]:
+    """Within the block the folder is this evaluation's. Raises InputError where it holds another one's figures, and
+    where another run is at work in it."""
+    with locked(writable_folder(output)):
+        if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
+            (output / CONFIG).unlink(missing_ok=True)
+        keep_recipe(run, output / CONFIG)
+        yield
 
 
 class Examined(NamedTuple):

@@ -34,7 +34,13 @@ def precision_of(options: Mapping[str, Any]) -> Any:
 
 def judge_has_own_gpu(run: AlignRun) -> bool:
     """Has the judge a GPU of its own?"""
-    return run.judge_device is not None and run.judge_device != (run.device or "cuda")
+    return run.judge_device is not None and _gpu(run.judge_device) not in (None, _gpu(run.device or "cuda"))
+
+
+def _gpu(device: str) -> int | None:
+    """The number of a GPU, 0 where none is said; None of the CPU."""
+    kind, _, number = device.partition(":")
+    return None if kind == "cpu" else int(number or 0)
 
 
 def processes_of(run: AlignRun, gpus: int) -> int:

@@ -34,6 +34,11 @@ class ProcessStopped(RewardDanceError):
         super().__init__("another process of this run has stopped.", "What it said tells why.")
 
 
+def started_processes() -> int:
+    """How many processes torchrun or accelerate started for this run, which may not have joined yet; else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def init_process_group() -> Iterator[None]:
     """Joins the processes that were started together, if there are several, for the length of the block.
@@ -41,7 +46,7 @@ def init_process_group() -> Iterator[None]:
     Where the block fails, the first process that fails raises its error, and the others exit silently. Raises
     InputError where the launcher was told to shard the model itself, or started more processes than there are GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if started_processes() < 2 or dist.is_initialized():
         yield
         return
     for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):

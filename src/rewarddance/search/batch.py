@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewarddance.generators.sampling import for_sampling
 from rewarddance.search.budget import Cost, CountingGenerator, CountingJudge, Meter
 from rewarddance.search.judging import Candidate, Groups, Judging
 from rewarddance.types import Prompt
@@ -84,9 +85,16 @@ class Batch:
     def denoise(self, x_t: Tensor, start: int, stop: int, prompts: Sequence[Sequence[Prompt]] | None = None) -> Tensor:
         """The latents after steps `start` .. `stop` - 1; prompts: what each row is drawn from, if not the batch's."""
         condition = self.condition(prompts or self.repeated(len(x_t) // len(self.prompts)))
-        for step in range(start, stop):
-            x_t = self.generator.advance(x_t, self.generator.predict(x_t, step, condition), step)
+        with for_sampling(self.generator):
+            for step in range(start, stop):
+                x_t = self.generator.advance(x_t, self.generator.predict(x_t, step, condition), step)
         return x_t
+
+    def predict(self, x_t: Tensor, step: int) -> Tensor:
+        """The generator's prediction for each row at a step."""
+        condition = self.condition(self.repeated(len(x_t) // len(self.prompts)))
+        with for_sampling(self.generator):
+            return self.generator.predict(x_t, step, condition)
 
     def repeated(self, count: int) -> list[list[Prompt]]:
         return [[prompt] * count for prompt in self.prompts]

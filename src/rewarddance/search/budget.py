@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rewarddance.errors import InputError
+from rewarddance.generators.sampling import for_sampling
 from rewarddance.protocols import Generator, RewardModel, checked_verdict, needs_reference
 from rewarddance.search.recipe import Budget
 from rewarddance.types import PixelBatch, Prompt, Question, Scales, Verdict
@@ -78,6 +79,9 @@ class CountingGenerator(_Timed):
         self.evaluations += len(x_t)
         with self._timing():
             return self.generator.predict(x_t, step, condition)
+
+    def for_sampling(self) -> Any:
+        return for_sampling(self.generator)
 
     def advance(self, x_t: Tensor, prediction: Tensor, step: int) -> Tensor:
         with self._timing():

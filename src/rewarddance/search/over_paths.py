@@ -151,7 +151,7 @@ def _follow(batch: Batch, recipe: Paths, plan: Plan, scales: Sequence[Scales], c
             rankings = batch.add(new)
             chosen = [indices_in(group, ranking)[:count] for group, ranking in zip(new, rankings, strict=True)]
         else:
-            prediction = batch.generator.predict(x, down, batch.condition(batch.repeated(copies)))
+            prediction = batch.predict(x, down)
             predicted = batch.candidates(batch.generator.predict_x0(x, prediction, down), origins)
             chosen = batch.best_indices(predicted, count)
         x = x[on_device(batch.rows(chosen, copies), x.device)]

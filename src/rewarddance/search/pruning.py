@@ -52,7 +52,7 @@ def search_pruning(batch: Batch, recipe: Pruning) -> None:
         x_t, before = batch.init_noise(seeds), 0
         for stop in stops:
             x_t = batch.denoise(x_t, before, stop)
-            prediction = batch.generator.predict(x_t, stop, batch.condition(batch.repeated(count)))
+            prediction = batch.predict(x_t, stop)
             kept = math.ceil(recipe.keep * count)
             if kept < count:
                 x_0 = batch.generator.predict_x0(x_t, prediction, stop)
