@@ -56,6 +56,8 @@ CASES = [  # instruction, what was drawn, following, keeping
     ("add a white square below the circle", (*SOURCE, NEW), 0.5, 1.0),
     ("remove the cross", (moved(CIRCLE, colour="green"),), 1.0, 0.4),
     ("remove the cross", (CROSS,), 0.0, 0.0),
+    ("remove the cross", (CIRCLE, moved(CROSS, dx=-12)), 0.0, 1.0),
+    ("remove the cross", (CIRCLE, moved(CROSS, dy=-6)), 0.0, 1.0),
     ("move the circle down", (moved(CIRCLE, dy=8), CROSS), 1.0, 1.0),
     ("move the circle down", (moved(CIRCLE, dx=8), CROSS), 0.0, 1.0),
     ("move the circle right", (moved(CIRCLE, dx=8, colour="green"), CROSS), 1.0, 0.7),

@@ -125,7 +125,7 @@ def pair_up(
 
     In domain (splits train, held_out): the generator's pictures, and flat drawings, right, nearly right and spoiled.
     Out of domain (split unseen): pictures in another style ("sketch" drawings, right, nearly right and spoiled) and
-    the generator's pictures, on combinations no training pair shows.
+    the generator's pictures, on combinations that no training prompt asks for.
 
     exact: shares are the oracle's own order (0 or 1), else the annotators' votes; of a crowd each vote is a preference
     of its own, those of a pair one after the other.

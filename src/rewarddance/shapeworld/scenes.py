@@ -44,7 +44,7 @@ CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "
 """GenEval's tags, in its own order and spelling."""
 PREFIXES = ("", "a picture of ", "a drawing of ")
 UNSEEN_COMBINATIONS = frozenset({("purple", "square"), ("yellow", "cross"), ("green", "triangle"), ("white", "circle")})
-"""(colour, shape) pairs kept out of every training preference: the out-of-domain prompts are made of them."""
+"""(colour, shape) pairs that no training prompt asks for, though drawings may show them: out of domain."""
 UNSEEN_COUNT = 4
 SPLITS = ("train", "held_out", "unseen")
 MAX_OBJECTS = 4
@@ -120,7 +120,7 @@ class Spec:
 
     @property
     def unseen(self) -> bool:
-        """True where the prompt needs a combination or a count that no training preference shows."""
+        """True where the prompt needs a combination or a count that no training prompt asks for."""
         combinations = {(phrase.colour, phrase.shape) for phrase in self.objects}
         return bool(combinations & UNSEEN_COMBINATIONS) or self.total >= UNSEEN_COUNT
 
@@ -255,7 +255,7 @@ class PromptSpec(Protocol):
 
 
 def split_of(spec: PromptSpec) -> str:
-    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no preference shows).
+    """'train', 'held_out' (an unseen prompt of seen parts) or 'unseen' (parts that no training prompt asks for).
 
     The two wordings of one content are of one split.
     """

@@ -88,7 +88,8 @@ def score_edit(edit: np.ndarray, before: Scene, spec: EditSpec) -> EditScore:
     *kept, became = _assigned(rows, after.things)
     done = _Done(0.0, 0.0) if became is None else _done(spec, target, became)
     if spec.kind == "remove" and target is not None:
-        done = _Done(1 - _covered(edit, target), 1.0)
+        has_moved = became is not None and _place(target, became) < 1
+        done = _Done(0.0 if has_moved else 1 - _covered(edit, target), 1.0)
     credits = [0.0 if seen is None else _same(thing, seen) for thing, seen in zip(others, kept, strict=True)]
     if spec.kind not in ("add", "remove"):
         credits.append(done.stays)

@@ -124,7 +124,7 @@ class MotionSpec:
 
     @property
     def unseen(self) -> bool:
-        """True where the prompt needs a combination that no training preference shows."""
+        """True where the prompt needs a combination that no training prompt asks for."""
         for role in self.roles:
             combinations = {(role.noun.colour, role.noun.shape), (role.into, role.noun.shape)}
             actions = {(role.action, word) for word in (role.noun.shape, role.noun.colour, role.into)}
