@@ -8,6 +8,8 @@ end of a shorter one. All methods have the same tuning: the learning rate, out o
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -288,8 +290,10 @@ def distance_from_base(generator: PipelineGenerator, prompts: Sequence[Prompt], 
 
 
 def _forget_peak() -> None:
-    """Let the peak of memory begin anew, where the system can (Linux)."""
-    with suppress(OSError):
+    """Let the peak of memory begin anew, where the system can (Linux, glibc): what was freed is given back first."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 

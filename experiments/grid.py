@@ -162,7 +162,25 @@ class Experiment(ABC, Generic[RecipeT]):
         self.check()
         writable_folder(folder)
         keep_recipe(recipe, folder / "config.yaml")
+        begun = (folder / "rows.jsonl").is_file()
         self.rows = Rows(folder, self.row_kinds, before)
+        if before is not None and not begun:
+            self._leave_out_other_rows(before)
+
+    def _leave_out_other_rows(self, before: Path) -> None:
+        """Of rows that were measured before, keep those of this recipe's cells: others are of another study, and how
+        long a step took is another machine's."""
+        cells = {(cell.kind, *cell.key.items()) for cell in self.cells()}
+        names = {kind: [name for name, _ in key] for kind, *key in cells}
+        kept = [
+            row
+            for row in self.rows.all
+            if type(row) in names and (type(row), *((n, getattr(row, n)) for n in names[type(row)])) in cells
+        ]
+        if len(kept) < len(self.rows.all):
+            others = len(self.rows.all) - len(kept)
+            console.print(f"rows of {before} that are of no cell of this recipe: {others}, left out", soft_wrap=True)
+        self.rows.all = kept
 
     @abstractmethod
     def checkpoints(self) -> Iterable[str]:

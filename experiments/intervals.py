@@ -13,10 +13,10 @@ from rewarddance.evaluation.statistics import Interval, interval
 def interval_over_seeds(values: Sequence[np.ndarray]) -> Interval:
     """The mean of the means of S runs with its 95 % t interval over them; `values` [S][n] are each run's units.
 
-    Runs that differ in all that is random, in what they are tested on too, are independent draws, so S - 1 degrees of
-    freedom cover training and testing together. A few runs may agree by luck, so the interval is never narrower than
-    the units alone leave it (1.96 standard errors). With one run it is the bootstrap over its units. n: all units.
-    Raises ValueError where a run has no values.
+    Runs that differ in all that is random are independent draws, with S - 1 degrees of freedom. Runs on the same
+    prompts say how they would do on these, and nothing of others. A few runs may agree by luck, so the interval is
+    never narrower than all units would leave it if no two runs shared any (1.96 standard errors). With one run it is
+    the bootstrap over its units. n: all units. Raises ValueError where a run has no values.
     """
     if not values or any(len(run) == 0 for run in values):
         raise ValueError("an interval over seeds needs the values of each seed")

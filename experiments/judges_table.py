@@ -169,7 +169,7 @@ def _explained(rows: Sequence[JudgeRun]) -> str:
     seeds = sorted({row.seed for row in rows})
     prompts = ", ".join(f"{len(rows[0].accuracy[name])} {title}" for name, title in SETS.items())
     many, which = ("seeds", ", ".join(map(str, seeds))) if len(seeds) > 1 else ("seed", str(seeds[0]))
-    over = "95 % t intervals over seeds, never narrower than over prompts" if len(seeds) > 1 else "95 % over prompts"
+    over = "95 % t intervals over seeds, all on the same contents" if len(seeds) > 1 else "95 % over prompts"
     return (
         f"{len(seeds)} {many} ({which}), each with its own {rows[0].pairs:,} training pairs and test prompts "
         f"({prompts}). Accuracy: % of a prompt's test pairs that are ordered as the oracle orders them, both orders "

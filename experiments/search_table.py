@@ -244,7 +244,7 @@ def markdown(rows: Rows, one_sample: Interval, found: Sequence[Entry], points_of
     seconds = 1000 * float(np.mean([row.budget for row in base]))
     parts = [
         f"Oracle alignment of the winner, points of 100; {len(base[0].oracle)} held-out prompts of each seed "
-        f"({seeds}), 95 % intervals over seeds, never narrower than over prompts. One plain sample: "
+        f"({seeds}), 95 % intervals over seeds, all on the same contents. One plain sample: "
         f"{points(one_sample)}, {number(seconds, 1)} ms without a judge; a budget of k x is k times that, "
         "the judge's time in it.\n",
         "![Oracle by budget, and as N grows](search.svg)\n",

@@ -41,12 +41,12 @@ def seed_preferences(recipe: QuickstartRecipe, folder: Path) -> dict[str, Prefer
 
 
 def train(recipe: JudgeRecipe, pairs: Sequence[Preference], folder: Path, seed: int) -> tuple[Judge, float]:
-    """The judge, and the seconds that its training took, those before an interruption too."""
+    """The judge, and the processor's seconds that its training took, those before an interruption too."""
     logged = [row["seconds"] for row in read_metrics(folder) if row["kind"] == "evaluation"]
-    before, began = (logged[-1] if logged else 0.0), time.monotonic()
+    before, began = (logged[-1] if logged else 0.0), time.process_time()
 
     def spent(_: RewardModel) -> dict[str, float]:
-        return {"seconds": before + time.monotonic() - began}
+        return {"seconds": before + time.process_time() - began}
 
     judge = train_judge(recipe, pairs, folder, Metrics(folder / "metrics.jsonl"), seed, spent)
     return judge, spent(judge)["seconds"]

@@ -96,7 +96,7 @@ def test_a_run_that_was_killed_goes_on_and_a_finished_one_does_nothing(run, tmp_
     assert run() == ([], "4 counts\n") and (tmp_path / "out" / "rows.jsonl").read_bytes() == before
 
 
-def test_a_new_folder_begins_with_rows_that_were_measured_before(run, tmp_path):
+def test_a_new_folder_begins_with_rows_that_were_measured_before(run, tmp_path, capsys):
     run(kill=(1, "a"))
     (tmp_path / "out" / "rows.jsonl").rename(tmp_path / "before.jsonl")
     counting = Counting(CountRecipe(), tmp_path / "new", tmp_path / "before.jsonl")
@@ -104,6 +104,9 @@ def test_a_new_folder_begins_with_rows_that_were_measured_before(run, tmp_path):
     assert counting.run() == "4 counts\n" and counting.calls == [1, (1, "a"), (1, "b"), 0, (0, "end")]
     again = Counting(CountRecipe(), tmp_path / "new", tmp_path / "before.jsonl")
     assert len(again.rows.all) == 5  # its own, not those it began with
+    fewer = Counting(CountRecipe(names=("b",)), tmp_path / "fewer", tmp_path / "before.jsonl")
+    assert [(row.seed, row.name) for row in fewer.rows.of(Count)] == [(0, "b")]  # of a cell of this recipe
+    assert "of no cell of this recipe: 1" in " ".join(capsys.readouterr().err.split())
     (tmp_path / "before.jsonl").write_text('{"seed": 0}\n')
     with pytest.raises(InputError, match=r"before.jsonl cannot be read: .*Give another file"):
         Counting(CountRecipe(), tmp_path / "newer", tmp_path / "before.jsonl")
