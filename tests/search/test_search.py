@@ -72,7 +72,7 @@ def test_every_forward_of_a_search_is_one_for_sampling(method):
         return predict(x_t, step, condition)
 
     generator.predict, generator.for_sampling = recorded, within
-    search(generator, Bright(), PROMPTS[:2], method, "samples=8", held_out=Bright())
+    search(generator, Bright(), PROMPTS[:2], method, "samples=24", held_out=Bright())
     assert outside == [0]
 
 
