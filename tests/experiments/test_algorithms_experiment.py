@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from snippets import ROOT
 from tiny import generator_folder, judge_folder
 from tiny_grid import experiment, project_recipe, rows_of, with_rows, write_recipe
 
@@ -250,6 +251,20 @@ def test_a_point_that_another_beats_in_both_is_not_on_the_front(tmp_path):
     points = {point.method: point for point in points_of(rows)}
     assert [points[name].front_of_seconds for name in "ABC"] == [True, True, False]
     assert [points[name].front_of_reward for name in "ABC"] == [False, True, False]
+
+
+def test_eight_of_the_algorithms_are_compared_as_among_all_with_the_rates_that_were_tuned(tmp_path):
+    every, eight = (load_recipe(AlgorithmsRecipe, project_recipe(name)) for name in ("algorithms", "eight_algorithms"))
+    assert eight.seeds == every.seeds and [*eight.methods] == [*every.methods][:8] and [*eight.judges] == ["good"]
+    for name, config in eight.methods.items():
+        tuned = config.chosen.learning_rate / every.methods[name].chosen.learning_rate
+        assert round(tuned, 3) in (0.3, 1, 3) and config.with_loop(learning_rate=1) == every.methods[name].with_loop(
+            learning_rate=1
+        )
+    published = ROOT / "docs" / "results" / "rows" / "eight_algorithms.jsonl"
+    study = Algorithms(eight, tmp_path, published)
+    measured = [(run.seed, run.judge, run.method, run.budget) for run in study.rows.of(AlgorithmRun)]
+    assert len(measured) == len(set(measured)) and set(measured) <= {(*cell.key.values(),) for cell in study.cells()}
 
 
 def test_the_recipe_that_comes_along_has_every_algorithm_judge_and_seed(tmp_path):
