@@ -76,7 +76,7 @@ def train_judge(
         parts=recipe.gradient_accumulation_steps, rank=process_group.rank(), count=process_group.world_size(),
         pixel_noise=recipe.pixel_noise,
     )  # fmt: skip
-    warmup = min(math.ceil(steps * recipe.warmup), steps - 1)  # its first step learns nothing: an only one is none
+    warmup = min(math.ceil(steps * recipe.warmup), steps - 1)  # at its step 0 the rate is 0: a single step has none
     progress = _resume(folder, student, optimiser)
     model, losses = replicate(student.module), Losses(math.gcd(10, recipe.save_every), batches.count)
     with (
