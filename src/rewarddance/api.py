@@ -13,6 +13,7 @@ from typing import Any
 
 from rewarddance.alignment.algorithms import ALGORITHMS
 from rewarddance.alignment.recipe import AlignRun
+from rewarddance.data.faults import FaultyRow
 from rewarddance.data.media import Media
 from rewarddance.data.preferences import PreferenceSet, keep_preferences
 from rewarddance.data.prompts import read_prompts
@@ -24,13 +25,15 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.align import Parts, run_alignment
 from rewarddance.jobs.bench import BenchParts, run_bench
 from rewarddance.jobs.evaluate import claimed, examine_sets, judge_facts, write_evaluation
+from rewarddance.jobs.preflight import check_pairs
 from rewarddance.jobs.recipes import BenchRun, EvaluateRun, ScoreRun
 from rewarddance.jobs.score import run_scoring
 from rewarddance.jobs.score_answers import score_media
 from rewarddance.jobs.train import TrainRun, run_training
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.reward.asking import all_pixels
 from rewarddance.reward.function_reward import ScoreFunction, as_reward
-from rewarddance.reward.judge import Judge, all_pixels
+from rewarddance.reward.judge import Judge
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import Precision, parse_recipe
@@ -63,21 +66,23 @@ def train_reward(
     tests: Mapping[str, str | Path] | None = None,
     seed: int = 0,
     exam: Mapping[str, Any] | None = None,
+    skip_faulty: bool = False,
     **options: Any,
 ) -> Judge:
     """Train a judge on preferences; `output`/reward holds it. Called again, an interrupted run goes on.
 
     preferences: a preferences file (JSONL or Parquet), or Preferences, which are kept in `output`/preferences.
     tests: further files by name; with them the judge is examined at its checkpoints and for its model card.
-    exam: keys of the examination. options: the keys of `judge` in a recipe (`JudgeRecipe`), such as base, kind,
+    exam: keys of the examination. skip_faulty: leave out pairs that cannot be used, and list them in
+    `output`/faulty.jsonl. options: the keys of `judge` in a recipe (`JudgeRecipe`), such as base, kind,
     instruction, learning_rate, epochs, batch_size, lora_rank. Raises InputError before anything is trained for an
     unknown option or a file that cannot be used.
 
     >>> judge = train_reward("votes.jsonl", output="runs/mine", base="shapeworld-judge", epochs=2)
     >>> judge.compare("a red circle", ["a.png", "b.png"], reference="c.png").probability
     """
-    given = None if isinstance(preferences, str | Path) else _listed(preferences, "preferences")
-    content: dict[str, Any] = {"output": output, "seed": seed, "judge": options}
+    given = None if isinstance(preferences, str | Path) else _listed(preferences, "preferences", kind=Preference)
+    content: dict[str, Any] = {"output": output, "seed": seed, "judge": options, "skip_faulty": skip_faulty}
     content |= {"tests": {} if tests is None else tests, "exam": {} if exam is None else exam}
     content["preferences"] = preferences if given is None else Path(str(output)) / "preferences" / "train.jsonl"
     run = parse_recipe(TrainRun, content, "the options of train_reward")
@@ -232,10 +237,11 @@ def score(
     if not _is_table(candidates):
         if output is not None:
             raise InputError("output is for a folder or a file of rows.", "Leave it out; the rows are returned.")
-        pictures = all_pixels(candidates)
+        fps = getattr(getattr(judge, "config", None), "fps", None)
+        pictures = all_pixels(candidates, fps=fps)
         given = [prompts] if isinstance(prompts, str | Prompt) else [] if prompts is None else prompts
         texts = _one_for_each(_listed(given, "prompts", empty=True), len(pictures), "prompts")
-        others = [] if reference is None else all_pixels(reference, "reference")
+        others = [] if reference is None else all_pixels(reference, "reference", fps)
         references = _one_for_each(others or [None], len(pictures), "references")
         return score_media(judge, pictures, _asked(texts), references, explain)
     if not isinstance(prompts, str | None):
@@ -266,6 +272,7 @@ def evaluate(
     exam: Mapping[str, Any] | None = None,
     stress: bool = False,
     stress_options: Mapping[str, Any] | None = None,
+    skip_faulty: bool = False,
     **options: Any,
 ) -> Evaluation:
     """How good a reward is on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
@@ -273,16 +280,20 @@ def evaluate(
     tests: preferences files by name, one file, or Preferences. A set called id counts as in domain, one called ood as
     out of domain. output: a folder for evaluation.json and evaluation.html. exam: how thoroughly (`ExamRecipe`:
     batch_size, probes, groups, pictures, seed). stress: also measure what the reward pays for pictures that are no
-    better, with stress_options (`StressRecipe`: questions, steps, decoder, batch_size). options: of `load_reward`,
-    where the reward is a name.
+    better, with stress_options (`StressRecipe`: questions, steps, decoder, batch_size). skip_faulty: leave out pairs of
+    files that cannot be used, and list them in `output`/faulty.jsonl. options: of `load_reward`, where the reward is a
+    name.
     Raises InputError naming a set that cannot be used, or a pair that cannot be judged where there is no output to keep
     it in.
 
     >>> evaluate("runs/mine/reward", {"id": "held_out.jsonl"}).tests["id"].accuracy.mean
     """
     named: Mapping[str, Any] = tests if isinstance(tests, Mapping) else {"test": tests}
+    faults: list[FaultyRow] = []
     sets = {
-        name: PreferenceSet(Path(s)) if isinstance(s, str | Path) else _listed(s, f"preferences of {name}")
+        name: PreferenceSet(Path(s), faults=faults)
+        if isinstance(s, str | Path)
+        else _listed(s, f"preferences of {name}", kind=Preference)
         for name, s in named.items()
     }
     judge = _reward(reward, device, dtype, **options)
@@ -300,12 +311,17 @@ def evaluate(
     folder = getattr(judge, "name_or_path", None)
     facts = judge_facts(judge, name, None if folder is None else find_checkpoint(folder))
     with nullcontext() if output is None else claimed(Path(output), run):
+        files = [pairs for pairs in sets.values() if isinstance(pairs, PreferenceSet)]
+        check_pairs(files, judge, faults, skip=skip_faulty, folder=None if output is None else Path(output))
         examined = examine_sets(run, judge, facts, sets)
         if output is not None:
             write_evaluation(examined, Path(output))
     if output is None and examined.failures:
         first = examined.failures[0]
-        what = f"the stress on {first['test']}" if first["pair"] is None else f"pair {first['pair']} of {first['test']}"
+        pairs, number = sets[first["test"]], first["pair"]
+        what = f"the test set {first['test']}" if number is None else f"pair {number} of {first['test']}"
+        if number is not None and isinstance(pairs, PreferenceSet):
+            what = pairs.where(number)
         raise InputError(f"{what} cannot be judged: {first['reason']}", "Correct it.")
     return examined.evaluation
 
@@ -357,16 +373,20 @@ def _asked(prompts: Sequence[str | Prompt]) -> list[Prompt]:
     return asked
 
 
-def _listed(items: Any, what: str, empty: bool = False) -> Sequence[Any]:
+def _listed(items: Any, what: str, empty: bool = False, kind: type | None = None) -> Sequence[Any]:
     """Items that may be asked for by number; those of an iterator are kept. empty: there may be none.
 
-    Raises InputError where there are none, or it is nothing that holds any.
+    Raises InputError where there are none, it is nothing that holds any, or the first is not of a `kind`.
     """
     if not isinstance(items, Iterable):
         raise InputError(f"{shown(items)} holds no {what}.", "Give a list.")
     listed = items if isinstance(items, Sequence) else list(items)
     if not listed and not empty:
         raise InputError(f"there are no {what}.", "Give at least one.")
+    if kind is not None and not isinstance(listed[0], kind):
+        raise InputError(
+            f"the first of the {what} is {shown(listed[0])}.", f"Give a list of {kind.__name__}, or a file."
+        )
     return listed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TypeVar
 
 _SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_PASSWD", "_CREDENTIALS")
 """How names of variables end that hold what must not be shown."""
@@ -20,7 +21,16 @@ class RewardDanceError(Exception):
         self.remedy = remedy
 
 
-def without_frames(error: RewardDanceError) -> RewardDanceError:
+SomeError = TypeVar("SomeError", bound=RewardDanceError)
+
+
+def reworded(error: SomeError, what: str) -> SomeError:
+    """The same error, which says `what` of its item."""
+    error.what, error.args = what, (f"{what} {error.remedy}".strip(),)
+    return error
+
+
+def without_frames(error: SomeError) -> SomeError:
     """An error that is kept as an answer, without the frames that it went through and the error that it came from.
 
     They hold what was worked on, such as a request's pictures, and often the error itself: memory that a server would

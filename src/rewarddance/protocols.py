@@ -46,18 +46,24 @@ def is_elsewhere(reward: Any) -> bool:
     return getattr(reward, "elsewhere", False)
 
 
+def check_margins(verdict: Any, count: int) -> None:
+    """Raises RewardError where a reward's answer to `count` questions is none with a margin for each."""
+    margin = getattr(verdict, "margin", None)
+    if not isinstance(margin, Tensor) or margin.shape != (count,):
+        found = f"margins of the shape {list(margin.shape)}" if isinstance(margin, Tensor) else shown(verdict)
+        raise RewardError(
+            f"the reward answered {count} questions with {found}.",
+            "Return a Verdict with one margin for each question.",
+        )
+
+
 def checked_verdict(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
     """The verdict of any reward, if it is one: NaN would be written down, or sorted to some place, without an error.
 
     Raises RewardError where it has no finite margin for each question.
     """
-    margin = getattr(verdict, "margin", None)
-    if not isinstance(margin, Tensor) or margin.shape != (len(questions),):
-        found = f"margins of the shape {list(margin.shape)}" if isinstance(margin, Tensor) else shown(verdict)
-        raise RewardError(
-            f"the reward answered {len(questions)} questions with {found}.",
-            "Return a Verdict with one margin for each question.",
-        )
+    check_margins(verdict, len(questions))
+    margin = verdict.margin
     if not torch.isfinite(margin).all():
         number = int((~torch.isfinite(margin)).nonzero()[0])
         raise RewardError(

@@ -19,7 +19,9 @@ from rewarddance.annotate.recipe import HandingOut, PageOptions
 from rewarddance.annotate.server import VoteServer, check_open
 from rewarddance.annotate.store import Pair, Store
 from rewarddance.errors import InputError
+from rewarddance.jobs.annotate import invite, links
 
+ORIGINS = ("http://votes.example.org", "https://evil.example", "http://[bad")
 MARKUP = '<img src=x onerror=alert(1)> & "a <b>cat</b>" \'s'
 
 
@@ -236,3 +238,46 @@ def test_the_report_of_the_page_has_every_figure(tmp_path):
     text = " ".join(text.split())
     for words in ("24 votes on 12 pairs by 2 people", "anna", "Krippendorff", "Models", "divide people", "of 2"):
         assert words in text
+
+
+def test_a_picture_that_is_gone_stops_nobody_and_shows_no_path(tmp_path):
+    store = store_of(tmp_path, 5)
+    with served(store, "anna", ahead=1) as (address, tokens), Browser(address, tokens["anna"]) as browser:
+        (first,) = browser.asks()
+        for file in (tmp_path / "pictures").iterdir():
+            file.unlink()
+        (following,) = browser.vote(first["id"]).json()["asks"]
+        lost = browser.get(following["left"]["src"])
+        assert lost.status_code == 400 and "Skip its pair" in lost.text and str(tmp_path) not in lost.text
+        assert browser.vote(following["id"], "skip").status_code == 200
+    assert sorted(answer for _, _, answer in cast(store))[1] == "skip"
+
+
+def test_a_page_behind_a_proxy_is_itself_with_or_without_a_slash(tmp_path):
+    store = store_of(tmp_path, 3)
+    with served(store, "anna", address="http://Votes.example.org/") as (address, tokens):
+        browser = Browser(address, tokens["anna"])
+        asked = {origin: browser.post("/ask", json={}, headers={"Origin": origin}).status_code for origin in ORIGINS}
+    assert asked == {"http://votes.example.org": 200, "https://evil.example": 403, "http://[bad": 403}
+
+
+def test_what_no_page_would_send_is_refused_or_left_out(tmp_path):
+    store = store_of(tmp_path, 5)
+    with served(store) as (address, _), Browser(address) as browser:
+        ask = browser.asks()[0]
+        assert browser.vote("\ud800".encode("utf-8", "surrogatepass").decode("latin-1")).status_code == 400
+        source = ask["left"]["src"]
+        assert browser.get(source, headers={"Range": f"bytes={'9' * 5000}-"}).status_code == 200
+        assert browser.vote(ask["id"], seconds=10**400).status_code == 200
+    assert len(cast(store)) == 1
+
+
+def test_whoever_is_not_named_any_more_has_no_link(tmp_path):
+    store = store_of(tmp_path, 3)
+    first = invite(store, ["anna", "ben"])
+    [*links(store.path, first, "http://here")]
+    second = invite(store, ["anna"])
+    assert second == {name: first[name] for name in ("anna", "owner")}
+    assert {person.name for person in store.people().values()} == {"anna", "owner"}
+    with pytest.raises(ValueError, match="printable"):
+        PageOptions(people=("x\ty",))

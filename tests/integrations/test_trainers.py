@@ -315,3 +315,24 @@ def test_ms_swift_makes_it_of_a_class_and_hands_on_messages():
     assert reward(list("0123"), **columns) == EXPECTED
     with pytest.raises(InputError, match="no turn of a user"):
         reward(["0"], messages=[[{"role": "assistant", "content": "0"}]])
+
+
+def test_what_may_be_read_in_two_ways_is_refused(named):
+    with pytest.raises(InputError, match="three frames or three channels"):
+        compute_score("set", torch.rand(3, 3, 8, 8), "a circle", judge="named")
+    for highest, verdict in ((1.5, "0..1 or of 0..255"), (2.5, None)):
+        video = torch.rand(3, 4, 8, 8)
+        video[0, 0, 0, 0] = highest
+        if verdict is None:
+            assert scoring.channels_first(video).max() == pytest.approx(2.5 / 255)
+            continue
+        with pytest.raises(InputError, match=verdict):
+            scoring.channels_first(video)
+
+
+def test_trl_hears_of_prompts_and_completions_that_do_not_match():
+    reward = judge_reward(BrightnessJudge(), render, group=True)
+    with pytest.raises(InputError, match="3 prompts and 2 completions"):
+        reward(prompts=["a", "a", "a"], completions=["x", "y"])
+    with pytest.raises(InputError, match="undrawable"):
+        judge_reward(BrightnessJudge(), render, group=True, undrawable=float("nan"))

@@ -90,6 +90,9 @@ def test_a_body_that_is_none_is_refused_in_words(small, path, content):
 def test_a_page_in_a_browser_cannot_ask(small):
     assert status(small, body(), Host="evil.example") == 401
     assert status(small, body(), Host="localhost:8000") == 200
+    assert status(small, body(), Host="localhost:8000", Origin="http://localhost:8000") == 200
+    for origin in ("https://evil.example", "null", "http://[bad"):
+        assert status(small, body(), Host="localhost:8000", Origin=origin) == 401
 
 
 def test_only_the_server_itself_is_at_other_paths(small):

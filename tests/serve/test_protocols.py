@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +12,13 @@ import httpx2
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
-from tiny import BrightnessJudge, pictures
+from tiny import BrightnessJudge, pictures, video_judge_folder
 from torch import Tensor
 
-from rewarddance import as_reward
+from rewarddance import as_reward, load_reward, score
 from rewarddance.data.media import as_images
+from rewarddance.errors import InputError
+from rewarddance.reward.instructions import is_ours
 from rewarddance.serve.server import serving
 from rewarddance.types import Prompt, Question, Verdict
 
@@ -188,3 +191,57 @@ def test_a_video_is_a_list_of_frames(alone):
     content = {"prompt": ["x"], "image": None, "video": [[b64(A), b64(B)]]}
     reply = post(alone, "/compute", content).json()
     assert reply["rewards"] == pytest.approx([torch.sigmoid(4 * frames.mean()).item()], abs=1e-6)
+
+
+def test_a_name_that_no_reply_can_repeat_fails_alone(compares):
+    turn = {"text": "a circle", "image_b64": b64(A)}
+    asked = [{"request_id": n, "history": [turn], "metadata": {"reference_b64": b64(C)}} for n in (1, float("nan"))]
+    body = json.dumps({"requests": asked})  # json writes NaN
+    reply = httpx2.post(compares + "/score", content=body, timeout=20).json()
+    assert "rewarddance" in reply["results"][0] and not reply["results"][1]
+    assert "request_id" in reply["errors"][1]["rewarddance"] and reply["identities"][1]["request_id"] is None
+
+
+def test_a_long_question_is_refused_alone(compares):
+    good, long = decide(compares, [C], [predicate(A), predicate(A, text="Is this picture " + "very " * 80 + "good?")])
+    assert not is_ours("Is this picture " + "very " * 80 + "good?")
+    assert good.type == "predicate" and long.type == "refusal" and "instruction" in long.reason
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_a_question_without_a_prompt_is_no_question(alone, text):
+    history = [{"text": text, "image_b64": b64(A)}]
+    reply = post(alone, "/score", {"requests": [{"history": history}]}).json()
+    assert "prompt" in reply["errors"][0]["rewarddance"] and not reply["results"][0]
+    assert "prompt" in post(alone, "/compute", {"prompt": [text or ""], "image": [b64(A)]}).json()["error"]
+
+
+def test_a_videos_rate_is_that_of_its_file():
+    frames = [as_images(picture)[0] for picture in (A, B, C)]
+    file = io.BytesIO()
+    frames[0].save(file, "PNG", save_all=True, append_images=frames[1:], duration=250)
+    video = base64.b64encode(file.getvalue()).decode()
+    judge = load_reward(video_judge_folder(), kind="pointwise", fps=8.0)
+    with serving(judge) as address:
+        content = {"requests": [{"history": [{"text": "a circle", "video_b64": video}]}]}
+        for _ in range(2):  # the second time its pixels are known
+            assert "4 frames a second" in post(address, "/score", content).json()["errors"][0]["rewarddance"]
+    for asks in (
+        lambda: judge.score("a circle", [file.getvalue()]),
+        lambda: score(judge, [file.getvalue()], "a circle"),
+    ):
+        with pytest.raises(InputError, match="candidate 0 has 4 frames a second"):
+            asks()
+
+
+def test_where_a_servers_reference_lies_is_for_its_log_alone(tmp_path):
+    class Lost(dict[str, Tensor]):
+        def __contains__(self, prompt: object) -> bool:
+            return True
+
+        def __missing__(self, prompt: str) -> Tensor:
+            raise InputError(f"the picture {tmp_path} cannot be read.", "Restore it.")
+
+    with serving(BrightnessJudge(), Lost()) as address:
+        reply = post(address, "/score", {"requests": [{"history": [{"text": "x", "image_b64": b64(A)}]}]}).json()
+    assert "reference" in reply["errors"][0]["rewarddance"] and str(tmp_path) not in json.dumps(reply)

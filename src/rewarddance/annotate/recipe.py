@@ -69,7 +69,8 @@ class PageOptions(Recipe):
     address: str | None = None
     """What invitation links begin with, such as https://votes.example.org. Default: where the page is."""
     people: tuple[str, ...] = ()
-    """Who is invited: one link each, with commas. Nobody: whoever is at this machine votes as "local"."""
+    """Who is invited: one link each, with commas; the link of whoever is left out later is void. Nobody: whoever is at
+    this machine votes as "local"."""
     ahead: int = Field(default=3, ge=1, le=10)
     """Pairs that a browser holds, so that the next one is there at once."""
 
@@ -94,8 +95,8 @@ class PageOptions(Recipe):
     def _names_differ(cls, people: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(people)) < len(people):
             raise ValueError("a name stands twice")
-        if any(name in ("local", "owner") or len(name) > 60 for name in people):
-            raise ValueError("names have up to 60 characters, and are not local or owner")
+        if any(name in ("local", "owner") or len(name) > 60 or not name.isprintable() for name in people):
+            raise ValueError("names have up to 60 printable characters, and are not local or owner")
         return people
 
 

@@ -28,7 +28,7 @@ from rewarddance.data.media import is_video
 from rewarddance.errors import InputError, RewardDanceError, as_ours
 from rewarddance.reward.instructions import load_tree
 from rewarddance.runtime.files import parse_json
-from rewarddance.runtime.listening import LOOPBACK, host_name
+from rewarddance.runtime.listening import LOOPBACK, host_name, is_same_origin
 from rewarddance.runtime.web_server import serve_in_background, serve_until_ended
 
 log = logging.getLogger("rewarddance.annotate")
@@ -124,7 +124,8 @@ class VoteServer:
         """Who sends what. Raises InputError for what this page would not send."""
         person = self._person(request)
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
-        if origin is not None and origin != self.options.address and urlsplit(origin).netloc != host:
+        hosts = (host, urlsplit(self.options.address or "").netloc)
+        if origin is not None and not any(is_same_origin(origin, own) for own in hosts):
             raise Uninvited("the request comes from another page.", "Vote on the page itself.")
         if request.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise InputError("the request is no JSON.", "Vote on the page itself.")
@@ -170,7 +171,11 @@ class VoteServer:
         medium = request.path_params["medium"]
         if medium not in self.media:
             raise Unknown("there is no such picture.", "")
-        file = await asyncio.to_thread(self.page_media.get, medium, *self.media[medium])
+        try:
+            file = await asyncio.to_thread(self.page_media.get, medium, *self.media[medium])
+        except InputError as error:  # whose words name the file, and so perhaps the model
+            log.error("a picture cannot be shown: %s", error)
+            raise InputError("this picture cannot be read.", "Skip its pair, and tell whoever began this.") from None
         headers = {"Cache-Control": "private, max-age=86400", "Accept-Ranges": "bytes"}
         return _ranged(file.data, file.kind, request.headers.get("range"), headers)
 
@@ -188,10 +193,11 @@ class VoteServer:
     async def _vote(self, request: Request) -> Response:
         person, content = await self._body(request)
         ask, answer, criterion = (content.get(key) for key in ("id", "answer", "criterion"))
-        if not (isinstance(ask, str) and isinstance(answer, str) and isinstance(criterion, str)):
+        if not (isinstance(ask, str) and isinstance(answer, str) and isinstance(criterion, str) and ask.isascii()):
             raise InputError("the answer lacks id, answer or criterion.", "Vote on the page itself.")
-        seconds = content.get("seconds")
-        took = float(seconds) if isinstance(seconds, int | float) and not isinstance(seconds, bool) else None
+        seconds, took = content.get("seconds"), None
+        if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds <= _MONTH:
+            took = float(seconds)
 
         def write() -> dict[str, Any]:
             paths = tuple(self.criteria)
@@ -231,7 +237,10 @@ class VoteServer:
     def _moves(self, medium: str) -> bool:
         if medium not in self.videos:
             path = self.media[medium][0]
-            self.videos[medium] = not path.is_dir() and is_video(path)
+            try:
+                self.videos[medium] = not path.is_dir() and is_video(path)
+            except InputError:  # it is gone: the page says so where it loads it, and other pairs go on
+                return False
         return self.videos[medium]
 
     # -- from start to end ---------------------------------------------------------------------------------------------
@@ -281,12 +290,17 @@ def _html(text: str, status: int = 200) -> Response:
 def _ranged(data: bytes, kind: str, range_header: str | None, headers: dict[str, str]) -> Response:
     """The bytes, or the part of them that a player asks for to seek in a video."""
     first, _, last = (range_header or "").removeprefix("bytes=").partition("-")
-    if not (range_header and range_header.startswith("bytes=") and first.isdigit() and (last.isdigit() or not last)):
+    if not (range_header and range_header.startswith("bytes=") and _is_place(first) and (_is_place(last) or not last)):
         return Response(data, 200, headers, kind)
     begin, end = int(first), min(int(last) if last else len(data) - 1, len(data) - 1)
     if begin > end:
         return Response(status_code=416, headers={"Content-Range": f"bytes */{len(data)}"})
     return Response(data[begin : end + 1], 206, headers | {"Content-Range": f"bytes {begin}-{end}/{len(data)}"}, kind)
+
+
+def _is_place(text: str) -> bool:
+    """Is it the number of a byte, as headers write it?"""
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 def _refusal(error: Exception, wants_page: bool) -> Response:

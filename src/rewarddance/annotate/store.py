@@ -177,6 +177,11 @@ class Store:
             db.execute("UPDATE people SET token = ?, owner = ? WHERE name = ?", (hashed(token), int(owner), name))
         return token
 
+    def uninvite(self, name: str) -> None:
+        """A person's link is void; what they voted stays."""
+        with self.transaction() as db:
+            db.execute("UPDATE people SET token = NULL WHERE name = ?", (name,))
+
     def admit_local(self) -> Person:
         """The person at this machine, who needs no token."""
         with self.transaction() as db:

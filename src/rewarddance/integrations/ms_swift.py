@@ -30,7 +30,9 @@ def judge_orm(judge: AnyJudge, render: Render, references: AnyReferences = None,
             self.args, self.reward = args, judge_reward(judge, render, references, **options)
 
         def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
-            prompts = [_asked(messages) for messages in columns.get("messages") or [None] * len(completions)]
+            prompts: list[Any] = [None] * len(completions)  # not read where another column holds them
+            if options.get("prompt_column") is None:
+                prompts = [_asked(messages) for messages in columns.get("messages") or prompts]
             return self.reward(prompts, completions, **columns)
 
     return RewardDance

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,9 @@ AnyJudge = RewardModel | str | Path
 AnyReferences = Mapping[str, Media] | str | Path | None
 """What `References` takes; None: the judge is asked about each picture by itself, or about the pictures of a group."""
 _BRIGHTEST = 1 + 1e-3
-"""The largest value of a picture in 0..1; one with a larger value is taken to be in 0..255."""
+"""The largest value of a picture in 0..1; one with a much larger value is taken to be in 0..255."""
+_BETWEEN = 2.0
+"""The largest value that may be of either range, and so is refused."""
 
 
 class Scorer:
@@ -80,7 +83,7 @@ class Scorer:
         prompts: Sequence[str],
         *,
         sources: Sequence[Media | None] | Tensor | Any = None,
-        groups: Sequence[Hashable] | None = None,
+        groups: Sequence[Hashable] | Tensor | np.ndarray | None = None,
     ) -> list[float]:
         """Scores of N pictures or videos, in their order.
 
@@ -92,14 +95,22 @@ class Scorer:
         """
         pixels = [as_pixels(image, f"image {number}") for number, image in enumerate(images)]
         prompts = list(prompts)
+        for number, text in enumerate(prompts):
+            if isinstance(text, str) and not text.strip():
+                raise InputError(f"prompt {number} is empty.", "Say what the picture is to show.")
         pictures = _sources(sources, len(prompts))
-        for name, count in (("images", len(pixels)), ("sources", len(pictures)), ("groups", len(groups or prompts))):
+        for name, count in (
+            ("images", len(pixels)),
+            ("sources", len(pictures)),
+            ("groups", len(prompts if groups is None else groups)),
+        ):
             if count != len(prompts):
                 raise InputError(f"there are {count} {name} and {len(prompts)} prompts.", "Give one for each prompt.")
         with_sources = [Prompt(text, image=image) for text, image in zip(prompts, pictures, strict=True)]
         with self._one_at_a_time:
             if self.group:
-                keys = groups or [(prompt.text, id(prompt.image)) for prompt in with_sources]
+                own = [(prompt.text, id(prompt.image)) for prompt in with_sources]
+                keys = own if groups is None else [getattr(key, "item", lambda key=key: key)() for key in groups]
                 return self._win_rates(pixels, with_sources, keys)
             references: dict[str, Pixels] = {}
             if self.references is not None:
@@ -139,8 +150,8 @@ class Scorer:
 def channels_first(video: Tensor, name: str = "the video") -> Pixels:
     """A video [3, T, H, W], floats in 0..1 or 0..255 or 8-bit integers, as pixels [T, 3, H, W] in [0, 1].
 
-    Floats count as 0..255 where one of them is above 1, as in miles_diffusion's own rewards. Raises InputError
-    beginning with `name` where it is none.
+    Floats count as 0..255 where one of them is above 2. Raises InputError beginning with `name` where it is none, or
+    where its largest value, between 1 and 2, may be of either range.
     """
     if not isinstance(video, Tensor) or video.ndim != 4 or video.shape[0] != 3:
         shape = list(video.shape) if isinstance(video, Tensor) else type(video).__name__
@@ -148,7 +159,12 @@ def channels_first(video: Tensor, name: str = "the video") -> Pixels:
     frames = video.detach().transpose(0, 1)
     if frames.is_floating_point():
         frames = frames.float()
-        if frames.max() > _BRIGHTEST:
+        highest = frames.max().item()
+        if _BRIGHTEST < highest <= _BETWEEN:
+            raise InputError(
+                f"{name} has values up to {highest:.3g}, which may be of 0..1 or of 0..255.", "Clamp it to 0..1."
+            )
+        if highest > _BETWEEN:
             frames = frames / 255
     return as_pixels(frames, name)
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,12 +40,18 @@ def judge_reward(
 
     Raises RewardError naming a completion that `render` failed on, and as `Scorer` does.
     """
+    if undrawable is not None and not math.isfinite(undrawable):
+        raise InputError(f"undrawable is {undrawable}.", "Give a number, or leave it out.")
     scorer = Scorer(judge, references, **options)
 
     def rewarddance(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         if prompt_column is not None and prompt_column not in columns:
             raise InputError(f"the data has no column {prompt_column!r}.", f"It has: {', '.join(columns)}.")
         asked = [last_text(prompt) for prompt in (columns[prompt_column] if prompt_column else prompts)]
+        if len(asked) != len(completions):
+            raise InputError(
+                f"there are {len(asked)} prompts and {len(completions)} completions.", "Give one for each completion."
+            )
         drawn = [draw(render, last_text(completion), undrawable is None) for completion in completions]
         there = [number for number, picture in enumerate(drawn) if picture is not None]
         scores = scorer([drawn[number] for number in there], [asked[number] for number in there]) if there else []

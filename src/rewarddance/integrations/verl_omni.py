@@ -41,11 +41,17 @@ def compute_score(
         raise InputError(
             f"a sample of {data_source!r} has no prompt.", "Put it into the data's reward_model.ground_truth."
         )
+    shape = list(getattr(solution_image, "shape", ()))
+    if len(shape) == 4 and shape[:2] == [3, 3]:
+        raise InputError(
+            f"a video of {data_source!r} has the shape {shape}, of three frames or three channels first.",
+            "Give it another number of frames, which tells the two apart.",
+        )
     named = dict(options or {})
     key = repr((judge, references, sorted(named.items())))
     with _loading:
         if key not in _scorers:
             _scorers[key] = Scorer(judge, references, **named)
-    late = solution_image.ndim == 4 and solution_image.shape[0] == 3 and solution_image.shape[1] != 3
+    late = len(shape) == 4 and shape[0] == 3
     pixels = channels_first(solution_image) if late else as_pixels(solution_image)
     return {"score": _scorers[key]([pixels], [ground_truth])[0]}

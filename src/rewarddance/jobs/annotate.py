@@ -144,15 +144,19 @@ def _made_as(run: AnnotateRun, generator: str, place: int, prompt: Prompt) -> st
 
 
 def invite(store: Store, people: Sequence[str]) -> dict[str, str]:
-    """Each person's token, and the owner's, who sees the report; those of before are kept."""
+    """Each person's token, and the owner's, who sees the report. Those of before are kept, or void if not named now."""
     if not people:
         return {}
     path = _invitations(store.path)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = {name: link.rpartition("/i/")[2] for name, _, link in (line.partition("\t") for line in lines)}
     valid = store.people()
-    tokens = {name: token for name, token in known.items() if hashed(token) in valid}
-    for name in (*people, "owner"):
+    invited = (*people, "owner")
+    for person in valid.values():
+        if person.name not in invited:
+            store.uninvite(person.name)
+    tokens = {name: token for name, token in known.items() if name in invited and hashed(token) in valid}
+    for name in invited:
         if name not in tokens:
             tokens[name] = store.invite(name, owner=name == "owner")
     return tokens

@@ -21,6 +21,7 @@ from torch import Tensor
 from rewarddance.data.media import as_images
 from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, first_line, shown
 from rewarddance.protocols import RewardModel, is_elsewhere
+from rewarddance.runtime.files import is_there
 from rewarddance.types import Pixels, Prompt, Question, Verdict
 
 ImageForm = Literal["tensor", "pil"]
@@ -196,7 +197,7 @@ def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64) -> Rewa
 
 def is_factory(name: str) -> bool:
     """Whether `name` has the form package.module:factory or path/to/file.py:factory."""
-    return _FACTORY.fullmatch(name) is not None and not Path(name).exists()
+    return _FACTORY.fullmatch(name) is not None and not is_there(Path(name))
 
 
 def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel:

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rewarddance.errors import InputError
 from rewarddance.runtime.config import Recipe, load_recipe
+from rewarddance.runtime.files import is_there
 from rewarddance.types import Pixels, Question
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -330,10 +331,8 @@ def _read_leaf(path: Path, written: int, leaf: str) -> Instruction:
 
 def _template(name: str, folder: Path, what: str) -> tuple[Path, int]:
     """A template's file, and when it was written."""
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
+    path = next((path for path in (folder / f"{name}.yaml", Path(name)) if is_there(path) and path.is_file()), None)
+    if path is None:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise InputError(f"there is no {what} named {name!r}.", f"Give one of {known}, or a YAML file's path.")
     return path, path.stat().st_mtime_ns
@@ -341,7 +340,7 @@ def _template(name: str, folder: Path, what: str) -> tuple[Path, int]:
 
 def is_ours(name: str) -> bool:
     """Does this instruction, or the tree that it is a leaf of, come with the package?"""
-    return any((folder / f"{name.partition('#')[0]}.yaml").is_file() for folder in (TEMPLATES, TREES))
+    return any(is_there(folder / f"{name.partition('#')[0]}.yaml") for folder in (TEMPLATES, TREES))
 
 
 def check_version(name: str, version: int) -> None:

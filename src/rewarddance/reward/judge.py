@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 import yaml
 from jaxtyping import Float
-from PIL import Image
 from pydantic import Field, field_validator
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rewarddance.data.media import Media, as_pixels
 from rewarddance.errors import InputError, RewardDanceError, RewardError
+from rewarddance.reward.asking import Asking
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree, split_tree
-from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
-from rewarddance.reward.reward_fn import rewards_of
 from rewarddance.reward.video_frames import as_read
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.runtime.weights import read_tensors
-from rewarddance.types import Pixels, Preference, Prompt, Question, Verdict, as_prompt
+from rewarddance.types import Preference, Question, Verdict
 
 YES = ("yes", "Yes", "YES", " yes", " Yes")
 NO = ("no", "No", "NO", " no", " No")
@@ -64,8 +59,6 @@ USED_BY: dict[str, tuple[Kind, ...]] = {
 """The kinds that an option says something to; what is not listed is every kind's. Elsewhere it is refused."""
 ANSWER_WEIGHT = 0.1
 """Default of `answer_weight`, ours: the paper does not publish its own."""
-Candidates = Media | Sequence[Media]
-"""N pictures or videos of one prompt: a list, as many along the first axis of one tensor or array, or a single one."""
 SomeJudge = TypeVar("SomeJudge", bound="Judge")
 
 
@@ -159,7 +152,7 @@ class LossNormalizer(NamedTuple):
     tokens: int = 0
 
 
-class Judge(ABC):
+class Judge(Asking, ABC):
     """A reward model. A kind says what its margin is and how it is trained; the rest is written once, here.
 
     model: the module whose weights are trained.
@@ -272,105 +265,6 @@ class Judge(ABC):
         size = self.config.batch_size
         return torch.cat([self.margin(questions[start : start + size]) for start in range(0, len(questions), size)])
 
-    def score(
-        self,
-        prompt: str | Prompt,
-        candidates: Candidates,
-        instruction: str | None = None,
-        explain: bool = False,
-    ) -> Verdict:
-        """How good is each of N candidates? [N].
-
-        A judge that needs a reference says it among the others: the mean margin against each of them, both orders. Any
-        other scores each by itself. explain: as in `rank`, or `compare`. Raises InputError for a single candidate where
-        the judge needs a reference.
-        """
-        prompt, pixels = as_prompt(prompt), all_pixels(candidates)
-        if not self.needs_reference:
-            questions = [Question(prompt, each, None, instruction) for each in pixels]
-            return self.explain(questions) if explain else self(questions)
-        n = len(pixels)
-        if n < 2:
-            raise InputError(
-                "a pairwise judge cannot score one candidate by itself.", "Give a reference to compare, or two or more."
-            )
-        pairs = list(itertools.permutations(range(n), 2))
-        pair_margins = self([Question(prompt, pixels[c], pixels[r], instruction) for c, r in pairs]).margin
-        margins = pair_margins.new_zeros(n, n)
-        margins[tuple(torch.tensor(pairs).T)] = pair_margins
-        margin = (margins - margins.T).sum(1) / (2 * (n - 1))
-        if not explain:
-            return Verdict(margin)
-        order = margin.argsort(descending=True, stable=True).tolist()
-        return Verdict(margin, self.reasons_against_best(prompt, pixels, order, instruction))
-
-    def compare(
-        self,
-        prompt: str | Prompt,
-        candidates: Candidates,
-        reference: Media,
-        instruction: str | None = None,
-        explain: bool = False,
-    ) -> Verdict:
-        """Is each of N candidates better than the reference? Pictures in any form that `as_pixels` takes; [N].
-
-        explain: with reasons (and without a graph). Raises
-        InputError naming the candidate that is no picture, or where this kind gives no reasons.
-        """
-        prompt, reference_pixels = as_prompt(prompt), as_pixels(reference, "the reference")
-        questions = [Question(prompt, each, reference_pixels, instruction) for each in all_pixels(candidates)]
-        return self.explain(questions) if explain else self(questions)
-
-    def rank(
-        self,
-        prompt: str | Prompt,
-        candidates: Candidates,
-        instruction: str | None = None,
-        explain: bool = False,
-        method: str = "all",
-    ) -> Ranking:
-        """Order N candidates, best first, by wins over each other, every comparison in both orders (paper, section 3).
-
-        method: "all" pairs, or a "knockout" in N - 1 of the N (N - 1) / 2 comparisons, which finds the best but orders
-        the others only by when they left; its margins are NaN where two did not meet.
-        explain: with the reasons of each against the best of the others. Raises InputError naming a candidate that is
-        no picture, an unknown method, or where this kind gives no reasons.
-        """
-        pixels = all_pixels(candidates)
-        if method == "all":
-            (ranking,) = tournament(self, [prompt], [pixels], instruction)
-        elif method == "knockout":
-            (cup,) = knockout(self, [prompt], [pixels], instruction)
-            ranking = Ranking(cup.order, cup.won.float(), cup.margins)
-        else:
-            raise InputError(f"there is no way of ranking named {method!r}.", "Say all or knockout.")
-        if not explain or len(pixels) < 2:
-            return ranking
-        order = ranking.order.tolist()
-        return ranking._replace(reasons=self.reasons_against_best(prompt, pixels, order, instruction))
-
-    def reasons_against_best(
-        self,
-        prompt: str | Prompt,
-        pixels: Sequence[Pixels],
-        order: Sequence[int],
-        instruction: str | None = None,
-    ) -> tuple[str, ...]:
-        """Why each of N >= 2 candidates is better than the best of the others or not; order: best first."""
-        prompt = as_prompt(prompt)
-        questions = [
-            Question(prompt, each, pixels[rival], instruction)
-            for each, rival in zip(pixels, rivals(order), strict=True)
-        ]
-        return self.explain(questions).reasons or ()
-
-    def reward_fn(self) -> Callable[..., tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """This judge as a reward function of other people's loops: (images, prompts, metadata) -> (scores, info).
-
-        See `reward.reward_fn.rewards_of`.
-        """
-        return functools.partial(rewards_of, self)
-
     def freeze(self: SomeJudge) -> SomeJudge:
         """Weights take no gradient any more: it is asked, and differentiated in pixels, but not trained."""
         self.model.requires_grad_(False).eval()
@@ -418,16 +312,3 @@ def checked(margin: Float[Tensor, " B"], questions: Sequence[Question]) -> Verdi
             "Look at its picture for values that are not finite, and at the judge's weights and precision.",
         )
     return Verdict(margin)
-
-
-def all_pixels(candidates: Any, name: str = "candidate") -> list[Pixels]:
-    """`as_pixels` of each candidate, named by its number; a single picture is a list of one."""
-    if isinstance(candidates, Tensor | np.ndarray):
-        single = candidates.ndim <= 3
-    else:
-        of_one_file = isinstance(candidates, str | bytes | bytearray | memoryview | Image.Image)
-        single = of_one_file or not isinstance(candidates, Iterable)
-    given: Any = candidates
-    if single:
-        return [as_pixels(given, f"the {name}")]
-    return [as_pixels(item, f"{name} {number}") for number, item in enumerate(given)]

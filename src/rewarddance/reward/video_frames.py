@@ -64,7 +64,9 @@ def _kept_cut(pixels: Tensor, frames: int, name: str) -> Tensor:
 
 def check_rate(rate: float | None, wanted: float | None, name: str) -> None:
     """Raises InputError naming a video whose rate is known and is not the one that is wanted."""
-    if rate is not None and wanted is not None and abs(rate - wanted) > RATE_SLACK * wanted:
+    if rate is None or wanted is None:
+        return
+    if not abs(rate - wanted) <= RATE_SLACK * wanted:  # written so that NaN does not pass
         raise InputError(
             f"{name} has {rate:g} frames a second, and this judge knows videos of {wanted:g}.",
             "Give videos of that rate, or a judge with another fps.",

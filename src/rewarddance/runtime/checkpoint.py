@@ -19,6 +19,7 @@ import torch
 from rewarddance.errors import InputError, first_line
 from rewarddance.runtime import process_group
 from rewarddance.runtime.devices import digest_of
+from rewarddance.runtime.files import is_there
 
 BUNDLED = Path(__file__).parent.parent / "shapeworld" / "bundled"
 _MADE = {f"shapeworld-judge-{size}m": "judge-sizes" for size in ("0.5", "0.7", "1", "1.4", "5")}
@@ -47,7 +48,7 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
     if not isinstance(name, str | Path) or not str(name).strip():
         raise InputError(f"{name!r} names no checkpoint.", "Give a folder, a bundled name, or an id of the model hub.")
     for folder in (Path(name), BUNDLED / name):
-        if folder.is_dir() and any(folder.iterdir()):
+        if is_there(folder) and folder.is_dir() and any(folder.iterdir()):
             return folder
     if name in _MADE:
         raise InputError(
@@ -71,7 +72,7 @@ def find_checkpoint(name: str, download: Callable[[str], str] = _download) -> Pa
 
 def checkpoint_digest(name: str) -> str:
     """Of the files of a folder on this machine; a checkpoint of the model hub has its name."""
-    folder = next((place for place in (Path(name), BUNDLED / name) if place.is_dir()), None)
+    folder = next((place for place in (Path(name), BUNDLED / name) if is_there(place) and place.is_dir()), None)
     return name if folder is None else digest_of(folder.rglob("*"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import re
 import stat
@@ -72,6 +73,16 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     if size > largest:
         raise ValueError(f"it has {size:,} bytes, of which {largest:,} can be read")
     return decoded(path.read_bytes())
+
+
+def is_there(path: Path) -> bool:
+    """`path.exists()`, and False of a name that is too long to be a file's, where that raises OSError."""
+    try:
+        return path.exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -6,7 +6,7 @@ import errno
 import socket
 from urllib.parse import urlsplit
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, shown
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -23,6 +23,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
         listening.listen(2048)
+    except (TypeError, ValueError) as error:  # a name that no resolver takes
+        listening.close()
+        raise InputError(f"{shown(host)} is no address to listen at.", "Give one such as 127.0.0.1.") from error
     except OSError as error:
         listening.close()
         what = f"the server cannot listen at {host}, port {port}: {error.strerror or error}."
@@ -35,6 +38,14 @@ def listen(host: str, port: int) -> socket.socket:
 def address_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_same_origin(origin: str, host: str) -> bool:
+    """Does the page that a browser names as a request's Origin come from the host that is asked?"""
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
 
 
 def host_name(header: str) -> str | None:

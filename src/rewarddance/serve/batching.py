@@ -16,10 +16,11 @@ from dataclasses import replace
 from itertools import count
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError, as_ours, without_frames
-from rewarddance.protocols import RewardModel
+from rewarddance.errors import InputError, RewardDanceError, RewardError, as_ours, reworded, without_frames
+from rewarddance.protocols import RewardModel, check_margins
 from rewarddance.reward.remote.wire import Answer, picture_of
 from rewarddance.serve.metrics import ServerMetrics
 from rewarddance.serve.pictures import Busy
@@ -145,7 +146,8 @@ class Batcher:
                 half = len(batch) // 2
                 return self._answer(batch[:half]) + self._answer(batch[half:])
             if isinstance(error, RewardDanceError):
-                return [without_frames(error)]
+                # It was alone here, and the client knows its number there.
+                return [without_frames(reworded(error, error.what.replace("question 0", "the question")))]
             log.exception("the judge failed on the prompt %r", batch[0].question.prompt.text)
             ours = as_ours(error)
             return [RewardError(ours.what, ours.remedy)]
@@ -153,8 +155,8 @@ class Batcher:
 
 @torch.no_grad()
 def _margins(reward: RewardModel, batch: Sequence[Waiting]) -> list[Outcome]:
-    margins = reward([waiting.question for waiting in batch]).margin.float().cpu().tolist()
-    return [_finite(waiting, Answer(margin)) for waiting, margin in zip(batch, margins, strict=True)]
+    margin = _margin(reward, [waiting.question for waiting in batch])
+    return [_finite(waiting, Answer(value)) for waiting, value in zip(batch, margin.float().tolist(), strict=True)]
 
 
 @torch.enable_grad()
@@ -172,7 +174,7 @@ def _gradients(reward: RewardModel, batch: Sequence[Waiting]) -> list[Outcome]:
         others = {role: leaf for role, leaf in leaf_of.items() if role != "condition"}
         questions.append(replace(question, prompt=prompt, **others))
         leaves.append(leaf_of)
-    margin = reward(questions).margin
+    margin = _margin(reward, questions)
     if not margin.requires_grad:
         raise InputError("the reward gives no gradient in its pictures.", "Align with grpo or nft instead.")
     flat = [leaf for leaf_of in leaves for leaf in leaf_of.values()]
@@ -182,6 +184,13 @@ def _gradients(reward: RewardModel, batch: Sequence[Waiting]) -> list[Outcome]:
     for waiting, leaf_of, value in zip(batch, leaves, margin.tolist(), strict=True):
         answers.append(_finite(waiting, Answer(value, {role: next(gradients).cpu() for role in leaf_of})))
     return answers
+
+
+def _margin(reward: RewardModel, questions: Sequence[Question]) -> Float[Tensor, " B"]:
+    """Raises RewardError where the reward did not answer with one margin for each question."""
+    verdict = reward(questions)
+    check_margins(verdict, len(questions))
+    return verdict.margin
 
 
 def _finite(waiting: Waiting, answer: Answer) -> Outcome:

@@ -15,11 +15,13 @@ from rewarddance.types import Question
 def _read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int, gradient: bool) -> Request:
     if read_header(body).pixels > pictures.max_pixels:
         raise TooLarge(f"the pictures have more than {pictures.max_pixels:,} pixels.", "Ask in parts.")
-    asked = read_questions(body, pictures.from_tensor, most)
+    asked = read_questions(body, pictures.from_tensor, most, fatal=TooLarge)
     if gradient and not judge.differentiable:
         raise InputError("this reward gives no gradient.", "Ask /questions.")
 
-    def known(question: Question) -> Question:
+    def known(question: Question | InputError) -> Question:
+        if isinstance(question, InputError):
+            raise question
         return judge.question(
             question.prompt, question.candidate, question.reference, question.instruction, question.fps
         )

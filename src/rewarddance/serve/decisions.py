@@ -14,8 +14,20 @@ from typing import Any, NamedTuple
 from rewarddance.errors import InputError, RewardDanceError, shown
 from rewarddance.serve.judge import ServedJudge
 from rewarddance.serve.pictures import RequestPictures
-from rewarddance.serve.protocol import Outcome, Protocol, Request, as_json, each, items_of, json_object, probability
-from rewarddance.types import Pixels, Prompt, Question
+from rewarddance.serve.protocol import (
+    Outcome,
+    Protocol,
+    Request,
+    as_json,
+    asked_prompt,
+    can_be_repeated,
+    each,
+    items_of,
+    json_object,
+    probability,
+    rates,
+)
+from rewarddance.types import Pixels, Question
 
 
 class Parts(NamedTuple):
@@ -31,7 +43,7 @@ def read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int) 
     shared = _input(content.get("input"), pictures)
     names = [question.get("name") if isinstance(question, dict) else None for question in asked]
     makes = [lambda question=question: _question(shared, question, pictures, judge) for question in asked]
-    return Request(each(makes), form=names)
+    return Request(each(makes), form=[name if can_be_repeated(name) else None for name in names])
 
 
 def write(request: Request, outcomes: Sequence[Outcome], judge: ServedJudge) -> bytes:
@@ -90,6 +102,8 @@ def _question(shared: Parts, question: Any, pictures: RequestPictures, judge: Se
     if not isinstance(question, dict) or question.get("type") != "predicate":
         kind = question.get("type") if isinstance(question, dict) else question
         raise InputError(f"a judge answers yes or no, and the question is {shown(kind)}.", "Ask a predicate.")
+    if not can_be_repeated(question.get("name")):
+        raise InputError(f"a question's name is {shown(question['name'])}, which no reply can repeat.", "Send a text.")
     own_parts = _parts(question.get("instructions", ""), pictures, f"the question {shown(question.get('name'))}")
     shown_pictures = [*shared.pictures, *own_parts.pictures]
     if not 1 <= len(shown_pictures) <= 3:
@@ -99,5 +113,6 @@ def _question(shared: Parts, question: Any, pictures: RequestPictures, judge: Se
         )
     candidate, before = shown_pictures[-1], shown_pictures[:-1]
     reference = before.pop() if before and (judge.needs_reference or len(before) == 2) else None
-    prompt = Prompt(shared.text, image=before[0] if before else None)
-    return judge.question(prompt, candidate, reference, own_parts.text.strip() or None)
+    prompt = asked_prompt(shared.text, image=before[0] if before else None)
+    fps = rates(judge, pictures, candidate, reference)
+    return judge.question(prompt, candidate, reference, own_parts.text.strip() or None, fps)

@@ -19,13 +19,15 @@ from rewarddance.serve.protocol import (
     Protocol,
     Request,
     as_json,
+    asked_prompt,
     each,
     items_of,
     json_object,
     probability,
+    rates,
     text_of,
 )
-from rewarddance.types import Prompt, Question
+from rewarddance.types import Question
 
 
 def read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int) -> Request:
@@ -53,7 +55,8 @@ def read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int) 
             raise InputError(f"{name} has not one condition image.", "Send [] or one.")
         image = pictures.from_base64(source[0], f"the condition image of {name}") if source else None
         other = None if reference is None else pictures.from_base64(reference, f"the reference of {name}")
-        return judge.question(Prompt(prompts[number], image=image), candidate, other, instruction)
+        fps = rates(judge, pictures, candidate, other)
+        return judge.question(asked_prompt(prompts[number], image=image), candidate, other, instruction, fps)
 
     return Request(each([lambda number=number: question(number) for number in range(len(prompts))]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from rewarddance.reward.instructions import is_ours
 from rewarddance.reward.judge import USED_BY, Judge
 from rewarddance.types import Pixels, Prompt, Question
 
+log = logging.getLogger("rewarddance.serve")
 REWARD = "rewarddance"
 """What the reward is called in protocols that name several."""
 
@@ -39,8 +41,10 @@ class ServedJudge:
 
     @property
     def instruction(self) -> str | None:
-        asked = isinstance(self.reward, Judge) and self.reward.config.kind in USED_BY["instruction"]
-        return self.reward.config.instruction if asked and isinstance(self.reward, Judge) else None
+        if not isinstance(self.reward, Judge) or self.reward.config.criteria:
+            return None
+        config = self.reward.config
+        return config.instruction if config.kind in USED_BY["instruction"] else None
 
     @property
     def fps(self) -> float | None:
@@ -76,8 +80,18 @@ class ServedJudge:
                     f"the judge compares with a reference, and the question about {shown(asked.prompt.text)} has none.",
                     "Send one, or start the server with --references.",
                 )
-            asked = Question(asked.prompt, candidate, self.references[asked.prompt.text], asked.instruction, fps)
+            asked = Question(asked.prompt, candidate, self._reference(asked.prompt.text), asked.instruction, fps)
         return asked
+
+    def _reference(self, prompt: str) -> Pixels:
+        """Raises InputError where it cannot be read; where it is kept is for the log alone."""
+        try:
+            return self.references[prompt]
+        except InputError as error:
+            log.error("a reference cannot be had: %s", error)
+            raise InputError(
+                f"this server's reference of {shown(prompt)} cannot be read.", "Tell whoever runs it; its log says why."
+            ) from None
 
     def known(self, instruction: str | None) -> str | None:
         """The instruction's name, None for the judge's own."""
@@ -95,8 +109,10 @@ class ServedJudge:
 
 def mark_of(reward: RewardModel, folder: Path | None) -> str:
     """A mark that changes with the judge's options and its files; weights are read at both ends only."""
-    digest = hashlib.blake2b(repr(reward).encode(), digest_size=12)
+    is_folders = isinstance(reward, Judge) and folder is not None  # then it does not matter by which name it was found
+    digest = hashlib.blake2b((type(reward).__name__ if is_folders else repr(reward)).encode(), digest_size=12)
     if isinstance(reward, Judge):
+        digest.update(str(next(reward.model.parameters()).dtype).encode())
         digest.update(reward.config.model_dump_json().encode())
     for file in sorted(folder.iterdir()) if folder is not None else ():
         if file.is_file():

@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewarddance.data.media import as_pixels, media_size
+from rewarddance.data.media import as_pixels, media_size, read_rate
 from rewarddance.errors import InputError, RewardDanceError, shown
 from rewarddance.types import Pixels
+
+_BEYOND = 0.5
+"""How far a float may lie outside of [0, 1]: a decoder overshoots a little, and another range is a mistake."""
 
 
 class TooLarge(InputError):
@@ -105,6 +108,7 @@ class RequestPictures:
     def __init__(self, store: PictureStore, memory: Memory, max_pixels: int) -> None:
         self._store, self._memory, self.max_pixels = store, memory, max_pixels
         self._pixels = self._bytes = 0
+        self._videos: dict[int, tuple[Pixels, bytes, str]] = {}
 
     def __enter__(self) -> RequestPictures:
         return self
@@ -128,12 +132,21 @@ class RequestPictures:
     def from_file(self, data: bytes, name: str) -> Pixels:
         """The bytes of a picture's or a video's file."""
         key = key_of(data, "file")
-        if (known := self._store.find(key)) is not None:
-            self.take_pixels(known.numel() // 3)
-            return known
-        frames, height, width = media_size(data, name=name)
-        self.take_pixels(frames * height * width)
-        return self._store.add(key, as_pixels(data, name))
+        pixels = self._store.find(key)
+        if pixels is not None:
+            self.take_pixels(pixels.numel() // 3)
+        else:
+            frames, height, width = media_size(data, name=name)
+            self.take_pixels(frames * height * width)
+            pixels = self._store.add(key, as_pixels(data, name))
+        if len(pixels) > 1:
+            self._videos[id(pixels)] = pixels, data, name
+        return pixels
+
+    def rate_of(self, pixels: Pixels | None) -> float | None:
+        """Frames a second of what `from_file` made of a video's file, where they are known."""
+        _, data, name = self._videos.get(id(pixels), (None, None, ""))
+        return None if data is None else read_rate(data, name)
 
     def from_base64(self, text: object, name: str) -> Pixels:
         """A file in base64, with or without the head of a data URL. No other URL is followed."""
@@ -174,4 +187,7 @@ class RequestPictures:
         pixels = tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
         if not pixels.isfinite().all():  # the judge would fail on all that are asked with it, to find out which it was
             raise InputError(f"{name} has values that are not finite.", "Look for NaN in what made it.")
+        low, high = pixels.min().item(), pixels.max().item()
+        if not -_BEYOND <= low <= high <= 1 + _BEYOND:
+            raise InputError(f"{name} has values from {low:.3g} to {high:.3g}.", "Send floats in [0, 1], or uint8.")
         return self._store.add(key, pixels)

@@ -14,7 +14,7 @@ from rewarddance.reward.remote.wire import Answer
 from rewarddance.runtime.files import parse_json
 from rewarddance.serve.judge import ServedJudge
 from rewarddance.serve.pictures import RequestPictures, TooLarge
-from rewarddance.types import Question, Verdict
+from rewarddance.types import Pixels, Prompt, Question, Verdict
 
 Outcome = Answer | RewardDanceError
 
@@ -75,6 +75,31 @@ def text_of(content: Mapping[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise InputError(f"{key} is {shown(value)}, which is no text.", "Correct it.")
     return value or None
+
+
+def asked_prompt(text: str | None, metadata: Mapping[str, Any] | None = None, image: Pixels | None = None) -> Prompt:
+    """Raises InputError where there is no text: a judge would answer something all the same."""
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"the prompt is {shown(text)}.", "Send what the picture is to show.")
+    return Prompt(text, metadata=dict(metadata or {}), image=image)
+
+
+def rates(
+    judge: ServedJudge, pictures: RequestPictures, candidate: Pixels, reference: Pixels | None
+) -> tuple[float | None, float | None]:
+    """Frames a second of the candidate's and the reference's file, for a judge that knows one rate only."""
+    if judge.fps is None:
+        return None, None
+    return pictures.rate_of(candidate), pictures.rate_of(reference)
+
+
+def can_be_repeated(value: Any) -> bool:
+    """Can a reply hold what the request named something by? JSON has no NaN and no Infinity."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def each(makes: Sequence[Callable[[], Question]]) -> list[Question | RewardDanceError]:

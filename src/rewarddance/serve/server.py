@@ -21,7 +21,7 @@ from rewarddance.reward.prefill import Prefill
 from rewarddance.reward.prefix_cache import PrefixStore
 from rewarddance.reward.remote.wire import VERSION
 from rewarddance.runtime.config import parse_recipe
-from rewarddance.runtime.listening import LOOPBACK, host_name
+from rewarddance.runtime.listening import LOOPBACK, host_name, is_same_origin
 from rewarddance.runtime.web_server import serve_in_background, serve_until_ended
 from rewarddance.serve import binary, decisions, flow_factory, systemone, unirl
 from rewarddance.serve.batching import Batcher
@@ -171,10 +171,14 @@ class JudgeServer:
                 raise Denied(
                     "the request has no token of this server.", f"Send it as the client's ${self.options.token_env}."
                 )
-        elif host_name(request.headers.get("host", "")) not in LOOPBACK:
+            return
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if host_name(host) not in LOOPBACK:
             raise Denied(
                 "the request is addressed to another host.", "Ask 127.0.0.1, or start the server with a token."
             )
+        if origin is not None and not is_same_origin(origin, host):
+            raise Denied("the request comes from a page in a browser.", "Start the server with a token.")
 
     async def _body(self, request: Request, pictures: RequestPictures) -> bytes:
         """The body, refused as soon as it is known to be too large. Raises TooLarge, Busy or HungUp."""

@@ -14,8 +14,19 @@ from typing import Any
 from rewarddance.errors import InputError, RewardDanceError, shown
 from rewarddance.serve.judge import ServedJudge
 from rewarddance.serve.pictures import RequestPictures, TooLarge
-from rewarddance.serve.protocol import Outcome, Protocol, Request, as_json, each, json_object, probability, text_of
-from rewarddance.types import Pixels, Prompt, Question
+from rewarddance.serve.protocol import (
+    Outcome,
+    Protocol,
+    Request,
+    as_json,
+    asked_prompt,
+    each,
+    json_object,
+    probability,
+    rates,
+    text_of,
+)
+from rewarddance.types import Pixels, Question
 
 _KEYS = ("prompt", "image", "reference", "candidate")
 
@@ -33,14 +44,15 @@ def read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int) 
     candidate = shown_pictures["candidate"]
     if candidate is None:
         raise InputError("the state has no candidate.", "Send one as an asset.")
-    prompt = Prompt(state["prompt"], image=shown_pictures["image"])
+    prompt = asked_prompt(state["prompt"], image=shown_pictures["image"])
+    fps = rates(judge, pictures, candidate, shown_pictures["reference"])
 
     def question(name: str, content: Any) -> Question:
         if not isinstance(content, dict) or content.get("type") != "noul" or content.get("criteria"):
             raise InputError(
                 f"the question {shown(name)} is none that a judge answers.", "Ask a noul, without criteria of its own."
             )
-        return judge.question(prompt, candidate, shown_pictures["reference"], text_of(content, "instructions"))
+        return judge.question(prompt, candidate, shown_pictures["reference"], text_of(content, "instructions"), fps)
 
     makes = [lambda name=name, content=content: question(name, content) for name, content in asked.items()]
     return Request(each(makes), form=[*asked])

@@ -18,13 +18,16 @@ from rewarddance.serve.protocol import (
     Protocol,
     Request,
     as_json,
+    asked_prompt,
+    can_be_repeated,
     each,
     items_of,
     json_object,
     probability,
+    rates,
     text_of,
 )
-from rewarddance.types import Pixels, Prompt, Question
+from rewarddance.types import Pixels, Question
 
 _IDENTITY = ("request_id", "sample_id", "group_id", "source_rank", "policy_version", "idempotency_key")
 
@@ -38,7 +41,7 @@ def read(body: bytes, pictures: RequestPictures, judge: ServedJudge, most: int) 
         raise InputError("this protocol's gradients are not served.", "Ask /gradient.")
     asked = items_of(content, "requests", most)
     makes = [lambda one=one: _question(one, pictures, judge) for one in asked]
-    return Request(each(makes), form=[one if isinstance(one, dict) else {} for one in asked])
+    return Request(each(makes), form=[_repeated(one) for one in asked])
 
 
 def write(request: Request, outcomes: Sequence[Outcome], judge: ServedJudge) -> bytes:
@@ -60,22 +63,29 @@ def write(request: Request, outcomes: Sequence[Outcome], judge: ServedJudge) -> 
 PROTOCOL = Protocol("/score", read, write)
 
 
+def _repeated(asked: Any) -> dict[str, Any]:
+    """What the reply repeats of a request, and which rewards it wants."""
+    given = asked if isinstance(asked, dict) else {}
+    identity = {key: given.get(key) for key in _IDENTITY if can_be_repeated(given.get(key))}
+    return identity | {"required_rewards": given.get("required_rewards")}
+
+
 def _question(asked: Any, pictures: RequestPictures, judge: ServedJudge) -> Question:
     history = asked.get("history") if isinstance(asked, dict) else None
+    if isinstance(asked, dict) and (key := next((k for k in _IDENTITY if not can_be_repeated(asked.get(k))), None)):
+        raise InputError(f"{key} is {shown(asked[key])}, which no reply can repeat.", "Send a text or a number.")
     if not isinstance(history, list) or len(history) not in (1, 2) or not all(isinstance(t, dict) for t in history):
         raise InputError("a request has no history of one or two turns.", "Send the prompt with its picture.")
     metadata = asked.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise InputError("a request's metadata are no mapping.", "Correct them.")
     source = _medium(history[0], pictures, "the source") if len(history) == 2 else None
-    prompt = Prompt(text_of(history[-1], "text") or "", metadata=metadata, image=source)
+    prompt = asked_prompt(text_of(history[-1], "text"), metadata, source)
     reference = metadata.get("reference_b64")
-    return judge.question(
-        prompt,
-        _medium(history[-1], pictures, "the candidate"),
-        None if reference is None else pictures.from_base64(reference, "the reference"),
-        text_of(metadata, "instruction"),
-    )
+    candidate = _medium(history[-1], pictures, "the candidate")
+    other = None if reference is None else pictures.from_base64(reference, "the reference")
+    fps = rates(judge, pictures, candidate, other)
+    return judge.question(prompt, candidate, other, text_of(metadata, "instruction"), fps)
 
 
 def _medium(turn: Mapping[str, Any], pictures: RequestPictures, name: str) -> Pixels:

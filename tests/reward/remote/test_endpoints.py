@@ -407,3 +407,58 @@ def test_the_servers_words_are_ours_to_the_letter():
     assert words == [str(part) for part in judge().instruction.question("a red circle") if part.__class__ is str]
     parts = [(p["type"] == "image_url", p["image_url"]["url"] if "image_url" in p else p["text"]) for p in content]
     assert probability_of(judge(), parts) == pytest.approx(judge()(asked).probability.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("top", "p"),
+    [
+        ({"yes": 1.0}, 1.0),
+        ({"no": 0.6, "No": 0.39999}, 0.0),
+        ({"yes": 0.9, "Yes": 0.0999}, 1.0),
+    ],
+)
+def test_a_spelling_that_is_not_told_has_no_more_than_is_left(top, p):
+    with served(lambda path, body: answered({word: math.log(share) for word, share in top.items()})) as endpoint:
+        told = ask(endpoint)(questions()[:1]).probability
+    assert told.item() == pytest.approx(p, abs=1e-3)
+
+
+def test_a_model_that_is_about_to_say_something_else_has_not_answered():
+    shares = {"<think>": 0.9999, "yes": 7e-5, "no": 3e-5}
+    with served(lambda path, body: answered({word: math.log(share) for word, share in shares.items()})) as endpoint:
+        with pytest.raises(RewardError, match="not answered"):
+            ask(endpoint)(questions()[:1])
+        assert ask(endpoint, least=0)(questions()[:1]).probability.item() == pytest.approx(0.7, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "shares", [{"yes": math.nan, "Yes": 0.1}, {"yes": 0.4, "Yes": -0.3}, {"yes": 0.9, "Yes": 0.9}, {"yes": "0.4"}]
+)
+def test_spellings_whose_probabilities_are_none_are_no_answer(shares):
+    answer = {"better": {"type": "choice", "probabilities": {"no": 0.1, "Yes": 0.0} | shares}}
+    with served(lambda path, body: {"answers": answer}) as endpoint, pytest.raises(RewardError):
+        ask(endpoint, "systemone", yes=("yes", "Yes"), no=("no",), retries=0)(questions()[:1])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [{"choices": ["yes"]}, {"choices": [{"message": "yes"}]}, {"choices": [{"message": {}, "logprobs": ["a"]}]}],
+)
+def test_a_reply_of_another_form_is_an_error_of_ours(reply):
+    with served(lambda path, body: reply) as endpoint, pytest.raises(RewardError, match="sent no answer"):
+        ask(endpoint, retries=0)(questions()[:1])
+
+
+def test_pictures_are_compared_and_ranked_by_a_judge_elsewhere_as_by_one_here():
+    local, (a, b, c) = judge(), pictures(3)
+    with served(chat(local, tells_numbers=False)) as endpoint:
+        away = ask(endpoint)
+        close = {"rtol": 0, "atol": 1e-4}
+        torch.testing.assert_close(
+            away.compare("a red circle", [a, b], c).margin, local.compare("a red circle", [a, b], c).margin, **close
+        )
+        assert (
+            away.rank("a red circle", [a, b, c]).order.tolist() == local.rank("a red circle", [a, b, c]).order.tolist()
+        )
+        with pytest.raises(InputError, match="gives no reasons"):
+            away.compare("a red circle", [a], c, explain=True)

@@ -18,8 +18,9 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.remote.served import ServedReward
+from rewarddance.serve.judge import mark_of
 from rewarddance.serve.server import serving
-from rewarddance.types import Preference, Prompt, Question
+from rewarddance.types import Preference, Prompt, Question, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_question_that_fails_is_named_with_its_reason(served):
     a, b = pictures(2)
     with pytest.raises(InputError, match=r"question 1 \(prompt 'a blue cross'\).*reference"):
         served([Question("a circle", a, b), Question("a blue cross", a)])
-    with pytest.raises(RewardError, match="question 0"):
+    with pytest.raises(InputError, match=r"question 0 \(prompt .a circle.\).*candidate has values that are not finite"):
         served([Question("a circle", torch.full((1, 3, 32, 32), float("nan")), b)])
     with pytest.raises(InputError, match="no instruction of this server"):
         served([Question("a circle", a, b, instruction="/etc/passwd")])
@@ -161,3 +162,33 @@ def test_a_step_of_refl_moves_the_same_weights_to_the_same_place(judge, served, 
     ours, theirs = trained("served", served), trained("local", judge)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[key], theirs[key], rtol=0, atol=1e-5) for key in ours)
+
+
+def test_questions_go_in_parts_of_as_many_pixels_as_the_server_takes():
+    with serving(BrightnessJudge(), max_pixels=4 * 32 * 32) as address:
+        shown = pictures(9)
+        questions = [Question("a circle", picture, shown[8]) for picture in shown[:8]]
+        assert ServedReward(address)(questions).margin.shape == (8,)
+
+
+def test_a_judge_elsewhere_ranks_and_is_a_function_of_trainers(judge, served):
+    a, b, c = pictures(3)
+    assert served.rank("a red circle", [a, b, c]).order.tolist() == judge.rank("a red circle", [a, b, c]).order.tolist()
+    ours, theirs = (one.reward_fn()(torch.cat([a, b, c]), ["x"] * 3) for one in (served, judge))
+    assert ours[0] == pytest.approx(theirs[0]) and ours[1]["margins"] == pytest.approx(theirs[1]["margins"], abs=1e-5)
+
+
+def test_an_answer_of_the_wrong_length_is_said_in_words():
+    class Short(BrightnessJudge):
+        def __call__(self, questions):
+            return Verdict(torch.zeros(len(questions) + 1))
+
+    a, b = pictures(2)
+    with serving(Short()) as address, pytest.raises(RewardError, match="one margin for each question"):
+        ServedReward(address)([Question("a circle", a, b)])
+
+
+def test_the_mark_of_a_folder_is_not_its_name(judge, tmp_path):
+    judge.save(tmp_path)
+    first, second = (mark_of(load_reward(path), tmp_path) for path in (tmp_path, f"{tmp_path}/../{tmp_path.name}"))
+    assert first == second != mark_of(load_reward(tmp_path, dtype="bfloat16"), tmp_path)

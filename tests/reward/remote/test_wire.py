@@ -111,19 +111,40 @@ def broken(**changes: Any) -> bytes:
         save({"p0": torch.zeros(1, 3, 4, 4)}, {"version": "2", "questions": "[]"}),
         save({"p0": torch.zeros(1, 3, 4, 4)}, {"version": "1", "questions": "[" * 500}),
         save({"p0": torch.zeros(1, 3, 4, 4)}, {"version": "1", "questions": "[]"}),
-        broken(candidate="p9"),
-        broken(candidate=None),
-        broken(candidate=["p0"]),
-        broken(prompt=7),
-        broken(instruction=[]),
-        broken(fps=[1]),
-        broken(metadata=3),
         broken()[:-30],
     ],
 )
 def test_a_request_that_is_none_is_an_input_error(body):
     with pytest.raises(InputError):
         read_questions(body, floats)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"candidate": "p9"},
+        {"candidate": None},
+        {"candidate": ["p0"]},
+        {"prompt": 7},
+        {"instruction": []},
+        {"fps": [1]},
+        {"metadata": 3},
+    ],
+)
+def test_a_question_that_is_none_takes_no_other_with_it(changes):
+    sound = {"prompt": "a", "candidate": "p0"}
+    rows = json.dumps([sound, sound | changes, sound])
+    read = read_questions(save({"p0": torch.zeros(1, 3, 4, 4)}, {"version": "1", "questions": rows}), floats)
+    assert [type(question) for question in read.questions] == [Question, InputError, Question]
+    assert "cannot be read" in str(read.questions[1]) or "prompt" in str(read.questions[1])
+
+
+def test_errors_of_a_reply_are_of_its_questions_and_a_gradient_is_finite():
+    errors = json.dumps({"3": {"kind": "InputError", "message": "no", "remedy": ""}})
+    with pytest.raises(ValueError, match="3 of 3"):
+        read_reply(save({"margin": torch.zeros(3)}, {"version": "1", "errors": errors}), 3)
+    content = {"margin": torch.zeros(2), "gradient.1.candidate": torch.full((1, 3, 2, 2), float("nan"))}
+    assert [*read_reply(save(content, {"version": "1"}), 2).errors] == [1]
 
 
 def test_metadata_that_json_cannot_hold_is_named():

@@ -15,7 +15,14 @@ from typing import Any
 from pydantic import Field
 
 from rewarddance.errors import InputError, RewardDanceError, RewardError
-from rewarddance.reward.remote.endpoint import EndpointOptions, EndpointReward, PngPictures, RemoteQuestion, refused
+from rewarddance.reward.remote.endpoint import (
+    CLOSEST,
+    EndpointOptions,
+    EndpointReward,
+    PngPictures,
+    RemoteQuestion,
+    refused,
+)
 
 MOST = 20
 """Likeliest tokens that a server tells."""
@@ -28,6 +35,8 @@ class ChatOptions(EndpointOptions):
     """Ask for the tokens of yes and no by their numbers, as vLLM can. Default: where it can."""
     tolerance: float = Field(default=1e-3, gt=0, lt=0.5)
     """How far P("yes") may be off for what the likeliest tokens do not show; a question beyond it is a failure."""
+    least: float = Field(default=1e-3, ge=0, lt=1)
+    """The probability that yes and no must have together: a model that is about to say something else has no answer."""
 
 
 class ChatReward(EndpointReward):
@@ -125,6 +134,7 @@ class ChatReward(EndpointReward):
                 "Set token_ids to false: this server tells the likeliest tokens only.",
             )
         yes, no = ([top[name] for name in group] for group in names)
+        self._check_answered(yes, no, about)
         return _logsumexp(yes) - _logsumexp(no)
 
     def _of_texts(self, top: dict[str, float], about: str) -> float:
@@ -138,8 +148,20 @@ class ChatReward(EndpointReward):
                 f"may have {unseen:.2%}.",
                 "Ask a model that was trained to answer yes or no, or a server that tells chosen tokens (vLLM).",
             )
-        lowest = min(top.values())  # of an answer that is not among them: it has at most this
+        self._check_answered(yes, no, about)
+        # An answer that is not among them has at most the least that is told, and no more than is left.
+        lowest = min(*top.values(), math.log(max(unseen, CLOSEST)))
         return _logsumexp(yes or [lowest]) - _logsumexp(no or [lowest])
+
+    def _check_answered(self, yes: Sequence[float], no: Sequence[float], about: str) -> None:
+        """Raises RewardError where the model is about to say something that is neither yes nor no."""
+        together = sum(map(math.exp, [*yes, *no]))
+        if together < self.config.least:
+            raise RewardError(
+                f"{about} was not answered: yes and no have a probability of {together:.2g} together.",
+                "Ask a model that was trained to answer yes or no; of one that thinks first, turn that off "
+                '(body={"chat_template_kwargs": {"enable_thinking": false}}).',
+            )
 
 
 def _logsumexp(values: Sequence[float]) -> float:

@@ -74,6 +74,8 @@ class DecisionsReward(EndpointReward):
 
         def read(reply: Any) -> list[float]:
             answers = {answer["name"]: answer for answer in reply["answers"]}
+            if len(answers) < len(reply["answers"]):
+                raise ValueError("a question has two answers")
             return [_margin(answers[str(question.place)], question.about) for question in request]
 
         about = first.about if len(request) == 1 else f"{first.about} and {len(request) - 1} more"

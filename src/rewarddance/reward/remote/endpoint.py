@@ -26,6 +26,7 @@ from torch import Tensor
 from rewarddance.data.fields import short
 from rewarddance.data.media import as_images
 from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, shown
+from rewarddance.reward.asking import Asking
 from rewarddance.reward.generative import swapped
 from rewarddance.reward.instructions import Instruction, Picture, load_instruction, pictures_of
 from rewarddance.reward.judge import NO, YES, checked
@@ -103,7 +104,7 @@ class RemoteQuestion(NamedTuple):
     question: Question
 
 
-class EndpointReward(ABC):
+class EndpointReward(Asking, ABC):
     """A RewardModel that another program answers for.
 
     address: http(s)://, as the protocol's own clients take it: mostly up to /v1. options: those of the protocol.
@@ -291,11 +292,16 @@ def _png_urls(pixels: Pixels, about: str) -> list[str]:
     return urls
 
 
-def logit(probability: Any, about: str) -> float:
-    """The margin of a probability that a server told. Raises RewardError where it is none."""
+def checked_probability(probability: Any, about: str) -> float:
+    """A probability that a server told. Raises RewardError where it is none."""
     if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 <= probability <= 1:
         raise RewardError(f"{about} was answered with {shown(probability)}.", "Look at the server's log.")
-    inside = min(max(float(probability), CLOSEST), 1 - CLOSEST)
+    return float(probability)
+
+
+def logit(probability: Any, about: str) -> float:
+    """The margin of a probability that a server told. Raises RewardError where it is none."""
+    inside = min(max(checked_probability(probability, about), CLOSEST), 1 - CLOSEST)
     return math.log(inside) - math.log1p(-inside)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rewarddance.errors import NoGradient, RewardDanceError, RewardError
+from rewarddance.reward.asking import Asking
 from rewarddance.reward.judge import checked
 from rewarddance.reward.remote.transport import Transport, TransportOptions
 from rewarddance.reward.remote.wire import ROLES, Reply, picture_of, read_reply, write_questions
@@ -49,6 +50,7 @@ class Info(BaseModel):
     fps: float | None
     max_questions: int
     max_body_bytes: int
+    max_pixels: int
 
 
 class ServedConfig(NamedTuple):
@@ -58,7 +60,7 @@ class ServedConfig(NamedTuple):
     fps: float | None
 
 
-class ServedReward:
+class ServedReward(Asking):
     """A RewardModel whose judge is at the other end of `address`, a server of `rewarddance serve`.
 
     Margins are the server's, and where a question's pixels require a gradient so are d margin / d pixels, which come in
@@ -103,7 +105,8 @@ class ServedReward:
     def _ask(self, questions: Sequence[Question], wanted: frozenset[int]) -> Reply:
         """The replies to all parts as one. wanted: ids of the tensors whose gradient is asked for."""
         max_questions = min(self.options.gradient_batch if wanted else self.options.batch_size, self.info.max_questions)
-        parts = list(_parts(questions, max_questions, min(self.info.max_body_bytes // 2, _LARGEST_PART)))
+        largest = min(self.info.max_body_bytes // 2, _LARGEST_PART, 12 * self.info.max_pixels)  # bytes as float32
+        parts = list(_parts(questions, max_questions, largest))
         path = "/gradient" if wanted else "/questions"
 
         def ask(part: range) -> Reply:

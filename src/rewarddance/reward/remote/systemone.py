@@ -19,12 +19,15 @@ from rewarddance.reward.remote.endpoint import (
     EndpointReward,
     PngPictures,
     RemoteQuestion,
+    checked_probability,
     logit,
     refused,
 )
 from rewarddance.types import Question
 
 NAME = "better"
+_ROUNDING = 1e-3
+"""By which the probabilities of several spellings may exceed 1 in all: servers round them."""
 
 
 class SystemOneOptions(EndpointOptions):
@@ -73,7 +76,9 @@ class SystemOneReward(EndpointReward):
                 raise refused(remote.about, answer.get("error"))
             if question["type"] == "noul":
                 return logit(answer["noul"], remote.about)
-            return logit(min(1.0, sum(answer["probabilities"][word] for word in self.config.yes)), remote.about)
+            shares = [checked_probability(answer["probabilities"][word], remote.about) for word in self.config.yes]
+            total = sum(shares)
+            return logit(min(1.0, total) if total <= 1 + _ROUNDING else total, remote.about)
 
         return self.transport.post_json(self._path("/systemone"), body, read, remote.about)
 

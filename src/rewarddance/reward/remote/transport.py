@@ -23,6 +23,7 @@ from pydantic import Field
 
 from rewarddance.errors import InputError, RewardError, first_line, shown
 from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.files import parse_json
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -31,7 +32,7 @@ _LONGEST_WAIT, _LONGEST_BACKOFF = 60.0, 10.0
 _CONNECT_SECONDS = 10.0
 _AGAIN = frozenset({408, 425, 429})
 """Statuses that may pass, beside those from 500 on."""
-_UNREADABLE = (KeyError, IndexError, TypeError, ValueError)
+_UNREADABLE = (AttributeError, KeyError, IndexError, TypeError, ValueError)
 """What a reader raises of a reply that is none."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -120,20 +121,20 @@ class Transport:
 
     def get_json(self, path: str, read: Callable[[Any], T] = lambda reply: reply, about: str = "") -> T:
         """As `post_json`, without a body."""
-        return self._ask("GET", path, None, {}, lambda reply: read(json.loads(reply)), about)
+        return self._ask("GET", path, None, {}, lambda reply: read(parse_json(reply)), about)
 
     def post_json(self, path: str, body: Any, read: Callable[[Any], T] = lambda reply: reply, about: str = "") -> T:
         """What `read` makes of the reply to a JSON body.
 
-        read: raises KeyError, IndexError, TypeError or ValueError for a reply that is no answer, which is asked for
-        again; an error of ours passes through at once. about: which question it is, for errors.
+        read: raises one of `_UNREADABLE` for a reply that is no answer, which is asked for again; an error of ours
+        passes through at once. about: which question it is, for errors.
 
         Raises InputError where the address, the path or the token is wrong (401, 403, 404), which all further requests
         would meet, too; and RewardError where the question is refused, or could not be answered in all tries.
         """
         content = json.dumps(body, allow_nan=False).encode()
         headers = {"Content-Type": "application/json"}
-        return self._ask("POST", path, content, headers, lambda reply: read(json.loads(reply)), about)
+        return self._ask("POST", path, content, headers, lambda reply: read(parse_json(reply)), about)
 
     def post_bytes(self, path: str, body: bytes, read: Callable[[bytes], T], about: str = "") -> T:
         """As `post_json`, with bytes both ways."""

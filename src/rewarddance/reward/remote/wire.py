@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError, first_line, shown
+from rewarddance.errors import InputError, RewardDanceError, RewardError, first_line, shown, without_frames
 from rewarddance.runtime.files import parse_json
 from rewarddance.types import Pixels, Prompt, Question
 
@@ -50,9 +50,9 @@ class Header(NamedTuple):
 
 
 class ReceivedQuestions(NamedTuple):
-    """Questions as they came. wanted: of each question the roles whose gradient is asked for."""
+    """Questions as they came, or why one cannot be read. wanted: of each the roles whose gradient is asked for."""
 
-    questions: list[Question]
+    questions: list[Question | InputError]
     wanted: list[tuple[str, ...]]
 
 
@@ -136,8 +136,10 @@ def read_reply(reply: bytes, count: int) -> Reply:
     if metadata.get("version") != VERSION or margin.shape != (count,):
         raise ValueError(f"version {metadata.get('version')!r} with {list(margin.shape)} margins for {count} questions")
     errors = {}
-    for number, fault in json.loads(metadata.get("errors", "{}")).items():
+    for number, fault in parse_json(metadata.get("errors", "{}")).items():
         kind = _KINDS.get(fault["kind"], RewardError)
+        if not 0 <= int(number) < count:
+            raise ValueError(f"an error of question {number} of {count}")
         errors[int(number)] = kind(str(fault["message"]), str(fault["remedy"]))
     for number in (~torch.isfinite(margin)).nonzero().flatten().tolist():
         errors.setdefault(number, RewardError("the server gave no finite margin.", "Look at its log."))
@@ -145,6 +147,8 @@ def read_reply(reply: bytes, count: int) -> Reply:
     for name, tensor in tensors.items():
         _, number, role = name.split(".")
         gradients[int(number), role] = tensor
+        if not torch.isfinite(tensor).all():
+            errors.setdefault(int(number), RewardError("the server gave no finite gradient.", "Look at its log."))
     return Reply(metadata.get("judge", ""), margin.float(), errors, gradients)
 
 
@@ -173,12 +177,17 @@ def read_header(body: bytes, error: Callable[[str], Exception] = lambda why: Inp
 
 
 def read_questions(
-    body: bytes, pixels_of: Callable[[Tensor, str], Pixels], most: int | None = None
+    body: bytes,
+    pixels_of: Callable[[Tensor, str], Pixels],
+    most: int | None = None,
+    fatal: type[InputError] | tuple[()] = (),
 ) -> ReceivedQuestions:
     """The questions of a request.
 
     pixels_of: what makes float pixels [T, C, H, W] of a tensor as it came, with its name for errors; of the same
-    content the same tensor. most: questions that are taken. Raises InputError saying what is wrong.
+    content the same tensor. An InputError that it raises is of the questions that hold the picture, unless `fatal`
+    says that it is of the whole request. most: questions that are taken. Raises InputError saying what is wrong with
+    the request.
     """
     header = read_header(body)
     if header.metadata.get("version") != VERSION:
@@ -190,15 +199,27 @@ def read_questions(
         tensors = _load(body)
     except ValueError as error:
         raise InputError(f"the body is no safetensors file: {first_line(error)}.", _REMEDY) from error
-    pixels = {key: pixels_of(tensor, f"the picture {shown(key)}") for key, tensor in tensors.items()}
+    pixels: dict[str, Pixels | InputError] = {}
+    for key, tensor in tensors.items():
+        try:
+            pixels[key] = pixels_of(tensor, "the picture")
+        except fatal:
+            raise
+        except InputError as error:
+            pixels[key] = without_frames(error)
     prompts: dict[str, Prompt] = {}
-    questions, roles = [], []
-    for number, row in enumerate(rows):
+    questions: list[Question | InputError] = []
+    roles = []
+    for row in rows:
         try:
             questions.append(_question(row, pixels, prompts))
             roles.append(tuple(role for role in ROLES if row.get(role) in wanted))
+        except InputError as error:
+            questions.append(without_frames(error))
+            roles.append(())
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"question {number} cannot be read: {first_line(error)}.", _REMEDY) from error
+            questions.append(InputError(f"it cannot be read: {first_line(error)}.", _REMEDY))
+            roles.append(())
     return ReceivedQuestions(questions, roles)
 
 
@@ -212,8 +233,13 @@ def _texts(metadata: Mapping[str, str]) -> tuple[list[Any], set[str]]:
         raise InputError(f"the request's questions cannot be read: {first_line(error)}.", _REMEDY) from error
 
 
-def _question(row: Any, pixels: Mapping[str, Pixels], prompts: dict[str, Prompt]) -> Question:
-    pictures = {role: None if row.get(role) is None else pixels[row[role]] for role in ROLES}
+def _question(row: Any, pixels: Mapping[str, Pixels | InputError], prompts: dict[str, Prompt]) -> Question:
+    pictures: dict[str, Pixels | None] = {}
+    for role in ROLES:
+        found = None if row.get(role) is None else pixels[row[role]]
+        if isinstance(found, InputError):
+            raise type(found)(found.what.replace("the picture", f"the {role}", 1), found.remedy)
+        pictures[role] = found
     candidate, instruction = pictures["candidate"], row.get("instruction")
     if candidate is None:
         raise ValueError("it has no candidate")
