@@ -127,8 +127,8 @@ def _result(judge: Judge) -> dict[str, Any]:
     """A judge as it stands in results.json; intervals of one seed are over its prompts."""
     seeds = {
         row.seed: {
-            "accuracy": {name: interval(shares) for name, shares in row.accuracy.items()},
-            "untrained": {name: interval(shares) for name, shares in (row.untrained or {}).items()},
+            "accuracy": {name: interval(shares, share=True) for name, shares in row.accuracy.items()},
+            "untrained": {name: interval(shares, share=True) for name, shares in (row.untrained or {}).items()},
             "training_seconds": row.training_seconds,
         }
         for row in judge.rows

@@ -192,8 +192,10 @@ class Preference:
     ) -> None:
         _check_pixels(first, "first picture of a preference")
         _check_pixels(second, "second picture of a preference")
-        if not 0 <= share <= 1:  # written so that NaN does not pass
-            raise InputError(f"the share {share} of a preference is not from 0 to 1.", "Give the share of the votes.")
+        if isinstance(share, str) or share is None or not 0 <= share <= 1:  # written so that NaN does not pass
+            raise InputError(
+                f"the share {shown(share)} of a preference is not from 0 to 1.", "Give the share of the votes."
+            )
         vars(self).update(prompt=as_prompt(prompt), first=first, second=second, share=share, source=source)
         vars(self).update(
             reason=reason, reason_swapped=reason_swapped, criterion=criterion, annotator=annotator, fps=fps

@@ -236,3 +236,18 @@ def test_pairs_to_stress_are_of_as_many_prompts_as_there_are():
     assert of_most_prompts(answers, 99, np.random.default_rng(0)) == list(range(24))
     question = Candidates(pairs, [5, 2])[1]
     assert question.candidate is pairs[2].second and question.reference is pairs[2].first
+
+
+def test_where_no_changed_pair_can_be_judged_the_others_are_examined():
+    pairs = made()
+    chosen = pairs[int(np.random.default_rng(0).permutation(len(pairs))[0])].prompt.text
+
+    class Silent(BrightnessJudge):
+        def __call__(self, questions):
+            if any(question.prompt.text == chosen for question in questions):
+                raise RewardError("not this prompt.", "")
+            return super().__call__(questions)
+
+    found, failed = examine(Silent(), PAIRWISE, pairs, ExamRecipe(probes=1), name="test")
+    assert failed and found.pairs == len(pairs) - len(failed) and found.bias.image_stats == {}
+    assert "can be judged" in str(found.bias.length.level) and found.bias.spread == 0

@@ -33,8 +33,14 @@ def test_of_few_values_it_holds_the_truth_as_often(n: int):
 
 
 def test_of_few_shares_it_ends_at_none_and_all():
-    found = interval([1.0, 1.0, 0.9, 1.0, 0.5])
+    found = interval([1.0, 1.0, 0.9, 1.0, 0.5], share=True)
     assert 0 < found.low < 0.88 and found.high == 1.0
+    assert interval([0.02, 0.01, 0.9]).low < -0.4, "a margin is no share, wherever its values lie"
+
+
+def test_units_are_numbered_by_their_names_and_a_long_one_costs_nothing():
+    assert numbered(["b", "a", "b" * 60000, "a"]).tolist() == [1, 0, 2, 0]
+    assert numbered(np.array([7, 3, 7])).tolist() == [1, 0, 1]
 
 
 def test_the_interval_is_as_wide_as_the_normal_one_for_a_normal_sample():

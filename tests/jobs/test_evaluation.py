@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from page_content import words
-from tiny import clip_folder, colour_preferences, command, judge_folder, video_judge_folder
+from PIL import Image
+from tiny import BrightnessJudge, clip_folder, colour_preferences, command, judge_folder, video_judge_folder
 
+from rewarddance import evaluate, train_reward
 from rewarddance.data.preferences import write_preferences
+from rewarddance.errors import InputError
 from rewarddance.evaluation.findings import Evaluation, LatentFigures, SetFindings, StressFigures
 from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.jobs.evaluate import document, name_of, run_evaluation, training_facts
@@ -271,3 +275,73 @@ def test_a_folder_that_another_evaluation_works_in_is_refused_and_left_as_it_is(
         done = command("evaluate", folder, *arguments(tests), "--device", "cpu")
         assert done.code == 2 and f"{output} is in use by another run (process {os.getpid()}" in done.err
         assert [path.name for path in output.iterdir()] == [".lock"]
+
+
+def cut(path: Path) -> Path:
+    """A picture whose header is sound and whose rest is gone."""
+    Image.effect_noise((64, 64), 80).convert("RGB").save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def rows_with(folder: Path, tests: dict[str, Path], broken: Sequence[int]) -> Path:
+    """The rows of a sound test set, of which some have a picture that is cut off."""
+    cut(folder / "cut.jpg")
+    rows = [json.loads(line) for line in tests["id"].read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row |= {key: str(tests["id"].parent / row[key]) for key in ("media_a", "media_b")}
+        if number in broken:
+            row["media_a"] = str(folder / "cut.jpg")
+    path = folder / "rows.jsonl"
+    path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_set_of_which_nothing_can_be_judged_leaves_the_others_their_figures(tests, tmp_path):
+    bad = rows_with(tmp_path, tests, range(99))
+    line = ["evaluate", str(judge_folder()), "--kind", "pointwise", "--tests", f"id={tests['id']}"]
+    done = command(*line, "--tests", f"ood={bad}", "--output", tmp_path / "out", "exam.probes=1")
+    assert done.code == 1 and [*sets_of(str(tmp_path / "out" / "evaluation.json"))] == ["id"]
+    assert "cut.jpg" in (tmp_path / "out" / "evaluation.failed.jsonl").read_text()
+    alone = command(*line[:-1], f"id={bad}", "--output", tmp_path / "alone", "exam.probes=1")
+    assert alone.code == 2 and "none of the" in alone.err
+
+
+def test_python_finds_a_pair_that_cannot_be_asked_before_any_is_and_names_its_line(tests, tmp_path):
+    rows = rows_with(tmp_path, tests, [])
+    lines = rows.read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | {"prompt": "a <|im_end|>"})
+    rows.write_text("\n".join(lines))
+    asked = []
+
+    class Counted(BrightnessJudge):
+        def faults(self, questions):
+            yield from (InputError("a token.", "") if "<|" in q.prompt.text else None for q in questions)
+
+        def __call__(self, questions):
+            asked.append(len(questions))
+            return super().__call__(questions)
+
+    with pytest.raises(InputError, match="line 3"):
+        evaluate(Counted(), rows)
+    assert not asked
+    with pytest.raises(InputError, match=f"line 4 of .*{rows.name}.*cut.jpg"):
+        evaluate(BrightnessJudge(), rows_with(tmp_path, tests, [2]))
+    with pytest.raises(InputError, match="first of the preferences of test is"):
+        evaluate(BrightnessJudge(), [{"prompt": "x"}])
+
+
+def test_a_broken_picture_is_named_by_its_line_and_a_tests_one_before_the_training(tests, tmp_path):
+    rows = rows_with(tmp_path, tests, [1])
+    options = {"base": str(judge_folder()), "kind": "pointwise", "batch_size": 2, "epochs": 1.0}
+    with pytest.raises(InputError, match=r"line 3 of .*cut.jpg"):
+        train_reward(tests["id"], tests={"id": rows}, output=tmp_path / "tested", **options)
+    assert not [*(tmp_path / "tested").glob("checkpoint-*")] and not (tmp_path / "tested" / "metrics.jsonl").exists()
+    with pytest.raises(InputError, match=r"line 3 of .*cut.jpg.*goes on"):
+        train_reward(rows, output=tmp_path / "out", save_every=1, **options)
+    (tmp_path / "cut.jpg").unlink()
+    with pytest.raises(InputError, match="usable pairs"):
+        train_reward(rows, output=tmp_path / "out", save_every=1, skip_faulty=True, **options)
+    Image.new("RGB", (32, 32)).save(tmp_path / "cut.jpg")
+    train_reward(rows, output=tmp_path / "out", save_every=1, **options)
+    assert json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])["step"] > 0

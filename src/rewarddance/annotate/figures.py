@@ -106,7 +106,9 @@ def figures_of(store: Store, votes: Sequence[CastVote]) -> VoteFigures | None:
 
 def _left(votes: Sequence[CastVote]) -> Interval | None:
     sided = [vote for vote in votes if vote.side]
-    return interval([float(v.side == "left") for v in sided], units=[v.pair for v in sided]) if sided else None
+    return (
+        interval([float(v.side == "left") for v in sided], units=[v.pair for v in sided], share=True) if sided else None
+    )
 
 
 def _median(votes: Sequence[CastVote]) -> float | None:

@@ -222,14 +222,21 @@ def media_size(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
             files = pictures_in(file)
             if not files:
                 raise InputError(f"the folder {file} holds no pictures.", "Give a picture, or a folder of frames.")
-            _, height, width = media_size(files[0])
-            return min(len(files), max_frames), height, width
+            chosen = [files[number] for number in evenly_spaced(len(files), max_frames)]
+            sizes = {media_size(frame)[1:] for frame in chosen}
+            if len(sizes) > 1:
+                raise InputError(f"the folder {file} has frames of different sizes.", "Give all frames one size.")
+            ((height, width),) = sizes
+            refuse_bomb(width, height, len(chosen))
+            return len(chosen), height, width
         if video:
             frames, height, width = video_size(file, what)
+            refuse_bomb(width, height, min(frames, max_frames))
             return min(frames, max_frames), height, width
         with _open(file) as opened:
             frames = _span(opened)[1]
             width, height = opened.size
+            refuse_bomb(width, height, min(frames, max_frames))
             turned = opened.getexif().get(0x0112, 1) > 4  # EXIF's orientation
             return min(frames, max_frames), *((width, height) if turned else (height, width))
 

@@ -160,7 +160,7 @@ class PreferenceSet(Sequence[Preference]):
         if not len(self._table):
             raise InputError(f"the preferences file {path} is empty.", "Give a file with one preference a row.")
         if faulty and (faults is None or len(faulty) == len(self._table)):
-            raise FaultyRows(faulty, can_skip=len(faulty) < len(self._table))
+            raise FaultyRows(faulty, can_skip=faults is not None and len(faulty) < len(self._table))
         if faults is not None:
             faults += faulty
         first, second, alone = paired(np.array(keys, np.uint64), np.array(scored, np.uint32))
@@ -190,10 +190,10 @@ class PreferenceSet(Sequence[Preference]):
     def row(self, index: int) -> PreferenceRow:
         """A comparison, media not yet read; those of scores come after the pairs."""
         left, right = int(self._left[index]), int(self._right[index])
-        row = _checked(self._table.at(left), self.path, left + 1)
+        row = _checked(self._table.at(left), self.path, self._lines[left])
         if isinstance(row, PreferenceRow):
             return row
-        other = _checked(self._table.at(right), self.path, right + 1)
+        other = _checked(self._table.at(right), self.path, self._lines[right])
         if not isinstance(other, ScoredRow):
             raise InputError(f"{self.path} has changed since it was opened.", "Begin again.")
         return row.against(other)
@@ -274,6 +274,10 @@ def _file(content: Mapping[str, Any], name: str, folder: Path) -> Path:
     value = present(content, name)[1]
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise Fault(name, f"is {short(value)}, which is no path")
+    if value.startswith("data:") or "://" in value:
+        raise Fault(
+            name, f"is the address {shown(value)}", "Download the media, or write them to a file, and name that."
+        )
     path = folder / value
     try:
         exists = path.exists()
@@ -287,7 +291,10 @@ def _file(content: Mapping[str, Any], name: str, folder: Path) -> Path:
 def open_preferences(path: Path) -> JsonlTable | ParquetTable:
     """The rows of a preferences file. Raises InputError naming it where it cannot be opened."""
     if path.suffix.lower() in (".json", ".csv", ".tsv"):
-        raise InputError(f"{path} is no preferences file.", "`rewarddance data import` makes one of a public set.")
+        raise InputError(
+            f"{path} is no preferences file, which is JSONL or Parquet.",
+            "Write each row as a JSON object on its own line; `rewarddance data import` does so with a public set.",
+        )
     try:
         return ParquetTable(path) if path.suffix.lower() == ".parquet" else JsonlTable(path)
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -10,6 +10,7 @@ unread.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def _prompt(record: dict[str, Any], folder: Path, images: dict[Path, Pixels]) ->
     if negative is not None and not isinstance(negative, str):
         raise InputError(f"has the negative_prompt {shown(negative)}, which holds no prompt.", "Give a text, or none.")
     try:
-        json.dumps(metadata, default=as_text)
+        json.dumps(metadata, default=as_text, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"holds beside the prompt what no result can: {error}.", "Leave that value out.") from error
     prompt = Prompt(text.strip(), (negative or "").strip(), metadata)
@@ -159,7 +160,7 @@ _EXAMPLE = 'Each line is a JSON object such as {"prompt": "a red circle"}.'
 def _csv_records(text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     """Records by the names in the first line. Tab-separated files are seldom quoted: quotes stand for themselves."""
     quoting = csv.QUOTE_NONE if delimiter == "\t" and not text.lstrip().startswith('"') else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str] = []
     try:
         for values in reader:
@@ -180,26 +181,43 @@ def _csv_records(text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any
         yield f"line {reader.line_num}", InputError(f"cannot be read: {error}.", "Correct it.")
 
 
-def keep_prompts(prompts: Sequence[Prompt], path: Path) -> None:
+def keep_prompts(prompts: Sequence[Prompt], path: Path, binding: bool = True) -> None:
     """Write a run's prompts to a JSONL file, or make sure that the run being continued has these very ones.
 
-    Raises InputError naming the first that differs: places in the list say which noises a prompt has and when its turn
-    comes, so a run that went on with others would be neither the one nor the other.
+    binding: something was made with those that are there; else others may take their place. Raises InputError naming
+    the first that differs: places in the list say which noises a prompt has and when its turn comes, so a run that went
+    on with others would be neither the one nor the other.
     """
-    now = [
-        {"prompt": prompt.text, "image": prompt.image_path and prompt.image_path.name}
-        | ({"negative_prompt": prompt.negative} if prompt.negative else {})
-        for prompt in prompts
-    ]
-    before = read_run_json(path, lines=True) if path.exists() else now
+    now = [_kept(prompt) for prompt in prompts]
+    before = read_run_json(path, lines=True) if binding and path.exists() else now
     for number, (old, new) in enumerate(zip_longest(before, now), start=1):
         if old != new:
             before_text = "none" if old is None else repr(old.get("prompt"))
+            changed = [key for key in ("metadata", "picture") if old and new and old.get(key) != new.get(key)]
+            what = f"its {changed[0]} is another" if changed else "the prompts are others"
             raise InputError(
-                f"{path.parent} holds a run whose prompt {number} was {before_text}, and now the prompts are others.",
+                f"{path.parent} holds a run whose prompt {number} was {before_text}, and now {what}.",
                 "Choose another output, or give the prompts that the run began with.",
             )
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in now))
+
+
+def metadata_text(prompt: Prompt) -> str:
+    """A prompt's metadata as JSON; the same of equal ones."""
+    return json.dumps(prompt.metadata, sort_keys=True, default=as_text)
+
+
+def _kept(prompt: Prompt) -> dict[str, Any]:
+    """What is written down of a run's prompt; of its metadata and its picture a digest."""
+    row: dict[str, Any] = {"prompt": prompt.text, "image": prompt.image_path and prompt.image_path.name}
+    if prompt.negative:
+        row["negative_prompt"] = prompt.negative
+    if prompt.metadata:
+        row["metadata"] = hashlib.blake2b(metadata_text(prompt).encode(), digest_size=8).hexdigest()
+    if prompt.image is not None:
+        values = prompt.image.detach().float().cpu().contiguous().numpy()
+        row["picture"] = hashlib.blake2b(values.tobytes(), digest_size=8).hexdigest()
+    return row
 
 
 def _image_path(value: Any, folder: Path) -> Path:

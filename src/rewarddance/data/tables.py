@@ -73,6 +73,8 @@ def open_table(path: Path) -> Table:
     """
     kinds = {".jsonl": JsonlTable, ".ndjson": JsonlTable, ".parquet": ParquetTable}
     kind = FolderTable if path.is_dir() else kinds.get(path.suffix.lower())
+    if kind is None and not path.exists():
+        raise InputError(f"there is no {path}.", "Correct the path.")
     if kind is None:
         raise InputError(f"the input {path} is no table.", "Give a folder of pictures, or a .jsonl or .parquet file.")
     try:
@@ -238,8 +240,14 @@ def _caption(path: Path) -> Path:
 
 
 def _stat(path: Path) -> list[tuple[int, int]]:
-    """The size and the time of writing of a file, or of each picture of a folder: pictures are too many to be read."""
-    stats = [file.stat() for file in (pictures_in(path) if path.is_dir() else [path])]
+    """The size and the time of writing of a file, or of each picture of a folder: pictures are too many to be read.
+
+    Nothing of a link that leads nowhere: its row says so.
+    """
+    try:
+        stats = [file.stat() for file in (pictures_in(path) if path.is_dir() else [path])]
+    except OSError:
+        return []
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
@@ -249,7 +257,7 @@ def parse_line(line: bytes) -> dict[str, Any] | InputError:
         content = parse_json(line)
         if isinstance(content, dict):
             return content
-        fault = f"it is {type(content).__name__}, no object"
+        fault = f"it is {type(content).__name__}, no object, and each line has to hold one"
     except ValueError as error:  # not JSON, or not UTF-8
         fault = first_line(error)
     return InputError(f"the line is no JSON object: {fault}.", "Correct or remove it.")

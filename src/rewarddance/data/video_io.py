@@ -258,4 +258,8 @@ def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit and (width * height > limit or width * height * frames > min(2 * limit, MOST_PIXELS)):
-        raise Image.DecompressionBombError(f"{frames} x {width} x {height} pixels are too many to be a safe file")
+        most = MOST_PIXELS if frames > 1 else min(limit, MOST_PIXELS)
+        raise Image.DecompressionBombError(
+            f"{frames} x {width} x {height} pixels are more than the {most:,} that are read, all frames together; "
+            "scale it down, or read fewer frames"
+        )

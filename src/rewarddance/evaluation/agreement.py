@@ -46,7 +46,7 @@ def accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> Interval:
     right = agreement(judge, pairs)
     if not len(right):
         raise InputError(f"none of the {len(pairs)} pairs has an order.", "Give pairs whose share is not 0.5.")
-    return interval(right, units=numbered([pair.prompt.text for pair in pairs if pair.share != 0.5]))
+    return interval(right, units=numbered([pair.prompt.text for pair in pairs if pair.share != 0.5]), share=True)
 
 
 class WithTies(NamedTuple):

@@ -58,7 +58,7 @@ def correlation_beyond(
 
     if not np.isfinite(partial(parts.sum(0, keepdims=True))[0]):
         return None
-    return interval_of_sums(parts, lambda sums: np.nan_to_num(partial(sums)).clip(-1, 1), units)
+    return interval_of_sums(parts, lambda sums: np.nan_to_num(partial(sums)).clip(-1, 1), units).cut(-1.0, 1.0)
 
 
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval | None:
@@ -75,4 +75,4 @@ def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float
         product = np.maximum((xx - x * x / n) * (yy - y * y / n), 0)
         return np.nan_to_num((xy - x * y / n) / np.sqrt(np.where(product > 0, product, np.nan)))
 
-    return interval_of_sums(parts, pearson, np.arange(len(x)))
+    return interval_of_sums(parts, pearson, np.arange(len(x))).cut(-1.0, 1.0)

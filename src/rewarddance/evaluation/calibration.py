@@ -45,7 +45,7 @@ def reliability(margin: np.ndarray, share: np.ndarray, units: np.ndarray, bins: 
             low=i / bins,
             high=(i + 1) / bins,
             p_yes=p_yes[index == i].mean(),
-            votes=interval(share[index == i], units=units[index == i]),
+            votes=interval(share[index == i], units=units[index == i], share=True),
         )
         for i in np.unique(index)
     ]

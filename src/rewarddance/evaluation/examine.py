@@ -61,6 +61,7 @@ class Stress(NamedTuple):
     decoder: Decoder | None = None
 
 
+NONE_PROBED = "None of the pairs that were to be changed can be judged."
 OWN_SCORES = "It gives each picture a score of its own"
 
 
@@ -90,7 +91,7 @@ def examine(
 
     def accuracy_by(names: Sequence[str]) -> dict[str, Interval]:
         named = [name for name, keep in zip(names, ordered, strict=True) if keep]
-        return by_category(right, named, units) if any(named) else {}
+        return by_category(right, named, units, share=True) if any(named) else {}
 
     findings = SetFindings(
         file=file,
@@ -98,7 +99,7 @@ def examine(
         pairs=len(answers.share),
         prompts=int(answers.units.max()) + 1,
         ties=int((~ordered).sum()),
-        accuracy=interval(right, units=units) if len(right) else "All pairs are ties: none has an order.",
+        accuracy=interval(right, units=units, share=True) if len(right) else "All pairs are ties: none has an order.",
         with_ties=_with_ties(answers, half),
         by_source=accuracy_by(answers.sources),
         by_criterion=accuracy_by(answers.criteria),
@@ -118,7 +119,7 @@ def _with_ties(answers: Answers, half: np.ndarray) -> WithTiesFindings | Sentenc
     if not (tied & half).any() or not (tied & ~half).any():
         return "The ties are of one prompt, so no threshold can be found on other prompts than it is used on."
     right, threshold = agreement_with_ties(answers.margin, answers.share, half)
-    return WithTiesFindings(accuracy=interval(right, units=answers.units), threshold=threshold)
+    return WithTiesFindings(accuracy=interval(right, units=answers.units, share=True), threshold=threshold)
 
 
 def _calibration(answers: Answers, half: np.ndarray) -> CalibrationFindings:
@@ -167,11 +168,11 @@ def _order(judge: RewardModel, facts: JudgeFacts, answers: Answers) -> OrderFind
     share = answers.share[ordered]
     once = (agrees(forward[ordered], share) + agrees(backward[ordered], 1 - share)) / 2
     return OrderFindings(
-        consistent=interval(same_in_both_orders(forward, backward), units=answers.units),
-        yes_twice=interval(same_answer_twice(forward, backward, 1), units=answers.units),
-        no_twice=interval(same_answer_twice(forward, backward, -1), units=answers.units),
+        consistent=interval(same_in_both_orders(forward, backward), units=answers.units, share=True),
+        yes_twice=interval(same_answer_twice(forward, backward, 1), units=answers.units, share=True),
+        no_twice=interval(same_answer_twice(forward, backward, -1), units=answers.units, share=True),
         pull=interval((forward + backward) / 2, units=answers.units),
-        one_order=interval(once, units=answers.units[ordered]) if ordered.any() else "All pairs are ties.",
+        one_order=interval(once, units=answers.units[ordered], share=True) if ordered.any() else "All pairs are ties.",
     )
 
 
@@ -191,26 +192,28 @@ def _transitivity(
             prompts.append(prompt.text)
             bar.advance()
     sums = np.array(counts, dtype=np.float64)
-    share = interval_of_sums(sums, lambda total: total[:, 0] / total[:, 1], numbered(prompts))
+    share = interval_of_sums(sums, lambda total: total[:, 0] / total[:, 1], numbered(prompts)).cut(0.0, 1.0)
     return TransitivityFindings(cyclic=share, triples=int(sums[:, 1].sum()))
 
 
 def _bias(judge: RewardModel, facts: JudgeFacts, answers: Answers) -> BiasFindings:
     units, before = answers.units[answers.probed], answers.forward[answers.probed]
     findings = {}
-    for i, (name, amount) in enumerate(PROBE_AMOUNTS.items()):
+    for i, (name, amount) in enumerate(PROBE_AMOUNTS.items() if len(before) else ()):
         after, difference = answers.perturbed[:, i], answers.image_stats[:, 1, i] - answers.image_stats[:, 0, i]
         beyond = correlation_beyond(answers.margin, difference, answers.share, answers.units)
         findings[name] = StatFindings(
             amount=amount,
             more=interval(after[:, 0] - before, units=units),
             less=interval(after[:, 1] - before, units=units),
-            flipped=interval(((after > 0) != (before > 0)[:, None]).any(1), units=units),
+            flipped=interval(((after > 0) != (before > 0)[:, None]).any(1), units=units, share=True),
             beyond_votes="It does not vary beyond the votes." if beyond is None else beyond,
         )
     words = np.array([len(prompt.split()) for prompt in answers.prompts])
     length = LengthFindings(thirds=_thirds(answers, words), level=_level(judge, facts, answers, words))
-    return BiasFindings(probed=len(before), spread=float(before.std()), image_stats=findings, length=length)
+    return BiasFindings(
+        probed=len(before), spread=float(before.std()) if len(before) else 0.0, image_stats=findings, length=length
+    )
 
 
 def _thirds(answers: Answers, words: np.ndarray) -> list[tuple[int, int, Interval]] | Sentence:
@@ -227,7 +230,8 @@ def _thirds(answers: Answers, words: np.ndarray) -> list[tuple[int, int, Interva
     members = [part == k for k in np.unique(part)]
     units = answers.units[ordered]
     return [
-        (int(words[rows].min()), int(words[rows].max()), interval(right[rows], units=units[rows])) for rows in members
+        (int(words[rows].min()), int(words[rows].max()), interval(right[rows], units=units[rows], share=True))
+        for rows in members
     ]
 
 
@@ -235,6 +239,8 @@ def _level(judge: RewardModel, facts: JudgeFacts, answers: Answers, words: np.nd
     """Does the level of the probed pairs' answers follow the number of words? Correlated over prompts."""
     if judge.needs_reference and facts.orders == "both":
         return "It asks both orders itself: its answers are level by construction."
+    if not len(answers.probed):
+        return NONE_PROBED
     _, first, place = np.unique(answers.units[answers.probed], return_index=True, return_inverse=True)
     level = np.bincount(place, answers.level) / np.bincount(place)
     follows = rank_correlation(words[answers.probed][first], level)

@@ -36,35 +36,38 @@ def geneval_figures(rows: Sequence[Row]) -> Figures:
     any_correct = np.array([correct[prompts == number].max() for number in range(prompts.max() + 1)])
     overall = {
         "overall, mean of the categories": mean_of_categories(correct, tags, prompts),
-        "correct pictures": interval(correct, units=prompts),
-        "prompts with a correct picture": interval(any_correct),
+        "correct pictures": interval(correct, units=prompts, share=True),
+        "prompts with a correct picture": interval(any_correct, share=True),
     }
     over_seeds = _over_seeds(
         rows, lambda chosen: mean_of_categories(correct[chosen], [tags[i] for i in chosen], prompts[chosen]).mean
     )
     if over_seeds:
         overall["overall, over seeds"] = over_seeds
-    return {"all": overall, "category": by_category(correct, tags, prompts)}
+    return {"all": overall, "category": by_category(correct, tags, prompts, share=True)}
 
 
 def geneval2_figures(rows: Sequence[Row]) -> Figures:
     """GenEval 2's: the means of Soft-TIFA AM and GM, the atoms of AM by skill, and GM by the number of atoms."""
     prompts = numbered([row["number"] for row in rows])
     am, gm = _values(rows, "am"), _values(rows, "gm")
-    overall = {"Soft-TIFA AM": interval(am, units=prompts), "Soft-TIFA GM": interval(gm, units=prompts)}
+    overall = {
+        "Soft-TIFA AM": interval(am, units=prompts, share=True),
+        "Soft-TIFA GM": interval(gm, units=prompts, share=True),
+    }
     if over_seeds := _over_seeds(rows, lambda chosen: float(gm[chosen].mean())):
         overall["Soft-TIFA GM, over seeds"] = over_seeds
     return {
         "all": overall,
         "skill (AM)": _of_parts(rows, "skills", "probabilities"),
-        "atoms (GM)": by_category(*_sorted(gm, [row["atom_count"] for row in rows], prompts)),
+        "atoms (GM)": by_category(*_sorted(gm, [row["atom_count"] for row in rows], prompts), share=True),
     }
 
 
 def tifa_figures(rows: Sequence[Row]) -> Figures:
     """TIFA's: the mean of the pictures' shares of right answers, and the share of right answers by element type."""
     score, prompts = _values(rows, "score"), numbered([row["number"] for row in rows])
-    overall = {"TIFA": interval(score, units=prompts)}
+    overall = {"TIFA": interval(score, units=prompts, share=True)}
     if over_seeds := _over_seeds(rows, lambda chosen: float(score[chosen].mean())):
         overall["TIFA, over seeds"] = over_seeds
     return {"all": overall, "element type": _of_parts(rows, "element_types", "correct")}
@@ -96,7 +99,7 @@ def _of_parts(rows: Sequence[Row], names: str, values: str) -> dict[str, Interva
         (float(value), name, row["number"]) for row in rows for name, value in zip(row[names], row[values], strict=True)
     ]
     numbers, categories, prompts = zip(*parts, strict=True)
-    return by_category(*_sorted(np.array(numbers), categories, numbered(prompts)))
+    return by_category(*_sorted(np.array(numbers), categories, numbered(prompts)), share=True)
 
 
 def _sorted(

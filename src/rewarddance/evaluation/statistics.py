@@ -40,8 +40,9 @@ def interval(
     seed: int = 0,
     resamples: int = RESAMPLES,
     units: Sequence[int] | np.ndarray | None = None,
+    share: bool = False,
 ) -> Interval:
-    """The mean of `values` [n] with its interval. Of shares, values from 0 to 1, it ends there too.
+    """The mean of `values` [n] with its interval. share: it is one of a whole, and so ends at 0 and 1.
 
     units [n]: the number of the unit that each value belongs to, such as its prompt; whole units are drawn, for two
     pairs of one prompt say less than two of different ones. None: each value is a unit. A single one tells nothing of
@@ -53,7 +54,7 @@ def interval(
     parts = np.stack([array, np.ones_like(array)], 1)
     units = np.arange(len(array)) if units is None else units
     result = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
-    return result if array.min() < 0 or array.max() > 1 else result.cut(0.0, 1.0)
+    return result.cut(0.0, 1.0) if share else result
 
 
 def interval_of_sums(
@@ -91,13 +92,26 @@ def interval_of_sums(
 
 def numbered(units: Sequence[int] | np.ndarray | Sequence[str]) -> np.ndarray:
     """Units [n] of any names as numbers from 0 with none left out."""
-    return np.unique(np.asarray(units), return_inverse=True)[1]
+    if isinstance(units, np.ndarray):
+        return np.unique(units, return_inverse=True)[1]
+    numbers = {unit: number for number, unit in enumerate(sorted(set(units)))}  # an array of texts is as wide as one
+    return np.array([numbers[unit] for unit in units], dtype=np.int64)
 
 
 def by_category(
-    values: Sequence[float] | np.ndarray, categories: Sequence[str], units: np.ndarray | None = None
+    values: Sequence[float] | np.ndarray,
+    categories: Sequence[str],
+    units: np.ndarray | None = None,
+    share: bool = False,
 ) -> dict[str, Interval]:
-    """Mean and interval of `values` [n] within each category, in the order of first appearance; units: `interval`'s."""
-    array, names = np.asarray(values, dtype=np.float64), np.asarray(categories)
-    members = {name: names == name for name in dict.fromkeys(categories)}
-    return {name: interval(array[rows], units=None if units is None else units[rows]) for name, rows in members.items()}
+    """Mean and interval of `values` [n] within each category, in the order of first appearance.
+
+    units, share: see `interval`.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    rows: dict[str, list[int]] = {}
+    for place, name in enumerate(categories):
+        rows.setdefault(name, []).append(place)
+    return {
+        name: interval(array[at], units=None if units is None else units[at], share=share) for name, at in rows.items()
+    }

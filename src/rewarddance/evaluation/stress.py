@@ -180,7 +180,7 @@ def won_figures(before: np.ndarray, after: np.ndarray, units: np.ndarray) -> Won
     return WonFigures(
         margin=interval(won, units=units),
         p_yes=interval(expit(after) - expit(before), units=units),
-        beats=interval((won > _EQUAL * np.abs(before).max()).astype(float), units=units),
+        beats=interval((won > _EQUAL * np.abs(before).max()).astype(float), units=units, share=True),
     )
 
 

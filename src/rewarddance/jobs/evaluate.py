@@ -88,7 +88,7 @@ def claimed(output: Path, run: EvaluateRun) -> Iterator[None]:
 class Examined(NamedTuple):
     """An evaluation, and what could not be judged: test set, pair, reason and remedy of each.
 
-    The pair is its number, or None where a test set's stress could not be measured.
+    The pair is its number, or None where no pair of a test set could be judged, or its stress not be measured.
     """
 
     evaluation: Evaluation
@@ -98,13 +98,20 @@ class Examined(NamedTuple):
 def examine_sets(run: EvaluateRun, judge: RewardModel, facts: JudgeFacts, sets: Mapping[str, Pairs]) -> Examined:
     """Examine a judge on each of the sets, which have the names of the run's tests.
 
-    Raises InputError, before anything is asked, for a decoder that cannot be used.
+    A set of which no pair can be judged is among the failures. Raises InputError where that is so of all sets and,
+    before anything is asked, for a decoder that cannot be used.
     """
     start, tests, failures = time.monotonic(), {}, []
     stress = _read_stress(run, judge, sets) if run.stress else None
     for name, pairs in sets.items():
         file = run.tests[name].name
-        tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=file, stress=stress)
+        try:
+            tests[name], failed = examine(judge, facts, pairs, run.exam, name=name, file=file, stress=stress)
+        except InputError as error:
+            if not tests and name == [*sets][-1]:
+                raise
+            failures.append({"test": name, "pair": None, "reason": error.what, "remedy": error.remedy})
+            continue
         failures += [{"test": name, **failure._asdict()} for failure in failed]
         if isinstance(tests[name].stress, str):
             failures.append({"test": name, "pair": None, "reason": tests[name].stress, "remedy": ""})

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rewarddance.data.faults import FaultyRow, FaultyRows, refuse_faulty, settle
-from rewarddance.data.media import MAX_FRAMES, media_size
+from rewarddance.data.faults import FaultyRow, FaultyRows, list_faulty, refuse_faulty
+from rewarddance.data.media import MAX_FRAMES, inspect_media, media_size
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet
-from rewarddance.errors import InputError, RewardDanceError, shown
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, shown
 from rewarddance.evaluation.answers import Pairs
 from rewarddance.protocols import needs_reference
 from rewarddance.types import OtherPixels, Pixels, Prompt, Question
@@ -63,33 +63,61 @@ def checked_prompts(
     return kept, faults
 
 
+def check_gradient(generator: PipelineGenerator, judges: Sequence[Any], prompt: Prompt) -> None:
+    """Ask each judge that cannot say whether it gives a gradient, such as a function, about one grey picture.
+
+    Raises NoGradient where it gives none, which else would show after all references are made. Whatever else it says of
+    such a picture is no fault.
+    """
+    grey = torch.full((generator.num_frames, 3, generator.height, generator.width), 0.5).requires_grad_()
+    for judge in judges:
+        if getattr(judge, "differentiable", True) is None:
+            try:
+                with torch.enable_grad():
+                    judge([Question(prompt, grey)])
+            except NoGradient:
+                raise
+            except RewardDanceError:
+                continue
+
+
 def check_pairs(
     sets: Iterable[PreferenceSet],
     judge: Any,
     faults: list[FaultyRow],
     *,
     skip: bool,
-    folder: Path,
+    folder: Path | None,
+    in_full: Sequence[PreferenceSet] = (),
 ) -> None:
     """Look at all pairs of the sets as the judge would be asked about them; the faulty ones are taken out.
 
-    faults: those of rows that are no pairs. Raises FaultyRows naming all faulty ones, unless they shall be skipped, and
-    where a set has no others.
+    faults: those of rows that are no pairs. folder: where they are listed. in_full: sets whose files are decoded to the
+    end; of others only the headers are read. Raises FaultyRows naming all faulty ones, unless they shall be skipped,
+    and where a set has no others.
     """
     faults = list(faults)
     for pairs in sets:
         faulty: dict[int, FaultyRow] = {}
         sizes: dict[Path, OtherPixels | RewardDanceError] = {}
+        decoded: set[Path] = set()
         for index in range(len(pairs)):
             try:
-                questions = _questions(pairs.row(index), sizes)
+                row = pairs.row(index)
+                questions = _questions(row, sizes)
+                for path in (row.media_a, row.media_b, row.image) if pairs in in_full else ():
+                    if path is not None and path not in decoded:
+                        inspect_media(path)
+                        decoded.add(path)
                 if hasattr(judge, "faults"):
                     _raise_first(judge.faults(questions))
             except RewardDanceError as error:
                 faulty[index] = FaultyRow(pairs.where(index), error.what, error.remedy)
             if len(sizes) > 100_000:
                 sizes.clear()
-        settle([*faults, *faulty.values()], skip, folder / FAULTY, len(pairs) - len(faulty))
+        refuse_faulty([*faults, *faulty.values()], skip, len(pairs) - len(faulty))
+        if folder is not None:
+            list_faulty([*faults, *faulty.values()], folder / FAULTY)
         faults += faulty.values()
         pairs.leave_out(faulty)
 

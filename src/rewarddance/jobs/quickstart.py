@@ -427,7 +427,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     result["gsb"] = good_same_bad(scores[last], paired, prompts, recipe.preferences.least_difference)
     result["diversity"] = {arm: interval(diversity(samples).numpy())._asdict() for arm, samples in pictures.items()}
     reward = proxy(judge, prompts, pictures, search.pictures)
-    result["reward"] = {arm: interval(values)._asdict() for arm, values in reward.items()}
+    result["reward"] = {arm: interval(values, share=True)._asdict() for arm, values in reward.items()}
     result["hacking"] = hacking_verdict(
         interval(reward[last] - reward["sft"]),
         Interval(**result["oracle"][f"gain_{last}"]),

@@ -67,7 +67,7 @@ def means_of(scores: Scores, name: str = "alignment") -> list[float]:
 def probe_figures(pictures: Tensor, scores: Scores, parts: Sequence[str] = ()) -> dict[str, float]:
     """What a probe logs of its samples [P, N, T, C, H, W]: the oracle's alignment with its interval, the parts that it
     is made of, and diversity."""
-    oracle = interval(means_of(scores))
+    oracle = interval(means_of(scores), share=True)
     figures = {"oracle": oracle.mean, "oracle_low": oracle.low, "oracle_high": oracle.high}
     figures |= {part: float(np.mean(means_of(scores, part))) for part in parts}
     return figures | {"diversity": float(diversity(pictures).mean())}
@@ -104,26 +104,26 @@ def tables(
         "oracle": _intervals(oracle, gains),
         "quality": _intervals(arms_and_gains(scores, count, "quality")[0]),
         "correct": _intervals(arms_and_gains(scores, count, "correct")[0]),
-        "by_category": _by(categories, oracle),
+        "by_category": _by(categories, oracle, share=True),
     }
     if all(layouts):
         result["by_layout"] = _by(layouts, gains)
     if parts:
         figures = {part: arms_and_gains(scores, count, part) for part in parts}
         result["parts"] = {part: _intervals(*arms) for part, arms in figures.items()}
-        result["parts_by_category"] = {part: _by(categories, arms) for part, (arms, _) in figures.items()}
+        result["parts_by_category"] = {part: _by(categories, arms, share=True) for part, (arms, _) in figures.items()}
     return result
 
 
 def _intervals(arms: Arms, gains: Arms | None = None) -> dict[str, Any]:
     """Each arm's mean with its interval, and each gain's."""
-    named = arms | {f"gain_{arm}": values for arm, values in (gains or {}).items()}
-    return {name: interval(values)._asdict() for name, values in named.items()}
+    shares = {name: interval(values, share=True)._asdict() for name, values in arms.items()}
+    return shares | {f"gain_{arm}": interval(values)._asdict() for arm, values in (gains or {}).items()}
 
 
-def _by(kinds: Sequence[str], arms: Arms) -> dict[str, Any]:
+def _by(kinds: Sequence[str], arms: Arms, share: bool = False) -> dict[str, Any]:
     """The arms' means with their intervals by the kind of their prompts."""
-    by = {arm: by_category(values, kinds) for arm, values in arms.items()}
+    by = {arm: by_category(values, kinds, share=share) for arm, values in arms.items()}
     return {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in dict.fromkeys(kinds)}
 
 

@@ -16,7 +16,7 @@ from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.fields import short
 from rewarddance.data.media import as_pixels, media_size, read_rate
 from rewarddance.data.tables import FolderTable, Row, Table
-from rewarddance.errors import InputError, RewardDanceError
+from rewarddance.errors import InputError, RewardDanceError, shown
 from rewarddance.jobs.preflight import blank
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
@@ -127,6 +127,10 @@ class RowReader:
         name, data = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, value)
         if not isinstance(name, str) or not name:
             name = None
+        if name is not None and (name.startswith("data:") or "://" in name):
+            raise InputError(
+                f"the row's {key} is the address {shown(name)}.", "Download it, or write it to a file, and name that."
+            )
         source = data if isinstance(data, bytes) and data else None if name is None else self.folder / name
         if source is None:
             raise InputError(f"the row's {key} is {short(value)}, which is no picture.", "Give a path, or bytes.")

@@ -80,7 +80,9 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
                 return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
 
             def preflight(judge: Judge) -> None:
-                check_pairs([training, *tests.values()], judge, faults, skip=recipe.skip_faulty, folder=folder)
+                sets = [*tests.values()]  # which are read at every checkpoint
+                check_pairs([training, *sets], judge, faults, skip=recipe.skip_faulty, folder=folder, in_full=sets)
+                _keep_count(len(training), folder / "preferences.json", binding=has_begun)
 
             metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
             judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
@@ -108,7 +110,21 @@ def _keep_digest(preferences: Path, path: Path, binding: bool) -> None:
             "Choose another output, or give the preferences that the run began with.",
         )
     if is_main_process():
-        write_text_atomically(path, json.dumps({"blake2b": digest}) + "\n")
+        kept = read_run_json(path) if binding and path.exists() else {}
+        write_text_atomically(path, json.dumps(kept | {"blake2b": digest}) + "\n")
+
+
+def _keep_count(pairs: int, path: Path, binding: bool) -> None:
+    """Write down how many pairs a run learns from, or raise InputError where it began with others: rows that are left
+    out since would shift which pair comes when."""
+    kept = read_run_json(path)
+    if binding and kept.get("pairs", pairs) != pairs:
+        raise InputError(
+            f"the run in {path.parent} began with {kept['pairs']:,} usable pairs, and now there are {pairs:,}.",
+            "Restore the files that were there, or choose another output.",
+        )
+    if is_main_process():
+        write_text_atomically(path, json.dumps(kept | {"pairs": pairs}) + "\n")
 
 
 def _refuse_ties_alone(pairs: PreferenceSet) -> None:

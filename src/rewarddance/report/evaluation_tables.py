@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rewarddance.evaluation.consistency import CHANCE
+from rewarddance.evaluation.examine import NONE_PROBED
 from rewarddance.evaluation.findings import Evaluation, Sentence, SetFindings, StressFigures
 from rewarddance.evaluation.statistics import Interval
 from rewarddance.report.formatting import Cell, FigureCell, Table, figure_text, number
@@ -160,6 +161,8 @@ def _transitivity(test: SetFindings) -> list[Cell]:
 def _image_stats(tests: Tests) -> Table:
     rows = []
     for name, test in tests.items():
+        if not test.bias.image_stats:
+            rows.append([set_title(name), NONE_PROBED, "", "", ""])
         for i, (stat, bias) in enumerate(test.bias.image_stats.items()):
             amount = f"{bias.amount:g}" if stat == "brightness" else f"{100 * bias.amount:g} %"
             moves = [FigureCell(bias.more, *LOGITS), FigureCell(bias.less, *LOGITS), FigureCell(bias.flipped)]

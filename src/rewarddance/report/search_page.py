@@ -67,7 +67,7 @@ class Search:
         """The share of prompts whose winner the held-out judge prefers to the first sample, a half where they are the
         same picture; None where no such judge was asked."""
         margins = [row.held_out for row in self.rows if row.held_out is not None]
-        return interval((1 + np.sign(margins)) / 2) if len(margins) == len(self.rows) else None
+        return interval((1 + np.sign(margins)) / 2, share=True) if len(margins) == len(self.rows) else None
 
 
 def is_search(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from rewarddance.errors import RewardDanceError
+from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.runtime.ahead import ahead
 from rewarddance.runtime.process_group import device
 from rewarddance.types import Preference
@@ -95,9 +95,23 @@ class MicroBatches(Dataset):
         """One share of a batch; all parts of all processes have nearly equal ones."""
         shares = self.parts * self.count
         start, end = share * len(batch) // shares, (share + 1) * len(batch) // shares
-        pairs = tuple(self.preferences[i] for i in (batch[start:end] or batch[:1]))
+        pairs = tuple(self._pair(i) for i in (batch[start:end] or batch[:1]))
         micro_batch = MicroBatch(pairs, step, start, is_whole_batch=shares == 1, counts=end > start)
         return jittered(micro_batch, self.pixel_noise, self.seed)
+
+    def _pair(self, index: int) -> Preference:
+        """Raises InputError naming the line of a file whose pictures cannot be read."""
+        try:
+            return self.preferences[index]
+        except RewardDanceError as error:
+            where = getattr(self.preferences, "where", None)
+            if where is None:
+                raise
+            raise InputError(
+                f"{where(index)}: {error.what}",
+                "Put a readable file in its place, and run the same again: it goes on. `rewarddance data check` finds "
+                "all such files; without this line it would be another run.",
+            ) from error
 
 
 def pinned(micro_batches: list[MicroBatch] | RewardDanceError) -> list[MicroBatch] | RewardDanceError:

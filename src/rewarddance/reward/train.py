@@ -93,7 +93,7 @@ def train_judge(
             losses.add(accumulate_gradient(model, student.reward, micro_batches))
             norm = clip_gradient(student.reward.model, recipe.max_grad_norm, step)
             take_step(optimiser, student.reward.model, step)
-            loss = losses.mean_at(step)
+            loss = losses.mean_at(step, last=step == steps)
             if bar is not None:
                 bar.advance()
                 if loss is not None:
@@ -179,9 +179,9 @@ class Losses:
     def add(self, losses: Sequence[Tensor]) -> None:
         self.total, self.steps = sum(losses, self.total), self.steps + 1
 
-    def mean_at(self, step: int) -> float | None:
-        """The mean over steps and processes where it is due, else None."""
-        if step % self.every:
+    def mean_at(self, step: int, last: bool = False) -> float | None:
+        """The mean over steps and processes where it is due, else None; after the last step it is."""
+        if step % self.every and not last:
             return None
         mean = (process_group.sum_over_processes(self.total) / self.count).item() / self.steps
         self.total, self.steps = torch.zeros(()), 0
