@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny import command, generator_folder, judge_folder
+from tiny import colour_preferences, command, generator_folder, judge_folder
 
 from rewarddance.alignment.judges import load_judges
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.data.media import read_picture
 from rewarddance.data.picture_grid import LABEL
+from rewarddance.data.preferences import write_preferences
 from rewarddance.report.run_folder import find_grids
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.config import load_recipe
@@ -191,3 +194,83 @@ def test_a_file_in_the_place_of_the_lora_is_refused_before_training(tmp_path, re
     refused = command("align", recipe(algorithm="grpo", judge_options={"kind": "pointwise"}))
     assert refused.code == 2 and "run/lora is a file" in "".join(refused.err.split("\n"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lora"]
+
+
+QUICK = {**SMALL, "steps": 1, "group_size": 2, "probe_prompts": 0}
+
+
+def test_a_run_does_not_go_on_with_other_metadata_pictures_or_votes(tmp_path, recipe):
+    prompts = tmp_path / "prompts.jsonl"
+    changes = {"algorithm": "nft", "nft": QUICK, "prompts": str(prompts), "grid_prompts": 0}
+
+    def written(level: float) -> None:
+        rows = [{"prompt": "a red circle", "level": level}, {"prompt": "a red circle", "level": 2.0}]
+        prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    written(1.0)
+    done = command("align", recipe(**changes))
+    assert done.code == 0, done.err
+    assert len((tmp_path / "run" / "prompts.jsonl").read_text().splitlines()) == 2, "metadata makes them two"
+    written(-1.0)
+    done = command("align", recipe(**changes))
+    assert done.code == 2 and "its metadata is another" in " ".join(done.err.split())
+
+    votes = tmp_path / "votes.jsonl"
+    write_preferences(colour_preferences(4), votes)
+    dpo = {
+        "algorithm": "dpo",
+        "dpo": {**SMALL, "preferences": str(votes)},
+        "judge": "",
+        "output": str(tmp_path / "dpo"),
+    }
+    assert command("align", recipe(**dpo, grid_prompts=0)).code == 0
+    rows = [json.loads(line) for line in votes.read_text().splitlines()]
+    votes.write_text("".join(json.dumps(row | {"share": 0.4}) + "\n" for row in rows))
+    done = command("align", recipe(**dpo, grid_prompts=0))
+    assert done.code == 2 and "whose preferences has changed" in " ".join(done.err.split())
+
+
+def test_the_judge_of_a_run_is_the_one_it_began_with(tmp_path, recipe):
+    own = tmp_path / "judge"
+    shutil.copytree(judge_folder(), own)
+    changes = {"algorithm": "nft", "nft": QUICK, "judge": str(own), "grid_prompts": 0}
+    assert command("align", recipe(**changes)).code == 0
+    os.utime(own / "config.json", (0, 0))
+    done = command("align", recipe(**changes))
+    assert done.code == 2 and "whose judge has changed" in " ".join(done.err.split())
+
+
+def test_memory_may_be_saved_within_a_run_and_a_folder_without_a_step_binds_nobody(tmp_path, recipe):
+    started = {"algorithm": "nft", "grid_prompts": 0}
+    assert command("align", recipe(nft=QUICK, **started)).code == 0
+    done = command("align", recipe(nft={**QUICK, "generator_batch": 1}, **started))
+    assert done.code == 0, done.err
+    refused = command("align", recipe(nft={**QUICK, "learning_rate": 0.5}, **started))
+    assert refused.code == 2 and "learning_rate" in refused.err
+    for path in [tmp_path / "run" / "metrics.jsonl", *(tmp_path / "run").glob("checkpoint-*")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert command("align", recipe(nft={**QUICK, "learning_rate": 0.5}, **started)).code == 0
+
+
+def test_a_reward_without_a_gradient_is_refused_before_references_are_made(tmp_path, recipe, monkeypatch):
+    (tmp_path / "own_reward.py").write_text(
+        "def make():\n    return lambda images, prompts, metadata: [0.5] * len(images)\n"
+    )
+    done = command("align", recipe(judge=f"{tmp_path}/own_reward.py:make", refl=SMALL))
+    assert done.code == 2 and "gradient" in done.err and not (tmp_path / "run").exists()
+    done = command("align", recipe(refl={**SMALL, "frames": 2}))
+    assert done.code == 2 and "refl.frames is 2, and the videos have 1 frames" in " ".join(done.err.split())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_that_is_damaged_is_named_with_the_line_that_makes_it_anew(tmp_path, recipe):
+    file = recipe(refl=SMALL, references={"candidates": 2}, grid_prompts=0)
+    assert command("align", file).code == 0
+    lost = next((tmp_path / "run" / "references").glob("*.png"))
+    lost.unlink()
+    done = command("align", file)
+    told = " ".join(done.err.split())
+    assert done.code == 2 and f"Remove the line with {lost.name}" in told
+    index = tmp_path / "run" / "references" / "references.jsonl"
+    index.write_text("".join(line + "\n" for line in index.read_text().splitlines() if lost.name not in line))
+    assert command("align", file).code == 0 and lost.exists()

@@ -88,3 +88,17 @@ def test_a_picture_that_cannot_be_used_is_refused_with_its_line_and_the_remedy(t
     for value in (3, "", [], "a\0b"):
         with pytest.raises(InputError, match=r"line 1 .*which is no path"):
             read_prompts(written(tmp_path, {"prompt": "b", "image": value}))
+
+
+def test_a_quote_that_does_not_end_is_an_error_and_takes_no_row_with_it(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('prompt\n"abc\nd\n')
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prompts(path)
+
+
+def test_metadata_that_no_result_can_hold_is_named(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "v": NaN}\n')
+    with pytest.raises(InputError, match=r"line 1 .*what no result can"):
+        read_prompts(path)

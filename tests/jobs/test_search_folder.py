@@ -19,12 +19,12 @@ from tiny import TinyGenerator, command, generator_folder, judge_folder
 
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import read_picture
-from rewarddance.errors import RewardError
+from rewarddance.errors import InputError, RewardError
 from rewarddance.jobs.search import search_prompts
 from rewarddance.search.judging import JUDGING
 from rewarddance.search.over_paths import Paths
 from rewarddance.search.recipe import Budget
-from rewarddance.search.run import METHODS, Search
+from rewarddance.search.run import METHODS, Search, search
 from rewarddance.types import Prompt
 
 PROMPTS = [Prompt("abcde"[: 1 + number % 5], metadata={"id": number}) for number in range(200)]
@@ -237,3 +237,26 @@ def test_a_negative_prompt_in_the_file_is_refused_without_guidance(arguments, tm
 
 def test_every_way_to_judge_is_offered():
     assert all(name in command("search", "--help").out for name in (*JUDGING, *METHODS))
+
+
+def test_a_first_prompt_that_fails_alone_stops_no_other_whatever_the_judge_raises(tmp_path):
+    class Raising(Bright):
+        def __call__(self, questions):
+            if any(question.prompt.text == "no" for question in questions):
+                raise ValueError("this is not one of ours")
+            return super().__call__(questions)
+
+    results = RowFile(tmp_path / "results.jsonl")
+    work = Search(TinyGenerator(), Raising(), METHODS["best_of_n"].options(), Budget(samples=2), prompts_at_once=1)
+    search_prompts(work, [Prompt("no"), Prompt("a")], 1, tmp_path, results)
+    assert [row["number"] for row in rows(tmp_path)] == [2]
+    assert "ValueError: this is not one of ours" in results.failures.read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prompts_at_once": "2"}, {"runners_up": 1.5}, {"batch_size": True}, {"rewrite": 3, "method": "refine"}]
+)
+def test_options_of_a_wrong_type_are_refused_by_name(wrong):
+    name = next(iter(wrong))
+    with pytest.raises(InputError, match=name):
+        search(TinyGenerator(), Bright(), ["a"], budget="samples=2", **({"method": "best_of_n"} | wrong))

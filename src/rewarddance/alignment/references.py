@@ -103,7 +103,11 @@ class PicturesOnDisk(Sequence[Pixels]):
         self._held: WeakValueDictionary[int, Pixels] = WeakValueDictionary()
         self._reading = threading.Lock()
         for file in files:
-            read_video(file, sys.maxsize)
+            try:
+                read_video(file, sys.maxsize)
+            except InputError as error:
+                line = f"Remove the line with {file.name} from {file.parent / 'references.jsonl'}: it is made again."
+                raise InputError(f"a reference cannot be used: {error.what}", line) from error
 
     def __len__(self) -> int:
         return len(self.files)
@@ -242,22 +246,23 @@ def fill_bank(
     with main_process_first():
         _claim(folder, {**recipe.model_dump(include={"candidates", "keep", "keep_from"}), "seed": seed, "step": step})
         done, failed = _read(index)
+    first = {key: i for i, key in reversed([*enumerate(keys)])}  # prompts with other metadata alone share theirs
     missing = [
         Candidates(i, prompt, candidate_seeds(seed, i, recipe.candidates, step))
         for i, prompt in enumerate(prompts)
-        if keys[i] not in done and keys[i] not in failed
+        if first[keys[i]] == i and keys[i] not in done and keys[i] not in failed
     ]
     tried = lost = 0
     parts = [missing[at : at + recipe.prompts_at_once] for at in range(0, len(missing), recipe.prompts_at_once)]
-    bars = progress_bar("references", len(prompts), len(prompts) - len(missing)) if is_main_process() else nullcontext()
+    bars = progress_bar("references", len(first), len(first) - len(missing)) if is_main_process() else nullcontext()
     with bars as bar:
         for rows in make(parts):
             tried, lost = tried + len(rows), lost + sum("failed" in row for row in rows)
             if 2 * lost > max(tried, 2) or (lost == tried == len(prompts)):
-                first = next(row for row in rows if "failed" in row)
+                row = next(row for row in rows if "failed" in row)
                 raise RewardError(
-                    f"{lost} of {tried} prompts have no references; {shown(first['prompt'])}: {first['failed']}",
-                    first["remedy"],
+                    f"{lost} of {tried} prompts have no references; {shown(row['prompt'])}: {row['failed']}",
+                    row["remedy"],
                 )
             lines = [json.dumps(row) + "\n" for row in rows]
             if bar is not None:

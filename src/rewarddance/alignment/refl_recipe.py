@@ -131,8 +131,12 @@ class ReflRecipe(TrainRecipe):
         return low, high
 
     def check(self, generator: Generator, judge: RewardModel) -> None:
-        """Raises InputError where the sampler has fewer steps than are wanted, or the judge gives no gradient."""
+        """Raises InputError where the sampler has fewer steps, or videos fewer frames, than are wanted, or the judge
+        gives no gradient."""
         self.first_grad_steps(generator.num_steps)
+        length = getattr(generator, "num_frames", None)
+        if self.frames is not None and length is not None and self.frames > length:
+            raise InputError(f"refl.frames is {self.frames}, and the videos have {length} frames.", "Lower it.")
         if getattr(judge, "differentiable", None) is False:
             raise InputError(
                 f"ReFL follows the reward's gradient in pixels, and {judge!r} gives none.",

@@ -325,7 +325,7 @@ def _take_step(run: Alignment, updates: Updates, title: str, state: TrainState, 
     except NothingLeft:
         return {}
     except RewardError as error:
-        raise RewardError(f"{title} stopped at step {step}: {error.what}", error.remedy) from error
+        raise RewardError(f"{title} stopped at step {step + 1}: {error.what}", error.remedy) from error
     state.ema.update(run.recipe.decay_at(step))
     means = rows[0] if len(rows) == 1 else {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return process_group.mean_over_processes(means)

@@ -114,10 +114,15 @@ class PipelineGenerator(FinetunedPipeline, ABC):
         self._set_schedule()
 
     def __repr__(self) -> str:
-        """Its pipeline, where that is from, its steps, guidance and size."""
+        """Its pipeline, where that is from, its steps, guidance and size, and the other options that are no default."""
         name = f"{type(self).__name__}({self.pipeline.name_or_path!r}"
         steps = f"num_inference_steps={self.options.num_inference_steps}, guidance_scale={self.branch_scale}"
-        return f"{name}, {steps}, height={self.height}, width={self.width})"
+        said = {"num_inference_steps", "guidance_scale", "true_cfg_scale", "height", "width"}
+        others = self.options.model_dump(exclude_defaults=True, exclude=said)
+        if (dtype := next(self.network.parameters()).dtype) != torch.float32:
+            others["dtype"] = str(dtype).removeprefix("torch.")
+        more = "".join(f", {key}={value!r}" for key, value in others.items())
+        return f"{name}, {steps}, height={self.height}, width={self.width}{more})"
 
     @classmethod
     def own_parts(cls, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,10 +27,11 @@ from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.train import Alignment
 from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.data.prompts import keep_prompts, read_prompts
+from rewarddance.data.prompts import keep_prompts, metadata_text, read_prompts
+from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
-from rewarddance.jobs.preflight import FAULTY, checked_prompts, faulty_votes
+from rewarddance.jobs.preflight import FAULTY, check_gradient, checked_prompts, faulty_votes
 from rewarddance.jobs.sample_grids import with_grids
 from rewarddance.protocols import RewardModel
 from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
@@ -37,14 +40,28 @@ from rewarddance.report.run_folder import read_alarms
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import check_is_folder, check_replaceable, writable_folder
+from rewarddance.runtime.checkpoint import (
+    check_is_folder,
+    check_replaceable,
+    checkpoint_digest,
+    read_run_json,
+    writable_folder,
+    write_text_atomically,
+)
 from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.devices import digest_of
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.memory import modules_on
 from rewarddance.runtime.process_group import init_process_group, is_main_process, main_process_first
 from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.types import Prompt
+
+_MAY_CHANGE = frozenset(
+    {"generator_batch", "decode_batch", "judge_batch", "checkpointing", "offload", "device", "judge_device"}
+    | {"report_to", "output", "prompts", "preferences"}
+)
+"""Keys of a recipe that a run may go on with others of: memory and reporting, and paths whose content is compared."""
 
 
 class Aligned(NamedTuple):
@@ -110,9 +127,11 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             else:
                 check_replaceable(folder / "generator")
             held.enter_context(locked(folder))
-            keep_recipe(recipe, folder / "config.yaml")
+            begun = any(folder.glob("checkpoint-*")) or _has_rows(folder / "metrics.jsonl")
+            keep_recipe(recipe, folder / "config.yaml", binding=begun, free=_MAY_CHANGE)
+            _keep_inputs(recipe, folder / "inputs.json", binding=begun)
             if is_main_process():
-                keep_prompts(ready.prompts, folder / "prompts.jsonl")
+                keep_prompts(ready.prompts, folder / "prompts.jsonl", binding=begun)
                 list_faulty(ready.faults, folder / FAULTY)
         run = prepare_alignment(
             recipe,
@@ -157,6 +176,8 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
             keep_off(judge, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts, faults = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip)
+    if recipe.algorithm == "refl":
+        check_gradient(generator, listed(asked), prompts[0])
     return Ready(generator, asked, held_out, votes, prompts, faults)
 
 
@@ -201,9 +222,41 @@ def keep_off(judge: Any, device: str) -> None:
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Prompts that differ in their text, their negative text or their picture; the last one of each."""
-    keys = [(prompt.text, prompt.negative, prompt.image_path or id(prompt.image)) for prompt in prompts]
+    """Prompts that differ in their text, their negative text, their picture or their metadata, each once."""
+    keys = [
+        (prompt.text, prompt.negative, prompt.image_path or id(prompt.image), metadata_text(prompt))
+        for prompt in prompts
+    ]
     return list(dict(zip(keys, prompts, strict=True)).values())
+
+
+def _has_rows(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _keep_inputs(recipe: AlignRun, path: Path, binding: bool) -> None:
+    """Write down what a run reads beside its recipe and its prompts, or make sure that it is what it began with.
+
+    Of checkpoints by their files' sizes and times. Raises InputError naming what has changed.
+    """
+    rewards = {name: reward.judge or recipe.judge for name, reward in recipe.rewards.items()}
+    judges = {"judge": recipe.judge, "held_out": recipe.held_out or ""} | rewards
+    now = {"generator": checkpoint_digest(recipe.generator)}
+    now |= {name: checkpoint_digest(judge) for name, judge in judges.items() if judge}
+    if recipe.begin_with is not None:
+        now["begin_with"] = digest_of(recipe.begin_with.rglob("*"))
+    if recipe.algorithm == "dpo" and recipe.dpo.preferences is not None:
+        with recipe.dpo.preferences.open("rb") as file:
+            now["preferences"] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    before = read_run_json(path) if binding and path.exists() else now
+    for name in now:
+        if before.get(name) != now[name]:
+            raise InputError(
+                f"{path.parent} holds a run whose {name} has changed since.",
+                "Choose another output, or bring back what the run began with.",
+            )
+    if is_main_process():
+        write_text_atomically(path, json.dumps(now, indent=2) + "\n")
 
 
 def load_policy(recipe: AlignRun, device: str) -> PipelineGenerator:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rewarddance.alignment.failed_groups import as_fault
 from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
@@ -117,7 +118,7 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
             places = range(start, min(start + at_once, len(prompts)))
             answers = _attempts(work, prompts, places)
             failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
-            if start == 0 and len(failed) == len(answers) and len({error.remedy for error in failed}) == 1:
+            if start == 0 and len(failed) == len(answers) > 1 and len({error.remedy for error in failed}) == 1:
                 raise failed[0]  # it is not the prompts
             rows, failures = [], []
             for place, answer in zip(places, answers, strict=True):
@@ -133,9 +134,10 @@ def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) ->
     """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
     try:
         return [*work([prompts[place] for place in places], places)]
-    except RewardDanceError as error:
+    except Exception as error:
+        fault = as_fault(error)
         if len(places) == 1:
-            return [error]
+            return [fault]
         half = len(places) // 2
         return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
 

@@ -188,7 +188,8 @@ def read_architecture(name: str) -> tuple[Any, Path, str]:
     if known is None:
         raise InputError(
             f"the architecture of {name!r} is not known here.",
-            f"Give a folder with its config.json (no weights are needed), or one of {', '.join(table)}.",
+            "Give a folder with its config.json (no weights are needed), also in place of a function or a server; or "
+            f"one of {', '.join(table)}.",
         )
     config = dict(table[known])
     kind = config.pop("model_type")

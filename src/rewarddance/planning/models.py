@@ -21,7 +21,7 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.planning.meta_generator import meta_generator
 from rewarddance.planning.meta_judge import meta_reward, saved_config
 from rewarddance.planning.plan import PlanOptions, prompt_of_words
-from rewarddance.reward.judge import Judge, RewardConfig
+from rewarddance.reward.judge import CONFIG_FILE, Judge, RewardConfig
 from rewarddance.runtime.devices import find_dtype
 from rewarddance.types import Prompt
 
@@ -77,6 +77,13 @@ def meta_judge(name: str, dtype: str, options: Mapping[str, Any]) -> Judge:
     return judge
 
 
+def question_for(generator: PipelineGenerator, judge: str) -> dict[str, str]:
+    """The instruction of a judge that was not trained yet, where its own could not show the prompts' pictures."""
+    if not generator.needs_image or (Path(judge) / CONFIG_FILE).is_file():
+        return {}
+    return {"instruction": "i2v" if generator.num_frames > 1 else "edit"}
+
+
 def judge_to_plan_with(name: str, options: PlanOptions) -> tuple[str, str]:
     """The judge's name, or another one's where a training has yet to make it; and where it comes from."""
     if Path(name).name == "reward" and not Path(name).is_dir():
@@ -91,6 +98,7 @@ def meta_models(run: AlignRun) -> Models:
     judges: list[tuple[Judge, Mapping[str, Any]]] = []
 
     def load(name: str, **options: Any) -> Judge:
+        options = question_for(generator, name) | options
         judge = meta_judge(name, run.judge_dtype, options)
         judges.append((judge, options))
         return judge

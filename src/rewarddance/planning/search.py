@@ -16,7 +16,14 @@ from rewarddance.planning.alignment_memory import ACTIVATIONS
 from rewarddance.planning.counting import Counting, counting
 from rewarddance.planning.hardware import bound_by_memory
 from rewarddance.planning.meta_generator import meta_generator
-from rewarddance.planning.models import count_of, judge_to_plan_with, meta_judge, planning_prompts, with_picture
+from rewarddance.planning.models import (
+    count_of,
+    judge_to_plan_with,
+    meta_judge,
+    planning_prompts,
+    question_for,
+    with_picture,
+)
 from rewarddance.planning.phases import AskedJudge, CountedGenerator
 from rewarddance.planning.placement import frozen_weights, precision_of, shards_of_judge
 from rewarddance.planning.plan import MemoryPart, Plan, PlanOptions, Suggestion
@@ -82,7 +89,7 @@ def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
     generator = meta_generator(
         setting.generator, setting.num_inference_steps, find_dtype(dtype), **setting.generator_options
     )
-    judge = meta_judge(name, dtype, setting.judge_options)
+    judge = meta_judge(name, dtype, question_for(generator, name) | setting.judge_options)
     prompts, source = planning_prompts(setting.prompts, setting.prompts_at_once, options)
     at_once = min(setting.prompts_at_once, len(prompts))
     asked = with_picture(generator, prompts[:at_once])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -298,12 +298,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def keep_recipe(recipe: Recipe, path: Path, binding: bool = True) -> None:
+def keep_recipe(recipe: Recipe, path: Path, binding: bool = True, free: Collection[str] = ()) -> None:
     """Write the recipe of a run, or make sure that the run being continued has this very one.
 
-    binding: something was made under the recipe that is there; where nothing was, another may take its place. Raises
-    InputError naming the first key that differs: what was made under another recipe is never taken up silently. A file
-    that is no recipe any more (a default has changed since, a key is gone) is compared as it is written.
+    binding: something was made under the recipe that is there; where nothing was, another may take its place. free: the
+    last names of keys that may change within a run, since what is made does not depend on them. Raises InputError
+    naming the first key that differs: what was made under another recipe is never taken up silently. A file that is no
+    recipe any more (a default has changed since, a key is gone) is compared as it is written.
     """
     if binding and path.exists():
         now = flatten(recipe.model_dump(mode="json"))
@@ -313,7 +314,8 @@ def keep_recipe(recipe: Recipe, path: Path, binding: bool = True) -> None:
             before = now | flatten(_content(path))
             if before == now:
                 raise
-        changed = [key for key in now | before if before.get(key) != now.get(key)]
+        bound = [key for key in now | before if key.rpartition(".")[2] not in free]
+        changed = [key for key in bound if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
             raise InputError(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from pydantic import Field, field_validator
 
+from rewarddance.errors import InputError, shown
 from rewarddance.runtime.config import Recipe
 from rewarddance.search.batch import Batch
 from rewarddance.search.budget import Cost
@@ -35,6 +36,14 @@ class Refine(Recipe):
         if "{prompt}" not in value or "{reason}" not in value:
             raise ValueError("a wording has both the places {prompt} and {reason}")
         return value
+
+
+def _rewritten(rewrite: Rewrite, prompt: str, reason: str) -> str:
+    """Raises InputError where the user's function returns no text."""
+    text: object = rewrite(prompt, reason)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"rewrite returned {shown(text)} for the prompt {shown(prompt)}.", "Return the new prompt.")
+    return text
 
 
 def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) -> None:
@@ -64,4 +73,4 @@ def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) 
         for p, prompt in enumerate(batch.prompts):
             no_new_best = refined[p] != prompt and batch.kept[p][0] not in new[p]
             unchanged = no_new_best or not reasons.get(p)
-            refined[p] = prompt if unchanged else replace(prompt, text=rewrite(prompt.text, reasons[p]))
+            refined[p] = prompt if unchanged else replace(prompt, text=_rewritten(rewrite, prompt.text, reasons[p]))

@@ -102,6 +102,12 @@ class Search:
         clock: Clock = time.perf_counter,
         held_out: RewardModel | None = None,
     ) -> None:
+        counts = {"prompts_at_once": prompts_at_once, "batch_size": batch_size, "runners_up": runners_up}
+        for name, count in counts.items():
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise InputError(f"{name} is {shown(count)}, which is no whole number.", "Give one.")
+        if rewrite is not None and not callable(rewrite):
+            raise InputError(f"rewrite is {shown(rewrite)}, and no function.", "Give one of a prompt and a reason.")
         if not 1 <= prompts_at_once <= batch_size:
             raise InputError(
                 f"{prompts_at_once} prompts at once do not go into a batch of {batch_size} pictures.",
@@ -214,7 +220,7 @@ def search(
     """
     recipe = read_method(method, {}) if isinstance(method, str) else method
     limits = read_budget(budget) if isinstance(budget, str) else budget
-    at_once = min(prompts_at_once, max(1, len(prompts)))
+    at_once = min(prompts_at_once, max(1, len(prompts))) if isinstance(prompts_at_once, int) else prompts_at_once
     run = Search(generator, reward, recipe, limits, prompts_at_once=at_once, **options)
     results = []
     for start in range(0, len(prompts), at_once):
