@@ -1,4 +1,4 @@
-"""The experiments as commands; each goes on where it was cut off."""
+"""The experiments as commands; those on a recipe go on where they were cut off."""
 
 from __future__ import annotations
 
@@ -70,8 +70,12 @@ def _add_grid(name: str, text: str) -> None:
         recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
         overrides: Overrides = None,
         output: Annotated[
-            Path, typer.Option(help="The folder of the tables and of all that they are made from.", parser=given_path)
-        ] = (Path("runs") / name),
+            Path | None,
+            typer.Option(
+                help="The folder of the tables and of all that they are made from; by default in runs/, by the recipe.",
+                parser=given_path,
+            ),
+        ] = None,
         quick: Annotated[
             bool, typer.Option(help="The smallest numbers: all of it runs in minutes, and its figures mean nothing.")
         ] = False,
@@ -86,7 +90,8 @@ def _add_grid(name: str, text: str) -> None:
         if quick and not hasattr(read, "quick"):
             raise InputError(f"the experiment {name} has no quick form.", "Lower the numbers of its recipe.")
         read = read.quick() if quick else read
-        typer.echo(experiment(read, output, rows).run())
+        own = Path("runs") / (recipe.stem.replace("_", "-") + ("-quick" if quick else ""))
+        typer.echo(experiment(read, output or own, rows).run())
 
 
 for _name, _text in GRIDS.items():

@@ -53,7 +53,7 @@ class HackingRecipe(JudgesRecipe):
 
     judges, methods, runs: by name; a run names its judges and methods.
     window: steps of the sliding window in which the reward's spread is taken.
-    clock, eval: as in the alignment experiment.
+    clock, eval: as in `AlgorithmsRecipe`.
     """
 
     seeds: Seeds = (0,)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import colour_preferences, generator_folder, judge_folder, picture_folder, pictures
+from tiny import colour_preferences, command, generator_folder, judge_folder, picture_folder, pictures
 
 import rewarddance
 from rewarddance import (
@@ -306,3 +308,27 @@ def test_preferences_are_not_kept_where_an_option_is_refused(tmp_path):
     with pytest.raises(InputError, match="epoch"):
         train_reward(PAIRS, output=tmp_path / "run", epoch=1)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_score_goes_on_by_the_command_and_not_with_another_judge(tmp_path, monkeypatch):
+    folder, own = picture_folder(tmp_path / "pictures"), tmp_path / "judge"
+    shutil.copytree(judge_folder(), own)
+    out = tmp_path / "scores.jsonl"
+    rows = score(str(own), folder, kind="pointwise", output=out)
+    done = command("score", folder, "--judge", own, "--kind", "pointwise", "--output", out)
+    assert done.code == 0 and len(rows) == 3, done.err
+    with pytest.raises(InputError, match="judge_options.max_pixels|max_pixels"):
+        score(str(own), folder, kind="pointwise", max_pixels=99999, output=out)
+    os.utime(own / "config.json", (0, 0))
+    with pytest.raises(InputError, match="judge_digest"):
+        score(str(own), folder, kind="pointwise", output=out)
+    second = tmp_path / "second.jsonl"
+    score(load_reward(own, kind="pointwise"), folder, output=second)
+    with pytest.raises(InputError, match="judge"):
+        score(load_reward(own, kind="pointwise", among="vocabulary"), folder, output=second)
+
+
+def test_prompts_are_equal_either_way_round():
+    image = torch.zeros(1, 3, 4, 4)
+    a, b = Prompt("a", image=image), Prompt("a", image=image, image_path=Path("x.png"))
+    assert (a == b) == (b == a) and (a != b or hash(a) == hash(b))

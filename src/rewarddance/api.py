@@ -175,9 +175,9 @@ def search(
     method: best_of_n, zero_order, paths, pruning or refine. budget: for each prompt, "samples=16", "seconds=30",
     "evaluations=400" or "questions=64". num_inference_steps (28 where it is not given), guidance_scale, dtype, device:
     of a generator that is given by name. judge_device: of judges that are given by name; by default the generator's.
-    options: the method's own keys (copies=8 for paths), and those of `Search`:
-    judging, seed, runners_up, batch_size, prompts_at_once, held_out. tick: called with the number of prompts that each
-    batch finished. Raises InputError for an unknown option.
+    options: the method's own keys (copies=8 for paths), and those of `Search`: judging, seed, runners_up, batch_size,
+    prompts_at_once, held_out, rewrite (of refine). tick: called with the number of prompts that each batch finished.
+    Raises InputError for an unknown option.
 
     >>> found = search("shapeworld-generator", "runs/mine/reward", ["a red circle"], budget="samples=8")
     >>> found[0].winner.pixels.shape
@@ -257,8 +257,13 @@ def score(
             "dtype": dtype,
         }
         content |= {"reference": reference, "batch_size": batch_size, "max_frames": max_frames, "explain": explain}
+        is_named = isinstance(reward, str | Path)
+        if is_named:
+            own = {name: value for name, value in options.items() if name in ScoreRun.model_fields}
+            others = {name: value for name, value in options.items() if name not in own}
+            content |= own | {"judge": str(reward), "judge_options": others}
         run = parse_recipe(ScoreRun, content | {"strict": True}, "the options of score")
-        run_scoring(run, judge)
+        run_scoring(run, judge, is_named)
         return [row for _, row in open_table(place).rows() if isinstance(row, dict)]
 
 

@@ -95,6 +95,13 @@ _DISK = {
 }
 
 
+def for_clients(error: Exception) -> tuple[str, str]:
+    """What a server says of an error that it did not expect, and what to do: no paths, which are for its log."""
+    if isinstance(error, MemoryError) or "out of memory" in first_line(error).casefold():
+        return "the server's memory is not enough for this.", "Ask in smaller parts."
+    return "the server failed at this.", "Its log says why."
+
+
 def as_ours(error: BaseException) -> RewardDanceError:
     """Any error of another library as one of ours: what the disk, the memory or the library said, and what to do."""
     text = first_line(error)

@@ -57,7 +57,8 @@ class Prompt:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prompt):
             return NotImplemented
-        same_image = self.image is other.image if self.image_path is None else self.image_path == other.image_path
+        paths = self.image_path, other.image_path
+        same_image = self.image is other.image if paths == (None, None) else paths[0] == paths[1]
         words = self.text, self.negative, self.metadata
         return same_image and words == (other.text, other.negative, other.metadata)
 

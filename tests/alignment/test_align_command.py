@@ -274,3 +274,11 @@ def test_a_reference_that_is_damaged_is_named_with_the_line_that_makes_it_anew(t
     index = tmp_path / "run" / "references" / "references.jsonl"
     index.write_text("".join(line + "\n" for line in index.read_text().splitlines() if lost.name not in line))
     assert command("align", file).code == 0 and lost.exists()
+
+
+def test_references_bind_a_folder_to_their_judge_before_it_has_a_step(tmp_path, recipe):
+    own = {"refl": SMALL, "references": {"candidates": 2}, "grid_prompts": 0}
+    assert command("references", recipe(**own)).code == 0
+    other = command("align", recipe(**own, judge_options={"instruction": "t2i-bare"}))
+    assert other.code == 2 and "judge_options" in other.err
+    assert command("align", recipe(**{**own, "refl": {**SMALL, "learning_rate": 0.5}})).code == 0

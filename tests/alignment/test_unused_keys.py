@@ -50,6 +50,8 @@ UNUSED = {
     "refresh_from": {"refl": {"refresh_from": "current"}},
     "decay_rise": {"algorithm": "nft", "nft": {"ema_decay": 0, "decay_rise": 0.1}},
     "clip_range": {"algorithm": "awm", "awm": {"clip_range": 0.2}},
+    "cannot stop": {"refl": {"alarms": {"stop_on": ["drift"], "off": ["drift"]}}},
+    "ddim step": {"algorithm": "grpo", "grpo": {"kind": "ddim", "noise_level": 2.0}},
 }
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sets import write_video
-from tiny import clip_folder, command, judge_folder, pictures
+from tiny import clip_folder, command, judge_folder, picture_folder, pictures
 
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
@@ -510,3 +510,22 @@ def test_videos_of_another_rate_or_too_few_frames_fail_by_name(tmp_path):
     reasons = [row["reason"] for row in read(Path(found["failures"]))]
     assert "has 24 frames a second, and this judge knows videos of 8" in reasons[0]
     assert "has 3 frames, and this judge reads 4 of a video" in reasons[1]
+
+
+def test_a_picture_of_a_folder_is_called_by_its_name(tmp_path):
+    folder = picture_folder(tmp_path / "pictures")
+    (folder / "1.txt").unlink()
+    run = plain(folder, kind="pointwise", output=tmp_path / "scores.jsonl")
+    run_scoring(run)
+    (row,) = read(run.output.with_name("scores.jsonl.failed.jsonl"))
+    assert row["candidate"] == "1.png" and "no prompt" in row["reason"]
+    with pytest.raises(InputError, match="1.png: the row has no prompt"):
+        run_scoring(plain(folder, kind="pointwise", output=tmp_path / "o.jsonl", skip_faulty=False))
+
+
+def test_a_link_that_leads_nowhere_fails_alone(tmp_path):
+    folder = picture_folder(tmp_path / "pictures")
+    (folder / "3.png").symlink_to(folder / "nowhere.png")
+    run = plain(folder, kind="pointwise", prompt="a circle", output=tmp_path / "scores.jsonl")
+    assert run_scoring(run)["scored"] == 3
+    assert [row["candidate"] for row in read(run.output.with_name("scores.jsonl.failed.jsonl"))] == ["3.png"]

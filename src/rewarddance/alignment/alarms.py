@@ -1,8 +1,9 @@
 """Alarms: what a run's figures look like when its reward is being hacked, raised while there is time to stop.
 
-Each but one compares the mean of the last `window` steps with that of the run's first window, when the generator was
-still the base. They need no oracle. They are functions of what the steps log, so a resumed run reads the log back and
-raises the same alarms.
+Most compare the mean of the last `window` steps with that of the run's first window, when the generator was still the
+base. `saturation` compares with the window before, `distance` with a fixed threshold, and spread and diversity are also
+seen in quarters of a window. They need no oracle. They are functions of what the steps log, so a resumed run reads the
+log back and raises the same alarms.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rewarddance.data.image_stats import MEASURED
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, changed
 from rewarddance.runtime.tracking import Metrics, console
 
 AlarmName = Literal[
@@ -70,6 +71,12 @@ class AlarmRecipe(Recipe):
     most_change: float = Field(default=1.3, gt=1)
     most_distance: float = Field(default=0.15, gt=0)
     sure: float = Field(default=3.0, gt=0)
+
+    @model_validator(mode="after")
+    def _what_stops_a_run_is_on(self) -> AlarmRecipe:
+        if (name := changed(self, "stop_on")) and (silent := set(self.stop_on) & set(self.off)):
+            raise ValueError(f"{sorted(silent)[0]} is off, so it cannot stop a run ({name})")
+        return self
 
 
 class Alarm(NamedTuple):

@@ -110,8 +110,8 @@ class GrpoRecipe(PolicyRecipe):
 
     @model_validator(mode="after")
     def _the_step_fits(self) -> GrpoRecipe:
-        if self.kind == "cps" and self.noise_level > 1:
-            raise ValueError(f"noise_level is {self.noise_level}, and a cps step has no more noise than at 1")
+        if self.kind in ("cps", "ddim") and self.noise_level > 1:
+            raise ValueError(f"noise_level is {self.noise_level}, and a {self.kind} step has no more noise than at 1")
         if self.guard and self.kind not in ("flow", "dance"):
             raise ValueError(f"guard is for the kinds flow and dance, and kind is {self.kind}")
         return self

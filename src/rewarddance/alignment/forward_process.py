@@ -1,7 +1,8 @@
 """Learning on the forward process: finished samples are noised again and regressed on, weighted by their rewards.
 
-DiffusionNFT, AWM, DGPO and CRD are losses of it. They need clean samples and rewards, no likelihoods, so any sampler
-may draw. A recipe's `loss` says what the prediction of a sample's x_0 has to do with its reward; all else is shared.
+DiffusionNFT, AWM, DGPO, CRD and online DPO are losses of it. They need clean samples and rewards, no likelihoods, so
+any sampler may draw. A recipe's `loss` says what the prediction of a sample's x_0 has to do with its reward; all else
+is shared.
 """
 
 from __future__ import annotations

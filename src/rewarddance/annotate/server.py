@@ -25,7 +25,7 @@ from rewarddance.annotate.report import report_html
 from rewarddance.annotate.store import Person, Store, hashed
 from rewarddance.annotate.voting import Refused, last_vote, progress, undo, vote
 from rewarddance.data.media import is_video
-from rewarddance.errors import InputError, RewardDanceError, as_ours
+from rewarddance.errors import InputError, RewardDanceError, for_clients
 from rewarddance.reward.instructions import load_tree
 from rewarddance.runtime.files import parse_json
 from rewarddance.runtime.listening import LOOPBACK, host_name, is_same_origin
@@ -307,7 +307,7 @@ def _refusal(error: Exception, wants_page: bool) -> Response:
     """The reply that says what is wrong: a page to who opened one, else JSON."""
     if not isinstance(error, RewardDanceError):
         log.error("a request failed", exc_info=error)
-        error = as_ours(error)
+        error = RewardDanceError(*for_clients(error))
     kinds = ((Uninvited, 403), (Unknown, 404), (Refused, 409), (InputError, 400))
     status = next((number for kind, number in kinds if isinstance(error, kind)), 500)
     if wants_page:

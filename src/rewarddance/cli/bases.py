@@ -1,4 +1,4 @@
-"""The bundled checkpoints, again from nothing."""
+"""The bundled checkpoints, made again; some begin with others that are bundled."""
 
 from __future__ import annotations
 

@@ -155,8 +155,8 @@ def export(run: ExportRun) -> None:
 def distil(run: DistilRun) -> None:
     """Let a larger model say why one picture of each pair is better; run again to continue or to retry failures.
 
-    Answers that agree with the votes are kept. The others go to OUTPUT.disagreed.jsonl and, with what went wrong, to
-    OUTPUT.failed.jsonl; where there are failures the exit code is 1.
+    Answers that agree with the votes are kept. For reasons.jsonl the others go to reasons.disagreed.jsonl and, with
+    what went wrong, to reasons.failed.jsonl; where there are failures the exit code is 1.
     """
     quiet()
     from rewarddance.jobs.distil import distil
@@ -196,5 +196,6 @@ def report(
     if more or is_search(run):
         typer.echo(write_search_page([run, *(more or [])]))
         return
-    aligned = not (run / "summary.json").exists() and (run / "metrics.jsonl").exists()
+    is_quickstart = any((run / name).exists() for name in ("summary.json", "stages.json"))
+    aligned = not is_quickstart and (run / "metrics.jsonl").exists()
     typer.echo(write_alignment_page(run) if aligned else write_report(run))

@@ -25,7 +25,7 @@ def quickstart(
         str | None, typer.Option(help="t2i (pictures), t2v (videos), i2v (from a first picture) or edit (of a source).")
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Pictures with a longer ReFL before DiffusionNFT; about twice the time.")
+        bool, typer.Option("--full", help="Pictures with a longer ReFL before DiffusionNFT; about 1.4 times the time.")
     ] = False,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
@@ -34,7 +34,7 @@ def quickstart(
         bool, typer.Option("--resume", help="Finish an interrupted run, by default the last one.")
     ] = False,
 ) -> None:
-    """The main job on ShapeWorld: preferences, judge, ReFL, best of N, report; of pictures, videos or edits."""
+    """The main job on ShapeWorld: preferences, judge, references, ReFL, DiffusionNFT, best of N, report."""
     quiet()
     from rewarddance.jobs.quickstart import QuickstartRecipe, announce, resume_run, start_run
     from rewarddance.jobs.quickstart import quickstart as run_all
@@ -159,10 +159,10 @@ def plan(run: PlanRun) -> None:
     """Say what a recipe needs, without weights: parameters, tokens, memory by part, operations, time.
 
     The recipe's own step is run on shapes alone, in seconds and on any machine. A judge is a folder with config.json
-    or one of the public InternVL3 and Qwen3-VL; a generator is a diffusers folder or one of the public ones that the
-    recipes name. Weights may be missing. A search is planned by a file with its options. Where it does not fit, changes
-    are tried, micro-batches first, and the first that fits is named; the exit code is then 1, or 0 where the changed
-    recipe was written to --output.
+    or one of the public InternVL3, Qwen3-VL and InternVL2.5-26B-MPO; a generator is a diffusers folder or one of the
+    public ones that the recipes name. Weights may be missing. A search is planned by a file with its options. Where it
+    does not fit, changes are tried, micro-batches first, and the first that fits is named; the exit code is then 1, or
+    0 where the changed recipe was written to --output.
     """
     quiet()
     from rewarddance.jobs.plan import check_new_recipe, plan_recipe, write_fitting

@@ -58,6 +58,10 @@ class Table(ABC):
     def rows(self, start: int = 0) -> Iterator[Row]:
         """The rows but the first `start`. A row that cannot be read comes as the InputError that says why."""
 
+    def where(self, number: int) -> str:
+        """A row in words, by its number from 1."""
+        return f"line {number} of {self.path}"
+
     @abstractmethod
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
         """The keys of all rows and the type that their values have in common; of `untyped` keys any type.
@@ -224,6 +228,9 @@ class FolderTable(Table):
                 yield Row(number, prompt | {"candidate": name})
             except (OSError, ValueError) as error:
                 yield Row(number, InputError(f"the prompt {text} cannot be read: {error}.", "Correct or remove it."))
+
+    def where(self, number: int) -> str:
+        return str(self.path / self.names[number - 1])
 
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
         return {"prompt": pa.string(), "candidate": pa.string()}

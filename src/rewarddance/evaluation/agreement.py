@@ -39,7 +39,7 @@ def agreement(judge: RewardModel, pairs: Sequence[Preference]) -> np.ndarray:
 
 
 def accuracy(judge: RewardModel, pairs: Sequence[Preference]) -> Interval:
-    """Mean agreement with its 95 % bootstrap interval over prompts; n counts the pairs.
+    """Mean agreement with its 95 % interval over prompts (`interval`); n counts the pairs.
 
     Raises InputError where all pairs are ties.
     """

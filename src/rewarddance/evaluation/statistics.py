@@ -45,8 +45,8 @@ def interval(
     """The mean of `values` [n] with its interval. share: it is one of a whole, and so ends at 0 and 1.
 
     units [n]: the number of the unit that each value belongs to, such as its prompt; whole units are drawn, for two
-    pairs of one prompt say less than two of different ones. None: each value is a unit. A single one tells nothing of
-    how others would differ: its interval has no width. Raises ValueError for no values: a mean of nothing is not 0.
+    pairs of one prompt say less than two of different ones. None: each value is a unit. Of a single unit its values
+    are drawn, and a single value has no width. Raises ValueError for no values: a mean of nothing is not 0.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:

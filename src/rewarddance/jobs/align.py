@@ -62,6 +62,11 @@ _MAY_CHANGE = frozenset(
     | {"report_to", "output", "prompts", "preferences"}
 )
 """Keys of a recipe that a run may go on with others of: memory and reporting, and paths whose content is compared."""
+_OF_REFERENCES = frozenset(
+    {"generator", "num_inference_steps", "guidance_scale", "generator_options", "dtype", "seed", "references"}
+    | {"judge", "judge_options", "judge_dtype", "rewards"}
+)
+"""Keys on which references depend: they bind a folder that has some before it has a step."""
 
 
 class Aligned(NamedTuple):
@@ -128,8 +133,10 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
                 check_replaceable(folder / "generator")
             held.enter_context(locked(folder))
             begun = any(folder.glob("checkpoint-*")) or _has_rows(folder / "metrics.jsonl")
-            keep_recipe(recipe, folder / "config.yaml", binding=begun, free=_MAY_CHANGE)
-            _keep_inputs(recipe, folder / "inputs.json", binding=begun)
+            made = begun or _has_rows(folder / "references" / "references.jsonl")
+            only = None if begun else _OF_REFERENCES
+            keep_recipe(recipe, folder / "config.yaml", binding=made, free=_MAY_CHANGE, only=only)
+            _keep_inputs(recipe, folder / "inputs.json", binding=made)
             if is_main_process():
                 keep_prompts(ready.prompts, folder / "prompts.jsonl", binding=begun)
                 list_faulty(ready.faults, folder / FAULTY)

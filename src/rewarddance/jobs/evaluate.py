@@ -45,9 +45,10 @@ CONFIG, FAILED = "evaluation.yaml", "evaluation.failed.jsonl"
 def run_evaluation(run: EvaluateRun) -> dict[str, Any] | None:
     """Examine a judge; returns where the figures are, the accuracies, and how many pairs could not be judged.
 
-    With `judge_sharded` all processes call this alike; the first one examines, and all others return None.
-    Such pairs go with the reason to evaluation.failed.jsonl. With `card` the model card goes into the reward's folder.
-    Raises InputError before anything is asked where a file cannot be used, or another run is at work in the folder.
+    With `judge_sharded` all processes call this alike; the first one examines, and all others return None. Pairs that
+    cannot be judged go with the reason to evaluation.failed.jsonl. With `card` the model card goes into the reward's
+    folder. Raises InputError before anything is asked where a file cannot be used, or another run is at work in the
+    folder.
     """
     if not run.judge_sharded:
         return _evaluated(run, load_reward)

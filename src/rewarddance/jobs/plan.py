@@ -25,7 +25,7 @@ from rewarddance.search.run import read_method
 def plan_recipe(path: Path, overrides: Sequence[str], options: PlanOptions) -> Plan:
     """The plan of a recipe of `rewarddance train`, `align` or `search`.
 
-    Where one of the first two does not fit, with suggestions. Raises InputError for a recipe of none of them, for a
+    Where it does not fit, with suggestions. Raises InputError for a recipe of none of them, for a
     model whose architecture is not known, and for what the run itself would refuse.
     """
     command = _command_of(path)

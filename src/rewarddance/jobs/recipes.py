@@ -312,7 +312,7 @@ class PlanRun(PlanOptions):
     """`rewarddance plan`: which recipe is planned, on what."""
 
     recipe: Path
-    """A recipe file of train or align."""
+    """A recipe file of train, align or search."""
     overrides: tuple[str, ...] = ()
     """Recipe keys to set."""
     output: Path | None = None

@@ -28,6 +28,9 @@ from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
 
+_MAY_BE_FILES = ("instruction", "criteria")
+"""Options of a judge that are names or files."""
+
 
 def run_references(recipe: AlignRun, fleet: Fleet | None = None) -> dict[str, Any] | None:
     """Make (or finish) `output`/references; returns where it is, and how many prompts and pictures it holds.
@@ -74,6 +77,8 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
         else:
             assert fleet is not None
             named: dict[str, Any] = {name: absolute(getattr(recipe, name)) for name in ("generator", "judge")}
+            files = {name: absolute(value) for name, value in recipe.judge_options.items() if name in _MAY_BE_FILES}
+            named["judge_options"] = recipe.judge_options | files
             named["rewards"] = {
                 name: reward.model_copy(update={"judge": absolute(reward.judge), "criteria": absolute(reward.criteria)})
                 for name, reward in recipe.rewards.items()

@@ -13,6 +13,7 @@ A row holds a prompt and one candidate, or several in `candidates`. What is aske
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,12 +31,13 @@ from rewarddance.jobs.score_rows import RowReader, parquet_schema, refuse, row_f
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.instructions import load_instruction
+from rewarddance.reward.judge import Judge
 from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime import process_group
 from rewarddance.runtime.ahead import ahead
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
+from rewarddance.runtime.checkpoint import checkpoint_digest, find_checkpoint, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.lock import locked
@@ -51,25 +53,26 @@ class RecordedRun(ScoreRun):
     instruction_digest: str = ""
 
 
-def run_scoring(run: ScoreRun, judge: RewardModel | None = None) -> dict[str, Any] | None:
+def run_scoring(run: ScoreRun, judge: RewardModel | None = None, named: bool = True) -> dict[str, Any] | None:
     """Score every row; returns where the scores are, and how many rows were scored and failed.
 
     With `judge_sharded` all processes call this alike; the first one reads and writes, and all others return None.
 
-    judge: in the place of the one that the run names. An interrupted run goes on where it stopped. A row that cannot be
-    scored goes with its reason to `<output>.failed.jsonl`; with `strict` it ends the run. With `ray`, workers on other
-    machines ask the judge, and rows, order and answers are those of one process; a run may go on with it or without.
+    judge: in the place of the one that the run names; named: it is that one, loaded already. An interrupted run goes on
+    where it stopped. A row that cannot be scored goes with its reason to `<output>.failed.jsonl`; with `strict` it ends
+    the run. With `ray`, workers on other machines ask the judge, and rows, order and answers are those of one process;
+    a run may go on with it or without.
     Raises InputError for what is wrong with all rows: the files, the judge, an output that holds another run.
     """
     if run.judge_sharded:
         if judge is not None:
             raise InputError(f"{judge!r} cannot be split over processes.", "Give the judge's name.")
         with process_group.init_process_group():
-            return led(functools.partial(_scored, run, None))
-    return _scored(run, judge, load_reward)
+            return led(functools.partial(_scored, run, None, True))
+    return _scored(run, judge, named, load_reward)
 
 
-def _scored(run: ScoreRun, judge: RewardModel | None, load: Load) -> dict[str, Any]:
+def _scored(run: ScoreRun, judge: RewardModel | None, named: bool, load: Load) -> dict[str, Any]:
     """`run_scoring` in one process, or in the first of several. load: what loads the judge."""
     if run.output.suffix not in (".jsonl", ".parquet"):
         raise InputError(f"the output {run.output} is no table.", "Let its name end in .jsonl or .parquet.")
@@ -82,7 +85,7 @@ def _scored(run: ScoreRun, judge: RewardModel | None, load: Load) -> dict[str, A
             raise InputError(f"{judge!r} cannot be handed to workers of Ray.", "Give the judge's name.")
         fleet = Fleet.join(run.ray, run.workers, run.device)
     run = run.model_copy(update={"device": fleet.device if fleet else find_device(run.device)})
-    recorded, record = _recorded(run, table, named=judge is None), beside(run.output, "config.yaml")
+    recorded, record = _recorded(run, table, None if named else judge), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
     with locked(run.output.parent, f".{run.output.name}.lock"):
         begun = beside(run.output, "progress.json").exists()
@@ -116,12 +119,15 @@ def _scored(run: ScoreRun, judge: RewardModel | None, load: Load) -> dict[str, A
     return result | ({"failures": str(results.failures)} if done.failed else {})
 
 
-def _recorded(run: ScoreRun, table: Table, named: bool) -> RecordedRun:
-    """The run with its files' digests. named: the judge is the one of that name, and no object."""
+def _recorded(run: ScoreRun, table: Table, given: RewardModel | None) -> RecordedRun:
+    """The run with its files' digests. given: the judge, where it is an object and none of a name."""
     reference, judge, digest = run.reference, run.judge, ""
-    if named and is_factory(run.judge):
+    if isinstance(given, Judge):
+        options = given.config.model_dump_json() + checkpoint_digest(given.name_or_path or "")
+        digest = hashlib.blake2b(options.encode(), digest_size=16).hexdigest()
+    if given is None and is_factory(run.judge):
         digest = digest_of([Path(run.judge.rpartition(":")[0])])  # of a file of code; a module has its name
-    elif named and not is_address(run.judge):
+    elif given is None and not is_address(run.judge):
         folder = find_checkpoint(run.judge).resolve()
         judge, digest = str(folder), digest_of(folder.rglob("*"))
     template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
@@ -162,8 +168,9 @@ def _fill(results: RowFile, table: Table, answers: Iterable[Sequence[Answered]],
                     rows.append(answer)
                     continue
                 if strict:
-                    raise InputError(f"line {number} of {table.path}: {answer.what}", answer.remedy)
-                failures.append({"line": number, "reason": answer.what, "remedy": answer.remedy})
+                    raise InputError(f"{table.where(number)}: {answer.what}", answer.remedy)
+                named = {"candidate": table.names[number - 1]} if isinstance(table, FolderTable) else {}
+                failures.append({"line": number, **named, "reason": answer.what, "remedy": answer.remedy})
             results.commit(rows, failures, len(batch))
             bar.advance(len(batch))
             bar.show(**{"rows/s": (results.progress.read - begin) / (time.monotonic() - started)})

@@ -54,7 +54,7 @@ class RowReader:
 
     def __init__(self, run: ScoreRun, judge: RewardModel, table: Table) -> None:
         """Raises InputError where no row of the table could be answered, and for a reference that cannot be read."""
-        self.run, self.source, self.folder, self.compares = run, table.path, table.folder, needs_reference(judge)
+        self.run, self.where, self.folder, self.compares = run, table.where, table.folder, needs_reference(judge)
         self.knows_rate = getattr(getattr(judge, "config", None), "fps", None) is not None
         self.sizes_only = False  # media are blank, of the sizes that their headers say
         self.seen: dict[Path | bytes, tuple[Pixels, float | None]] = {}
@@ -162,7 +162,7 @@ def row_faults(reader: RowReader, rows: Iterable[Row], judge: RewardModel) -> It
                     raise fault
             yield None
         except RewardDanceError as error:
-            yield FaultyRow(f"line {number} of {reader.source}", error.what, error.remedy)
+            yield FaultyRow(reader.where(number), error.what, error.remedy)
         reader.seen.clear()
     reader.sizes_only = False
 

@@ -1,6 +1,6 @@
 """Pages and model cards, rendered from the Jinja2 templates in templates/.
 
-The environment escapes every text that a page is given; nothing else in the package does. Only the SVG of
+The environment escapes every text that a page is given; nothing else but `annotate/pages.py` does. Only the SVG of
 `charts.draw_svg` is passed as markup.
 """
 

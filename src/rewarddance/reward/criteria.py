@@ -64,7 +64,7 @@ class CriteriaReward(Judge):
     def explain(self, questions: Sequence[Question]) -> Verdict:
         raise InputError("a tree of criteria gives no reasons.", "Ask without criteria, or leave out explain.")
 
-    def loss(self, pairs: Sequence[Preference], of: LossNormalizer | None = None) -> Float[Tensor, ""]:
+    def loss(self, pairs: Sequence[Preference], normalizer: LossNormalizer | None = None) -> Float[Tensor, ""]:
         raise InputError("a tree of criteria is asked, not trained.", "Train the judge itself, without criteria.")
 
     def save(self, folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Task instructions: what the judge is told besides the prompt and the pictures (paper, section 3: the `i` in r).
 
-The paper does not publish its wording. Ours are versioned files in `templates/`, one a task (t2i, t2v, i2v, edit),
-criteria listed by name. What is written in a published version never changes: another wording is another version.
+The paper does not publish its wording. Ours are versioned files in `templates/`, three a task (t2i, t2v, i2v, edit:
+plain, brief and bare) and vqa, criteria listed by name. What is written in a published version never changes: another
+wording is another version.
 """
 
 from __future__ import annotations

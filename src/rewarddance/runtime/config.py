@@ -298,13 +298,20 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def keep_recipe(recipe: Recipe, path: Path, binding: bool = True, free: Collection[str] = ()) -> None:
+def keep_recipe(
+    recipe: Recipe,
+    path: Path,
+    binding: bool = True,
+    free: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> None:
     """Write the recipe of a run, or make sure that the run being continued has this very one.
 
     binding: something was made under the recipe that is there; where nothing was, another may take its place. free: the
-    last names of keys that may change within a run, since what is made does not depend on them. Raises InputError
-    naming the first key that differs: what was made under another recipe is never taken up silently. A file that is no
-    recipe any more (a default has changed since, a key is gone) is compared as it is written.
+    last names of keys that may change within a run, since what is made does not depend on them; only: the first names
+    of those on which what was made depends, where that is not all. Raises InputError naming the first key that differs:
+    what was made under another recipe is never taken up silently. A file that is no recipe any more (a default has
+    changed since, a key is gone) is compared as it is written.
     """
     if binding and path.exists():
         now = flatten(recipe.model_dump(mode="json"))
@@ -315,6 +322,7 @@ def keep_recipe(recipe: Recipe, path: Path, binding: bool = True, free: Collecti
             if before == now:
                 raise
         bound = [key for key in now | before if key.rpartition(".")[2] not in free]
+        bound = [key for key in bound if only is None or key.partition(".")[0] in only]
         changed = [key for key in bound if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
@@ -336,7 +344,7 @@ def flatten(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise InputError(f"the override {override!r} is not of the form key=value.", "Write e.g. align.steps=100.")
+        raise InputError(f"the override {override!r} is not of the form key=value.", "Write e.g. refl.steps=100.")
     *parents, last = key.split(".")
     place = content
     for parent in parents:

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError, as_ours
+from rewarddance.errors import InputError, RewardDanceError, RewardError, for_clients
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.prefill import Prefill
 from rewarddance.reward.prefix_cache import PrefixStore
@@ -280,8 +280,7 @@ def _refusal(error: Exception) -> Response:
     """The reply that says what is wrong, in the form in which OpenAI's client reads errors."""
     if not isinstance(error, RewardDanceError):
         log.error("a request failed", exc_info=error)
-        our_error = as_ours(error)
-        error = RewardError(our_error.what, our_error.remedy)
+        error = RewardError(*for_clients(error))
     statuses = ((Denied, 401), (TooLarge, 413), (Busy, 429), (InputError, 400))
     status = next((number for kind, number in statuses if isinstance(error, kind)), 500)
     headers = {"Retry-After": f"{error.seconds:.0f}"} if isinstance(error, Busy) else {}
