@@ -317,7 +317,7 @@ def test_a_score_goes_on_by_the_command_and_not_with_another_judge(tmp_path, mon
     rows = score(str(own), folder, kind="pointwise", output=out)
     done = command("score", folder, "--judge", own, "--kind", "pointwise", "--output", out)
     assert done.code == 0 and len(rows) == 3, done.err
-    with pytest.raises(InputError, match="judge_options.max_pixels|max_pixels"):
+    with pytest.raises(InputError, match=r"max_pixels"):
         score(str(own), folder, kind="pointwise", max_pixels=99999, output=out)
     os.utime(own / "config.json", (0, 0))
     with pytest.raises(InputError, match="judge_digest"):

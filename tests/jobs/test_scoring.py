@@ -519,7 +519,7 @@ def test_a_picture_of_a_folder_is_called_by_its_name(tmp_path):
     run_scoring(run)
     (row,) = read(run.output.with_name("scores.jsonl.failed.jsonl"))
     assert row["candidate"] == "1.png" and "no prompt" in row["reason"]
-    with pytest.raises(InputError, match="1.png: the row has no prompt"):
+    with pytest.raises(InputError, match=r"1\.png: the row has no prompt"):
         run_scoring(plain(folder, kind="pointwise", output=tmp_path / "o.jsonl", skip_faulty=False))
 
 
