@@ -321,7 +321,7 @@ def test_a_score_that_cannot_be_had_stops_the_run_with_its_step(tmp_path):
         def __call__(self, questions):
             return Verdict(torch.full((len(questions),), float("inf")))
 
-    with pytest.raises(RewardError, match=r"GRPO stopped at step 0: .*the judge gave .prompt x"):
+    with pytest.raises(RewardError, match=r"GRPO stopped at step 1: .*the judge gave .prompt x"):
         train("grpo", tmp_path, Broken())
 
 
@@ -348,5 +348,5 @@ def test_an_infinite_margin_is_an_error_though_its_win_rate_would_be_a_number(tm
     def sure(questions):
         return Verdict(torch.full((len(questions),), float("inf")))
 
-    with pytest.raises(RewardError, match=r"GRPO stopped at step 0: .*the judge gave .prompt x"):
+    with pytest.raises(RewardError, match=r"GRPO stopped at step 1: .*the judge gave .prompt x"):
         train("grpo", tmp_path, sure, "group")

@@ -402,7 +402,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_with_its_step(tmp_path):
             margin = super().__call__(questions).margin
             return Verdict(margin + (margin - margin.detach()).square().sqrt() if self.asked > 4 * 24 else margin)
 
-    with pytest.raises(RewardError, match=r"stopped at step 4: .*the gradient of question 0"):
+    with pytest.raises(RewardError, match=r"stopped at step 5: .*the gradient of question 0"):
         train(tmp_path, judge=Steep())
 
 

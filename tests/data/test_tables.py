@@ -115,7 +115,7 @@ def test_what_is_no_table_or_holds_nothing_is_refused_by_name(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, said in {
         "a.csv": "is no table",
-        "nowhere": "is no table",
+        "nowhere": "is not there",
         "a.jsonl": "is empty",
         "a.parquet": "is empty",
         "empty": "is empty",

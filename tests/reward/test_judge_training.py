@@ -88,7 +88,7 @@ def test_a_run_of_one_step_learns(tmp_path, preferences):
 
 def test_a_run_logs_its_loss_and_its_figures_at_every_checkpoint(whole):
     rows = read_metrics(whole)
-    assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 10, 15]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 10, 15, 18]
     assert [row["step"] for row in rows if row["kind"] == "evaluation"] == [5, 10, 15, 18]
     assert {row["phase"] for row in rows} == {"judge"}
     assert accuracy(load_reward(str(whole / "reward")))["red_over_blue"] == pytest.approx(

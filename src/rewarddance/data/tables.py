@@ -78,7 +78,7 @@ def open_table(path: Path) -> Table:
     kinds = {".jsonl": JsonlTable, ".ndjson": JsonlTable, ".parquet": ParquetTable}
     kind = FolderTable if path.is_dir() else kinds.get(path.suffix.lower())
     if kind is None and not path.exists():
-        raise InputError(f"there is no {path}.", "Correct the path.")
+        raise InputError(f"the input {path} is not there.", "Correct the path.")
     if kind is None:
         raise InputError(f"the input {path} is no table.", "Give a folder of pictures, or a .jsonl or .parquet file.")
     try:

@@ -257,9 +257,11 @@ def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
     Pillow itself only warns below twice its limit.
     """
     limit = Image.MAX_IMAGE_PIXELS
-    if limit and (width * height > limit or width * height * frames > min(2 * limit, MOST_PIXELS)):
-        most = MOST_PIXELS if frames > 1 else min(limit, MOST_PIXELS)
+    if not limit:
+        return
+    most = limit if width * height > limit else min(2 * limit, MOST_PIXELS)
+    if width * height * frames > most:
         raise Image.DecompressionBombError(
-            f"{frames} x {width} x {height} pixels are more than the {most:,} that are read, all frames together; "
-            "scale it down, or read fewer frames"
+            f"{frames} x {width} x {height} pixels are too many to be a safe file (at most {most:,} in all frames); scale "
+            "it down, or read fewer frames"
         )
