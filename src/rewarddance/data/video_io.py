@@ -262,6 +262,6 @@ def refuse_bomb(width: int, height: int, frames: int = 1) -> None:
     most = limit if width * height > limit else min(2 * limit, MOST_PIXELS)
     if width * height * frames > most:
         raise Image.DecompressionBombError(
-            f"{frames} x {width} x {height} pixels are too many to be a safe file (at most {most:,} in all frames); scale "
-            "it down, or read fewer frames"
+            f"{frames} x {width} x {height} pixels are too many to be a safe file (at most {most:,} in all): scale it "
+            "down, or read fewer frames"
         )
