@@ -89,7 +89,7 @@ def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
     generator = meta_generator(
         setting.generator, setting.num_inference_steps, find_dtype(dtype), **setting.generator_options
     )
-    judge = meta_judge(name, dtype, question_for(generator, name) | setting.judge_options)
+    judge = meta_judge(name, dtype, {**question_for(generator, name), **setting.judge_options})
     prompts, source = planning_prompts(setting.prompts, setting.prompts_at_once, options)
     at_once = min(setting.prompts_at_once, len(prompts))
     asked = with_picture(generator, prompts[:at_once])
