@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ Candidates = Media | Sequence[Media]
 """N pictures or videos of one prompt: a list, as many along the first axis of one tensor or array, or a single one."""
 
 
-class Asking:
+class Asking(ABC):
     """What any judge answers, here or on a server, of pictures and videos in any form that `as_pixels` takes.
 
     Where the judge knows the rate of its videos (`config.fps`), a file of another is refused.
@@ -33,8 +34,9 @@ class Asking:
     needs_reference: bool
     config: Any
 
+    @abstractmethod
     def __call__(self, questions: Sequence[Question]) -> Verdict:
-        raise NotImplementedError
+        """Margins [B]."""
 
     def score(
         self,
