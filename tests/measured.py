@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 from torch.profiler import ProfilerActivity, profile
@@ -9,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def measured_peak(work: Callable[[], object]) -> int:
     """Bytes by which a real run's memory on the CPU rises at most."""
+    gc.collect()  # what an earlier test left in a cycle would be freed on the way, and hide as much of the peak
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         work()
     held = peak = 0

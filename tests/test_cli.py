@@ -184,7 +184,7 @@ def test_a_row_that_cannot_be_scored_is_said_aloud_and_in_the_exit_code(scoring,
     }
     assert json.loads(failures.read_text())["line"] == 2
     done = command(*scoring, "--output", tmp_path / "strict.jsonl", "--skip-faulty", "--strict")
-    assert_refused(done, f"line 2 of {tmp_path / 'pictures'}: the picture", "Replace or remove it.")
+    assert_refused(done, f"{tmp_path / 'pictures' / '1.png'}: the picture", "Replace or remove it.")
 
 
 def test_another_recipe_is_not_taken_up_in_a_folder_that_holds_a_run(training):
@@ -205,7 +205,7 @@ def test_a_misspelt_key_of_a_recipe(training):
     [
         ("judge.learning_rat=1", "unknown key 'judge.learning_rat'", "Did you mean 'judge.learning_rate'?"),
         ("judge.batch_size=many", "the key 'judge.batch_size'", "Correct the value."),
-        ("faster", "the override 'faster'", "align.steps=100"),
+        ("faster", "the override 'faster'", "refl.steps=100"),
         ("judge.instruction=t2x", "no instruction named 't2x'", "t2i, t2i-bare, t2i-brief, t2v"),
         ("tests.ood=nowhere.jsonl", "nowhere.jsonl cannot be read", "Give a JSONL or Parquet file of preferences."),
     ],

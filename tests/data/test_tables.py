@@ -224,7 +224,7 @@ def test_json_holds_dates_and_decimals_as_text_and_refuses_bytes(tmp_path):
     file = RowFile(tmp_path / "a.jsonl")
     row = {"d": datetime.date(2026, 11, 23), "t": datetime.datetime(2026, 1, 2, 3, 4, 5), "n": Decimal("0.10")}
     assert json.loads(file.encode([row])) == {"d": "2026-11-23", "t": "2026-01-02T03:04:05", "n": "0.10"}
-    for odd in ({"a": b"bytes"}, {"a": "\ud800"}):
+    for odd in ({"a": b"bytes"}, {"a": "\ud800"}, {"a": float("nan")}):
         with pytest.raises(InputError, match=r"the row cannot stand in .jsonl"):
             file.encode([odd])
 

@@ -79,8 +79,9 @@ class RowFile:
                 if unknown := {key for row in rows for key in row} - set(self.schema.names):  # Arrow would drop them
                     raise TypeError(f"there is no column for {', '.join(sorted(unknown))}")
                 return pa.RecordBatch.from_pylist(list(rows), schema=self.schema).serialize().to_pybytes()
-            return "".join(json.dumps(row, ensure_ascii=False, default=as_text) + "\n" for row in rows).encode()
-        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: half a surrogate pair
+            lines = [json.dumps(row, ensure_ascii=False, default=as_text, allow_nan=False) for row in rows]
+            return "".join(line + "\n" for line in lines).encode()
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: NaN, or half a pair
             kind = ".jsonl" if self.schema is None else ".parquet"
             raise InputError(f"the row cannot stand in {kind}: {error}.", "Correct or leave out the value.") from error
 
