@@ -263,9 +263,15 @@ class Short(Recipe):
     reach: int = 1
 
 
+class Named(Recipe):
+    weight: float = 1.0
+    judge: str = ""
+
+
 class Sections(Recipe):
     short: Short = Short()
     long: Inner = Inner()
+    named: dict[str, Named] = Field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +280,9 @@ class Sections(Recipe):
         ({"short": {"rate": 1}}, "a key of long"),
         ({"rate": 1}, "Did you mean 'long.rate'"),
         ({"steps": 1}, "short.steps, long.steps"),
+        ({"named": {"mine": {"judg": "x"}}}, "Did you mean 'named.mine.judge'?"),
+        ({"named": {"mine": {"colour": "x"}}}, "Known keys here: named.mine.weight, named.mine.judge."),
+        ({"weight": 2}, "Did you mean 'named.<name>.weight'?"),
     ],
 )
 def test_a_key_of_another_section_is_said_to_be_one(content, remedy):

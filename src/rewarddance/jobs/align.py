@@ -183,6 +183,7 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
             keep_off(judge, judge_device)
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts, faults = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip)
+    generator.check_prompts(prompts)  # any of them may share a batch
     if recipe.algorithm == "refl":
         check_gradient(generator, listed(asked), prompts[0])
     return Ready(generator, asked, held_out, votes, prompts, faults)

@@ -63,6 +63,7 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
         prompts, faults = checked_prompts(
             parts[0], [parts[1]], prompts, faults, source=recipe.prompts, skip=recipe.skip_faulty
         )
+        parts[0].check_prompts(prompts)  # any of them may share a batch
     folder = recipe.output
     with ExitStack() as held:
         with process_group.main_process_first():

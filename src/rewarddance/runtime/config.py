@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -46,6 +46,7 @@ _WORDS |= {
     " after validation, not": ", not",
 }
 """pydantic's words, and those of who writes YAML."""
+_ANY_NAME = "<name>"
 _CLASS = re.compile(r" or instance of \w+| for <class '[\w.]+'>")
 """pydantic names the class that a value becomes."""
 
@@ -261,6 +262,7 @@ def _recipe_error(kind: type[Recipe], fault: Any, where: str) -> InputError:
 def _nearest(key: str, known: Sequence[str]) -> str:
     """What to write in the place of an unknown key: one of its own section by preference."""
     section, _, name = key.rpartition(".")
+    known = [_named_as_in(key, one) for one in known]
     same_level = [one for one in known if one.rpartition(".")[0] == section]
     siblings = (one.rpartition(".") for one in known if section and one.count(".") == key.count("."))
     if others := [place for place, _, other in siblings if other == name]:
@@ -270,6 +272,15 @@ def _nearest(key: str, known: Sequence[str]) -> str:
     by_name = {one.rpartition(".")[2]: one for one in [*known, *same_level]}
     near = difflib.get_close_matches(name, by_name, n=1)
     return f"Did you mean {by_name[near[0]]!r}?" if near else f"Known keys here: {', '.join(same_level)}."
+
+
+def _named_as_in(key: str, known: str) -> str:
+    """A known key with the name that `key` gives to the section that both are in."""
+    ours, theirs = key.split("."), known.split(".")
+    place = theirs.index(_ANY_NAME) if _ANY_NAME in theirs else len(ours)
+    if ours[:place] == theirs[:place] and place < len(ours):
+        theirs[place] = ours[place]
+    return ".".join(theirs)
 
 
 def parse_file(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:
@@ -358,12 +369,16 @@ def _apply(content: dict[str, Any], override: str) -> None:
 
 
 def _known_keys(kind: type[BaseModel], prefix: str = "", within: tuple[type[BaseModel], ...] = ()) -> list[str]:
-    """All keys of a recipe. within: the sections around it; one that may hold itself is entered once."""
+    """All keys of a recipe. within: the sections around it; one that may hold itself is entered once.
+
+    Sections that the recipe's writer names, as those of `rewards`, are called `<name>`.
+    """
     keys = []
     for name, field in kind.model_fields.items():
         keys.append(prefix + name)
+        section = f"{name}.{_ANY_NAME}." if get_origin(field.annotation) is dict else f"{name}."
         for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one that may be left out
             if isinstance(inner, type) and issubclass(inner, BaseModel) and inner not in (*within, kind):
-                found = _known_keys(inner, f"{prefix}{name}.", (*within, kind))
+                found = _known_keys(inner, prefix + section, (*within, kind))
                 keys.extend(key for key in found if key not in keys)
     return keys
