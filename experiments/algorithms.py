@@ -152,6 +152,7 @@ class Algorithms(Experiment[AlgorithmsRecipe]):
     name, recipe_kind = "algorithms", AlgorithmsRecipe
     row_kinds: ClassVar[Any] = AlgorithmRun | TuningRun | BrokenRun | Pace | JudgeAccuracy
     counted = (AlgorithmRun, TuningRun, BrokenRun)
+    of_machine = (Pace,)
 
     def checkpoints(self) -> list[str]:
         return [self.recipe.generator, *self.recipe.judge_checkpoints()]

@@ -167,7 +167,7 @@ COLUMNS: list[Column[Group[AlgorithmRun]]] = [
     Column("method", lambda group: group.name),
     Column("seeds", lambda group: group.seeds, listed),
     Column("rate", lambda group: group.rows[0].learning_rate, lambda rate: f"{rate:.2g}"),
-    Column("steps", lambda group: group.rows[0].steps),
+    Column("steps", lambda group: [*dict.fromkeys(run.steps for run in group.rows)], listed),
     Column("seconds", _mean(lambda run: run.seconds), whole),
     *GAIN_COLUMNS,
     Column(TWO_OBJECTS, lambda group: over_seeds(run.gain_of_two for run in group.rows), gained, "gain_of_two"),

@@ -145,7 +145,8 @@ class Experiment(ABC, Generic[RecipeT]):
     """An experiment under a recipe in a folder; `run` does what is left of it.
 
     name: of the command and of the table's file. recipe_kind: the class of its recipe. row_kinds: the classes of its
-    rows. counted: the kinds of rows that progress counts. before: a file of rows measured under this recipe, which a
+    rows. counted: the kinds of rows that progress counts. of_machine: the kinds that another machine measures anew,
+    such as the seconds of a step. before: a file of rows measured under this recipe, which a
     new folder begins with.
 
     Raises InputError before anything is done where a checkpoint is missing, and where the folder holds an experiment
@@ -156,6 +157,7 @@ class Experiment(ABC, Generic[RecipeT]):
     recipe_kind: ClassVar[type[Recipe]]
     row_kinds: ClassVar[Any]
     counted: ClassVar[type[Row] | tuple[type[Row], ...]]
+    of_machine: ClassVar[tuple[type[Row], ...]] = ()
 
     def __init__(self, recipe: RecipeT, folder: Path, before: Path | None = None) -> None:
         self.recipe, self.folder = recipe, folder
@@ -168,18 +170,27 @@ class Experiment(ABC, Generic[RecipeT]):
             self._leave_out_other_rows(before)
 
     def _leave_out_other_rows(self, before: Path) -> None:
-        """Of rows that were measured before, keep those of this recipe's cells: others are of another study, and how
-        long a step took is another machine's."""
-        cells = {(cell.kind, *cell.key.items()) for cell in self.cells()}
-        names = {kind: [name for name, _ in key] for kind, *key in cells}
-        kept = [
-            row
-            for row in self.rows.all
-            if type(row) in names and (type(row), *((n, getattr(row, n)) for n in names[type(row)])) in cells
-        ]
+        """Of rows that were measured before, keep those of this recipe's cells and what belongs to them, such as the
+        accuracy of their judges: others are of another study. How long a step took is another machine's, and goes."""
+        cells = [(cell.kind, cell.key) for cell in self.cells()]
+        whole = {(kind, *key.items()) for kind, key in cells}
+        names = {kind: [*key] for kind, key in cells}
+        known: dict[str, set[Any]] = {}
+        for _, key in cells:
+            for name, value in key.items():
+                known.setdefault(name, set()).add(value)
+
+        def is_ours(row: Row) -> bool:
+            if type(row) in names:
+                return (type(row), *((name, getattr(row, name)) for name in names[type(row)])) in whole
+            shared = [name for name in known if hasattr(row, name)]
+            return not isinstance(row, self.of_machine) and all(getattr(row, name) in known[name] for name in shared)
+
+        kept = [row for row in self.rows.all if is_ours(row)]
         if len(kept) < len(self.rows.all):
             others = len(self.rows.all) - len(kept)
-            console.print(f"rows of {before} that are of no cell of this recipe: {others}, left out", soft_wrap=True)
+            told = f"rows of {before} that are of no cell of this recipe, or of the machine alone: {others}, left out"
+            console.print(told, soft_wrap=True)
         self.rows.all = kept
 
     @abstractmethod

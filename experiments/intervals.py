@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from rewarddance.evaluation.statistics import Interval, interval
+from rewarddance.evaluation.statistics import FEW, Interval, interval
 
 
 def interval_over_seeds(values: Sequence[np.ndarray]) -> Interval:
@@ -27,15 +27,22 @@ def interval_over_seeds(values: Sequence[np.ndarray]) -> Interval:
 
 
 def intervals_over_seeds(figures: Sequence[Interval]) -> Interval:
-    """The same from each run's mean and interval, where its values are not at hand: half an interval is taken as 1.96
-    standard errors. With one run it is that run's. Raises ValueError where there is none.
+    """The same from each run's mean and interval, where its values are not at hand.
+
+    Half an interval is taken as 1.96 standard errors, or as many as `interval` takes of fewer units than FEW. With one
+    run it is that run's. Raises ValueError where there is none.
     """
     if not figures:
         raise ValueError("an interval over seeds needs the figure of each seed")
     if len(figures) == 1:
         return figures[0]
-    within = np.mean([((run.high - run.low) / 3.92) ** 2 for run in figures])
+    within = np.mean([((run.high - run.low) / 2 / _errors_in_half(run.n)) ** 2 for run in figures])
     return _over([run.mean for run in figures], float(within), sum(run.n for run in figures))
+
+
+def _errors_in_half(n: int) -> float:
+    """How many standard errors half an interval of n units is."""
+    return 1.96 if n >= FEW else float(stdtrit(max(n - 1, 1), 0.975))
 
 
 def _over(means: Sequence[float], within: float, n: int) -> Interval:

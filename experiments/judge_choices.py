@@ -102,15 +102,13 @@ class SeedJudges:
 
     def _trained(self, name: str) -> Judge:
         folder, given = self.folder / "judges" / name, self.recipe.judges[name].rewards.get(self.seed)
+        if given is None and not (folder / "reward").is_dir():
+            console.print(f"the judge {name}, seed {self.seed}", soft_wrap=True)
+            train(self.recipe.training(name), PreferenceSet(self.votes(name)), folder, self.seed)
+            remove_checkpoints(folder)
         reward = given or str(folder / "reward")
         if not self.rows.of(JudgeAccuracy, seed=self.seed, judge=name):
-            pairs = None
-            if given is None:
-                console.print(f"the judge {name}, seed {self.seed}", soft_wrap=True)
-                training = PreferenceSet(self.votes(name))
-                pairs = len(training)
-                train(self.recipe.training(name), training, folder, self.seed)
-                remove_checkpoints(folder)
+            pairs = None if given else len(PreferenceSet(self.votes(name)))
             accuracy = float(agreement(load_reward(reward), list(PreferenceSet(self.test_pairs()))).mean())
             self.rows.add(JudgeAccuracy(seed=self.seed, judge=name, pairs=pairs, accuracy=accuracy))
         return load_reward(reward)

@@ -171,6 +171,7 @@ class Scaling(Experiment[ScalingRecipe]):
     name, recipe_kind = "scaling", ScalingRecipe
     row_kinds: ClassVar[Any] = JudgeRun | ArmRun | ChoiceRun | StressRun | Pace
     counted = (JudgeRun, ArmRun, ChoiceRun, StressRun)
+    of_machine = (Pace,)
 
     def checkpoints(self) -> list[str]:
         return [self.recipe.generator, *self.recipe.sizes.values()]

@@ -47,7 +47,7 @@ def scaling_report(rows: Rows, sizes: Mapping[str, str], contexts: Mapping[str, 
         judges_text(rows),
     ]
     if rows.of(ArmRun) or rows.of(ChoiceRun):
-        parts += ["## Gains\n", "![Accuracy and gain by size](scaling.svg)\n", gains_text(rows)]
+        parts += ["## Gains\n", "![Accuracy and gain by size](scaling.svg)\n", gains_text(rows, first)]
     if watched := [run for run in rows.of(ArmRun) if run.windows]:
         parts += ["## Spread of the reward in the sliding window, first and last\n", spread_text(watched)]
     if bare := [run for run in rows.of(ArmRun) if not run.safeguards]:
@@ -66,7 +66,10 @@ def scaling_report(rows: Rows, sizes: Mapping[str, str], contexts: Mapping[str, 
 
 
 def keys_of(rows: Sequence[Any]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row.size, row.cell) for row in rows))
+    """(size, context) of the rows, by context; else in the order in which they were measured."""
+    keys = list(dict.fromkeys((row.size, row.cell) for row in rows))
+    contexts = list(dict.fromkeys(context for _, context in keys))
+    return sorted(keys, key=lambda key: contexts.index(key[1]))
 
 
 def judges_text(rows: Rows) -> str:
@@ -90,8 +93,9 @@ def judges_text(rows: Rows) -> str:
     return markdown_table(heads, lines)
 
 
-def gains_text(rows: Rows) -> str:
-    """A line a judge and way; each size over the size before, paired prompt by prompt."""
+def gains_text(rows: Rows, first: str) -> str:
+    """A line a judge and way; each size over the size before, other contexts over the first one of that size, paired
+    prompt by prompt."""
     lines = []
     for kind, name in ((ArmRun, "arm"), (ChoiceRun, "way")):
         runs: list[Any] = rows.of(kind)
@@ -99,6 +103,8 @@ def gains_text(rows: Rows) -> str:
             before: list[Any] = []
             for size, cell in keys_of(select(runs, **{name: way})):
                 own: list[Any] = select(runs, size=size, cell=cell, **{name: way})
+                if cell != first:
+                    before = select(runs, size=size, cell=first, **{name: way})
                 over = paired(before, own, lambda run: run.gain) if before else None
                 is_arm = kind is ArmRun
                 lines.append(
@@ -123,7 +129,7 @@ def gains_text(rows: Rows) -> str:
         "seeds",
         "steps",
         "gain",
-        "over the line above",
+        f"over the smaller, or over {first}",
         "P(yes)",
         "diversity",
         "seconds",

@@ -22,7 +22,8 @@ EXPLANATION = (
     "Base: the oracle's alignment on held-out prompts, points of 100. The other arms: gains over the base, in points, "
     "those of aligned generators from the same noises. Good, same, bad: (good - bad) / all of the last generator's "
     "samples against the base's, by the oracle, in %. Diversity: its, in % of the base's. Alarms: those that rang. "
-    "95 % intervals: of one seed over prompts; over seeds t intervals, all on the same contents."
+    "95 % intervals: of one seed over prompts; over seeds t intervals, all on the same contents, and "
+    "never narrower than over all prompts."
 )
 
 

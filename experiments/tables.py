@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PALETTE = (COLOURS["blue"], COLOURS["orange"], "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-OVER_SEEDS = "Means over seeds with 95 % t intervals, all on the same contents"
+OVER_SEEDS = "Means over seeds with 95 % t intervals (never narrower than over all prompts), all on the same contents"
 """What the intervals of `over_seeds` are."""
 
 

@@ -34,10 +34,20 @@ class Extra(Row):
     what: str
 
 
+class Beside(Row):
+    name: str
+    note: str
+
+
+class Speed(Row):
+    each: float
+
+
 class Counting(Experiment[CountRecipe]):
     """Counts what was prepared and measured; killed at the cell `kill`."""
 
-    name, recipe_kind, row_kinds, counted = "counting", CountRecipe, Count | Extra, Count
+    name, recipe_kind, row_kinds, counted = "counting", CountRecipe, Count | Extra | Beside | Speed, Count
+    of_machine = (Speed,)
     calls: list[Any]
     kill: Any = None
 
@@ -106,7 +116,12 @@ def test_a_new_folder_begins_with_rows_that_were_measured_before(run, tmp_path, 
     assert len(again.rows.all) == 5  # its own, not those it began with
     fewer = Counting(CountRecipe(names=("b",)), tmp_path / "fewer", tmp_path / "before.jsonl")
     assert [(row.seed, row.name) for row in fewer.rows.of(Count)] == [(0, "b")]  # of a cell of this recipe
-    assert "of no cell of this recipe: 1" in " ".join(capsys.readouterr().err.split())
+    assert "of no cell of this recipe, or of the machine alone: 1" in " ".join(capsys.readouterr().err.split())
+    told = [Beside(seed=0, name="b", note="kept"), Beside(seed=0, name="c", note=""), Speed(seed=0, each=2.0)]
+    with (tmp_path / "before.jsonl").open("a") as file:
+        file.writelines(row.model_dump_json() + "\n" for row in told)
+    rows = Counting(CountRecipe(), tmp_path / "beside", tmp_path / "before.jsonl").rows.all
+    assert [row.note for row in rows if isinstance(row, Beside)] == ["kept"] and len(rows) == 3
     (tmp_path / "before.jsonl").write_text('{"seed": 0}\n')
     with pytest.raises(InputError, match=r"before.jsonl cannot be read: .*Give another file"):
         Counting(CountRecipe(), tmp_path / "newer", tmp_path / "before.jsonl")

@@ -87,7 +87,7 @@ def test_sources_that_cannot_be_edited_are_named_before_the_work_begins(prompts,
 
 def test_klein_is_not_given_prompts_with_and_without_a_picture_in_one_run(prompts, tmp_path):
     prompts.write_text(prompts.read_text() + "\n" + json.dumps({"prompt": "a square"}))
-    (tmp_path / "bright.py").write_text("def make():\n    return lambda images, prompts, rows: images.mean((1, 2, 3))\n")
+    (tmp_path / "bright.py").write_text("def make():\n    return lambda images, texts, rows: images.mean((1, 2, 3))\n")
     done = command("align", recipe(tmp_path, prompts, "flux2-klein-edit"), f"judge={tmp_path}/bright.py:make")
     assert done.code == 2 and "'a square' comes with no picture, and others beside it do" in done.err, done.err
     assert not (tmp_path / "run").exists()
