@@ -572,6 +572,9 @@ class TinyGenerator:
     def scales(self, step: int) -> Scales:
         return Scales(1 - self.sigmas[step], self.sigmas[step])
 
+    def error_scale(self, step: int) -> float:
+        return 1 / self.sigmas[step]
+
     def decode(self, x_0: Tensor) -> PixelBatch:
         return x_0.sigmoid().unsqueeze(1)
 

@@ -7,18 +7,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import BrightnessJudge
-from tiny_pipelines import fresh, frozen, prompts_of
+from tiny_pipelines import fresh, frozen, pipeline_folder, prompts_of
 
-from rewarddance.alignment.algorithms import ALGORITHMS, align_generator
+from rewarddance.alignment.algorithms import ALGORITHMS, algorithm_of, align_generator
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, References, build_references
+from rewarddance.alignment.safeguards import Ema
 from rewarddance.alignment.surrogate import PRESETS
 from rewarddance.alignment.train import Alignment
 from rewarddance.errors import InputError
-from rewarddance.generators.pipelines import ADAPTERS
+from rewarddance.generators.pipelines import ADAPTERS, load_generator
 from rewarddance.runtime.config import parse_recipe
 from rewarddance.runtime.tracking import Metrics
 from rewarddance.types import Preference
@@ -110,3 +112,21 @@ def test_every_algorithm_aligns_the_family_or_is_refused_by_name(tmp_path, banks
         moved = [weight for name, weight in generator.network.named_parameters() if "lora_B" in name]
         assert moved and all(torch.isfinite(weight).all() for weight in moved), (family, way)
         assert any(weight.any() for weight in moved), f"nothing of {family} learned by {way}"
+
+
+@pytest.mark.parametrize("algorithm", FORWARD)
+def test_guidance_is_in_the_samples_and_not_in_what_is_fitted_to_them(monkeypatch, algorithm):
+    generator = load_generator(str(pipeline_folder("sd3")), 3, 3.0, height=32, width=48)
+    ema = Ema(generator.add_lora(2, 2), 0.5)
+    recipe: Any = parse_recipe(ALGORITHMS[algorithm].recipe, LOOP | {"prompts_per_step": 1, "levels": 1}, algorithm)
+    predict, guided = generator.predict, []
+
+    def noted(*asked: Any) -> torch.Tensor:
+        guided.append(generator.branch_scale is not None)
+        return predict(*asked)
+
+    monkeypatch.setattr(generator, "predict", noted)
+    run = Alignment(generator, [Reward(BrightnessJudge(), "group")], prompts_of("sd3"), recipe, 3)
+    (figures,) = algorithm_of(recipe).updates(run, 0, ema)
+    assert guided == [True] * 3 + [False] * (len(guided) - 3) and len(guided) > 3
+    assert all(np.isfinite(value) for value in figures.values())

@@ -21,7 +21,7 @@ from tiny_alignment import assert_same_run, logged, with_lora
 from torch import Tensor
 
 from rewarddance.alignment.algorithms import algorithm_of, align_generator, prepare_alignment
-from rewarddance.alignment.failed_groups import read_failed_groups
+from rewarddance.alignment.failed_groups import FailedGroup, FailedGroups, NothingLeft, read_failed_groups
 from rewarddance.alignment.group_rewards import Reward
 from rewarddance.alignment.references import ReferenceBank, ReferenceRecipe, bank_refresher, build_references
 from rewarddance.alignment.refl_recipe import ReflRecipe
@@ -190,6 +190,18 @@ def test_a_step_of_one_group_may_be_lost_and_two_in_a_row_stop(tmp_path, algorit
     assert len(rows) + sum(row["kind"] == "step" for row in logged(tmp_path)) == RECIPES[algorithm].steps
     with pytest.raises(RewardError, match="two steps in a row"):
         run(algorithm, tmp_path / "all", Failing(*[one.prompt.text for one in BANK]), prompts_per_step=1)
+
+
+def test_a_run_that_was_cut_off_between_two_lost_steps_stops_as_well(tmp_path):
+    lost = [FailedGroup(0, "a prompt", "no answer", "Ask again.")]
+    failed = FailedGroups()
+    failed.begin(tmp_path, 4)
+    with pytest.raises(NothingLeft):
+        failed.add(4, lost, 1)  # the fifth step
+    again = FailedGroups()
+    again.begin(tmp_path, 5)
+    with pytest.raises(RewardError, match="two steps in a row"):
+        again.add(5, lost, 1)
 
 
 def test_memory_that_runs_out_is_no_matter_of_a_group(tmp_path):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_pipelines import pipeline_folder
 from torch.nn import functional as F
 
 from rewarddance.alignment.awm import AwmRecipe, matching_log_prob
 from rewarddance.alignment.crd import CrdRecipe, crd_loss, implicit_reward
 from rewarddance.alignment.dgpo import DgpoRecipe, clipped, dgpo_loss
-from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean, velocity_error
+from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean, prediction_error
 from rewarddance.alignment.nft import NftRecipe
 from rewarddance.alignment.online_dpo import OnlineDpoRecipe, dpo_loss
+from rewarddance.generators.pipelines import load_generator
 
 RECIPES = [AwmRecipe(), DgpoRecipe(), CrdRecipe(adaptive=False), NftRecipe()]
 names = [type(recipe).__name__ for recipe in RECIPES]
@@ -33,7 +35,8 @@ def gradient(recipe: ForwardRecipe, shift: float, n: int = 40_000) -> float:
     """d loss / d shift of a prediction that is the exact one and a shift, the old policy and the base being exact."""
     x_0, exact, advantage = gaussian(n)
     moved = torch.tensor(shift, requires_grad=True)
-    learned = Learned(x_0, exact + moved, exact, exact, advantage, torch.zeros(n, dtype=torch.long), SIGMA)
+    group = torch.zeros(n, dtype=torch.long)
+    learned = Learned(x_0, exact + moved, exact, exact, advantage, group, SIGMA, 1 / SIGMA)
     return torch.autograd.grad(recipe.loss(learned), moved)[0].item()
 
 
@@ -80,7 +83,8 @@ def test_dpos_optimum_on_a_gaussian_is_the_shift_that_the_pairs_call_for():
     def slope(shift: float) -> float:
         moved, total = torch.tensor(shift, requires_grad=True), 0.0
         for rows in torch.arange(n).split(400):  # the pairs of a batch are a matrix
-            learned = Learned(x_0[rows], exact[rows] + moved, None, exact[rows], advantage[rows], rows // 2, SIGMA)
+            of_rows = x_0[rows], exact[rows] + moved, None, exact[rows], advantage[rows], rows // 2
+            learned = Learned(*of_rows, SIGMA, 1 / SIGMA)
             total += torch.autograd.grad(recipe.loss(learned), moved)[0].item()
         return total
 
@@ -102,10 +106,24 @@ def test_dpo_takes_the_best_and_the_worst_and_any_two_of_a_flat_group():
     assert OnlineDpoRecipe(group_size=4, pairs="all").chosen(advantage).all()
 
 
-def test_the_velocitys_error_is_that_of_a_flow():
+def test_the_error_is_that_of_a_flows_velocity():
     x_0, eps, v = torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.randn(3, 2, 4)
     x_t = (1 - SIGMA) * x_0 + SIGMA * eps
-    torch.testing.assert_close(velocity_error(x_t - SIGMA * v, x_0, SIGMA), v - (eps - x_0), rtol=1e-4, atol=1e-5)
+    found = prediction_error(x_t - SIGMA * v, x_0, 1 / SIGMA)
+    torch.testing.assert_close(found, v - (eps - x_0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd15-ddim", "sd15-v", "sdxl-euler", "sdxl-euler-v"])
+def test_the_error_is_that_of_what_a_diffusion_network_predicts(family):
+    """eps, or v = alpha eps - sigma x_0, of a network whose pipeline says which; whatever its sampler."""
+    generator = load_generator(str(pipeline_folder(family)), 4)
+    for step in (0, 3):
+        alpha, sigma = generator.scales(step)
+        x_0, eps, told = torch.randn(3, *generator.init_noise([0]).shape)
+        right = alpha * eps - sigma * x_0 if family.endswith("-v") else eps
+        x_0_hat = generator.predict_x0(alpha * x_0 + sigma * eps, told, step)
+        error = prediction_error(x_0_hat, x_0, generator.error_scale(step))
+        torch.testing.assert_close(error, told - right, rtol=1e-3, atol=1e-3)
 
 
 def test_a_groups_mean_is_taken_whatever_its_number_and_order():
@@ -114,10 +132,9 @@ def test_a_groups_mean_is_taken_whatever_its_number_and_order():
 
 
 def test_the_matching_loss_is_weighted_by_powers_of_the_level():
-    x_0_hat, x_0 = torch.randn(3, 5), torch.randn(3, 5)
-    plain = -((x_0 - x_0_hat) / SIGMA).square().mean(1)
+    errors = torch.rand(3)
     for weighting, power in (("uniform", 0), ("t", 1), ("t^2", 2)):
-        torch.testing.assert_close(matching_log_prob(x_0_hat, x_0, SIGMA, weighting), plain * SIGMA**power)
+        torch.testing.assert_close(matching_log_prob(errors, SIGMA, weighting), -errors * SIGMA**power)
 
 
 def test_dgpos_gradient_is_that_of_its_log_sigmoid():

@@ -70,17 +70,17 @@ class ActiveSteps(LastSteps):
             to_go = gradient[rows]
             for number in reversed(range(len(self.route.terms))):
                 term, kept = self.route.terms[number], self.graphs.pop() if self.graphs else None
-                x_t, v, u = kept[part] if kept else self._velocity(term, self.before[number][rows], part)
-                of_u = (term.coefficient * to_go).to(u)
-                if weight is None:
-                    u.backward(of_u)
-                else:
-                    far = self._distance(x_t, v, term.step, part) * (self.shares[part] / len(self.route.terms))
-                    torch.autograd.backward([u, weight * far], [of_u, None])
+                stage = kept[part] if kept else self._velocity(term, self.before[number][rows], part)
+                far = None
+                if weight is not None:
+                    far = self._distance(stage.x_t, stage.v, term.step, part)
+                    far = far * (self.shares[part] / len(self.route.terms))
                     distances.append(far.detach())
+                of_u = (term.coefficient * to_go).to(stage.after)
+                back = stage.backward(of_u, weight * far if weight and far is not None else None)
                 if term.share:
-                    assert x_t.grad is not None, "the step does not depend on the latent before it"
-                    to_go = to_go + term.share * sum(self.generator.scales(term.step)) * x_t.grad
+                    assert back is not None, "the step does not depend on the latent before it"
+                    to_go = to_go + term.share * sum(self.generator.scales(term.step)) * back
         return torch.stack(distances).sum().item() if distances else None
 
     def _velocity(self, term: Term, x_t: Tensor, part: int) -> Stage:

@@ -9,25 +9,25 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.alignment.flow_grpo import surrogate
-from rewarddance.alignment.forward_process import ForwardRecipe, Learned, velocity_error
+from rewarddance.alignment.forward_process import ForwardRecipe, Learned
 from rewarddance.runtime.config import changed
 
 WEIGHTS = {"uniform": 0, "t": 1, "t^2": 2}
 """The powers of the noise level that a sample's matching loss is weighted with."""
 
 
-def matching_log_prob(
-    x_0_hat: Float[Tensor, "n ..."], x_0: Float[Tensor, "n ..."], sigma: float, weighting: str = "uniform"
-) -> Float[Tensor, " n"]:
-    """- w(t) || v - (eps - x_0) ||^2, the mean over a sample's values (2509.25050)."""
-    error = velocity_error(x_0_hat, x_0, sigma)
-    return -(sigma ** WEIGHTS[weighting]) * error.square().flatten(1).mean(1)
+def matching_log_prob(errors: Float[Tensor, " n"], sigma: float, weighting: str = "uniform") -> Float[Tensor, " n"]:
+    """- w(t) || v - (eps - x_0) ||^2 (2509.25050). errors: the squares, the mean over a sample's values."""
+    return -(sigma ** WEIGHTS[weighting]) * errors
 
 
 class AwmRecipe(ForwardRecipe):
     """How AWM runs (and `ForwardRecipe`). Defaults are ours where they are not the authors'.
 
     The loss is Flow-GRPO's clipped surrogate (`flow_grpo.surrogate`) of the matching loss's change since sampling.
+
+    The authors' configurations also hold the network to a moving average of itself, and take a clip of 1 and a robust
+    error; none of these is here.
 
     ema_decay: by default the weights themselves sample, and are what is delivered.
     clip_range: of the ratio of the matching losses' exponentials.
@@ -54,8 +54,8 @@ class AwmRecipe(ForwardRecipe):
         return True
 
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
-        new = matching_log_prob(learned.x_0_hat, learned.x_0, learned.sigma, self.weighting)
+        new = matching_log_prob(learned.errors(learned.x_0_hat), learned.sigma, self.weighting)
         old = new.detach()
         if learned.x_0_old is not None:
-            old = matching_log_prob(learned.x_0_old, learned.x_0, learned.sigma, self.weighting)
+            old = matching_log_prob(learned.errors(learned.x_0_old), learned.sigma, self.weighting)
         return surrogate(new, old, learned.advantage, self.clip_range)

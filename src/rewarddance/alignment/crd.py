@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean, velocity_error
+from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean, prediction_error
 from rewarddance.alignment.nft import optimality
 
 
@@ -41,7 +41,9 @@ class CrdRecipe(ForwardRecipe):
     """How CRD runs (and `ForwardRecipe`). Defaults are ours where they are not the authors'.
 
     A group's samples are learned at the same levels. The loss is multiplied by advantage_clip / beta, as in the
-    authors' code. One average is both the policy that samples and the old one of the ratio; theirs are two.
+    authors' code. Two of their three techniques are not here: one average is both the policy that samples and the old
+    one of the ratio, where they keep two so that the ratio does not collapse, and the weight of the distance to the
+    base is the same whatever the reward.
 
     beta: how much of the likelihood ratio a reward between 0 and 1 calls for; the larger, the less.
     adaptive: see `implicit_reward`.
@@ -61,7 +63,8 @@ class CrdRecipe(ForwardRecipe):
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         assert learned.x_0_old is not None
         error, old = (
-            velocity_error(x_0_hat, learned.x_0, learned.sigma) for x_0_hat in (learned.x_0_hat, learned.x_0_old)
+            prediction_error(x_0_hat, learned.x_0, learned.error_scale)
+            for x_0_hat in (learned.x_0_hat, learned.x_0_old)
         )
         r = optimality(learned.advantage, self.advantage_clip)
         loss = crd_loss(implicit_reward(error, old, self.adaptive), r, learned.group, self.beta)

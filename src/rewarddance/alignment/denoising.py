@@ -22,15 +22,17 @@ LEVELS = 4
 """Noise levels a step to which references are noised, so that one step is not all of one level."""
 
 
-def denoising_mse(x_0_hat: Float[Tensor, "B ..."], x_0: Float[Tensor, "B ..."], sigma: float) -> Float[Tensor, ""]:
-    """mean || (x_0_hat - x_0) / sigma ||^2 per element: a flow's velocity loss, and v-prediction's, at noise sigma.
+def denoising_mse(
+    x_0_hat: Float[Tensor, "B ..."], x_0: Float[Tensor, "B ..."], error_scale: float
+) -> Float[Tensor, ""]:
+    """mean || c (x_0_hat - x_0) ||^2 per element: the network's own loss, of the velocity, v or eps that it predicts.
 
-    For a network that predicts eps it is eps' error by alpha^2, which near pure noise weighs a hundredfold.
+    error_scale: c, see `Trainable.error_scale`.
 
     On the references it is the pre-training term of ImageReward's ReFL (2304.05977, algorithm 1), whose pictures come
     from a data set; that ours are the judge's own winners is our choice.
     """
-    return F.mse_loss(x_0_hat / sigma, x_0 / sigma)
+    return F.mse_loss(error_scale * x_0_hat, error_scale * x_0)
 
 
 def denoise(generator: Trainable, batch: ReflBatch, recipe: ReflRecipe, like: Tensor) -> float:
@@ -51,7 +53,8 @@ def denoise(generator: Trainable, batch: ReflBatch, recipe: ReflRecipe, like: Te
             clean = x_0[on_device(part.rows, x_0.device)]
             x_t = alpha * clean + sigma * eps[on_device(part.places, x_0.device)]
             prediction = generator.predict(x_t, step, encoded(generator, prompts, part.rows))
-            loss = denoising_mse(generator.predict_x0(x_t, prediction, step), clean, sigma) * part.share
+            x_0_hat = generator.predict_x0(x_t, prediction, step)
+            loss = denoising_mse(x_0_hat, clean, generator.error_scale(step)) * part.share
             (recipe.reference_mse * loss).backward()
             losses.append(loss.detach())
     return torch.stack(losses).sum().item()

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewarddance.alignment.forward_process import draw_levels, velocity_error
+from rewarddance.alignment.forward_process import draw_levels, prediction_error
 from rewarddance.alignment.group_rewards import Judging
 from rewarddance.alignment.safeguards import Ema, norm_excess, relative_norm, velocity_mse
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
@@ -28,7 +28,7 @@ GENERATOR = "the generator", "Lower dpo.generator_batch."
 
 
 def vote_logit(fall: Float[Tensor, "n 2"], beta: float) -> Float[Tensor, " n"]:
-    """beta / 2 (fall_2 - fall_1) of pairs; fall: by how much a picture's squared velocity error is below the base's."""
+    """beta / 2 (fall_2 - fall_1) of pairs; fall: by how much a picture's squared error is below the base's."""
     return beta / 2 * (fall[:, 1] - fall[:, 0])
 
 
@@ -144,7 +144,7 @@ def learn_pairs(
     condition = generator.encode([pair.prompt for pair in pairs for _ in range(2)])
 
     def squared_error(v: Tensor) -> Tensor:
-        error = velocity_error(generator.predict_x0(x_t, v, step), clean, sigma)
+        error = prediction_error(generator.predict_x0(x_t, v, step), clean, generator.error_scale(step))
         return error.square().flatten(1).mean(1).unflatten(0, (-1, 2))
 
     with generator.as_before_training(), torch.no_grad():

@@ -57,6 +57,8 @@ class FailedGroups:
         """Keep them in the folder from now on; what was logged after `step` comes again."""
         self._path = folder / FILE
         before = [row for row in read_failed_groups(folder) if 0 < row["step"] <= step]
+        if any(row["step"] == step for row in before):  # of a step of one group that is all of it
+            self._empty_step = step - 1
         rows = [_row(0, group) for group in self.of_references] + before
         if rows:
             write_text_atomically(self._path, "".join(json.dumps(row) + "\n" for row in rows))

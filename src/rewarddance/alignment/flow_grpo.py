@@ -60,9 +60,10 @@ def guarded(
     old_mean: Float[Tensor, "B ..."],
     deviation: float,
 ) -> Float[Tensor, " B"]:
-    """d (log ratio + || mean - old mean ||^2 / 2 d^2): centred on 0 and of one spread at all levels.
+    """d (log ratio + || mean - old mean ||^2 / 2 d^2): centred on 0, and without the plain ratio's 1 / d.
 
-    GRPO-Guard's ratio (2510.22319, equation 8), per value; its loss is divided by |dt| as well.
+    GRPO-Guard's ratio (2510.22319, equation 8), per value. Its spread still falls with |dt|; the loss is divided by
+    that, the clip is not.
     """
     away = (mean - old_mean).square().flatten(1).mean(1)
     return deviation * (log_ratio + away / (2 * deviation**2))

@@ -44,7 +44,8 @@ class Learned(NamedTuple):
 
     x_0: the samples. x_0_hat: the network's prediction of them at the level, in the graph. x_0_old, x_0_base: those of
     the policy that sampled and of the base, where the recipe asks for them, else None. advantage, group: of each
-    sample, and the number of its prompt. sigma: the level.
+    sample, and the number of what it is compared with: its prompt's, at the same of the samples' levels. sigma: the
+    level. error_scale: the generator's there.
     """
 
     x_0: Float[Tensor, "n ..."]
@@ -54,16 +55,21 @@ class Learned(NamedTuple):
     advantage: Float[Tensor, " n"]
     group: Int[Tensor, " n"]
     sigma: float
+    error_scale: float
+
+    def errors(self, x_0_hat: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+        """The mean square of the prediction's error, of each sample."""
+        return prediction_error(x_0_hat, self.x_0, self.error_scale).square().flatten(1).mean(1)
 
 
-def velocity_error(
-    x_0_hat: Float[Tensor, "n ..."], x_0: Float[Tensor, "n ..."], sigma: float
+def prediction_error(
+    x_0_hat: Float[Tensor, "n ..."], x_0: Float[Tensor, "n ..."], error_scale: float
 ) -> Float[Tensor, "n ..."]:
-    """v - (eps - x_0) = (x_0 - x_0_hat) / sigma: a flow's error against the noise that x_t was made with.
+    """What the network predicted less what it was to predict: a flow's v - (eps - x_0), and likewise of v and of eps.
 
-    So it is v-prediction's, but for its sign; eps' error is alpha times it.
+    error_scale: see `Trainable.error_scale`.
     """
-    return (x_0 - x_0_hat) / sigma
+    return error_scale * (x_0 - x_0_hat)
 
 
 def group_mean(values: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -198,15 +204,20 @@ class ForwardRecipe(PolicyRecipe):
 class Noised(NamedTuple):
     """Samples of this process that are learned at the noise level before `step`.
 
-    rows: their numbers. x_t: their latents there. first: those of them, by place, that have no level before it. weight:
-    0 of a sample that only keeps a process in step with others, else 1.
+    rows: their numbers. x_t: their latents there. levels: which of its levels it is of each, from 0. weight: 0 of a
+    sample that only keeps a process in step with others, else 1.
     """
 
     step: int
     rows: Tensor
     x_t: Tensor
-    first: Tensor
+    levels: Tensor
     weight: float = 1.0
+
+    @property
+    def first(self) -> Tensor:
+        """Those of the samples, by place, that have no level before it."""
+        return (self.levels == 0).nonzero()[:, 0]
 
 
 def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
@@ -243,7 +254,8 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
     for batch in recipe.learned(scored.failed):
         n, means = batch.size * recipe.learned_per_group / recipe.group_size, dict[str, Tensor]()
         noise = _noise_drawer(generator, x_0, recipe, draws)
-        with recipe.learning(generator):
+        # What is fitted to samples is the network's own prediction: a guided one is no mean of what may be there
+        with recipe.learning(generator), generator.without_guidance():
             for rows, count in batch.parts:
                 rows = rows[chosen[rows]] if count else rows
                 noised = noise(rows)
@@ -261,7 +273,9 @@ def forward_updates(run: Alignment, step: int, ema: Ema) -> Iterator[Figures]:
                     asked = part.first if len(part.first) else torch.tensor([0])
                     v_base, x_0_base = _of_base(generator, recipe, part, asked, prompts, condition)
                     at = on_device(part.rows, x_0.device)
-                    of_part = advantage[at], group[at], generator.scales(part.step).sigma
+                    level = generator.scales(part.step).sigma, generator.error_scale(part.step)
+                    compared = group[at] * recipe.levels + on_device(part.levels, x_0.device)
+                    of_part = advantage[at], compared, *level
                     loss = recipe.loss(Learned(x_0[at], x_0_hat, x_0_old, x_0_base, *of_part))
                     weight = part.weight if count else 0.0
                     total, figures = weight * len(part.rows) / (n * recipe.levels) * loss, dict[str, Tensor]()
@@ -342,7 +356,7 @@ def _noise_drawer(
             alpha, sigma = generator.scales(step)
             level_eps, device = eps[at, level].to(x_0.dtype), x_0.device
             x_t = alpha * x_0[on_device(at, device)] + sigma * on_device(level_eps, device)
-            levels.append(Noised(step, at, x_t, (level == 0).nonzero()[:, 0], weight))
+            levels.append(Noised(step, at, x_t, level, weight))
         return levels
 
     return of

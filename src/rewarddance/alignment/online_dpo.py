@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from rewarddance.alignment.forward_process import ForwardRecipe, Learned, velocity_error
+from rewarddance.alignment.forward_process import ForwardRecipe, Learned
 
 
 def dpo_loss(
@@ -70,8 +70,5 @@ class OnlineDpoRecipe(ForwardRecipe):
 
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         assert learned.x_0_base is not None
-        error, base = (
-            velocity_error(x_0_hat, learned.x_0, learned.sigma).square().flatten(1).mean(1)
-            for x_0_hat in (learned.x_0_hat, learned.x_0_base)
-        )
+        error, base = learned.errors(learned.x_0_hat), learned.errors(learned.x_0_base)
         return dpo_loss(base - error, learned.advantage, learned.group, self.beta)

@@ -1,7 +1,7 @@
 """ReFL: the gradient of the judge's P("yes") through the decoder and one late denoising step, or a choice of steps.
 
-Paper, section 3 (cap and regulariser after 2508.21066). A step: draw a batch, roll it out, judge it, and send the
-judge's gradient back to the weights.
+Paper, section 3 (cap after 2508.21066, regulariser after 2603.23500). A step: draw a batch, roll it out, judge it, and
+send the judge's gradient back to the weights.
 """
 
 from __future__ import annotations

@@ -84,6 +84,21 @@ class Stage(NamedTuple):
     v: Tensor
     after: Tensor
 
+    def backward(self, gradient: Tensor, held: Tensor | None) -> Tensor | None:
+        """Send d loss / d after to the weights, and the gradient of `held`; returns d loss / d x_t, None for no leaf.
+
+        held: the weighted distance of v from the base's. Its x_t is taken as given, as it is for the base: of that
+        gradient nothing is in what is returned. So where x_t is a leaf the graph is walked twice.
+        """
+        if held is None:
+            self.after.backward(gradient)
+            return self.x_t.grad
+        back = None
+        if self.x_t.requires_grad:
+            (back,) = torch.autograd.grad(self.after, self.x_t, gradient, retain_graph=True)
+        torch.autograd.backward([self.after, held], [gradient, None])
+        return back
+
 
 class LastSteps:
     """The end of a rollout that the gradient goes through: one step and the x_0 it predicts, or the last K steps.
@@ -126,24 +141,23 @@ class LastSteps:
     def backward(self, gradient: Tensor, weight: float | None) -> float | None:
         """Send d loss / d x_0 [B, ...] to the weights, and that of weight times the velocity's distance to the base's.
 
-        Returns the distance: its mean over the steps, the base's velocity at the same latents taken as given. weight:
-        None where nobody wants the distance; then the base is not asked.
+        Returns the distance: its mean over the steps, at latents that are taken as given, for the network and the base
+        alike. weight: None where nobody wants the distance; then the base is not asked.
         """
         distances = []
         for part, rows in enumerate(self.parts):
             to_go = gradient[on_device(rows, gradient.device)]
             for number in reversed(range(len(self.steps))):
-                x_t, v, after = self.kept.pop() if self.kept else self._stage(number, part)
-                if weight is None:
-                    after.backward(to_go)
-                else:
+                stage = self.kept.pop() if self.kept else self._stage(number, part)
+                far = None
+                if weight is not None:
                     share = self.shares[part] / len(self.steps)
-                    far = self._distance(x_t, v, self.steps[number], part) * share
-                    torch.autograd.backward([after, weight * far], [to_go, None])
+                    far = self._distance(stage.x_t, stage.v, self.steps[number], part) * share
                     distances.append(far.detach())
+                back = stage.backward(to_go, weight * far if weight and far is not None else None)
                 if number:
-                    assert x_t.grad is not None, "the step does not depend on the latent before it"
-                    to_go = x_t.grad
+                    assert back is not None, "the step does not depend on the latent before it"
+                    to_go = back
         return torch.stack(distances).sum().item() if distances else None
 
     def _distance(self, x_t: Tensor, v: Tensor, step: int, part: int) -> Tensor:

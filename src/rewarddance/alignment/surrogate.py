@@ -239,7 +239,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "drtune": {"active": "spaced", "sees": "prediction", "count": 3, "stop_range": 0.4},
     # 2604.15311, with the shares that FlowBP's code has for it.
     "leapalign": {"active": "leaps", "nested": 0.3, "least_distance": 0.1},
-    # 2606.11075, three; settings of its code for SD3.5.
+    # 2606.11075, three; settings of its code for SD3.5, which differs with guidance: there the negative branch has no
+    # gradient, and the loss is divided by the guidance.
     "flowbp_sparse": {"active": "late", "count": 4, "late_bias": 1.0, "rescale": 0.5},
     "flowbp_bridge": {"active": "late", "count": 5, "late_bias": 4.0, "nested": 0.5},
     "flowbp_lagrange": {

@@ -353,6 +353,9 @@ class PipelineGenerator(FinetunedPipeline, ABC):
     @abstractmethod
     def scales(self, step: int) -> Scales: ...
 
+    def error_scale(self, step: int) -> float:
+        return 1 / self.scales(step).sigma
+
     def decode(self, x_0: Tensor) -> PixelBatch:
         vae = self.pipeline.vae
         with self.decoding():

@@ -152,7 +152,8 @@ class FinetunedPipeline:
     def merged_lora(self) -> Iterator[None]:
         """Within the block a LoRA stands in the weights themselves, for forwards without a gradient: fewer products.
 
-        Only where that loses nothing: in whole float32 weights. A small LoRA would be rounded off in half precision.
+        Only where that loses nothing: in whole float32 weights that are multiplied as such. A small LoRA would be
+        rounded off in half precision, and by TF32, which reads ten bits of a weight.
         """
         kept = []
         if not self._uses_initial and getattr(self.network, "peft_config", None):
@@ -160,7 +161,10 @@ class FinetunedPipeline:
             for layer in layers:
                 weight = layer.get_base_layer().weight
                 has_values = not any(parameter.is_meta for parameter in layer.parameters())
-                if type(weight.data) is Tensor and weight.dtype == torch.float32 and has_values:
+                is_whole = weight.dtype == torch.float32 and not (
+                    weight.is_cuda and torch.backends.cuda.matmul.allow_tf32
+                )
+                if type(weight.data) is Tensor and is_whole and has_values:
                     kept.append((layer, weight, weight.data))
         try:
             with torch.no_grad():

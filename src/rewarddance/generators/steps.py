@@ -92,6 +92,10 @@ class DiffusionGenerator(PipelineGenerator):
     def scales(self, step: int) -> Scales:
         return self._scales[step] if step < self.num_steps else Scales(1.0, 0.0)
 
+    def error_scale(self, step: int) -> float:
+        alpha, sigma = self.scales(step)
+        return (alpha if self._scheduler.config.prediction_type == "epsilon" else 1.0) / sigma
+
     def _at(self, x_t: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The step's time, and the latent in the scheduler's own scale."""
         self._scheduler._step_index = step  # all that Euler remembers; DDIM remembers nothing
