@@ -22,7 +22,7 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
-from rewarddance.runtime.config import Recipe, Seed, keep_recipe, parse_file
+from rewarddance.runtime.config import GeneratorOptions, Recipe, Seed, keep_recipe, parse_file
 from rewarddance.runtime.tracking import clock, console
 from rewarddance.shapeworld.preferences import PreferenceRecipe
 
@@ -54,7 +54,7 @@ class GridRecipe(Recipe):
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=12, ge=2)
     guidance_scale: float = Field(default=1.0, ge=1)
-    generator_options: dict[str, Any] = Field(default_factory=dict)
+    generator_options: GeneratorOptions = Field(default_factory=dict)
     preferences: PreferenceRecipe = PreferenceRecipe()
     judge: JudgeRecipe = JudgeRecipe()
 

@@ -32,6 +32,14 @@ def test_a_group_without_spread_teaches_nothing_and_is_counted(spread):
     )
 
 
+def test_scores_that_are_all_small_teach_as_large_ones_do():
+    scores = torch.tensor([[0.3, 0.3, 0.3], [0.0, 1.0, 2.0]])
+    large, small = advantages(scores), advantages(1e-8 * scores)
+    assert small.zero_std_groups == 1
+    torch.testing.assert_close(small.values, large.values)
+    assert advantages(torch.zeros(2, 3)).zero_std_groups == 2
+
+
 def test_several_rewards_are_normalised_apart_so_that_none_starves_another():
     loud, quiet = torch.tensor([[0.0, 100.0, 200.0]]), torch.tensor([[0.02, 0.01, 0.0]])
     both = combine([advantages(loud), advantages(quiet)], [1.0, 1.0])

@@ -130,6 +130,10 @@ def test_references_of_several_rewards_are_made_beforehand_by_all_of_them(tmp_pa
         ({"rewards": {"a": {"weight": 0}, "b": {"weight": 0}}}, "all rewards have the weight 0"),
         ({"rewards": {"a": {"weight": -1}}}, "rewards.a.weight"),
         ({"rewards": {"a/b": {}}}, "a reward is named 'a/b'"),
+        ({"rewards": {"v1.5": {}}}, "a reward is named 'v1.5'"),
+        ({"generator_options": {"num_inference_steps": 3}}, "num_inference_steps has a key of its own"),
+        ({"held_out_options": {"kind": "clip"}}, "held_out_options are of a held-out judge"),
+        ({"refl": {"jitter_shift": 100}}, "refl.jitter_shift is 100, and the pictures have a side of 32 pixels"),
         ({"judge": "", "rewards": {"a": {}}}, "the reward a has no judge"),
         ({"rewards": {"a": {"judge": "x"}}}, "every reward names a judge of its own"),
         ({"rewards": {"a": {"options": {"kind": "pointwise"}}}}, "options are of a judge of its own"),
@@ -240,6 +244,25 @@ def test_the_judge_of_a_run_is_the_one_it_began_with(tmp_path, recipe):
     assert done.code == 2 and "whose judge has changed" in " ".join(done.err.split())
 
 
+def test_a_function_is_the_one_that_a_run_began_with(tmp_path, recipe):
+    own, changes = tmp_path / "own.py", {"algorithm": "nft", "nft": QUICK, "grid_prompts": 0}
+    for sign in ("", "-"):
+        own.write_text(f"def make():\n    return lambda images, texts, rows: {sign}images.mean((1, 2, 3))\n")
+        done = command("align", recipe(judge=f"{own}:make", **changes))
+    assert done.code == 2 and "whose judge has changed" in " ".join(done.err.split())
+
+
+def test_a_run_does_not_write_over_its_own_prompts_or_where_no_folder_can_be(tmp_path, recipe):
+    (tmp_path / "run").mkdir()
+    mine = tmp_path / "run" / "prompts.jsonl"
+    mine.write_text(json.dumps({"prompt": "a red circle", "tag": "mine"}) + "\n")
+    done = command("align", recipe(prompts=str(mine)))
+    assert done.code == 2 and "where the run keeps its own list" in " ".join(done.err.split())
+    assert json.loads(mine.read_text())["tag"] == "mine"
+    done = command("align", recipe(output="/dev/null"))
+    assert done.code == 2 and "the output folder /dev/null cannot be written" in " ".join(done.err.split())
+
+
 def test_memory_may_be_saved_within_a_run_and_a_folder_without_a_step_binds_nobody(tmp_path, recipe):
     started = {"algorithm": "nft", "grid_prompts": 0}
     assert command("align", recipe(nft=QUICK, **started)).code == 0
@@ -258,6 +281,11 @@ def test_a_reward_without_a_gradient_is_refused_before_references_are_made(tmp_p
     )
     done = command("align", recipe(judge=f"{tmp_path}/own_reward.py:make", refl=SMALL))
     assert done.code == 2 and "gradient" in done.err and not (tmp_path / "run").exists()
+    (tmp_path / "own_reward.py").write_text(
+        "def make():\n    return lambda images, texts, rows: images.mean((1, 2, 3))\n"
+    )
+    done = command("align", recipe(judge=f"{tmp_path}/own_reward.py:make", refl={**SMALL, "checkpointing": ["judge"]}))
+    assert done.code == 2 and "has no layers that can be computed again" in " ".join(done.err.split())
     done = command("align", recipe(refl={**SMALL, "frames": 2}))
     assert done.code == 2 and "refl.frames is 2, and the videos have 1 frames" in " ".join(done.err.split())
     assert not (tmp_path / "run").exists()

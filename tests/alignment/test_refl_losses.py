@@ -88,3 +88,6 @@ def test_the_norm_guard_is_a_hinge_on_the_relative_norm():
     length = base[0].norm()
     torch.testing.assert_close(v.grad[0], base[0] / length / length / 3)  # along v, by its own unit
     assert v.grad[1].abs().max() == 0
+    rounded = torch.tensor([1.0000002, 0.9999998], requires_grad=True)  # at the first step, when both are the same
+    norm_excess(rounded).backward()
+    assert rounded.grad is not None and rounded.grad.tolist() == [0, 0]

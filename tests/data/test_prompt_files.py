@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from rewarddance.data.media import write_picture
-from rewarddance.data.prompts import read_prompts
+from rewarddance.data.prompts import metadata_text, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.shapeworld.scenes import prompt_set
 from rewarddance.types import Prompt
@@ -95,6 +96,18 @@ def test_a_quote_that_does_not_end_is_an_error_and_takes_no_row_with_it(tmp_path
     path.write_text('prompt\n"abc\nd\n')
     with pytest.raises(InputError, match="cannot be read"):
         read_prompts(path)
+
+
+def test_an_object_around_the_list_may_have_any_name(tmp_path):
+    for name in ("prompts", "data"):
+        (tmp_path / "p.json").write_text(json.dumps({name: ["a red circle", "a cross"]}))
+        assert [prompt.text for prompt in read_prompts(tmp_path / "p.json")] == ["a red circle", "a cross"]
+
+
+def test_metadata_of_numpys_numbers_is_text_and_what_json_cannot_hold_names_its_prompt():
+    assert metadata_text(Prompt("a", metadata={"x": np.float32(0.5), "n": np.int64(3)})) == '{"n": 3, "x": 0.5}'
+    with pytest.raises(InputError, match=r"the prompt 'a' has metadata that JSON cannot hold: a value of the type set"):
+        metadata_text(Prompt("a", metadata={"x": {1}}))
 
 
 def test_metadata_that_no_result_can_hold_is_named(tmp_path):

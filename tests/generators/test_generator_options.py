@@ -245,3 +245,10 @@ def test_half_sampling_is_close_and_leaves_gradients_as_they_are(family, can, mo
     torch.testing.assert_close(found, expected, atol=0.1, rtol=0.1)
     x_t, condition = half.init_noise(SEEDS), half.encode(PROMPTS)
     assert torch.equal(half.predict(x_t, 1, condition), whole.predict(x_t, 1, condition))
+
+
+def test_more_steps_than_a_diffusion_has_noise_levels_are_refused_by_name():
+    for steps in (1000, 1001):
+        with pytest.raises(InputError, match=rf"does not take {steps} steps") as caught:
+            load_generator(str(pipeline_folder("sd15-ddim")), steps)
+        assert "it knows 1000 noise levels" in caught.value.remedy

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.function_reward import FunctionReward, as_reward, is_factory, load_function
-from rewarddance.reward.loading import load_reward
+from rewarddance.reward.loading import load_reward, reward_digest
 from rewarddance.reward.pixel_gradient import pixel_gradient
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Prompt, Question
@@ -63,6 +63,31 @@ def test_pictures_of_two_sizes_and_videos_are_scored_apart():
     torch.testing.assert_close(as_reward(brightness)(questions).margin, torch.tensor([0.1, 0.2]))
     reward = as_reward(lambda images, *_: images.mean((1, 2, 3, 4)) + images.shape[1])
     assert reward([Question("a dog", torch.zeros(5, 3, 4, 4))]).margin.item() == 5
+
+
+def test_a_function_of_videos_is_shown_a_video_of_one_frame_too():
+    frame = [Question("a dog", torch.rand(1, 3, 4, 4))]
+    shapes = []
+
+    def seen(images, *_):
+        shapes.append(tuple(images.shape) if isinstance(images, torch.Tensor) else [len(video) for video in images])
+        return [0.5] * len(images)
+
+    for options in ({}, {"videos": True}, {"videos": True, "images": "pil"}):
+        as_reward(seen, **options)(frame)
+    assert shapes == [(1, 3, 4, 4), (1, 1, 3, 4, 4), [1]]
+    with pytest.raises(InputError, match="videos is 'yes'"):
+        as_reward(seen, videos="yes")
+
+
+def test_a_changed_function_is_known_by_its_code(tmp_path):
+    file = tmp_path / "own.py"
+    digests = set()
+    for sign in ("", "-"):
+        file.write_text(f"def make():\n    return lambda images, texts, rows: {sign}images.mean((1, 2, 3))\n")
+        digests |= {reward_digest(f"{file}:make"), reward_digest("", load_reward(f"{file}:make"))}
+    assert len(digests) == 4
+    assert reward_digest("os.path:join") != reward_digest("json:loads")
 
 
 def test_pil_pictures_are_given_where_they_are_wanted():

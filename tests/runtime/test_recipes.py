@@ -96,6 +96,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(file, override, ke
     assert error.remedy == f"Did you mean {near!r}?"
 
 
+def test_an_override_that_stands_twice_is_refused(file):
+    with pytest.raises(InputError, match="the override of seed is given twice"):
+        load_recipe(Outer, file, ["seed=1", "seed=2"])
+
+
 def test_an_unknown_key_in_the_file_is_refused_too(file):
     file.write_text("seed: 3\nname: x\nnmae: y\n")
     assert refused(file).what == f"unknown key 'nmae' in {file}."

@@ -19,6 +19,7 @@ from rewarddance.alignment.safeguards import Ema, norm_excess, relative_norm, ve
 from rewarddance.alignment.train import Alignment, Figures, Trainable, TrainRecipe, prompts_of_step
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.config import MOST
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import Preference
@@ -54,7 +55,7 @@ class DpoRecipe(TrainRecipe):
     preferences: Path | None = None
     group_size: int = Field(default=2, ge=2, le=2)
     beta: float = Field(default=2000.0, gt=0)
-    levels: int = Field(default=1, ge=1)
+    levels: int = Field(default=1, ge=1, le=MOST)
     level_range: tuple[float, float] = (0.0, 1.0)
     norm_guard: float = Field(default=0.0, ge=0)
 

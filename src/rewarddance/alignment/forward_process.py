@@ -33,7 +33,7 @@ from rewarddance.alignment.train import Alignment, Figures, Trainable, read_toge
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded, for_sampling, merged_lora, sample_with_latents
 from rewarddance.protocols import Generator, RewardModel
-from rewarddance.runtime.config import changed
+from rewarddance.runtime.config import MOST, changed
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.types import PixelBatch, Prompt, as_prompts
@@ -109,7 +109,7 @@ class ForwardRecipe(PolicyRecipe):
     ema_decay: float = Field(default=0.5, ge=0, lt=1)
     decay_rise: float | None = Field(default=None, gt=0)
     decay_from: int = Field(default=0, ge=0)
-    levels: int = Field(default=2, ge=1)
+    levels: int = Field(default=2, ge=1, le=MOST)
     level_range: tuple[float, float] = (0.0, 1.0)
     rollout_forwards: int | None = Field(default=None, ge=1)
     velocity_mse: float = Field(default=1e-2, ge=0)

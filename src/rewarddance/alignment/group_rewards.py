@@ -21,7 +21,8 @@ Judging = Literal["alone", "references", "group"]
 
 
 LEAST_SPREAD = 1e-6
-"""A group whose scores differ by less (standard deviation) has none to learn from."""
+"""A group whose scores differ by less (standard deviation) has none to learn from; of scores that are all small, by
+less than this share of the largest."""
 
 
 LEAST_AGREEMENT = 0.1
@@ -43,8 +44,9 @@ def advantages(scores: Float[Tensor, "P G"], spread: str = "prompt") -> Advantag
     centred = scores - scores.mean(1, keepdim=True)
     deviation = scores.std(1, correction=0, keepdim=True)
     scale = scores.std(correction=0) if spread == "global" else deviation
-    flat = deviation < LEAST_SPREAD
-    values = torch.where(flat, torch.zeros_like(centred), centred / scale.clamp_min(LEAST_SPREAD))
+    least = LEAST_SPREAD * scores.abs().max().clamp(torch.finfo(scores.dtype).tiny / LEAST_SPREAD, 1)
+    flat = deviation < least
+    values = torch.where(flat, torch.zeros_like(centred), centred / scale.clamp_min(least))
     return Advantages(values, int(flat.sum()))
 
 

@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
-from rewarddance.runtime.config import Recipe, Seed, changed
+from rewarddance.runtime.config import GeneratorOptions, Recipe, Seed, changed
 from rewarddance.runtime.devices import find_device
 
 OffloadedPart = Literal["text_encoders", "vae", "judge"]
-NAME = r"\w[\w.-]*"
+NAME = r"\w[\w-]*"
 """What a reward may be called: its figures are logged under it."""
 
 
@@ -63,7 +63,7 @@ class AlignRun(AlgorithmConfig):
     judge_options: of `load_reward` for the judge, such as kind or criteria, or of the factory or the address.
     rewards: several by name, in place of the judge alone; judge is then whom those ask that name no other. Each is
         normalised by itself, so that the scale of none decides: see `combine` and `blend`.
-    held_out: another trained reward, which gates ReFL's gradient and is watched.
+    held_out: another trained reward, which gates ReFL's gradient and is watched. held_out_options: of `load_reward`.
     begin_with: the folder of a LoRA that training goes on from; distances are still from the generator without it.
     prompts: a .txt, .jsonl, .json, .csv, .tsv or .parquet file.
     skip_faulty: leave out prompts that cannot be used, and list them in faulty.jsonl.
@@ -74,7 +74,7 @@ class AlignRun(AlgorithmConfig):
     generator: str
     num_inference_steps: int = Field(default=28, ge=2)
     guidance_scale: float | None = Field(default=None, ge=0)
-    generator_options: dict[str, Any] = Field(default_factory=dict)
+    generator_options: GeneratorOptions = Field(default_factory=dict)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str | None = None
     judge: str = ""
@@ -85,6 +85,7 @@ class AlignRun(AlgorithmConfig):
     offload: tuple[OffloadedPart, ...] = ()
     rewards: dict[str, NamedReward] = Field(default_factory=dict)
     held_out: str | None = None
+    held_out_options: dict[str, Any] = Field(default_factory=dict)
     begin_with: Path | None = None
     prompts: Path
     output: Path
@@ -119,6 +120,8 @@ class AlignRun(AlgorithmConfig):
             raise ValueError(f"the key judge is missing, which {self.algorithm} asks; or give several rewards")
         if self.held_out and self.algorithm != "refl":
             raise ValueError("held_out gates the gradient of refl; elsewhere it is one of rewards, of weight 0")
+        if self.held_out_options and not self.held_out:
+            raise ValueError("held_out_options are of a held-out judge, and there is none (held_out): leave them out")
         if not self.held_out and not self.refl.gate:
             raise ValueError("refl.gate is of a held-out judge, and there is none (held_out): leave it out")
         return self
@@ -127,7 +130,7 @@ class AlignRun(AlgorithmConfig):
     def _rewards_can_be_told_apart(self) -> AlignRun:
         for name, reward in self.rewards.items():
             if not re.fullmatch(NAME, name):
-                raise ValueError(f"a reward is named {name!r}; use letters, digits, '-', '_' and '.'")
+                raise ValueError(f"a reward is named {name!r}; use letters, digits, '-' and '_'")
             if reward.judge is None and not self.judge:
                 raise ValueError(f"the reward {name} has no judge: name one in it, or one for all (judge)")
         if self.rewards and not any(reward.weight for reward in self.rewards.values()):

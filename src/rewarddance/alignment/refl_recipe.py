@@ -11,7 +11,7 @@ from rewarddance.alignment.surrogate import Surrogate
 from rewarddance.alignment.train import TrainRecipe
 from rewarddance.errors import InputError
 from rewarddance.protocols import Generator, RewardModel
-from rewarddance.runtime.config import changed
+from rewarddance.runtime.config import MOST, changed
 
 CheckpointedPart = Literal["generator", "decoder", "judge"]
 
@@ -52,7 +52,7 @@ class ReflRecipe(TrainRecipe):
     velocity_mse: float = Field(default=0.1, ge=0)
     reference_mse: float = Field(default=0.0, ge=0)
     reference_batch: int | None = Field(default=None, ge=1)
-    jitter_copies: int = Field(default=1, ge=1)
+    jitter_copies: int = Field(default=1, ge=1, le=MOST)
     jitter_shift: int = Field(default=0, ge=0)
     jitter_noise: float = Field(default=0.0, ge=0)
     frames: int | None = Field(default=None, ge=1)
@@ -131,12 +131,28 @@ class ReflRecipe(TrainRecipe):
         return low, high
 
     def check(self, generator: Generator, judge: RewardModel) -> None:
-        """Raises InputError where the sampler has fewer steps, or videos fewer frames, than are wanted, or the judge
-        gives no gradient."""
+        """Raises InputError where the sampler has fewer steps, videos fewer frames or pictures fewer pixels than are
+        wanted, or the judge gives no gradient, or is not told pictures from videos, or has no layers to checkpoint."""
         self.first_grad_steps(generator.num_steps)
         length = getattr(generator, "num_frames", None)
         if self.frames is not None and length is not None and self.frames > length:
             raise InputError(f"refl.frames is {self.frames}, and the videos have {length} frames.", "Lower it.")
+        sides = [side for side in (getattr(generator, "height", None), getattr(generator, "width", None)) if side]
+        if sides and self.jitter_shift >= min(sides):
+            raise InputError(
+                f"refl.jitter_shift is {self.jitter_shift}, and the pictures have a side of {min(sides)} pixels.",
+                "Lower it: a pixel or two are enough.",
+            )
+        if self.frames == 1 and (length or 1) > 1 and getattr(judge, "videos", True) is None:
+            raise InputError(
+                f"refl.frames is 1, and {judge!r} would take a video of one frame for a picture.",
+                "Say in its options whether it is shown videos (videos: true) or pictures (videos: false).",
+            )
+        if "judge" in self.checkpointing and getattr(judge, "vlm", None) is None:
+            raise InputError(
+                f"refl.checkpointing names the judge, and {judge!r} has no layers that can be computed again.",
+                "Leave judge out of checkpointing.",
+            )
         if getattr(judge, "differentiable", None) is False:
             raise InputError(
                 f"ReFL follows the reward's gradient in pixels, and {judge!r} gives none.",

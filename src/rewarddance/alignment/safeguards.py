@@ -15,6 +15,9 @@ from rewarddance.runtime.process_group import local_shard, world_size
 from rewarddance.runtime.sharding import to_local
 from rewarddance.types import PixelBatch
 
+_ROUNDING = 1e-3
+"""By what share norms of the same velocity may differ: of half precision, or of batches of another size."""
+
 
 class Ema:
     """An exponential moving average of the trained weights: a <- decay a + (1 - decay) w. Delivered at the end."""
@@ -63,10 +66,12 @@ def relative_norm(v: Float[Tensor, "B ..."], v_base: Float[Tensor, "B ..."]) -> 
 def norm_excess(norm: Float[Tensor, " B"]) -> Float[Tensor, ""]:
     """mean of max(0, norm - 1), of relative norms: NormGuard's hinge, which nothing below the base's norm feels.
 
+    Nor does what exceeds it by no more than rounding may (`_ROUNDING`), as at the first step, when both are the same.
+
     That it acts on || v || above || v_base || and is added to any loss on the velocity is the paper's (2606.27771);
     that it is linear, and relative to the base's norm so that its weight has no unit, is our choice.
     """
-    return (norm - 1).relu().mean()
+    return torch.where(norm > 1 + _ROUNDING, norm - 1, 0 * norm).mean()
 
 
 def disagreeing(margin: Float[Tensor, " B"], held_out: Float[Tensor, " B"]) -> Bool[Tensor, " B"]:

@@ -69,7 +69,7 @@ class TrainRecipe(Recipe):
     warmup: float = Field(default=0.05, ge=0, lt=1)
     cooldown: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    lora_rank: int = Field(default=16, ge=0)
+    lora_rank: int = Field(default=16, ge=0, le=MOST)
     lora_alpha: int = Field(default=16, ge=1)
     lora_targets: tuple[str, ...] = ()
     generator_batch: int | None = Field(default=None, ge=1)
@@ -204,7 +204,10 @@ class TrainState:
         average_gradients(self.weights)
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(self.weights, max_norm)))
         if not math.isfinite(norm):
-            raise RewardError("the gradient is not finite.", "Lower learning_rate.")
+            raise RewardError(
+                "the gradient is not finite.",
+                "Lower learning_rate; if it is the first step, look at the weights of the loss's parts, and at dtype.",
+            )
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         step_finitely(self.optimiser, self.weights)

@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -82,8 +83,10 @@ class RowFile:
             lines = [json.dumps(row, ensure_ascii=False, default=as_text, allow_nan=False) for row in rows]
             return "".join(line + "\n" for line in lines).encode()
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: NaN, or half a pair
-            kind = ".jsonl" if self.schema is None else ".parquet"
-            raise InputError(f"the row cannot stand in {kind}: {error}.", "Correct or leave out the value.") from error
+            kind, more = (".jsonl", ", or write .parquet") if self.schema is None else (".parquet", "")
+            raise InputError(
+                f"the row cannot stand in {kind}: {error}.", f"Correct or leave out the value{more}."
+            ) from error
 
     def commit(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]], read: int) -> None:
         """Append a batch that came from `read` rows: `rows` that went well and the `failures`."""
@@ -207,10 +210,12 @@ def _broken_line(path: Path, length: int) -> str:
     return ""
 
 
-def as_text(value: Any) -> str:
-    """What Parquet holds and JSON does not, as text; bytes have none."""
+def as_text(value: Any) -> Any:
+    """What Parquet holds and JSON does not, as text, and numpy's numbers as Python's; bytes have none."""
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
     if isinstance(value, Decimal):
         return str(value)
-    raise TypeError(f"a value of the type {type(value).__name__}; write .parquet")
+    raise TypeError(f"a value of the type {type(value).__name__}")

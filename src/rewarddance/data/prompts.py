@@ -134,12 +134,10 @@ def _json_records(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any] |
             yield from _json_lines(text)  # some name JSON Lines .json
             return
         raise InputError(f"the prompt file {path} is no JSON: {first_line(error)}.", f"Give a {KINDS} file.") from error
-    if isinstance(content, dict) and not any(name.casefold() in _NAMES for name in content):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        if len(content) == 1 and lists:  # an object around the array
-            content = lists[0]
-        else:  # records by their ids
-            content = [{"id": key, **value} if isinstance(value, dict) else value for key, value in content.items()]
+    if isinstance(content, dict) and len(content) == 1 and isinstance(only := next(iter(content.values())), list):
+        content = only  # an object around the array
+    elif isinstance(content, dict) and not any(name.casefold() in _NAMES for name in content):  # records by their ids
+        content = [{"id": key, **value} if isinstance(value, dict) else value for key, value in content.items()]
     elif isinstance(content, dict):
         content = [content]
     for number, record in enumerate(content, start=1):
@@ -181,6 +179,19 @@ def _csv_records(text: str, delimiter: str) -> Iterator[tuple[str, dict[str, Any
         yield f"line {reader.line_num}", InputError(f"cannot be read: {error}.", "Correct it.")
 
 
+KEPT = "prompts.jsonl"
+"""What a run keeps of its prompts, in its folder (`keep_prompts`)."""
+
+
+def check_not_replaced(source: Path, output: Path) -> None:
+    """Raises InputError where the prompts' file is the very one that a run in `output` writes its own list to."""
+    if (output / KEPT).resolve() == source.resolve():
+        raise InputError(
+            f"the prompts {source} are where the run keeps its own list of them, which holds less.",
+            "Choose another output, or give the file another name or place.",
+        )
+
+
 def keep_prompts(prompts: Sequence[Prompt], path: Path, binding: bool = True) -> None:
     """Write a run's prompts to a JSONL file, or make sure that the run being continued has these very ones.
 
@@ -203,8 +214,13 @@ def keep_prompts(prompts: Sequence[Prompt], path: Path, binding: bool = True) ->
 
 
 def metadata_text(prompt: Prompt) -> str:
-    """A prompt's metadata as JSON; the same of equal ones."""
-    return json.dumps(prompt.metadata, sort_keys=True, default=as_text)
+    """A prompt's metadata as JSON; the same of equal ones. Raises InputError naming a prompt whose JSON cannot hold."""
+    try:
+        return json.dumps(prompt.metadata, sort_keys=True, default=as_text)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the prompt {shown(prompt.text)} has metadata that JSON cannot hold: {error}.", "Leave that value out."
+        ) from error
 
 
 def _kept(prompt: Prompt) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -214,7 +215,8 @@ class PipelineGenerator(FinetunedPipeline, ABC):
 
             def encode(some: list[str]) -> Any:
                 held.enter_context(self._present("text_encoders"))
-                return self._text(some)
+                with _quiet(self.options.cut_prompts):
+                    return self._text(some)
 
             return self._texts(texts, encode, self.device)
 
@@ -426,6 +428,19 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             yield
         finally:
             self.branch_scale = scale
+
+
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Within the block diffusers does not repeat with each encoding what it cuts off, where that was asked for."""
+    logger = logging.getLogger("diffusers")
+    before = logger.level
+    if quiet:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def covering(picture: Pixels, height: int, width: int) -> OtherPixels:

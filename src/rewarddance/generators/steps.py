@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 from torch import Tensor
 
-from rewarddance.errors import InputError
+from rewarddance.errors import InputError, first_line
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.flow import euler_step, linear_shift, predicted_x_0
 from rewarddance.types import Scales
@@ -74,9 +74,20 @@ class DiffusionGenerator(PipelineGenerator):
                 f"the {self.kind} has a {name}, whose steps are random or need those before.",
                 f"Set the option scheduler to {' or '.join(DETERMINISTIC)}, which takes over its noise levels.",
             )
-        scheduler.set_timesteps(self.options.num_inference_steps, device=self.device)
+        try:
+            scheduler.set_timesteps(self.options.num_inference_steps, device=self.device)
+            self._read_scales()
+        except (IndexError, ValueError) as error:
+            raise InputError(
+                f"the {self.kind} does not take {self.options.num_inference_steps} steps: {first_line(error)}.",
+                f"Take fewer: it knows {scheduler.config.num_train_timesteps} noise levels.",
+            ) from error
+
+    def _read_scales(self) -> None:
+        """Alpha and sigma before each step, and what the scheduler's own latents are multiplied with."""
+        scheduler = self._scheduler
         self.timesteps = scheduler.timesteps
-        if name == "EulerDiscreteScheduler":
+        if type(scheduler).__name__ == "EulerDiscreteScheduler":
             ratios = scheduler.sigmas[:-1].double()
             alphas = (1 + ratios**2).rsqrt()
             self._scales = [Scales(a, a * r) for a, r in zip(alphas.tolist(), ratios.tolist(), strict=True)]

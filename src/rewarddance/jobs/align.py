@@ -27,7 +27,7 @@ from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.train import Alignment
 from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.preferences import PreferenceSet
-from rewarddance.data.prompts import keep_prompts, metadata_text, read_prompts
+from rewarddance.data.prompts import KEPT, check_not_replaced, keep_prompts, metadata_text, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.generators.pipelines import load_generator
@@ -37,11 +37,12 @@ from rewarddance.protocols import RewardModel
 from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
 from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
-from rewarddance.reward.loading import load_reward
+from rewarddance.reward.loading import load_reward, reward_digest
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import (
     check_is_folder,
+    check_output,
     check_replaceable,
     checkpoint_digest,
     read_run_json,
@@ -122,6 +123,9 @@ class Ready(NamedTuple):
 def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
     check_trackers(recipe.report_to)
     recipe.check_processes(process_group.world_size(), process_group.device().type)
+    check_output(recipe.output)
+    if parts.prompts is None:
+        check_not_replaced(recipe.prompts, recipe.output)
     ready = _made_ready(recipe, parts)
     folder = recipe.output
     with ExitStack() as held:
@@ -136,9 +140,9 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             made = begun or _has_rows(folder / "references" / "references.jsonl")
             only = None if begun else _OF_REFERENCES
             keep_recipe(recipe, folder / "config.yaml", binding=made, free=_MAY_CHANGE, only=only)
-            _keep_inputs(recipe, folder / "inputs.json", binding=made)
+            _keep_inputs(recipe, parts, folder / "inputs.json", binding=made)
             if is_main_process():
-                keep_prompts(ready.prompts, folder / "prompts.jsonl", binding=begun)
+                keep_prompts(ready.prompts, folder / KEPT, binding=begun)
                 list_faulty(ready.faults, folder / FAULTY)
         run = prepare_alignment(
             recipe,
@@ -197,7 +201,7 @@ def _judges(recipe: AlignRun, parts: Parts, device: str) -> tuple[Judges, Reward
         load = partial(load_sharded, device=device, dtype=recipe.judge_dtype)
         beside = partial(load, or_whole=True)
     asked = load_judges(recipe, load, beside, judge=parts.judge, given=parts.rewards)
-    return asked, parts.held_out or (beside(recipe.held_out) if recipe.held_out else None)
+    return asked, parts.held_out or (beside(recipe.held_out, **recipe.held_out_options) if recipe.held_out else None)
 
 
 def _train(recipe: AlignRun, run: Alignment, prompts: Sequence[Prompt]) -> Path:
@@ -242,15 +246,17 @@ def _has_rows(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _keep_inputs(recipe: AlignRun, path: Path, binding: bool) -> None:
+def _keep_inputs(recipe: AlignRun, parts: Parts, path: Path, binding: bool) -> None:
     """Write down what a run reads beside its recipe and its prompts, or make sure that it is what it began with.
 
-    Of checkpoints by their files' sizes and times. Raises InputError naming what has changed.
+    Of checkpoints by their files' sizes and times, of functions by their code. Raises InputError naming what has
+    changed.
     """
     rewards = {name: reward.judge or recipe.judge for name, reward in recipe.rewards.items()}
     judges = {"judge": recipe.judge, "held_out": recipe.held_out or ""} | rewards
     now = {"generator": checkpoint_digest(recipe.generator)}
-    now |= {name: checkpoint_digest(judge) for name, judge in judges.items() if judge}
+    objects = {"judge": parts.judge, "held_out": parts.held_out, **(parts.rewards or {})}
+    now |= {name: reward_digest(judge, objects.get(name)) for name, judge in judges.items() if judge}
     if recipe.begin_with is not None:
         now["begin_with"] = digest_of(recipe.begin_with.rglob("*"))
     if recipe.algorithm == "dpo" and recipe.dpo.preferences is not None:

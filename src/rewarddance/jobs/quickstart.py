@@ -55,7 +55,7 @@ from rewarddance.reward.loading import build_reward, load_reward
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
 from rewarddance.runtime.checkpoint import BUNDLED, read_run_json, writable_folder, write_text_atomically
-from rewarddance.runtime.config import MOST, Recipe, Seed, load_recipe, save_recipe
+from rewarddance.runtime.config import MOST, GeneratorOptions, Recipe, Seed, load_recipe, save_recipe
 from rewarddance.runtime.files import read_text
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.trackers import check_trackers, reporting
@@ -118,7 +118,7 @@ class QuickstartRecipe(Recipe):
     generator: str = "shapeworld-generator"
     num_inference_steps: int = Field(default=10, ge=2)
     guidance_scale: float | None = Field(default=1.0, ge=1)
-    generator_options: dict[str, Any] = Field(default_factory=dict)
+    generator_options: GeneratorOptions = Field(default_factory=dict)
     preferences: TaskRecipe = Field(default_factory=dict, validate_default=True)  # type: ignore[arg-type]
     judge: JudgeRecipe = JudgeRecipe()
     references: ReferenceRecipe = ReferenceRecipe()

@@ -15,7 +15,7 @@ from rewarddance.data.recipe import Benchmark
 from rewarddance.errors import InputError
 from rewarddance.evaluation.recipe import AnswerForm, ExamRecipe, GenEvalRules, StressRecipe
 from rewarddance.planning.recipe import PlanOptions
-from rewarddance.runtime.config import MOST_WORKERS, Precision, Recipe, changed
+from rewarddance.runtime.config import MOST_WORKERS, GeneratorOptions, Precision, Recipe, changed
 from rewarddance.search.recipe import Budget, JudgingName, read_budget
 from rewarddance.serve.recipe import ServeOptions
 
@@ -107,7 +107,7 @@ class SearchRun(JudgeChoice):
     """The generator's steps."""
     guidance_scale: float | None = Field(default=None, ge=0)
     """The generator's guidance. Default: its family's."""
-    generator_options: dict[str, Any] = Field(default_factory=dict)
+    generator_options: GeneratorOptions = Field(default_factory=dict)
     """Further options of the generator, such as height=512."""
     judging: JudgingName | None = None
     """How pictures are compared. Default: as suits the judge."""
@@ -197,7 +197,7 @@ class BenchRun(JudgeChoice):
     """The generator's steps."""
     guidance_scale: float | None = Field(default=None, ge=0)
     """The generator's guidance. Default: its family's."""
-    generator_options: dict[str, Any] = Field(default_factory=dict)
+    generator_options: GeneratorOptions = Field(default_factory=dict)
     """Further options of the generator, such as height=512."""
     seed: int = Field(default=0, ge=0)
     """Seed of all noises."""

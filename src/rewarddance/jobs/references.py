@@ -14,7 +14,7 @@ from rewarddance.alignment.judges import load_judges
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.alignment.references import Candidates, Row, build_references, fill_bank, make_part
 from rewarddance.data.faults import FaultyRow, list_faulty, skipped
-from rewarddance.data.prompts import keep_prompts, read_prompts
+from rewarddance.data.prompts import KEPT, check_not_replaced, keep_prompts, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.jobs.align import distinct, load_policy
@@ -23,7 +23,7 @@ from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
-from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.checkpoint import check_output, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
@@ -54,6 +54,8 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
             "a sharded judge needs several processes.",
             "Start it with torchrun --nproc-per-node N -m rewarddance references RECIPE, or set judge_sharded=false.",
         )
+    check_output(recipe.output)
+    check_not_replaced(recipe.prompts, recipe.output)
     faults: list[FaultyRow] = []
     prompts = distinct(read_prompts(recipe.prompts, faults if recipe.skip_faulty else None))
     bank = recipe.output.resolve() / "references"
@@ -71,7 +73,7 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
             held.enter_context(locked(folder))
             keep_recipe(recipe, folder / "config.yaml")
             if process_group.is_main_process():
-                keep_prompts(prompts, folder / "prompts.jsonl")
+                keep_prompts(prompts, folder / KEPT)
                 list_faulty(faults, folder / FAULTY)
         if parts is not None:
             made = build_references(*parts, prompts, recipe.references, folder=bank, seed=recipe.seed)

@@ -29,7 +29,7 @@ from rewarddance.jobs.score_batches import Answered, answered, batches
 from rewarddance.jobs.score_fleet import answers_of_fleet
 from rewarddance.jobs.score_rows import RowReader, parquet_schema, refuse, row_faults
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.function_reward import is_factory
+from rewarddance.reward.function_reward import code_digest, is_factory
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.led import Load, led
@@ -126,7 +126,7 @@ def _recorded(run: ScoreRun, table: Table, given: RewardModel | None) -> Recorde
         options = given.config.model_dump_json() + checkpoint_digest(given.name_or_path or "")
         digest = hashlib.blake2b(options.encode(), digest_size=16).hexdigest()
     if given is None and is_factory(run.judge):
-        digest = digest_of([Path(run.judge.rpartition(":")[0])])  # of a file of code; a module has its name
+        digest = code_digest(run.judge)
     elif given is None and not is_address(run.judge):
         folder = find_checkpoint(run.judge).resolve()
         judge, digest = str(folder), digest_of(folder.rglob("*"))

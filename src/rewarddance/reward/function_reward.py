@@ -47,8 +47,10 @@ class FunctionReward:
 
     needs_reference = False
 
-    def __init__(self, function: ScoreFunction, images: ImageForm = "tensor", batch_size: int = 64) -> None:
-        self.function, self.images, self.batch_size = function, images, batch_size
+    def __init__(
+        self, function: ScoreFunction, images: ImageForm = "tensor", batch_size: int = 64, videos: bool | None = None
+    ) -> None:
+        self.function, self.images, self.batch_size, self.videos = function, images, batch_size, videos
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", type(self.function).__name__)
@@ -57,6 +59,16 @@ class FunctionReward:
     @property
     def elsewhere(self) -> bool:
         return is_elsewhere(self.function)
+
+    @property
+    def source_digest(self) -> str:
+        """Of the function's code, so that a run does not go on with another; of its name where there is no source."""
+        code: Any = self.function if inspect.isroutine(self.function) else type(self.function)
+        try:
+            source = inspect.getsource(code)
+        except (OSError, TypeError):
+            source = repr(self)
+        return hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
 
     @property
     def differentiable(self) -> bool | None:
@@ -109,11 +121,12 @@ class FunctionReward:
         return list(scores.to(pixels.device).unbind())
 
     def _call(self, pixels: Float[Tensor, "B T C H W"], prompts: list[str], metadata: list[dict[str, Any]]) -> Any:
+        pictures = pixels.shape[1] == 1 and not self.videos
         if self.images == "pil":
             frames = [as_images(video.detach()) for video in pixels]
-            images: Any = [video[0] if len(video) == 1 else video for video in frames]
+            images: Any = [video[0] for video in frames] if pictures else frames
         else:
-            images = pixels[:, 0] if pixels.shape[1] == 1 else pixels
+            images = pixels[:, 0] if pictures else pixels
         try:
             answer = self.function(images, list(prompts), metadata)
         except RewardDanceError:
@@ -172,13 +185,14 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
     return scores
 
 
-def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64) -> RewardModel:
+def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64, videos: bool | None = None) -> RewardModel:
     """A reward from any callable `(images, prompts, metadata) -> scores`; a judge is returned as it is.
 
     images: what the callable is given: "tensor", float [B, 3, H, W] in [0, 1] (videos [B, T, 3, H, W]), or "pil", a
     list of B pictures (videos are lists of frames). prompts: B texts. metadata: B dicts, what stood beside each prompt
     in its file. It returns B scores (a list, an array or a tensor), or (scores, info). A tensor that keeps its graph
-    gives ReFL its gradient. batch_size: images that go to it together. Raises InputError for what cannot be called.
+    gives ReFL its gradient. batch_size: images that go to it together. videos: whether what has one frame is a video of
+    one, and no picture; by default it is a picture. Raises InputError for what cannot be called.
 
     >>> def brightness(images, prompts, metadata):
     ...     return images.mean((1, 2, 3))
@@ -192,12 +206,28 @@ def as_reward(reward: Any, images: str = "tensor", batch_size: int = 64) -> Rewa
         raise InputError(f"there is no form of images named {images!r}.", "Say tensor or pil.")
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"the batch_size {shown(batch_size)} is no number of images.", "Give 1 or more.")
-    return FunctionReward(reward, images, batch_size)  # type: ignore[arg-type]
+    if videos is not None and not isinstance(videos, bool):
+        raise InputError(f"videos is {shown(videos)}, which is neither.", "Say true or false.")
+    return FunctionReward(reward, images, batch_size, videos)  # type: ignore[arg-type]
 
 
 def is_factory(name: str) -> bool:
     """Whether `name` has the form package.module:factory or path/to/file.py:factory."""
     return _FACTORY.fullmatch(name) is not None and not is_there(Path(name))
+
+
+def code_digest(name: str) -> str:
+    """Of the file that a factory's name leads to; of the name where it leads to none."""
+    match = _FACTORY.fullmatch(name)
+    assert match is not None, name
+    place = match["module"]
+    try:
+        found = None if place.endswith(".py") else importlib.util.find_spec(place)
+        file = Path(place) if found is None else Path(found.origin or "")
+        content = file.read_bytes()
+    except (ImportError, OSError, ValueError):
+        content = name.encode()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel:
@@ -215,7 +245,7 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
         raise InputError(f"there is no factory {match['name']!r} in {match['module']}.", "Correct the name.")
     parameters = inspect.signature(factory).parameters
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    images, batch_size = options.pop("images", "tensor"), options.pop("batch_size", 64)
+    form = {name: options.pop(name) for name in ("images", "batch_size", "videos") if name in options}
     unknown = sorted(set(options) - set(parameters))
     if unknown and not takes_all:
         raise InputError(
@@ -237,7 +267,7 @@ def load_function(name: str, device: str = "cpu", **options: Any) -> RewardModel
             f"the factory {name} returned {reward!r}, which is no reward.",
             "Let it return a function (images, prompts, metadata) -> scores.",
         )
-    return as_reward(reward, images, batch_size)
+    return as_reward(reward, **form)
 
 
 def import_module(place: str, what: str) -> Any:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rewarddance.reward.instructions import load_instruction
 from rewarddance.reward.judge import USED_BY, RewardConfig, RewardOptions
-from rewarddance.runtime.config import MOST_WORKERS
+from rewarddance.runtime.config import MOST, MOST_WORKERS
 
 
 class JudgeRecipe(RewardOptions):
@@ -40,7 +40,7 @@ class JudgeRecipe(RewardOptions):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     freeze_vision_tower: bool = False
-    lora_rank: int = Field(default=0, ge=0)
+    lora_rank: int = Field(default=0, ge=0, le=MOST)
     lora_alpha: int | None = Field(default=None, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     sharded: bool = False

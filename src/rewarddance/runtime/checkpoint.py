@@ -76,6 +76,16 @@ def checkpoint_digest(name: str) -> str:
     return name if folder is None else digest_of(folder.rglob("*"))
 
 
+def check_output(path: Path) -> None:
+    """Raises InputError where no folder can be made or written at `path`, before any work; it makes none."""
+    above = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "it may not be written" if above.is_dir() else f"{above} is no folder"
+        raise InputError(
+            f"the output folder {path} cannot be written: {why}.", "Choose another folder or correct its permissions."
+        )
+
+
 def writable_folder(path: Path) -> Path:
     """Create `path` if need be and make sure that it can be written. Raises InputError naming it."""
     try:

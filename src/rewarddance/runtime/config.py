@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rewarddance.errors import InputError, first_line, shown
-from rewarddance.runtime.files import DEEPEST, read_text
+from rewarddance.runtime.files import DEEPEST, first_twice, read_text
 
 R = TypeVar("R", bound="Recipe")
 T = TypeVar("T")
@@ -20,6 +20,18 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """auto: bfloat16 on a GPU that computes in it, float32 elsewhere. Margins are taken in float32 in all of them."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What every generator of random numbers takes."""
+
+
+def _no_keys_of_their_own(options: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError naming one that the recipe or the command has a key for: two might differ."""
+    for name in ("num_inference_steps", "guidance_scale", "dtype", "device"):
+        if name in options:
+            raise ValueError(f"{name} has a key of its own: give it there")
+    return options
+
+
+GeneratorOptions = Annotated[dict[str, Any], AfterValidator(_no_keys_of_their_own)]
+"""Further options of `load_generator`."""
 LARGEST_RECIPE, _MOST_VALUES = 1 << 22, 100_000
 """Bytes of a recipe, and values in it."""
 MOST = 1 << 16
@@ -185,8 +197,7 @@ def load_recipe(kind: type[R], path: Path, overrides: Sequence[str] = ()) -> R:
 def read_recipe(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """A recipe's keys as its file has them, with overrides, unchecked. Raises InputError where it is no recipe."""
     content = _content(path)
-    for override in overrides:
-        _apply(content, override)
+    _apply_all(content, overrides)
     return content
 
 
@@ -299,8 +310,7 @@ def parse_file(path: Path, parse: Callable[[bytes], T], remedy: str) -> T:
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The mapping that `key.path=value` overrides make by themselves. Raises InputError naming one that is none."""
     content: dict[str, Any] = {}
-    for override in overrides:
-        _apply(content, override)
+    _apply_all(content, overrides)
     return content
 
 
@@ -350,6 +360,15 @@ def flatten(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         level |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return level
+
+
+def _apply_all(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Raises InputError naming an override that is none, or whose key stands twice."""
+    keys = [override.partition("=")[0] for override in overrides]
+    for override in overrides:
+        _apply(content, override)
+    if (key := first_twice(keys)) is not None:
+        raise InputError(f"the override of {key} is given twice.", "Give it once.")
 
 
 def _apply(content: dict[str, Any], override: str) -> None:

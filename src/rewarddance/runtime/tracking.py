@@ -54,7 +54,7 @@ class Metrics:
 
     def log(self, phase: str, step: int, kind: str = "step", **figures: Any) -> None:
         row = {"phase": phase, "step": step, "kind": kind}
-        row |= {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
+        row |= {name: _rounded(value) if isinstance(value, float) else value for name, value in figures.items()}
         if self._logged_before.get(phase):
             self._logged_before[phase] -= 1
         elif figures:  # trackers first: after a kill between the two they get a row twice, rather than never
@@ -95,6 +95,11 @@ class Metrics:
             else:
                 self._logged_before[phase] += 1
         write_text_atomically(self.path, "".join(kept))
+
+
+def _rounded(value: float) -> float:
+    """To six decimals, and where it is below 1 to six digits: a small figure is not 0."""
+    return round(value, 6) if abs(value) >= 1 else float(f"{value:.6g}")
 
 
 class Bar:
