@@ -71,6 +71,12 @@ def test_all_ties_are_all_called_ties():
     assert tie_threshold(MARGIN, np.full(6, 0.5)) == 3.0
 
 
+@pytest.mark.parametrize("turn", [1, -1])
+def test_no_threshold_parts_margins_that_are_equal(turn):
+    margin, share = np.ones(11), np.array([0.5] * 5 + [1.0] * 6)
+    assert tie_threshold(margin[::turn], share[::turn]) == 0, "as a tie all are, and six have an order"
+
+
 def test_a_threshold_is_not_measured_on_the_pairs_it_was_found_on():
     half = np.array([True] * 3 + [False] * 3)
     found = agreement_with_ties(MARGIN, SHARE, half)

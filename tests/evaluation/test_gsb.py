@@ -61,6 +61,7 @@ def test_the_command_reads_scores_and_votes_and_parts_them(tmp_path):
         ({"prompt": "a", "probability": [0.5, 0.2]}, [], "one pair a row"),
         ({"prompt": "a", "share": float("nan")}, [], "the share is nan"),
         ({"prompt": "a", "share": True}, [], "the share is True"),
+        ({"prompt": "a", "probability": 0.3, "orders": "forward"}, [], "line 2 of .* Score with --orders both"),
         ({"prompt": "a", "share": 0.2}, ["--by", "kind"], "the row has no 'kind'"),
         ({"prompt": "a", "share": 0.2, "kind": "all"}, ["--by", "kind"], "line 2 of .* names the figure of all"),
         ({"prompt": "a", "share": 0.2}, ["--same", "0.7"], "same"),

@@ -69,8 +69,17 @@ def test_a_rising_proxy_over_an_oracle_that_may_not_move_is_undecided():
     assert verdict.sentence.startswith(start)
 
 
-@pytest.mark.parametrize("proxy", [OPEN, DOWN])
-@pytest.mark.parametrize("oracle", [UP, OPEN, DOWN])
+def test_an_oracle_that_fell_under_a_proxy_that_may_not_move_is_undecided():
+    verdict = hacking_verdict(OPEN, DOWN, 0.2, 0.2)
+    assert verdict.undecided and not verdict.hacked
+    assert verdict.sentence.startswith("Undecided: the oracle fell (-20.0 points [-21.0, -19.0]), and the judge's P")
+
+
+def test_a_base_without_diversity_loses_none():
+    assert not hacking_verdict(UP, UP, 0.0, 0.0).hacked
+
+
+@pytest.mark.parametrize(("proxy", "oracle"), [(OPEN, UP), (OPEN, OPEN), (DOWN, UP), (DOWN, OPEN), (DOWN, DOWN)])
 def test_where_the_proxy_did_not_surely_rise_nothing_was_hacked(proxy, oracle):
     verdict = hacking_verdict(proxy, oracle, 0.2, 0.2)
     assert not verdict.hacked

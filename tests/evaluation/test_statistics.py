@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewarddance.evaluation.statistics import Interval, by_category, interval, interval_of_sums, numbered
+from rewarddance.evaluation.statistics import (
+    Interval,
+    by_category,
+    interval,
+    interval_of_rows,
+    interval_of_sums,
+    numbered,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,21 @@ def test_of_few_shares_it_ends_at_none_and_all():
     found = interval([1.0, 1.0, 0.9, 1.0, 0.5], share=True)
     assert 0 < found.low < 0.88 and found.high == 1.0
     assert interval([0.02, 0.01, 0.9]).low < -0.4, "a margin is no share, wherever its values lie"
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.95, 20), (0.98, 50), (0.99, 80)])
+def test_of_right_and_wrong_it_holds_the_truth_near_all_right(p: float, n: int):
+    rng, trials = np.random.default_rng(n), 300
+    drawn = ((rng.random(n) < p).astype(float) for _ in range(trials))
+    held = sum(found.low <= p <= found.high for found in (interval(values, share=True) for values in drawn))
+    assert held / trials > 0.9
+
+
+@pytest.mark.parametrize("n", [12, 60])
+def test_units_may_be_drawn_for_any_figure_of_them(n: int):
+    values = np.random.default_rng(3).normal(size=n)
+    found, plain = interval_of_rows(n, lambda rows: values[rows].mean(-1)), interval(values)
+    assert tuple(found) == pytest.approx(tuple(plain), abs=0.05)
 
 
 def test_units_are_numbered_by_their_names_and_a_long_one_costs_nothing():

@@ -101,13 +101,14 @@ def test_the_answers_are_those_of_compare(media):
         assert found["margin"] == pytest.approx(verdict.margin.item(), abs=1e-5)
         assert found["probability"] == pytest.approx(verdict.probability.item(), abs=1e-6)
         assert {key: found[key] for key in row} == row and found["reference"] == str(media / "reference.png")
+        assert found["orders"] == "forward"
     group = {"prompt": "a red circle", "candidates": ["0.png", "1.png", "2.png"]}
     run = plain(jsonl(media / "group.jsonl", [group]), output=media / "group.parquet")
     run_scoring(run)
     paths = [media / name for name in group["candidates"]]
     (found,) = read(run.output)
     assert found["margin"] == pytest.approx(judge.score(group["prompt"], paths).margin.tolist(), abs=1e-5)
-    assert found["order"] == judge.rank(group["prompt"], paths).order.tolist()
+    assert found["order"] == judge.rank(group["prompt"], paths).order.tolist() and found["orders"] is None
 
 
 def test_margins_are_written_to_the_last_bit(media, monkeypatch):

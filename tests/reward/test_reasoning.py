@@ -294,7 +294,9 @@ def test_sampled_verdicts_are_seeded_and_do_not_depend_on_what_else_is_asked(bef
 def test_samples_differ_whatever_the_checkpoint_generates_by_default(before, monkeypatch):
     asked, own = questions(2), before.vlm.model.generation_config
     together = before(asked).margin
-    for name, value in {"top_k": 1, "top_p": 1e-3, "repetition_penalty": 3.0, "num_beams": 2}.items():
+    shaping = {"top_k": 1, "top_p": 1e-3, "min_p": 0.999, "typical_p": 0.01, "epsilon_cutoff": 0.5}
+    shaping |= {"repetition_penalty": 3.0, "num_beams": 2, "no_repeat_ngram_size": 1}
+    for name, value in shaping.items():
         monkeypatch.setattr(own, name, value)
     close(before(asked).margin, together)
 

@@ -12,7 +12,7 @@ from tiny import GaussianGenerator, TinyGenerator
 from rewarddance.errors import InputError
 from rewarddance.search.over_paths import Paths, noise_level, plan_rounds, renoised
 from rewarddance.search.recipe import Budget
-from rewarddance.search.run import search
+from rewarddance.search.run import read_method, search
 from rewarddance.types import Scales
 
 FAMILIES = sorted(generators(4))
@@ -170,3 +170,11 @@ def test_a_budget_below_one_path_is_refused_with_its_cost():
 def test_more_copies_than_a_batch_holds_are_refused():
     with pytest.raises(InputError, match="9 copies of a path are more than the 8 pictures"):
         search(TinyGenerator(20), Bright(), ["p"] * 8, Paths(copies=9), "samples=40")
+
+
+def test_more_paths_or_pictures_than_a_batch_holds_are_refused():
+    with pytest.raises(InputError, match="4 paths of 4 copies are more than the 8 pictures"):
+        search(TinyGenerator(20), Bright(), ["p"] * 8, Paths(paths=4), "samples=400")
+    for method, option in (("pruning", "trajectories"), ("zero_order", "neighbours")):
+        with pytest.raises(InputError, match=f"{option} is 16, and 8 pictures of a prompt are made together"):
+            search(TinyGenerator(20), Bright(), ["p"] * 8, read_method(method, {option: 16}), "samples=40")

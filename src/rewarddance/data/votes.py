@@ -31,7 +31,7 @@ _NAMED = 10
 class Weighed(NamedTuple):
     """What votes amount to.
 
-    share: [pairs], the probability that b is better.
+    share: [pairs], the probability that b is better; ties count as a half, each as one vote of all.
     accuracy: [people], the share of a person's votes that are right; 0.5 is that of a coin.
     """
 
@@ -57,7 +57,8 @@ def weigh(pair: np.ndarray, person: np.ndarray, vote: np.ndarray) -> Weighed:
         right = np.bincount(person, weight * np.where(vote > 0.5, share[pair], 1 - share[pair]), people)
         average = right.sum() / max(float(count.sum()), 1e-9)
         accuracy = np.clip((right + _BEFORE * average) / (count + _BEFORE), _LEAST, _MOST)
-    return Weighed(share, accuracy)
+    tied = np.bincount(pair, 1 - weight, pairs) / np.bincount(pair, minlength=pairs)
+    return Weighed(0.5 * tied + (1 - tied) * share, accuracy)
 
 
 def weigh_votes(source: Path, output: Path) -> dict[str, Any]:

@@ -77,5 +77,6 @@ def tie_threshold(margin: np.ndarray, share: np.ndarray) -> float:
     size, vote, answer = np.abs(margin)[order], np.sign(share - 0.5)[order], np.sign(margin)[order]
     tied, right = vote == 0, (vote == answer) & (vote != 0)
     gained = np.concatenate([[0], np.cumsum(tied.astype(int) - right)])  # at k: the k smallest margins are called ties
-    best = int(gained.argmax())
+    within = np.concatenate([[False], size[:-1] == size[1:], [False]])[: len(gained)]  # no threshold parts equal ones
+    best = int(np.where(within, -1, gained).argmax())
     return float(size[best - 1 : best + 1].mean()) if best else 0.0

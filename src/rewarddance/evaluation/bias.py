@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rewarddance.data.image_stats import blurred, image_statistics, luma
-from rewarddance.evaluation.statistics import Interval, interval_of_sums
+from rewarddance.evaluation.statistics import Interval, interval_of_rows, interval_of_sums
 from rewarddance.types import Pixels
 
 PROBE_AMOUNTS = {"brightness": 0.05, "saturation": 0.2, "sharpness": 0.5, "contrast": 0.1}
@@ -62,17 +62,19 @@ def correlation_beyond(
 
 
 def rank_correlation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> Interval | None:
-    """Spearman's correlation of n units' two figures; None where one of them does not vary."""
+    """Spearman's correlation of n units' two figures; None where one of them does not vary.
+
+    Units are ranked anew in each resample: with the ranks of all kept, the interval is too narrow.
+    """
     from scipy.stats import rankdata  # takes more than a second to load
 
-    x, y = (ranks - ranks.mean() for ranks in (rankdata(first), rankdata(second)))
-    if not (x.any() and y.any()):
+    x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if not (np.ptp(x) and np.ptp(y)):
         return None
-    parts = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
 
-    def pearson(sums: np.ndarray) -> np.ndarray:
-        n, x, y, xx, yy, xy = sums.T
-        product = np.maximum((xx - x * x / n) * (yy - y * y / n), 0)
-        return np.nan_to_num((xy - x * y / n) / np.sqrt(np.where(product > 0, product, np.nan)))
+    def spearman(rows: np.ndarray) -> np.ndarray:
+        a, b = (rankdata(values[rows], axis=-1) - (rows.shape[-1] + 1) / 2 for values in (x, y))
+        product = (a * a).sum(-1) * (b * b).sum(-1)
+        return np.nan_to_num((a * b).sum(-1) / np.sqrt(np.where(product > 0, product, np.nan)))
 
-    return interval_of_sums(parts, pearson, np.arange(len(x))).cut(-1.0, 1.0)
+    return interval_of_rows(len(x), spearman).cut(-1.0, 1.0)

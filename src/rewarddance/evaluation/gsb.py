@@ -48,7 +48,7 @@ def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[st
     """The figure of all rows of a .jsonl or .parquet file under "all", and of each value that the key `by` has.
 
     A row is one of `rewarddance score`, or {"prompt", "share"} with the share of votes for the candidate. Raises
-    InputError naming the line that has neither, or lacks `by`.
+    InputError naming the line that has neither, or lacks `by`, or whose judge was asked in one order only.
     """
     shares, prompts, groups = [], [], []
     for number, content in open_table(path).rows():
@@ -77,6 +77,11 @@ def _share(content: dict[str, Any]) -> float:
     if len(keys) != 1:
         has = "neither a probability nor a share" if not keys else "both a probability and a share"
         raise InputError(f"the row has {has}.", 'Write it with `rewarddance score`, or as {"prompt", "share"}.')
+    if keys[0] == "probability" and content.get("orders") == "forward":
+        raise InputError(
+            "a judge of pairs was asked in one order, so that its leaning to a place is counted too.",
+            "Score with --orders both.",
+        )
     value = content[keys[0]]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1 or math.isnan(value):
         raise InputError(f"the {keys[0]} is {str(value)[:60]}.", "It is one number from 0 to 1: one pair a row.")

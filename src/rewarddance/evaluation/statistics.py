@@ -44,6 +44,9 @@ def interval(
 ) -> Interval:
     """The mean of `values` [n] with its interval. share: it is one of a whole, and so ends at 0 and 1.
 
+    A share of values that are right or wrong (0 and 1, or half) has Wilson's interval at least, as if they were
+    independent: that ten of ten are right does not say that all are.
+
     units [n]: the number of the unit that each value belongs to, such as its prompt; whole units are drawn, for two
     pairs of one prompt say less than two of different ones. None: each value is a unit. Of a single unit its values
     are drawn, and a single value has no width. Raises ValueError for no values: a mean of nothing is not 0.
@@ -54,7 +57,17 @@ def interval(
     parts = np.stack([array, np.ones_like(array)], 1)
     units = np.arange(len(array)) if units is None else units
     result = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
+    if share and np.isin(array, (0.0, 0.5, 1.0)).all():
+        result = _with_wilson(result)
     return result.cut(0.0, 1.0) if share else result
+
+
+def _with_wilson(figure: Interval) -> Interval:
+    """A share's interval, and at least Wilson's of as many draws."""
+    z, n = 1.96, figure.n
+    middle = (figure.mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (max(figure.mean * (1 - figure.mean), 0.0) / n + z * z / (4 * n * n)) ** 0.5
+    return figure._replace(low=min(figure.low, middle - half), high=max(figure.high, middle + half))
 
 
 def interval_of_sums(
@@ -78,9 +91,7 @@ def interval_of_sums(
     value = float(figure(total)[0])
     if n < FEW:
         without = figure(total - sums) if n > 1 else np.array([value])  # each unit left out in turn
-        deviation = np.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
-        half = float(deviation * stdtrit(max(n - 1, 1), 0.975))
-        return Interval(value, value - half, value + half, len(parts))
+        return _jackknifed(value, without, len(parts))
     drawn, at_once = [], max(1, 1_000_000 // n)
     for start in range(0, resamples, at_once):
         m = min(at_once, resamples - start)
@@ -88,6 +99,28 @@ def interval_of_sums(
         drawn.append(np.bincount(chosen.ravel(), minlength=m * n).reshape(m, n) @ sums)
     low, high = np.quantile(figure(np.concatenate(drawn)), [0.025, 0.975])
     return Interval(value, float(low), float(high), len(parts))
+
+
+def interval_of_rows(n: int, figure: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Interval:
+    """The interval over n units of any figure of some of them. figure: rows [m, k] of units to figures [m]."""
+    rng, everything = np.random.default_rng(seed), np.arange(n)
+    value = float(figure(everything[None])[0])
+    if n < FEW:
+        without = figure(np.stack([np.delete(everything, k) for k in range(n)])) if n > 2 else np.array([value])
+        return _jackknifed(value, without, n)
+    at_once = max(1, 1_000_000 // n)
+    sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
+    drawn = np.concatenate([figure(rng.integers(n, size=(m, n))) for m in sizes])
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value, float(low), float(high), n)
+
+
+def _jackknifed(value: float, without: np.ndarray, n: int) -> Interval:
+    """Student's t of the jackknife's standard error. without: the figure without each of the units in turn."""
+    units = len(without)
+    deviation = np.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
+    half = float(deviation * stdtrit(max(units - 1, 1), 0.975))
+    return Interval(value, value - half, value + half, n)
 
 
 def numbered(units: Sequence[int] | np.ndarray | Sequence[str]) -> np.ndarray:

@@ -85,7 +85,7 @@ class ScoreRun(JudgeChoice):
 
     @property
     def answer_keys(self) -> set[str]:
-        return {"probability", "margin", "order"} | ({"reason"} if self.explain else set())
+        return {"probability", "margin", "order", "orders"} | ({"reason"} if self.explain else set())
 
 
 class SearchRun(JudgeChoice):

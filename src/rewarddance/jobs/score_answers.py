@@ -40,13 +40,21 @@ def ask(
         return []
     try:
         if explain is not None:
-            return [*_explained(judge, tasks, explain)]
-        return [answer_of(task, margin) for task, margin in zip(tasks, _margins(judge, tasks), strict=True)]
+            answers = [*_explained(judge, tasks, explain)]
+        else:
+            answers = [answer_of(task, margin) for task, margin in zip(tasks, _margins(judge, tasks), strict=True)]
+        return [answer | asked_in(judge, task) for task, answer in zip(tasks, answers, strict=True)]
     except RewardDanceError as error:
         if len(tasks) == 1:
             return [error]
         half = len(tasks) // 2
         return ask(judge, tasks[:half], explain) + ask(judge, tasks[half:], explain)
+
+
+def asked_in(judge: RewardModel, task: Task) -> dict[str, str]:
+    """The key `orders` of a row that a judge of pairs answered: in one order its leaning to a place counts, too."""
+    orders = getattr(getattr(judge, "config", None), "orders", None)
+    return {"orders": orders} if orders and task.form != "pairs" and needs_reference(judge) else {}
 
 
 def _margins(judge: RewardModel, tasks: Sequence[Task]) -> tuple[Float[Tensor, " Q"], ...]:

@@ -192,4 +192,4 @@ def parquet_schema(table: Table, run: ScoreRun) -> pa.Schema:
     named = grouped or "candidate" in columns  # otherwise `image` is the candidate
     kept |= dict.fromkeys(("reference", *(["image"] if named else []), "instruction"), pa.string())
     kept |= {"probability": number, "margin": number} | ({"order": pa.list_(pa.int32())} if grouped else {})
-    return pa.schema(kept | ({"reason": names} if run.explain else {}))
+    return pa.schema(kept | {"orders": pa.string()} | ({"reason": names} if run.explain else {}))

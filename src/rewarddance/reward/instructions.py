@@ -222,8 +222,8 @@ def nodes(criteria: dict[str, Criterion], above: str = "") -> Iterator[tuple[str
 def _filled(text: str, words: dict[str, str]) -> Iterator[str]:
     """The parts of a checked template: text with its words filled in, and `Picture`s.
 
-    The line break after a picture is the chat template's own, so the template's is dropped. What is filled in is not
-    read again: a prompt that says "{criteria}" stays as it is.
+    The line break after a picture is the chat template's own, where it writes one, so the instruction's is dropped.
+    What is filled in is not read again: a prompt that says "{criteria}" stays as it is.
     """
     for number, part in enumerate(_PICTURE_PLACE.split(text)):
         if number % 2:

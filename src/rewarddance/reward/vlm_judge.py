@@ -7,7 +7,8 @@ processors go through uint8 or need torchvision. Any other family is read throug
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -271,28 +272,40 @@ class VisionLanguageModel(Prefill):
     ) -> list[str]:
         """How each answer goes on, as text, by transformers' own generate; greedy at temperature 0, else seeded.
 
-        Of the whole distribution, whatever the checkpoint's generation_config.json says: with its top_k of 1 all
-        samples would be one.
+        Of the whole distribution, whatever else the checkpoint's generation_config.json says than which tokens end a
+        text: with its top_k of 1 all samples would be one.
         """
         if self.is_checking:
             for judge_input in judge_inputs:
                 self._sequence(judge_input, ())
             return ["" for _ in judge_inputs]
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        sampling: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+        sampling: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": pad}
         if temperature:
             sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         one_at_a_time = self.family.one_at_a_time
         batches = [[judge_input] for judge_input in judge_inputs] if one_at_a_time else [judge_inputs]
         texts: list[str] = []
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self._plain_generation():
             torch.manual_seed(seed)
             for batch in batches:
                 inputs = self._generation_inputs(batch, pad)
-                output_ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=pad, **sampling)
+                output_ids = self.model.generate(**inputs, **sampling)
                 written = output_ids[:, inputs["input_ids"].shape[1] :]
                 texts += [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
         return texts
+
+    @contextmanager
+    def _plain_generation(self) -> Iterator[None]:
+        """Within the block of the checkpoint's generation_config.json the tokens alone stand, which begin and end."""
+        model: Any = self.model
+        own = model.generation_config
+        tokens = ("bos_token_id", "eos_token_id", "decoder_start_token_id")
+        model.generation_config = type(own)(**{name: getattr(own, name, None) for name in tokens})
+        try:
+            yield
+        finally:
+            model.generation_config = own
 
     def _generation_inputs(self, judge_inputs: Sequence[JudgeInput], pad: int) -> dict[str, Tensor]:
         """What `generate` takes for questions and how their answers begin, padded on the left."""

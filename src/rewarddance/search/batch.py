@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rewarddance.errors import InputError
 from rewarddance.generators.sampling import for_sampling
 from rewarddance.search.budget import Cost, CountingGenerator, CountingJudge, Meter
 from rewarddance.search.judging import Candidate, Groups, Judging
@@ -61,6 +62,14 @@ class Batch:
         if least is None:
             least = 0 if self.kept[0] else 1
         return self.meter.max_affordable(cost, self.width if most is None else min(most, self.width), least)
+
+    def check_width(self, name: str, asked: int) -> None:
+        """Raises InputError where an option asks for more pictures of a prompt together than there can be."""
+        if asked > self.width:
+            raise InputError(
+                f"{name} is {asked}, and {self.width} pictures of a prompt are made together.",
+                "Give a larger batch_size, fewer prompts_at_once, or a smaller number.",
+            )
 
     # -- making pictures ----------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.errors import InputError
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, changed
 from rewarddance.runtime.devices import on_device
 from rewarddance.search.batch import Batch, indices_in
 from rewarddance.search.budget import Cost
@@ -105,6 +105,12 @@ def search_over_paths(batch: Batch, recipe: Paths) -> None:
         raise InputError(
             f"{recipe.copies} copies of a path are more than the {batch.width} pictures of a prompt made together.",
             "Give a larger batch_size, fewer prompts_at_once, or fewer copies.",
+        )
+    if recipe.paths > at_once and changed(recipe, "paths"):
+        raise InputError(
+            f"{recipe.paths} paths of {recipe.copies} copies are more than the {batch.width} pictures of a prompt made "
+            "together.",
+            f"Give a larger batch_size or fewer prompts_at_once; or leave paths out, and {at_once} are followed.",
         )
 
     def cost(count: int) -> Cost:

@@ -46,6 +46,7 @@ def search_pruning(batch: Batch, recipe: Pruning) -> None:
         evaluations += count * (batch.steps - before)
         return Cost(evaluations, questions + batch.judging.question_count(count, batch.judging.seen))
 
+    batch.check_width("trajectories", recipe.trajectories or 0)
     while count := batch.max_affordable(cost, recipe.trajectories):
         batch.rounds += any(math.ceil(recipe.keep * count) < count for _ in stops)
         seeds = batch.next_seeds(count)

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, changed
 from rewarddance.search.batch import Batch
 from rewarddance.search.judging import Groups
 
@@ -28,6 +28,7 @@ def search_zero_order(batch: Batch, recipe: ZeroOrder) -> None:
 
     Such a neighbour has the distribution of the pivot, in every family's scale; at radius 1 this is random search.
     """
+    batch.check_width("neighbours", recipe.neighbours if changed(recipe, "neighbours") else 0)
     seeds = batch.next_seeds(1)
     new = _candidates(batch, batch.init_noise(seeds), [[{"noise": seed}] for (seed,) in seeds])
     batch.first = [group[0] for group in new]
