@@ -80,7 +80,7 @@ class RowFile:
                 if unknown := {key for row in rows for key in row} - set(self.schema.names):  # Arrow would drop them
                     raise TypeError(f"there is no column for {', '.join(sorted(unknown))}")
                 return pa.RecordBatch.from_pylist(list(rows), schema=self.schema).serialize().to_pybytes()
-            lines = [json.dumps(row, ensure_ascii=False, default=as_text, allow_nan=False) for row in rows]
+            lines = [json.dumps(row, ensure_ascii=False, default=json_value, allow_nan=False) for row in rows]
             return "".join(line + "\n" for line in lines).encode()
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: NaN, or half a pair
             kind, more = (".jsonl", ", or write .parquet") if self.schema is None else (".parquet", "")
@@ -210,8 +210,8 @@ def _broken_line(path: Path, length: int) -> str:
     return ""
 
 
-def as_text(value: Any) -> Any:
-    """What Parquet holds and JSON does not, as text, and numpy's numbers as Python's; bytes have none."""
+def json_value(value: Any) -> Any:
+    """What JSON has for a value of Parquet or numpy: text for dates and decimals, numbers for numpy's; for bytes none."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, date | time):  # a datetime is a date

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from rewarddance.data.faults import FaultyRow, FaultyRows
-from rewarddance.data.journal import as_text
+from rewarddance.data.journal import json_value
 from rewarddance.data.media import read_video
 from rewarddance.data.tables import ParquetTable
 from rewarddance.errors import InputError, first_line, shown
@@ -77,7 +77,7 @@ def _prompt(record: dict[str, Any], folder: Path, images: dict[Path, Pixels]) ->
     if negative is not None and not isinstance(negative, str):
         raise InputError(f"has the negative_prompt {shown(negative)}, which holds no prompt.", "Give a text, or none.")
     try:
-        json.dumps(metadata, default=as_text, allow_nan=False)
+        json.dumps(metadata, default=json_value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"holds beside the prompt what no result can: {error}.", "Leave that value out.") from error
     prompt = Prompt(text.strip(), (negative or "").strip(), metadata)
@@ -216,7 +216,7 @@ def keep_prompts(prompts: Sequence[Prompt], path: Path, binding: bool = True) ->
 def metadata_text(prompt: Prompt) -> str:
     """A prompt's metadata as JSON; the same of equal ones. Raises InputError naming a prompt whose JSON cannot hold."""
     try:
-        return json.dumps(prompt.metadata, sort_keys=True, default=as_text)
+        return json.dumps(prompt.metadata, sort_keys=True, default=json_value)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"the prompt {shown(prompt.text)} has metadata that JSON cannot hold: {error}.", "Leave that value out."
