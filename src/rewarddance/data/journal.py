@@ -211,7 +211,7 @@ def _broken_line(path: Path, length: int) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """What JSON has for a value of Parquet or numpy: text for dates and decimals, numbers for numpy's; for bytes none."""
+    """What JSON has for a value of Parquet or numpy: text for dates and decimals, numpy's numbers; none for bytes."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, date | time):  # a datetime is a date
