@@ -80,7 +80,7 @@ def test_pictures_of_what_the_prompts_ask_for_are_correct(tmp_path):
         "color_attr",
     }
     assert scores["by"]["detector"] == ORACLE and scores["by"]["colours"] == "the detector"
-    assert "| counting | 100.0 [100.0, 100.0] | 8 |" in (tmp_path / "out" / "scores.md").read_text()
+    assert "| counting | 100.0 [67.6, 100.0] | 8 |" in (tmp_path / "out" / "scores.md").read_text()
 
 
 def test_what_is_counted_is_what_the_oracle_reads(tmp_path):

@@ -59,13 +59,13 @@ class _Repeat(NamedTuple):
 
 class _GraphCost(NamedTuple):
     """A computation with a graph that was run: what it took forward, its result, the bytes that its graph keeps, and
-    what it took backward (None: it was not gone back through yet)."""
+    what each walk back took: to weights and inputs (True), or to inputs alone (False), as far as it was taken."""
 
     forward: _Cost
     shape: torch.Size
     dtype: torch.dtype
     kept: int
-    backward: _Cost | None = None
+    walks: dict[bool, _Cost]
 
 
 class Counting:
@@ -77,10 +77,11 @@ class Counting:
     peak: the most bytes held at once.
     at_peak: what they consisted of, by the phase that made them.
     peaks: the most bytes held at once during each phase.
+    keeps_graph: whether the backward pass under way leaves its graph for another.
     """
 
     def __init__(self) -> None:
-        self.phase = "other"
+        self.phase, self.keeps_graph = "other", False
         self.flops: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()
         self.peak = self.live = 0
@@ -110,8 +111,8 @@ class Counting:
         """What `compute` returns for the inputs, with a graph back to them and to weights; run forward and backward
         once for each key, and from then on only counted.
 
-        key: all that its shapes depend on. It leaves nothing in memory but its result and its graph, which is gone back
-        through once at most.
+        key: all that its shapes depend on, and how its graph is gone back through. It leaves nothing in memory but its
+        result and its graph.
         """
         return _RepeatedGraph.apply(self, key, compute, torch.empty(0, device=META, requires_grad=True), *inputs)
 
@@ -203,8 +204,9 @@ class _RepeatedGraph(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, counts: Counting, key: Any, compute: Any, needs_graph: Tensor, *inputs: Tensor) -> Tensor:
         ctx.counts, ctx.key, ctx.inputs = counts, key, inputs
+        ctx.weights = get_gradient_edge(needs_graph).node
         known = counts._graph_costs.get(key)
-        if known is not None and known.backward is not None:
+        if known is not None and known.walks:
             counts._charge(known.forward)
             ctx.result, ctx.kept = None, torch.empty(known.kept, dtype=torch.float8_e5m2, device=META)  # a byte each
             return torch.empty(known.shape, dtype=known.dtype, device=META)
@@ -213,22 +215,28 @@ class _RepeatedGraph(torch.autograd.Function):
         with torch.enable_grad():
             ctx.result, cost = counts._measured(lambda: compute(ctx.inputs))
         kept = counts.live - live - ctx.result.untyped_storage().nbytes()
-        counts._graph_costs[key] = _GraphCost(cost, ctx.result.shape, ctx.result.dtype, kept)
+        counts._graph_costs[key] = _GraphCost(cost, ctx.result.shape, ctx.result.dtype, kept, {})
         return ctx.result.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        known = ctx.counts._graph_costs[ctx.key]
+        counts, keeps, known = ctx.counts, ctx.counts.keeps_graph, ctx.counts._graph_costs[ctx.key]
+        to_weights = torch._C._will_engine_execute_node(ctx.weights)
         if ctx.result is None:
-            ctx.counts._charge(known.backward)
-            ctx.kept = None
+            counts._charge(known.walks[to_weights])
             gradients = [torch.empty_like(tensor) if tensor.requires_grad else None for tensor in ctx.inputs]
         else:
-            result, ctx.result = ctx.result, None
-            _, cost = ctx.counts._measured(lambda: torch.autograd.backward(result, gradient))
-            ctx.counts._graph_costs[ctx.key] = known._replace(backward=cost)
-            gradients = [tensor.grad for tensor in ctx.inputs]
-        ctx.inputs = None
+            result, leaves = ctx.result, [tensor for tensor in ctx.inputs if tensor.requires_grad]
+            ctx.result = result if keeps else None
+            if to_weights:
+                walk = partial(torch.autograd.backward, result, gradient, retain_graph=keeps)
+            else:
+                walk = partial(torch.autograd.grad, result, leaves, gradient, retain_graph=keeps)
+            found, known.walks[to_weights] = counts._measured(walk)
+            to_leaves = iter([tensor.grad for tensor in leaves] if to_weights else found)
+            gradients = [next(to_leaves) if tensor.requires_grad else None for tensor in ctx.inputs]
+        if not keeps:
+            ctx.inputs = ctx.kept = None
         return None, None, None, None, *gradients
 
 
@@ -319,6 +327,7 @@ class _LikeOnAGpu(TorchFunctionMode):
         graph, which are no tensors.
         """
         nested, self.in_backward = self.in_backward, True
+        outer, self.counts.keeps_graph = self.counts.keeps_graph, bool(kwargs.get("retain_graph"))
         try:
             if func is torch.autograd.grad:
                 with self:
@@ -328,7 +337,7 @@ class _LikeOnAGpu(TorchFunctionMode):
             with self, nullcontext() if nested else self.counts.during("backward"):
                 return torch.autograd.backward(_edges(tensors), *args, **kwargs)
         finally:
-            self.in_backward = nested
+            self.in_backward, self.counts.keeps_graph = nested, outer
 
 
 _BACKWARD = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
