@@ -119,8 +119,9 @@ class Claim(NamedTuple):
 def claims(rows: Rows, points: Sequence[JudgePoint], sizes: Sequence[str], contexts: Sequence[str]) -> list[Claim]:
     """The paper's claims that the rows can decide, of sizes in the first context and then of contexts.
 
-    Of sizes: what twice the parameters bring, the largest over the smallest, and each over the one before, for the
-    spread of the reward in a run's last window too (the paper's Figure 5); of contexts the first over each other one.
+    Of sizes: what twice the parameters bring, with the smallest size and without, the largest over the smallest, and
+    each over the one before, for the spread of the reward in a run's last window too (the paper's Figure 5); of
+    contexts the first over each other one.
     Two seeds at least, and the same seeds on both sides.
     """
     first = contexts[0]
@@ -169,9 +170,12 @@ def _of_sizes(
     parameters: Mapping[str, float],
     figure: Callable[[Any], np.ndarray],
 ) -> list[Claim]:
-    """The claims that a figure rises with size."""
+    """The claims that a figure rises with size: over all sizes, without the smallest, and each over the one before."""
     known = [size for size in sizes if len({row.seed for row in select(rows, size=size)}) > 1]
     claimed = [_claim(f"{title}, per doubling of the parameters", _per_doubling(rows, parameters, figure))]
+    larger = [row for row in rows if row.size in known[1:]]
+    if slope := _per_doubling(larger, parameters, figure):
+        claimed.append(_claim(f"{title}, per doubling above {known[0]}", slope))
     steps = list(pairwise(known))
     for low, high in [(known[0], known[-1]), *steps] if len(steps) > 1 else steps:
         claimed.append(_claim(f"{title}: {high} over {low}", _difference(rows, "size", low, high, figure)))
