@@ -258,9 +258,9 @@ def test_eight_of_the_algorithms_are_compared_as_among_all_with_the_rates_that_w
     assert eight.seeds == every.seeds and [*eight.methods] == [*every.methods][:8] and [*eight.judges] == ["good"]
     for name, config in eight.methods.items():
         tuned = config.chosen.learning_rate / every.methods[name].chosen.learning_rate
-        assert round(tuned, 3) in (0.3, 1, 3) and config.with_loop(learning_rate=1) == every.methods[name].with_loop(
-            learning_rate=1
-        )
+        alike = {"learning_rate": 1} | ({"clip_range": 1e-4} if name == "DGPO" else {})  # as measured; the default rose
+        assert round(tuned, 3) in (0.3, 1, 3)
+        assert config.with_loop(**alike) == every.methods[name].with_loop(**alike)
     published = ROOT / "docs" / "results" / "rows" / "eight_algorithms.jsonl"
     study = Algorithms(eight, tmp_path, published)
     measured = [(run.seed, run.judge, run.method, run.budget) for run in study.rows.of(AlgorithmRun)]
