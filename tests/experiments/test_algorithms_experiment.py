@@ -267,6 +267,18 @@ def test_eight_of_the_algorithms_are_compared_as_among_all_with_the_rates_that_w
     assert len(measured) == len(set(measured)) and set(measured) <= {(*cell.key.values(),) for cell in study.cells()}
 
 
+def test_the_rows_of_eight_tuned_where_they_are_compared_are_whole(tmp_path):
+    tuned = load_recipe(AlgorithmsRecipe, project_recipe("eight_algorithms_tuned"))
+    assert (
+        tuned.tuning is not None
+        and (tuned.tuning.seconds,) == tuned.seconds
+        and not set(tuned.tuning.seeds) & {*tuned.seeds}
+    )
+    study = Algorithms(tuned, tmp_path, ROOT / "docs" / "results" / "rows" / "eight_algorithms_tuned.jsonl")
+    measured = {(run.seed, run.judge, run.method, run.budget) for run in study.rows.of(AlgorithmRun)}
+    assert measured == {(*cell.key.values(),) for cell in study.cells() if cell.kind is AlgorithmRun}
+
+
 def test_the_recipe_that_comes_along_has_every_algorithm_judge_and_seed(tmp_path):
     recipe = load_recipe(AlgorithmsRecipe, project_recipe("algorithms"))
     used = {config.algorithm for config in recipe.methods.values()}

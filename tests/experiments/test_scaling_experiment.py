@@ -188,6 +188,17 @@ def test_what_twice_the_parameters_bring_is_of_the_sizes_that_all_seeds_have(tmp
     assert "accuracy out of domain: 2 over 0" in found and "accuracy out of domain: 3 over 2" not in found
 
 
+def test_what_twice_the_parameters_bring_is_told_without_the_smallest_too(tmp_path):
+    rows = Rows(tmp_path, KINDS)
+    for seed in range(3):
+        for size, accuracy in enumerate((0.9, 0.2, 0.3, 0.4)):
+            rows.add(judge_run(seed, str(size), 0.5, accuracy))
+    found = {claim.claim: claim for claim in claims(rows, judge_points(rows), ["0", "1", "2", "3"], ["pairwise"])}
+    assert found["accuracy out of domain, per doubling of the parameters"].verdict == "does not"
+    above = found["accuracy out of domain, per doubling above 0"]
+    assert above.figure.startswith("+3.0 [") and above.verdict == "holds"
+
+
 def test_a_larger_judge_is_asked_whether_its_reward_keeps_its_spread(tmp_path):
     rows = Rows(tmp_path, KINDS)
     for seed in range(3):
