@@ -104,6 +104,17 @@ def test_what_is_lost_at_once_is_seen_before_two_windows_are_over():
     assert "diversity_within" not in rung(slowly[:50], least_diversity=0.7)
 
 
+@pytest.mark.parametrize("window", [4, 8, 16])
+def test_of_runs_as_noisy_as_their_figure_is_high_few_ring_and_a_true_fall_still_does(window):
+    rng = np.random.default_rng(0)
+    noisy = rng.exponential(1, (100, 60))
+    rang = [rung([{"spread_within": float(value)} for value in run], window=window) for run in noisy]
+    assert sum(map(bool, rang)) <= 10
+    gone = np.abs(1 + 0.3 * rng.normal(size=(100, 60))) * np.where(np.arange(60) < 20, 1, 0.02)
+    found = [rung([{"spread_within": float(value)} for value in run], window=window) for run in gone]
+    assert sum(map(bool, found)) >= 98 and all(step <= 20 + window for one in found for step in one.values())
+
+
 def test_p_that_is_full_while_the_margin_climbs_rings():
     rows = honest(0)
     for i, row in enumerate(rows):

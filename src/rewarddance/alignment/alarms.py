@@ -2,8 +2,8 @@
 
 Most compare the mean of the last `window` steps with that of the run's first window, when the generator was still the
 base. `saturation` compares with the window before, `distance` with a fixed threshold, and spread and diversity are also
-seen in quarters of a window. They need no oracle. They are functions of what the steps log, so a resumed run reads the
-log back and raises the same alarms.
+seen in quarters of a window, of four steps at least. They need no oracle. They are functions of what the steps log, so
+a resumed run reads the log back and raises the same alarms.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Row = Mapping[str, Any]
 class AlarmRecipe(Recipe):
     """When alarms ring. All are on; every threshold is ours.
 
-    window: steps whose mean is compared. Distance is seen in a quarter of it; so are spread and diversity, where a
-        quarter is surely below its share of the first quarter. No other alarm rings before two windows.
+    window: steps whose mean is compared. Distance, spread and diversity are also seen in a quarter of it, of four steps
+        at least. No other alarm rings before two windows.
     off: alarms that are not wanted.
     stop_on: alarms that end the run, which keeps the newest checkpoint from before their window; the others only warn.
-    least_spread: share of the first window's spread of the margin, within a prompt and across prompts, below which the
-        two alarms of spread ring.
+    least_spread: share of the first window's spread of the margin, within a prompt and across prompts; the two alarms
+        of spread ring where it is surely below.
     least_diversity: the same share of the distances between pictures, within a group and across prompts.
     saturated, still, climb: P(yes) is above `saturated` and moved by less than `still` from one window to the next,
         while the margin rose by `climb` logits or more.
@@ -159,13 +159,13 @@ class AlarmMonitor:
         self.recent = [*self.recent[1 - 2 * n :], row]  # rounded as in metrics.jsonl, which a resumed run reads
         if self.first is None and len(self.recent) == n:
             self.first = Window.of(self.recent)
-        few, signs = max(2, n // 4), []
+        few, signs = max(4, n // 4), []
         if len(self.recent) >= few:
             now = Window.of(self.recent[-few:])
             self.first_few = self.first_few or now
             signs.append(("distance", moved_far(now, self.recipe), few))
             if len(self.recent) >= 2 * few:
-                signs += [(name, saw, few) for name, saw in early_losses(self.first_few, now, self.recipe)]
+                signs += [(name, saw, few) for name, saw in losses(self.first_few, now, self.recipe)]
         if self.first is not None and len(self.recent) == 2 * n:
             compared = changes(self.first, Window.of(self.recent[:n]), Window.of(self.recent[n:]), self.recipe)
             signs += [(name, saw, n) for name, saw in compared]
@@ -184,44 +184,35 @@ class AlarmMonitor:
 
 def changes(first: Window, before: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
     """Each alarm's name and sign, "" for none, from three windows: the run's first, the last but one, the last."""
-    rewards = rewards_in(now)
     checks = [
-        *(
-            (name, partial(fell_below, first, now, name + of, recipe.least_spread))
-            for of in rewards
-            for name in SPREADS
-        ),
-        *(("saturation", partial(saturated, before, now, recipe, of)) for of in rewards),
+        *(("saturation", partial(saturated, before, now, recipe, of)) for of in rewards_in(now)),
         ("traded", partial(traded, first, now, recipe)),
         ("held_out", partial(disagreed, first, now, recipe)),
-        ("diversity_within", partial(fell_below, first, now, "diversity_within", recipe.least_diversity)),
-        ("diversity_across", partial(fell_below, first, now, "diversity_across", recipe.least_diversity)),
         ("collapse", partial(collapsed, first, now, recipe)),
         *(("drift", partial(drifted, first, now, statistic, recipe)) for statistic in MEASURED),
         ("untouched", partial(left_sources, first, now, recipe, below=True)),
         ("repainted", partial(left_sources, first, now, recipe, below=False)),
     ]
-    signs = []
+    signs = losses(first, now, recipe)
     for name, check in checks:
         with suppress(KeyError):  # a figure that this run does not log
             signs.append((name, check()))
     return signs
 
 
-def early_losses(first: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
-    """Each alarm of spread and diversity that a few steps tell surely from the first few, with its sign.
+def losses(first: Window, now: Window, recipe: AlarmRecipe) -> list[tuple[str, str]]:
+    """Each alarm of spread and diversity with its sign, "" for none, from the first steps and the last.
 
-    A reward that does not know what is good can take a generator apart long before two windows are over.
+    A reward that does not know what is good can take a generator apart long before two windows are over: so these are
+    also asked of quarters of a window.
     """
     shares = {f"{name}{of}": recipe.least_spread for of in rewards_in(now) for name in SPREADS}
     shares |= dict.fromkeys(("diversity_within", "diversity_across"), recipe.least_diversity)
-    signs = []
-    for key, share in shares.items():
-        if key in now.mean and key in first.mean:
-            room = recipe.sure * math.hypot(share * standard_error(key, first), standard_error(key, now))
-            saw = fell_below(first, now, key, share) if now.mean[key] + room < share * first.mean[key] else ""
-            signs.append((key.partition("/")[0], saw))
-    return signs
+    return [
+        (key.partition("/")[0], fell_below(first, now, key, share, recipe.sure))
+        for key, share in shares.items()
+        if key in now.mean and key in first.mean
+    ]
 
 
 def rewards_in(window: Window) -> list[str]:
@@ -234,9 +225,10 @@ def said_of(reward: str) -> str:
     return f"{reward[1:]}: " if reward else ""
 
 
-def fell_below(first: Window, now: Window, key: str, least: float) -> str:
-    """The figure is below the share `least` of the first window's."""
-    if first.mean[key] <= 0 or now.mean[key] >= least * first.mean[key]:
+def fell_below(first: Window, now: Window, key: str, least: float, sure: float) -> str:
+    """The figure is below the share `least` of the first window's, by `sure` standard errors."""
+    error = math.hypot(least * standard_error(key, first), standard_error(key, now))
+    if now.mean[key] + sure * error >= least * first.mean[key]:
         return ""
     share, (name, slash, reward) = 100 * now.mean[key] / first.mean[key], key.partition("/")
     return (
