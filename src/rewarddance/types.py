@@ -110,8 +110,8 @@ class Question:
     instruction: the name of a task instruction, or None for the judge's own.
     fps: frames a second of the candidate and of the reference, where they are videos and it is known.
 
-    Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text, or
-    pixels are none.
+    Two questions that hold the very same tensor share its encoding. Raises InputError where the prompt is no text or a
+    blank one, or pixels are none.
     """
 
     prompt: Prompt
@@ -131,7 +131,10 @@ class Question:
         _check_pixels(candidate, "candidate")
         if reference is not None:
             _check_pixels(reference, "reference")
-        vars(self).update(prompt=as_prompt(prompt), candidate=candidate, reference=reference)
+        prompt = as_prompt(prompt)
+        if not prompt.text.strip():
+            raise InputError(f"the prompt {prompt.text!r} is blank.", "Say what the candidate was made for.")
+        vars(self).update(prompt=prompt, candidate=candidate, reference=reference)
         vars(self).update(instruction=instruction, fps=fps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -189,6 +190,10 @@ def test_another_import_does_not_go_on_with_the_output_of_this_one(tmp_path):
     imported("hpdv3", path)
     with pytest.raises(InputError, match=r"import with decode = True, not False"):
         imported("hpdv3", path, decode=False)
+    written = path.stat().st_mtime_ns
+    os.utime(path, ns=(written, written + 1))
+    with pytest.raises(InputError, match="of an import of files that have changed since"):
+        imported("hpdv3", path)
     (tmp_path / "mine.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"mine.jsonl exists, and no import wrote it"):
         imported("hpdv3", path, output=tmp_path / "mine.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -204,6 +205,32 @@ def test_a_picture_of_16_bits_a_channel_keeps_its_levels(tmp_path, colour, chann
     (tmp_path / "a.png").write_bytes(png(8, 8, depth=16, colour=colour, data=rows))
     for channel in read_picture(tmp_path / "a.png")[0]:
         assert (channel.flatten() - torch.linspace(0, 1, 64)).abs().max() < 1.01 / 255
+
+
+def test_of_a_grey_picture_of_16_bits_the_transparent_level_is_white(tmp_path):
+    levels = np.array([0, 30_000, 65_535], dtype=">u2")
+    rows = b"".join(b"\0" + levels.tobytes() for _ in range(2))
+    content = png(3, 2, depth=16, colour=0, data=rows)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    assert read_picture(path)[0, 0, 0, 0] == 0
+    begin = content.index(b"IDAT") - 4
+    trns = b"tRNS" + levels[:1].tobytes()
+    path.write_bytes(content[:begin] + b"\0\0\0\2" + trns + crc32(trns).to_bytes(4, "big") + content[begin:])
+    assert (read_picture(path)[0, 0, 0] - torch.tensor([1.0, 30 / 65.535, 1.0])).abs().max() < 0.6
+
+
+@pytest.mark.parametrize(("tags", "said"), [({258: 12}, "12 bits a value"), ({262: 0}, "its 0 is white")])
+def test_a_tiff_whose_levels_are_not_known_is_refused(tmp_path, tags, said):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(path, tiffinfo=tags)
+    content = bytearray(path.read_bytes())
+    for tag, value in tags.items():  # Pillow writes its own
+        at = content.index(tag.to_bytes(2, "little") + b"\3\0\1\0\0\0")
+        content[at + 8 : at + 10] = value.to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_picture(path)
 
 
 def test_a_grey_map_of_16_bits_is_not_clipped_to_white(tmp_path):

@@ -97,5 +97,7 @@ def test_lines_of_a_csv_that_cannot_be_read_are_named_and_the_others_come(tmp_pa
         {"a": "5", "b": "6"},
     ]
     said = [row.content.what for row in found if isinstance(row.content, InputError)]
+    path.write_text('a,b\n1,2\n"3,4\n5,6\n')
+    assert "broken from here on: a quote that begins after line 2" in list(read_records(path))[-1].content.what
     for word, text in zip(("1 values", "3 values", "not UTF-8", "no CSV"), said, strict=True):
         assert word in text

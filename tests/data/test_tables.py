@@ -71,6 +71,27 @@ def test_a_parquet_value_that_cannot_be_read_is_the_reason_of_its_row_alone(tmp_
     assert isinstance(broken.content, InputError) and "'text' cannot be read" in broken.content.what
 
 
+def test_of_a_damaged_parquet_group_the_rows_before_the_damage_can_be_had(tmp_path):
+    path, texts = tmp_path / "a.parquet", [f"{i:0>400}" for i in range(3000)]
+    pq.write_table(pa.table({"text": texts}), path, compression="snappy", data_page_size=20_000, use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 1000] = bytes(1000)
+    path.write_bytes(content)
+    table = open_table(path)
+    *read, broken = table.rows()
+    assert 100 < len(read) < 3000 and isinstance(broken.content, InputError)
+    assert table.at(5) == {"text": texts[5]} == read[5].content
+    assert "broken from here on" in table.at(2999).what
+
+
+def test_texts_of_a_key_are_found_in_every_kind_of_table(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"instruction": "x"}\n{"other": "instruction"}\n{"instruction": 3}\nbroken\n')
+    pq.write_table(pa.table({"instruction": ["x", None, "y"]}), tmp_path / "a.parquet")
+    assert open_table(tmp_path / "a.jsonl").texts("instruction") == {"x"}
+    assert open_table(tmp_path / "a.parquet").texts("instruction") == {"x", "y"}
+    assert open_table(tmp_path / "a.parquet").texts("other") == set()
+
+
 def test_a_folder_is_its_pictures_in_natural_order_with_the_prompts_beside_them(tmp_path):
     for name in ("p10.png", "p2.JPG", "p1.webp", ".hidden.png"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)

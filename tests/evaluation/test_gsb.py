@@ -25,6 +25,14 @@ def test_swapping_candidate_and_reference_changes_the_sign_alone():
     assert plain[:3] == swapped[:3][::-1] and plain.gsb.mean == pytest.approx(-swapped.gsb.mean)
 
 
+def test_a_distance_that_is_just_reached_is_the_same_on_both_sides():
+    assert gsb(np.array([0.55, 0.45, 0.56]), same=0.05)[:3] == (1, 2, 0)
+
+
+def test_ten_of_ten_do_not_say_that_all_are_good():
+    assert gsb(np.ones(10)).gsb.high == 1 and 0.3 < gsb(np.ones(10)).gsb.low < 0.6
+
+
 def test_pairs_of_one_prompt_are_resampled_together():
     share = np.repeat(np.random.default_rng(0).integers(0, 2, 20), 30).astype(float)
     prompts = [str(i) for i in range(20) for _ in range(30)]
@@ -39,8 +47,8 @@ def rows(path, content):
 
 def test_the_command_reads_scores_and_votes_and_parts_them(tmp_path):
     scored = [
-        {"prompt": "a", "candidate": "1.png", "probability": 0.9, "margin": 2.2, "category": "one"},
-        {"prompt": "b", "candidate": "3.png", "probability": 0.2, "margin": -1.4, "category": "two"},
+        {"prompt": "a", "candidate": "1.png", "reference": "r.png", "probability": 0.9, "category": "one"},
+        {"prompt": "b", "candidate": "3.png", "reference": "r.png", "probability": 0.2, "category": "two"},
     ]  # fmt: skip
     done = command("gsb", rows(tmp_path / "scores.jsonl", scored), "--by", "category")
     found = json.loads(done.out)
@@ -58,10 +66,15 @@ def test_the_command_reads_scores_and_votes_and_parts_them(tmp_path):
         ({"prompt": "a"}, [], "line 2 of .* neither a probability nor a share"),
         ({"prompt": "a", "share": 0.1, "probability": 0.1}, [], "both a probability and a share"),
         ({"prompt": "a", "share": 7}, [], "the share is 7. It is one number from 0 to 1"),
-        ({"prompt": "a", "probability": [0.5, 0.2]}, [], "one pair a row"),
+        ({"prompt": "a", "reference": "r", "probability": [0.5, 0.2]}, [], "one pair a row"),
         ({"prompt": "a", "share": float("nan")}, [], "the share is nan"),
         ({"prompt": "a", "share": True}, [], "the share is True"),
-        ({"prompt": "a", "probability": 0.3, "orders": "forward"}, [], "line 2 of .* Score with --orders both"),
+        ({"prompt": "a", "probability": 0.3}, [], "line 2 of .* no reference, so that nothing was compared"),
+        (
+            {"prompt": "a", "reference": "r", "probability": 0.3, "orders": "forward"},
+            [],
+            "line 2 of .* Score with --orders both",
+        ),
         ({"prompt": "a", "share": 0.2}, ["--by", "kind"], "the row has no 'kind'"),
         ({"prompt": "a", "share": 0.2, "kind": "all"}, ["--by", "kind"], "line 2 of .* names the figure of all"),
         ({"prompt": "a", "share": 0.2}, ["--same", "0.7"], "same"),

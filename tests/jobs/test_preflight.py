@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from sets import write_video
 from tiny import colour_preferences, command, generator_folder, judge_folder
 
 from rewarddance import load_generator, load_reward
@@ -64,6 +66,30 @@ def test_evaluate_refuses_a_set_with_faulty_rows_or_leaves_them_out(tmp_path):
     assert done.code == 2 and "line 3 " in done.err and "line 4 " in done.err, done.err
     done = command("evaluate", judge_folder(), *options, "--skip-faulty")
     assert done.code == 1 and json.loads(done.out)["skipped"] == 2, done.err
+
+
+def test_a_video_whose_own_rate_is_another_is_refused_before_it_is_judged(tmp_path):
+    load_reward(str(judge_folder()), instruction="t2v-brief", frames=4, fps=8.0).save(tmp_path / "reward")
+    noise = [np.random.default_rng(i).integers(0, 255, (32, 32, 3)) for i in range(8)]
+    for name, rate in (("right", 8), ("fast", 24)):
+        write_video(tmp_path / f"{name}.mp4", noise, rate=rate)
+    pairs = [
+        {"prompt": "a circle", "media_a": "right.mp4", "media_b": f"{name}.mp4", "share": 1}
+        for name in ("right", "fast")
+    ]
+    tests = tmp_path / "videos.jsonl"
+    tests.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    done = command("evaluate", tmp_path / "reward", "--tests", f"id={tests}", "--output", tmp_path / "out")
+    assert done.code == 2 and "line 2 " in done.err and "line 1 " not in done.err
+    assert "has 24 frames a second, and this judge knows videos of 8" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("prompt", ["", " \t\n", "\u3000"])
+def test_a_blank_prompt_is_no_question(tmp_path, prompt):
+    done = command("data", "check", rows(tmp_path / "p.jsonl", (3, {"prompt": prompt})))
+    assert done.code == 1 and "1 rows are broken" in done.err
+    with pytest.raises(InputError, match="is blank"):
+        Question(prompt, torch.zeros(1, 3, 8, 8))
 
 
 def test_score_reads_all_rows_before_it_asks(tmp_path):

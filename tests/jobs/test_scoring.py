@@ -15,13 +15,15 @@ import torch
 from sets import write_video
 from tiny import clip_folder, command, judge_folder, picture_folder, pictures
 
+from rewarddance import score
+from rewarddance.data.faults import FaultyRows
 from rewarddance.data.media import read_picture, write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.jobs import score as scoring
 from rewarddance.jobs import score_batches
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.jobs.score import run_scoring
-from rewarddance.reward.instructions import TEMPLATES
+from rewarddance.reward.instructions import TEMPLATES, TREES
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.ahead import ahead
 from rewarddance.types import Question, Verdict
@@ -450,9 +452,11 @@ def test_killed_between_or_inside_two_writes_it_leaves_the_same_bytes(media, mon
 
 
 def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, monkeypatch):
-    source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": f"{i}.png"} for i in range(4)])
-    template = media / "mine.yaml"
-    template.write_text((TEMPLATES / "t2i-brief.yaml").read_text())
+    rows = [{"prompt": "p", "candidate": f"{i}.png", "instruction": "own.yaml"} for i in range(4)]
+    source = jsonl(media / "in.jsonl", rows)
+    template, of_rows = media / "mine.yaml", media / "own.yaml"
+    for file in (template, of_rows):
+        file.write_text((TEMPLATES / "t2i-brief.yaml").read_text())
     run = plain(source, batch_size=2, reference=media / "0.png", instruction=str(template))
     use(monkeypatch, Eye(stop=1))
     with pytest.raises(KeyboardInterrupt):
@@ -463,7 +467,8 @@ def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, mon
     for key, value in changes.items():
         with pytest.raises(InputError, match=rf"holds a run with {key} = "):
             run_scoring(run.model_copy(update={key: value}))
-    for file, digest in ((source, "input_digest"), (template, "instruction_digest")):
+    edited = ((source, "input_digest"), (template, "instruction_digest"), (of_rows, "instruction_digest"))
+    for file, digest in edited:
         before, stat = file.read_text(), file.stat()
         file.write_text(before.replace("3.png", "2.png") + "\n")
         with pytest.raises(InputError, match=rf"holds a run with {digest} = "):
@@ -471,6 +476,46 @@ def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, mon
         file.write_text(before)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert run_scoring(run)["scored"] == 4
+
+
+def test_a_finished_run_is_not_taken_for_that_of_another_object(media):
+    source = jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "0.png"}])
+    output = media / "scores.jsonl"
+    for scale in (1.0, 1.0):
+        (row,) = score(lambda images, *_, scale=scale: scale * images.mean((1, 2, 3)), source, output=output)
+    with pytest.raises(InputError, match="holds a run with judge_digest = "):
+        score(lambda images, *_: 2 * images.mean((1, 2, 3)), source, output=output)
+    assert json.loads(output.read_text())["margin"] == row["margin"]
+
+
+def test_a_tree_of_criteria_that_was_edited_is_not_gone_on_with(media):
+    tree = media / "tree.yaml"
+    tree.write_text((TREES / "t2i.yaml").read_text())
+    run = plain(jsonl(media / "in.jsonl", [{"prompt": "p", "candidate": "0.png"}]), reference=media / "1.png")
+    run = run.model_copy(update={"judge": "shapeworld-judge", "criteria": str(tree)})
+    run_scoring(run)
+    tree.write_text(tree.read_text() + "\n# edited\n")
+    with pytest.raises(InputError, match="holds a run with criteria_digest = "):
+        run_scoring(run)
+
+
+def test_an_instruction_of_a_row_is_looked_for_beside_the_rows(media, monkeypatch, tmp_path):
+    judge = use(monkeypatch, Eye("pointwise"))
+    (media / "own.yaml").write_text((TEMPLATES / "t2i-brief.yaml").read_text())
+    rows = [{"prompt": "p", "candidate": "0.png", "instruction": name} for name in ("own.yaml", "t2i-brief")]
+    monkeypatch.chdir(tmp_path)
+    run_scoring(plain(jsonl(media / "in.jsonl", rows)))
+    asked = [question.instruction for batch in judge.batches for question in batch]
+    assert asked == [str(media / "own.yaml"), "t2i-brief"]
+
+
+def test_a_value_that_the_output_cannot_hold_is_found_before_the_run(media, monkeypatch):
+    judge = use(monkeypatch, Eye("pointwise"))
+    rows = [{"prompt": "p", "candidate": "0.png", "seen": value} for value in (1.0, float("nan"))]
+    run = plain(jsonl(media / "in.jsonl", [json.dumps(row) for row in rows]))
+    with pytest.raises(FaultyRows, match=r"line 2 .* the row cannot stand in \.jsonl"):
+        run_scoring(run.model_copy(update={"skip_faulty": False}))
+    assert not judge.batches and not run.output.exists()
 
 
 def test_arguments_bind_nobody_before_the_first_row_is_written(media, monkeypatch):

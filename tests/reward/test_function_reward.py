@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 
 from rewarddance.errors import InputError, RewardError
 from rewarddance.reward.function_reward import FunctionReward, as_reward, is_factory, load_function
-from rewarddance.reward.loading import load_reward, reward_digest
+from rewarddance.reward.identity import reward_digest
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.pixel_gradient import pixel_gradient
 from rewarddance.reward.ranking import tournament
 from rewarddance.types import Prompt, Question
@@ -90,6 +92,35 @@ def test_a_changed_function_is_known_by_its_code(tmp_path):
     assert reward_digest("os.path:join") != reward_digest("json:loads")
 
 
+class Scaled:
+    def __init__(self, scale, layer=None):
+        self.scale, self.layer, self._calls = scale, layer, 0
+
+    def __call__(self, images, prompts, metadata):
+        self._calls += 1
+        return self.scale * images.mean((1, 2, 3))
+
+
+class OwnReward(Scaled):
+    needs_reference = False
+
+
+def test_an_object_is_known_by_its_code_and_what_it_holds():
+    def closed_over(scale):
+        return lambda images, prompts, metadata: scale * images.mean((1, 2, 3))
+
+    layers = [torch.nn.Linear(2, 1) for _ in range(2)]
+    different = [closed_over(1), closed_over(2), *(partial(closed_over(1), metadata=value) for value in (1, 2))]
+    different += [Scaled(1), Scaled(2), Scaled(1, layers[0]), Scaled(1, layers[1]), OwnReward(1), OwnReward(2)]
+    different += [lambda images, *_: images.mean(1), lambda images, *_: -images.mean(1), np.mean, np.max]
+    digests = [reward_digest("", as_reward(reward)) for reward in different]
+    assert len(set(digests)) == len(different)
+    assert digests[0] == reward_digest("", as_reward(closed_over(1)))
+    used = as_reward(Scaled(1))
+    used([Question("a dog", picture(0.5))])
+    assert digests[4] == reward_digest("", used)  # what begins with an underscore is its own affair
+
+
 def test_pil_pictures_are_given_where_they_are_wanted():
     def red(images, prompts, metadata):
         assert all(isinstance(image, Image.Image) for image in images)
@@ -115,6 +146,11 @@ def test_scores_may_be_a_list_an_array_or_a_tensor(kind):
         (["good", "bad"], "no numbers"),
         ({"scores": [1, 2]}, "returned a dict"),
         (torch.zeros(2, 2), "shape [2, 2]"),
+        (np.ma.masked_array([1.0, 2.0], mask=[False, True]), "no score for sample 1"),
+        ([1.0, np.ma.masked], "no score for sample 1"),
+        (b"50", "returned bytes"),
+        (torch.ones(2).to_sparse(), "sparse tensor"),
+        (torch.ones(2, device="meta"), "meta tensor"),
     ],
 )
 def test_a_score_that_cannot_be_had_is_an_error(answer, named):

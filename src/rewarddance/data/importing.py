@@ -29,6 +29,7 @@ from rewarddance.data.splits import part_of
 from rewarddance.data.tables import Row
 from rewarddance.errors import InputError
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
+from rewarddance.runtime.devices import digest_of
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import console
 
@@ -74,7 +75,7 @@ def import_preferences(recipe: ImportRecipe) -> dict[str, Any]:
         raise InputError(f"the output {recipe.output} is no table.", "Let its name end in .jsonl or .parquet.")
     streams = {path: read_records(path, source.array) for path in recipe.files}  # opened before anything is written
     record = beside(recipe.output, "import.json")
-    request = recipe.model_dump(mode="json") | {"sizes": [path.stat().st_size for path in recipe.files]}
+    request = recipe.model_dump(mode="json") | {"files_digest": digest_of(recipe.files)}
     if earlier := _earlier_result(record, request, list(recipe.outputs.values())):
         return earlier
     writable_folder(recipe.output.parent)
@@ -126,7 +127,9 @@ def quarantine_lines(result: dict[str, Any], examples: int = 3) -> list[str]:
     with Path(result["quarantine"]).open(encoding="utf-8") as file:
         for row in map(json.loads, islice(file, examples)):
             lines.append(f"  row {row['row']} of {row['file']}: {row['reason']}")
-    return [*lines, "  ..."] if result["quarantined"] > examples else lines
+    lines += ["  ..."] if result["quarantined"] > examples else []
+    record = result["quarantine"].replace("quarantine.jsonl", "import.json")
+    return [*lines, f"  To try again with what was mended, remove {record} and the outputs."]
 
 
 def _earlier_result(record: Path, request: dict[str, Any], outputs: list[Path]) -> dict[str, Any] | None:
@@ -145,6 +148,11 @@ def _earlier_result(record: Path, request: dict[str, Any], outputs: list[Path]) 
         changed = [key for key in request if before["request"].get(key) != request[key]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{record} cannot be read: {error!r}.", "Choose another output, or remove it.") from error
+    if changed == ["files_digest"]:
+        raise InputError(
+            f"{record} is of an import of files that have changed since.",
+            "Choose another output, or remove that file and its outputs.",
+        )
     if changed:
         key = changed[0]
         raise InputError(

@@ -49,6 +49,8 @@ _MOVING = ("AVIF", "GIF", "PNG", "WEBP")
 
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 """What a file may be, by Pillow's names. It knows others that run a program to be drawn (EPS) or are no pictures."""
+_BITS, _PHOTOMETRIC = 258, 262
+"""TIFF's tags: bits of a value, and whether 0 is white."""
 _SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "MPO": ".jpg", "DIB": ".bmp"}
 _PICTURE_MARKS = (
     *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
@@ -237,7 +239,7 @@ def media_size(media: Path | bytes, max_frames: int = MAX_FRAMES, name: str = "t
             frames = _span(opened)[1]
             width, height = opened.size
             refuse_bomb(width, height, min(frames, max_frames))
-            turned = opened.getexif().get(0x0112, 1) > 4  # EXIF's orientation
+            turned = opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF's orientation
             return min(frames, max_frames), *((width, height) if turned else (height, width))
 
 
@@ -365,13 +367,22 @@ def _refuse_mode(picture: Image.Image) -> None:
         raise ValueError("its values are 32-bit numbers without a scale; give 8 or 16 bits a channel")
     if picture.mode in ("HSV", "LAB"):
         raise ValueError(f"its colours are {picture.mode}; give RGB")
+    if picture.format == "TIFF" and picture.mode.startswith("I;16"):
+        tags = getattr(picture, "tag_v2", {})
+        (bits,) = tags.get(_BITS, (16,))
+        if bits != 16:
+            raise ValueError(f"it has {bits} bits a value; give 8 or 16")
+        if tags.get(_PHOTOMETRIC, 1) == 0:
+            raise ValueError("its 0 is white; give a picture whose 0 is black")
 
 
 def _from_image(opened: Image.Image) -> Pixels:
     _refuse_mode(opened)
     picture = ImageOps.exif_transpose(opened)
     if picture.mode == "I" or picture.mode.startswith("I;16"):  # Pillow's own conversion clips it to white
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        values, transparent = np.asarray(picture), picture.info.get("transparency")
+        white = 0xFFFF if transparent is None else np.where(values == transparent, 0xFFFF, 0)
+        picture = Image.fromarray(((values if transparent is None else values | white) >> 8).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

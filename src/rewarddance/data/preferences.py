@@ -223,7 +223,7 @@ def parse_row(content: Mapping[str, Any], folder: Path) -> PreferenceRow | Score
     """A row of a file in `folder`. Raises Fault naming the field that is missing, of the wrong kind, or no file."""
     content = {name: value for name, value in content.items() if value is not None}
     prompt = present(content, "prompt")[1]
-    if not isinstance(prompt, str):
+    if not isinstance(prompt, str) or not prompt.strip():
         raise Fault("prompt", f"cannot be used: {shown(prompt)} is no text")
     try:
         Prompt(prompt)

@@ -68,6 +68,7 @@ def _csv_rows(path: Path, delimiter: str, encoding: str) -> Iterator[Row]:
         names: list[str] = []
         number = 0
         while True:
+            before = reader.line_num
             try:
                 values = next(reader)
                 if not values:  # a blank line
@@ -82,6 +83,8 @@ def _csv_rows(path: Path, delimiter: str, encoding: str) -> Iterator[Row]:
                 return
             except csv.Error as error:
                 content = InputError(f"the line is no CSV: {error}.", "Correct or remove it.")
+                if "unexpected end of data" in str(error):  # a quote that nothing closes has taken all that follows
+                    content = broken_off(ValueError(f"a quote that begins after line {before} is never closed"))
             number += 1
             yield Row(number, content)
 

@@ -15,6 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -32,6 +33,8 @@ _BLANK = b" \t\r\n\v\f" + codecs.BOM_UTF8
 """What a line without a row consists of."""
 _TYPED_TOGETHER = 10_000
 """Rows of JSONL whose columns' types are found at once."""
+_READ_TOGETHER = 64
+"""Rows of a Parquet file that are read at once: of a damaged group those before the damage can be had."""
 _CACHED_GROUPS = 4
 """Row groups of a Parquet file that are kept in memory."""
 
@@ -61,6 +64,11 @@ class Table(ABC):
     def where(self, number: int) -> str:
         """A row in words, by its number from 1."""
         return f"line {number} of {self.path}"
+
+    def texts(self, key: str) -> set[str]:
+        """The different texts that rows have under a key."""
+        found = (content.get(key) for _, content in self.rows() if isinstance(content, dict))
+        return {text for text in found if isinstance(text, str)}
 
     @abstractmethod
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
@@ -130,6 +138,11 @@ class JsonlTable(Table):
             file.seek(self._begins[place])
             return parse_line(file.readline())
 
+    def texts(self, key: str) -> set[str]:
+        with self._opened() as file:  # most files have the key nowhere, and are not parsed for it
+            rows = [parse_line(line) for line in file if f'"{key}"'.encode() in line]
+        return {row[key] for row in rows if isinstance(row, dict) and isinstance(row.get(key), str)}
+
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
         types: dict[str, pa.DataType] = {}
         values: dict[str, list[Any]] = {}
@@ -174,7 +187,7 @@ class ParquetTable(Table):
         number = self._ends[first - 1] if first else 0
         try:
             with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(batch_size=64, row_groups=range(first, len(self._ends))):
+                for batch in file.iter_batches(batch_size=_READ_TOGETHER, row_groups=range(first, len(self._ends))):
                     for place in range(batch.num_rows):
                         number += 1
                         if number > start:
@@ -186,12 +199,22 @@ class ParquetTable(Table):
         """The row at a place, from 0."""
         group = bisect_right(self._ends, place)
         if group not in self._groups:
-            with pq.ParquetFile(self.path) as file:
-                self._groups[group] = file.read_row_group(group)
+            self._groups[group] = pa.Table.from_batches([*self._batches(group)], self._schema)
             if len(self._groups) > _CACHED_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(group)
-        return _values(self._groups[group], place - (self._ends[group - 1] if group else 0))
+        rows, within = self._groups[group], place - (self._ends[group - 1] if group else 0)
+        if within >= len(rows):
+            return broken_off(ValueError(f"row {place + 1} cannot be read"))
+        return _values(rows, within)
+
+    def _batches(self, group: int) -> Iterator[pa.RecordBatch]:
+        """A row group, as far as it can be read."""
+        with pq.ParquetFile(self.path) as file, suppress(OSError, pa.ArrowException, EOFError):
+            yield from file.iter_batches(batch_size=_READ_TOGETHER, row_groups=[group])
+
+    def texts(self, key: str) -> set[str]:
+        return super().texts(key) if key in self._schema.names else set()
 
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
         types = {field.name: field.type for field in self._schema}
@@ -231,6 +254,9 @@ class FolderTable(Table):
 
     def where(self, number: int) -> str:
         return str(self.path / self.names[number - 1])
+
+    def texts(self, key: str) -> set[str]:
+        return set()
 
     def columns(self, untyped: frozenset[str]) -> dict[str, pa.DataType]:
         return {"prompt": pa.string(), "candidate": pa.string()}

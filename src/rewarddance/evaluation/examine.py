@@ -46,7 +46,14 @@ from rewarddance.evaluation.findings import (
     WithTiesFindings,
 )
 from rewarddance.evaluation.recipe import ExamRecipe, StressRecipe
-from rewarddance.evaluation.statistics import Interval, by_category, interval, interval_of_sums, numbered
+from rewarddance.evaluation.statistics import (
+    Interval,
+    by_category,
+    interval,
+    interval_of_sums,
+    numbered,
+    with_wilson,
+)
 from rewarddance.evaluation.stress import stress as stress_reward
 from rewarddance.generators.decoder import Decoder
 from rewarddance.protocols import RewardModel
@@ -62,6 +69,8 @@ class Stress(NamedTuple):
 
 
 NONE_PROBED = "None of the pairs that were to be changed can be judged."
+_LEAST_CORRELATED = 4
+"""Prompts: of two a rank correlation is always 1 or -1."""
 OWN_SCORES = "It gives each picture a score of its own"
 
 
@@ -192,8 +201,9 @@ def _transitivity(
             prompts.append(prompt.text)
             bar.advance()
     sums = np.array(counts, dtype=np.float64)
-    share = interval_of_sums(sums, lambda total: total[:, 0] / total[:, 1], numbered(prompts)).cut(0.0, 1.0)
-    return TransitivityFindings(cyclic=share, triples=int(sums[:, 1].sum()))
+    share = interval_of_sums(sums, lambda total: total[:, 0] / total[:, 1], numbered(prompts))
+    triples = int(sums[:, 1].sum())
+    return TransitivityFindings(cyclic=with_wilson(share, triples).cut(0.0, 1.0), triples=triples)
 
 
 def _bias(judge: RewardModel, facts: JudgeFacts, answers: Answers) -> BiasFindings:
@@ -244,7 +254,9 @@ def _level(judge: RewardModel, facts: JudgeFacts, answers: Answers, words: np.nd
     _, first, place = np.unique(answers.units[answers.probed], return_index=True, return_inverse=True)
     level = np.bincount(place, answers.level) / np.bincount(place)
     follows = rank_correlation(words[answers.probed][first], level)
-    return "Its prompts are all of one length, or its answers all at one level." if follows is None else follows
+    if follows is None:
+        return "Its prompts are all of one length, or its answers all at one level."
+    return follows if len(first) >= _LEAST_CORRELATED else f"{len(first)} prompts are too few to tell."
 
 
 def _stress(

@@ -21,6 +21,10 @@ SHARES = ("probability", "share")
 """Keys of a row that say how sure it is that the candidate is better: `rewarddance score`'s, and a share of votes."""
 
 
+_ROUNDING = 1e-9
+_NO_PAIR = 'Score with --reference, or write shares of votes, as {"prompt", "share"}.'
+
+
 class Gsb(NamedTuple):
     """Counts of pairs whose candidate is better, equal and worse; gsb: their figure in [-1, 1], over prompts."""
 
@@ -38,10 +42,13 @@ def gsb(share: Float[np.ndarray, " n"], units: Sequence[str] | None = None, same
     for no pairs.
     """
     difference = np.asarray(share, dtype=np.float64) - 0.5
-    signs = np.where(np.abs(difference) <= same, 0.0, np.sign(difference))
+    signs = np.where(np.abs(difference) <= same + _ROUNDING, 0.0, np.sign(difference))
     good, equal, bad = (int((signs == sign).sum()) for sign in (1, 0, -1))
-    figure = interval(signs, units=None if units is None else numbered(units)).cut(-1.0, 1.0)
-    return Gsb(good, equal, bad, figure)
+    share_good = interval(
+        (1 + signs) / 2, units=None if units is None else numbered(units), share=True
+    )  # a tie is half
+    ends = {name: 2 * getattr(share_good, name) - 1 for name in ("mean", "low", "high")}
+    return Gsb(good, equal, bad, share_good._replace(**ends))
 
 
 def gsb_of_file(path: Path, same: float = 0.0, by: str | None = None) -> dict[str, Gsb]:
@@ -77,6 +84,8 @@ def _share(content: dict[str, Any]) -> float:
     if len(keys) != 1:
         has = "neither a probability nor a share" if not keys else "both a probability and a share"
         raise InputError(f"the row has {has}.", 'Write it with `rewarddance score`, or as {"prompt", "share"}.')
+    if keys[0] == "probability" and content.get("reference") is None:
+        raise InputError("the row has a probability and no reference, so that nothing was compared.", _NO_PAIR)
     if keys[0] == "probability" and content.get("orders") == "forward":
         raise InputError(
             "a judge of pairs was asked in one order, so that its leaning to a place is counted too.",

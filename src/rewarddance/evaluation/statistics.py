@@ -58,13 +58,13 @@ def interval(
     units = np.arange(len(array)) if units is None else units
     result = interval_of_sums(parts, lambda sums: sums[:, 0] / sums[:, 1], units, seed, resamples)
     if share and np.isin(array, (0.0, 0.5, 1.0)).all():
-        result = _with_wilson(result)
+        result = with_wilson(result, result.n)
     return result.cut(0.0, 1.0) if share else result
 
 
-def _with_wilson(figure: Interval) -> Interval:
-    """A share's interval, and at least Wilson's of as many draws."""
-    z, n = 1.96, figure.n
+def with_wilson(figure: Interval, n: int) -> Interval:
+    """A share's interval, and at least Wilson's of n draws."""
+    z = 1.96
     middle = (figure.mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (max(figure.mean * (1 - figure.mean), 0.0) / n + z * z / (4 * n * n)) ** 0.5
     return figure._replace(low=min(figure.low, middle - half), high=max(figure.high, middle + half))

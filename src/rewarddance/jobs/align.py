@@ -37,7 +37,8 @@ from rewarddance.protocols import RewardModel
 from rewarddance.report.alignment_page import ALGORITHMS, write_alignment_page
 from rewarddance.report.progress import Progress, ProgressPage
 from rewarddance.report.run_folder import read_alarms
-from rewarddance.reward.loading import load_reward, reward_digest
+from rewarddance.reward.identity import reward_digest
+from rewarddance.reward.loading import load_reward
 from rewarddance.reward.sharded import load_sharded
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import (
@@ -249,14 +250,16 @@ def _has_rows(path: Path) -> bool:
 def _keep_inputs(recipe: AlignRun, parts: Parts, path: Path, binding: bool) -> None:
     """Write down what a run reads beside its recipe and its prompts, or make sure that it is what it began with.
 
-    Of checkpoints by their files' sizes and times, of functions by their code. Raises InputError naming what has
-    changed.
+    Of rewards what `reward_digest` says. Raises InputError naming what has changed.
     """
-    rewards = {name: reward.judge or recipe.judge for name, reward in recipe.rewards.items()}
-    judges = {"judge": recipe.judge, "held_out": recipe.held_out or ""} | rewards
+    judges = {"judge": (recipe.judge, recipe.judge_options), "held_out": (recipe.held_out, recipe.held_out_options)}
+    for name, reward in recipe.rewards.items():
+        judges[name] = (reward.judge, reward.options) if reward.judge else judges["judge"]
     now = {"generator": checkpoint_digest(recipe.generator)}
-    objects = {"judge": parts.judge, "held_out": parts.held_out, **(parts.rewards or {})}
-    now |= {name: reward_digest(judge, objects.get(name)) for name, judge in judges.items() if judge}
+    given = {"judge": parts.judge, "held_out": parts.held_out, **(parts.rewards or {})}
+    for name, (judge, options) in judges.items():
+        if judge:
+            now[name] = reward_digest(judge, given.get(name), **options)
     if recipe.begin_with is not None:
         now["begin_with"] = digest_of(recipe.begin_with.rglob("*"))
     if recipe.algorithm == "dpo" and recipe.dpo.preferences is not None:

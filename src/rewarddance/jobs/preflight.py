@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rewarddance.data.faults import FaultyRow, FaultyRows, list_faulty, refuse_faulty
-from rewarddance.data.media import MAX_FRAMES, inspect_media, media_size
+from rewarddance.data.media import MAX_FRAMES, inspect_media, media_size, read_rate
 from rewarddance.data.preferences import PreferenceRow, PreferenceSet
 from rewarddance.errors import InputError, NoGradient, RewardDanceError, shown
 from rewarddance.evaluation.answers import Pairs
@@ -96,7 +96,7 @@ def check_pairs(
     end; of others only the headers are read. Raises FaultyRows naming all faulty ones, unless they shall be skipped,
     and where a set has no others.
     """
-    faults = list(faults)
+    faults, rate = list(faults), getattr(getattr(judge, "config", None), "fps", None)
     for pairs in sets:
         faulty: dict[int, FaultyRow] = {}
         sizes: dict[Path, OtherPixels | RewardDanceError] = {}
@@ -104,7 +104,7 @@ def check_pairs(
         for index in range(len(pairs)):
             try:
                 row = pairs.row(index)
-                questions = _questions(row, sizes)
+                questions = _questions(row, sizes, rate)
                 for path in (row.media_a, row.media_b, row.image) if pairs in in_full else ():
                     if path is not None and path not in decoded:
                         inspect_media(path)
@@ -130,8 +130,6 @@ def faulty_votes(votes: PreferenceSet, generator: PipelineGenerator) -> list[Fau
     for index in range(len(votes)):
         try:
             row = votes.row(index)
-            if not row.prompt.strip():
-                raise InputError("the prompt is empty.", "Take this vote out.")
             question = _questions(row, sizes)[0]
             generator.check_prompts([question.prompt])
             for path in (row.media_a, row.media_b):
@@ -166,12 +164,21 @@ def check_decoder(decoder: Decoder, sets: Iterable[Pairs]) -> None:
                 raise InputError(f"{where}: {error.what}", error.remedy) from None
 
 
-def _questions(row: PreferenceRow, sizes: dict[Path, OtherPixels | RewardDanceError]) -> list[Question]:
-    """A pair's question in one order, with blank pixels of its media's sizes. Raises InputError naming a file."""
+def _questions(
+    row: PreferenceRow, sizes: dict[Path, OtherPixels | RewardDanceError], rate: float | None = None
+) -> list[Question]:
+    """A pair's question in one order, with blank pixels of its media's sizes.
+
+    rate: frames a second that the judge knows, if it knows one: then videos' own rates are read where the row has none.
+    Raises InputError naming a file.
+    """
     first, second = _sized(row.media_a, sizes), _sized(row.media_b, sizes)
     image = None if row.image is None else _sized(row.image, sizes)
     prompt = Prompt(row.prompt, image=image, image_path=row.image)
-    return [Question(prompt, second, first, fps=(row.fps_b, row.fps_a))]
+    own = {
+        path: read_rate(path) if rate and len(_sized(path, sizes)) > 1 else None for path in (row.media_a, row.media_b)
+    }
+    return [Question(prompt, second, first, fps=(row.fps_b or own[row.media_b], row.fps_a or own[row.media_a]))]
 
 
 def _sized(path: Path, sizes: dict[Path, OtherPixels | RewardDanceError]) -> Pixels:

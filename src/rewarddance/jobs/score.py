@@ -13,7 +13,6 @@ A row holds a prompt and one candidate, or several in `candidates`. What is aske
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,19 +24,19 @@ from rewarddance.errors import InputError
 from rewarddance.jobs.fleet import Fleet
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.jobs.score_answers import Explain, explainer
-from rewarddance.jobs.score_batches import Answered, answered, batches
+from rewarddance.jobs.score_batches import Answered, answered, batches, row_faults
 from rewarddance.jobs.score_fleet import answers_of_fleet
-from rewarddance.jobs.score_rows import RowReader, parquet_schema, refuse, row_faults
+from rewarddance.jobs.score_rows import RowReader, instruction_beside, parquet_schema, refuse
 from rewarddance.protocols import RewardModel
-from rewarddance.reward.function_reward import code_digest, is_factory
-from rewarddance.reward.instructions import load_instruction
-from rewarddance.reward.judge import Judge
+from rewarddance.reward.function_reward import is_factory
+from rewarddance.reward.identity import reward_digest
+from rewarddance.reward.instructions import load_instruction, template_file
 from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.reward.remote.addresses import is_address
 from rewarddance.runtime import process_group
 from rewarddance.runtime.ahead import ahead
-from rewarddance.runtime.checkpoint import checkpoint_digest, find_checkpoint, writable_folder
+from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.lock import locked
@@ -51,6 +50,7 @@ class RecordedRun(ScoreRun):
     judge_digest: str
     reference_digest: str
     instruction_digest: str = ""
+    criteria_digest: str = ""
 
 
 def run_scoring(run: ScoreRun, judge: RewardModel | None = None, named: bool = True) -> dict[str, Any] | None:
@@ -105,7 +105,7 @@ def _scored(run: ScoreRun, judge: RewardModel | None, named: bool, load: Load) -
                 explain = explainer(asked) if run.explain else None
                 reader = RowReader(run, asked, table)
                 if not begun and not run.skip_faulty:
-                    refuse(row_faults(reader, table.rows(), asked), table)
+                    refuse(row_faults(reader, table.rows(), asked, results), table)
                 answers = _of_process(reader, table, results, asked, explain)
             if not begun:  # nothing was written under it yet, so it binds nobody
                 record.unlink(missing_ok=True)
@@ -121,16 +121,15 @@ def _scored(run: ScoreRun, judge: RewardModel | None, named: bool, load: Load) -
 
 def _recorded(run: ScoreRun, table: Table, given: RewardModel | None) -> RecordedRun:
     """The run with its files' digests. given: the judge, where it is an object and none of a name."""
-    reference, judge, digest = run.reference, run.judge, ""
-    if isinstance(given, Judge):
-        options = given.config.model_dump_json() + checkpoint_digest(given.name_or_path or "")
-        digest = hashlib.blake2b(options.encode(), digest_size=16).hexdigest()
-    if given is None and is_factory(run.judge):
-        digest = code_digest(run.judge)
-    elif given is None and not is_address(run.judge):
-        folder = find_checkpoint(run.judge).resolve()
+    reference, judge = run.reference, run.judge
+    if given is None and not is_factory(judge) and not is_address(judge):
+        folder = find_checkpoint(judge).resolve()
         judge, digest = str(folder), digest_of(folder.rglob("*"))
-    template = Path((run.instruction or "").partition("#")[0])  # a file, where it is no name of ours
+    else:
+        digest = reward_digest(judge, given, **run.changes)
+    instructions = {instruction_beside(name, table.folder) for name in table.texts("instruction")}
+    templates = {"instruction": instructions | {run.instruction or ""}, "criteria": {run.criteria or ""}}
+    files = {key: [*map(template_file, names)] for key, names in templates.items()}
     fields = run.model_dump() | {
         "input": run.input.resolve(),
         "output": run.output.name,
@@ -139,7 +138,9 @@ def _recorded(run: ScoreRun, table: Table, given: RewardModel | None) -> Recorde
         "input_digest": table.digest,
         "judge_digest": digest,
         "reference_digest": digest_of([reference, *reference.rglob("*")]) if reference else "",
-        "instruction_digest": digest_of([template]) if template.is_file() else "",
+    }
+    fields |= {
+        f"{key}_digest": digest_of(found) if any(map(Path.is_file, found)) else "" for key, found in files.items()
     }
     return RecordedRun.model_validate(fields)
 

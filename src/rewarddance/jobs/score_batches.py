@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rewarddance.data.faults import FaultyRow
 from rewarddance.data.journal import RowFile
 from rewarddance.data.tables import Row
 from rewarddance.errors import InputError, RewardDanceError
@@ -32,13 +33,7 @@ def batches(
     batch: list[tuple[int, Task | RewardDanceError]] = []
     for read, (number, content) in enumerate(rows, start=begin + 1):
         try:
-            if isinstance(content, InputError):
-                raise content
-            task = reader.task(content)
-            # Before the judge has worked for it: can the file hold the row?
-            blank = torch.zeros(len(task.questions))
-            results.encode([task.row | answer_of(task, blank, ("",) * task.n if run.explain else None)])
-            batch.append((number, task))
+            batch.append((number, checked_task(reader, content, results)))
         except InputError as error:
             batch.append((number, error))
         if read % run.batch_size == 0 or sum(pixels.numel() for pixels, _ in reader.seen.values()) > PIXEL_VALUES:
@@ -46,6 +41,34 @@ def batches(
             batch, reader.seen = [], {}
     if batch:
         yield batch
+
+
+def row_faults(
+    reader: RowReader, rows: Iterable[Row], judge: RewardModel, results: RowFile
+) -> Iterator[FaultyRow | None]:
+    """Of each row why it cannot be scored or its answer not be written, or None; of media only headers are read."""
+    reader.sizes_only = True
+    for number, content in rows:
+        try:
+            task = checked_task(reader, content, results)
+            for fault in getattr(judge, "faults", lambda asked: ())(task.questions):
+                if fault is not None:
+                    raise fault
+            yield None
+        except RewardDanceError as error:
+            yield FaultyRow(reader.where(number), error.what, error.remedy)
+        reader.seen.clear()
+    reader.sizes_only = False
+
+
+def checked_task(reader: RowReader, content: dict[str, Any] | InputError, results: RowFile) -> Task:
+    """What is asked for a row. Raises InputError where it cannot be asked, or the file of results cannot hold it."""
+    if isinstance(content, InputError):
+        raise content
+    task = reader.task(content)
+    blank = torch.zeros(len(task.questions))
+    results.encode([task.row | answer_of(task, blank, ("",) * task.n if reader.run.explain else None)])
+    return task
 
 
 def answered(

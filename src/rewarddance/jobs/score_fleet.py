@@ -14,8 +14,8 @@ from rewarddance.data.tables import Table, open_table
 from rewarddance.jobs.fleet import Fleet, absolute
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.jobs.score_answers import explainer
-from rewarddance.jobs.score_batches import Answered, answered, batches
-from rewarddance.jobs.score_rows import RowReader, refuse, row_faults
+from rewarddance.jobs.score_batches import Answered, answered, batches, row_faults
+from rewarddance.jobs.score_rows import RowReader, refuse
 from rewarddance.reward.loading import load_reward
 
 
@@ -35,7 +35,7 @@ class ScoreWorker:
         begin = part * self.run.batch_size
         rows = itertools.islice(self.table.rows(begin), self.run.batch_size)
         if self.check:
-            return [*row_faults(self.reader, rows, self.judge)]
+            return [*row_faults(self.reader, rows, self.judge, self.results)]
         parts = batches(self.reader, rows, self.results, begin)
         return [*itertools.chain.from_iterable(answered(self.judge, batch, self.explain) for batch in parts)]
 

@@ -6,7 +6,7 @@ A row holds a prompt and one candidate, or several in `candidates`; which questi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -15,11 +15,12 @@ import pyarrow as pa
 from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.fields import short
 from rewarddance.data.media import as_pixels, media_size, read_rate
-from rewarddance.data.tables import FolderTable, Row, Table
-from rewarddance.errors import InputError, RewardDanceError, shown
+from rewarddance.data.tables import FolderTable, Table
+from rewarddance.errors import InputError, shown
 from rewarddance.jobs.preflight import blank
 from rewarddance.jobs.recipes import ScoreRun
 from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.reward.instructions import is_ours
 from rewarddance.types import Pixels, Prompt, Question
 
 T = TypeVar("T")
@@ -98,7 +99,8 @@ class RowReader:
         if named and content.get("image") is not None:
             row["image"], image, _ = self._medium(content["image"], "image")
         if content.get("instruction") is not None:
-            instruction = row["instruction"] = self._text(content, "instruction", None)
+            row["instruction"] = self._text(content, "instruction", None)
+            instruction = instruction_beside(row["instruction"], self.folder)
         prompt = Prompt(text, metadata=others, image=image)
 
         def question(candidate: Medium, other: Medium | None) -> Question:
@@ -143,28 +145,15 @@ class RowReader:
         return Medium(name, *self.seen[source])
 
 
+def instruction_beside(name: str, folder: Path) -> str:
+    """A row's instruction: a name of ours as it is, a file's from the folder of the rows."""
+    return name if is_ours(name) else str(folder / name)
+
+
 def carried(content: dict[str, T]) -> dict[str, T]:
     """The keys of a row that are passed on unread."""
     unread = {"video"} if "candidate" in content or "candidates" in content else set()
     return {key: value for key, value in content.items() if key not in _READ - unread}
-
-
-def row_faults(reader: RowReader, rows: Iterable[Row], judge: RewardModel) -> Iterator[FaultyRow | None]:
-    """Of each row why it cannot be scored, or None; of media only the headers are read."""
-    reader.sizes_only = True
-    for number, content in rows:
-        try:
-            if isinstance(content, InputError):
-                raise content
-            questions = reader.task(content).questions
-            for fault in getattr(judge, "faults", lambda asked: ())(questions):
-                if fault is not None:
-                    raise fault
-            yield None
-        except RewardDanceError as error:
-            yield FaultyRow(reader.where(number), error.what, error.remedy)
-        reader.seen.clear()
-    reader.sizes_only = False
 
 
 def refuse(faults: Iterable[FaultyRow | None], table: Table) -> None:

@@ -26,8 +26,9 @@ from rewarddance.generators.pipelines import load_generator
 from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.jobs.recipes import SearchRun
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.identity import reward_digest
 from rewarddance.reward.led import Load, led
-from rewarddance.reward.loading import load_reward, reward_digest
+from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import checkpoint_digest, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
@@ -211,7 +212,7 @@ def _recorded(run: SearchRun, prompts: Sequence[Prompt]) -> RecordedSearch:
         "prompts": run.prompts.resolve(),
         "prompts_digest": hashlib.blake2b(content, digest_size=16).hexdigest(),
         "generator_digest": checkpoint_digest(run.generator),
-        "judge_digest": reward_digest(run.judge),
+        "judge_digest": reward_digest(run.judge, **run.changes),
         "held_out_digest": None if run.held_out is None else reward_digest(run.held_out),
     }
     return RecordedSearch.model_validate(run.model_dump() | seen)

@@ -61,16 +61,6 @@ class FunctionReward:
         return is_elsewhere(self.function)
 
     @property
-    def source_digest(self) -> str:
-        """Of the function's code, so that a run does not go on with another; of its name where there is no source."""
-        code: Any = self.function if inspect.isroutine(self.function) else type(self.function)
-        try:
-            source = inspect.getsource(code)
-        except (OSError, TypeError):
-            source = repr(self)
-        return hashlib.blake2b(source.encode(), digest_size=16).hexdigest()
-
-    @property
     def differentiable(self) -> bool | None:
         """False where the function sees PIL pictures, which carry no gradient; None where only a call can tell."""
         return False if self.images == "pil" else None
@@ -149,15 +139,20 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
         answer = answer[0]  # (scores, info), as flow_grpo's rewards return
     if isinstance(answer, Mapping):
         raise RewardError(f"{name} returned a {type(answer).__name__}.", "Return one score for each image.")
+    if isinstance(answer, bytes | bytearray | memoryview):
+        raise RewardError(f"{name} returned bytes, {shown(bytes(answer))}, and no scores.", "Return floats.")
+    if isinstance(answer, np.ma.MaskedArray):
+        answer = answer.tolist()  # what is masked is None
     if isinstance(answer, np.ndarray):
         answer = np.atleast_1d(answer)
     if isinstance(answer, Tensor):
-        if answer.is_complex():
-            raise RewardError(f"{name} returned complex scores.", "Return floats.")
+        if answer.is_complex() or answer.is_meta or answer.layout != torch.strided:
+            kind = "complex" if answer.is_complex() else "meta" if answer.is_meta else "sparse"
+            raise RewardError(f"{name} returned a {kind} tensor of scores.", "Return a dense one of floats.")
         scores = answer.float().reshape(-1) if answer.ndim < 2 or answer.shape[1:].numel() == 1 else answer
     else:
         values = list(answer) if isinstance(answer, Sequence | np.ndarray) and not isinstance(answer, str) else [answer]
-        missing = [number for number, value in enumerate(values) if value is None]
+        missing = [number for number, value in enumerate(values) if value is None or value is np.ma.masked]
         if missing and missing[0] < len(prompts):
             raise RewardError(
                 f"{name} returned no score for sample {missing[0]} ({prompts[missing[0]]!r}).",

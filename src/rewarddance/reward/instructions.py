@@ -339,6 +339,11 @@ def _template(name: str, folder: Path, what: str) -> tuple[Path, int]:
     return path, path.stat().st_mtime_ns
 
 
+def template_file(name: str) -> Path:
+    """The file of an instruction or a tree that somebody wrote; of a name of ours a path where nothing is."""
+    return Path(split_tree(name)[0] or ".")
+
+
 def is_ours(name: str) -> bool:
     """Does this instruction, or the tree that it is a leaf of, come with the package?"""
     return any(is_there(folder / f"{name.partition('#')[0]}.yaml") for folder in (TEMPLATES, TREES))

@@ -11,7 +11,7 @@ import torch
 from rewarddance.errors import InputError
 from rewarddance.reward.clip import ClipReward
 from rewarddance.reward.criteria import CriteriaReward
-from rewarddance.reward.function_reward import FunctionReward, code_digest, is_factory, load_function
+from rewarddance.reward.function_reward import is_factory, load_function
 from rewarddance.reward.generative import PairwiseReward
 from rewarddance.reward.instructions import check_version, load_instruction
 from rewarddance.reward.judge import CONFIG_FILE, CRITERIA_FILE, INSTRUCTION_FILE, USED_BY, Judge, RewardConfig
@@ -19,7 +19,7 @@ from rewarddance.reward.pointwise import PointwiseReward
 from rewarddance.reward.regressive import RegressiveReward, has_head
 from rewarddance.reward.remote.addresses import is_address, load_remote
 from rewarddance.reward.vlm_judge import VisionLanguageModel
-from rewarddance.runtime.checkpoint import checkpoint_digest, find_checkpoint
+from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.config import Precision, parse_recipe
 from rewarddance.runtime.devices import check_device, find_dtype
 from rewarddance.runtime.files import parse_json, read_text
@@ -50,16 +50,6 @@ def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: to
     judge = KINDS[config.kind](name, config, device, dtype)
     judge.name_or_path = name
     return judge if config.criteria is None else CriteriaReward(judge, config.criteria, config.criteria_average)
-
-
-def reward_digest(name: str, part: object = None) -> str:
-    """What a run writes down of a reward that it asks, to go on with no other: of a checkpoint's files, or of code.
-
-    part: the object in its place, where there is one. A server is known by its address alone.
-    """
-    if isinstance(part, FunctionReward):
-        return part.source_digest
-    return code_digest(name) if part is None and is_factory(name) else checkpoint_digest(name)
 
 
 def load_reward(

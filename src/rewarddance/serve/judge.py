@@ -51,6 +51,10 @@ class ServedJudge:
         return self.reward.config.fps if isinstance(self.reward, Judge) else None
 
     @property
+    def orders(self) -> str | None:
+        return self.reward.config.orders if isinstance(self.reward, Judge) else None
+
+    @property
     def differentiable(self) -> bool:
         """Only a function's own call can tell; it is taken to be."""
         return getattr(self.reward, "differentiable", None) is not False

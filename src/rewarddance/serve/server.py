@@ -103,6 +103,7 @@ class JudgeServer:
         judge = self.judge
         facts = {"version": VERSION, "rewarddance": version("rewarddance"), "judge": judge.name, "mark": judge.mark}
         facts |= {"kind": judge.kind, "instruction": judge.instruction, "needs_reference": judge.needs_reference}
+        facts |= {"orders": judge.orders} if judge.orders else {}
         facts |= {"differentiable": judge.differentiable, "reads_metadata": judge.reads_metadata, "fps": judge.fps}
         facts |= {"max_questions": self.options.max_questions, "max_body_bytes": self.options.max_body}
         return _json(

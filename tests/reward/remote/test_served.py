@@ -16,6 +16,7 @@ from rewarddance import align, as_reward, evaluate, load_generator, load_reward,
 from rewarddance.data.media import write_picture
 from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.identity import reward_digest
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.remote.served import ServedReward
 from rewarddance.serve.judge import mark_of
@@ -41,6 +42,20 @@ def test_its_margins_are_the_judges(judge, served):
     questions += [Question("two blue crosses", shown[0], shown[1])]
     torch.testing.assert_close(served(questions).margin, judge(questions).margin, rtol=1e-6, atol=2e-6)
     assert served([]).margin.shape == (0,)
+
+
+def test_in_which_orders_it_is_asked_is_known_here(tmp_path, judge):
+    """In one order its leaning to a place counts; what it is asked in both is level by construction."""
+    for name, pixels in zip(("a", "b"), pictures(2), strict=True):
+        write_picture(pixels, tmp_path / f"{name}.png")
+    for orders in ("forward", "both"):
+        asked = load_reward(judge_folder(), instruction="t2i-brief", orders=orders)
+        with serving(asked) as address:
+            (row,) = score(address, tmp_path / "a.png", "a red circle", reference=tmp_path / "b.png")
+            assert ServedReward(address).config.orders == orders == row["orders"]
+            assert reward_digest(address) == ServedReward(address).info.mark
+    with serving(as_reward(lambda images, *_: images.mean((1, 2, 3)))) as address:
+        assert ServedReward(address).config.orders is None
 
 
 def gradients(judge: RewardModel, shown: list[Tensor]) -> tuple[Tensor, ...]:

@@ -36,6 +36,7 @@ class Info(BaseModel):
     """What `GET /info` says of a server.
 
     version: of the binary form. judge: its name; mark: of its weights and options, which every reply repeats.
+    orders: in which a judge of pairs is asked, forward or both; None of a function.
     differentiable: does /gradient answer? reads_metadata: does the reward read what prompts carry along?
     """
 
@@ -45,6 +46,7 @@ class Info(BaseModel):
     kind: str
     instruction: str | None
     needs_reference: bool
+    orders: str | None = None
     differentiable: bool
     reads_metadata: bool
     fps: float | None
@@ -54,9 +56,10 @@ class Info(BaseModel):
 
 
 class ServedConfig(NamedTuple):
-    """What is read of a judge's config elsewhere: its kind, and the rate of its videos."""
+    """What is read of a judge's config elsewhere: its kind, its orders and the rate of its videos."""
 
     kind: str
+    orders: str | None
     fps: float | None
 
 
@@ -75,7 +78,7 @@ class ServedReward(Asking):
         self.transport = Transport(address, self.options)
         self.info = self.transport.get_json("/info", Info.model_validate)
         self.needs_reference = self.info.needs_reference
-        self.config = ServedConfig(self.info.kind, self.info.fps)
+        self.config = ServedConfig(self.info.kind, self.info.orders, self.info.fps)
 
     def __repr__(self) -> str:
         return f"ServedReward({self.transport.address!r}, judge={self.info.judge!r}, kind={self.info.kind!r})"
