@@ -12,7 +12,7 @@ import torch
 from rewarddance import load_reward
 
 prompt, group, sigma = "a red circle", 8, 0.2
-judge = load_reward(sys.argv[1] if len(sys.argv) > 1 else "shapeworld-judge")
+judge = load_reward(sys.argv[1] if len(sys.argv) > 1 else "shapeworld-reward")
 reward_fn = judge.reward_fn()  # flow_grpo, DiffusionNFT and others call it as it is
 
 mean = torch.full((3, 32, 32), 0.5, requires_grad=True)

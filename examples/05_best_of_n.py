@@ -13,7 +13,7 @@ from rewarddance.data.media import write_picture
 from rewarddance.shapeworld.oracle import judge_pixels
 
 prompts = ["a green square above a purple circle", "two small yellow triangles"]
-judge = sys.argv[1] if len(sys.argv) > 1 else "shapeworld-judge"
+judge = sys.argv[1] if len(sys.argv) > 1 else "shapeworld-reward"
 generator = load_generator("shapeworld-generator", num_inference_steps=10)
 
 for found in search(generator, judge, prompts, method="best_of_n", budget="samples=8", seed=3):

@@ -10,6 +10,7 @@ python examples/06_reward_of_your_own.py [OUTPUT] [STEPS]
 import sys
 
 from rewarddance import align, load_generator
+from rewarddance.generators.sampling import sample
 
 
 def blueness(images, prompts, metadata):
@@ -22,5 +23,12 @@ steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
 generator = load_generator("shapeworld-generator", num_inference_steps=6)
 prompts = ["a red circle", "a blue square", "a green cross left of a yellow triangle"]
 
-align(generator, blueness, prompts, output=output, algorithm="nft", steps=steps, prompts_per_step=2, group_size=4)
-print(f"{steps} steps; what each of them saw is in {output}/metrics.jsonl, the LoRA in {output}/lora")
+
+def mean_blueness(generator):
+    return blueness(sample(generator, prompts, range(len(prompts)))[:, 0], prompts, []).mean().item()
+
+
+before = mean_blueness(generator)
+training = {"steps": steps, "prompts_per_step": 3, "group_size": 8, "learning_rate": 4e-3}
+aligned = align(generator, blueness, prompts, output=output, algorithm="nft", **training)
+print(f"blueness {before:.2f} before, {mean_blueness(aligned):.2f} after {steps} steps; the LoRA is in {output}/lora")

@@ -60,6 +60,19 @@ def test_the_judge_base_is_a_standard_transformers_folder():
     assert json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
 
 
+def test_the_trained_judge_knows_what_is_better_and_stands_there_as_it_was_saved(tmp_path):
+    judge = load_reward("shapeworld-reward", dtype=torch.float16)
+    judge.save(tmp_path)
+    bundled = BUNDLED / "shapeworld-reward"
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in bundled.iterdir()}
+    rng, pairs = np.random.default_rng(5), []
+    while len(pairs) < 60:
+        spec = sample_spec(rng)
+        good, bad = (to_pixels([render(sample_scene(s, rng))])[0] for s in (spec, near_miss(spec, rng)))
+        pairs.append(Preference(spec.text, *((bad, good, 1.0) if len(pairs) % 2 else (good, bad, 0.0))))
+    assert accuracy(load_reward("shapeworld-reward"), pairs).mean > 0.75
+
+
 def test_the_generator_base_is_a_standard_diffusers_pipeline():
     pipeline = DiffusionPipeline.from_pretrained(BUNDLED / "shapeworld-generator")
     assert isinstance(pipeline, CogView4Pipeline)

@@ -82,7 +82,7 @@ def test_readmes_lines_lead_from_votes_to_a_judge_and_a_generator(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     lines = "\n".join(snippet.text for snippet in snippets("README.md") if snippet.language == "python")
     assert not any(snippet.reason for snippet in snippets("README.md"))
-    shorter = lines.replace("steps=200", "steps=2, references={'candidates': 2}, prompts_per_step=2")
+    shorter = lines.replace("steps=100", "steps=2, references={'candidates': 2}, prompts_per_step=2")
     assert shorter != lines
     names: dict = {}
     exec(compile(shorter, "README.md", "exec"), names)

@@ -33,6 +33,7 @@ LANGUAGES = {"python", "sh", "json", "yaml", "text"}
 SMALLER = {
     "steps=200": "steps=1, references={'candidates': 2}, prompts_per_step=2",
     "steps=170": "steps=1, references={'candidates': 2}",
+    "steps=100, learning_rate=8e-4": "steps=1, references={'candidates': 2}, prompts_per_step=2",
     "steps=100": "steps=1",
     'held_out="shapeworld-judge-small"': "references={'candidates': 2}, held_out='shapeworld-judge-small'",
     "epochs=4": "epochs=1",

@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny import quickstart_recipe
 from transformers import InternVLForConditionalGeneration
 
 from rewarddance.generators.pipelines import load_generator
+from rewarddance.jobs.bundled_reward import make_bundled_reward
+from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.reward.loading import load_reward
+from rewarddance.runtime.config import load_recipe
 from rewarddance.shapeworld.scenes import Thing, parse_prompt
 from rewarddance.shapeworld.training.conversations import DEVIATION, PictureConversations, describe, normalised
 from rewarddance.shapeworld.training.generator import make_generator_base
@@ -33,6 +38,17 @@ def test_a_judge_base_is_made_in_the_folder_that_was_named(tmp_path):
     )
     assert torch.isfinite(verdict.margin).all()
     assert (tmp_path / "judge-snapshots").is_dir()
+
+
+def test_the_trained_judge_is_made_of_votes_and_is_whole_without_the_run_that_made_it(tmp_path):
+    recipe = load_recipe(QuickstartRecipe, quickstart_recipe(tmp_path))
+    make_bundled_reward(tmp_path / "reward", recipe)
+    weights = load_file(tmp_path / "reward" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float16}
+    judge = load_reward(tmp_path / "reward")
+    assert judge.config.kind == "pairwise" and judge.config.instruction == recipe.judge.instruction
+    picture = torch.rand(1, 3, 32, 32)
+    assert torch.isfinite(judge.compare("a circle", picture, torch.rand(1, 3, 32, 32)).margin).all()
 
 
 @pytest.mark.parametrize(

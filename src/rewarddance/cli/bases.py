@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarddance.cli.app import app, example, given_path, quiet
+from rewarddance.cli.app import app, example, given_path, quiet, recipe_file
 from rewarddance.errors import InputError
 
 BASES = (
@@ -21,6 +21,7 @@ BASES = (
     "video-generator",
     "edit-judge",
     "editor",
+    "reward",
 )
 
 
@@ -43,7 +44,10 @@ def bases(
         raise InputError("begin is for one judge base.", "Say judge or judge-small, or leave begin out.")
     import torch
 
+    from rewarddance.jobs.bundled_reward import NAME, make_bundled_reward
+    from rewarddance.jobs.quickstart import QuickstartRecipe
     from rewarddance.runtime.checkpoint import writable_folder
+    from rewarddance.runtime.config import load_recipe
     from rewarddance.shapeworld.training.clip import make_clip_base
     from rewarddance.shapeworld.training.edit_generator import make_edit_base
     from rewarddance.shapeworld.training.edit_judge import make_edit_judge_base
@@ -76,3 +80,5 @@ def bases(
         make_unet_base(output / "shapeworld-unet", log=typer.echo, vae=flow if which == "all" else VAE)
     if which in ("clip", "all"):
         make_clip_base(output / "shapeworld-clip", log=typer.echo)
+    if which in ("reward", "all"):  # of the bundled judge base and generator
+        make_bundled_reward(output / NAME, load_recipe(QuickstartRecipe, recipe_file("quickstart.yaml")))

@@ -24,9 +24,7 @@ def quickstart(
     task: Annotated[
         str | None, typer.Option(help="t2i (pictures), t2v (videos), i2v (from a first picture) or edit (of a source).")
     ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Pictures with a longer ReFL before DiffusionNFT; about 1.4 times the time.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Pictures with a longer ReFL before DiffusionNFT.")] = False,
     recipe: Annotated[Path | None, typer.Option(help="A recipe file instead of the task's own.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's folder is runs/<name>.")] = None,
     output: Annotated[Path, typer.Option(help="Where run folders stand.", parser=given_path)] = Path("runs"),
