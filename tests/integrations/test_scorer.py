@@ -145,6 +145,18 @@ def test_a_failure_is_raised_and_names_the_item(tmp_path):
         Scorer(broken, group=True)(SHOTS[:2], ["a red circle"] * 2)
 
 
+def test_a_prompt_that_a_bank_left_out_has_no_reference_and_the_others_do(tmp_path):
+    source = bank(tmp_path)
+    with (source / "references.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"prompt": "a dark thing", "failed": "the judge gave no score", "remedy": "Look."}) + "\n"
+        )
+    references = References(source)
+    assert torch.equal(references.of("two crosses"), SHOTS[1])
+    with pytest.raises(RewardError, match="no reference for the prompt 'a dark thing'"):
+        references.of("a dark thing")
+
+
 def test_references_that_cannot_be_used_are_refused_at_the_start(tmp_path):
     rows = {
         "second": [{"prompt": "a", "reference": "0.png"}, {"prompt": "a", "reference": "1.png"}],

@@ -67,6 +67,11 @@ def test_another_wording_or_rewriter_can_be_given():
     assert generator.prompts[1] == ["cat, bright!"]
 
 
+def test_more_samples_than_are_made_together_are_refused():
+    with pytest.raises(InputError, match="samples is 100, and"):
+        search(TinyGenerator(), Bright(), ["cat"], Refine(samples=100), "samples=200", batch_size=8, prompts_at_once=1)
+
+
 @pytest.mark.parametrize("wording", ["{prompt}", "{prompt} {why}", "{prompt} {reason", "{} {prompt} {reason}"])
 def test_a_wording_without_both_places_is_refused(wording):
     with pytest.raises(ValueError, match="places"):

@@ -125,7 +125,7 @@ class ForwardRecipe(PolicyRecipe):
     def _the_decay_rises(self) -> ForwardRecipe:
         if self.decay_from and self.decay_rise is None:
             raise ValueError("decay_from is used with a decay_rise only")
-        if not self.ema_decay and changed(self, "decay_rise"):
+        if not self.ema_decay and self.decay_rise is not None and changed(self, "decay_rise"):
             raise ValueError("decay_rise is how ema_decay is reached, and that is 0: leave one of them out")
         return self
 

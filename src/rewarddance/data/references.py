@@ -64,6 +64,8 @@ def _read(source: Path) -> dict[str, Media]:
         where = f"line {number} of {table.path}"
         if isinstance(content, InputError):
             raise InputError(f"{where} cannot be read: {content.what}", content.remedy)
+        if bank.is_file() and "failed" in content:  # a prompt that the bank's maker left out
+            continue
         prompt, picture = content.get("prompt"), _picture(content, table)
         if not isinstance(prompt, str) or not prompt.strip() or picture is None:
             raise InputError(

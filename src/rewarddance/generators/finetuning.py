@@ -205,11 +205,13 @@ class FinetunedPipeline:
         Raises InputError where a file stands in the folder's place, which diffusers would only log.
         """
         writable_folder(folder)
+        config = self.network.peft_config["default"].to_dict()  # its sets would have another order in each process
+        config |= {name: sorted(value) for name, value in config.items() if isinstance(value, set)}
         self.pipeline.save_lora_weights(
             folder,
             **{
                 f"{self.component}_lora_layers": dict(get_peft_model_state_dict(self.network)),
-                f"{self.component}_lora_adapter_metadata": self.network.peft_config["default"].to_dict(),
+                f"{self.component}_lora_adapter_metadata": config,
             },
         )
 

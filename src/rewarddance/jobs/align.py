@@ -143,7 +143,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             keep_recipe(recipe, folder / "config.yaml", binding=made, free=_MAY_CHANGE, only=only)
             _keep_inputs(recipe, parts, folder / "inputs.json", binding=made)
             if is_main_process():
-                keep_prompts(ready.prompts, folder / KEPT, binding=begun)
+                keep_prompts(ready.prompts, folder / KEPT, binding=made)
                 list_faulty(ready.faults, folder / FAULTY)
         run = prepare_alignment(
             recipe,

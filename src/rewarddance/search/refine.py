@@ -11,7 +11,7 @@ from dataclasses import replace
 from pydantic import Field, field_validator
 
 from rewarddance.errors import InputError, shown
-from rewarddance.runtime.config import Recipe
+from rewarddance.runtime.config import Recipe, changed
 from rewarddance.search.batch import Batch
 from rewarddance.search.budget import Cost
 from rewarddance.types import Question
@@ -53,6 +53,7 @@ def search_refine(batch: Batch, recipe: Refine, rewrite: Rewrite | None = None) 
     picture is dropped: the next pictures come from the original prompt, which is then refined anew. rewrite: makes the
     new wording in place of the recipe's own, a language model for example.
     """
+    batch.check_width("samples", recipe.samples if changed(recipe, "samples") else 0)
     rewrite = rewrite or (lambda prompt, reason: recipe.wording.format(prompt=prompt, reason=reason))
     refined = list(batch.prompts)
 
