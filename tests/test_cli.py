@@ -336,5 +336,5 @@ def test_the_real_command_ends_the_same_way():
     )
     assert done.returncode == 2 and done.stdout == ""
     said = "Say judge, judge-small, judge-sizes, generator, unet, clip, video-judge, video-generator, "
-    said += "edit-judge, editor or all."
+    said += "edit-judge, editor, reward or all."
     assert done.stderr == f"error: there is no base named 'nowhere'.\n       {said}\n"

@@ -24,12 +24,14 @@ def test_there_is_one_for_every_family_but_the_bundled_ones():
 def test_a_recipe_gives_only_what_its_family_uses(path):
     run = load_recipe(AlignRun, path)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    assert f"# command:  rewarddance align recipes/generators/{path.name}" in head
+    (command,) = [line for line in head if line.startswith("# command:  ")]
+    assert command.endswith(f"rewarddance align recipes/generators/{path.name}")
+    assert command.startswith("# command:  torchrun ") == run.chosen.sharded
     assert any(line.startswith("# hardware:") and "GPU" in line for line in head)
     assert any("not run: no such GPU here" in line for line in head)
     module, _, adapter = ADAPTERS[head[0].partition("(")[2].partition(")")[0]].partition(".")
     family = getattr(importlib.import_module(f"rewarddance.generators.families.{module}"), adapter)
     options = {**run.generator_options, "num_inference_steps": run.num_inference_steps}
-    assert set(options) <= family.uses | EVERY_FAMILY
+    assert set(options) <= family.uses | EVERY_FAMILY | {"pipeline"}
     parse_recipe(GeneratorOptions, options, str(path))
     assert run.dtype == run.judge_dtype == "bfloat16" and run.refl.generator_batch

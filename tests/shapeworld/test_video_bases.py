@@ -186,4 +186,4 @@ def test_a_judge_reads_the_frames_that_it_was_trained_on():
 @pytest.mark.parametrize("which", ["video", "nothing"])
 def test_a_base_that_there_is_not_is_refused_with_those_that_there_are(which, tmp_path):
     done = command("bases", which, "--output", tmp_path)
-    assert done.code == 2 and "edit-judge, editor or all" in done.err
+    assert done.code == 2 and "edit-judge, editor, reward or all" in done.err
