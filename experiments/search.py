@@ -312,7 +312,7 @@ class HeldTournament:
 def winner(margins: Tensor, order: np.ndarray) -> int:
     """Who wins a knockout in this order, by the margins [N, N] of a tournament that was held."""
     numbers = [torch.full((1, 1, 1, 1), float(number)) for number in order]
-    (ranking,) = knockout(HeldTournament(margins), [""], [numbers])
+    (ranking,) = knockout(HeldTournament(margins), ["any"], [numbers])
     return int(order[int(ranking.order[0])])
 
 
