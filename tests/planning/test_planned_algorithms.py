@@ -146,6 +146,14 @@ def test_a_search_with_a_judge_in_shards_or_apart_holds_less_here(tmp_path: Path
             plan(*keys)
 
 
+def test_a_search_compares_its_winners_by_the_held_out_judge_besides(tmp_path: Path):
+    plain = plan_recipe(searching(tmp_path), [], PlanOptions(prompt_words=6))
+    plan = plan_recipe(searching(tmp_path, held_out=str(judge_folder())), [], PlanOptions(prompt_words=6))
+    parts = {part.name: part.size for part in plan.memory}
+    assert parts["held-out judge"] == parts["judge"] and plan.sources["held-out judge"] == str(judge_folder())
+    assert plan.flops["judge"] > plain.flops["judge"] and plan.flops["sampling"] == plain.flops["sampling"]
+
+
 def test_a_search_that_does_not_fit_makes_fewer_pictures_at_once(tmp_path: Path):
     def plan(memory: float | None = None) -> Plan:
         return plan_recipe(searching(tmp_path), [], PlanOptions(prompt_words=6, gpu_memory=memory))

@@ -12,7 +12,7 @@ import torch
 import yaml
 from measured import measured_peak
 from several import in_processes
-from tiny import command, family_folder, pictures
+from tiny import command, editor_folder, family_folder, pictures
 from tiny import deep_generator_folder as generator_folder
 from tiny import deep_judge_folder as judge_folder
 from torch import distributed as dist
@@ -310,6 +310,33 @@ def test_each_judge_of_several_rewards_is_counted_once(small: Plan):
     assert own.parameters["judge"] == 2 * small.parameters["judge"]
     assert parts_of(own)["judge 2"] == parts_of(own)["judge"] == parts_of(small)["judge"]
     assert own.sources["judge of second"] == str(judge_folder())
+
+
+def test_a_held_out_judge_is_held_and_asked_without_a_gradient(small: Plan):
+    plan = aligned(held_out=str(judge_folder()))
+    assert parts_of(plan)["judge 2"] == parts_of(plan)["judge"] == parts_of(small)["judge"]
+    assert plan.parameters["judge"] == 2 * small.parameters["judge"]
+    assert plan.sources["held-out judge"] == str(judge_folder())
+    assert plan.flops["judge"] > 1.4 * small.flops["judge"] and plan.flops["backward"] == small.flops["backward"]
+
+
+def test_references_that_are_made_anew_take_a_part_of_every_step(small: Plan):
+    often, seldom = (aligned({"refresh_every": steps}) for steps in (2, 20))
+    assert (often.seconds - small.seconds) == pytest.approx(10 * (seldom.seconds - small.seconds))
+    assert often.seconds > 1.2 * small.seconds and often.notes[0].startswith("Before the first step and every 2 steps")
+
+
+@pytest.mark.parametrize("command", ["align", "search"])
+def test_a_judge_that_cannot_show_an_editors_source_is_refused_as_by_the_run(command: str, tmp_path: Path):
+    recipe = {"generator": str(editor_folder()), "num_inference_steps": 3, "prompts": "no.jsonl", "output": "runs/x"}
+    recipe |= {"judge": str(judge_folder())} | ({"budget": "samples=2"} if command == "search" else {})
+    path = tmp_path / "edits.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match=r"cannot be asked: .*has no place for one\. Choose an instruction that does"):
+        plan_recipe(path, [], PlanOptions())
+    instruction = "instruction=edit" if command == "search" else "judge_options.instruction=edit"
+    for keys in ([instruction], ["judge=runs/y/reward"]):  # the latter has yet to be trained
+        assert plan_recipe(path, keys, PlanOptions(judge_base=str(judge_folder()))).seconds > 0
 
 
 def test_the_relay_holds_the_largest_of_its_phases_and_not_their_sum(small: Plan):

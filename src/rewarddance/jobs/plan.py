@@ -89,6 +89,8 @@ def _setting_of(run: SearchRun) -> SearchSetting:
         generator_options={**guidance, **run.generator_options},
         judge=run.judge,
         judge_options={**run.changes, **batch},
+        held_out=run.held_out,
+        held_out_options=batch,
         dtype=run.dtype,
         prompts=run.prompts,
         method=read_method(run.method, run.options),

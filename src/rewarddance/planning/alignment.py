@@ -36,20 +36,26 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
         options = options.model_copy(update={"gpus": max(options.gpus, 2)})
     processes = processes_of(run, options.gpus)
     prompts, source = planning_prompts(run.prompts, run.chosen.prompts_per_step, options)
-    run, of_judges = _with_known_judges(run, options)
     run = run.model_copy(update={key: _on_gpu(getattr(run, key)) for key in ("dtype", "judge_dtype")})
-    models = meta_models(run)
+    models = meta_models(run, options)
     step, beside = iteration(models, run, prompts, processes), beside_the_step(models, run, prompts, processes)
     work = _work(models, run, step, beside, processes)
     seconds = {phase: _seconds(run, options, phase, done) for phase, done in work.items()}
+    references = _reference_seconds(run, options, beside[-1], prompts, processes) if run.asks_references else 0.0
+    refreshed = references / run.refl.refresh_every if run.refl.refresh_every else 0.0
     memory = memory_of(models, run, [step, *beside], processes)
     vlm: Any = models.judges[0][0].vlm  # type: ignore[attr-defined]
     plan = Plan(
         job="align",
-        sources={"generator": run.generator, **of_judges, **vlm.sources._asdict(), "prompts": source},
+        sources={
+            "generator": run.generator,
+            **_judge_sources(run, options),
+            **vlm.sources._asdict(),
+            "prompts": source,
+        },
         parameters={
             **{name: count_of(part.parameters()) for name, part in models.components.items()},
-            "judge": sum(count_of(judge.model.parameters()) for judge, _ in models.judges),
+            "judge": sum(count_of(judge.model.parameters()) for judge, _ in models.all_judges),
             "trained": count_of(models.trained),
         },
         tokens={"of a question, longest": float(max(models.lengths))},
@@ -59,10 +65,10 @@ def plan_alignment(run: AlignRun, options: PlanOptions) -> Plan:
         gpu=options.hardware,
         gpus=options.gpus,
         utilisation=options.utilisation,
-        seconds=sum(seconds.values()) / processes,
+        seconds=sum(seconds.values()) / processes + refreshed,
         bound_by_memory=bound_by_memory(options.hardware, work, seconds),
         steps=run.chosen.steps,
-        notes=(*_notes(run, options, beside, prompts, processes), "Probes and files come on top."),
+        notes=(*_notes(run, references, len(prompts)), "Probes and files come on top."),
     )
     return plan if plan.fits else replace(plan, suggestions=edits_that_fit(run, options, prompts, plan))
 
@@ -71,17 +77,11 @@ def _on_gpu(dtype: str) -> str:
     return "bfloat16" if dtype == "auto" else dtype
 
 
-def _with_known_judges(run: AlignRun, options: PlanOptions) -> tuple[AlignRun, dict[str, str]]:
-    """The run with another judge where a trained one is not here yet, and what is said of where each is from."""
-    said: dict[str, str] = {}
-    changes: dict[str, Any] = {"rewards": dict(run.rewards)}
-    if run.judge:
-        changes["judge"], said["judge"] = judge_to_plan_with(run.judge, options)
-    for name, reward in run.rewards.items():
-        if reward.judge:
-            own, said[f"judge of {name}"] = judge_to_plan_with(reward.judge, options)
-            changes["rewards"][name] = reward.model_copy(update={"judge": own})
-    return run.model_copy(update=changes), said
+def _judge_sources(run: AlignRun, options: PlanOptions) -> dict[str, str]:
+    """Where each judge is from, or what stands for it."""
+    names = {"judge": run.judge, "held-out judge": run.held_out}
+    names |= {f"judge of {name}": reward.judge for name, reward in run.rewards.items()}
+    return {what: judge_to_plan_with(name, options)[1] for what, name in names.items() if name}
 
 
 def _work(models: Models, run: AlignRun, step: Counting, beside: Sequence[Counting], processes: int) -> dict[str, Work]:
@@ -97,15 +97,14 @@ def _times(factor: float, work: Work) -> Work:
     return Work(factor * work.flops, factor * work.traffic)
 
 
-def _notes(
-    run: AlignRun, options: PlanOptions, beside: Sequence[Counting], prompts: Sequence[str], processes: int
-) -> tuple[str, ...]:
-    """What is done before the first step, and what is not counted."""
-    notes = []
-    if beside:  # the last of it are the references
-        hours = _reference_seconds(run, options, beside[-1], prompts, processes) / 3600
-        notes.append(f"Before the first step: references for {len(prompts)} prompts, {hours:.2g} hours.")
-    return tuple(notes)
+def _notes(run: AlignRun, references: float, prompts: int) -> tuple[str, ...]:
+    """What is done before the first step and again. references: seconds to make those of all prompts."""
+    if not run.asks_references:
+        return ()
+    said = f"references for {prompts} prompts, {references / 3600:.2g} hours"
+    if not run.refl.refresh_every:
+        return (f"Before the first step: {said}.",)
+    return (f"Before the first step and every {run.refl.refresh_every} steps, which steps' time counts: {said}.",)
 
 
 def _seconds(run: AlignRun, options: PlanOptions, phase: str, work: Work) -> float:

@@ -28,7 +28,7 @@ def edits_that_fit(run: AlignRun, options: PlanOptions, prompts: Sequence[str], 
     def size(gpus: int, changed: AlignRun) -> int:
         """Bytes of the fuller GPU; no step is counted where all else is too much already."""
         processes = processes_of(changed, gpus)
-        models, recipe = meta_models(changed), changed.chosen
+        models, recipe = meta_models(changed, options), changed.chosen
         key = changed.dtype, changed.judge_dtype, recipe.lora_rank, changed.references.batch_size, processes
         if key not in sampled:
             sampled[key] = beside_the_step(models, changed, prompts, processes)
@@ -63,7 +63,7 @@ def edits_that_fit(run: AlignRun, options: PlanOptions, prompts: Sequence[str], 
         same.append(Edit({f"{run.algorithm}.sharded": True}, "weights in shards over the GPUs"))
     if processes > 1 and not run.judge_sharded and precision_of(run.judge_options) == "none" and not run.offload:
         same.append(Edit({"judge_sharded": True}, "the judge in shards over the GPUs"))
-    if not run.offload and not run.judge_sharded and not meta_models(run).generator.needs_image:
+    if not run.offload and not run.judge_sharded and not meta_models(run, options).generator.needs_image:
         same.append(Edit({"offload": ["text_encoders", "vae", "judge"]}, "parts off the GPU while unused, and slower"))
     other = _other_result(run, options.gpus, {key: least[key] for key in fewer})
     spread = {**least, f"{run.algorithm}.sharded": True}

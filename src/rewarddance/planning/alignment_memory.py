@@ -48,7 +48,7 @@ def memory_of(models: Models, run: AlignRun, counts: Sequence[Counting], process
             parts[name] = replace(packed, name=name)
     of_judge = tuple(
         replace(part, name=part.name.replace("judge", f"judge {number}")) if number > 1 else part
-        for number, (judge, options) in enumerate(models.judges, start=1)
+        for number, (judge, options) in enumerate(models.all_judges, start=1)
         for part in judge_weights(judge, options, run, processes)
     )
     judge = sum(part.size for part in of_judge)

@@ -58,15 +58,19 @@ def _refl_share(refl: ReflRecipe, processes: int) -> ReflRecipe:
 
 
 def refl_iteration(models: Models, refl: ReflRecipe, prompts: Sequence[str], processes: int) -> Counting:
-    """ReFL's own step, with the gradient from the first sampler step on; steps without one are counted apart."""
+    """ReFL's own step, with the gradient from the first sampler step on; steps without one are counted apart.
+
+    What a held-out judge gates is left out, for its answers have no values here; it takes nothing.
+    """
     refl.first_grad_steps(models.generator.num_steps)
-    share = _refl_share(refl, processes).model_copy(update={"grad_step_range": (0.0, 1e-9)})
+    share = _refl_share(refl, processes).model_copy(update={"grad_step_range": (0.0, 1e-9), "gate": False})
     bank = [meta_references(models.generator, prompts[i % len(prompts)], i) for i in range(share.prompts_per_step)]
     with counting() as counts:
         counts.exclude([*models.tensors(), *(tensor for entry in bank for tensor in (*entry.pictures, entry.latents))])
         generator: Any = CountedGenerator(models.generator, counts, refl.last_steps)
         asked = [reward._replace(judge=CountedJudge(reward.judge, counts)) for reward in models.rewards]
-        refl_step(generator, joint_judge(asked), bank, share, seed=0, step=0)
+        held_out = CountedJudge(models.held_out[0], counts) if models.held_out else None
+        refl_step(generator, joint_judge(asked), bank, share, seed=0, step=0, held_out=held_out)
     return counts
 
 

@@ -21,25 +21,30 @@ from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.planning.meta_generator import meta_generator
 from rewarddance.planning.meta_judge import meta_reward, saved_config
 from rewarddance.planning.plan import PlanOptions, prompt_of_words
-from rewarddance.reward.judge import CONFIG_FILE, Judge, RewardConfig
+from rewarddance.reward.judge import Judge, RewardConfig
 from rewarddance.runtime.devices import find_dtype
-from rewarddance.types import Prompt
+from rewarddance.types import Prompt, Question
 
 
 @dataclass(frozen=True)
 class Models:
     """A generator that is trained, its trained weights, and frozen judges with the rewards that ask them, on the meta
-    device. judges: each once, with the options it is loaded with."""
+    device. judges: each once, with the options it is loaded with. held_out: another, which chooses no references."""
 
     generator: PipelineGenerator
     trained: list[nn.Parameter]
     judges: list[tuple[Judge, Mapping[str, Any]]]
     rewards: list[Reward]
+    held_out: tuple[Judge, Mapping[str, Any]] | None = None
+
+    @property
+    def all_judges(self) -> list[tuple[Judge, Mapping[str, Any]]]:
+        return self.judges if self.held_out is None else [*self.judges, self.held_out]
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of the questions that were asked."""
-        return [length for judge, _ in self.judges for length in judge.vlm.lengths]  # type: ignore[attr-defined]
+        return [length for judge, _ in self.all_judges for length in judge.vlm.lengths]  # type: ignore[attr-defined]
 
     @property
     def components(self) -> dict[str, nn.Module]:
@@ -54,7 +59,7 @@ class Models:
 
     def tensors(self) -> list[Tensor]:
         """All that is in memory before a step: weights, buffers and gradients."""
-        modules = [*self.components.values(), *(judge.model for judge, _ in self.judges)]
+        modules = [*self.components.values(), *(judge.model for judge, _ in self.all_judges)]
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         return [*tensors, *(w.grad for w in self.trained if w.grad is not None), *self.base_weights]
 
@@ -77,13 +82,6 @@ def meta_judge(name: str, dtype: str, options: Mapping[str, Any]) -> Judge:
     return judge
 
 
-def question_for(generator: PipelineGenerator, judge: str) -> dict[str, str]:
-    """The instruction of a judge that was not trained yet, where its own could not show the prompts' pictures."""
-    if not generator.needs_image or (Path(judge) / CONFIG_FILE).is_file():
-        return {}
-    return {"instruction": "i2v" if generator.num_frames > 1 else "edit"}
-
-
 def judge_to_plan_with(name: str, options: PlanOptions) -> tuple[str, str]:
     """The judge's name, or another one's where a training has yet to make it; and where it comes from."""
     if Path(name).name == "reward" and not Path(name).is_dir():
@@ -91,19 +89,41 @@ def judge_to_plan_with(name: str, options: PlanOptions) -> tuple[str, str]:
     return name, name
 
 
-def meta_models(run: AlignRun) -> Models:
+def meta_judge_of(
+    generator: PipelineGenerator, name: str, dtype: str, options: PlanOptions, changes: Mapping[str, Any]
+) -> Judge:
+    """The judge `name` of a run, or what is planned in its place, asked as this generator's samples need it.
+
+    changes: options of `load_reward`. Raises InputError for a judge that the run would refuse with this generator.
+    """
+    known, _ = judge_to_plan_with(name, options)
+    if known != name and generator.needs_image:  # a training would give it an instruction that shows the picture
+        changes = {"instruction": "i2v" if generator.num_frames > 1 else "edit", **changes}
+    judge = meta_judge(known, dtype, changes)
+    drawn = torch.zeros(1, 1, 1, 1).expand(generator.num_frames, 3, generator.height, generator.width)
+    reference = drawn if judge.needs_reference else None
+    for fault in judge.faults([Question(with_picture(generator, ["a prompt"])[0], drawn, reference)]):
+        if fault is not None:
+            raise InputError(f"the judge {name!r} cannot be asked: {fault.what}", fault.remedy)
+    judge.vlm.lengths.clear()  # type: ignore[attr-defined]
+    return judge
+
+
+def meta_models(run: AlignRun, options: PlanOptions) -> Models:
     """Generator and judges as `rewarddance align` would load them, and what it would train."""
-    options = {"guidance_scale": run.guidance_scale, **run.generator_options}
-    generator = meta_generator(run.generator, run.num_inference_steps, find_dtype(run.dtype), **options)
+    drawing = {"guidance_scale": run.guidance_scale, **run.generator_options}
+    generator = meta_generator(run.generator, run.num_inference_steps, find_dtype(run.dtype), **drawing)
     judges: list[tuple[Judge, Mapping[str, Any]]] = []
 
-    def load(name: str, **options: Any) -> Judge:
-        options = question_for(generator, name) | options
-        judge = meta_judge(name, run.judge_dtype, options)
-        judges.append((judge, options))
+    def load(name: str, **changes: Any) -> Judge:
+        judge = meta_judge_of(generator, name, run.judge_dtype, options, changes)
+        judges.append((judge, changes))
         return judge
 
     asked, recipe = load_judges(run, load, load), run.chosen
+    if run.held_out:
+        load(run.held_out, **run.held_out_options)
+    held_out = judges.pop() if run.held_out else None
     assert asked is not None, "the run asks a judge"
     rewards = as_rewards(recipe, generator, asked)
     with torch.device("meta"):
@@ -113,7 +133,7 @@ def meta_models(run: AlignRun) -> Models:
             trained = generator.train_all()
     for weight in trained:
         weight.grad = torch.empty_like(weight)
-    return Models(generator, trained, judges, rewards)
+    return Models(generator, trained, judges, rewards, held_out)
 
 
 def meta_references(generator: PipelineGenerator, text: str, number: int) -> References:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from rewarddance.errors import InputError
@@ -19,9 +20,8 @@ from rewarddance.planning.meta_generator import meta_generator
 from rewarddance.planning.models import (
     count_of,
     judge_to_plan_with,
-    meta_judge,
+    meta_judge_of,
     planning_prompts,
-    question_for,
     with_picture,
 )
 from rewarddance.planning.phases import AskedJudge, CountedGenerator
@@ -30,6 +30,7 @@ from rewarddance.planning.plan import MemoryPart, Plan, PlanOptions, Suggestion
 from rewarddance.reward.judge import Judge
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.devices import find_dtype
+from rewarddance.search.judging import Candidate
 from rewarddance.search.recipe import Budget, JudgingName
 from rewarddance.search.run import Search
 
@@ -39,7 +40,8 @@ class SearchSetting:
     """A search, as its plan needs to know it.
 
     dtype: of all weights. method: a recipe of one of METHODS. batch_size: pictures that are made together, of
-    prompts_at_once prompts. judge_sharded: the judge's weights are split over all GPUs, of which the first searches.
+    prompts_at_once prompts. judge_sharded: the judges' weights are split over all GPUs, of which the first searches.
+    held_out: another judge, which is asked about the winners.
     """
 
     generator: str
@@ -47,6 +49,8 @@ class SearchSetting:
     generator_options: Mapping[str, Any]
     judge: str
     judge_options: Mapping[str, Any]
+    held_out: str | None
+    held_out_options: Mapping[str, Any]
     dtype: str
     prompts: Path
     method: Recipe
@@ -85,29 +89,42 @@ def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
     if setting.judge_apart:
         options = options.model_copy(update={"gpus": max(options.gpus, 2)})
     dtype = _on_gpu(setting.dtype)
-    name, judge_source = judge_to_plan_with(setting.judge, options)
     generator = meta_generator(
         setting.generator, setting.num_inference_steps, find_dtype(dtype), **setting.generator_options
     )
-    judge = meta_judge(name, dtype, {**question_for(generator, name), **setting.judge_options})
+    judge = meta_judge_of(generator, setting.judge, dtype, options, setting.judge_options)
+    held_out = None
+    if setting.held_out:
+        held_out = meta_judge_of(generator, setting.held_out, dtype, options, setting.held_out_options)
+    judges = {"judge": judge} if held_out is None else {"judge": judge, "held-out judge": held_out}
     prompts, source = planning_prompts(setting.prompts, setting.prompts_at_once, options)
     at_once = min(setting.prompts_at_once, len(prompts))
     asked = with_picture(generator, prompts[:at_once])
     parts = {name: part for name, part in generator.pipeline.components.items() if isinstance(part, nn.Module)}
     with counting() as counts:
-        counts.exclude(w for part in (*parts.values(), judge.model) for w in (*part.parameters(), *part.buffers()))
+        counts.exclude(
+            w
+            for part in (*parts.values(), *(j.model for j in judges.values()))
+            for w in (*part.parameters(), *part.buffers())
+        )
         counts.begin("sampling")
-        _search_first(setting, generator, judge, asked, counts)
-    memory, judge_gpu = _memory_of(setting, options, generator, judge, counts)
+        _search_first(setting, generator, judge, held_out, asked, counts)
+    memory, judge_gpu = _memory_of(setting, options, generator, judges, counts)
     work = {phase: counts.work(phase) for phase in counts.flops}
     gpu, half = options.hardware, dtype == "bfloat16"
     seconds = {phase: gpu.seconds(done.flops, half, options.utilisation, done.traffic) for phase, done in work.items()}
     vlm: Any = judge.vlm  # type: ignore[attr-defined]
+    names = {"judge": setting.judge} | ({"held-out judge": setting.held_out} if setting.held_out else {})
+    of_judges = {what: judge_to_plan_with(judge_name, options)[1] for what, judge_name in names.items()}
+    lengths = [length for asked_one in judges.values() for length in asked_one.vlm.lengths]  # type: ignore[attr-defined]
     return Plan(
         job="search",
-        sources={"generator": setting.generator, "judge": judge_source, **vlm.sources._asdict(), "prompts": source},
-        parameters={name: count_of(part.parameters()) for name, part in {**parts, "judge": judge.model}.items()},
-        tokens={"of a question, longest": float(max(vlm.lengths, default=0))},
+        sources={"generator": setting.generator, **of_judges, **vlm.sources._asdict(), "prompts": source},
+        parameters={
+            name: count_of(part.parameters())
+            for name, part in (parts | {what: one.model for what, one in judges.items()}).items()
+        },
+        tokens={"of a question, longest": float(max(lengths, default=0))},
         memory=memory,
         peaks=dict(counts.peaks),
         judge_gpu=judge_gpu,
@@ -128,7 +145,11 @@ def _on_gpu(dtype: str) -> str:
 
 
 def _memory_of(
-    setting: SearchSetting, options: PlanOptions, generator: PipelineGenerator, judge: Judge, counts: Counting
+    setting: SearchSetting,
+    options: PlanOptions,
+    generator: PipelineGenerator,
+    judges: Mapping[str, Judge],
+    counts: Counting,
 ) -> tuple[tuple[MemoryPart, ...], int]:
     """Bytes by part on the GPU that searches, and on the judge's own if it has one."""
     dtype = _on_gpu(setting.dtype)
@@ -137,10 +158,16 @@ def _memory_of(
         if isinstance(part, nn.Module):
             precision = precision_of(setting.generator_options) if part is generator.network else "none"
             parts.append(frozen_weights(name, part, dtype, precision))
-    if setting.judge_sharded:
-        of_judge = shards_of_judge(judge, dtype, options.gpus)
-    else:
-        of_judge = (frozen_weights("judge", judge.model, dtype, precision_of(setting.judge_options)),)
+    of_judge: list[MemoryPart] = []
+    for name, judge in judges.items():
+        if setting.judge_sharded:
+            of_judge += [
+                replace(part, name=part.name.replace("judge", name))
+                for part in shards_of_judge(judge, dtype, options.gpus)
+            ]
+        else:
+            precision = precision_of(setting.judge_options) if name == "judge" else "none"
+            of_judge.append(frozen_weights(name, judge.model, dtype, precision))
     here = {phase: peak for phase, peak in counts.peaks.items() if not (setting.judge_apart and phase == "judge")}
     worst = max(here, key=lambda phase: here[phase])
     activations = MemoryPart(ACTIVATIONS, here[worst], f"{worst}; other phases hold less, and not at the same time")
@@ -149,13 +176,22 @@ def _memory_of(
     return (*parts, *of_judge, activations), 0
 
 
-def _search_first(setting: SearchSetting, generator: Any, judge: Any, asked: Any, counts: Counting) -> None:
-    """The search for the first prompts. All pictures seem equally good; what is counted does not depend on it."""
+def _search_first(
+    setting: SearchSetting, generator: Any, judge: Any, held_out: Any, asked: Any, counts: Counting
+) -> None:
+    """The search for the first prompts. All pictures seem equally good; what is counted does not depend on it.
+
+    So the first sample wins, and what the held-out judge is asked of other winners is asked afterwards.
+    """
     counted: Any = CountedGenerator(generator, counts)
     counted.predicting = "sampling"
     answering: Any = AskedJudge(judge, counts)
+    compared: Any = AskedJudge(held_out, counts) if held_out else None
     search = Search(
         counted, answering, setting.method, setting.budget,
-        judging=setting.judging, batch_size=setting.batch_size, prompts_at_once=len(asked),
+        judging=setting.judging, batch_size=setting.batch_size, prompts_at_once=len(asked), held_out=compared,
     )  # fmt: skip
-    search(asked, range(len(asked)))
+    found = search(asked, range(len(asked)))
+    if held_out:
+        others = [Candidate(torch.empty_like(result.first.pixels), {"winner": True}) for result in found]
+        search.held_out_margins(asked, [result.first for result in found], others)

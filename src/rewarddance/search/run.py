@@ -156,13 +156,13 @@ class Search:
         self.method.run(batch, self.options, **rewrite)
         spent, self._since = batch.meter.spent(), before
         first_samples = batch.first or self._first(prompts, indices)
-        margins = self._held_out_margins(prompts, first_samples, [kept[0] for kept in batch.kept])
+        margins = self.held_out_margins(prompts, first_samples, [kept[0] for kept in batch.kept])
         return [
             SearchResult(prompt, tuple(kept[: self.kept]), first, spent, self.judging, batch.rounds, margin)
             for prompt, kept, first, margin in zip(prompts, batch.kept, first_samples, margins, strict=True)
         ]
 
-    def _held_out_margins(
+    def held_out_margins(
         self, prompts: Sequence[Prompt], first_samples: Sequence[Candidate], winners: Sequence[Candidate]
     ) -> list[float | None]:
         """The held-out reward's margin of each winner over the first sample; 0 where they are the same picture."""
