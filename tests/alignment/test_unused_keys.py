@@ -51,6 +51,15 @@ UNUSED = {
     "decay_rise": {"algorithm": "nft", "nft": {"ema_decay": 0, "decay_rise": 0.1}},
     "clip_range": {"algorithm": "awm", "awm": {"clip_range": 0.2}},
     "cannot stop": {"refl": {"alarms": {"stop_on": ["drift"], "off": ["drift"]}}},
+    "cannot ring here: there is no held-out": {"refl": {"alarms": {"stop_on": ["held_out"]}}},
+    "cannot ring here: there are not several": {"refl": {"alarms": {"stop_on": ["collapse", "traded"]}}},
+    "cannot ring here: grpo measures": {"algorithm": "grpo", "grpo": {"kl": 0, "alarms": {"stop_on": ["distance"]}}},
+    "cannot ring here: dpo draws": {"algorithm": "dpo", "dpo": {"preferences": "x", "alarms": {"stop_on": ["drift"]}}},
+    "advantage_clip": {"algorithm": "online_dpo", "online_dpo": {"advantage_clip": 1.0}},
+    "online_dpo.spread": {"algorithm": "online_dpo", "online_dpo": {"spread": "global"}},
+    "jitter_copies": {"refl": {"jitter_copies": 2}},
+    "choice": {"references": {"keep": 1, "choice": "best"}},
+    "clip_range says": {"algorithm": "dgpo", "dgpo": {"ema_decay": 0, "decay_rise": None, "clip_range": 0.1}},
     "ddim step": {"algorithm": "grpo", "grpo": {"kind": "ddim", "noise_level": 2.0}},
 }
 
@@ -68,6 +77,12 @@ USED: list[dict[str, Any]] = [
     {"algorithm": "awm", "awm": {"ema_decay": 0.5, "clip_range": 0.2}},
     {"algorithm": "awm", "awm": {"updates": 2, "clip_range": 0.2}},
     {"algorithm": "dgpo", "dgpo": {"ema_decay": 0}},
+    {"algorithm": "dgpo", "dgpo": {"ema_decay": 0, "decay_rise": None, "updates": 2, "clip_range": 0.1}},
+    {"algorithm": "online_dpo", "online_dpo": {"spread": "global"}, "rewards": TWO},
+    {"refl": {"alarms": {"stop_on": ["held_out", "distance"]}}, "held_out": "h"},
+    {"refl": {"alarms": {"stop_on": ["traded"]}}, "rewards": TWO},
+    {"algorithm": "grpo", "grpo": {"kl": 0.1, "alarms": {"stop_on": ["distance"]}}},
+    {"refl": {"jitter_copies": 2, "jitter_noise": 0.1}},
     {"rewards": {"a": {"judge": "x", "criteria": "edit", "criteria_average": "probability"}}},
 ]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean
+from rewarddance.runtime.config import changed
 
 
 def dgpo_loss(
@@ -54,6 +55,16 @@ class DgpoRecipe(ForwardRecipe):
     shared_noise: bool = True
     clip_range: float = Field(default=1e-3, gt=0)
 
+    @model_validator(mode="after")
+    def _the_ratio_can_leave_1(self) -> DgpoRecipe:
+        if not self.asks_old and changed(self, "clip_range"):
+            raise ValueError("clip_range says nothing with one update a step by the weights that sampled (ema_decay 0)")
+        return self
+
+    @property
+    def asks_old(self) -> bool:
+        return self.ema_decay > 0 or self.updates > 1  # else the weights that sample are those that learn
+
     @property
     def by_group(self) -> bool:
         return True
@@ -71,7 +82,8 @@ class DgpoRecipe(ForwardRecipe):
         return True
 
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
-        assert learned.x_0_old is not None and learned.x_0_base is not None
-        error, old, base = map(learned.errors, (learned.x_0_hat, learned.x_0_old, learned.x_0_base))
-        error = clipped(error, old, learned.advantage, self.clip_range)
+        assert learned.x_0_base is not None
+        error, base = learned.errors(learned.x_0_hat), learned.errors(learned.x_0_base)
+        if learned.x_0_old is not None:
+            error = clipped(error, learned.errors(learned.x_0_old), learned.advantage, self.clip_range)
         return dgpo_loss(error, base, learned.advantage, learned.group, self.beta)

@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from rewarddance.alignment.forward_process import ForwardRecipe, Learned
+from rewarddance.runtime.config import changed
 
 
 def dpo_loss(
@@ -33,7 +34,8 @@ def dpo_loss(
 class OnlineDpoRecipe(ForwardRecipe):
     """How online DPO runs (and `ForwardRecipe`). Defaults are ours where they are not the authors'.
 
-    The judge's scores order a group's samples, which are learned at the same levels with the same noises.
+    The judge's scores order a group's samples, which are learned at the same levels with the same noises. Only their
+    order counts, so advantages are not clipped; spread says how several rewards are added.
 
     pairs: a group's best sample against its worst, or all of its pairs that differ (all).
     beta: how sharply a pair stops teaching once it is told apart better than the base does.
@@ -41,6 +43,16 @@ class OnlineDpoRecipe(ForwardRecipe):
 
     pairs: Literal["extremes", "all"] = "extremes"
     beta: float = Field(default=2000.0, gt=0)
+
+    @model_validator(mode="after")
+    def _only_the_order_counts(self) -> OnlineDpoRecipe:
+        if changed(self, "advantage_clip"):
+            raise ValueError("advantage_clip says nothing in online_dpo, where only the order counts: leave it out")
+        return self
+
+    @property
+    def clips_advantages(self) -> bool:
+        return False
 
     @property
     def by_group(self) -> bool:

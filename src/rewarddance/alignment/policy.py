@@ -70,6 +70,11 @@ class PolicyRecipe(TrainRecipe):
             )
         return self
 
+    @property
+    def clips_advantages(self) -> bool:
+        """Does the loss use the size of an advantage, and not only the order?"""
+        return True
+
     def check_processes(self, processes: int) -> None:
         """Raises InputError where the processes cannot share each update's prompts: a group stays on one of them."""
         super().check_processes(processes)
@@ -150,7 +155,7 @@ def sample_step(step: int, n_prompts: int, recipe: PolicyRecipe, seed: int) -> D
 class ScoredRollouts(NamedTuple):
     """A step's samples, judged.
 
-    advantages: [P, G], clipped; 0 in the groups that failed.
+    advantages: [P, G], clipped where the algorithm uses their size; 0 in the groups that failed.
     rewards: that were asked. scores, of_rewards: of each, and its own advantages, of the groups that did not fail.
     image_stats: figures of their pictures.
     failed: numbers of the groups that failed among the step's P.
@@ -217,7 +222,9 @@ def score_rollouts(
     scores = tuple(Scores(of_kept(values), of_kept(margins)) for values, margins in local)
     of_rewards = tuple(advantages(of_reward.values, recipe.spread) for of_reward in scores)
     combined = combine(of_rewards, [reward.weight for reward in run.rewards])
-    clipped = combined.values.clamp(-recipe.advantage_clip, recipe.advantage_clip)
+    clipped = combined.values
+    if recipe.clips_advantages:
+        clipped = clipped.clamp(-recipe.advantage_clip, recipe.advantage_clip)
     if failed:
         clipped = clipped.new_zeros(len(draws.chosen), recipe.group_size).index_copy(0, torch.tensor(kept), clipped)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from rewarddance.alignment.alarms import AlarmName
 from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
@@ -124,6 +125,33 @@ class AlignRun(AlgorithmConfig):
             raise ValueError("held_out_options are of a held-out judge, and there is none (held_out): leave them out")
         if not self.held_out and not self.refl.gate:
             raise ValueError("refl.gate is of a held-out judge, and there is none (held_out): leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _alarms_that_stop_can_ring(self) -> AlignRun:
+        alarms = self.chosen.alarms
+        if not changed(alarms, "stop_on"):
+            return self
+        cannot: dict[str, str] = {}
+        if not self.held_out:
+            cannot["held_out"] = "there is no held-out judge (held_out)"
+        if len(self.rewards) < 2:
+            cannot["traded"] = "there are not several rewards (rewards)"
+        if self.algorithm == "grpo" and not self.grpo.kl:
+            cannot["distance"] = "grpo measures it for a kl above 0 only"
+        if self.algorithm == "dpo":
+            cannot |= dict.fromkeys({*get_args(AlarmName)} - {"distance"}, "dpo draws and judges nothing")
+        for name in alarms.stop_on:
+            if name in cannot:
+                raise ValueError(
+                    f"{self.algorithm}.alarms.stop_on names {name}, which cannot ring here: {cannot[name]}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_add_up(self) -> AlignRun:
+        if self.algorithm == "online_dpo" and len(self.rewards) < 2 and changed(self.online_dpo, "spread"):
+            raise ValueError("online_dpo.spread says nothing with one reward, whose order counts: leave it out")
         return self
 
     @model_validator(mode="after")

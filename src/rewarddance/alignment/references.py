@@ -31,7 +31,7 @@ from rewarddance.generators.sampling import sample_with_latents
 from rewarddance.protocols import Generator, RewardModel, judging
 from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.checkpoint import read_run_json, write_text_atomically
-from rewarddance.runtime.config import MOST, Recipe
+from rewarddance.runtime.config import MOST, Recipe, changed
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.runtime.weights import check_values
@@ -59,6 +59,8 @@ class ReferenceRecipe(Recipe):
     def _has_enough(self) -> ReferenceRecipe:
         if self.keep > self.candidates:
             raise ValueError(f"of {self.candidates} candidates, {self.keep} cannot be kept")
+        if self.keep == 1 and changed(self, "choice"):
+            raise ValueError("choice says nothing where one reference is kept (keep); leave it out")
         return self
 
     @property

@@ -83,6 +83,8 @@ class ReflRecipe(TrainRecipe):
             raise ValueError("cap says nothing with the loss linear; leave it out")
         if self.refresh_every is None and changed(self, "refresh_from"):
             raise ValueError("refresh_from is used with a refresh_every only")
+        if not (self.jitter_shift or self.jitter_noise) and changed(self, "jitter_copies"):
+            raise ValueError("jitter_copies are alike without jitter_shift or jitter_noise: set one, or leave it out")
         return self
 
     @model_validator(mode="after")
