@@ -53,6 +53,11 @@ UNUSED = {
     "cannot stop": {"refl": {"alarms": {"stop_on": ["drift"], "off": ["drift"]}}},
     "cannot ring here: there is no held-out": {"refl": {"alarms": {"stop_on": ["held_out"]}}},
     "cannot ring here: there are not several": {"refl": {"alarms": {"stop_on": ["collapse", "traded"]}}},
+    "cannot ring here: group_size is 1": {"refl": {"group_size": 1, "alarms": {"stop_on": ["diversity_within"]}}},
+    "cannot ring here: prompts_per_step is 1": {
+        "algorithm": "nft",
+        "nft": {"prompts_per_step": 1, "alarms": {"stop_on": ["spread_across"]}},
+    },
     "cannot ring here: grpo measures": {"algorithm": "grpo", "grpo": {"kl": 0, "alarms": {"stop_on": ["distance"]}}},
     "cannot ring here: dpo draws": {"algorithm": "dpo", "dpo": {"preferences": "x", "alarms": {"stop_on": ["drift"]}}},
     "advantage_clip": {"algorithm": "online_dpo", "online_dpo": {"advantage_clip": 1.0}},

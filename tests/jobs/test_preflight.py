@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from sets import write_video
-from tiny import colour_preferences, command, generator_folder, judge_folder
+from tiny import align_recipe, colour_preferences, command, generator_folder, judge_folder
 
 from rewarddance import load_generator, load_reward
 from rewarddance.data.media import media_size
@@ -151,6 +151,12 @@ def test_align_refuses_a_prompt_of_many_before_its_first_step(tmp_path, prompts)
         prompts.write_text("a red circle\na blue square\n")
         done = command("align", tmp_path / "align.yaml", "--skip-faulty")
     assert done.code == 2 and (tmp_path / "run" / "faulty.jsonl").read_text() == listed, done.err
+
+
+def test_an_alarm_of_edits_cannot_stop_a_run_without_any(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    done = command("align", align_recipe(tmp_path), "refl.alarms.stop_on=[repainted]")
+    assert done.code == 2 and "stop_on names repainted" in done.err and not (tmp_path / "run").exists()
 
 
 def test_quickstart_refuses_a_key_before_it_draws_a_picture(tmp_path):

@@ -139,6 +139,10 @@ class AlignRun(AlgorithmConfig):
             cannot["traded"] = "there are not several rewards (rewards)"
         if self.algorithm == "grpo" and not self.grpo.kl:
             cannot["distance"] = "grpo measures it for a kl above 0 only"
+        if self.chosen.group_size == 1:
+            cannot |= dict.fromkeys(("spread_within", "diversity_within", "collapse"), "group_size is 1")
+        if self.chosen.prompts_per_step == 1:
+            cannot |= dict.fromkeys(("spread_across", "diversity_across"), "prompts_per_step is 1")
         if self.algorithm == "dpo":
             cannot |= dict.fromkeys({*get_args(AlarmName)} - {"distance"}, "dpo draws and judges nothing")
         for name in alarms.stop_on:

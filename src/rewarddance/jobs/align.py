@@ -189,9 +189,22 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts, faults = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip)
     generator.check_prompts(prompts)  # any of them may share a batch
+    check_alarms_of_edits(recipe, generator, prompts)
     if recipe.algorithm == "refl":
         check_gradient(generator, listed(asked), prompts[0])
     return Ready(generator, asked, held_out, votes, prompts, faults)
+
+
+def check_alarms_of_edits(recipe: AlignRun, generator: PipelineGenerator, prompts: Sequence[Prompt]) -> None:
+    """Raises InputError where an alarm that compares edits with their sources shall stop a run that has none."""
+    if generator.num_frames == 1 and any(prompt.image is not None for prompt in prompts):
+        return
+    for name in {"untouched", "repainted"}.intersection(recipe.chosen.alarms.stop_on):
+        raise InputError(
+            f"{recipe.algorithm}.alarms.stop_on names {name}, which compares edits with their sources, and nothing is "
+            "edited here.",
+            "Leave it out.",
+        )
 
 
 def _judges(recipe: AlignRun, parts: Parts, device: str) -> tuple[Judges, RewardModel | None]:
