@@ -37,8 +37,8 @@ app = typer.Typer(
     name="rewarddance",
     cls=InOrder,
     help="Train a generative reward model, align a generator with it, search with it, and see whether it was hacked.",
-    epilog="Exit codes: 0, all was done; 1, some rows failed, and are listed; 2, nothing was done, or the same command "
-    "goes on. With --debug every command shows the traceback of an error.",
+    epilog="Exit codes: 0, all was done; 1, it went through, and some rows failed, which are listed; 2, an error: "
+    "where a run had begun, the same command goes on. With --debug every command shows the traceback of an error.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -63,15 +63,15 @@ class ScoreRun(JudgeChoice):
     max_frames: int = Field(default=16, ge=1)
     """Frames of a longer video, evenly spaced."""
     explain: bool = False
-    """With the judge's reasons, which takes longer."""
+    """Also write the judge's reasons, which takes longer."""
     strict: bool = Field(default=False, exclude=True)
-    """Stop at the first row that cannot be scored."""
+    """Stop at the first row that fails while it is scored. Default: list such rows beside the output, and go on."""
     skip_faulty: bool = Field(default=False, exclude=True)
     """Leave out rows that cannot be scored, and list them with the reason; else a run with one does not begin."""
     ray: str | None = Field(default=None, exclude=True)
     """Ask on the machines of a Ray cluster at this address, or on this one (local)."""
     workers: int = Field(default=1, ge=1, le=MOST_WORKERS, exclude=True)
-    """Processes of Ray with a judge each."""
+    """How many processes of Ray score, each with a judge of its own."""
     judge_sharded: bool = Field(default=False, exclude=True)
     """Split the judge's weights over the processes that torchrun started, for one that is larger than a device."""
 
@@ -208,7 +208,7 @@ class BenchRun(JudgeChoice):
     ray: str | None = Field(default=None, exclude=True)
     """Look at the pictures on the machines of a Ray cluster at this address, or on this one (local)."""
     workers: int = Field(default=1, ge=1, le=MOST_WORKERS, exclude=True)
-    """Processes of Ray with the models each."""
+    """How many processes of Ray work, each with its own models."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> BenchRun:
