@@ -19,7 +19,7 @@ from rewarddance.runtime.config import parse_recipe
 PROMPTS = ["a red circle", "two crosses", "a star", "a blue square left of a circle", "a cross"]
 SMALL = {"prompts_per_step": 2, "group_size": 2, "steps": 2, "learning_rate": 1e-3, "probe_every": 1}
 CASES = {
-    "refl": {"held_out": "qwen3_vl", "refl": {**SMALL, "jitter_copies": 2, "judge_batch": 1}},
+    "refl": {"held_out": "qwen3_vl", "refl": {**SMALL, "jitter_copies": 2, "jitter_noise": 0.05, "judge_batch": 1}},
     "grpo": {"rewards": "qwen3_vl", "grpo": {**SMALL, "judging": "references"}},
     "nft": {"nft": SMALL},
 }
