@@ -173,20 +173,26 @@ def bare_text(runs: Sequence[ArmRun]) -> str:
 
 
 def draw(figure: Figure, rows: Rows, sizes: Sequence[str], cell: str) -> None:
-    """Left: accuracy by parameters, right: gains by parameters; means over seeds with their intervals."""
+    """Left: accuracy by parameters, right: gains by parameters; means over seeds with their intervals.
+
+    Runs without safeguards have a table of their own: they would press the others flat.
+    """
     left, right = figure.subplots(1, 2)
     judges = rows.of(JudgeRun, cell=cell)
     at = {row.size: row.parameters for row in judges}
     for (name, title), colour in zip(SETS.items(), PALETTE, strict=False):
         shares = {size: [row.accuracy[name] for row in select(judges, size=size)] for size in sizes}
         _line(left, at, {size: share_over_seeds(own) for size, own in shares.items() if own}, title, colour)
-    runs = [(run.arm, run) for run in rows.of(ArmRun, cell=cell)] + [(r.way, r) for r in rows.of(ChoiceRun, cell=cell)]
+    runs = [(run.arm, run) for run in rows.of(ArmRun, cell=cell) if run.safeguards]
+    runs += [(choice.way, choice) for choice in rows.of(ChoiceRun, cell=cell)]
     for way, colour in zip(dict.fromkeys(way for way, _ in runs), PALETTE, strict=False):
         by_size = {size: [run.gain for name, run in runs if (name, run.size) == (way, size)] for size in sizes}
         _line(right, at, {size: over_seeds(own) for size, own in by_size.items() if own}, way, colour)
     for axes, title in ((left, "Accuracy, %"), (right, "Gain of the oracle, points")):
         axes.set_title(title)
         axes.set_xscale("log")
+        axes.set_xticks(list(at.values()), list(at))
+        axes.minorticks_off()
         axes.set_xlabel("parameters of the judge")
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
