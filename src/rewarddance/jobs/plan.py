@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,7 +15,7 @@ from rewarddance.jobs.train import TrainRun
 from rewarddance.planning.alignment import plan_alignment
 from rewarddance.planning.plan import Plan
 from rewarddance.planning.recipe import PlanOptions
-from rewarddance.planning.search import SearchSetting, plan_search
+from rewarddance.planning.search import HELD_OUT, SearchSetting, plan_search
 from rewarddance.planning.training import plan_training
 from rewarddance.runtime.checkpoint import writable_folder, write_text_atomically
 from rewarddance.runtime.config import LARGEST_RECIPE, load_recipe, parse_yaml, read_recipe
@@ -83,14 +84,14 @@ def _command_of(path: Path) -> str:
 def _setting_of(run: SearchRun) -> SearchSetting:
     guidance = {} if run.guidance_scale is None else {"guidance_scale": run.guidance_scale}
     batch = {} if run.judge_batch is None else {"batch_size": run.judge_batch}
+    judges: dict[str, tuple[str, dict[str, Any]]] = {"judge": (run.judge, {**run.changes, **batch})}
+    if run.held_out is not None:
+        judges[HELD_OUT] = (run.held_out, batch)
     return SearchSetting(
         generator=run.generator,
         num_inference_steps=run.num_inference_steps,
         generator_options={**guidance, **run.generator_options},
-        judge=run.judge,
-        judge_options={**run.changes, **batch},
-        held_out=run.held_out,
-        held_out_options=batch,
+        judges=judges,
         dtype=run.dtype,
         prompts=run.prompts,
         method=read_method(run.method, run.options),

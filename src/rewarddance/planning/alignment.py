@@ -104,7 +104,8 @@ def _notes(run: AlignRun, references: float, prompts: int) -> tuple[str, ...]:
     said = f"references for {prompts} prompts, {references / 3600:.2g} hours"
     if not run.refl.refresh_every:
         return (f"Before the first step: {said}.",)
-    return (f"Before the first step and every {run.refl.refresh_every} steps, which steps' time counts: {said}.",)
+    again = f"and again every {run.refl.refresh_every} steps, which is in the time of a step"
+    return (f"Before the first step, {again}: {said}.",)
 
 
 def _seconds(run: AlignRun, options: PlanOptions, phase: str, work: Work) -> float:

@@ -34,6 +34,8 @@ from rewarddance.search.judging import Candidate
 from rewarddance.search.recipe import Budget, JudgingName
 from rewarddance.search.run import Search
 
+HELD_OUT = "held-out judge"
+
 
 @dataclass(frozen=True)
 class SearchSetting:
@@ -41,16 +43,13 @@ class SearchSetting:
 
     dtype: of all weights. method: a recipe of one of METHODS. batch_size: pictures that are made together, of
     prompts_at_once prompts. judge_sharded: the judges' weights are split over all GPUs, of which the first searches.
-    held_out: another judge, which is asked about the winners.
+    judges: names and options of "judge" and, if there is one, of HELD_OUT, which is asked about the winners.
     """
 
     generator: str
     num_inference_steps: int
     generator_options: Mapping[str, Any]
-    judge: str
-    judge_options: Mapping[str, Any]
-    held_out: str | None
-    held_out_options: Mapping[str, Any]
+    judges: Mapping[str, tuple[str, Mapping[str, Any]]]
     dtype: str
     prompts: Path
     method: Recipe
@@ -92,38 +91,30 @@ def _planned(setting: SearchSetting, options: PlanOptions) -> Plan:
     generator = meta_generator(
         setting.generator, setting.num_inference_steps, find_dtype(dtype), **setting.generator_options
     )
-    judge = meta_judge_of(generator, setting.judge, dtype, options, setting.judge_options)
-    held_out = None
-    if setting.held_out:
-        held_out = meta_judge_of(generator, setting.held_out, dtype, options, setting.held_out_options)
-    judges = {"judge": judge} if held_out is None else {"judge": judge, "held-out judge": held_out}
+    judges = {
+        what: meta_judge_of(generator, name, dtype, options, changes)
+        for what, (name, changes) in setting.judges.items()
+    }
     prompts, source = planning_prompts(setting.prompts, setting.prompts_at_once, options)
     at_once = min(setting.prompts_at_once, len(prompts))
     asked = with_picture(generator, prompts[:at_once])
-    parts = {name: part for name, part in generator.pipeline.components.items() if isinstance(part, nn.Module)}
+    models = {name: part for name, part in generator.pipeline.components.items() if isinstance(part, nn.Module)}
+    models |= {what: judge.model for what, judge in judges.items()}
     with counting() as counts:
-        counts.exclude(
-            w
-            for part in (*parts.values(), *(j.model for j in judges.values()))
-            for w in (*part.parameters(), *part.buffers())
-        )
+        counts.exclude(w for part in models.values() for w in (*part.parameters(), *part.buffers()))
         counts.begin("sampling")
-        _search_first(setting, generator, judge, held_out, asked, counts)
+        _search_first(setting, generator, judges, asked, counts)
     memory, judge_gpu = _memory_of(setting, options, generator, judges, counts)
     work = {phase: counts.work(phase) for phase in counts.flops}
     gpu, half = options.hardware, dtype == "bfloat16"
     seconds = {phase: gpu.seconds(done.flops, half, options.utilisation, done.traffic) for phase, done in work.items()}
-    vlm: Any = judge.vlm  # type: ignore[attr-defined]
-    names = {"judge": setting.judge} | ({"held-out judge": setting.held_out} if setting.held_out else {})
-    of_judges = {what: judge_to_plan_with(judge_name, options)[1] for what, judge_name in names.items()}
-    lengths = [length for asked_one in judges.values() for length in asked_one.vlm.lengths]  # type: ignore[attr-defined]
+    vlms: list[Any] = [judge.vlm for judge in judges.values()]  # type: ignore[attr-defined]
+    of_judges = {what: judge_to_plan_with(name, options)[1] for what, (name, _) in setting.judges.items()}
+    lengths = [length for vlm in vlms for length in vlm.lengths]
     return Plan(
         job="search",
-        sources={"generator": setting.generator, **of_judges, **vlm.sources._asdict(), "prompts": source},
-        parameters={
-            name: count_of(part.parameters())
-            for name, part in (parts | {what: one.model for what, one in judges.items()}).items()
-        },
+        sources={"generator": setting.generator, **of_judges, **vlms[0].sources._asdict(), "prompts": source},
+        parameters={name: count_of(part.parameters()) for name, part in models.items()},
         tokens={"of a question, longest": float(max(lengths, default=0))},
         memory=memory,
         peaks=dict(counts.peaks),
@@ -166,7 +157,7 @@ def _memory_of(
                 for part in shards_of_judge(judge, dtype, options.gpus)
             ]
         else:
-            precision = precision_of(setting.judge_options) if name == "judge" else "none"
+            precision = precision_of(setting.judges[name][1])
             of_judge.append(frozen_weights(name, judge.model, dtype, precision))
     here = {phase: peak for phase, peak in counts.peaks.items() if not (setting.judge_apart and phase == "judge")}
     worst = max(here, key=lambda phase: here[phase])
@@ -177,7 +168,7 @@ def _memory_of(
 
 
 def _search_first(
-    setting: SearchSetting, generator: Any, judge: Any, held_out: Any, asked: Any, counts: Counting
+    setting: SearchSetting, generator: Any, judges: Mapping[str, Any], asked: Any, counts: Counting
 ) -> None:
     """The search for the first prompts. All pictures seem equally good; what is counted does not depend on it.
 
@@ -185,11 +176,11 @@ def _search_first(
     """
     counted: Any = CountedGenerator(generator, counts)
     counted.predicting = "sampling"
-    answering: Any = AskedJudge(judge, counts)
-    compared: Any = AskedJudge(held_out, counts) if held_out else None
+    answering: dict[str, Any] = {what: AskedJudge(judge, counts) for what, judge in judges.items()}
+    held_out = answering.get(HELD_OUT)
     search = Search(
-        counted, answering, setting.method, setting.budget,
-        judging=setting.judging, batch_size=setting.batch_size, prompts_at_once=len(asked), held_out=compared,
+        counted, answering["judge"], setting.method, setting.budget,
+        judging=setting.judging, batch_size=setting.batch_size, prompts_at_once=len(asked), held_out=held_out,
     )  # fmt: skip
     found = search(asked, range(len(asked)))
     if held_out:
