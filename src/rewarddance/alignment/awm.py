@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from rewarddance.alignment.flow_grpo import surrogate
-from rewarddance.alignment.forward_process import ForwardRecipe, Learned
-from rewarddance.runtime.config import changed
+from rewarddance.alignment.forward_process import ClippedRatioRecipe, Learned
 
 WEIGHTS = {"uniform": 0, "t": 1, "t^2": 2}
 """The powers of the noise level that a sample's matching loss is weighted with."""
@@ -21,7 +20,7 @@ def matching_log_prob(errors: Float[Tensor, " n"], sigma: float, weighting: str 
     return -(sigma ** WEIGHTS[weighting]) * errors
 
 
-class AwmRecipe(ForwardRecipe):
+class AwmRecipe(ClippedRatioRecipe):
     """How AWM runs (and `ForwardRecipe`). Defaults are ours where they are not the authors'.
 
     The loss is Flow-GRPO's clipped surrogate (`flow_grpo.surrogate`) of the matching loss's change since sampling.
@@ -38,20 +37,6 @@ class AwmRecipe(ForwardRecipe):
     spread: Literal["prompt", "global"] = "global"
     clip_range: float = Field(default=1e-4, gt=0)
     weighting: Literal["uniform", "t", "t^2"] = "uniform"
-
-    @model_validator(mode="after")
-    def _the_ratio_can_leave_1(self) -> AwmRecipe:
-        if not self.asks_old and changed(self, "clip_range"):
-            raise ValueError("clip_range says nothing with one update a step by the weights that sampled (ema_decay 0)")
-        return self
-
-    @property
-    def asks_old(self) -> bool:
-        return self.ema_decay > 0 or self.updates > 1  # else the weights that sample are those that learn
-
-    @property
-    def clips_ratio(self) -> bool:
-        return True
 
     def loss(self, learned: Learned) -> Float[Tensor, ""]:
         new = matching_log_prob(learned.errors(learned.x_0_hat), learned.sigma, self.weighting)

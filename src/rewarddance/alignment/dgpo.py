@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
-from rewarddance.alignment.forward_process import ForwardRecipe, Learned, group_mean
-from rewarddance.runtime.config import changed
+from rewarddance.alignment.forward_process import ClippedRatioRecipe, Learned, group_mean
 
 
 def dgpo_loss(
@@ -38,7 +37,7 @@ def clipped(
     return torch.where(beyond, error.detach(), error)
 
 
-class DgpoRecipe(ForwardRecipe):
+class DgpoRecipe(ClippedRatioRecipe):
     """How DGPO runs (and `ForwardRecipe`). Defaults are ours where they are not the authors'.
 
     A group's samples are learned at the same levels.
@@ -55,16 +54,6 @@ class DgpoRecipe(ForwardRecipe):
     shared_noise: bool = True
     clip_range: float = Field(default=1e-3, gt=0)
 
-    @model_validator(mode="after")
-    def _the_ratio_can_leave_1(self) -> DgpoRecipe:
-        if not self.asks_old and changed(self, "clip_range"):
-            raise ValueError("clip_range says nothing with one update a step by the weights that sampled (ema_decay 0)")
-        return self
-
-    @property
-    def asks_old(self) -> bool:
-        return self.ema_decay > 0 or self.updates > 1  # else the weights that sample are those that learn
-
     @property
     def by_group(self) -> bool:
         return True
@@ -75,10 +64,6 @@ class DgpoRecipe(ForwardRecipe):
 
     @property
     def base_in_loss(self) -> bool:
-        return True
-
-    @property
-    def clips_ratio(self) -> bool:
         return True
 
     def loss(self, learned: Learned) -> Float[Tensor, ""]:

@@ -201,6 +201,29 @@ class ForwardRecipe(PolicyRecipe):
         return draw_levels(n, self.levels, self.level_range, num_steps, rng)
 
 
+class ClippedRatioRecipe(ForwardRecipe):
+    """`ForwardRecipe` of a loss that clips the ratio of the policy that learns to the one that sampled.
+
+    clip_range: how far the ratio may be from 1. Where the weights that sample are those that learn, it is 1.
+    """
+
+    clip_range: float = Field(default=1e-4, gt=0)
+
+    @model_validator(mode="after")
+    def _the_ratio_can_leave_1(self) -> ClippedRatioRecipe:
+        if not self.asks_old and changed(self, "clip_range"):
+            raise ValueError("clip_range says nothing with one update a step by the weights that sampled (ema_decay 0)")
+        return self
+
+    @property
+    def asks_old(self) -> bool:
+        return self.ema_decay > 0 or self.updates > 1  # else the weights that sample are those that learn
+
+    @property
+    def clips_ratio(self) -> bool:
+        return True
+
+
 class Noised(NamedTuple):
     """Samples of this process that are learned at the noise level before `step`.
 
