@@ -59,6 +59,16 @@ def test_an_export_with_one_spelling_is_asked_so_at_both_ends(tmp_path):
     assert labels["noul"] == labels["choice"] == ["yes", "no"]
 
 
+def test_a_judge_that_is_there_is_not_written_over(tmp_path):
+    load_reward(str(judge_folder())).save(tmp_path / "reward")
+    (tmp_path / "reward" / "complete").touch()
+    (tmp_path / "reward" / "notes.txt").write_text("keep")
+    before = sorted(path.name for path in (tmp_path / "reward").iterdir())
+    done = command("export", judge_folder(), tmp_path / "reward")
+    assert done.code == 2 and "is there already" in done.err
+    assert sorted(path.name for path in (tmp_path / "reward").iterdir()) == before
+
+
 def test_a_judge_that_others_cannot_ask_is_not_exported(tmp_path):
     done = command("export", str(judge_folder()), str(tmp_path / "served"), "--orders", "both")
     assert done.code == 2 and "both orders" in done.err and not [*tmp_path.iterdir()]

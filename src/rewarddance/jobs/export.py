@@ -17,9 +17,11 @@ def run_export(run: ExportRun) -> dict[str, Any]:
     """Write the folder; returns where it is, how the judge is asked, and whether its P("yes") is then exact.
 
     Raises InputError where the judge cannot be asked by others (`decision_files`), where it is a LoRA that is not to be
-    merged, or none that is, and where the output is a folder that no run wrote.
+    merged, or none that is, and where the output is a folder with anything in it: it may be a trained reward.
     """
     check_replaceable(run.output)
+    if run.output.exists() and any(run.output.iterdir()):
+        raise InputError(f"{run.output} is there already, and is not written over.", "Move it away, or choose another.")
     is_adapter = (find_checkpoint(run.judge) / ADAPTER_CONFIG).is_file()
     if is_adapter != run.merge:
         raise InputError(
