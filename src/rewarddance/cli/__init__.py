@@ -23,7 +23,8 @@ def main(commands: Callable[..., Any] = app) -> None:
     """Whatever a library raises ends in one message and exit code 2; an interrupt says how to go on.
 
     commands: typer's application, or what `typer.main.get_command` makes of one.
-    0: all was done. 1: some rows failed, and are listed. 2: nothing was done, or the same command goes on.
+    0: all was done. 1: it went through, and some rows failed, which are listed. 2: an error; a run that had begun
+    goes on with the same command.
     """
     keep_freed_memory()
     words = sys.argv[1:]
