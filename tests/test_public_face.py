@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -204,6 +205,43 @@ def test_search_takes_names_functions_and_the_methods_options():
     assert named[0].winner.pixels.shape[1] == 3
 
 
+def test_media_are_asked_about_in_batches_of_the_size_given():
+    asked = []
+
+    def counting(images, prompts, metadata):
+        asked.append(len(images))
+        return images.mean((1, 2, 3))
+
+    rows = score(counting, pictures(5), "a dog", batch_size=2)
+    assert asked == [2, 2, 1] and [row["margin"] for row in rows] == [float(each.mean()) for each in pictures(5)]
+
+
+def test_of_a_video_file_at_most_max_frames_are_read(tmp_path):
+    from rewarddance.data.media import write_picture
+
+    for number, picture in enumerate(pictures(6)):
+        write_picture(picture, tmp_path / "film" / f"{number}.png")
+    seen = []
+
+    class Frames(Never):
+        def __call__(self, questions):
+            seen.extend(len(question.candidate) for question in questions)
+            return Verdict(torch.zeros(len(questions)))
+
+    score(Frames(), [tmp_path / "film"], "a dog", max_frames=4)
+    assert seen == [4]
+
+
+def test_one_pair_bounds_nothing(tmp_path):
+    """A mean of one is no certain mean: its interval has no ends, and JSON says null."""
+    found = evaluate(brightness, PAIRS, output=tmp_path / "out", stress=True, stress_options={"questions": 1})
+    noise = found.tests["test"].stress.disturbances["contrast"]
+    assert noise.margin.low == -math.inf and noise.margin.high == math.inf and noise.beats.low >= 0
+    written = (tmp_path / "out" / "evaluation.json").read_text()
+    assert '"low":null' in written.replace(" ", "") and type(found).model_validate_json(written) == found
+    assert "∞" in (tmp_path / "out" / "evaluation.html").read_text()
+
+
 def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
     reward = load_reward("test_public_face:make_brightness", weight=3.0)
     (row,) = score(reward, pictures(1), "a dog")
@@ -231,18 +269,25 @@ def test_a_reward_of_ones_own_is_named_in_recipes_with_its_options():
         (lambda out: score(str(judge_folder()), pictures(1), "a dog"), "pairwise judge cannot score"),
         (lambda out: evaluate(brightness, out / "none.jsonl"), "none.jsonl"),
         (lambda out: evaluate(brightness, []), "no preferences of test"),
-        (lambda out: evaluate(brightness, None), "None holds no preferences"),
+        (lambda out: evaluate(brightness, None), "None is no list of preferences"),
         (lambda out: evaluate(brightness, PAIRS, exam=3), "exam"),
+        (lambda out: evaluate(brightness, [*PAIRS, "a.jsonl"]), "number 2 of the preferences of test is 'a.jsonl'"),
+        (lambda out: evaluate(brightness, {1: PAIRS}), "a test set has the name 1"),
+        (lambda out: evaluate(brightness, {" ": PAIRS}), "a test set has the name ' '"),
+        (lambda out: score(brightness, pictures(1), "a dog", batch_size=0), "batch_size"),
+        (lambda out: score(brightness, pictures(1), "a dog", max_frames=0), "max_frames"),
+        (lambda out: score(brightness, {"a": pictures(1)[0]}, "a dog"), "no list of pictures"),
+        (lambda out: search(tiny_generator(), brightness, b"a dog"), "no list of prompts"),
         (lambda out: evaluate(Says(None), PAIRS), "answered 2 questions with None"),
         (lambda out: evaluate(Says(torch.zeros(1)), PAIRS), "margins of the shape [1]"),
         (lambda out: evaluate(Says(torch.full((2,), torch.nan)), PAIRS), "is nan"),
         (lambda out: score(Says(torch.full((1,), torch.nan)), pictures(1), "a dog"), "is nan"),
-        (lambda out: score(brightness, pictures(1), 3), "3 holds no prompts"),
+        (lambda out: score(brightness, pictures(1), 3), "3 is no list of prompts"),
         (lambda out: train_reward([], output=out / "run"), "no preferences"),
-        (lambda out: train_reward(None, output=out / "run"), "None holds no preferences"),
+        (lambda out: train_reward(None, output=out / "run"), "None is no list of preferences"),
         (lambda out: train_reward(PAIRS, output=None), "output"),
         (lambda out: train_reward(PAIRS, output=out / "run", tests=["held.jsonl"]), "tests"),
-        (lambda out: search(tiny_generator(), brightness, None), "None holds no prompts"),
+        (lambda out: search(tiny_generator(), brightness, None), "None is no list of prompts"),
         (lambda out: search(tiny_generator(), brightness, []), "no prompts"),
         (lambda out: search(3, brightness, PROMPTS), "3 is no generator"),
         (lambda out: search(tiny_generator(), brightness, PROMPTS, budget=3), "3 is no budget"),

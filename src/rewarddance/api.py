@@ -26,7 +26,7 @@ from rewarddance.jobs.align import Parts, run_alignment
 from rewarddance.jobs.bench import BenchParts, run_bench
 from rewarddance.jobs.evaluate import claimed, examine_sets, judge_facts, write_evaluation
 from rewarddance.jobs.preflight import check_pairs
-from rewarddance.jobs.recipes import BenchRun, EvaluateRun, ScoreRun
+from rewarddance.jobs.recipes import BenchRun, EvaluateRun, ScoreOptions, ScoreRun
 from rewarddance.jobs.score import run_scoring
 from rewarddance.jobs.score_answers import score_media
 from rewarddance.jobs.train import TrainRun, run_training
@@ -225,7 +225,8 @@ def score(
     for all); or a folder, or a .jsonl or .parquet file of rows, as the command `rewarddance score` takes it.
     reference: the picture that each is compared with, one for all or a list; a pairwise judge needs it.
     output: where the rows of a folder or file are written, too; a run that was interrupted then goes on.
-    batch_size, max_frames: of a folder or file.
+    batch_size: candidates that are asked about together.
+    max_frames: frames read of a longer video's file, evenly spaced.
     explain: with a reason for each.
     options: of `load_reward`, where the reward is a name (kind, orders, instruction).
     Raises InputError or RewardError naming the first item that cannot be scored: nothing is skipped.
@@ -238,12 +239,18 @@ def score(
         if output is not None:
             raise InputError("output is for a folder or a file of rows.", "Leave it out; the rows are returned.")
         fps = getattr(getattr(judge, "config", None), "fps", None)
-        pictures = all_pixels(candidates, fps=fps)
+        if isinstance(candidates, Mapping):
+            raise InputError(
+                f"{shown(candidates)} is no list of pictures.", "Give its values, in their prompts' order."
+            )
+        given_options = {"batch_size": batch_size, "max_frames": max_frames, "explain": explain}
+        how = parse_recipe(ScoreOptions, given_options, "the options of score")
+        pictures = all_pixels(candidates, fps=fps, max_frames=how.max_frames)
         given = [prompts] if isinstance(prompts, str | Prompt) else [] if prompts is None else prompts
         texts = _one_for_each(_listed(given, "prompts", empty=True), len(pictures), "prompts")
-        others = [] if reference is None else all_pixels(reference, "reference", fps)
+        others = [] if reference is None else all_pixels(reference, "reference", fps, how.max_frames)
         references = _one_for_each(others or [None], len(pictures), "references")
-        return score_media(judge, pictures, _asked(texts), references, explain)
+        return score_media(judge, pictures, _asked(texts), references, how.batch_size, how.explain)
     if not isinstance(prompts, str | None):
         raise InputError("a folder or file has its own prompts.", "Give one text for those that have none.")
     with tempfile.TemporaryDirectory() as scratch:
@@ -294,6 +301,9 @@ def evaluate(
     >>> evaluate("runs/mine/reward", {"id": "held_out.jsonl"}).tests["id"].accuracy.mean
     """
     named: Mapping[str, Any] = tests if isinstance(tests, Mapping) else {"test": tests}
+    for name in named:
+        if not (isinstance(name, str) and name.strip()):
+            raise InputError(f"a test set has the name {shown(name)}.", "Name it with a text, such as id or ood.")
     faults: list[FaultyRow] = []
     sets = {
         name: PreferenceSet(Path(s), faults=faults)
@@ -381,17 +391,20 @@ def _asked(prompts: Sequence[str | Prompt]) -> list[Prompt]:
 def _listed(items: Any, what: str, empty: bool = False, kind: type | None = None) -> Sequence[Any]:
     """Items that may be asked for by number; those of an iterator are kept. empty: there may be none.
 
-    Raises InputError where there are none, it is nothing that holds any, or the first is not of a `kind`.
+    Raises InputError where there are none, it is nothing that holds any, or naming one of a list that is not of a
+    `kind`; of what reads its items from files only the first is looked at.
     """
-    if not isinstance(items, Iterable):
-        raise InputError(f"{shown(items)} holds no {what}.", "Give a list.")
+    if not isinstance(items, Iterable) or isinstance(items, bytes | bytearray | Mapping):
+        raise InputError(f"{shown(items)} is no list of {what}.", "Give a list.")
     listed = items if isinstance(items, Sequence) else list(items)
     if not listed and not empty:
         raise InputError(f"there are no {what}.", "Give at least one.")
-    if kind is not None and not isinstance(listed[0], kind):
-        raise InputError(
-            f"the first of the {what} is {shown(listed[0])}.", f"Give a list of {kind.__name__}, or a file."
-        )
+    if kind is None:
+        return listed
+    for number, item in enumerate(listed if isinstance(listed, list | tuple) else [listed[0]], start=1):
+        if not isinstance(item, kind):
+            what = f"number {number} of the {what} is {shown(item)}."
+            raise InputError(what, f"Give a list of {kind.__name__}, or a file.")
     return listed
 
 

@@ -36,6 +36,7 @@ class Prompt:
     metadata: carried along unread (GenEval's record, an id, a category).
     image: the picture [T, C, H, W] that the prompt comes with: the first frame of a video, the source of an edit.
     image_path: the picture's file, for records.
+    where: its place in the file that it is from, such as "line 3", for records; "" where it is from none.
 
     Prompts that share one picture hold the very same tensor, so that it is encoded once; two prompts are equal only
     where their pictures are the same tensor or the same file. Raises InputError where a text is none that can be
@@ -47,6 +48,7 @@ class Prompt:
     metadata: dict[str, Any] = field(default_factory=dict)
     image: Pixels | None = field(default=None, repr=False)
     image_path: Path | None = None
+    where: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         _check_text(self.text, "prompt")

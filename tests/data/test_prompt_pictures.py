@@ -56,6 +56,7 @@ def test_of_more_pictures_than_are_wanted_the_first_are_taken(tmp_path, prompts)
     faults: list = []
     assert len(find_shots(tmp_path / "shots", prompts, 1, faults)) == 2 and faults == []
     assert len(find_shots(tmp_path / "shots", prompts, None, faults)) == 2
+    assert "_1.png" in faults[0].remedy and "samples: 1" in faults[0].remedy
     assert "1 of its 2 pictures" in faults[0].what and faults[0].where.startswith("line 3 of ")
 
 

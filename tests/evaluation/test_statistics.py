@@ -75,7 +75,13 @@ def test_the_interval_is_as_wide_as_the_normal_one_for_a_normal_sample():
 
 def test_values_that_do_not_differ_have_an_interval_of_no_width():
     assert interval([0.25] * 7) == Interval(0.25, 0.25, 0.25, 7)
-    assert interval([3.0]) == Interval(3.0, 3.0, 3.0, 1)
+
+
+def test_a_single_value_bounds_nothing_but_a_share_within_its_ends():
+    assert interval([3.0]) == Interval(3.0, -np.inf, np.inf, 1)
+    assert interval([0.3], share=True) == Interval(0.3, 0.0, 1.0, 1)
+    assert interval_of_rows(2, lambda rows: rows.mean(-1)) == Interval(0.5, -np.inf, np.inf, 2)
+    assert interval([3.0]).as_json() == {"mean": 3.0, "low": None, "high": None, "n": 1}
 
 
 def test_the_interval_depends_on_the_values_alone():

@@ -151,6 +151,20 @@ def test_reasons_that_agree_with_the_votes_become_preferences_to_train_on(pairs,
         assert p.first.mean() < p.second.mean() and p.source == "test"
 
 
+@pytest.mark.parametrize("key", ["model", "messages", "stream"])
+def test_a_further_field_that_would_change_the_question_is_refused(pairs, start, key):
+    with pytest.raises(ValueError, match=f"{key} is the run's own"):
+        recipe(pairs, start(right), body={key: "other"})
+
+
+def test_answers_in_both_orders_are_kept_when_one_is_asked_for_later(pairs, start):
+    both = recipe(pairs, start(right))
+    distil(both)
+    before = both.output.read_bytes()
+    distil(both.model_copy(update={"orders": "forward"}))
+    assert both.output.read_bytes() == before
+
+
 def test_the_teacher_is_asked_the_judges_question_with_data_urls(pairs, start):
     teacher = start(right)
     distil(recipe(pairs, teacher, orders="forward", body={"temperature": 0, "max_tokens": 99}))

@@ -126,15 +126,21 @@ def test_a_prompt_that_cannot_be_judged_goes_beside_with_its_reason(tmp_path):
                 raise RewardError("the judge gave no finite margin.", "Look at it.")
             return super().__call__(questions)
 
-    prompts = [Prompt("a"), Prompt("no"), Prompt("ab"), Prompt("abc"), Prompt("no")]
+    texts = ["a", "no", "ab", "abc", "no"]
+    prompts = [Prompt(text, where=f"line {n}") for n, text in enumerate(texts, start=1)]
     results = RowFile(tmp_path / "results.jsonl")
     work = Search(TinyGenerator(), Refusing(), METHODS["best_of_n"].options(), Budget(samples=3), prompts_at_once=4)
     search_prompts(work, prompts, 4, tmp_path, results)
     assert [row["number"] for row in rows(tmp_path)] == [1, 3, 4]
     failures = [json.loads(line) for line in results.failures.read_text().splitlines()]
     assert failures == [
-        {"prompt_number": number, "reason": "the judge gave no finite margin.", "remedy": "Look at it."}
-        for number in (2, 5)
+        {
+            "prompt_number": n,
+            "where": f"line {n}",
+            "reason": "the judge gave no finite margin.",
+            "remedy": "Look at it.",
+        }
+        for n in (2, 5)
     ]
     alone = Search(TinyGenerator(), Bright(), METHODS["best_of_n"].options(), Budget(samples=3), prompts_at_once=4)
     (found,) = alone(["abc"], [3])
@@ -175,6 +181,22 @@ def test_the_command_says_where_the_results_are_and_goes_on_when_given_again(arg
     again = command(*arguments, "--budget", "samples=3", "--runners-up", "1")
     assert json.loads(again.out) == result and (tmp_path / "found" / "results.jsonl").read_bytes() == bytes_before
     assert [row["judging"] for row in rows(tmp_path / "found")] == ["knockout"] * 3
+
+
+def test_a_found_picture_that_is_gone_is_named_and_not_passed_over(arguments, tmp_path):
+    assert command(*arguments, "--budget", "samples=2").code == 0
+    gone = tmp_path / "found" / "pictures" / "000002" / "winner.png"
+    gone.unlink()
+    refused(command(*arguments, "--budget", "samples=2"), f"{gone}, found for prompt 2, is gone", "Restore it")
+    refused(command("report", tmp_path / "found"), f"{gone} is missing", "Restore it")
+
+
+def test_what_is_found_says_where_its_prompt_stands_whatever_was_left_out(arguments, tmp_path):
+    arguments[1] = tmp_path / "prompts.jsonl"
+    arguments[1].write_text('{"prompt": "a red circle"}\n{"promt": "a cross"}\n\n{"prompt": "a green square"}\n')
+    done = command(*arguments, "--budget", "samples=2", "--skip-faulty")
+    assert done.code == 1 and json.loads(done.out)["skipped"] == 1
+    assert [(row["number"], row["where"]) for row in rows(tmp_path / "found")] == [(1, "line 1"), (2, "line 4")]
 
 
 def test_a_folder_of_another_search_is_not_gone_on_with(arguments, tmp_path):

@@ -248,7 +248,7 @@ def test_any_other_broken_line_is_an_error_that_names_it(run: Path, broken: str)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"summary\.json is missing.*--resume"),
+        (None, r"no finished run: summary\.json is missing.*--resume"),
         ("{", r"summary\.json cannot be read"),
         (json.dumps(summary(oracle=arms(0, 0, 0))), r"summary\.json cannot be read: oracle\.gain_best_of_n"),
     ],

@@ -86,6 +86,12 @@ def test_a_siglip_is_read_as_it_was_trained_with_prompts_filled_up_and_its_bias(
     torch.testing.assert_close(load_reward(str(tmp_path), kind="clip")(asked).margin, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_dual_encoder_is_of_its_kind_by_itself_and_a_kind_that_is_said_counts():
+    assert load_reward(clip_folder()).config.kind == "clip"
+    with pytest.raises(InputError, match="CLIP is of kind clip"):
+        load_reward(clip_folder(), kind="pairwise")
+
+
 def test_swapping_candidate_and_reference_negates_the_margin_exactly(judge):
     asked = questions(4)
     turned = [replace(q, candidate=q.reference, reference=q.candidate) for q in asked]

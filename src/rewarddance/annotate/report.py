@@ -11,6 +11,7 @@ from rewarddance.annotate.comparison import Comparison, standing
 from rewarddance.annotate.figures import figures_of
 from rewarddance.annotate.pages import ENVIRONMENT
 from rewarddance.annotate.store import Store
+from rewarddance.evaluation.statistics import Interval
 from rewarddance.runtime.checkpoint import write_text_atomically
 
 _WIDE, _HIGH = 680.0, 220.0
@@ -83,6 +84,8 @@ def _decided(comparison: Comparison) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Records as mappings that JSON holds; figures by criterion where there are several, else alone."""
+    if isinstance(value, Interval):
+        return value.as_json()
     if hasattr(value, "_asdict"):
         return {name: _plain(item) for name, item in value._asdict().items()}
     if isinstance(value, dict):

@@ -68,5 +68,5 @@ def _foreign_place(stop: SystemExit) -> str:
     library. Its exit code says nothing about what was done."""
     frames = [*traceback.walk_tb(stop.__traceback__)]
     names = [str(frame.f_globals.get("__name__", "")) for frame, _ in frames]
-    foreign = names and names[-1].partition(".")[0] not in ("typer", "click", __name__.partition(".")[0])
+    foreign = names and names[-1].partition(".")[0] not in ("typer", "click", "rich", __name__.partition(".")[0])
     return f"{frames[-1][0].f_code.co_filename}, line {frames[-1][1]}," if foreign else ""

@@ -49,7 +49,7 @@ def find_shots(place: Path, prompts: Sequence[BenchPrompt], samples: int | None,
         try:
             if len(files) < wanted or not files:
                 what = f"{len(files)} of its {max(wanted, 1)} pictures are in {place}."
-                raise InputError(what, _naming(place, prompt))
+                raise InputError(what, _naming(place, prompt, len(files)))
             _check_metadata(prompt, files[0])
             for file in files[:wanted]:
                 _check_picture(file)
@@ -119,11 +119,14 @@ def _by_json(place: Path, prompts: Sequence[BenchPrompt]) -> dict[int, list[Path
     return found
 
 
-def _naming(place: Path, prompt: BenchPrompt) -> str:
-    """How a prompt's pictures are named."""
+def _naming(place: Path, prompt: BenchPrompt, found: int) -> str:
+    """How the next of a prompt's pictures is named, of which so many were found."""
     if place.suffix == ".json":
         return f"Write {{{json.dumps(prompt.text)}: {json.dumps(f'{prompt.key}.png')}}}, or a list of its pictures."
-    return f"Name its first picture {prompt.key}.png or {_numbered(prompt)}/{SAMPLES}/0000.png."
+    if not found:
+        return f"Name its first picture {prompt.key}.png or {_numbered(prompt)}/{SAMPLES}/0000.png."
+    names = f"{prompt.key}_{found}.png or {_numbered(prompt)}/{SAMPLES}/{found:04d}.png"
+    return f"Name the next one {names}, or give samples: {found} to take no more of any prompt."
 
 
 def _check_picture(file: Path) -> None:

@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def read_prompts(path: Path, faults: list[FaultyRow] | None = None) -> list[Prom
         try:
             if isinstance(record, InputError):
                 raise record
-            prompts.append(_prompt(record, path.parent, images))
+            prompts.append(replace(_prompt(record, path.parent, images), where=where))
         except InputError as error:
             found.append(FaultyRow(f"{where} of the prompt file {path}", error.what, error.remedy))
     if found and faults is None:

@@ -40,6 +40,7 @@ def hacking_verdict(
     kept = diversity_after / diversity_before if diversity_before else 1.0
     proxy = f"the judge's P(yes) went {'up' if proxy_gain.mean >= 0 else 'down'} by {abs(proxy_gain.mean):.3f}"
     points = f"{100 * oracle_gain.mean:+.1f} points [{100 * oracle_gain.low:+.1f}, {100 * oracle_gain.high:+.1f}]"
+    points = points.replace("inf", "∞")  # of a single prompt
     level = f"at {100 * kept:.0f} % of the base's"
     if rose and oracle_gain.high < 0:
         sentence = f"The reward was hacked: {proxy} while the oracle fell ({points}); diversity is {level}."

@@ -1,16 +1,17 @@
 """Means with intervals. Every figure that is reported goes through here.
 
 Of many units it is the percentile bootstrap. Of fewer than `FEW` that is too narrow (of ten it holds the truth 89 times
-in 100), so there it is Student's t of the jackknife's standard error.
+in 100), so there it is Student's t of the jackknife's standard error. Of a single one nothing is known of the others:
+the interval has no ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer
 from scipy.special import stdtrit
 
 RESAMPLES = 2000
@@ -19,7 +20,7 @@ FEW = 30
 
 
 class Interval(NamedTuple):
-    """A mean, or another figure, of n values with its 95 % interval."""
+    """A mean, or another figure, of n values with its 95 % interval; where nothing bounds it, its ends are infinite."""
 
     mean: float
     low: float
@@ -30,9 +31,21 @@ class Interval(NamedTuple):
         """Its ends within what the figure can be."""
         return self._replace(low=max(self.low, least), high=min(self.high, most))
 
+    def as_json(self) -> dict[str, Any]:
+        """By name; an end that there is not is None, for JSON holds nothing infinite."""
+        return {name: value if np.isfinite(value) else None for name, value in self._asdict().items()}
 
-Figure = Annotated[Interval, PlainSerializer(lambda figure: figure._asdict())]
-"""An interval as a field of a pydantic record: in JSON a mapping."""
+
+def _with_ends(value: Any) -> Any:
+    """What `as_json` wrote, with its infinite ends."""
+    if not isinstance(value, dict):
+        return value
+    ends = {"low": -np.inf, "high": np.inf}
+    return {name: ends[name] if one is None and name in ends else one for name, one in value.items()}
+
+
+Figure = Annotated[Interval, BeforeValidator(_with_ends), PlainSerializer(Interval.as_json)]
+"""An interval as a field of a pydantic record: in JSON a mapping (`Interval.as_json`)."""
 
 
 def interval(
@@ -49,7 +62,7 @@ def interval(
 
     units [n]: the number of the unit that each value belongs to, such as its prompt; whole units are drawn, for two
     pairs of one prompt say less than two of different ones. None: each value is a unit. Of a single unit its values
-    are drawn, and a single value has no width. Raises ValueError for no values: a mean of nothing is not 0.
+    are drawn; the interval of a single value has no ends. Raises ValueError for no values: a mean of nothing is not 0.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
@@ -90,8 +103,9 @@ def interval_of_sums(
     total = sums.sum(0, keepdims=True)
     value = float(figure(total)[0])
     if n < FEW:
-        without = figure(total - sums) if n > 1 else np.array([value])  # each unit left out in turn
-        return _jackknifed(value, without, len(parts))
+        if n == 1:
+            return Interval(value, -np.inf, np.inf, len(parts))
+        return _jackknifed(value, figure(total - sums), len(parts))  # each unit left out in turn
     drawn, at_once = [], max(1, 1_000_000 // n)
     for start in range(0, resamples, at_once):
         m = min(at_once, resamples - start)
@@ -106,8 +120,9 @@ def interval_of_rows(n: int, figure: Callable[[np.ndarray], np.ndarray], seed: i
     rng, everything = np.random.default_rng(seed), np.arange(n)
     value = float(figure(everything[None])[0])
     if n < FEW:
-        without = figure(np.stack([np.delete(everything, k) for k in range(n)])) if n > 2 else np.array([value])
-        return _jackknifed(value, without, n)
+        if n < 3:
+            return Interval(value, -np.inf, np.inf, n)
+        return _jackknifed(value, figure(np.stack([np.delete(everything, k) for k in range(n)])), n)
     at_once = max(1, 1_000_000 // n)
     sizes = [min(at_once, RESAMPLES - start) for start in range(0, RESAMPLES, at_once)]
     drawn = np.concatenate([figure(rng.integers(n, size=(m, n))) for m in sizes])
@@ -119,7 +134,7 @@ def _jackknifed(value: float, without: np.ndarray, n: int) -> Interval:
     """Student's t of the jackknife's standard error. without: the figure without each of the units in turn."""
     units = len(without)
     deviation = np.sqrt((units - 1) / units * np.square(without - without.mean()).sum())
-    half = float(deviation * stdtrit(max(units - 1, 1), 0.975))
+    half = float(deviation * stdtrit(units - 1, 0.975))
     return Interval(value, value - half, value + half, n)
 
 

@@ -181,7 +181,7 @@ def _summary(run: BenchRun, folder: Path, results: RowFile) -> dict[str, Any]:
         "failed": done.failed,
         "by": {name: value for name, value in _by(run, rows).items() if value is not None},
     }
-    tables = {name: {key: figure._asdict() for key, figure in table.items()} for name, table in figures.items()}
+    tables = {name: {key: figure.as_json() for key, figure in table.items()} for name, table in figures.items()}
     write_text_atomically(folder / SCORES, json.dumps(facts | {"figures": tables}, indent=2) + "\n")
     write_text_atomically(folder / TABLES, _markdown(facts, figures))
     scores = {name: round(figure.mean, 4) for name, figure in figures["all"].items()}

@@ -113,13 +113,13 @@ def _distil(recipe: DistilRun, rows: list[PreferenceRow]) -> dict[str, Any]:
                 journal.flush()
                 bar.advance()
     finally:
-        counts = write_results(recipe, rows, [answers[job] for job in jobs if job in answers])
+        counts = write_results(recipe, rows, [answers[job] for job in sorted(answers)])  # of both orders, once asked
     ties = sum(row.share == 0.5 for row in rows)
     console.print(
         f"{counts['kept']} reasons kept for {counts['pairs']} pairs; {counts['disagreed']} answers disagreed with the "
         f"votes, {counts['failed']} failed, {ties} ties were not asked about"
     )
-    found = counts | {"ties": ties, "answers": len(jobs), "output": str(recipe.output)}
+    found = counts | {"ties": ties, "answers": len(answers), "output": str(recipe.output)}
     return found | ({"failures": str(beside(recipe.output, "failed"))} if counts["failed"] else {})
 
 

@@ -152,7 +152,7 @@ def write_evaluation(examined: Examined, output: Path) -> dict[str, Any]:
     page = write_evaluation_page(evaluation, output, (output / CONFIG).read_text(encoding="utf-8"))
     result: dict[str, Any] = {"evaluation": str(output / FILE), "page": str(page)}
     for name, test in evaluation.tests.items():
-        result[f"accuracy_{name}"] = test.accuracy if isinstance(test.accuracy, str) else test.accuracy._asdict()
+        result[f"accuracy_{name}"] = test.accuracy if isinstance(test.accuracy, str) else test.accuracy.as_json()
     result["failed"] = len(failures)
     (output / FAILED).unlink(missing_ok=True)
     if failures:

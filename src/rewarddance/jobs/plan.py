@@ -53,7 +53,8 @@ def write_fitting(plan: Plan, path: Path, overrides: Sequence[str], output: Path
     changes = next((found for found in plan.suggestions if found.gpus == plan.gpus), None)
     if not (plan.fits or changes):
         raise InputError(
-            f"nothing was found that makes {path} fit on {plan.gpus} x {plan.gpu.name}; {output} is not written.",
+            f"nothing was found that makes {path} fit on {plan.gpus} x {plan.gpu.name} ({plan.gpu.memory:g} GiB); "
+            f"{output} is not written.",
             "Take more or larger GPUs, or a smaller model.",
         )
     keys = changes.keys if changes else ()

@@ -57,7 +57,7 @@ def checked_prompts(
                 _raise_first(judge.faults([question]))
             kept.append(prompt)
         except RewardDanceError as error:
-            where = f"prompt {number} of {source} ({shown(prompt.text, 50)})"
+            where = f"{prompt.where or f'prompt {number}'} of {source} ({shown(prompt.text, 50)})"
             faults.append(FaultyRow(where, error.what, error.remedy))
     refuse_faulty(faults, skip, len(kept))
     return kept, faults

@@ -330,7 +330,7 @@ def fit_judge(run: Run) -> dict[str, Any]:
 
     options = {"kind": recipe.kind, "instruction": recipe.instruction, "frames": recipe.frames, "fps": recipe.fps}
     base = build_reward(recipe.base, RewardConfig(**options)).freeze()
-    untrained = {f"untrained_{name}": accuracy(base, pairs)._asdict() for name, pairs in sets.items()}
+    untrained = {f"untrained_{name}": accuracy(base, pairs).as_json() for name, pairs in sets.items()}
     training = PreferenceSet(folder / "preferences" / "train.jsonl")
     judge = train_judge(recipe, training, folder / "judge", run.metrics, run.recipe.seed, evaluate_judge)
     facts = training_facts(recipe, training.path, len(training), run.recipe.seed)
@@ -425,9 +425,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     paired = [row[:count] for row in base_scores]
     result["aligned"] = last
     result["gsb"] = good_same_bad(scores[last], paired, prompts, recipe.preferences.least_difference)
-    result["diversity"] = {arm: interval(diversity(samples).numpy())._asdict() for arm, samples in pictures.items()}
+    result["diversity"] = {arm: interval(diversity(samples).numpy()).as_json() for arm, samples in pictures.items()}
     reward = proxy(judge, prompts, pictures, search.pictures)
-    result["reward"] = {arm: interval(values, share=True)._asdict() for arm, values in reward.items()}
+    result["reward"] = {arm: interval(values, share=True).as_json() for arm, values in reward.items()}
     result["hacking"] = hacking_verdict(
         interval(reward[last] - reward["sft"]),
         Interval(**result["oracle"][f"gain_{last}"]),

@@ -117,14 +117,14 @@ def tables(
 
 def _intervals(arms: Arms, gains: Arms | None = None) -> dict[str, Any]:
     """Each arm's mean with its interval, and each gain's."""
-    shares = {name: interval(values, share=True)._asdict() for name, values in arms.items()}
-    return shares | {f"gain_{arm}": interval(values)._asdict() for arm, values in (gains or {}).items()}
+    shares = {name: interval(values, share=True).as_json() for name, values in arms.items()}
+    return shares | {f"gain_{arm}": interval(values).as_json() for arm, values in (gains or {}).items()}
 
 
 def _by(kinds: Sequence[str], arms: Arms, share: bool = False) -> dict[str, Any]:
     """The arms' means with their intervals by the kind of their prompts."""
     by = {arm: by_category(values, kinds, share=share) for arm, values in arms.items()}
-    return {kind: {arm: by[arm][kind]._asdict() for arm in by} for kind in dict.fromkeys(kinds)}
+    return {kind: {arm: by[arm][kind].as_json() for arm in by} for kind in dict.fromkeys(kinds)}
 
 
 def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[Prompt], same: float) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def good_same_bad(scores: Scores, base: Scores, prompts: Sequence[Prompt], same:
 
     def of(rows: np.ndarray) -> dict[str, Any]:
         counts = gsb(share[rows].ravel(), [str(unit) for unit in units[rows].ravel()])
-        return counts._asdict() | {"gsb": counts.gsb._asdict()}
+        return counts._asdict() | {"gsb": counts.gsb.as_json()}
 
     return of(kinds == kinds) | {"by_category": {kind: of(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}}
 

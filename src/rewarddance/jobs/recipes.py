@@ -47,7 +47,18 @@ class JudgeChoice(Recipe):
         return named | self.judge_options
 
 
-class ScoreRun(JudgeChoice):
+class ScoreOptions(Recipe):
+    """How pictures and videos are scored, wherever they are from."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Rows read, asked and written together."""
+    max_frames: int = Field(default=16, ge=1)
+    """Frames of a longer video, evenly spaced."""
+    explain: bool = False
+    """Also write the judge's reasons, which takes longer."""
+
+
+class ScoreRun(ScoreOptions, JudgeChoice):
     """`rewarddance score`: which judge answers what is asked in `input`, and where the answers go."""
 
     input: Path
@@ -58,12 +69,6 @@ class ScoreRun(JudgeChoice):
     """Prompt of the rows that have none."""
     reference: Path | None = None
     """Picture or video that rows without a reference get."""
-    batch_size: int = Field(default=32, ge=1)
-    """Rows read, asked and written together."""
-    max_frames: int = Field(default=16, ge=1)
-    """Frames of a longer video, evenly spaced."""
-    explain: bool = False
-    """Also write the judge's reasons, which takes longer."""
     strict: bool = Field(default=False, exclude=True)
     """Stop at the first row that fails while it is scored. Default: list such rows beside the output, and go on."""
     skip_faulty: bool = Field(default=False, exclude=True)
@@ -353,6 +358,13 @@ class DistilRun(Recipe):
         if not endpoint.startswith(("http://", "https://")):
             raise ValueError("an address begins with http:// or https://, such as http://localhost:8000/v1")
         return endpoint
+
+    @field_validator("body")
+    @classmethod
+    def _leaves_the_question(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"model", "messages", "stream"} & body.keys()):
+            raise ValueError(f"{taken[0]} is the run's own and not a further field; leave it out")
+        return body
 
 
 def named_tests(words: list[str]) -> dict[str, Path]:

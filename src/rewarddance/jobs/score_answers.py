@@ -111,11 +111,13 @@ def score_media(
     candidates: Sequence[Pixels],
     prompts: Sequence[Prompt],
     references: Sequence[Pixels | None],
+    batch_size: int,
     explain: bool = False,
 ) -> list[dict[str, Any]]:
     """Rows of N candidates, each for its prompt and against its reference if it has one, in memory.
 
-    Raises InputError or RewardError naming the first that cannot be scored.
+    batch_size: how many are asked about together. Raises InputError or RewardError naming the first that cannot be
+    scored.
     """
     if needs_reference(judge) and any(reference is None for reference in references):
         raise InputError(
@@ -127,9 +129,11 @@ def score_media(
         for prompt, candidate, reference in zip(prompts, candidates, references, strict=True)
     ]
     tasks = [Task({"prompt": question.prompt.text}, [question], "one", 1) for question in questions]
-    rows = []
-    for task, answer in zip(tasks, ask(judge, tasks, explainer(judge) if explain else None), strict=True):
-        if isinstance(answer, RewardDanceError):
-            raise answer
-        rows.append(task.row | answer)
+    give_reasons, rows = explainer(judge) if explain else None, []
+    for start in range(0, len(tasks), batch_size):
+        batch = tasks[start : start + batch_size]
+        for task, answer in zip(batch, ask(judge, batch, give_reasons), strict=True):
+            if isinstance(answer, RewardDanceError):
+                raise answer
+            rows.append(task.row | answer)
     return rows

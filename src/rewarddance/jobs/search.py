@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
         elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
         results = RowFile(folder / RESULTS)
+        check_pictures(folder, results)
         if not results.progress.finished:
             generator, judge, held_out = _loaded(run, load)
             prompts, faults = checked_prompts(
@@ -124,11 +126,30 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
             rows, failures = [], []
             for place, answer in zip(places, answers, strict=True):
                 if isinstance(answer, RewardDanceError):
-                    failures.append({"prompt_number": place + 1, "reason": answer.what, "remedy": answer.remedy})
+                    item = {"prompt_number": place + 1, "where": prompts[place].where}
+                    failures.append(item | {"reason": answer.what, "remedy": answer.remedy})
                 else:
                     rows.append(_row(prompts[place], place, answer, folder))
             results.commit(rows, failures, len(places))
             bar.advance(len(places))
+
+
+def check_pictures(folder: Path, results: RowFile) -> None:
+    """Raises InputError naming the first picture that a row names and that is gone: it would never be drawn again."""
+    for row in _rows(folder, results):
+        for picture in (row["winner"], *row["runners_up"], row["first"]):
+            if not (folder / picture["picture"]).is_file():
+                raise InputError(
+                    f"{folder / picture['picture']}, found for prompt {row['number']}, is gone.",
+                    "Restore it, or choose another output.",
+                )
+
+
+def _rows(folder: Path, results: RowFile) -> Iterator[dict[str, Any]]:
+    """The rows that are written; what a kill left behind them is not counted."""
+    if results.progress.written:
+        with (folder / RESULTS).open(encoding="utf-8") as file:
+            yield from map(json.loads, itertools.islice(file, results.progress.written))
 
 
 def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[SearchResult | RewardDanceError]:
@@ -154,6 +175,7 @@ def _row(prompt: Prompt, place: int, result: SearchResult, folder: Path) -> dict
     runners_up = [written(one, f"runner_up_{k}.png") for k, one in enumerate(result.pictures[1:], start=1)]
     return {
         "number": place + 1,
+        "where": prompt.where,
         "prompt": prompt.text,
         **({"negative_prompt": prompt.negative} if prompt.negative else {}),
         **({"metadata": prompt.metadata} if prompt.metadata else {}),
@@ -173,8 +195,9 @@ def _rounded(spent: Mapping[str, int | float]) -> dict[str, int | float]:
 
 
 def _summary(folder: Path, results: RowFile) -> dict[str, Any]:
-    with (folder / RESULTS).open(encoding="utf-8") as file:
-        rows = [{key: row.get(key) for key in ("spent", "rounds", "held_out")} for row in map(json.loads, file)]
+    rows: list[dict[str, Any]] = [
+        {key: row.get(key) for key in ("spent", "rounds", "held_out")} for row in _rows(folder, results)
+    ]
     spent = [row["spent"] for row in rows]
     done = results.progress
     summary: dict[str, Any] = {"results": str(folder / RESULTS), "prompts": done.read, "failed": done.failed}

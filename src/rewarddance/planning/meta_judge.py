@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 
 from rewarddance.errors import InputError
 from rewarddance.planning.counting import Counting, counting
+from rewarddance.reward.clip import untrained_kind
 from rewarddance.reward.families.family import Encoded
 from rewarddance.reward.families.internvl import check_format
 from rewarddance.reward.families.processor_files import image_config
@@ -214,7 +215,8 @@ def saved_config(name: str) -> RewardConfig:
                 return parse_recipe(RewardConfig, dict(json.loads(path.read_text(encoding="utf-8"))), str(path))
             except (TypeError, ValueError) as error:
                 raise InputError(f"{path} is no JSON object: {error}.", "Restore it or train again.") from error
-    return RewardConfig()
+    folder = next((place for place in (Path(name), BUNDLED / name) if place.is_dir()), Path(name))
+    return RewardConfig(kind=untrained_kind(folder))
 
 
 def _picture_config(folder: Path, kind: str) -> tuple[dict[str, Any], str]:

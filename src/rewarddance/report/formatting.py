@@ -12,7 +12,7 @@ from rewarddance.evaluation.statistics import Interval
 
 def number(value: float, scale: int = 100, digits: int = 1, sign: str = "") -> str:
     """`value` times `scale`, with a true minus and never a minus zero."""
-    return format(round(scale * value, digits) + 0.0, f"{sign}.{digits}f").replace("-", "−")
+    return format(round(scale * value, digits) + 0.0, f"{sign}.{digits}f").replace("-", "−").replace("inf", "∞")
 
 
 def figure_text(figure: Interval, scale: int = 100, digits: int = 1, sign: str = "") -> str:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter
 
 from rewarddance.errors import InputError
-from rewarddance.evaluation.statistics import Interval
+from rewarddance.evaluation.statistics import Figure
 from rewarddance.runtime.config import parse_file
 
 GRIDS = "samples"
@@ -23,44 +23,44 @@ Row = dict[str, Any]
 class BeforeAfter(BaseModel):
     """One figure of the SFT base, of the generator after ReFL, and after DiffusionNFT where that went on from there."""
 
-    sft: Interval
-    refl: Interval
-    nft: Interval | None = None
+    sft: Figure
+    refl: Figure
+    nft: Figure | None = None
 
 
 class Arms(BeforeAfter):
     """One figure of all arms."""
 
-    best_of_n: Interval
+    best_of_n: Figure
 
 
 class Gains(BaseModel):
     """What each arm gained over the base, in the oracle's alignment, paired by prompt."""
 
-    best_of_n: Interval
-    refl: Interval
-    nft: Interval | None = None
+    best_of_n: Figure
+    refl: Figure
+    nft: Figure | None = None
 
 
 class Oracle(Arms):
     """The oracle's alignment in [0, 1], or a part of it, and the gains over the base, paired by prompt."""
 
-    gain_best_of_n: Interval
-    gain_refl: Interval
-    gain_nft: Interval | None = None
+    gain_best_of_n: Figure
+    gain_refl: Figure
+    gain_nft: Figure | None = None
 
 
 class JudgeAccuracy(BaseModel):
     """Accuracy on held-out pairs, after training and before: in domain, its early predictions, and out of domain."""
 
-    accuracy_id: Interval
-    accuracy_ood: Interval
-    untrained_id: Interval
-    untrained_ood: Interval
-    accuracy_early: Interval | None = None
-    untrained_early: Interval | None = None
+    accuracy_id: Figure
+    accuracy_ood: Figure
+    untrained_id: Figure
+    untrained_ood: Figure
+    accuracy_early: Figure | None = None
+    untrained_early: Figure | None = None
 
-    def places(self) -> dict[str, tuple[Interval, Interval]]:
+    def places(self) -> dict[str, tuple[Figure, Figure]]:
         """By the kind of pairs: accuracy after training and before."""
         figures = {"in domain": (self.accuracy_id, self.untrained_id)}
         if self.accuracy_early and self.untrained_early:
@@ -85,7 +85,7 @@ class GsbFigure(BaseModel):
     good: int
     same: int
     bad: int
-    gsb: Interval
+    gsb: Figure
 
 
 class GsbFigures(GsbFigure):
@@ -136,9 +136,14 @@ class Sample(BaseModel):
 
 def read_summary(folder: Path) -> Summary:
     """The figures of a finished run. Raises InputError where there are none."""
-    path, remedy = folder / "summary.json", "Finish the run with --resume, or give the folder of a finished one."
+    path, remedy = (
+        folder / "summary.json",
+        "Finish it (a quickstart with --resume), or give the folder of a finished run.",
+    )
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}.", "Give the folder of a run.")
     if not path.is_file():
-        raise InputError(f"{path} is missing.", remedy)
+        raise InputError(f"{folder} holds no finished run: {path.name} is missing.", remedy)
     return parse_file(path, Summary.model_validate_json, remedy)
 
 
@@ -190,7 +195,9 @@ def read_picture(folder: Path, name: str, listed_in: str = "samples.json") -> st
             f"{listed_in} of {folder} shows {name!r}, which is outside of it.", "Mend or remove that line."
         )
     if not path.is_file():
-        raise InputError(f"{path} is missing, and {listed_in} shows it.", f"Bring it back, or remove {listed_in}.")
+        raise InputError(
+            f"{path} is missing, and {listed_in} shows it.", "Restore it, or run again into another folder."
+        )
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 

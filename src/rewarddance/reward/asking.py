@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewarddance.data.media import Media, as_pixels, read_rate
+from rewarddance.data.media import MAX_FRAMES, Media, as_pixels, read_rate
 from rewarddance.errors import InputError
 from rewarddance.reward.ranking import Ranking, knockout, rivals, tournament
 from rewarddance.reward.reward_fn import rewards_of
@@ -146,7 +146,9 @@ class Asking(ABC):
         return give_reasons(questions)
 
 
-def all_pixels(candidates: Any, name: str = "candidate", fps: float | None = None) -> list[Pixels]:
+def all_pixels(
+    candidates: Any, name: str = "candidate", fps: float | None = None, max_frames: int = MAX_FRAMES
+) -> list[Pixels]:
     """`pixels_of` each candidate, named by its number; a single picture is a list of one."""
     if isinstance(candidates, Tensor | np.ndarray):
         single = candidates.ndim <= 3
@@ -155,16 +157,16 @@ def all_pixels(candidates: Any, name: str = "candidate", fps: float | None = Non
         single = of_one_file or not isinstance(candidates, Iterable)
     given: Any = candidates
     if single:
-        return [pixels_of(given, f"the {name}", fps)]
-    return [pixels_of(item, f"{name} {number}", fps) for number, item in enumerate(given)]
+        return [pixels_of(given, f"the {name}", fps, max_frames)]
+    return [pixels_of(item, f"{name} {number}", fps, max_frames) for number, item in enumerate(given)]
 
 
-def pixels_of(media: Media, name: str, fps: float | None = None) -> Pixels:
+def pixels_of(media: Media, name: str, fps: float | None = None, max_frames: int = MAX_FRAMES) -> Pixels:
     """`as_pixels`, of videos at `fps` frames a second.
 
     Raises InputError as it does, and for a video's file that is known to have another rate.
     """
-    pixels = as_pixels(media, name)
+    pixels = as_pixels(media, name, max_frames)
     if fps is not None and len(pixels) > 1 and isinstance(media, str | Path | bytes | bytearray | memoryview):
         file = Path(media) if isinstance(media, str | Path) else bytes(media)
         check_rate(read_rate(file, name), fps, name)

@@ -15,16 +15,28 @@ from transformers import AutoModel, AutoTokenizer
 
 from rewarddance.errors import InputError, first_line
 from rewarddance.reward.families.pixels import normalised, resized
-from rewarddance.reward.families.processor_files import copy_processor, image_config
-from rewarddance.reward.judge import RewardConfig
+from rewarddance.reward.families.processor_files import copy_processor, image_config, read_object
+from rewarddance.reward.judge import Kind, RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
 from rewarddance.runtime.checkpoint import find_checkpoint
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
 from rewarddance.types import Pixels, Question
 
+DUAL_ENCODERS = ("align", "altclip", "chinese_clip", "clip", "metaclip_2", "siglip")
+"""`model_type`s of transformers that give a text and a picture a vector each, and answer no question."""
 BICUBIC = 3
 """Pillow's number of that filter."""
+
+
+def untrained_kind(folder: Path) -> Kind:
+    """How a checkpoint without a reward_config.json is asked: "clip" for a dual encoder, by its config.json, else
+    "pairwise"."""
+    try:
+        config = read_object(folder / "config.json")
+    except (OSError, ValueError):  # what is wrong with it is said where it is loaded
+        return "pairwise"
+    return "clip" if config.get("model_type") in DUAL_ENCODERS else "pairwise"
 
 
 class ClipReward(PointwiseJudge):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rewarddance.errors import InputError
-from rewarddance.reward.clip import ClipReward
+from rewarddance.reward.clip import ClipReward, untrained_kind
 from rewarddance.reward.criteria import CriteriaReward
 from rewarddance.reward.function_reward import is_factory, load_function
 from rewarddance.reward.generative import PairwiseReward
@@ -55,16 +55,19 @@ def build_reward(name: str, config: RewardConfig, device: str = "cpu", dtype: to
 def load_reward(
     name: str | Path, device: str = "cpu", dtype: torch.dtype | Precision = "auto", **changes: object
 ) -> Any:
-    """Load a trained reward, or any vision-language model zero-shot (default instruction); frozen.
+    """Load a trained reward, or any vision-language model or dual encoder (CLIP) zero-shot; frozen.
 
-    name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a reward of your
-    own (`load_function`; it has no more of a judge than that it can be called). Or an address (`load_remote`): of
-    `rewarddance serve` (http://...), or of another program (chat+, decisions+ or systemone+http://...), which is only
-    asked; device and dtype are then the server's affair.
-    dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin is always taken in float32.
-    changes: fields of `RewardConfig` to set differently, such as kind, orders="both", or criteria="t2i" for a tree of
-    criteria in place of the one question (`CriteriaReward`; "edit#keeping" is one criterion of a tree); or the options
-    of the factory or of the address.
+    name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a function of your
+    own that makes a reward. Or an address: of `rewarddance serve` (http://...), which also gives gradients, or of
+    another program (chat+, decisions+ or systemone+http://...), which is only asked.
+    device: "cpu", "cuda" or "cuda:1". dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin
+    is always taken in float32. Both are a server's own affair.
+    changes: keys of the folder's reward_config.json to set differently, such as kind ("pairwise", "pointwise",
+    "regressive" or "clip"), instruction, orders="both", or criteria="t2i" for a tree of criteria in place of the one
+    question ("edit#keeping" is one criterion of a tree); or the options of the factory or of the address. Without a
+    reward_config.json a dual encoder is of kind "clip", any other model "pairwise".
+
+    Returns a judge, which is called with questions and has score, compare and rank; of a factory what it made.
 
     Raises InputError naming an unknown field, a missing checkpoint or device, a broken reward_config.json, weights that
     cannot answer as the kind asked, or an instruction that is another version than the one trained with; one named in
@@ -79,6 +82,8 @@ def load_reward(
     check_device(device)
     path = folder / CONFIG_FILE
     saved: dict = {}
+    if "kind" not in changes and not path.is_file():
+        saved["kind"] = untrained_kind(folder)
     if path.is_file():
         try:
             saved = dict(parse_json(read_text(path)))

@@ -43,7 +43,7 @@ from rewarddance.types import Pixels
 
 _REMEDY = (
     "Give a save_pretrained folder with weights, tokenizer and its processor's files. "
-    "A dual encoder such as CLIP is asked with kind='clip'."
+    "A dual encoder such as CLIP is of kind clip."
 )
 ATTENTION, COMPILED = "rewarddance_prefix", "rewarddance_prefix_compiled"
 """Names of our attention; by the second one it stays outside of what is compiled."""
