@@ -349,7 +349,8 @@ def _keep(
             continue
         ranking = rankings[k]
         best = ranking.order[recipe.kept()].tolist()
-        files = [f"{group.number:06d}_{place}.png" for place in range(len(best))]
+        mark = hashlib.blake2b(json.dumps(_key(group.prompt)).encode(), digest_size=4).hexdigest()
+        files = [f"{group.number:06d}_{mark}_{place}.png" for place in range(len(best))]  # of no other prompt there
         for name, place in zip(files, best, strict=True):
             write_picture(group.pictures[place], folder / name)
         save_file({"x_0": group.latents[best].cpu()}, _latents_of(folder, files))

@@ -139,6 +139,12 @@ class ReflRecipe(TrainRecipe):
         length = getattr(generator, "num_frames", None)
         if self.frames is not None and length is not None and self.frames > length:
             raise InputError(f"refl.frames is {self.frames}, and the videos have {length} frames.", "Lower it.")
+        read = getattr(getattr(judge, "config", None), "frames", None)
+        if self.frames is not None and read is not None and self.frames < read:
+            raise InputError(
+                f"refl.frames is {self.frames}, and {judge!r} reads {read} frames.",
+                f"Raise it to {read}, or leave it out.",
+            )
         sides = [side for side in (getattr(generator, "height", None), getattr(generator, "width", None)) if side]
         if sides and self.jitter_shift >= min(sides):
             raise InputError(

@@ -188,6 +188,7 @@ def _order(judge: RewardModel, facts: JudgeFacts, answers: Answers) -> OrderFind
 def _transitivity(
     judge: RewardModel, pairs: Pairs, answers: Answers, groups: Sequence[Group], name: str
 ) -> TransitivityFindings | Sentence:
+    """The figures, or what went wrong: hours of examination are not lost over it."""
     if not judge.needs_reference:
         return f"{OWN_SCORES}, so its order has no cycles by construction."
     if not groups:
@@ -196,7 +197,10 @@ def _transitivity(
     with progress_bar(f"triples of {name}", len(groups)) as bar:
         for group in groups:
             pictures, prompt = group_pictures(pairs, answers, group)
-            (ranking,) = tournament(judge, [prompt], [pictures])
+            try:
+                (ranking,) = tournament(judge, [prompt], [pictures])
+            except RewardDanceError as error:
+                return f"It could not be measured: {error}"
             counts.append(cyclic_triples(ranking.margins))
             prompts.append(prompt.text)
             bar.advance()

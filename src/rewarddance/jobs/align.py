@@ -71,6 +71,10 @@ _OF_REFERENCES = frozenset(
 """Keys on which references depend: they bind a folder that has some before it has a step."""
 
 
+INPUTS = "inputs.json"
+"""What a run notes of the files that it reads (`keep_inputs`)."""
+
+
 class Aligned(NamedTuple):
     """The end of an alignment: the generator with the trained weights, where they are, and what else is told."""
 
@@ -141,7 +145,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             made = begun or _has_rows(folder / "references" / "references.jsonl")
             only = None if begun else _OF_REFERENCES
             keep_recipe(recipe, folder / "config.yaml", binding=made, free=_MAY_CHANGE, only=only)
-            _keep_inputs(recipe, parts, folder / "inputs.json", binding=made)
+            keep_inputs(recipe, parts, folder / INPUTS, binding=made, of_references=not begun, votes=ready.votes)
             if is_main_process():
                 keep_prompts(ready.prompts, folder / KEPT, binding=made)
                 list_faulty(ready.faults, folder / FAULTY)
@@ -172,7 +176,7 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
     generator.check_lora(recipe.chosen.lora_targets)
     if recipe.offload:
         generator.offload([part for part in recipe.offload if part != "judge"])
-        generator.keep_texts(recipe.output / "texts")
+        generator.keep_texts(recipe.output / "texts" / _text_encoding(recipe, generator))
     asked, held_out = _judges(recipe, parts, judge_device)
     votes = None
     check_beginning(recipe.chosen, generator, recipe.begin_with)
@@ -193,6 +197,12 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
     if recipe.algorithm == "refl":
         check_gradient(generator, listed(asked), prompts[0])
     return Ready(generator, asked, held_out, votes, prompts, faults)
+
+
+def _text_encoding(recipe: AlignRun, generator: PipelineGenerator) -> str:
+    """What encoded texts depend on beside their words: the generator's weights, options and precision."""
+    seen = [checkpoint_digest(recipe.generator), str(generator.dtype), generator.options.model_dump_json()]
+    return hashlib.blake2b(json.dumps(seen).encode(), digest_size=8).hexdigest()
 
 
 def check_alarms_of_edits(recipe: AlignRun, generator: PipelineGenerator, prompts: Sequence[Prompt]) -> None:
@@ -260,19 +270,34 @@ def _has_rows(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _keep_inputs(recipe: AlignRun, parts: Parts, path: Path, binding: bool) -> None:
+def keep_inputs(
+    recipe: AlignRun,
+    parts: Parts,
+    path: Path,
+    *,
+    binding: bool,
+    of_references: bool,
+    votes: PreferenceSet | None = None,
+) -> None:
     """Write down what a run reads beside its recipe and its prompts, or make sure that it is what it began with.
 
-    Of rewards what `reward_digest` says. Raises InputError naming what has changed.
+    Of rewards what `reward_digest` says. binding: something was made of what is written there. of_references: no more
+    than references, so that only the generator and the judges bind. votes: those that dpo learns from. Raises
+    InputError naming what has changed.
     """
-    judges = {"judge": (recipe.judge, recipe.judge_options), "held_out": (recipe.held_out, recipe.held_out_options)}
+    own, shared = (recipe.judge, recipe.judge_options), parts.judge
+    judges = {"judge": (*own, shared), "held_out": (recipe.held_out, recipe.held_out_options, parts.held_out)}
     for name, reward in recipe.rewards.items():
-        judges[name] = (reward.judge, reward.options) if reward.judge else judges["judge"]
+        judge, options = (reward.judge, reward.options) if reward.judge else own
+        criteria = {"criteria": reward.criteria} if reward.criteria else {}
+        given = (parts.rewards or {}).get(name) if reward.judge else shared
+        judges[f"reward {name}"] = (judge, options | criteria, given)
     now = {"generator": checkpoint_digest(recipe.generator)}
-    given = {"judge": parts.judge, "held_out": parts.held_out, **(parts.rewards or {})}
-    for name, (judge, options) in judges.items():
+    for name, (judge, options, given) in judges.items():
         if judge:
-            now[name] = reward_digest(judge, given.get(name), **options)
+            now[name] = reward_digest(judge, given, **options)
+    if votes is not None:  # places among them say which come when
+        now["number of usable votes"] = str(len(votes))
     if recipe.begin_with is not None:
         now["begin_with"] = digest_of(recipe.begin_with.rglob("*"))
     if recipe.algorithm == "dpo" and recipe.dpo.preferences is not None:
@@ -280,7 +305,8 @@ def _keep_inputs(recipe: AlignRun, parts: Parts, path: Path, binding: bool) -> N
             now["preferences"] = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     before = read_run_json(path) if binding and path.exists() else now
     for name in now:
-        if before.get(name) != now[name]:
+        is_bound = not of_references or name == "generator" or name.startswith(("judge", "reward "))
+        if is_bound and before.get(name) != now[name]:
             raise InputError(
                 f"{path.parent} holds a run whose {name} has changed since.",
                 "Choose another output, or bring back what the run began with.",

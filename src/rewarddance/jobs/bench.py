@@ -29,8 +29,14 @@ from rewarddance.jobs.recipes import BenchRun
 from rewarddance.protocols import RewardModel
 from rewarddance.report.formatting import FigureCell, Table, as_markdown, code_text
 from rewarddance.reward.function_reward import is_factory
+from rewarddance.reward.identity import words_digest
 from rewarddance.reward.remote.addresses import is_address
-from rewarddance.runtime.checkpoint import find_checkpoint, writable_folder, write_text_atomically
+from rewarddance.runtime.checkpoint import (
+    checkpoint_digest,
+    find_checkpoint,
+    writable_folder,
+    write_text_atomically,
+)
 from rewarddance.runtime.config import flatten, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.lock import locked
@@ -47,6 +53,9 @@ class RecordedBench(BenchRun):
     prompts_digest: str
     pictures_digest: str = ""
     judge_digest: str = ""
+    generator_digest: str = ""
+    detector_digest: str = ""
+    colours_digest: str = ""
 
 
 class BenchParts(NamedTuple):
@@ -152,8 +161,10 @@ def _recorded(run: BenchRun, shots: Sequence[Shot], by_name: bool) -> RecordedBe
         "prompts_digest": digest_of([run.prompts]),
         "pictures_digest": digest_of({shot.path for shot in shots}) if run.pictures else "",
     }
+    models = {"generator": run.generator, "detector": run.detector, "colours": run.colours}
+    seen |= {f"{name}_digest": checkpoint_digest(model) for name, model in models.items() if model is not None}
     if run.judge is not None and by_name and not is_factory(run.judge) and not is_address(run.judge):
-        seen["judge_digest"] = digest_of(find_checkpoint(run.judge).rglob("*"))
+        seen["judge_digest"] = digest_of(find_checkpoint(run.judge).rglob("*")) + words_digest(run.model_dump())
     return RecordedBench.model_validate(run.model_dump() | seen)
 
 

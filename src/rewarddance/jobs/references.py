@@ -17,7 +17,7 @@ from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.prompts import KEPT, check_not_replaced, keep_prompts, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
-from rewarddance.jobs.align import distinct, load_policy
+from rewarddance.jobs.align import INPUTS, Parts, distinct, keep_inputs, load_policy
 from rewarddance.jobs.fleet import Fleet, absolute
 from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.reward.loading import load_reward
@@ -74,6 +74,8 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
             keep_recipe(recipe, folder / "config.yaml")
             if process_group.is_main_process():
                 keep_prompts(prompts, folder / KEPT)
+                begun = (bank / "references.jsonl").exists()
+                keep_inputs(recipe, Parts(), folder / INPUTS, binding=begun, of_references=True)
                 list_faulty(faults, folder / FAULTY)
         if parts is not None:
             made = build_references(*parts, prompts, recipe.references, folder=bank, seed=recipe.seed)

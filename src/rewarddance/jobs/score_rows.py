@@ -70,7 +70,8 @@ class RowReader:
                 )
         self.reference = None
         if run.reference is not None:
-            self.reference = Medium(str(run.reference), as_pixels(run.reference, max_frames=run.max_frames))
+            rate = read_rate(run.reference) if self.knows_rate else None
+            self.reference = Medium(str(run.reference), as_pixels(run.reference, max_frames=run.max_frames), rate)
 
     def task(self, content: dict[str, Any]) -> Task:
         """What is asked for a row. Raises InputError saying what it lacks, or naming a file that cannot be read."""

@@ -22,6 +22,7 @@ from rewarddance.evaluation.recipe import ExamRecipe
 from rewarddance.jobs.evaluate import document, training_facts
 from rewarddance.jobs.preflight import FAULTY, check_pairs
 from rewarddance.protocols import RewardModel
+from rewarddance.reward.identity import words_digest
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.recipe import JudgeRecipe
 from rewarddance.reward.train import check_training, train_judge
@@ -74,7 +75,7 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
                 held.enter_context(locked(folder))
                 has_begun = _has_begun(folder)
                 keep_recipe(recipe, folder / "config.yaml", binding=has_begun)
-                _keep_digest(recipe.preferences, folder / "preferences.json", binding=has_begun)
+                _keep_digests(recipe, folder / "preferences.json", binding=has_begun)
 
             def watch(judge: RewardModel) -> dict[str, float]:
                 return {f"accuracy_{name}": streamed_accuracy(judge, pairs) for name, pairs in tests.items()}
@@ -99,19 +100,22 @@ def _has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "reward")) or any(folder.glob("checkpoint-*"))
 
 
-def _keep_digest(preferences: Path, path: Path, binding: bool) -> None:
-    """Write down which preferences a run learns from, or raise InputError where it began with others: places in the
-    file say which pair comes when, so a run that went on would be neither the one nor the other."""
-    with preferences.open("rb") as file:
-        digest = hashlib.file_digest(file, "blake2b").hexdigest()
-    if binding and path.exists() and read_run_json(path).get("blake2b") != digest:
-        raise InputError(
-            f"{preferences} has changed since the run in {path.parent} began.",
-            "Choose another output, or give the preferences that the run began with.",
-        )
+def _keep_digests(recipe: TrainRun, path: Path, binding: bool) -> None:
+    """Write down which preferences a run learns from and in what words it asks, or raise InputError where it began with
+    others: places in the file say which pair comes when, so a run that went on would be neither one nor the other."""
+    with recipe.preferences.open("rb") as file:
+        digests = {"blake2b": hashlib.file_digest(file, "blake2b").hexdigest()}
+    digests["words"] = words_digest(recipe.judge.model_dump())
+    kept = read_run_json(path) if binding and path.exists() else {}
+    named = {"blake2b": str(recipe.preferences), "words": f"the instruction {recipe.judge.instruction} or its criteria"}
+    for key, what in named.items():
+        if kept and kept.get(key) != digests[key]:
+            raise InputError(
+                f"{what} has changed since the run in {path.parent} began.",
+                "Choose another output, or give what the run began with.",
+            )
     if is_main_process():
-        kept = read_run_json(path) if binding and path.exists() else {}
-        write_text_atomically(path, json.dumps(kept | {"blake2b": digest}) + "\n")
+        write_text_atomically(path, json.dumps(kept | digests) + "\n")
 
 
 def _keep_count(pairs: int, path: Path, binding: bool) -> None:

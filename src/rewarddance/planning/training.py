@@ -66,7 +66,7 @@ def plan_training(recipe: JudgeRecipe, preferences: Path, options: PlanOptions) 
         gpus=gpus,
         utilisation=options.utilisation,
         seconds=gpu.seconds(sum(flops.values()), recipe.dtype == "bfloat16", options.utilisation) / gpus,
-        steps=None if total is None else math.ceil(total / recipe.batch_size * recipe.epochs),
+        steps=None if total is None else math.ceil(math.ceil(total / recipe.batch_size) * recipe.epochs),
         notes=("Time is that of the steps: reading pictures and evaluations at checkpoints come on top.",),
     )
     return plan if plan.fits else replace(plan, suggestions=_suggestions(recipe, options, longest))

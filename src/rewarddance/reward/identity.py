@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from rewarddance.reward.function_reward import FunctionReward, code_digest, is_factory
+from rewarddance.reward.instructions import template_file
 from rewarddance.reward.judge import Judge
 from rewarddance.reward.remote.addresses import is_address, load_remote
 from rewarddance.reward.remote.served import ServedReward
 from rewarddance.runtime.checkpoint import checkpoint_digest
+from rewarddance.runtime.files import is_there
 
 _VALUES = 1 << 16
 """Of a larger tensor so many values are read, evenly spaced."""
@@ -27,13 +29,14 @@ _VALUES = 1 << 16
 def reward_digest(name: str, part: object = None, **options: Any) -> str:
     """Of a reward, by name or as the object `part` in its place.
 
-    Of a checkpoint its files' sizes and times, of a factory the file that it stands in, of a judge behind `rewarddance
-    serve` the mark that its server has made of its weights and options. Behind another server it is known by its
-    address alone. Of an object see `object_digest`. options: of `load_reward`. Raises InputError where there is no
-    such checkpoint or server.
+    Of a checkpoint its files' sizes and times, and the words of an instruction or tree of criteria that somebody wrote
+    for it; of a factory the file that it stands in, of a judge behind `rewarddance serve` the mark that its server has
+    made of its weights and options. Behind another server it is known by its address alone. Of an object see
+    `object_digest`. options: of `load_reward`. Raises InputError where there is no such checkpoint or server.
     """
     if isinstance(part, Judge):
-        asked = part.config.model_dump_json() + checkpoint_digest(part.name_or_path or "")
+        config = part.config.model_dump()
+        asked = part.config.model_dump_json() + checkpoint_digest(part.name_or_path or "") + words_digest(config)
         return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
     if isinstance(part, FunctionReward):
         return object_digest((part.function, part.images, part.videos))
@@ -42,7 +45,15 @@ def reward_digest(name: str, part: object = None, **options: Any) -> str:
     if is_address(name):
         served = part or (load_remote(name, **options) if name.startswith("http") else None)
         return served.info.mark if isinstance(served, ServedReward) else ""
-    return code_digest(name) if is_factory(name) else checkpoint_digest(name)
+    return code_digest(name) if is_factory(name) else checkpoint_digest(name) + words_digest(options)
+
+
+def words_digest(options: Mapping[str, Any]) -> str:
+    """Of the instruction and the tree of criteria among the options of a judge, as far as they are files; else ""."""
+    named = [options.get(key) for key in ("instruction", "criteria")]
+    files = [template_file(name) for name in named if isinstance(name, str)]
+    words = b"".join(file.read_bytes() for file in files if is_there(file) and file.is_file())
+    return hashlib.blake2b(words, digest_size=16).hexdigest() if words else ""
 
 
 def object_digest(value: object) -> str:

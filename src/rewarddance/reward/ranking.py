@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rewarddance.protocols import RewardModel, needs_reference
+from rewarddance.protocols import RewardModel, checked_verdict, needs_reference
 from rewarddance.types import Pixels, Prompt, Question, as_prompts
 
 
@@ -37,6 +37,7 @@ def tournament(
     Asking both orders cancels a judge's bias to either place. A judge that scores each by itself is asked
     once about each, and a margin is the difference of two scores. Ties in wins are broken by the summed margin, then by
     the lower index. Groups are asked together, so that batches stay full. instruction: where it is not the judge's own.
+    Raises RewardError where the judge has no finite margin for a question.
     """
     prompts = as_prompts(prompts)
     if not needs_reference(judge):
@@ -45,14 +46,14 @@ def tournament(
             for prompt, group in zip(prompts, groups, strict=True)
             for candidate in group
         ]
-        scores = judge(alone).margin.float().cpu().split([len(group) for group in groups])
+        scores = checked_verdict(judge(alone), alone).margin.float().cpu().split([len(group) for group in groups])
         return [
             ranked(len(values), (values[:, None] - values)[~torch.eye(len(values), dtype=torch.bool)])
             for values in scores
         ]
     pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
     questions = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in pairs]
-    margin = judge(questions).margin.float().cpu()
+    margin = checked_verdict(judge(questions), questions).margin.float().cpu()
     rankings, start = [], 0
     for group in groups:
         count = len(group) * (len(group) - 1)

@@ -70,7 +70,9 @@ def train_judge(
     if not recipe.sharded:  # shards are on their devices
         student.reward.model.to(process_group.device())
     optimiser = build_optimiser(student.reward.model, recipe)
-    steps = math.ceil(len(preferences) / recipe.batch_size * recipe.epochs)
+    steps = math.ceil(
+        math.ceil(len(preferences) / recipe.batch_size) * recipe.epochs
+    )  # the last of an epoch may be smaller
     batches = MicroBatches(
         preferences, recipe.batch_size, steps, seed,
         parts=recipe.gradient_accumulation_steps, rank=process_group.rank(), count=process_group.world_size(),
