@@ -327,7 +327,7 @@ def test_python_finds_a_pair_that_cannot_be_asked_before_any_is_and_names_its_li
     assert not asked
     with pytest.raises(InputError, match=f"line 4 of .*{rows.name}.*cut.jpg"):
         evaluate(BrightnessJudge(), rows_with(tmp_path, tests, [2]))
-    with pytest.raises(InputError, match="first of the preferences of test is"):
+    with pytest.raises(InputError, match="number 1 of the preferences of test is"):
         evaluate(BrightnessJudge(), [{"prompt": "x"}])
 
 

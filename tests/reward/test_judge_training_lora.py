@@ -72,7 +72,7 @@ def test_the_adapter_beside_the_reward_is_pefts_and_gives_the_same_weights(lora)
 
 
 def test_a_checkpoint_of_lora_holds_the_adapter_alone(lora):
-    checkpoint = lora / "checkpoint-5"
+    checkpoint = lora / "checkpoint-6"
     assert not (checkpoint / "model.safetensors").exists()
     assert (checkpoint / "adapter_config.json").is_file()
     saved = load_file(checkpoint / "adapter_model.safetensors")
@@ -108,7 +108,7 @@ def test_half_precision_trains_and_is_stored_in_half(tmp_path, base):
     with torch.no_grad():  # what was to be made small, on the same pairs: a step's loss is of its own four
         assert float(judge.loss(PAIRS)) < 0.75 * float(before.loss(PAIRS))
     assert {one.dtype for one in load_file(tmp_path / "reward" / "model.safetensors").values()} == {torch.bfloat16}
-    trained = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
+    trained = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
     assert {one.dtype for one in trained.values()} == {torch.float32}  # what the optimiser goes on from
     found = judge(QUESTIONS).margin
     assert found.dtype == torch.float32 and torch.allclose(found, last_margins(tmp_path), atol=0.2)

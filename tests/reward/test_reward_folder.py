@@ -207,8 +207,8 @@ def test_a_device_that_is_not_there_is_refused_by_name(device):
 
 def test_a_dual_encoder_is_not_asked_in_words(tmp_path):
     with pytest.raises(InputError) as caught:
-        load_reward(str(clip_folder()))
-    assert "CLIPConfig" in caught.value.what and "\n" not in caught.value.what and "kind='clip'" in caught.value.remedy
+        load_reward(str(clip_folder()), kind="pairwise")
+    assert "CLIPConfig" in caught.value.what and "\n" not in caught.value.what and "of kind clip" in caught.value.remedy
 
 
 def test_a_text_model_is_refused_as_a_judge(tmp_path):
