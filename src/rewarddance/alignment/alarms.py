@@ -103,19 +103,20 @@ WORDS = {
     "diversity_across": "distance between pictures of different prompts",
     "source_distance": "distance between edits and their sources",
 }
+_CLOSER = "hold it closer to the base (raise velocity_mse; of grpo kl, of dpo beta)"
 DO: dict[str, str] = {
     "spread_within": "The judge no longer tells a prompt's samples apart: stop here, or train a better judge.",
     "spread_across": "The judge answers all prompts alike: look at the pictures, and train the judge on them.",
     "saturation": "P(yes) is full and pushes on for nothing: lower cap, take the loss hinge, or stop here.",
-    "held_out": "Only the judge in training likes what is learned: stop, raise velocity_mse, or lower learning_rate.",
-    "diversity_within": "Samples of a prompt become one: raise velocity_mse or reference_mse, or lower learning_rate.",
-    "diversity_across": "Prompts no longer matter: raise velocity_mse, and look at the pictures.",
-    "collapse": "Use the checkpoint from before; raise velocity_mse or lower learning_rate.",
-    "distance": "Far from the base a judge is asked about pictures it never saw: raise velocity_mse, or stop here.",
+    "held_out": f"Only the judge in training likes what is learned: stop, {_CLOSER}, or lower learning_rate.",
+    "diversity_within": f"Samples of a prompt become one: {_CLOSER} or reference_mse, or lower learning_rate.",
+    "diversity_across": f"Prompts no longer matter: {_CLOSER}, and look at the pictures.",
+    "collapse": f"Use the checkpoint from before; {_CLOSER} or lower learning_rate.",
+    "distance": f"Far from the base a judge is asked about pictures it never saw: {_CLOSER}, or stop here.",
     "traded": "One reward is paid for with another: raise the weight of the one that fell, or stop here.",
     "untouched": "The editor stops editing: weigh following more, or train the judge on sources that were left alone.",
-    "repainted": "The editor changes what it was to keep: weigh keeping more, raise velocity_mse, or stop here.",
-    "drift": "Look at pictures of this step beside the base's: if it was not asked for, raise velocity_mse.",
+    "repainted": f"The editor changes what it was to keep: weigh keeping more, {_CLOSER}, or stop here.",
+    "drift": f"Look at pictures of this step beside the base's: if it was not asked for, {_CLOSER}.",
 }
 
 
