@@ -109,7 +109,7 @@ DO: dict[str, str] = {
     "spread_across": "The judge answers all prompts alike: look at the pictures, and train the judge on them.",
     "saturation": "P(yes) is full and pushes on for nothing: lower cap, take the loss hinge, or stop here.",
     "held_out": f"Only the judge in training likes what is learned: stop, {_CLOSER}, or lower learning_rate.",
-    "diversity_within": f"Samples of a prompt become one: {_CLOSER} or reference_mse, or lower learning_rate.",
+    "diversity_within": f"Samples of a prompt become one: {_CLOSER}, raise reference_mse, or lower learning_rate.",
     "diversity_across": f"Prompts no longer matter: {_CLOSER}, and look at the pictures.",
     "collapse": f"Use the checkpoint from before; {_CLOSER} or lower learning_rate.",
     "distance": f"Far from the base a judge is asked about pictures it never saw: {_CLOSER}, or stop here.",
