@@ -73,6 +73,16 @@ def checked_verdict(verdict: Verdict, questions: Sequence[Question]) -> Verdict:
     return verdict
 
 
+def margins_on_host(reward: RewardModel, questions: Sequence[Question]) -> Tensor:
+    """The margins [B] of a reward in float32 on the CPU, where it costs no wait to look whether they are finite.
+
+    Raises RewardError as `checked_verdict` does.
+    """
+    verdict = reward(questions)
+    check_margins(verdict, len(questions))
+    return checked_verdict(Verdict(verdict.margin.float().cpu()), questions).margin
+
+
 def judging(reward: Any) -> AbstractContextManager[None]:
     """Within the block a reward model is asked as often as it takes.
 

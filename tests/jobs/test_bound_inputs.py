@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -60,7 +61,7 @@ def test_the_digest_of_a_reward_is_of_its_own_words_too(instruction):
     assert reward_digest(name, instruction=str(instruction)) not in (ours, before)
 
 
-def aligning(tmp_path: Path, **keys: object) -> Path:
+def aligning(tmp_path: Path, **keys: Any) -> Path:
     (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
     models = {name: str(tmp_path / name) for name in ("generator", "judge")}
     return align_recipe(tmp_path, **models, device="cpu", **keys)

@@ -27,7 +27,7 @@ ASKED = {
     "alignment/group_rewards.py scores": "the same; advantages are made on the host",
     "alignment/picture_loss.py held_out_margins.ask": "the same of a held-out judge",
     "reward/pixel_gradient.py pixel_gradient": "the same of a gradient; and the loss, which is logged",
-    "reward/ranking.py tournament": "the order is made on the host, from all margins at once",
+    "protocols.py margins_on_host": "the order is made on the host, from all margins at once",
     "reward/ranking.py knockout": "who goes on is decided on the host, once a round",
 }
 LOGGED = {

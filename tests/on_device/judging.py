@@ -34,7 +34,7 @@ HALF = torch.bfloat16
 ALLOWED = {
     "reward/judge.py checked": "a margin that is not finite is an error before anything is done with it",
     "reward/pixel_gradient.py pixel_gradient": "the same of a gradient; and the loss, which is logged",
-    "reward/ranking.py tournament": "the order is made on the host, from all margins at once",
+    "protocols.py margins_on_host": "the order is made on the host, from all margins at once",
     "reward/families/qwen_vl.py QwenVL.encode": "transformers reads the pictures' shapes, which it takes as a tensor",
     "reward/families/qwen_vl.py QwenVL.picture_inputs": "these shapes",
     "reward/clip.py ClipReward.text_features": "transformers looks whether a mask hides anything",

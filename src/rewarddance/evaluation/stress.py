@@ -25,7 +25,7 @@ from rewarddance.evaluation.disturbances import DISTURBANCES, LAID_OVER, disturb
 from rewarddance.evaluation.findings import LatentFigures, Sentence, StressFigures, WonFigures
 from rewarddance.evaluation.statistics import Interval, interval, interval_of_sums, numbered
 from rewarddance.generators.decoder import Decoder, load_decoder
-from rewarddance.protocols import RewardModel, checked_verdict
+from rewarddance.protocols import RewardModel, margins_on_host
 from rewarddance.runtime.memory import memory_for
 from rewarddance.types import Question
 
@@ -130,7 +130,7 @@ class _StressMargins:
                 questions.append(replace(question, candidate=pixels))
                 changes.append((name, row))
         with torch.no_grad():
-            margins = checked_verdict(self.reward(questions), questions).margin.double().cpu().numpy()
+            margins = margins_on_host(self.reward, questions).double().numpy()
         self.before[rows] = margins[: len(batch)]
         for (name, row), after in zip(changes, margins[len(batch) :], strict=True):
             self._put("disturbance", name, [row], self.before[row], after)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rewarddance.protocols import RewardModel, checked_verdict, needs_reference
+from rewarddance.protocols import RewardModel, margins_on_host, needs_reference
 from rewarddance.types import Pixels, Prompt, Question, as_prompts
 
 
@@ -46,14 +46,14 @@ def tournament(
             for prompt, group in zip(prompts, groups, strict=True)
             for candidate in group
         ]
-        scores = checked_verdict(judge(alone), alone).margin.float().cpu().split([len(group) for group in groups])
+        scores = margins_on_host(judge, alone).split([len(group) for group in groups])
         return [
             ranked(len(values), (values[:, None] - values)[~torch.eye(len(values), dtype=torch.bool)])
             for values in scores
         ]
     pairs = [(g, c, r) for g, group in enumerate(groups) for c, r in itertools.permutations(range(len(group)), 2)]
     questions = [Question(prompts[g], groups[g][c], groups[g][r], instruction) for g, c, r in pairs]
-    margin = checked_verdict(judge(questions), questions).margin.float().cpu()
+    margin = margins_on_host(judge, questions)
     rankings, start = [], 0
     for group in groups:
         count = len(group) * (len(group) - 1)
