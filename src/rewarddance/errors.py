@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import errno
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_PASSWD", "_CREDENTIALS")
 """How names of variables end that hold what must not be shown."""
@@ -19,6 +20,10 @@ class RewardDanceError(Exception):
         super().__init__(f"{what} {remedy}".strip())
         self.what = what
         self.remedy = remedy
+
+    def __reduce__(self) -> Any:
+        """Pickled without its class's own arguments: workers hand errors over as answers."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 SomeError = TypeVar("SomeError", bound=RewardDanceError)

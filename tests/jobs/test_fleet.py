@@ -170,6 +170,21 @@ def test_a_fleets_bank_says_which_prompts_were_left_out(tmp_path, monkeypatch):
     assert "line 2" in (tmp_path / "bank" / "faulty.jsonl").read_text()
 
 
+def test_a_fleet_looks_at_all_prompts_before_it_makes_any_references(tmp_path, monkeypatch):
+    monkeypatch.setattr("rewarddance.jobs.fleet.Fleet.join", HereFleet.join)
+    write_picture(pictures(1)[0], tmp_path / "first.png")
+    texts = [{"prompt": "a red circle"}, {"prompt": "a blue cross", "image": "first.png"}, {"prompt": "a green circle"}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(text) for text in texts))
+    changes = {"prompts": str(tmp_path / "prompts.jsonl"), "output": str(tmp_path / "bank")}
+    recipe = align_recipe(tmp_path, **changes, references={"candidates": 3, "batch_size": 3})
+    fleet = ("--ray", "local", "--workers", "2")
+    done = command("references", recipe, *fleet)
+    assert done.code == 2 and "line 2 of" in done.err and "takes no picture" in done.err
+    assert not (tmp_path / "bank" / "references").exists()
+    done = command("references", recipe, *fleet, "--skip-faulty")
+    assert done.code == 1 and json.loads(done.out) | {"prompts": 2, "skipped": 1} == json.loads(done.out), done.err
+
+
 # -- with Ray itself ---------------------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from rewarddance.runtime.checkpoint import check_output, writable_folder
 from rewarddance.runtime.config import keep_recipe
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
+from rewarddance.types import Prompt
 
 _MAY_BE_FILES = ("instruction", "criteria")
 """Options of a judge that are names or files."""
@@ -62,10 +63,10 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
     parts = None
     if fleet is None:
         parts = _load(recipe, *recipe.devices())
-        prompts, faults = checked_prompts(
-            parts[0], [parts[1]], prompts, faults, source=recipe.prompts, skip=recipe.skip_faulty
-        )
-        parts[0].check_prompts(prompts)  # any of them may share a batch
+        prompts, faults = _checked(recipe, *parts, prompts, faults)
+    else:
+        check = functools.partial(PromptWorker, _everywhere(recipe), fleet.device, faults)
+        ((prompts, faults),) = fleet.in_order(check, [prompts])
     folder = recipe.output
     with ExitStack() as held:
         with process_group.main_process_first():
@@ -81,20 +82,27 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
             made = build_references(*parts, prompts, recipe.references, folder=bank, seed=recipe.seed)
         else:
             assert fleet is not None
-            named: dict[str, Any] = {name: absolute(getattr(recipe, name)) for name in ("generator", "judge")}
-            files = {name: absolute(value) for name, value in recipe.judge_options.items() if name in _MAY_BE_FILES}
-            named["judge_options"] = recipe.judge_options | files
-            named["rewards"] = {
-                name: reward.model_copy(update={"judge": absolute(reward.judge), "criteria": absolute(reward.criteria)})
-                for name, reward in recipe.rewards.items()
-            }
-            work = functools.partial(ReferenceWorker, recipe.model_copy(update=named), fleet.device, bank)
+            work = functools.partial(ReferenceWorker, _everywhere(recipe), fleet.device, bank)
             make = functools.partial(fleet.in_order, work)
             made = fill_bank(prompts, recipe.references, make, folder=bank, seed=recipe.seed)
     if not process_group.is_main_process():
         return None
     pictures = sum(len(one.pictures) for one in made)
     return {"references": str(bank), "prompts": len(made), "pictures": pictures} | skipped(folder / FAULTY)
+
+
+class PromptWorker:
+    """In a worker of a fleet: generator and judge, which look at all prompts before references are made.
+
+    Gives the prompts that can be used and the faults of the others: `faults`, those found in reading the file, first.
+    """
+
+    def __init__(self, recipe: AlignRun, device: str, faults: list[FaultyRow]) -> None:
+        self.recipe, self.faults = recipe, faults
+        self.generator, self.judge = _load(recipe, device, device)
+
+    def __call__(self, prompts: list[Prompt]) -> tuple[list[Prompt], list[FaultyRow]]:
+        return _checked(self.recipe, self.generator, self.judge, prompts, self.faults)
 
 
 class ReferenceWorker:
@@ -107,6 +115,28 @@ class ReferenceWorker:
     def __call__(self, part: Sequence[Candidates]) -> list[Row]:
         self.generator.check_prompts([candidates.prompt for candidates in part])
         return make_part(self.generator, self.judge, part, self.recipe, self.bank)
+
+
+def _checked(
+    recipe: AlignRun, generator: PipelineGenerator, judge: Any, prompts: list[Prompt], faults: list[FaultyRow]
+) -> tuple[list[Prompt], list[FaultyRow]]:
+    """`checked_prompts`, and that any of those that are kept may share a batch."""
+    source, skip = recipe.prompts, recipe.skip_faulty
+    prompts, faults = checked_prompts(generator, [judge], prompts, faults, source=source, skip=skip)
+    generator.check_prompts(prompts)
+    return prompts, faults
+
+
+def _everywhere(recipe: AlignRun) -> AlignRun:
+    """The recipe with paths that hold wherever a worker stands."""
+    named: dict[str, Any] = {name: absolute(getattr(recipe, name)) for name in ("generator", "judge")}
+    files = {name: absolute(value) for name, value in recipe.judge_options.items() if name in _MAY_BE_FILES}
+    named["judge_options"] = recipe.judge_options | files
+    named["rewards"] = {
+        name: reward.model_copy(update={"judge": absolute(reward.judge), "criteria": absolute(reward.criteria)})
+        for name, reward in recipe.rewards.items()
+    }
+    return recipe.model_copy(update=named)
 
 
 def _load(recipe: AlignRun, device: str, judge_device: str) -> tuple[PipelineGenerator, Any]:
