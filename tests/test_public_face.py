@@ -77,7 +77,9 @@ def folder(tmp_path) -> Path:
 
 
 def test_every_public_name_is_there_and_search_is_the_function():
-    assert set(rewarddance.__all__) <= set(dir(rewarddance)) | set(rewarddance._HOME)
+    assert dir(rewarddance) == sorted([*rewarddance.__all__, "__version__"])
+    assert all(getattr(rewarddance, name) for name in dir(rewarddance))
+    assert rewarddance.InputError is InputError
     code = (
         "import rewarddance.search.run; from rewarddance import search; assert search.__module__ == 'rewarddance.api'"
     )

@@ -1,7 +1,8 @@
 """Generative, comparative reward models for visual generation, and the algorithms that use them.
 
 Train a reward model (`train_reward`), load one (`load_reward`) or make one of any function (`as_reward`); score and
-evaluate with it, align a generator with it, and search at test time. Heavy libraries load when a name is first used.
+evaluate with it, align a generator with it, and search at test time. What goes wrong is a RewardDanceError. Heavy
+libraries load when a name is first used.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewarddance.api import align, bench, evaluate, score, search, train_reward
     from rewarddance.data.media import as_pixels
+    from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError
     from rewarddance.generators.pipelines import load_generator
     from rewarddance.reward.function_reward import as_reward
     from rewarddance.reward.loading import load_reward
@@ -34,16 +36,24 @@ _HOME = {
     "score": "api",
     "search": "api",
     "train_reward": "api",
+    "InputError": "errors",
+    "NoGradient": "errors",
     "Preference": "types",
     "Prompt": "types",
     "Question": "types",
+    "RewardDanceError": "errors",
+    "RewardError": "errors",
     "Verdict": "types",
 }
 """Public name -> its module."""
 __all__ = [
+    "InputError",
+    "NoGradient",
     "Preference",
     "Prompt",
     "Question",
+    "RewardDanceError",
+    "RewardError",
     "Verdict",
     "align",
     "as_pixels",
@@ -69,7 +79,15 @@ class _Face(ModuleType):
 sys.modules[__name__].__class__ = _Face
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rewarddance")
     if name not in _HOME:
         raise AttributeError(f"module 'rewarddance' has no attribute {name!r}")
     return getattr(importlib.import_module(f"rewarddance.{_HOME[name]}"), name)

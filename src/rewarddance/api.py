@@ -69,14 +69,22 @@ def train_reward(
     skip_faulty: bool = False,
     **options: Any,
 ) -> Judge:
-    """Train a judge on preferences; `output`/reward holds it. Called again, an interrupted run goes on.
+    """Train a judge on preferences. Its folder is `output`/reward; called again, an interrupted run goes on.
 
-    preferences: a preferences file (JSONL or Parquet), or Preferences, which are kept in `output`/preferences.
-    tests: further files by name; with them the judge is examined at its checkpoints and for its model card.
-    exam: keys of the examination. skip_faulty: leave out pairs that cannot be used, and list them in
-    `output`/faulty.jsonl. options: the keys of `judge` in a recipe (`JudgeRecipe`), such as base, kind,
-    instruction, learning_rate, epochs, batch_size, lora_rank. Raises InputError before anything is trained for an
-    unknown option or a file that cannot be used.
+    preferences: a file (JSONL or Parquet; docs/reference/records.md has its columns), or Preference objects, which are
+        kept in `output`/preferences.
+    output: a folder for checkpoints, metrics.jsonl and the trained judge.
+    tests: further preferences by name: files only. The judge is examined on them at its checkpoints and for its card.
+    seed: of the order of pairs, of pixel noise and of weights that are new.
+    exam: how thoroughly the trained judge is examined: batch_size, probes (pairs that are asked again, changed), groups
+        and pictures (of the test of contradictions), seed.
+    skip_faulty: leave out pairs that cannot be used, and list them in `output`/faulty.jsonl; else they are an error.
+    options: how it is trained: base (the model it begins from), kind ("pairwise", "pointwise", "regressive" or "clip"),
+        instruction, learning_rate, epochs, batch_size, lora_rank and the other keys of `judge` in a recipe
+        (docs/reference/recipes.md).
+
+    Returns the trained judge, on a GPU where there is one.
+    Raises InputError before anything is trained for an unknown option or a file that cannot be used.
 
     >>> judge = train_reward("votes.jsonl", output="runs/mine", base="shapeworld-judge", epochs=2)
     >>> judge.compare("a red circle", ["a.png", "b.png"], reference="c.png").probability
@@ -102,18 +110,27 @@ def align(
     algorithm: str = "refl",
     **options: Any,
 ) -> PipelineGenerator:
-    """Align a generator with a reward; returns it with the trained weights, which are also in `output`/lora.
+    """Align a generator with a reward. Called again with the same arguments, an interrupted run goes on.
 
-    reward: one, or several, as {"follow": judge, "keep": {"judge": other, "weight": 2}}, or a list of them; each is
-        normalised by itself, so that the scale of none decides. Criteria of one judge are `rewards` beside it:
-        rewards={"follow": {"criteria": "edit#following"}, "keep": {"criteria": "edit#keeping"}}.
-    algorithm: "refl" follows the reward's gradient, "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm", "dgpo", "crd"
-        and "online_dpo" only ask it. "dpo" learns from `preferences`, a file, and has the reward None.
-    options: the keys of an align recipe (`AlignRun`), such as seed, references, num_inference_steps; any other is a key
-    of the algorithm's own part, such as steps, learning_rate, lora_rank, group_size. Where all weights are trained
-    (lora_rank=0) they are in `output`/generator. Called again with the same arguments, an interrupted run goes on.
+    generator: what `load_generator` gave, or a name that it takes: a folder, a bundled name or an id of the model hub.
+    reward: what `load_reward` gave, a name that it takes, or a function (images, prompts, metadata) -> scores. Or
+        several, as {"follow": judge, "keep": {"judge": other, "weight": 2}}, or a list of them; each is normalised by
+        itself, so that the scale of none decides. Criteria of one judge are `rewards` beside it:
+        rewards={"follow": {"criteria": "edit#following"}, "keep": {"criteria": "edit#keeping"}}. None for "dpo".
+    prompts: texts or Prompts, or a file of them (.txt, .jsonl, .json, .csv, .tsv or .parquet).
+    output: a folder for checkpoints, metrics.jsonl, references and samples, and the trained weights: `output`/lora, or
+        `output`/generator where all weights are trained (lora_rank=0).
+    algorithm: "refl" follows the reward's gradient (paper, section 3). "grpo" (Flow-GRPO), "nft" (DiffusionNFT), "awm",
+        "dgpo", "crd" and "online_dpo" only ask the reward. "dpo" learns from votes alone: preferences="votes.jsonl".
+    options: keys of the algorithm, such as steps, learning_rate, lora_rank, prompts_per_step, group_size, alarms; and
+        those of the whole run: seed, references (how the pictures are made that a judge compares with), held_out,
+        judge_options, grid_prompts, report_to, skip_faulty. For parts that are given by name also
+        num_inference_steps (28), guidance_scale, generator_options, dtype and device of the generator, judge_dtype and
+        judge_device of the judge. All stand in docs/reference/recipes.md.
+
+    Returns the generator with the trained weights.
     Raises InputError before anything is computed for an unknown option, parts that do not go together, or where
-    several processes were started: they align by the command.
+    several processes were started: they align by the command. RewardError where most prompts got no reward.
 
     >>> generator = load_generator("shapeworld-generator", num_inference_steps=12)
     >>> aligned = align(generator, "runs/mine/reward", ["a red circle", "a blue cross"], output="runs/refl", steps=20)
@@ -172,12 +189,26 @@ def search(
 ) -> list[SearchResult]:
     """The best picture of each prompt within a budget, its runners-up, and what they cost.
 
-    method: best_of_n, zero_order, paths, pruning or refine. budget: for each prompt, "samples=16", "seconds=30",
-    "evaluations=400" or "questions=64". num_inference_steps (28 where it is not given), guidance_scale, dtype, device:
-    of a generator that is given by name. judge_device: of judges that are given by name; by default the generator's.
-    options: the method's own keys (copies=8 for paths), and those of `Search`: judging, seed, runners_up, batch_size,
-    prompts_at_once, held_out, rewrite (of refine). tick: called with the number of prompts that each batch finished.
-    Raises InputError for an unknown option.
+    generator, reward, prompts: as in `align`, but one reward.
+    method: "best_of_n" (the best of plain samples), "zero_order" (noises near the best noise so far), "paths" (noise is
+        added again to the best pictures, and taken away anew), "pruning" (pictures that look poor early are given up)
+        or "refine" (prompts are rewritten by the judge's reasons).
+    budget: for each prompt: "evaluations=400" (steps of single pictures through the generator), "samples=16" (as many
+        evaluations as 16 plain samples take), "questions=64" (put to the reward) or "seconds=30". Of several with
+        commas between them the first that is used up ends the search.
+    num_inference_steps, guidance_scale: of a generator that is given by name; 28 steps, and its family's guidance.
+    dtype: "auto" (bfloat16 on a GPU, else float32), "float32" or "bfloat16"; of all parts that are given by name.
+    device: "cpu", "cuda" or "cuda:1", of parts that are given by name; by default a GPU where there is one.
+    judge_device: of judges that are given by name; by default `device`.
+    tick: called after each batch with the number of prompts that it finished.
+    options: the method's own, such as copies=8 of paths (docs/guides/search.md), and of all methods: seed; judging, how
+        pictures are compared ("alone", "first", "knockout" or "tournament"); runners_up, how many are kept beside the
+        winner; batch_size, pictures made together; prompts_at_once, prompts that share a batch; held_out, another
+        reward that chooses nothing, and says how far it agrees; of refine alone rewrite, a function (prompt, reason)
+        -> new text.
+
+    Raises InputError for an unknown option or for parts that do not go together, RewardError where the reward could
+    not be had.
 
     >>> found = search("shapeworld-generator", "runs/mine/reward", ["a red circle"], budget="samples=8")
     >>> found[0].winner.pixels.shape
@@ -219,16 +250,20 @@ def score(
     dtype: Precision = "auto",
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Verdicts on pictures or videos: a row for each, with prompt, probability (P("yes")) and margin.
+    """Scores of pictures or videos: a row for each, with prompt, probability (P("yes")) and margin (its logit).
 
-    candidates: one picture or a list of them, in any form that `as_pixels` takes, with `prompts` (one for each, or one
-    for all); or a folder, or a .jsonl or .parquet file of rows, as the command `rewarddance score` takes it.
-    reference: the picture that each is compared with, one for all or a list; a pairwise judge needs it.
+    reward: what `load_reward` gave, a name that it takes, or a function (images, prompts, metadata) -> scores.
+    candidates: one picture or a list of them, in any form that `as_pixels` takes, with `prompts`. Or a folder, or a
+        .jsonl or .parquet file of rows, as the command `rewarddance score` takes it (docs/guides/scoring.md).
+    prompts: of pictures, one for each or one for all. Of a folder or file, one text for rows that have none.
+    reference: what each candidate is compared with, one for all or a list; a pairwise judge needs it.
     output: where the rows of a folder or file are written, too; a run that was interrupted then goes on.
+    explain: with a reason for each, in the judge's words; takes a vision-language model.
     batch_size: candidates that are asked about together.
     max_frames: frames read of a longer video's file, evenly spaced.
-    explain: with a reason for each.
-    options: of `load_reward`, where the reward is a name (kind, orders, instruction).
+    device, dtype: of a reward that is given by name; as in `search`.
+    options: of `load_reward`, where the reward is a name: kind, orders, instruction, criteria.
+
     Raises InputError or RewardError naming the first item that cannot be scored: nothing is skipped.
 
     >>> score("shapeworld-judge", "pictures/", kind="pointwise")[0]["probability"]
@@ -289,12 +324,19 @@ def evaluate(
 ) -> Evaluation:
     """How good a reward is on test sets: accuracy, calibration, contradictions and biases, with intervals over prompts.
 
-    tests: preferences files by name, one file, or Preferences. A set called id counts as in domain, one called ood as
-    out of domain. output: a folder for evaluation.json and evaluation.html. exam: how thoroughly (`ExamRecipe`:
-    batch_size, probes, groups, pictures, seed). stress: also measure what the reward pays for pictures that are no
-    better, with stress_options (`StressRecipe`: questions, steps, decoder, batch_size). skip_faulty: leave out pairs of
-    files that cannot be used, and list them in `output`/faulty.jsonl. options: of `load_reward`, where the reward is a
-    name.
+    reward: what `load_reward` gave, a name that it takes, or a function (images, prompts, metadata) -> scores.
+    tests: preferences files by name, one file, or Preference objects. A set called id counts as in domain, one called
+        ood as out of domain.
+    output: a folder for evaluation.json and evaluation.html.
+    device, dtype: of a reward that is given by name; as in `search`.
+    exam: how thoroughly: batch_size (32 pairs in memory together), probes (200 pairs that are asked again with the
+        candidate changed), groups (50 prompts) and pictures (5 of each) that all meet, for contradictions; seed.
+    stress: also measure what the reward pays for pictures that are no better: noise, crops, text, pixel gradients.
+    stress_options: questions (64 pairs), steps (4, of the gradient within each radius), decoder (a generator or an
+        autoencoder whose latent is moved too), batch_size (16).
+    skip_faulty: leave out pairs of files that cannot be used, and list them in `output`/faulty.jsonl.
+    options: of `load_reward`, where the reward is a name: kind, orders, instruction, criteria.
+
     Raises InputError naming a set that cannot be used, or a pair that cannot be judged where there is no output to keep
     it in.
 
@@ -353,12 +395,19 @@ def bench(
 ) -> dict[str, Any]:
     """Object-level scores of pictures: GenEval, GenEval 2 or TIFA. Called again, an interrupted run goes on.
 
-    benchmark: "geneval", "geneval2" or "tifa"; prompts: its published file. pictures: a folder or a .json file of them;
-    or a generator, which makes them first. judge: answers the questions of geneval2 and tifa. output: the folder of
-    results.jsonl, scores.json and scores.md. options: the other keys of the recipe (`BenchRun`), such as samples,
-    detector, colours, answers, seed, and of a generator or judge by name theirs.
-    Returns where the files are, how many pictures there were and how many failed, and the overall `figures`. Raises
-    InputError before anything is asked for an unknown option, or files that cannot be used.
+    benchmark: "geneval", "geneval2" or "tifa".
+    prompts: its published file: evaluation_metadata.jsonl, geneval2_data.jsonl or tifa_v1.0_question_answers.json.
+    output: the folder of results.jsonl, scores.json and scores.md, and of pictures that are made.
+    pictures: a folder or a .json file of them (docs/guides/benchmarks.md), where no generator makes them.
+    generator: what `load_generator` gave, or a name that it takes; it makes the pictures first.
+    judge: what `load_reward` gave, or a name that it takes. It answers the questions of geneval2 and tifa.
+    options: samples (pictures of each prompt), detector and colours (of geneval), rules (which detections count),
+        answers ("yes_no" or "first_token": how the judge answers), seed, batch_size, skip_faulty; ray and workers; and
+        num_inference_steps, guidance_scale and generator_options of a generator, kind and judge_options of a judge,
+        device and dtype of those that are given by name. All stand in docs/reference/recipes.md.
+
+    Returns where the files are, how many pictures there were and how many failed, and the overall `figures`.
+    Raises InputError before anything is asked for an unknown option, or files that cannot be used.
 
     >>> found = bench("geneval", "evaluation_metadata.jsonl", pictures="flux-pictures", output="runs/geneval")
     >>> found["figures"]["correct pictures"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +98,20 @@ def test_margins_equal_the_naive_path(vlm):
     theirs = torch.stack([naive_margin(vlm, question) for question in asked])
     assert theirs.std() > 0.01
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_language_model_that_looks_back_over_a_window_only_does_so_here_too(tmp_path):
+    folder = Path(shutil.copytree(family_folder(INTERNVL_LLAMA), tmp_path / "windowed"))
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"] |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    (folder / "config.json").write_text(json.dumps(content))
+    vlm = VisionLanguageModel(str(folder))
+    candidate, *references = (drawn(1, 32, 32, seed) for seed in range(3))
+    questions = [Question(PROMPTS[0], candidate, reference) for reference in references]
+    margins = PairwiseReward(vlm, RewardConfig(instruction="t2i-brief"))(questions).margin
+    torch.testing.assert_close(margins, torch.stack([naive_margin(vlm, question) for question in questions]))
+    whole = VisionLanguageModel(str(family_folder(INTERNVL_LLAMA)))
+    assert (margins - PairwiseReward(whole, RewardConfig(instruction="t2i-brief"))(questions).margin).abs().max() > 0.01
 
 
 def test_margins_do_not_depend_on_batch_order_or_budget(vlm):

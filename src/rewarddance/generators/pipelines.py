@@ -51,13 +51,24 @@ def load_generator(
     pipeline: str | None = None,
     **options: Any,
 ) -> PipelineGenerator:
-    """Load a diffusers pipeline: a folder, an id of the model hub, or a bundled one by name; frozen.
+    """Load a diffusers pipeline as a generator; frozen.
 
-    dtype: what the networks compute in, auto being bfloat16 on a GPU and float32 elsewhere; latents are float32.
+    name: a folder, an id of the model hub, or a bundled generator's name.
+    num_inference_steps: steps of each picture, here, in alignment and in search alike.
+    guidance_scale: as the pipeline's own; None is its default where the network is told the scale (FLUX.1-dev), and
+        elsewhere no guidance.
+    device: "cpu", "cuda" or "cuda:1".
+    dtype: what the networks compute in; auto is bfloat16 on a GPU and float32 elsewhere. Latents are float32.
     pipeline: the class of the pipeline, where it is not the one that the folder names: WanImageToVideoPipeline begins
-    from a picture with the weights of Wan 2.2's 5B. options: the other fields of `GeneratorOptions`.
+        from a picture with the weights of Wan 2.2's 5B.
+    options: height, width, num_frames, negative_prompt, true_cfg_scale, scheduler and the other fields of
+        `GeneratorOptions`; docs/guides/generators.md says which a family takes.
+
+    Returns a generator for `align`, `search` and `bench`.
     Raises InputError where there is no such checkpoint, no adapter for its pipeline class, an unknown option or one
     that the family does not use, or weights of a component that are missing, left over, misshapen or not finite.
+
+    >>> generator = load_generator("shapeworld-generator", num_inference_steps=12)
     """
     given = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **options}
     parsed = parse_recipe(GeneratorOptions, given, "the options of load_generator")

@@ -115,6 +115,8 @@ class VisionLanguageModel(Prefill):
         self._ids = functools.lru_cache(maxsize=1024)(self._tokenise)
         if isinstance(self.family, AnyFamily):
             self._check_prefill(name, self.family)
+        elif not _looks_back_over_all(self._language_model.config):
+            self.family.caches_prefix = False
         if self.family.caches_prefix:
             self._language_model.config._attn_implementation = COMPILED if compile_text else ATTENTION
         if compile_text:

@@ -15,8 +15,9 @@ JudgingName = Literal["alone", "first", "knockout", "tournament"]
 class Budget(Recipe):
     """What may be spent on each prompt; whichever is used up first ends its search.
 
-    samples: as many generator evaluations as that many plain samples take. evaluations, questions, seconds: see
-    `search.budget`.
+    evaluations: steps of single pictures through the generator (with guidance the network runs twice in each).
+    samples: as many evaluations as that many plain samples take. questions: put to the reward. seconds: wall-clock time
+    of all work.
     """
 
     samples: int | None = Field(default=None, ge=1)
