@@ -187,8 +187,8 @@ def test_what_several_processes_cannot_share_is_refused_in_words(tmp_path):
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    """With the weights in pieces."""
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    """With the weights in pieces, and one text that is so long that CogView4 reads it in a forward of its own."""
+    (tmp_path / "prompts.txt").write_text("\n".join([f"{' and '.join(PROMPTS)} {PROMPTS[0]}", *PROMPTS]))
     content = {
         "generator": str(generator_folder()),
         "num_inference_steps": 4,
@@ -212,7 +212,7 @@ def test_torchrun_aligns_from_a_recipe_and_one_process_speaks(tmp_path, recipe):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"lora": str(tmp_path / "two" / "lora"), "prompts": 5, "alarms": 0}
+    assert json.loads(done.stdout) == {"lora": str(tmp_path / "two" / "lora"), "prompts": 6, "alarms": 0}
     assert done.stderr.count("ReFL (2 to do)") == 1
     one = command("align", recipe, f"output={tmp_path / 'one'}", "refl.sharded=false")
     assert one.code == 0, one.err

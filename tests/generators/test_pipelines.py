@@ -46,6 +46,18 @@ def trained() -> Iterator[PipelineGenerator]:
     yield generator
 
 
+def test_a_prompt_has_its_own_picture_whatever_longer_text_is_drawn_beside_it(plain):
+    texts = [" and ".join(PROMPTS), *PROMPTS]
+    generator = load_generator(str(generator_folder()), STEPS, 3.0)
+    lengths = {len(text) for text in generator.encode(texts)}
+    assert len(lengths) > 1
+    together = sample(generator, texts, [*SEEDS, 5])
+    how = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "output_type": "pt"}
+    for text, seed, picture in zip(texts, [*SEEDS, 5], together, strict=True):
+        alone = plain(text, latents=generator.init_noise([seed]), **how).images
+        torch.testing.assert_close(picture, alone, atol=1e-4, rtol=0)
+
+
 def own_call(pipeline: CogView4Pipeline, noise: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
     """The pipeline's `__call__` from the same noise, [B, C, H, W]."""
     return pipeline(

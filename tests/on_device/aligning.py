@@ -44,7 +44,7 @@ LOGGED = {
 }
 CONDITIONING = {
     "generators/families/cogview4.py CogView4Generator._text": "the tokenizer is on the host",
-    "generators/families/cogview4.py CogView4Generator._network": "sizes that the network takes as tensors",
+    "generators/families/cogview4.py CogView4Generator._at_one_length": "sizes that the network takes as tensors",
     "generators/finetuning.py FinetunedPipeline._forward": "diffusers makes CogView4's rotary factors on the host",
     "generators/text_memory.py rows_of": "which rows of a conditioning that is not kept by text",
     "elsewhere": "the same, in a layer that is computed again",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rewarddance.runtime import process_group
@@ -34,6 +34,11 @@ def shard(network: nn.Module, device: str, whole: Iterable[nn.Parameter] = ()) -
     mesh, ignored = device_mesh(device), set(whole)
     for module in (*outer_blocks(network), network):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=ignored)
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Did `shard` split its weights? Then all processes call it equally often."""
+    return isinstance(network, FSDPModule)
 
 
 def outer_blocks(network: nn.Module) -> Iterator[nn.Module]:
