@@ -33,7 +33,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "draft_k": ("refl", {"loss": "linear", "last_steps": 2}),
     **{name: ("refl", {"surrogate": {"like": name, **SHORT.get(name, {})}, "loss": "linear"}) for name in PRESETS},
     **{kind: ("grpo", {"kind": kind, "window": 1}) for kind in ("flow", "dance", "cps", "precise", "ddim")},
-    "guard": ("grpo", {"guard": True, "window": 1, "clip_range": 0.1}),
+    "guard": ("grpo", {"guard": True, "window": 1}),
     **{name: (name, {}) for name in ("nft", "awm", "dgpo", "crd", "online_dpo", "dpo")},
 }
 DIFFUSION = {"sd15-ddim", "sdxl-euler"}

@@ -24,7 +24,7 @@ KINDS = {
     "cps": {"kind": "cps", "noise_level": 0.5},
     "precise": {"kind": "precise", "noise_level": 0.7},
     "ddim": {"kind": "ddim", "noise_level": 0.7},
-    "guard": {"guard": True, "clip_range": 0.01},
+    "guard": {"guard": True},
     "guarded dance": {"kind": "dance", "guard": True},
 }
 each = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)

@@ -29,7 +29,7 @@ from rewarddance.types import Question, Verdict
 PROMPTS = [one.prompt for one in BANK]
 LOOP = {"steps": 12, "prompts_per_step": 3, "group_size": 6, "lora_rank": 2, "lora_alpha": 2, "ema_decay": 0.5}
 LOOP |= {"probe_every": 5, "save_every": 4}
-GRPO = GrpoRecipe(**LOOP, learning_rate=0.1, clip_range=0.1, kl=0.0, window_range=(0.0, 1.0))
+GRPO = GrpoRecipe(**LOOP, learning_rate=0.1, kl=0.0, window_range=(0.0, 1.0))
 NFT = NftRecipe(**LOOP, learning_rate=0.1, velocity_mse=0.0, advantage_clip=1.0, beta=0.3, levels=4)
 RECIPES = {"grpo": GRPO, "nft": NFT}
 REGULARISED = {

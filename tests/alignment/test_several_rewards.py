@@ -37,7 +37,7 @@ LOOP: dict[str, Any] = {"prompts_per_step": 3, "group_size": 4, "lora_rank": 2, 
 LOOP |= {"steps": 4, "probe_every": 2, "save_every": 2, "learning_rate": 0.1}
 RECIPES = {
     "refl": RECIPE.model_copy(update={"steps": 4, "probe_every": 2, "save_every": 2, "cap": 1 - 1e-9}),
-    "grpo": GrpoRecipe(**LOOP, clip_range=0.1, kl=0.0, window_range=(0.0, 1.0)),
+    "grpo": GrpoRecipe(**LOOP, kl=0.0, window_range=(0.0, 1.0)),
     "nft": NftRecipe(**LOOP, velocity_mse=0.0, advantage_clip=1.0, beta=0.3, levels=4),
 }
 each = pytest.mark.parametrize("algorithm", RECIPES)

@@ -65,6 +65,11 @@ UNUSED = {
     "jitter_copies": {"refl": {"jitter_copies": 2}},
     "choice": {"references": {"keep": 1, "choice": "best"}},
     "clip_range says": {"algorithm": "dgpo", "dgpo": {"ema_decay": 0, "decay_rise": None, "clip_range": 0.1}},
+    "clip_range says nothing with one": {"algorithm": "grpo", "grpo": {"clip_range": 0.1}},
+    "lora_alpha": {"refl": {"lora_rank": 0, "lora_alpha": 8}},
+    "distance are off, so most_distance": {"refl": {"alarms": {"off": ["distance"], "most_distance": 0.9}}},
+    "alarms.disagreement is of held_out, which cannot ring": {"refl": {"alarms": {"disagreement": 0.5}}},
+    "its weight says nothing": {"rewards": {"a": {"judge": "x", "weight": 3.0}}},
     "ddim step": {"algorithm": "grpo", "grpo": {"kind": "ddim", "noise_level": 2.0}},
 }
 
@@ -88,6 +93,10 @@ USED: list[dict[str, Any]] = [
     {"refl": {"alarms": {"stop_on": ["traded"]}}, "rewards": TWO},
     {"algorithm": "grpo", "grpo": {"kl": 0.1, "alarms": {"stop_on": ["distance"]}}},
     {"refl": {"jitter_copies": 2, "jitter_noise": 0.1}},
+    {"algorithm": "grpo", "grpo": {"clip_range": 0.1, "updates": 2}},
+    {"refl": {"alarms": {"off": ["spread_within"], "least_spread": 0.1}}},
+    {"refl": {"alarms": {"disagreement": 0.5}}, "held_out": "h"},
+    {"rewards": TWO | {"a": {"judge": "x", "weight": 3.0}}},
     {"rewards": {"a": {"judge": "x", "criteria": "edit", "criteria_average": "probability"}}},
 ]
 

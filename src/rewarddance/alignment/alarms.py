@@ -28,6 +28,20 @@ AlarmName = Literal[
     "drift", "distance", "traded", "untouched", "repainted",
 ]  # fmt: skip
 FILE = "alarms.jsonl"
+RING_BY: dict[str, tuple[AlarmName, ...]] = {
+    "least_spread": ("spread_within", "spread_across"),
+    "least_diversity": ("diversity_within", "diversity_across"),
+    "saturated": ("saturation",),
+    "still": ("saturation",),
+    "climb": ("saturation",),
+    "disagreement": ("held_out",),
+    "most_collapsed": ("collapse",),
+    "most_drift": ("drift",),
+    "least_change": ("untouched",),
+    "most_change": ("repainted",),
+    "most_distance": ("distance",),
+}
+"""Key of a threshold -> the alarms that ring by it."""
 Row = Mapping[str, Any]
 
 
@@ -76,6 +90,9 @@ class AlarmRecipe(Recipe):
     def _what_stops_a_run_is_on(self) -> AlarmRecipe:
         if (name := changed(self, "stop_on")) and (silent := set(self.stop_on) & set(self.off)):
             raise ValueError(f"{sorted(silent)[0]} is off, so it cannot stop a run ({name})")
+        for key, names in RING_BY.items():
+            if changed(self, key) and {*names} <= {*self.off}:
+                raise ValueError(f"{' and '.join(names)} are off, so {key} says nothing: leave it out")
         return self
 
 

@@ -123,7 +123,7 @@ def check_beginning(recipe: TrainRecipe, generator: Trainable, begin_with: Path 
         return
     if not recipe.lora_rank:
         raise InputError("training of all weights cannot begin with a LoRA.", "Give a lora_rank, or leave it out.")
-    generator.check_lora_goes_on(begin_with, recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+    generator.check_lora_goes_on(begin_with, recipe.lora_rank, recipe.alpha, recipe.lora_targets)
 
 
 def read_votes(recipe: TrainRecipe, faults: list[FaultyRow] | None = None) -> PreferenceSet:

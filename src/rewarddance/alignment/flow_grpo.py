@@ -34,6 +34,7 @@ from rewarddance.alignment.train import Alignment, Figures, Trainable, read_toge
 from rewarddance.errors import InputError
 from rewarddance.generators.sampling import encoded
 from rewarddance.protocols import Generator, RewardModel
+from rewarddance.runtime.config import changed
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.memory import memory_for
 from rewarddance.runtime.process_group import local_shard, world_size
@@ -87,7 +88,7 @@ class GrpoRecipe(PolicyRecipe):
     window: how many steps of a rollout are random and trained.
     window_range: where the window may begin, as shares of the schedule (0 pure noise).
     shared_prefix: a group's samples begin from one noise and part ways at the window.
-    clip_range: of the ratio (of per-value log-probabilities, hence so small).
+    clip_range: of the ratio (of per-value log-probabilities, hence so small); with one update a step the ratio is 1.
     kl: weight of the distance to the base.
     keep_graph: the window's graph is kept from the rollout until the judge has answered, so that the update need not
         compute it again: the same gradient in less time, for the memory of the whole window at once.
@@ -126,6 +127,12 @@ class GrpoRecipe(PolicyRecipe):
             raise ValueError(f"keep_graph is for one update a step, and updates is {self.updates}")
         return self
 
+    @model_validator(mode="after")
+    def _the_ratio_can_leave_1(self) -> GrpoRecipe:
+        if self.updates == 1 and changed(self, "clip_range"):
+            raise ValueError("clip_range says nothing with one update a step, whose ratios are all 1: leave it out")
+        return self
+
     def check(self, generator: Generator, judge: RewardModel) -> None:
         """Raises InputError where the window does not fit the schedule, or the generator is of another kind."""
         super().check(generator, judge)
@@ -135,6 +142,12 @@ class GrpoRecipe(PolicyRecipe):
                 "random (the last cannot).",
                 "Lower window or raise num_inference_steps.",
             )
+        first, last = round(self.window_range[0] * (generator.num_steps - 1)), generator.num_steps - 1 - self.window
+        if first > last:
+            raise InputError(
+                f"window_range begins at step {first} of {generator.num_steps}, where no window of {self.window} fits.",
+                f"Lower its first share to {last / (generator.num_steps - 1):.2f} or less, or window.",
+            )
         middle: Scales = generator.scales(generator.num_steps // 2)
         if self.kind != "ddim" and abs(middle.alpha + middle.sigma - 1) > 1e-4:
             raise InputError("the generator is no flow, so Flow-GRPO's steps do not fit it.", "Set kind to ddim.")
@@ -143,7 +156,7 @@ class GrpoRecipe(PolicyRecipe):
         """A window of a schedule, which begins at random within window_range and ends before the last step."""
         low, high = (round(share * (num_steps - 1)) for share in self.window_range)
         last = num_steps - 1 - self.window
-        start = int(rng.integers(min(low, last), min(high, last) + 1))
+        start = int(rng.integers(low, min(high, last) + 1))
         return RandomWindow(self.kind, self.noise_level, start, self.window)
 
 

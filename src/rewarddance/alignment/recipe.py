@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from rewarddance.alignment.alarms import AlarmName
+from rewarddance.alignment.alarms import RING_BY, AlarmName
 from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
@@ -128,10 +128,8 @@ class AlignRun(AlgorithmConfig):
         return self
 
     @model_validator(mode="after")
-    def _alarms_that_stop_can_ring(self) -> AlignRun:
+    def _alarms_that_are_set_can_ring(self) -> AlignRun:
         alarms = self.chosen.alarms
-        if not changed(alarms, "stop_on"):
-            return self
         cannot: dict[str, str] = {}
         if not self.held_out:
             cannot["held_out"] = "there is no held-out judge (held_out)"
@@ -145,10 +143,16 @@ class AlignRun(AlgorithmConfig):
             cannot |= dict.fromkeys(("spread_across", "diversity_across"), "prompts_per_step is 1")
         if self.algorithm == "dpo":
             cannot |= dict.fromkeys({*get_args(AlarmName)} - {"distance"}, "dpo draws and judges nothing")
-        for name in alarms.stop_on:
+        for name in alarms.stop_on if changed(alarms, "stop_on") else ():
             if name in cannot:
                 raise ValueError(
                     f"{self.algorithm}.alarms.stop_on names {name}, which cannot ring here: {cannot[name]}"
+                )
+        for key, names in RING_BY.items():
+            if changed(alarms, key) and {*names} <= cannot.keys():
+                raise ValueError(
+                    f"{self.algorithm}.alarms.{key} is of {' and '.join(names)}, which cannot ring here: "
+                    f"{cannot[names[0]]}"
                 )
         return self
 
@@ -165,6 +169,8 @@ class AlignRun(AlgorithmConfig):
                 raise ValueError(f"a reward is named {name!r}; use letters, digits, '-' and '_'")
             if reward.judge is None and not self.judge:
                 raise ValueError(f"the reward {name} has no judge: name one in it, or one for all (judge)")
+        if len(self.rewards) == 1 and changed(only := next(iter(self.rewards.values())), "weight") and only.weight:
+            raise ValueError("one reward alone is normalised, so its weight says nothing: leave it out")
         if self.rewards and not any(reward.weight for reward in self.rewards.values()):
             raise ValueError("all rewards have the weight 0, so there is nothing to learn")
         if self.judge and self.rewards and all(reward.judge for reward in self.rewards.values()):

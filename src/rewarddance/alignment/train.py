@@ -25,7 +25,7 @@ from rewarddance.errors import InputError, RewardError
 from rewarddance.protocols import Generator, RewardModel
 from rewarddance.runtime import process_group
 from rewarddance.runtime.checkpoint import newest_complete, reading_checkpoint, replacing, save_state
-from rewarddance.runtime.config import MOST, Recipe
+from rewarddance.runtime.config import MOST, Recipe, changed
 from rewarddance.runtime.process_group import is_main_process
 from rewarddance.runtime.sharding import (
     average_gradients,
@@ -53,7 +53,7 @@ class TrainRecipe(Recipe):
 
     prompts_per_step, group_size: P prompts with G samples each make a step; several processes share them equally.
     warmup, cooldown: shares of the steps over which the learning rate rises from zero, and falls to it at the end.
-    lora_rank: 0 trains all weights.
+    lora_rank: 0 trains all weights. lora_alpha: by default the rank.
     lora_targets: ends of the names of the layers that get a LoRA; by default the generator's family says.
     generator_batch: samples that go through the generator together with a graph, by default all of the step's.
     sharded: the generator's weights are split over the processes, too.
@@ -70,7 +70,7 @@ class TrainRecipe(Recipe):
     cooldown: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     lora_rank: int = Field(default=16, ge=0, le=MOST)
-    lora_alpha: int = Field(default=16, ge=1)
+    lora_alpha: int | None = Field(default=None, ge=1)
     lora_targets: tuple[str, ...] = ()
     generator_batch: int | None = Field(default=None, ge=1)
     sharded: bool = False
@@ -81,9 +81,14 @@ class TrainRecipe(Recipe):
 
     @model_validator(mode="after")
     def _targets_get_a_lora(self) -> TrainRecipe:
-        if self.lora_targets and not self.lora_rank:
-            raise ValueError("lora_targets are used with a lora_rank only")
+        if not self.lora_rank and (given := changed(self, "lora_targets", "lora_alpha")):
+            raise ValueError(f"{given} is used with a lora_rank only: leave it out")
         return self
+
+    @property
+    def alpha(self) -> int:
+        """Of the LoRA: what is given, or else its rank."""
+        return self.lora_alpha or self.lora_rank
 
     def check(self, generator: Generator, judge: RewardModel) -> None:
         """Raises InputError where the algorithm cannot align this generator, or cannot do it by this judge."""
@@ -185,7 +190,7 @@ class TrainState:
         """Put a LoRA on the generator, or make all of its weights trainable."""
         recipe = run.recipe
         if recipe.lora_rank:
-            weights = run.generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets, recipe.sharded)
+            weights = run.generator.add_lora(recipe.lora_rank, recipe.alpha, recipe.lora_targets, recipe.sharded)
             if run.begin_with is None:
                 _reset_lora(weights, run.seed)
             else:

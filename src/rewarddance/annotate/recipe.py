@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rewarddance.runtime.config import Recipe, Seed
+from rewarddance.runtime.config import Recipe, Seed, changed
 
 Policy = Literal["random", "least_voted", "least_sure", "disagreement", "ranking"]
 """Which pair is handed out next: any; one with fewest votes; where the judge is nearest to P("yes") = 0.5; where
@@ -48,6 +48,8 @@ class HandingOut(Recipe):
 
     @model_validator(mode="after")
     def _handing_out_goes_together(self) -> HandingOut:
+        if not self.overlap and changed(self, "overlap_votes"):
+            raise ValueError("overlap_votes are of the pairs of the overlap, which is 0: leave it out")
         if self.overlap and self.overlap_votes < self.votes:
             raise ValueError(f"overlap_votes is {self.overlap_votes}, less than the {self.votes} votes of every pair")
         if self.compare and self.compare[0] == self.compare[1]:

@@ -66,7 +66,10 @@ class DiffusionGenerator(PipelineGenerator):
     def _set_schedule(self) -> None:
         if self.options.scheduler is not None:
             kind: Any = getattr(diffusers, self.options.scheduler)
-            self._scheduler = kind.from_config(self._scheduler.config)
+            config = dict(self._scheduler.config)
+            if self.options.scheduler == "DDIMScheduler":
+                config.setdefault("clip_sample", False)  # its own default is for networks that draw pixels
+            self._scheduler = kind.from_config(config)
             self.pipeline.scheduler = copy.deepcopy(self._scheduler)
         scheduler, name = self._scheduler, type(self._scheduler).__name__
         if name not in DETERMINISTIC:
@@ -74,6 +77,12 @@ class DiffusionGenerator(PipelineGenerator):
                 f"the {self.kind} has a {name}, whose steps are random or need those before.",
                 f"Set the option scheduler to {' or '.join(DETERMINISTIC)}, which takes over its noise levels.",
             )
+        for key in ("clip_sample", "thresholding"):
+            if scheduler.config.get(key):
+                raise InputError(
+                    f"the scheduler of the {self.kind} cuts predictions off ({key}), where no gradient is left.",
+                    f"Set {key} to false in the folder's scheduler_config.json; it is for networks that draw pixels.",
+                )
         try:
             scheduler.set_timesteps(self.options.num_inference_steps, device=self.device)
             self._read_scales()

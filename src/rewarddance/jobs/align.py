@@ -187,9 +187,8 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
     else:
         as_rewards(recipe.chosen, generator, asked)
     judges = [*listed(asked), held_out]
-    if "judge" in recipe.offload:
-        for judge in judges:
-            keep_off(judge, judge_device)
+    if "judge" in recipe.offload and not any([keep_off(judge, judge_device) for judge in judges]):
+        raise InputError("no judge has weights here that could be offloaded.", "Leave judge out of offload.")
     where, skip = recipe.prompts, recipe.skip_faulty
     prompts, faults = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip)
     generator.check_prompts(prompts)  # any of them may share a batch
@@ -249,12 +248,14 @@ def _train(recipe: AlignRun, run: Alignment, prompts: Sequence[Prompt]) -> Path:
         return align_generator(run, folder=folder, metrics=metrics, probe=probe)
 
 
-def keep_off(judge: Any, device: str) -> None:
-    """Keep a judge's weights, if it has any here, on the CPU; a block of `judging` moves them to the device."""
+def keep_off(judge: Any, device: str) -> bool:
+    """Keep a judge's weights on the CPU; a block of `judging` moves them to the device. False: it has none here."""
     model = getattr(judge, "model", None)
-    if isinstance(model, nn.Module):
-        model.to("cpu")
-        judge.together = partial(modules_on, [model], device)
+    if not isinstance(model, nn.Module):
+        return False
+    model.to("cpu")
+    judge.together = partial(modules_on, [model], device)
+    return True
 
 
 def distinct(prompts: Sequence[Prompt]) -> list[Prompt]:

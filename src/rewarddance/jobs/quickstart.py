@@ -132,7 +132,7 @@ class QuickstartRecipe(Recipe):
     def _nft_goes_on_from_a_lora_of_its_own_form(self) -> QuickstartRecipe:
         if self.nft is None:
             return self
-        forms = [(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets) for recipe in (self.refl, self.nft)]
+        forms = [(recipe.lora_rank, recipe.alpha, recipe.lora_targets) for recipe in (self.refl, self.nft)]
         if not self.refl.lora_rank or forms[0] != forms[1]:
             raise ValueError("nft goes on from refl's LoRA: give both the same lora_rank, lora_alpha and lora_targets")
         return self

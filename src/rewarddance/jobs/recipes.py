@@ -40,6 +40,12 @@ class JudgeChoice(Recipe):
     dtype: Precision = "auto"
     """Of all weights: float32, bfloat16, float16, or auto, which is bfloat16 on a GPU and float32 elsewhere."""
 
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> JudgeChoice:
+        if self.instruction and self.criteria:
+            raise ValueError("criteria are asked in place of the instruction: leave one of them out")
+        return self
+
     @property
     def changes(self) -> dict[str, Any]:
         """Options of `load_reward` that differ from what the judge's folder says."""
@@ -221,12 +227,14 @@ class BenchRun(JudgeChoice):
             raise ValueError("give either pictures, or a generator that makes them")
         if self.workers > 1 and self.ray is None:
             raise ValueError("workers are those of Ray; say where it is (ray)")
-        drawing = ("num_inference_steps", "guidance_scale", "generator_options")
+        drawing = ("num_inference_steps", "guidance_scale", "generator_options", "seed")
         if self.pictures is not None and (given := changed(self, *drawing)):
             raise ValueError(f"{given} is a generator's, and the pictures are there already")
         asks_judge = self.benchmark != "geneval" or self.colours == "judge"
         if asks_judge != (self.judge is not None):
             raise ValueError("a judge is for geneval2, tifa and colours=judge" if self.judge else "a judge is missing")
+        if not asks_judge and (given := changed(self, "kind", "judge_options")):
+            raise ValueError(f"{given} is of a judge, and none is asked: leave it out")
         geneval_only = {"detector": self.detector, "colours": self.colours, "rules": self.rules != GenEvalRules()}
         if self.benchmark != "geneval" and (given := [name for name, value in geneval_only.items() if value]):
             raise ValueError(f"{given[0]} is of geneval alone")
@@ -292,6 +300,16 @@ class AnnotateRun(PageOptions, HandingOut):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
+    def _is_used(self) -> AnnotateRun:
+        if self.compare is None and changed(self, "compare_pairs"):
+            raise ValueError("compare_pairs is of a comparison; say of which models (compare), or leave it out")
+        if self.tests is None and changed(self, "test_every"):
+            raise ValueError("test_every is of test pairs, and there are none (tests): leave it out")
+        if self.policy != "disagreement" and changed(self, "judges"):
+            raise ValueError(f"judges disagree by the policy disagreement, and policy is {self.policy}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _judge_is_used(self) -> AnnotateRun:
         if self.policy in LEARNED and self.judge is None:
             raise ValueError(f"the policy {self.policy} asks a judge; say which (judge)")
@@ -299,7 +317,8 @@ class AnnotateRun(PageOptions, HandingOut):
             raise ValueError("retrain and training are of a judge; say which (judge)")
         if self.training and self.retrain is None:
             raise ValueError("training is how the judge learns; say how often it does (retrain)")
-        if not self.generator and (given := changed(self, "samples", "num_inference_steps", "guidance_scale")):
+        drawing = ("samples", "num_inference_steps", "guidance_scale", "batch_size")
+        if not self.generator and (given := changed(self, *drawing)):
             raise ValueError(f"{given} is a generator's; say which (generator)")
         if len(self.generator) * self.samples == 1:
             raise ValueError("of one picture a prompt there are no pairs; raise samples, or give another generator")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rewarddance.data.references import References
 from rewarddance.errors import InputError
 from rewarddance.jobs.recipes import ServeRun
+from rewarddance.protocols import needs_reference
 from rewarddance.reward.function_reward import is_factory
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import find_checkpoint
@@ -47,4 +48,6 @@ def load_served(run: ServeRun) -> ServedJudge:
     references = References(run.references) if run.references else {}
     reward = load_reward(run.judge, find_device(run.device), run.dtype, **run.changes)
     folder = None if is_factory(run.judge) or "://" in run.judge else find_checkpoint(run.judge)
+    if references and not needs_reference(reward):
+        raise InputError(f"the judge {run.judge!r} compares with no reference.", "Leave references out.")
     return ServedJudge(reward, run.judge, mark_of(reward, folder), references)

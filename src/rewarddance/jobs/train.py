@@ -49,6 +49,12 @@ class TrainRun(Recipe):
     skip_faulty: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
+    def _is_examined(self) -> TrainRun:
+        if not self.tests and self.exam != ExamRecipe():
+            raise ValueError("exam is of the tests, and there are none (tests): leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _can_choose(self) -> TrainRun:
         figures = [f"accuracy_{name}" for name in self.tests]
         if self.judge.keep_best and self.judge.keep_best not in figures:

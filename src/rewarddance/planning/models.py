@@ -128,7 +128,7 @@ def meta_models(run: AlignRun, options: PlanOptions) -> Models:
     rewards = as_rewards(recipe, generator, asked)
     with torch.device("meta"):
         if recipe.lora_rank:
-            trained = generator.add_lora(recipe.lora_rank, recipe.lora_alpha, recipe.lora_targets)
+            trained = generator.add_lora(recipe.lora_rank, recipe.alpha, recipe.lora_targets)
         else:
             trained = generator.train_all()
     for weight in trained:

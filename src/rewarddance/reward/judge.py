@@ -100,6 +100,13 @@ class RewardOptions(Recipe):
     reasoning: Reasoning = "none"
     reason_weight: float = Field(default=1.0, ge=0)
 
+    @field_validator("reason_weight")
+    @classmethod
+    def _is_of_reasons(cls, value: float, info: Any) -> float:
+        if info.data.get("reasoning") == "none" and value != cls.model_fields["reason_weight"].default:
+            raise ValueError("reasons are learned with reasoning 'after' or 'before' only")
+        return value
+
     @field_validator("*")
     @classmethod
     def _is_used(cls, value: Any, info: Any) -> Any:
@@ -134,6 +141,13 @@ class RewardConfig(RewardOptions):
     reasons: int = Field(default=1, ge=1)
     reason_temperature: float = Field(default=1.0, ge=0)
     max_reason_tokens: int = Field(default=128, ge=1)
+
+    @field_validator("criteria_average")
+    @classmethod
+    def _is_of_criteria(cls, value: str, info: Any) -> str:
+        if info.data.get("criteria") is None and value != cls.model_fields["criteria_average"].default:
+            raise ValueError("it is an average over criteria, and there are none (criteria)")
+        return value
 
     @field_validator("reasons", "reason_temperature")
     @classmethod

@@ -60,8 +60,9 @@ def load_reward(
     name: a folder, an id of the model hub, a bundled checkpoint's name, or `package.module:factory`, a function of your
     own that makes a reward. Or an address: of `rewarddance serve` (http://...), which also gives gradients, or of
     another program (chat+, decisions+ or systemone+http://...), which is only asked.
-    device: "cpu", "cuda" or "cuda:1". dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin
-    is always taken in float32. Both are a server's own affair.
+    device: "cpu", "cuda" or "cuda:1". A factory gets it where it takes a device; a server has its own.
+    dtype: of the weights; auto is bfloat16 on a GPU, float32 elsewhere. The margin is always taken in float32. A
+    factory and a server choose their own.
     changes: keys of the folder's reward_config.json to set differently, such as kind ("pairwise", "pointwise",
     "regressive" or "clip"), instruction, orders="both", or criteria="t2i" for a tree of criteria in place of the one
     question ("edit#keeping" is one criterion of a tree); or the options of the factory or of the address. Without a
@@ -78,6 +79,8 @@ def load_reward(
         return load_remote(name, **changes)
     if is_factory(name):
         return load_function(name, device, **changes)
+    if changes.get("instruction") and changes.get("criteria"):
+        raise InputError("criteria are asked in place of the instruction.", "Leave one of them out.")
     folder = find_checkpoint(name)
     check_device(device)
     path = folder / CONFIG_FILE

@@ -179,12 +179,20 @@ def replacing_together(folder: Path) -> Iterator[Path]:
     process_group.barrier()  # the folder is in its place
 
 
-def newest_complete(parent: Path, pattern: str = "checkpoint-*", at_most: int | None = None) -> Path | None:
-    """The complete `<name>-<step>` folder of the highest step (of those up to `at_most`) under `parent`, or None."""
-    folders = [folder for folder in parent.glob(pattern) if (folder / COMPLETE).exists()]
+def newest_complete(parent: Path, at_most: int | None = None) -> Path | None:
+    """The complete `checkpoint-<step>` of the highest step (of those up to `at_most`) under `parent`, or None.
+
+    All processes call this alike. Raises InputError where they do not find the same, for they would go on apart.
+    """
+    folders = [folder for folder in parent.glob("checkpoint-*") if (folder / COMPLETE).exists()]
     steps = {int(step): folder for folder in folders if (step := folder.name.rpartition("-")[2]).isdecimal()}
-    wanted = [step for step in steps if at_most is None or step <= at_most]
-    return steps[max(wanted)] if wanted else None
+    newest = max((step for step in steps if at_most is None or step <= at_most), default=0)
+    if len(found := set(process_group.gather_objects(newest))) > 1:
+        raise InputError(
+            f"the processes find {parent} at different steps: {', '.join(map(str, sorted(found)))}.",
+            "Let output be one folder that all of them see.",
+        )
+    return steps.get(newest)
 
 
 def write_text_atomically(path: Path, text: str, mode: int = 0o666) -> None:
