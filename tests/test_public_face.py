@@ -128,6 +128,35 @@ def test_a_judge_is_trained_on_preferences_in_memory_and_evaluated(tmp_path):
     assert again.judge.kind == "function" and " at 0x" not in (tmp_path / "own" / "evaluation.yaml").read_text()
 
 
+def test_a_test_set_that_is_trained_on_is_said_to_be(tmp_path, capfd):
+    write_preferences(colour_preferences(4), tmp_path / "votes.jsonl")
+    keys = {"base": str(judge_folder()), "instruction": "t2i-brief", "batch_size": 4, "epochs": 1}
+    tests = {"id": tmp_path / "votes.jsonl"}
+    train_reward(tmp_path / "votes.jsonl", output=tmp_path / "run", tests=tests, exam={"probes": 2}, **keys)
+    assert "4 of 4 pairs of the test set id have a picture" in " ".join(capfd.readouterr().err.split())
+
+
+def test_a_function_of_another_number_of_scores_is_not_asked_again(folder):
+    asked = []
+
+    def mean_of_all(images, prompts, metadata):
+        asked.append(len(images))
+        return images.mean()
+
+    with pytest.raises(RewardDanceError, match=r"\[1\] for 3 images"):
+        score(mean_of_all, pictures(3), "a red circle")
+    with pytest.raises(RewardDanceError, match=r"\[1\] for 3 images"):
+        score(mean_of_all, folder)
+    assert asked[0] == 3 and set(asked) == {3}
+
+
+def test_an_instruction_beside_criteria_and_an_unknown_option_are_refused():
+    with pytest.raises(InputError, match="criteria are asked in place of the instruction"):
+        load_reward(str(judge_folder()), criteria="t2i", instruction="t2i-brief")
+    with pytest.raises(InputError, match="no option 'batchsize' here for a reward that is loaded"):
+        score(brightness, pictures(1), "a red circle", batchsize=1)
+
+
 def test_a_function_is_stressed_with_preferences_in_memory():
     found = evaluate(brightness, colour_preferences(4), exam={"probes": 2}, stress=True, stress_options={"steps": 1})
     stress = found.tests["test"].stress
@@ -367,7 +396,7 @@ def test_a_score_goes_on_by_the_command_and_not_with_another_judge(tmp_path, mon
     with pytest.raises(InputError, match=r"max_pixels"):
         score(str(own), folder, kind="pointwise", max_pixels=99999, output=out)
     os.utime(own / "config.json", (0, 0))
-    with pytest.raises(InputError, match="judge_digest"):
+    with pytest.raises(InputError, match="another judge"):
         score(str(own), folder, kind="pointwise", output=out)
     second = tmp_path / "second.jsonl"
     score(load_reward(own, kind="pointwise"), folder, output=second)

@@ -13,7 +13,7 @@ from typing import Any
 
 from rewarddance.alignment.algorithms import ALGORITHMS
 from rewarddance.alignment.recipe import AlignRun
-from rewarddance.data.faults import FaultyRow
+from rewarddance.data.faults import FaultyRow, FaultyRows
 from rewarddance.data.media import Media
 from rewarddance.data.preferences import PreferenceSet, keep_preferences
 from rewarddance.data.prompts import read_prompts
@@ -305,7 +305,10 @@ def score(
             others = {name: value for name, value in options.items() if name not in own}
             content |= own | {"judge": str(reward), "judge_options": others}
         run = parse_recipe(ScoreRun, content | {"strict": True}, "the options of score")
-        run_scoring(run, judge, is_named)
+        try:
+            run_scoring(run, judge, is_named)
+        except FaultyRows as error:
+            raise FaultyRows(error.faults) from None  # none can be skipped here
         return [row for _, row in open_table(place).rows() if isinstance(row, dict)]
 
 
@@ -469,7 +472,10 @@ def _reward(reward: AnyReward, device: str | None = None, dtype: Precision = "au
     if isinstance(reward, str | Path):
         return load_reward(reward, find_device(device), dtype, **options)
     if options:
-        raise InputError(f"{next(iter(options))} is an option of load_reward.", "Give it there, or name the reward.")
+        raise InputError(
+            f"there is no option {next(iter(options))!r} here for a reward that is loaded already.",
+            "Correct it; options of load_reward are given there.",
+        )
     return as_reward(reward)
 
 

@@ -77,6 +77,10 @@ class RewardError(RewardDanceError):
     """A reward that could not be had. It is never replaced by a number."""
 
 
+class NotOneEach(RewardError):
+    """A reward that gave another number of scores than there were pictures, which it would do of any others, too."""
+
+
 class NoGradient(RewardError):
     """A reward whose answers do not depend on the pictures in the autograd graph, whatever it is asked."""
 

@@ -130,10 +130,17 @@ def test_a_scheduler_that_remembers_is_refused_and_may_be_replaced(tmp_path):
     assert "scheduler to DDIMScheduler or EulerDiscreteScheduler" in caught.value.remedy
     generator = load_generator(folder, STEPS, scheduler="DDIMScheduler", **options("sd15-ddim"))
     pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     ours = sample(generator, PROMPTS, SEEDS)
     torch.testing.assert_close(ours[:, 0], own_call(pipeline, "sd15-ddim"), atol=1e-4, rtol=0)
+
+
+def test_a_scheduler_that_cuts_predictions_off_is_refused(tmp_path):
+    folder = with_scheduler("sd15-ddim", DDIMScheduler(**DDIM, thresholding=True), tmp_path / "ddim")
+    with pytest.raises(InputError, match=r"cuts predictions off \(thresholding\)") as caught:
+        load_generator(folder, STEPS, **options("sd15-ddim"))
+    assert "Set thresholding to false" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

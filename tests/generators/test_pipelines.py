@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
 from diffusers import CogView4Pipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import generator_folder
 
@@ -292,8 +294,22 @@ def test_a_generator_that_carries_a_loaded_lora_gets_no_other(trained, tmp_path)
     trained.save_lora(tmp_path)
     loaded = load_generator(str(generator_folder()), STEPS)
     loaded.load_lora(tmp_path)
+    assert not any(weight.requires_grad for weight in loaded.network.parameters())
     with pytest.raises(InputError, match="carries a LoRA already"):
         loaded.add_lora(2, 2)
+    with pytest.raises(InputError, match="carries a LoRA already"):
+        loaded.load_lora(tmp_path)
+
+
+def test_a_lora_is_the_same_bytes_in_every_process_and_others_may_read_it(trained, tmp_path):
+    trained.save_lora(tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    with safe_open(file, "pt") as opened:
+        assert list(opened.metadata()) and len(opened.keys()) == len(load_file(file))
+    header = json.loads(file.read_bytes()[8 : 8 + int.from_bytes(file.read_bytes()[:8], "little")])
+    assert list(header["__metadata__"]) == ["format", "lora_adapter_metadata"]
+    (tmp_path / "usual").touch()
+    assert file.stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_a_lora_is_not_written_where_a_file_stands(trained, tmp_path):

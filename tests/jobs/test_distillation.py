@@ -230,7 +230,7 @@ def test_what_a_teacher_said_is_readable_by_its_owner_alone(pairs, start):
 def test_a_second_distillation_of_one_output_is_refused(pairs, start):
     run = recipe(pairs, start(right))
     run.output.parent.mkdir(parents=True)
-    with locked(run.output.parent, ".reasons.jsonl.lock"), pytest.raises(InputError, match="in use by another run"):
+    with locked(run.output), pytest.raises(InputError, match="in use by another run"):
         distil(run)
     assert distil(run)["kept"] == 6 and not (run.output.parent / ".reasons.jsonl.lock").exists()
 

@@ -462,7 +462,7 @@ def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, mon
     with pytest.raises(KeyboardInterrupt):
         run_scoring(run)
     use(monkeypatch, Eye())
-    changes = {"batch_size": 3, "orders": "both", "judge": "shapeworld-judge", "reference": media / "1.png"}
+    changes = {"orders": "both", "judge": "shapeworld-judge", "reference": media / "1.png"}
     changes |= {"input": jsonl(media / "other.jsonl", [{"prompt": "p", "candidate": "0.png"}]), "max_frames": 2}
     for key, value in changes.items():
         with pytest.raises(InputError, match=rf"holds a run with {key} = "):
@@ -471,11 +471,11 @@ def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, mon
     for file, digest in edited:
         before, stat = file.read_text(), file.stat()
         file.write_text(before.replace("3.png", "2.png") + "\n")
-        with pytest.raises(InputError, match=rf"holds a run with {digest} = "):
+        with pytest.raises(InputError, match=rf"holds a run of another {digest.removesuffix('_digest')}, or of one"):
             run_scoring(run)
         file.write_text(before)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert run_scoring(run)["scored"] == 4
+    assert run_scoring(run.model_copy(update={"batch_size": 1}))["scored"] == 4  # memory may have run out
 
 
 def test_a_finished_run_is_not_taken_for_that_of_another_object(media):
@@ -483,7 +483,7 @@ def test_a_finished_run_is_not_taken_for_that_of_another_object(media):
     output = media / "scores.jsonl"
     for scale in (1.0, 1.0):
         (row,) = score(lambda images, *_, scale=scale: scale * images.mean((1, 2, 3)), source, output=output)
-    with pytest.raises(InputError, match="holds a run with judge_digest = "):
+    with pytest.raises(InputError, match="holds a run of another judge, or"):
         score(lambda images, *_: 2 * images.mean((1, 2, 3)), source, output=output)
     assert json.loads(output.read_text())["margin"] == row["margin"]
 
@@ -495,7 +495,7 @@ def test_a_tree_of_criteria_that_was_edited_is_not_gone_on_with(media):
     run = run.model_copy(update={"judge": "shapeworld-judge", "criteria": str(tree)})
     run_scoring(run)
     tree.write_text(tree.read_text() + "\n# edited\n")
-    with pytest.raises(InputError, match="holds a run with criteria_digest = "):
+    with pytest.raises(InputError, match="holds a run of another criteria, or"):
         run_scoring(run)
 
 

@@ -164,7 +164,7 @@ def test_what_the_function_raises_is_told_with_the_prompt():
     def broken(images, prompts, metadata):
         raise KeyError("tag")
 
-    with pytest.raises(RewardError, match="failed on 1 samples, the first for 'a dog': KeyError"):
+    with pytest.raises(RewardError, match="failed on 1 pictures, the first for 'a dog': KeyError"):
         as_reward(broken)([Question("a dog", picture(0.0))])
 
 
@@ -172,7 +172,7 @@ def test_a_function_that_ends_the_process_is_told_with_the_prompt():
     def leaves(images, prompts, metadata):
         raise SystemExit(0)
 
-    with pytest.raises(RewardError, match="failed on 1 samples, the first for 'a dog': SystemExit"):
+    with pytest.raises(RewardError, match="failed on 1 pictures, the first for 'a dog': SystemExit"):
         as_reward(leaves)([Question("a dog", picture(0.0))])
 
 

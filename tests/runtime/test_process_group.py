@@ -11,6 +11,7 @@ from several import in_processes
 
 from rewarddance.errors import InputError, RewardDanceError
 from rewarddance.reward.parallel import SharedJudge, by_picture
+from rewarddance.runtime.checkpoint import newest_complete, replacing
 from rewarddance.runtime.process_group import (
     all_gather,
     barrier,
@@ -44,6 +45,18 @@ def test_processes_know_their_number_and_add_up():
         return rank(), world_size(), is_main_process(), sum_over_processes(own).tolist(), own.tolist()
 
     assert in_processes(2, work) == [(0, 2, True, [1, 2], [0, 1]), (1, 2, False, [1, 2], [1, 1])]
+
+
+def test_processes_that_see_different_checkpoints_do_not_go_on_apart(tmp_path):
+    def work() -> str:
+        with replacing(tmp_path / str(rank()) / f"checkpoint-{rank() + 1}"):
+            pass
+        with pytest.raises(InputError, match="at different steps: 1, 2") as caught:
+            newest_complete(tmp_path / str(rank()))
+        assert newest_complete(tmp_path / str(rank()), at_most=0) is None
+        return caught.value.remedy
+
+    assert in_processes(2, work) == ["Let output be one folder that all of them see."] * 2
 
 
 def test_each_has_its_share_of_every_part_and_together_they_are_the_whole():

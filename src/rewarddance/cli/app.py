@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,20 @@ votes = typer.Typer(
     cls=Reflowed, help="What people said, seen and exported.", no_args_is_help=True, rich_markup_mode="rich"
 )
 app.add_typer(votes, name="votes")
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("rewarddance"))
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version, and end.")
+
+
+@app.callback()
+def _options(_: Annotated[bool, _VERSION] = False) -> None: ...
+
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to set.")]

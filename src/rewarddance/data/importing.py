@@ -79,7 +79,7 @@ def import_preferences(recipe: ImportRecipe) -> dict[str, Any]:
     if earlier := _earlier_result(record, request, list(recipe.outputs.values())):
         return earlier
     writable_folder(recipe.output.parent)
-    with locked(recipe.output.parent, f".{recipe.output.name}.lock"):
+    with locked(recipe.output):
         write_text_atomically(record, json.dumps({"request": request}, indent=2) + "\n")
         schema = SCHEMA if recipe.output.suffix == ".parquet" else None
         files = {part: RowFile(path, schema) for part, path in recipe.outputs.items()}

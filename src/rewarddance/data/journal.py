@@ -80,12 +80,13 @@ class RowFile:
                 if unknown := {key for row in rows for key in row} - set(self.schema.names):  # Arrow would drop them
                     raise TypeError(f"there is no column for {', '.join(sorted(unknown))}")
                 return pa.RecordBatch.from_pylist(list(rows), schema=self.schema).serialize().to_pybytes()
-            lines = [json.dumps(row, ensure_ascii=False, default=json_value, allow_nan=False) for row in rows]
-            return "".join(line + "\n" for line in lines).encode()
+            return "".join(map(_line, rows)).encode()
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:  # ValueError: NaN, or half a pair
             kind, more = (".jsonl", ", or write .parquet") if self.schema is None else (".parquet", "")
+            key = None if self.schema is not None else _first_unwritable(rows)
             raise InputError(
-                f"the row cannot stand in {kind}: {error}.", f"Correct or leave out the value{more}."
+                f"the row cannot stand in {kind}: {'' if key is None else f'{key}: '}{error}.",
+                f"Correct or leave out the value{more}.",
             ) from error
 
     def commit(self, rows: Sequence[dict[str, Any]], failures: Sequence[dict[str, Any]], read: int) -> None:
@@ -219,3 +220,19 @@ def json_value(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     raise TypeError(f"a value of the type {type(value).__name__}")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON. Raises ValueError or TypeError for what that cannot hold."""
+    return json.dumps(row, ensure_ascii=False, default=json_value, allow_nan=False) + "\n"
+
+
+def _first_unwritable(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The first key whose value is what JSON, or UTF-8, cannot hold."""
+    for row in rows:
+        for key, value in row.items():
+            try:
+                _line({key: value}).encode()
+            except (ValueError, TypeError, OverflowError):
+                return key
+    return None

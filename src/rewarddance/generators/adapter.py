@@ -280,6 +280,10 @@ class PipelineGenerator(FinetunedPipeline, ABC):
                     f"a {self.kind} takes no picture, and the prompt {prompt.text!r} comes with one.",
                     "Take out the image, or choose a generator of image to video or of edits.",
                 )
+            if prompt.negative and "negative_prompt" not in self.uses:
+                raise InputError(
+                    f"a {self.kind} takes no negative text, and the prompt {prompt.text!r} has one.", "Take it out."
+                )
             if prompt.negative and self._branch_scale() is None:
                 raise InputError(
                     f"the prompt {prompt.text!r} has a negative text, which says nothing without guidance.",
@@ -329,10 +333,12 @@ class PipelineGenerator(FinetunedPipeline, ABC):
             (tokenizers[name], *length_and_text) for name, length_and_text in heard.items()
         ):
             around = len(tokenizer(text).input_ids) - len(tokenizer("a", add_special_tokens=False).input_ids)
-            if "max_sequence_length" in self.uses and length >= (most := self._option("max_sequence_length")):
-                length = most
-            limits.append((tokenizer, length - around))
+            limits.append((tokenizer, self._kept_tokens(length) - around))
         return limits
+
+    def _kept_tokens(self, length: int) -> int:
+        """How many of the tokens that a tokenizer cuts at `length` the network sees."""
+        return length
 
     def init_noise(self, seeds: Sequence[int]) -> Tensor:
         """The noise that the pipeline draws from `torch.Generator().manual_seed(seed)`, for each seed."""

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rewarddance.errors import InputError, first_line
-from rewarddance.runtime.checkpoint import writable_folder
+from rewarddance.runtime.checkpoint import let_others_read, writable_folder
 from rewarddance.runtime.frozen_layers import keeping_less
 from rewarddance.runtime.memory import blocks_of, checkpointed
 from rewarddance.runtime.process_group import one_process_at_a_time
 from rewarddance.runtime.sharding import gather_full_tensors, outer_blocks, shard
-from rewarddance.runtime.weights import LOAD_ERRORS, check_is_safe, check_values, library_warnings
+from rewarddance.runtime.weights import LOAD_ERRORS, check_is_safe, check_values, library_warnings, sort_metadata
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls it."""
@@ -93,14 +93,18 @@ class FinetunedPipeline:
                 "Leave compile out of generator_options, or set sharded to false.",
             )
 
-    def check_lora(self, targets: Sequence[str]) -> None:
-        """Raises InputError where the network has a LoRA already, trained on it or loaded: another one would turn it
-        off; and naming the first of the targets that no layer's name ends with."""
-        if getattr(self.network, "peft_config", None):
+    def _check_carries_none(self) -> None:
+        """Raises InputError where a LoRA is on the pipeline already: another one would turn it off."""
+        if any(getattr(module, "peft_config", None) for module in self._lora_modules()):
             raise InputError(
                 f"the {self.kind} carries a LoRA already.",
                 "Load the generator anew; begin_with goes on from a LoRA that was saved.",
             )
+
+    def check_lora(self, targets: Sequence[str]) -> None:
+        """Raises InputError where the network has a LoRA already, trained on it or loaded: another one would turn it
+        off; and naming the first of the targets that no layer's name ends with."""
+        self._check_carries_none()
         names = [f".{name}" for name, _ in self.network.named_modules()]
         for target in targets:
             if not any(name.endswith(f".{target}") for name in names):
@@ -214,6 +218,8 @@ class FinetunedPipeline:
                 f"{self.component}_lora_adapter_metadata": config,
             },
         )
+        sort_metadata(folder / LORA_FILE)
+        let_others_read(folder)
 
     def check_lora_goes_on(self, folder: Path, rank: int, alpha: int, targets: Sequence[str] = ()) -> None:
         """Raises InputError where the LoRA in `folder` cannot be read, holds values that are not finite, or is not what
@@ -266,11 +272,12 @@ class FinetunedPipeline:
         return json.loads(written).get(f"{self.component}.lora_alpha")
 
     def load_lora(self, folder: Path) -> None:
-        """Load what `save_lora`, or any diffusers trainer, wrote.
+        """Load what `save_lora`, or any diffusers trainer, wrote; frozen.
 
-        Raises InputError where there is none, where it reaches no layer or does not go in whole, and where it holds
-        values that are not finite.
+        Raises InputError where there is none, where it reaches no layer or does not go in whole, where it holds values
+        that are not finite, and where the generator carries one already.
         """
+        self._check_carries_none()
         what, remedy = f"the LoRA {folder}", "Give a folder of save_lora, or of a trainer for this very pipeline."
         try:
             check_is_safe(folder, what)
@@ -298,6 +305,8 @@ class FinetunedPipeline:
                 "found their place.",
                 remedy,
             )
+        for weight in loaded:
+            weight.requires_grad_(False)
 
     def _lora_modules(self) -> list[nn.Module]:
         """The components that a LoRA may reach."""

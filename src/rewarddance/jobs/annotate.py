@@ -56,7 +56,7 @@ def run_annotation(run: AnnotateRun, say: Callable[[str], object]) -> None:
         load_tree(run.criteria)
     plan = learning_plan(run)
     writable_folder(run.store.parent)
-    with locked(run.store.parent, f".{run.store.name}.lock"):
+    with locked(run.store):
         store = open_store(run)
         tokens = invite(store, options.people)
         if plan is not None:

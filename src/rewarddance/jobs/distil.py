@@ -86,7 +86,7 @@ def distil(recipe: DistilRun) -> dict[str, Any]:
         raise InputError(f"the output {recipe.output} is no JSON Lines file.", "Let its name end in .jsonl.")
     rows = list(read_rows(recipe.preferences))
     writable_folder(recipe.output.parent)
-    with locked(recipe.output.parent, f".{recipe.output.name}.lock"):
+    with locked(recipe.output):
         return _distil(recipe, rows)
 
 

@@ -53,6 +53,10 @@ class RecordedRun(ScoreRun):
     criteria_digest: str = ""
 
 
+_MAY_CHANGE = ("batch_size",)
+"""Keys with which a run may go on otherwise than it began: memory that ran out must not cost what is scored."""
+
+
 def run_scoring(run: ScoreRun, judge: RewardModel | None = None, named: bool = True) -> dict[str, Any] | None:
     """Score every row; returns where the scores are, and how many rows were scored and failed.
 
@@ -87,14 +91,14 @@ def _scored(run: ScoreRun, judge: RewardModel | None, named: bool, load: Load) -
     run = run.model_copy(update={"device": fleet.device if fleet else find_device(run.device)})
     recorded, record = _recorded(run, table, None if named else judge), beside(run.output, "config.yaml")
     writable_folder(run.output.parent)
-    with locked(run.output.parent, f".{run.output.name}.lock"):
+    with locked(run.output):
         begun = beside(run.output, "progress.json").exists()
         if (begun or run.output.exists()) and not record.exists():
             raise InputError(
                 f"the output {run.output} exists and is not of a run that can be continued.", "Move it away."
             )
         if begun:
-            keep_recipe(recorded, record)
+            keep_recipe(recorded, record, free=_MAY_CHANGE)
         results = RowFile(run.output, parquet_schema(table, run) if run.output.suffix == ".parquet" else None)
         if not results.progress.finished:
             if run.instruction is not None:
@@ -109,7 +113,7 @@ def _scored(run: ScoreRun, judge: RewardModel | None, named: bool, load: Load) -
                 answers = _of_process(reader, table, results, asked, explain)
             if not begun:  # nothing was written under it yet, so it binds nobody
                 record.unlink(missing_ok=True)
-            keep_recipe(recorded, record)
+            keep_recipe(recorded, record, free=_MAY_CHANGE)
             _fill(results, table, answers, strict=run.strict)
             results.finish()
     done = results.progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
                 sets = [*tests.values()]  # which are read at every checkpoint
                 check_pairs([training, *sets], judge, faults, skip=recipe.skip_faulty, folder=folder, in_full=sets)
                 _keep_count(len(training), folder / "preferences.json", binding=has_begun)
+                if is_main_process() and not has_begun:
+                    _say_what_is_shared(training, tests)
 
             metrics, evaluate = Metrics(folder / "metrics.jsonl"), watch if tests else None
             judge = train_judge(recipe.judge, training, folder, metrics, recipe.seed, evaluate, preflight=preflight)
@@ -122,6 +124,15 @@ def _keep_digests(recipe: TrainRun, path: Path, binding: bool) -> None:
             )
     if is_main_process():
         write_text_atomically(path, json.dumps(kept | digests) + "\n")
+
+
+def _say_what_is_shared(training: PreferenceSet, tests: Mapping[str, PreferenceSet]) -> None:
+    """Say of each test set how many of its pairs have a picture that is trained on: they prove little."""
+    trained = {path for row in map(training.row, range(len(training))) for path in (row.media_a, row.media_b)}
+    for name, pairs in tests.items():
+        rows = map(pairs.row, range(len(pairs)))
+        if shared := sum(not trained.isdisjoint((row.media_a, row.media_b)) for row in rows):
+            console.print(f"{shared} of {len(pairs)} pairs of the test set {name} have a picture that is trained on")
 
 
 def _keep_count(pairs: int, path: Path, binding: bool) -> None:

@@ -18,7 +18,7 @@ from rewarddance.reward.families.pixels import normalised, resized
 from rewarddance.reward.families.processor_files import copy_processor, image_config, read_object
 from rewarddance.reward.judge import Kind, RewardConfig
 from rewarddance.reward.pointwise import PointwiseJudge
-from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.checkpoint import find_checkpoint, let_others_read
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.weights import LOAD_ERRORS, library_warnings, load_module
 from rewarddance.types import Pixels, Question
@@ -66,7 +66,7 @@ class ClipReward(PointwiseJudge):
         for part in ("get_text_features", "get_image_features", "logit_scale"):
             if not hasattr(model, part) or model.config.model_type == "siglip2":  # whose pictures come in patches
                 raise InputError(
-                    f"the judge {name!r} is a {type(model).__name__}, which is no dual encoder of kind 'clip'.",
+                    f"the judge {name!r} is of {type(model).__name__}, which is no dual encoder of kind 'clip'.",
                     "Give a CLIP or SigLIP checkpoint, or choose another kind.",
                 )
         self.model = model.eval()
@@ -153,6 +153,7 @@ class ClipReward(PointwiseJudge):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        let_others_read(folder)
         copy_processor(self.folder, folder)
         self._save_config(folder)
 

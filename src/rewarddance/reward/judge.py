@@ -20,6 +20,7 @@ from rewarddance.errors import InputError, RewardDanceError, RewardError
 from rewarddance.reward.asking import Asking
 from rewarddance.reward.instructions import Instruction, Reasoning, is_ours, load_instruction, load_tree, split_tree
 from rewarddance.reward.video_frames import as_read
+from rewarddance.runtime.checkpoint import let_others_read
 from rewarddance.runtime.config import Recipe
 from rewarddance.runtime.quantised import BasePrecision
 from rewarddance.runtime.weights import read_tensors
@@ -292,6 +293,7 @@ class Judge(Asking, ABC):
         """Write them, if any, to a file beside the model's."""
         if own_weights := self.own_weights():
             save_file({name: weight.detach().cpu() for name, weight in own_weights.items()}, folder / HEAD_FILE)
+            let_others_read(folder)
 
     def read_own_weights(self, folder: Path) -> dict[str, Tensor]:
         """What `save_own_weights` wrote. Raises InputError naming a file that is missing, broken or another model's."""

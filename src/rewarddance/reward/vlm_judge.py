@@ -34,7 +34,7 @@ from rewarddance.reward.families.registry import FAMILIES
 from rewarddance.reward.instructions import Picture
 from rewarddance.reward.prefill import JudgeInput, Prefill, Tokens, parts_of
 from rewarddance.reward.prefix_cache import Prefix
-from rewarddance.runtime.checkpoint import find_checkpoint
+from rewarddance.runtime.checkpoint import find_checkpoint, let_others_read
 from rewarddance.runtime.compilation import compile_layers
 from rewarddance.runtime.devices import on_device
 from rewarddance.runtime.quantised import BasePrecision, quantise
@@ -349,9 +349,10 @@ class VisionLanguageModel(Prefill):
             for name, value in settings.items():
                 setattr(self.family.processor.image_processor, name, value)
             self.family.processor.save_pretrained(folder)
-            return
-        self.tokenizer.save_pretrained(folder)
-        copy_processor(self._processor_folder, folder, settings)
+        else:
+            self.tokenizer.save_pretrained(folder)
+            copy_processor(self._processor_folder, folder, settings)
+        let_others_read(folder)
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

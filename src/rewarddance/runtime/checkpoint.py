@@ -113,12 +113,24 @@ def replacing(folder: Path) -> Iterator[Path]:
     scratch.mkdir(parents=True)
     (scratch / OURS).touch()
     yield scratch
+    let_others_read(scratch)
     (scratch / COMPLETE).touch()
     (scratch / OURS).unlink()
     if folder.exists():
         os.replace(folder, old)
     os.replace(scratch, folder)
     discard(old)
+
+
+def let_others_read(folder: Path) -> None:
+    """Give files that only their owner may read the permissions of any new file: safetensors writes its own so."""
+    probe = folder / ".permissions"
+    probe.touch()
+    usual = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and not path.stat().st_mode & 0o077:
+            path.chmod(usual)
 
 
 def check_replaceable(folder: Path) -> None:

@@ -347,10 +347,14 @@ def keep_recipe(
         changed = [key for key in bound if before.get(key) != now.get(key)]
         if changed:
             key = changed[0]
-            raise InputError(
-                f"{path.parent} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}.",
-                "Choose another output, or give the recipe that the run began with.",
-            )
+            output = path.name.removesuffix(".config.yaml")  # of a run whose output is a file, and else config.yaml
+            where = path.parent if output == path.name else path.with_name(output)
+            what = f"{where} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}."
+            if key.endswith("_digest"):
+                what = (
+                    f"{where} holds a run of another {key.removesuffix('_digest')}, or of one that has changed since."
+                )
+            raise InputError(what, "Choose another output, or give the recipe that the run began with.")
     save_recipe(recipe, path)
 
 
@@ -374,7 +378,9 @@ def _apply_all(content: dict[str, Any], overrides: Sequence[str]) -> None:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise InputError(f"the override {override!r} is not of the form key=value.", "Write e.g. refl.steps=100.")
+        raise InputError(
+            f"the override {override!r} is not of the form key=value.", "Write a key and its value, as in seed=1."
+        )
     *parents, last = key.split(".")
     place = content
     for parent in parents:

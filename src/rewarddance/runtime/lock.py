@@ -15,8 +15,9 @@ from rewarddance.runtime.checkpoint import open_to_append
 
 
 @contextmanager
-def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Within the block no other process works on the folder. Raises InputError naming the process that does.
+def locked(output: Path) -> Iterator[None]:
+    """Within the block no other process works on a run's output, a folder or a file. Raises InputError naming the
+    process that does.
 
     The lock is the system's own, so that of a process that died is free. On disks that know no locks it is none. Of
     several processes of one run the first one holds it.
@@ -24,7 +25,7 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     if not process_group.is_main_process():
         yield
         return
-    path = folder / name
+    path = output / ".lock" if output.is_dir() else output.with_name(f".{output.name}.lock")
     while True:
         file = open_to_append(path)
         try:
@@ -33,7 +34,7 @@ def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
             holder = file.read(200).decode("utf-8", "replace").strip() or "another process"
             file.close()
             raise InputError(
-                f"{folder} is in use by another run ({holder}).", "Wait until it ends, or choose another output."
+                f"{output} is in use by another run ({holder}).", "Wait until it ends, or choose another output."
             ) from error
         except OSError:  # a disk without locks
             pass

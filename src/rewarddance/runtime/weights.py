@@ -38,6 +38,19 @@ _OPTIONS = {"use_safetensors": True, "ignore_mismatched_sizes": True}
 """Weights of another shape come into the library's report, and `check_report` names them."""
 
 
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order, which is another one in every process, so that the same weights
+    are the same bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        written = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(written) <= size:  # the rest of a header is spaces
+            file.seek(8)
+            file.write(written.ljust(size))
+
+
 def load_module(kind: Any, folder: Path, what: str, remedy: str, **options: Any) -> Any:
     """`kind.from_pretrained(folder, **options)`, with every weight of the module read from the folder.
 

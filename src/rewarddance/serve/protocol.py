@@ -63,7 +63,7 @@ def items_of(content: Mapping[str, Any], key: str, most: int) -> list[Any]:
     """A list of 1 to `most` items. Raises InputError where it is none, and TooLarge."""
     items = content.get(key)
     if not isinstance(items, list) or not items:
-        raise InputError(f"{key} is {shown(items)}, and a list is needed.", "Send one item a question.")
+        raise InputError(f"{key} is {shown(items)}, and a list of one item or more is needed.", "Send one a question.")
     if len(items) > most:
         raise TooLarge(f"the request has {len(items)} {key}, of {most} that it may have.", "Ask in parts.")
     return items

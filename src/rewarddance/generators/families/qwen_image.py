@@ -21,6 +21,12 @@ class QwenImageGenerator(PackedGenerator):
         guided = super()._guided(toward, away, scale)
         return guided * (toward.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
+    def _kept_tokens(self, length: int) -> int:
+        """The pipeline drops what its template begins with, and cuts off what is left."""
+        if "max_sequence_length" not in self.uses:
+            return length
+        return min(length, self._option("max_sequence_length") + self.pipeline.prompt_template_encode_start_idx)
+
     def _text(self, texts: list[str]) -> dict[str, Any]:
         text, mask = self.pipeline.encode_prompt(
             texts, device=self.device, max_sequence_length=self._option("max_sequence_length")
