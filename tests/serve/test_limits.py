@@ -97,6 +97,8 @@ def test_a_page_in_a_browser_cannot_ask(small):
 
 def test_only_the_server_itself_is_at_other_paths(small):
     assert [httpx2.get(small + path).status_code for path in ("/docs", "/openapi.json", "/etc/passwd")] == [404] * 3
+    wrong = httpx2.get(small + "/v1/decisions")
+    assert wrong.status_code == 405 and "/v1/decisions" in wrong.json()["error"]["remedy"]
 
 
 def test_a_token_is_needed_where_there_is_one(monkeypatch):

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from rewarddance.errors import InputError, RewardDanceError, RewardError, for_clients
+from rewarddance.errors import InputError, RewardDanceError, RewardError, for_clients, shown
 from rewarddance.protocols import RewardModel
 from rewarddance.reward.prefill import Prefill
 from rewarddance.reward.prefix_cache import PrefixStore
@@ -70,6 +70,8 @@ class JudgeServer:
         self.app.add_route("/metrics", self._guarded(self._metrics), ["GET"])
         for protocol in PROTOCOLS:
             self.app.add_route(protocol.path, self._handler(protocol), ["POST"])
+        for status in (404, 405):
+            self.app.add_exception_handler(status, _no_such_path)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -275,6 +277,14 @@ async def _disconnected(request: Request) -> None:
 
 def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(as_json(content), status, headers, "application/json")
+
+
+async def _no_such_path(request: Request, error: Exception) -> Response:
+    """The reply about a path or a method that there is not."""
+    what = f"{request.method} {shown(request.scope['path'])} is nothing that this server answers."
+    paths = ", ".join(protocol.path for protocol in PROTOCOLS)
+    content = {"message": what, "remedy": f"Post to one of {paths}.", "type": "NoSuchPath"}
+    return _json({"error": content}, getattr(error, "status_code", 404))
 
 
 def _refusal(error: Exception) -> Response:
