@@ -53,6 +53,7 @@ UNUSED = {
     "cannot stop": {"refl": {"alarms": {"stop_on": ["drift"], "off": ["drift"]}}},
     "cannot ring here: there is no held-out": {"refl": {"alarms": {"stop_on": ["held_out"]}}},
     "cannot ring here: there are not several": {"refl": {"alarms": {"stop_on": ["collapse", "traded"]}}},
+    "cannot ring here: it compares two windows of 16 steps": {"refl": {"steps": 31, "alarms": {"stop_on": ["drift"]}}},
     "cannot ring here: group_size is 1": {"refl": {"group_size": 1, "alarms": {"stop_on": ["diversity_within"]}}},
     "cannot ring here: prompts_per_step is 1": {
         "algorithm": "nft",
@@ -96,6 +97,7 @@ USED: list[dict[str, Any]] = [
     {"algorithm": "grpo", "grpo": {"clip_range": 0.1, "updates": 2}},
     {"refl": {"alarms": {"off": ["spread_within"], "least_spread": 0.1}}},
     {"refl": {"alarms": {"disagreement": 0.5}}, "held_out": "h"},
+    {"refl": {"steps": 8, "alarms": {"stop_on": ["distance", "spread_within"]}}},
     {"rewards": TWO | {"a": {"judge": "x", "weight": 3.0}}},
     {"rewards": {"a": {"judge": "x", "criteria": "edit", "criteria_average": "probability"}}},
 ]

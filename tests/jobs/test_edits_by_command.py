@@ -49,7 +49,7 @@ def test_an_editor_is_planned_and_aligned_on_prompts_with_sources(family, prompt
     file = recipe(tmp_path, prompts, family)
     planned = command("plan", file)
     assert planned.code == 0 and "fits" in planned.out, planned.err
-    done = command("align", file, "refl.alarms.stop_on=[untouched, repainted]")
+    done = command("align", file, "refl.alarms.stop_on=[untouched, repainted]", "refl.alarms.window=4", "refl.steps=8")
     assert done.code == 0 and json.loads(done.out)["prompts"] == 2, done.err
     assert (tmp_path / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
     rows = [json.loads(row) for row in (tmp_path / "run/references/references.jsonl").read_text().splitlines()]

@@ -155,7 +155,7 @@ def test_align_refuses_a_prompt_of_many_before_its_first_step(tmp_path, prompts)
 
 def test_an_alarm_of_edits_cannot_stop_a_run_without_any(tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    done = command("align", align_recipe(tmp_path), "refl.alarms.stop_on=[repainted]")
+    done = command("align", align_recipe(tmp_path, {"steps": 32}), "refl.alarms.stop_on=[repainted]")
     assert done.code == 2 and "stop_on names repainted" in done.err and not (tmp_path / "run").exists()
 
 

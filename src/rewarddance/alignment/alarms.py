@@ -42,6 +42,8 @@ RING_BY: dict[str, tuple[AlarmName, ...]] = {
     "most_distance": ("distance",),
 }
 """Key of a threshold -> the alarms that ring by it."""
+EARLY = ("distance", "spread_within", "spread_across", "diversity_within", "diversity_across")
+"""Alarms that are also seen in quarters of a window; the others compare two whole ones."""
 Row = Mapping[str, Any]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from rewarddance.alignment.alarms import RING_BY, AlarmName
+from rewarddance.alignment.alarms import EARLY, RING_BY, AlarmName
 from rewarddance.alignment.algorithms import AlgorithmConfig
 from rewarddance.errors import InputError
 from rewarddance.runtime import process_group
@@ -137,6 +137,9 @@ class AlignRun(AlgorithmConfig):
             cannot["traded"] = "there are not several rewards (rewards)"
         if self.algorithm == "grpo" and not self.grpo.kl:
             cannot["distance"] = "grpo measures it for a kl above 0 only"
+        if self.chosen.steps < 2 * alarms.window:
+            short = f"it compares two windows of {alarms.window} steps, and there are {self.chosen.steps}"
+            cannot |= dict.fromkeys({*get_args(AlarmName)} - {*EARLY}, short)
         if self.chosen.group_size == 1:
             cannot |= dict.fromkeys(("spread_within", "diversity_within", "collapse"), "group_size is 1")
         if self.chosen.prompts_per_step == 1:
