@@ -262,7 +262,7 @@ def test_two_processes_stop_together_where_one_of_them_has_no_reward(tmp_path):
 # -- before the first step ---------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_without_references_is_left_out_and_not_asked_again(tmp_path):
+def test_a_prompt_without_references_is_left_out_and_not_asked_again(tmp_path, capfd):
     judge, prompts = Failing("bad"), ["a", "bad", "ccc", "dddd"]
     parts = {"references_folder": tmp_path / "references", "seed": 1}
     refl = ReflRecipe(steps=2, prompts_per_step=2, group_size=2, lora_rank=2, lora_alpha=2)
@@ -272,6 +272,7 @@ def test_a_prompt_without_references_is_left_out_and_not_asked_again(tmp_path):
 
     made = [prepare_alignment(Config, TinyGenerator(), judge, prompts, **parts) for _ in range(2)]  # type: ignore[arg-type]
     assert all([prompt.text for prompt in one.prompts] == ["a", "ccc", "dddd"] for one in made)
+    assert capfd.readouterr().err.count("'bad' has no references and is left out:") == 1
     asked = judge.asked
     align_generator(made[1], folder=tmp_path, metrics=Metrics(tmp_path / "metrics.jsonl"))
     (failed,) = read_failed_groups(tmp_path)

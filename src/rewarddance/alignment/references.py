@@ -33,7 +33,7 @@ from rewarddance.reward.ranking import Ranking, tournament
 from rewarddance.runtime.checkpoint import read_run_json, write_text_atomically
 from rewarddance.runtime.config import MOST, Recipe, changed
 from rewarddance.runtime.process_group import gather_objects, is_main_process, main_process_first, rank, world_size
-from rewarddance.runtime.tracking import progress_bar
+from rewarddance.runtime.tracking import console, progress_bar
 from rewarddance.runtime.weights import check_values
 from rewarddance.types import PixelBatch, Pixels, Prompt, as_prompts
 
@@ -268,6 +268,10 @@ def fill_bank(
                 )
             lines = [json.dumps(row) + "\n" for row in rows]
             if bar is not None:
+                for row in rows:
+                    if "failed" in row:
+                        said = f"{shown(row['prompt'])} has no references and is left out: {row['failed']}"
+                        console.print(said, highlight=False, soft_wrap=True)
                 with index.open("a", encoding="utf-8") as file:  # whole parts: a resumed run makes the same batches
                     file.write("".join(lines))
                 bar.advance(len(lines))

@@ -189,7 +189,7 @@ def _made_ready(recipe: AlignRun, parts: Parts) -> Ready:
     judges = [*listed(asked), held_out]
     if "judge" in recipe.offload and not any([keep_off(judge, judge_device) for judge in judges]):
         raise InputError("no judge has weights here that could be offloaded.", "Leave judge out of offload.")
-    where, skip = recipe.prompts, recipe.skip_faulty
+    where, skip = recipe.prompts if parts.prompts is None else "the list", recipe.skip_faulty
     prompts, faults = checked_prompts(generator, judges, prompts, faults, source=where, skip=skip)
     generator.check_prompts(prompts)  # any of them may share a batch
     check_alarms_of_edits(recipe, generator, prompts)
