@@ -396,7 +396,7 @@ def test_a_score_goes_on_by_the_command_and_not_with_another_judge(tmp_path, mon
     with pytest.raises(InputError, match=r"max_pixels"):
         score(str(own), folder, kind="pointwise", max_pixels=99999, output=out)
     os.utime(own / "config.json", (0, 0))
-    with pytest.raises(InputError, match="another judge"):
+    with pytest.raises(InputError, match="not begin with the same judge"):
         score(str(own), folder, kind="pointwise", output=out)
     second = tmp_path / "second.jsonl"
     score(load_reward(own, kind="pointwise"), folder, output=second)

@@ -378,7 +378,7 @@ VALUE = "the key '{}' in recipe.yaml has the value"
     [
         *(({"grad_step_range": steps}, RISING) for steps in ([0.9, 0.2], [0.5, 0.5], [-0.1, 1.0], [0.0, 1.1])),
         ({"last_steps": 2, "grad_step_range": [0.2, 0.8]}, "grad_step_range says nothing where last_steps is above 1"),
-        ({"lora_rank": 0, "lora_targets": ["to_q"]}, "lora_targets are used with a lora_rank only"),
+        ({"lora_rank": 0, "lora_targets": ["to_q"]}, "lora_targets is used with a lora_rank only"),
         ({"reference_batch": 4}, "with a reference_mse only"),
         ({"reference_batch": 999, "reference_mse": 1}, "a step has 32 references"),
         ({"checkpointing": ["vae"]}, VALUE.format("checkpointing.0") + " 'vae'"),

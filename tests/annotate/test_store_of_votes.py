@@ -194,8 +194,8 @@ def test_progress_counts_a_persons_pairs_and_the_votes_of_all(tmp_path):
 
 def test_a_store_begun_otherwise_is_not_taken_up(tmp_path):
     store_of(tmp_path, 4).close()
-    with pytest.raises(InputError, match="overlap_votes"):
-        Store(tmp_path / "votes.sqlite", HandingOut(overlap=0.0, overlap_votes=5))
+    with pytest.raises(InputError, match="votes"):
+        Store(tmp_path / "votes.sqlite", HandingOut(overlap=0.0, votes=2))
     again = Store(tmp_path / "votes.sqlite", HandingOut(overlap=0.0, policy="random"))
     assert again.handing_out.policy == "random"
     assert again.add_pairs(pairs_of(tmp_path / "pictures", 4)) == 0  # they are there

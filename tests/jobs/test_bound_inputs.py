@@ -50,7 +50,7 @@ def test_a_search_does_not_go_on_in_other_words(tmp_path, instruction):
     words += ["--instruction", instruction]
     assert command(*words).code == 0
     edit(instruction)
-    refused(command(*words), "judge_digest")
+    refused(command(*words), "the same judge")
 
 
 def test_the_digest_of_a_reward_is_of_its_own_words_too(instruction):

@@ -471,7 +471,7 @@ def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, mon
     for file, digest in edited:
         before, stat = file.read_text(), file.stat()
         file.write_text(before.replace("3.png", "2.png") + "\n")
-        with pytest.raises(InputError, match=rf"holds a run of another {digest.removesuffix('_digest')}, or of one"):
+        with pytest.raises(InputError, match=rf"not begin with the same {digest.removesuffix('_digest')}:"):
             run_scoring(run)
         file.write_text(before)
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -483,7 +483,7 @@ def test_a_finished_run_is_not_taken_for_that_of_another_object(media):
     output = media / "scores.jsonl"
     for scale in (1.0, 1.0):
         (row,) = score(lambda images, *_, scale=scale: scale * images.mean((1, 2, 3)), source, output=output)
-    with pytest.raises(InputError, match="holds a run of another judge, or"):
+    with pytest.raises(InputError, match="not begin with the same judge:"):
         score(lambda images, *_: 2 * images.mean((1, 2, 3)), source, output=output)
     assert json.loads(output.read_text())["margin"] == row["margin"]
 
@@ -495,7 +495,7 @@ def test_a_tree_of_criteria_that_was_edited_is_not_gone_on_with(media):
     run = run.model_copy(update={"judge": "shapeworld-judge", "criteria": str(tree)})
     run_scoring(run)
     tree.write_text(tree.read_text() + "\n# edited\n")
-    with pytest.raises(InputError, match="holds a run of another criteria, or"):
+    with pytest.raises(InputError, match="not begin with the same criteria:"):
         run_scoring(run)
 
 

@@ -204,7 +204,7 @@ def test_a_folder_of_another_search_is_not_gone_on_with(arguments, tmp_path):
     refused(command(*arguments, "--budget", "samples=4"), "budget.samples = 2, not 4", "Choose another output")
     refused(command(*arguments, "--budget", "samples=2", "n=1"), "options.n = None, not 1")
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-    refused(command(*arguments, "--budget", "samples=2"), "prompts_digest")
+    refused(command(*arguments, "--budget", "samples=2"), "the same prompts")
 
 
 def test_a_held_out_judge_is_asked_about_every_winner_and_the_page_shows_it(arguments, tmp_path):

@@ -69,7 +69,7 @@ def test_a_search_writes_videos_and_resumes_only_with_the_same_pictures(prompts,
     assert [video.shape for video in videos] == [(5, 3, 32, 48)] * 2
     write_picture(1 - read_picture(tmp_path / "first0.png"), tmp_path / "first0.png")
     changed = command(*asked)
-    assert changed.code == 2 and "prompts_digest" in changed.err
+    assert changed.code == 2 and "the same prompts" in changed.err
 
 
 def test_a_judge_that_does_not_show_the_picture_says_which_instruction_would(prompts, tmp_path):

@@ -61,7 +61,7 @@ RECIPES: dict[str, TrainRecipe] = {
         **SIZE, judge_batch=2, decode_batch=2, generator_batch=2, last_steps=2, reference_mse=0.1,
         checkpointing=("generator", "decoder", "judge"),
     ),
-    "refl-all-weights": ReflRecipe(**SIZE | {"lora_rank": 0}),
+    "refl-all-weights": ReflRecipe(**SIZE | {"lora_rank": 0, "lora_alpha": None}),
     "grpo": GrpoRecipe(**SIZE, generator_batch=2),
     "grpo-keep-graph": GrpoRecipe(**SIZE, keep_graph=True),
     "nft": NftRecipe(**SIZE, generator_batch=2),

@@ -138,7 +138,7 @@ def test_a_missing_key_is_refused_by_name(file):
 @pytest.mark.parametrize("override", ["steps", "=3", ""])
 def test_an_override_that_is_none_is_refused_with_its_form(file, override):
     error = refused(file, override)
-    assert repr(override) in error.what and "refl.steps=100" in error.remedy
+    assert repr(override) in error.what and "seed=1" in error.remedy
 
 
 def test_an_override_below_a_value_is_refused(file):

@@ -351,9 +351,8 @@ def keep_recipe(
             where = path.parent if output == path.name else path.with_name(output)
             what = f"{where} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}."
             if key.endswith("_digest"):
-                what = (
-                    f"{where} holds a run of another {key.removesuffix('_digest')}, or of one that has changed since."
-                )
+                read = key.removesuffix("_digest")
+                what = f"{where} holds a run that did not begin with the same {read}: it was edited, or is another."
             raise InputError(what, "Choose another output, or give the recipe that the run began with.")
     save_recipe(recipe, path)
 
