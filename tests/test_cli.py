@@ -146,6 +146,14 @@ def test_align_trains_a_whole_bf16_generator_that_plain_diffusers_loads(aligning
     assert all(weight.isfinite().all() for weight in changed.values())
 
 
+def test_align_says_which_alarm_ended_it_and_when(aligning):
+    alarms = ("refl.alarms.window=4", "refl.alarms.stop_on=[distance]", "refl.alarms.most_distance=1e-12")
+    done = command("align", aligning, "refl.steps=8", "refl.learning_rate=0.01", "refl.velocity_mse=1.0", *alarms)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["stopped_by"] == "distance" and 4 <= told["stopped_at"] < 8
+
+
 @pytest.mark.parametrize(
     ("override", "what", "remedy"),
     [

@@ -84,8 +84,11 @@ class Aligned(NamedTuple):
     alarms: int
 
     def as_json(self) -> dict[str, Any]:
-        """What the command prints: the folder under its name, lora or generator; and how many groups had no reward."""
+        """What the command prints: the folder under its name, lora or generator; how many groups had no reward; and the
+        alarm that ended the run before its last step, with the step, where one did."""
         result = {self.folder.name: str(self.folder), "prompts": self.prompts, "alarms": self.alarms}
+        if stops := [row for row in read_alarms(self.folder.parent) if row["stop"]]:
+            result |= {"stopped_at": stops[0]["step"], "stopped_by": stops[0]["name"]}
         if failed := len(read_failed_groups(self.folder.parent)):
             result |= {"failed": failed, "failures": str(self.folder.parent / FILE)}
         return result | skipped(self.folder.parent / FAULTY)

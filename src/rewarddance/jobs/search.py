@@ -53,6 +53,10 @@ class RecordedSearch(SearchRun):
     held_out_digest: str | None = None
 
 
+_MAY_CHANGE = ("batch_size", "judge_batch")
+"""Keys with which a run may go on otherwise than it began: memory that ran out must not cost what is found."""
+
+
 def run_search(run: SearchRun) -> dict[str, Any] | None:
     """Search for every prompt; returns where the results are, how many prompts failed, and what one took on average.
 
@@ -81,7 +85,7 @@ def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
     with locked(folder):
         begun = folder.joinpath(RESULTS + ".progress.json").exists()
         if begun:
-            keep_recipe(recorded, folder / CONFIG)
+            keep_recipe(recorded, folder / CONFIG, free=_MAY_CHANGE)
         elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
         results = RowFile(folder / RESULTS)
@@ -107,7 +111,7 @@ def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
             )
             if not begun:  # nothing was written under it yet, so it binds nobody
                 (folder / CONFIG).unlink(missing_ok=True)
-            keep_recipe(recorded, folder / CONFIG)
+            keep_recipe(recorded, folder / CONFIG, free=_MAY_CHANGE)
             search_prompts(work, prompts, at_once, folder, results)
             results.finish()
     return _summary(folder, results)
