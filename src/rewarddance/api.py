@@ -71,7 +71,7 @@ def train_reward(
 ) -> Judge:
     """Train a judge on preferences. Its folder is `output`/reward; called again, an interrupted run goes on.
 
-    preferences: a file (JSONL or Parquet; docs/reference/records.md has its columns), or Preference objects, which are
+    preferences: a file (JSONL or Parquet; docs/guides/data.md has its columns), or Preference objects, which are
         kept in `output`/preferences.
     output: a folder for checkpoints, metrics.jsonl and the trained judge.
     tests: further preferences by name: files only. The judge is examined on them at its checkpoints and for its card.

@@ -208,6 +208,14 @@ def test_a_folder_of_another_search_is_not_gone_on_with(arguments, tmp_path):
     refused(command(*arguments, "--budget", "samples=2"), "the same prompts")
 
 
+def test_a_search_is_not_put_where_an_alignment_has_begun(arguments, tmp_path):
+    (tmp_path / "found").mkdir()
+    kept = "algorithm: nft\ngenerator: mine\nsteps: 4\n"
+    (tmp_path / "found" / "config.yaml").write_text(kept)
+    refused(command(*arguments, "--budget", "samples=2"), "another kind of run", "'algorithm'")
+    assert (tmp_path / "found" / "config.yaml").read_text() == kept
+
+
 def test_a_held_out_judge_is_asked_about_every_winner_and_the_page_shows_it(arguments, tmp_path):
     more = ["--kind", "pointwise", "--budget", "samples=3", "--held-out", str(judge_folder()), "--judge-batch", "2"]
     done = command(*arguments, *more)

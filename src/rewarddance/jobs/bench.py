@@ -37,7 +37,7 @@ from rewarddance.runtime.checkpoint import (
     writable_folder,
     write_text_atomically,
 )
-from rewarddance.runtime.config import flatten, keep_recipe
+from rewarddance.runtime.config import check_kind, flatten, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.tracking import progress_bar
@@ -93,13 +93,13 @@ def run_bench(run: BenchRun, parts: BenchParts | None = None) -> dict[str, Any]:
             keep_recipe(recorded, folder / CONFIG)
         elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds results that are not of a benchmark.", "Choose another output.")
+        else:  # nothing was written under it yet, so it binds nobody
+            check_kind(type(recorded), folder / CONFIG)
         results = RowFile(folder / RESULTS)
         if not results.progress.finished:
             # What is wrong with it is said before pictures are made.
             scorer = None if fleet else PictureScorer(run, parts.judge)
-            if not begun:  # nothing was written under it yet, so it binds nobody
-                (folder / CONFIG).unlink(missing_ok=True)
-            keep_recipe(recorded, folder / CONFIG)
+            keep_recipe(recorded, folder / CONFIG, binding=begun)
             if run.generator is not None:
                 prompts = make_pictures(run, prompts, faults, folder, parts.generator)
                 shots = shots_of(run, prompts, folder)

@@ -80,9 +80,7 @@ def claimed(output: Path, run: EvaluateRun) -> Iterator[None]:
     """Within the block the folder is this evaluation's. Raises InputError where it holds another one's figures, and
     where another run is at work in it."""
     with locked(writable_folder(output)):
-        if not (output / FILE).exists():  # nothing was made under an older recipe, so it binds nobody
-            (output / CONFIG).unlink(missing_ok=True)
-        keep_recipe(run, output / CONFIG)
+        keep_recipe(run, output / CONFIG, binding=(output / FILE).exists())  # where nothing was made it binds nobody
         yield
 
 

@@ -111,9 +111,7 @@ def _scored(run: ScoreRun, judge: RewardModel | None, named: bool, load: Load) -
                 if not begun and not run.skip_faulty:
                     refuse(row_faults(reader, table.rows(), asked, results), table)
                 answers = _of_process(reader, table, results, asked, explain)
-            if not begun:  # nothing was written under it yet, so it binds nobody
-                record.unlink(missing_ok=True)
-            keep_recipe(recorded, record, free=_MAY_CHANGE)
+            keep_recipe(recorded, record, binding=begun, free=_MAY_CHANGE)  # of nothing written yet it binds nobody
             _fill(results, table, answers, strict=run.strict)
             results.finish()
     done = results.progress

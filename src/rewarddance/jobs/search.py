@@ -31,7 +31,7 @@ from rewarddance.reward.identity import reward_digest
 from rewarddance.reward.led import Load, led
 from rewarddance.reward.loading import load_reward
 from rewarddance.runtime.checkpoint import checkpoint_digest, writable_folder
-from rewarddance.runtime.config import keep_recipe
+from rewarddance.runtime.config import check_kind, keep_recipe
 from rewarddance.runtime.devices import digest_of, find_device
 from rewarddance.runtime.lock import locked
 from rewarddance.runtime.process_group import init_process_group
@@ -88,6 +88,8 @@ def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
             keep_recipe(recorded, folder / CONFIG, free=_MAY_CHANGE)
         elif (folder / RESULTS).exists() and not (folder / CONFIG).exists():
             raise InputError(f"{folder} holds results that are not of a search.", "Choose another output.")
+        else:  # nothing was written under it yet, so it binds nobody
+            check_kind(RecordedSearch, folder / CONFIG)
         results = RowFile(folder / RESULTS)
         check_pictures(folder, results)
         if not results.progress.finished:
@@ -109,9 +111,7 @@ def _searched(run: SearchRun, load: Load) -> dict[str, Any]:
                 prompts_at_once=at_once,
                 held_out=held_out,
             )
-            if not begun:  # nothing was written under it yet, so it binds nobody
-                (folder / CONFIG).unlink(missing_ok=True)
-            keep_recipe(recorded, folder / CONFIG, free=_MAY_CHANGE)
+            keep_recipe(recorded, folder / CONFIG, binding=begun, free=_MAY_CHANGE)
             search_prompts(work, prompts, at_once, folder, results)
             results.finish()
     return _summary(folder, results)

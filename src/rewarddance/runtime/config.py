@@ -331,10 +331,12 @@ def keep_recipe(
     binding: something was made under the recipe that is there; where nothing was, another may take its place. free: the
     last names of keys that may change within a run, since what is made does not depend on them; only: the first names
     of those on which what was made depends, where that is not all. Raises InputError naming the first key that differs:
-    what was made under another recipe is never taken up silently. A file that is no recipe any more (a default has
-    changed since, a key is gone) is compared as it is written.
+    what was made under another recipe is never taken up silently, and another kind of run never written over. A file
+    that is no recipe any more (a default has changed since, a key is gone) is compared as it is written.
     """
-    if binding and path.exists():
+    if not binding:
+        check_kind(type(recipe), path)
+    elif path.exists():
         now = flatten(recipe.model_dump(mode="json"))
         try:
             before = flatten(load_recipe(type(recipe), path).model_dump(mode="json"))
@@ -346,15 +348,32 @@ def keep_recipe(
         bound = [key for key in bound if only is None or key.partition(".")[0] in only]
         changed = [key for key in bound if before.get(key) != now.get(key)]
         if changed:
-            key = changed[0]
-            output = path.name.removesuffix(".config.yaml")  # of a run whose output is a file, and else config.yaml
-            where = path.parent if output == path.name else path.with_name(output)
+            key, where = changed[0], _output_of(path)
             what = f"{where} holds a run with {key} = {before.get(key)!r}, not {now.get(key)!r}."
             if key.endswith("_digest"):
                 read = key.removesuffix("_digest")
                 what = f"{where} holds a run that did not begin with the same {read}: it was edited, or is another."
             raise InputError(what, "Choose another output, or give the recipe that the run began with.")
     save_recipe(recipe, path)
+
+
+def check_kind(kind: type[Recipe], path: Path) -> None:
+    """Raises InputError where the recipe at `path` is of another kind of run, which nothing may take the place of."""
+    try:
+        others = sorted({*_content(path)} - {*kind.model_fields}) if path.exists() else []
+    except InputError:  # it is no recipe at all
+        return
+    if others:
+        raise InputError(
+            f"{_output_of(path)} holds another kind of run: {path.name} has the key {others[0]!r}.",
+            "Choose another output.",
+        )
+
+
+def _output_of(path: Path) -> Path:
+    """The output of the run whose recipe is kept at `path`: a folder, or the file that its name begins with."""
+    output = path.name.removesuffix(".config.yaml")
+    return path.parent if output == path.name else path.with_name(output)
 
 
 def flatten(content: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
