@@ -114,6 +114,8 @@ def test_a_judge_is_trained_on_preferences_in_memory_and_evaluated(tmp_path):
     judge = train_reward(pairs, output=tmp_path / "run", **keys)
     assert repr(judge).startswith("PairwiseReward(kind='pairwise'") and str(tmp_path) in repr(judge)
     assert train_reward(pairs, output=tmp_path / "run", **keys).config == judge.config  # it is done
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    assert train_reward(pairs, output=tmp_path / "moved", **keys).config == judge.config
     with pytest.raises(InputError, match="holds other preferences"):
         train_reward(colour_preferences(8, seed=3), output=tmp_path / "run", **keys)
     write_preferences(colour_preferences(6, seed=1), tmp_path / "held.jsonl")

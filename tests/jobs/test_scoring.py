@@ -463,7 +463,10 @@ def test_it_is_not_gone_on_with_under_other_arguments_or_edited_files(media, mon
         run_scoring(run)
     use(monkeypatch, Eye())
     changes = {"orders": "both", "judge": "shapeworld-judge", "reference": media / "1.png"}
-    changes |= {"input": jsonl(media / "other.jsonl", [{"prompt": "p", "candidate": "0.png"}]), "max_frames": 2}
+    changes |= {"max_frames": 2}
+    with pytest.raises(InputError, match="not begin with the same input:"):
+        other = jsonl(media / "other.jsonl", [{"prompt": "p", "candidate": "0.png"}])
+        run_scoring(run.model_copy(update={"input": other}))
     for key, value in changes.items():
         with pytest.raises(InputError, match=rf"holds a run with {key} = "):
             run_scoring(run.model_copy(update={key: value}))

@@ -44,7 +44,7 @@ ADAPTERS = {
 
 def load_generator(
     name: str,
-    num_inference_steps: int,
+    num_inference_steps: int = 28,
     guidance_scale: float | None = None,
     device: str = "cpu",
     dtype: torch.dtype | Precision = "auto",

@@ -59,7 +59,7 @@ from rewarddance.runtime.trackers import check_trackers, reporting
 from rewarddance.runtime.tracking import Metrics, console
 from rewarddance.types import Prompt
 
-_MAY_CHANGE = frozenset(
+MAY_CHANGE = frozenset(
     {"generator_batch", "decode_batch", "judge_batch", "checkpointing", "offload", "device", "judge_device"}
     | {"report_to", "output", "prompts", "preferences"}
 )
@@ -147,7 +147,7 @@ def _align(recipe: AlignRun, parts: Parts) -> Aligned | None:
             begun = any(folder.glob("checkpoint-*")) or _has_rows(folder / "metrics.jsonl")
             made = begun or _has_rows(folder / "references" / "references.jsonl")
             only = None if begun else _OF_REFERENCES
-            keep_recipe(recipe, folder / "config.yaml", binding=made, free=_MAY_CHANGE, only=only)
+            keep_recipe(recipe, folder / "config.yaml", binding=made, free=MAY_CHANGE, only=only)
             keep_inputs(recipe, parts, folder / INPUTS, binding=made, of_references=not begun, votes=ready.votes)
             if is_main_process():
                 keep_prompts(ready.prompts, folder / KEPT, binding=made)

@@ -17,7 +17,7 @@ from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.prompts import KEPT, check_not_replaced, keep_prompts, read_prompts
 from rewarddance.errors import InputError
 from rewarddance.generators.adapter import PipelineGenerator
-from rewarddance.jobs.align import INPUTS, Parts, distinct, keep_inputs, load_policy
+from rewarddance.jobs.align import INPUTS, MAY_CHANGE, Parts, distinct, keep_inputs, load_policy
 from rewarddance.jobs.fleet import Fleet, absolute
 from rewarddance.jobs.preflight import FAULTY, checked_prompts
 from rewarddance.reward.loading import load_reward
@@ -72,7 +72,7 @@ def _referenced(recipe: AlignRun, fleet: Fleet | None) -> dict[str, Any] | None:
         with process_group.main_process_first():
             writable_folder(folder)
             held.enter_context(locked(folder))
-            keep_recipe(recipe, folder / "config.yaml")
+            keep_recipe(recipe, folder / "config.yaml", free=MAY_CHANGE)
             if process_group.is_main_process():
                 keep_prompts(prompts, folder / KEPT)
                 begun = (bank / "references.jsonl").exists()

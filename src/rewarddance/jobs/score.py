@@ -53,8 +53,8 @@ class RecordedRun(ScoreRun):
     criteria_digest: str = ""
 
 
-_MAY_CHANGE = ("batch_size",)
-"""Keys with which a run may go on otherwise than it began: memory that ran out must not cost what is scored."""
+_MAY_CHANGE = ("batch_size", "input")
+"""Keys with which a run may go on otherwise than it began: of memory, and a path whose content is compared."""
 
 
 def run_scoring(run: ScoreRun, judge: RewardModel | None = None, named: bool = True) -> dict[str, Any] | None:

@@ -53,8 +53,8 @@ class RecordedSearch(SearchRun):
     held_out_digest: str | None = None
 
 
-_MAY_CHANGE = ("batch_size", "judge_batch")
-"""Keys with which a run may go on otherwise than it began: memory that ran out must not cost what is found."""
+_MAY_CHANGE = ("batch_size", "judge_batch", "prompts")
+"""Keys with which a run may go on otherwise than it began: of memory, and a path whose content is compared."""
 
 
 def run_search(run: SearchRun) -> dict[str, Any] | None:

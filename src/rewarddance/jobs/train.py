@@ -80,7 +80,7 @@ def run_training(recipe: TrainRun) -> dict[str, Any]:
                 check_replaceable(folder / "reward")
                 held.enter_context(locked(folder))
                 has_begun = _has_begun(folder)
-                keep_recipe(recipe, folder / "config.yaml", binding=has_begun)
+                keep_recipe(recipe, folder / "config.yaml", binding=has_begun, free=("output", "preferences"))
                 _keep_digests(recipe, folder / "preferences.json", binding=has_begun)
 
             def watch(judge: RewardModel) -> dict[str, float]:
