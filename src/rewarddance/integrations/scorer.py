@@ -105,7 +105,7 @@ class Scorer:
             ("groups", len(prompts if groups is None else groups)),
         ):
             if count != len(prompts):
-                raise InputError(f"there are {count} {name} and {len(prompts)} prompts.", f"Give one for each of the {count}.")
+                raise InputError(f"there are {count} {name} and {len(prompts)} prompts.", "Give as many of each.")
         with_sources = [Prompt(text, image=image) for text, image in zip(prompts, pictures, strict=True)]
         with self._one_at_a_time:
             if self.group:
