@@ -77,7 +77,7 @@ class RewardError(RewardDanceError):
     """A reward that could not be had. It is never replaced by a number."""
 
 
-class NotOneEach(RewardError):
+class WrongScoreCount(RewardError):
     """A reward that gave another number of scores than there were pictures, which it would do of any others, too."""
 
 

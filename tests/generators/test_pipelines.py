@@ -302,7 +302,10 @@ def test_a_generator_that_carries_a_loaded_lora_gets_no_other(trained, tmp_path)
 
 
 def test_a_lora_is_the_same_bytes_in_every_process_and_others_may_read_it(trained, tmp_path):
+    private = tmp_path / "key"
+    private.touch(0o600)
     trained.save_lora(tmp_path)
+    assert private.stat().st_mode & 0o777 == 0o600
     file = tmp_path / "pytorch_lora_weights.safetensors"
     with safe_open(file, "pt") as opened:
         assert list(opened.metadata()) and len(opened.keys()) == len(load_file(file))

@@ -219,7 +219,7 @@ class FinetunedPipeline:
             },
         )
         sort_metadata(folder / LORA_FILE)
-        let_others_read(folder)
+        let_others_read([folder / LORA_FILE])
 
     def check_lora_goes_on(self, folder: Path, rank: int, alpha: int, targets: Sequence[str] = ()) -> None:
         """Raises InputError where the LoRA in `folder` cannot be read, holds values that are not finite, or is not what

@@ -9,7 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from rewarddance.errors import InputError, NotOneEach, RewardDanceError
+from rewarddance.errors import InputError, RewardDanceError, WrongScoreCount
 from rewarddance.jobs.score_rows import Task
 from rewarddance.protocols import RewardModel, checked_verdict, needs_reference
 from rewarddance.reward.ranking import ranked, rivals
@@ -34,7 +34,7 @@ def ask(
     """Each task's answer as keys of its row, all asked together; or, for a task that cannot be answered, the error.
 
     explain: the judge's reasons, if they are wanted. Tasks are asked again by halves until one is alone: it must not
-    take the others with it. Raises NotOneEach of a reward that is wrong whatever it is asked.
+    take the others with it. Raises WrongScoreCount of a reward that is wrong whatever it is asked.
     """
     if not tasks:
         return []
@@ -44,7 +44,7 @@ def ask(
         else:
             answers = [answer_of(task, margin) for task, margin in zip(tasks, _margins(judge, tasks), strict=True)]
         return [answer | asked_in(judge, task) for task, answer in zip(tasks, answers, strict=True)]
-    except NotOneEach:
+    except WrongScoreCount:
         raise
     except RewardDanceError as error:
         if len(tasks) == 1:

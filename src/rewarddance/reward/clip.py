@@ -153,7 +153,7 @@ class ClipReward(PointwiseJudge):
     def save(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        let_others_read(folder)
+        let_others_read(folder.glob("model*.safetensors"))
         copy_processor(self.folder, folder)
         self._save_config(folder)
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewarddance.data.media import as_images
-from rewarddance.errors import InputError, NoGradient, NotOneEach, RewardDanceError, RewardError, first_line, shown
+from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, WrongScoreCount, first_line, shown
 from rewarddance.protocols import RewardModel, is_elsewhere
 from rewarddance.runtime.files import is_there
 from rewarddance.types import Pixels, Prompt, Question, Verdict
@@ -159,7 +159,7 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
                 "A reward that cannot be had is an error: raise one, or return a number.",
             )
         if len(values) != len(prompts):
-            raise NotOneEach(
+            raise WrongScoreCount(
                 f"{name} returned scores of shape [{len(values)}] for {len(prompts)} images.",
                 "Return one score for each image.",
             )
@@ -168,7 +168,7 @@ def _as_scores(answer: Any, prompts: list[str], name: str) -> Float[Tensor, " B"
         except (TypeError, ValueError, RuntimeError) as error:
             raise RewardError(f"{name} returned scores that are no numbers: {error}.", "Return floats.") from error
     if scores.ndim != 1 or len(scores) != len(prompts):
-        raise NotOneEach(
+        raise WrongScoreCount(
             f"{name} returned scores of shape {list(scores.shape)} for {len(prompts)} images.",
             "Return one score for each image.",
         )

@@ -293,7 +293,7 @@ class Judge(Asking, ABC):
         """Write them, if any, to a file beside the model's."""
         if own_weights := self.own_weights():
             save_file({name: weight.detach().cpu() for name, weight in own_weights.items()}, folder / HEAD_FILE)
-            let_others_read(folder)
+            let_others_read([folder / HEAD_FILE])
 
     def read_own_weights(self, folder: Path) -> dict[str, Tensor]:
         """What `save_own_weights` wrote. Raises InputError naming a file that is missing, broken or another model's."""

@@ -352,7 +352,7 @@ class VisionLanguageModel(Prefill):
         else:
             self.tokenizer.save_pretrained(folder)
             copy_processor(self._processor_folder, folder, settings)
-        let_others_read(folder)
+        let_others_read(folder.glob("model*.safetensors"))
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -113,7 +113,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     scratch.mkdir(parents=True)
     (scratch / OURS).touch()
     yield scratch
-    let_others_read(scratch)
+    let_others_read(scratch.rglob("*.safetensors"))
     (scratch / COMPLETE).touch()
     (scratch / OURS).unlink()
     if folder.exists():
@@ -122,15 +122,14 @@ def replacing(folder: Path) -> Iterator[Path]:
     discard(old)
 
 
-def let_others_read(folder: Path) -> None:
-    """Give files that only their owner may read the permissions of any new file: safetensors writes its own so."""
-    probe = folder / ".permissions"
-    probe.touch()
-    usual = probe.stat().st_mode & 0o777
-    probe.unlink()
-    for path in folder.rglob("*"):
+def let_others_read(files: Iterable[Path]) -> None:
+    """Give weights that were just written the permissions of any new file: safetensors keeps its own to their owner."""
+    for path in files:
         if path.is_file() and not path.is_symlink() and not path.stat().st_mode & 0o077:
-            path.chmod(usual)
+            probe = _scratch(path)
+            probe.touch()
+            path.chmod(probe.stat().st_mode & 0o777)
+            probe.unlink()
 
 
 def check_replaceable(folder: Path) -> None:
