@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewarddance.api import align, bench, evaluate, score, search, train_reward
     from rewarddance.data.media import as_pixels
-    from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError
+    from rewarddance.errors import InputError, NoGradient, RewardDanceError, RewardError, SearchIncomplete
     from rewarddance.generators.pipelines import load_generator
     from rewarddance.reward.function_reward import as_reward
     from rewarddance.reward.loading import load_reward
@@ -43,6 +43,7 @@ _HOME = {
     "Question": "types",
     "RewardDanceError": "errors",
     "RewardError": "errors",
+    "SearchIncomplete": "errors",
     "Verdict": "types",
 }
 """Public name -> its module."""
@@ -54,6 +55,7 @@ __all__ = [
     "Question",
     "RewardDanceError",
     "RewardError",
+    "SearchIncomplete",
     "Verdict",
     "align",
     "as_pixels",

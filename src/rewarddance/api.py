@@ -207,8 +207,9 @@ def search(
         reward that chooses nothing, and says how far it agrees; of refine alone rewrite, a function (prompt, reason)
         -> new text.
 
-    Raises InputError for an unknown option or for parts that do not go together, RewardError where the reward could
-    not be had.
+    Raises InputError for an unknown option or for parts that do not go together; RewardError where the reward could not
+    be had for any prompt; and SearchIncomplete, once all other prompts were searched for, where some failed: its
+    `results` has a SearchResult for each prompt, or its own error.
 
     >>> found = search("shapeworld-generator", "runs/mine/reward", ["a red circle"], budget="samples=8")
     >>> found[0].winner.pixels.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import errno
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 _SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_PASSWD", "_CREDENTIALS")
@@ -83,6 +84,14 @@ class WrongScoreCount(RewardError):
 
 class NoGradient(RewardError):
     """A reward whose answers do not depend on the pictures in the autograd graph, whatever it is asked."""
+
+
+class SearchIncomplete(RewardDanceError):
+    """Some prompts of a search failed. results: in the prompts' order what was found for each, or its own error."""
+
+    def __init__(self, what: str, remedy: str, results: Sequence[Any]) -> None:
+        super().__init__(what, remedy)
+        self.results = list(results)
 
 
 _DISK = {

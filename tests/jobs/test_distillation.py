@@ -294,6 +294,7 @@ def test_what_does_not_pass_fails_by_itself_and_says_why(pairs, start, trouble, 
     assert (counts["kept"], counts["failed"]) == (2, 1)
     (failure,) = lines(run.output.with_name("reasons.failed.jsonl"))
     assert failure["row"] == 1 and failure["prompt"] == PROMPTS[1] and said in failure["error"]
+    assert failure["remedy"] == "The same command asks once more."
     assert Counter(asked(body)[0] for body in teacher.requests)[PROMPTS[1]] == tries
 
 

@@ -43,10 +43,12 @@ def ends_with(thought: str) -> str:
         (ends_with("◁think▷"), "◁think▷\n\n◁/think▷\n\n"),
         (ends_with(f"{SWITCH}<think>\n\n</think>\n\n{{% else %}}<think>\n{{% endif %}}"), "<think>\n\n</think>\n\n"),
         (ends_with(f"{SWITCH}{{% else %}}<think>\n{{% endif %}}"), "assistant\n"),
-        ("{# strips <think> from history #}" + PLAIN, "assistant\n<think>\n\n</think>\n\n"),
+        ("{% set history = 'x'.split('<think>') %}" + PLAIN, "assistant\n<think>\n\n</think>\n\n"),
+        ("{# strips <think> from history #}" + PLAIN, "assistant\n"),
+        ("{% if tools %}Write thoughts between <thinking> and </thinking> tags.{% endif %}" + PLAIN, "assistant\n"),
     ],
 )
-def test_a_thought_is_closed_before_the_answer_whatever_the_default(source, ending):
+def test_a_thought_that_the_model_would_begin_with_is_closed_and_no_other(source, ending):
     text = template(source).render(PARTS)
     assert text.endswith(ending) and text.count("<IMG_CONTEXT>") == 1 and "a red circle, yes or no?" in text
 

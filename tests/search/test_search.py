@@ -10,7 +10,7 @@ import torch
 from gaussian import Bright
 from tiny import TinyGenerator
 
-from rewarddance.errors import InputError, RewardError
+from rewarddance.errors import InputError, RewardError, SearchIncomplete
 from rewarddance.generators.sampling import sample
 from rewarddance.search.batch import noise_seed
 from rewarddance.search.best_of_n import Random
@@ -185,9 +185,15 @@ class NotFinite(Bright):
 
 
 @pytest.mark.parametrize("margin", [float("nan"), float("inf")])
-def test_a_reward_that_is_not_finite_is_never_ranked(margin):
-    with pytest.raises(RewardError, match="the reward of 'bb' is"):
+def test_a_reward_that_is_not_finite_is_never_ranked_and_costs_its_own_prompt_alone(margin):
+    with pytest.raises(SearchIncomplete, match=r"1 of 5 prompts failed.*number 2.*the reward of 'bb' is") as failed:
         search(TinyGenerator(), NotFinite(margin), PROMPTS, budget="samples=3")
+    found, whole = failed.value.results, search(TinyGenerator(), Bright(), PROMPTS, budget="samples=3")
+    assert isinstance(found[1], RewardError)
+    for place in (0, 2, 3, 4):
+        assert torch.equal(found[place].winner.pixels, whole[place].winner.pixels)
+    with pytest.raises(RewardError, match="the reward of 'bb' is"):
+        search(TinyGenerator(), NotFinite(margin), ["bb"], budget="samples=3")
 
 
 class TooFewMargins(Bright):
@@ -198,7 +204,7 @@ class TooFewMargins(Bright):
 
 
 def test_a_reward_with_too_few_margins_is_refused():
-    with pytest.raises(RewardError, match=r"answered 15 questions with margins of the shape \[14\]"):
+    with pytest.raises(RewardError, match=r"answered 3 questions with margins of the shape \[2\]"):
         search(TinyGenerator(), TooFewMargins(), PROMPTS, budget="samples=3")
 
 

@@ -14,11 +14,11 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from rewarddance.errors import NoGradient, RewardDanceError, RewardError, first_line, shown
+from rewarddance.errors import RewardDanceError, RewardError, shown
 from rewarddance.protocols import Generator
 from rewarddance.runtime.checkpoint import open_to_append, write_text_atomically
-from rewarddance.runtime.memory import is_out_of_memory
-from rewarddance.runtime.process_group import ProcessStopped, all_gather, is_main_process, world_size
+from rewarddance.runtime.item_faults import as_fault
+from rewarddance.runtime.process_group import all_gather, is_main_process, world_size
 from rewarddance.runtime.tracking import console
 from rewarddance.types import Prompt
 
@@ -174,18 +174,6 @@ def each_apart(ask: Callable[[list[int]], T], numbers: Iterable[int]) -> tuple[l
         except Exception as error:
             faults[number] = as_fault(error)
     return answers, faults
-
-
-def as_fault(error: Exception) -> RewardDanceError:
-    """Whatever a reward or an encoder raised, as an error of ours. Raises it where it is not of what was asked."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if is_out_of_memory(cause) or isinstance(cause, MemoryError | NoGradient | ProcessStopped):
-            raise error
-        cause = cause.__cause__
-    if isinstance(error, RewardDanceError):
-        return error
-    return RewardError(f"it failed: {type(error).__name__}: {first_line(error)}.", "Correct the reward.")
 
 
 def drawn_apart(

@@ -341,6 +341,7 @@ def write_results(recipe: DistilRun, rows: list[PreferenceRow], answers: Iterabl
             reasons.setdefault(job.row, {})["reason_swapped" if job.swapped else "reason"] = text
         else:
             why = {"row": job.row, "swapped": job.swapped, "reason" if outcome == "disagreed" else "error": text}
+            why |= {"remedy": "The same command asks once more."} if outcome == "failed" else {}
             apart[outcome].append(why | rows[job.row].written(recipe.output.parent))
     kept = [rows[n].written(recipe.output.parent) | texts for n, texts in sorted(reasons.items())]
     files = {recipe.output: kept} | {beside(recipe.output, name): lines for name, lines in apart.items()}

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from rewarddance.alignment.failed_groups import as_fault
 from rewarddance.data.faults import FaultyRow, list_faulty, skipped
 from rewarddance.data.journal import RowFile
 from rewarddance.data.media import write_picture
@@ -38,7 +37,7 @@ from rewarddance.runtime.process_group import init_process_group
 from rewarddance.runtime.tracking import progress_bar
 from rewarddance.search.budget import Spent
 from rewarddance.search.judging import Candidate
-from rewarddance.search.run import Search, SearchResult, read_method
+from rewarddance.search.run import Search, SearchResult, raise_common, read_method
 from rewarddance.types import Prompt
 
 CONFIG, RESULTS = "config.yaml", "results.jsonl"
@@ -123,10 +122,9 @@ def search_prompts(work: Search, prompts: Sequence[Prompt], at_once: int, folder
     with progress_bar("searching", len(prompts), done) as bar:
         for start in range(done, len(prompts), at_once):
             places = range(start, min(start + at_once, len(prompts)))
-            answers = _attempts(work, prompts, places)
-            failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
-            if start == 0 and len(failed) == len(answers) > 1 and len({error.remedy for error in failed}) == 1:
-                raise failed[0]  # it is not the prompts
+            answers = work.attempt([prompts[place] for place in places], places)
+            if start == 0:
+                raise_common(answers)
             rows, failures = [], []
             for place, answer in zip(places, answers, strict=True):
                 if isinstance(answer, RewardDanceError):
@@ -154,18 +152,6 @@ def _rows(folder: Path, results: RowFile) -> Iterator[dict[str, Any]]:
     if results.progress.written:
         with (folder / RESULTS).open(encoding="utf-8") as file:
             yield from map(json.loads, itertools.islice(file, results.progress.written))
-
-
-def _attempts(work: Search, prompts: Sequence[Prompt], places: Sequence[int]) -> list[SearchResult | RewardDanceError]:
-    """What was found for each prompt, or why nothing; one that fails does not take the others with it."""
-    try:
-        return [*work([prompts[place] for place in places], places)]
-    except Exception as error:
-        fault = as_fault(error)
-        if len(places) == 1:
-            return [fault]
-        half = len(places) // 2
-        return _attempts(work, prompts, places[:half]) + _attempts(work, prompts, places[half:])
 
 
 def _row(prompt: Prompt, place: int, result: SearchResult, folder: Path) -> dict[str, Any]:

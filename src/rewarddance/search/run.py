@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rewarddance.errors import InputError, shown
+from rewarddance.errors import InputError, RewardDanceError, SearchIncomplete, shown
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import Generator, RewardModel, needs_reference
 from rewarddance.runtime.config import Recipe, parse_recipe
+from rewarddance.runtime.item_faults import as_fault
 from rewarddance.search.batch import Batch, noise_seed
 from rewarddance.search.best_of_n import Random, search_best_of_n
 from rewarddance.search.budget import Clock, CountingGenerator, CountingJudge, Meter, Spent, totals
@@ -162,6 +163,20 @@ class Search:
             for prompt, kept, first, margin in zip(prompts, batch.kept, first_samples, margins, strict=True)
         ]
 
+    def attempt(self, prompts: Sequence[str | Prompt], indices: Sequence[int]) -> list[SearchResult | RewardDanceError]:
+        """What was found for each prompt, or why nothing; one that fails does not take the others with it.
+
+        Raises what is of no prompt: memory that is not enough, a process that stopped.
+        """
+        try:
+            return [*self(prompts, indices)]
+        except Exception as error:
+            fault = as_fault(error)
+        if len(prompts) == 1:
+            return [fault]
+        half = len(prompts) // 2
+        return self.attempt(prompts[:half], indices[:half]) + self.attempt(prompts[half:], indices[half:])
+
     def held_out_margins(
         self, prompts: Sequence[Prompt], first_samples: Sequence[Candidate], winners: Sequence[Candidate]
     ) -> list[float | None]:
@@ -217,14 +232,36 @@ def search(
 
     method: a name in METHODS, or a recipe of one (`Paths(copies=8)`). budget: for each prompt; see `Budget`. options:
     as in `Search`. tick: called with how many prompts each batch finished. Fewer prompts share a batch among fewer.
+
+    Raises SearchIncomplete where some prompts failed, once all others were searched for.
     """
     recipe = read_method(method, {}) if isinstance(method, str) else method
     limits = read_budget(budget) if isinstance(budget, str) else budget
     at_once = min(prompts_at_once, max(1, len(prompts))) if isinstance(prompts_at_once, int) else prompts_at_once
     run = Search(generator, reward, recipe, limits, prompts_at_once=at_once, **options)
-    results = []
+    answers: list[SearchResult | RewardDanceError] = []
     for start in range(0, len(prompts), at_once):
         indices = range(start, min(start + at_once, len(prompts)))
-        results += run([prompts[index] for index in indices], indices)
+        answers += run.attempt([prompts[index] for index in indices], indices)
+        if start == 0:
+            raise_common(answers)
         tick(len(indices))
-    return results
+    failed = [(n, answer) for n, answer in enumerate(answers) if isinstance(answer, RewardDanceError)]
+    if failed:
+        number, first = failed[0]
+        if len(failed) == len(answers):
+            raise first
+        raise SearchIncomplete(
+            f"{len(failed)} of {len(answers)} prompts failed, the first at number {number + 1} "
+            f"({shown(as_prompts(prompts)[number].text, 50)}): {first.what}",
+            f"{first.remedy} What was found for the others is in this error's results.".strip(),
+            answers,
+        )
+    return [answer for answer in answers if isinstance(answer, SearchResult)]
+
+
+def raise_common(answers: Sequence[SearchResult | RewardDanceError]) -> None:
+    """Raise the first batch's error where all of its prompts failed with the same remedy: it is not the prompts."""
+    failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
+    if len(failed) == len(answers) > 1 and len({error.remedy for error in failed}) == 1:
+        raise failed[0]

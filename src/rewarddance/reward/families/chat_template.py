@@ -31,6 +31,9 @@ _OPENS = re.compile(
     r"|◁(?P<kimi>think)▷|(?P<channel><\|channel>thought)",
     re.IGNORECASE,
 )
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_PROSE = re.compile(r"[\w,.] $"), re.compile(r"^ [\w(]")
+"""What stands before and behind a mark that a template only speaks of, as in "between <think> and </think>"."""
 _MARK = re.compile(r"[:<>\[\]|#]")
 _REMEDY = "Choose a checkpoint that was tuned to follow instructions, or mend its chat_template.jinja."
 
@@ -169,10 +172,16 @@ def _closing(text: str, with_thought: str | None, source: str) -> str:
         closes, rest = _closing_mark(opened[-1]), after[opened[-1].end() :]
         lines = "\n" * (2 - min(2, rest.count("\n")))
         return "" if closes in rest else f"{lines}{closes}\n\n"
-    mark = _OPENS.search(source)
+    mark = next(filter(_is_written, _OPENS.finditer(_COMMENT.sub("", source))), None)
     if mark is None or (with_thought is not None and with_thought != text) or "</think>" in after:
         return ""
     return f"{mark[0]}\n\n{_closing_mark(mark)}\n\n"
+
+
+def _is_written(mark: re.Match[str]) -> bool:
+    """Does a template write this mark by itself, and not in a sentence that it tells the model?"""
+    before, behind = mark.string[: mark.start()][-2:], mark.string[mark.end() :][:2]
+    return not (_PROSE[0].search(before) and _PROSE[1].match(behind))
 
 
 def _closing_mark(opening: re.Match[str]) -> str:
