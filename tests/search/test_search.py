@@ -189,11 +189,24 @@ def test_a_reward_that_is_not_finite_is_never_ranked_and_costs_its_own_prompt_al
     with pytest.raises(SearchIncomplete, match=r"1 of 5 prompts failed.*number 2.*the reward of 'bb' is") as failed:
         search(TinyGenerator(), NotFinite(margin), PROMPTS, budget="samples=3")
     found, whole = failed.value.results, search(TinyGenerator(), Bright(), PROMPTS, budget="samples=3")
-    assert isinstance(found[1], RewardError)
+    assert isinstance(found[1], RewardError) and failed.value.__cause__ is found[1]
     for place in (0, 2, 3, 4):
         assert torch.equal(found[place].winner.pixels, whole[place].winner.pixels)
     with pytest.raises(RewardError, match="the reward of 'bb' is"):
         search(TinyGenerator(), NotFinite(margin), ["bb"], budget="samples=3")
+
+
+def test_a_function_that_is_wrong_whatever_it_is_asked_ends_the_search_early_and_says_where_it_failed():
+    asked = []
+
+    class Broken(Bright):
+        def __call__(self, questions):
+            asked.append(len(questions))
+            raise ZeroDivisionError("a slip")
+
+    with pytest.raises(RewardError, match="ZeroDivisionError: a slip") as failed:
+        search(TinyGenerator(), Broken(), PROMPTS, budget="samples=1", prompts_at_once=1)
+    assert len(asked) == 2 and isinstance(failed.value.__cause__, ZeroDivisionError)
 
 
 class TooFewMargins(Bright):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rewarddance.errors import InputError, RewardDanceError, SearchIncomplete, shown
+from rewarddance.errors import InputError, RewardDanceError, SearchIncomplete, shown, without_frames
 from rewarddance.generators.sampling import sample
 from rewarddance.protocols import Generator, RewardModel, needs_reference
 from rewarddance.runtime.config import Recipe, parse_recipe
@@ -172,8 +172,11 @@ class Search:
             return [*self(prompts, indices)]
         except Exception as error:
             fault = as_fault(error)
-        if len(prompts) == 1:
-            return [fault]
+            if len(prompts) == 1:
+                if fault is not error:
+                    fault.__cause__ = error
+                return [fault]
+            del fault  # its frames hold the batch's pictures
         half = len(prompts) // 2
         return self.attempt(prompts[:half], indices[:half]) + self.attempt(prompts[half:], indices[half:])
 
@@ -239,14 +242,15 @@ def search(
     limits = read_budget(budget) if isinstance(budget, str) else budget
     at_once = min(prompts_at_once, max(1, len(prompts))) if isinstance(prompts_at_once, int) else prompts_at_once
     run = Search(generator, reward, recipe, limits, prompts_at_once=at_once, **options)
-    answers: list[SearchResult | RewardDanceError] = []
+    answers, failed = list[SearchResult | RewardDanceError](), list[tuple[int, RewardDanceError]]()
     for start in range(0, len(prompts), at_once):
         indices = range(start, min(start + at_once, len(prompts)))
-        answers += run.attempt([prompts[index] for index in indices], indices)
-        if start == 0:
-            raise_common(answers)
+        for answer in run.attempt([prompts[index] for index in indices], indices):
+            if isinstance(answer, RewardDanceError):
+                failed.append((len(answers), without_frames(answer) if failed else answer))
+            answers.append(answer)
+        raise_common(answers)
         tick(len(indices))
-    failed = [(n, answer) for n, answer in enumerate(answers) if isinstance(answer, RewardDanceError)]
     if failed:
         number, first = failed[0]
         if len(failed) == len(answers):
@@ -256,12 +260,12 @@ def search(
             f"({shown(as_prompts(prompts)[number].text, 50)}): {first.what}",
             f"{first.remedy} What was found for the others is in this error's results.".strip(),
             answers,
-        )
+        ) from first
     return [answer for answer in answers if isinstance(answer, SearchResult)]
 
 
 def raise_common(answers: Sequence[SearchResult | RewardDanceError]) -> None:
-    """Raise the first batch's error where all of its prompts failed with the same remedy: it is not the prompts."""
+    """Raise the first error where all prompts so far, of several, failed with the same remedy: it is not the prompts."""
     failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
     if len(failed) == len(answers) > 1 and len({error.remedy for error in failed}) == 1:
         raise failed[0]
