@@ -265,7 +265,7 @@ def search(
 
 
 def raise_common(answers: Sequence[SearchResult | RewardDanceError]) -> None:
-    """Raise the first error where all prompts so far, of several, failed with the same remedy: it is not the prompts."""
+    """Raise the first error where all prompts so far, two at least, failed with one remedy: it is not the prompts."""
     failed = [answer for answer in answers if isinstance(answer, RewardDanceError)]
     if len(failed) == len(answers) > 1 and len({error.remedy for error in failed}) == 1:
         raise failed[0]
