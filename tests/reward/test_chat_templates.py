@@ -70,7 +70,10 @@ FAULTS = {
         "{% for a in range(90000) %}{% for b in range(90000) %}{% set c = b %}{% endfor %}{% endfor %}",
         "come to an end",
     ),
-    "a bomb": ("{% set ns = namespace(x='ab' * 1000) %}" + "{% set ns.x = ns.x ~ ns.x %}" * 40, "memory"),
+    "a bomb": (
+        "{% set ns = namespace(x='ab' * 1000) %}" + "{% set ns.x = ns.x ~ ns.x %}" * 40,
+        "memory|come to an end",
+    ),
     "a wide bomb": ("{{ 'x' | center(9999999999) }}", "memory"),
     "by chance": ("{{ [1, 2] | random }}" + PLAIN, "by chance"),
     "without texts": ("<IMG_CONTEXT><IMG_CONTEXT>" + GENERATION, "leaves out a text"),
