@@ -17,14 +17,12 @@ import pytest
 import typer
 import yaml
 from snippets import ROOT, Snippet, command_lines, pages, snippets
-from tiny import built, colour_preferences, command, pictures
+from tiny import built, command
 
 import rewarddance
 from experiments.__main__ import app as experiments_app
 from rewarddance.alignment.recipe import AlignRun
 from rewarddance.cli.app import app
-from rewarddance.data.media import write_picture
-from rewarddance.data.preferences import write_preferences
 from rewarddance.jobs.quickstart import QuickstartRecipe
 from rewarddance.jobs.train import TrainRun
 from rewarddance.runtime.config import load_recipe
@@ -43,26 +41,6 @@ SMALLER = {
     '["distance", "held_out", "collapse"]': '["distance"]',  # the others compare more steps than these runs have
 }
 """What a page says of sizes, and what the test says in its place."""
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader who begins a page is taken to have: votes, pictures, prompts, and a clone around them."""
-    folder = tmp_path_factory.mktemp("reader")
-    for seed, (name, size) in enumerate({"votes": "small", "held_out": "large", "unseen": "wide"}.items()):
-        rows = folder / f"{name}.jsonl"
-        write_preferences(colour_preferences(8, seed), rows)
-        rows.write_text(rows.read_text().replace("a small", f"a {size}"))  # a prompt is in one file alone
-    shots = pictures(6)
-    for name, pixels in zip("abc", shots, strict=False):
-        write_picture(pixels, folder / f"{name}.png")
-    for number, pixels in enumerate(shots[3:], start=1):
-        write_picture(pixels, folder / "pictures" / f"{number}.png")
-        (folder / "pictures" / f"{number}.txt").write_text("a red circle")
-    (folder / "prompts.txt").write_text("a red circle\na blue cross\n")
-    for name in ("recipes", "examples", "benchmarks"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
 
 
 def in_page(page: str) -> list[Snippet]:
