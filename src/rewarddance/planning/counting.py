@@ -10,6 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from rewarddance.planning.hardware import NOTHING, Work
 from rewarddance.planning.operations import META, operation, tensors_in
@@ -50,11 +52,10 @@ class _Cost(NamedTuple):
 
 
 class _Repeat(NamedTuple):
-    """A computation without graph that was run: what it took, and its result."""
+    """A computation without graph that was run: what it took, and its result, whose meta tensors hold no memory."""
 
     cost: _Cost
-    shape: torch.Size
-    dtype: torch.dtype
+    result: Any
 
 
 class _GraphCost(NamedTuple):
@@ -92,18 +93,19 @@ class Counting:
         self._repeats: dict[Any, _Repeat] = {}
         self._graph_costs: dict[Any, _GraphCost] = {}
 
-    def repeated(self, key: Any, compute: Callable[[], Tensor]) -> Tensor:
-        """What `compute` returns, a tensor without graph; run once for each key, and from then on only counted.
+    def repeated(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns, tensors without graph in any structure; run once for each key, and from then on only
+        counted.
 
         key: all that its shapes depend on. It leaves nothing in memory but its result.
         """
         if key not in self._repeats:
             result, cost = self._measured(compute)
-            self._repeats[key] = _Repeat(cost, result.shape, result.dtype)
+            self._repeats[key] = _Repeat(cost, tree_map(_shape_alone, result))
             return result
         repeat = self._repeats[key]
         self._charge(repeat.cost)
-        return torch.empty(repeat.shape, dtype=repeat.dtype, device=META)
+        return tree_map(_with_memory, repeat.result)
 
     def repeated_with_graph(
         self, key: Any, compute: Callable[[list[Tensor]], Tensor], inputs: Sequence[Tensor]
@@ -363,6 +365,22 @@ def _indices(mask: Any) -> list[Any]:
     if isinstance(mask, Tensor) and mask.dtype == torch.bool and not mask.is_meta:
         return list(mask.nonzero(as_tuple=True))
     return [mask]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What is kept of a meta tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _shape_alone(value: Any) -> Any:
+    return _Shape(value.shape, value.dtype) if isinstance(value, Tensor) and value.is_meta else value
+
+
+def _with_memory(value: Any) -> Any:
+    return torch.empty(value.shape, dtype=value.dtype, device=META) if isinstance(value, _Shape) else value
 
 
 def _is_meta(value: Any) -> bool:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from rewarddance.generators.adapter import PipelineGenerator
 from rewarddance.planning.counting import Counting
-from rewarddance.types import Question, Verdict
+from rewarddance.types import Prompt, Question, Verdict
 
 
 class CountedGenerator:
@@ -25,9 +25,25 @@ class CountedGenerator:
     def __init__(self, generator: PipelineGenerator, counts: Counting, last_steps: int = 1) -> None:
         self._generator, self._counts, self.predicting = generator, counts, "generator"
         self.num_steps = last_steps if last_steps > 1 else generator.num_steps
+        self._encoded: set[Any] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._generator, name)
+
+    def encode(self, prompts: Sequence[Prompt]) -> Any:
+        """Prompts of the same texts, with pictures of the same shapes, are encoded twice, and from then on counted.
+
+        Twice, for a generator keeps some of what it has encoded, and so the first time takes longer than any other.
+        """
+        first: dict[int, int] = {}  # prompts that share a picture encode it once
+        key: tuple[Any, ...] = ("encode",)
+        for place, prompt in enumerate(prompts):
+            shape = None if prompt.image is None else prompt.image.shape
+            key += (prompt.text, prompt.negative, shape, first.setdefault(id(prompt.image), place))
+        if key not in self._encoded:
+            self._encoded.add(key)
+            return self._generator.encode(prompts)
+        return self._counts.repeated(key, lambda: self._generator.encode(prompts))
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         self._counts.begin(self.predicting)
