@@ -317,3 +317,4 @@ def test_the_command_lists_failed_groups_and_ends_with_one(tmp_path):
     assert "the detector found nothing" in done.err and "'a blue cross'" in done.err
     probes = [row for row in logged(tmp_path / "run") if row["kind"] == "probe"]
     assert [row["failed_prompts"] for row in probes] == [1, 1]
+    assert done.err.count("probes leave out 'a blue cross'") == 1

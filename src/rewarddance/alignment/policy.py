@@ -36,7 +36,8 @@ from rewarddance.generators.sampling import sample
 from rewarddance.protocols import RewardModel, judging
 from rewarddance.runtime.config import MOST
 from rewarddance.runtime.memory import memory_for
-from rewarddance.runtime.process_group import all_gather, gather_objects, local_shard, world_size
+from rewarddance.runtime.process_group import all_gather, gather_objects, is_main_process, local_shard, world_size
+from rewarddance.runtime.tracking import console
 from rewarddance.types import PixelBatch, Prompt, as_prompts
 
 
@@ -300,14 +301,15 @@ def against_base(run: Alignment) -> Callable[[], Figures]:
     """A probe: how likely the judge prefers the generator's pictures to those of before training, from the same noises.
 
     The one figure that can rise where samples are only compared with each other. A half at the start. Of several
-    rewards each is asked. Prompts whose pictures get no answer of one are left out and counted. Raises RewardError
-    where they are most of them.
+    rewards each is asked. Prompts whose pictures get no answer of one are left out, counted, and said the first time.
+    Raises RewardError where they are most of them.
     """
     recipe = run.recipe
     assert isinstance(recipe, PolicyRecipe)
     prompts = as_prompts(run.prompts[: recipe.probe_prompts])
     seeds = np.random.SeedSequence([run.seed, 4]).generate_state(len(prompts)).tolist()
     before: list[PixelBatch] = []
+    said: set[int] = set()
 
     def draw() -> tuple[PixelBatch, Faults]:
         def of(texts: list[Prompt]) -> PixelBatch:
@@ -348,6 +350,10 @@ def against_base(run: Alignment) -> Callable[[], Figures]:
                     f"{shown(prompts[first].text)}: {faults[first].what}",
                     faults[first].remedy,
                 )
+            for k in [k for k in faults if k not in said and is_main_process()]:
+                said.add(k)
+                text = f"probes leave out {shown(prompts[k].text)}: {faults[k].what} {faults[k].remedy}"
+                console.print(text, highlight=False, soft_wrap=True)
         kept = [k for k in range(len(prompts)) if k not in faults]
         each = [{"preferred_to_base": answer[kept].mean().item()} for answer in answers]
         figures = joint_figures(run.rewards, each)

@@ -103,7 +103,7 @@ class SearchRun(JudgeChoice):
     """`rewarddance search`: the best pictures of a file's prompts."""
 
     prompts: Path
-    """A .txt file with a prompt a line, or .jsonl."""
+    """A .txt file with a prompt a line, or .jsonl, .json, .csv, .tsv or .parquet."""
     generator: str
     """A diffusers folder, a bundled name or an id of the model hub."""
     output: Path = Field(default=Path("runs/search"), exclude=True)
