@@ -421,7 +421,7 @@ def test_shards_are_those_of_a_real_sharded_generator(lora_rank: int):
     for name in ("vae", "text_encoder", "judge"):
         assert parts[name] == parts_of(whole)[name]
     for phase in ("generator", "decoder", "judge", "backward", "sampling"):
-        assert plan.peaks[phase] == whole.peaks[phase]
+        assert plan.peaks[phase] == pytest.approx(whole.peaks[phase], rel=1e-5)  # when garbage goes is not ours to say
 
 
 def test_references_are_made_by_a_whole_generator_before_it_is_sharded():

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from rewarddance.planning.hardware import NOTHING, Work
 from rewarddance.planning.operations import META, operation, tensors_in
@@ -101,11 +100,11 @@ class Counting:
         """
         if key not in self._repeats:
             result, cost = self._measured(compute)
-            self._repeats[key] = _Repeat(cost, tree_map(_shape_alone, result))
+            self._repeats[key] = _Repeat(cost, _mapped(_shape_alone, result))
             return result
         repeat = self._repeats[key]
         self._charge(repeat.cost)
-        return tree_map(_with_memory, repeat.result)
+        return _mapped(_with_memory, repeat.result)
 
     def repeated_with_graph(
         self, key: Any, compute: Callable[[list[Tensor]], Tensor], inputs: Sequence[Tensor]
@@ -373,6 +372,16 @@ class _Shape:
 
     shape: torch.Size
     dtype: torch.dtype
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """A structure with each entry changed. (torch's tree_map leaves reference cycles, which keep tensors alive.)"""
+    if isinstance(value, dict):
+        return {key: _mapped(change, entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [_mapped(change, entry) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    return change(value)
 
 
 def _shape_alone(value: Any) -> Any:

@@ -31,10 +31,12 @@ class CountedGenerator:
         return getattr(self._generator, name)
 
     def encode(self, prompts: Sequence[Prompt]) -> Any:
-        """Prompts of the same texts, with pictures of the same shapes, are encoded twice, and from then on counted.
+        """Prompts with pictures are encoded twice by texts and shapes, and from then on only counted.
 
-        Twice, for a generator keeps some of what it has encoded, and so the first time takes longer than any other.
+        Twice, for a generator keeps the texts that it has encoded, and so the first time takes longer than any other.
         """
+        if not any(prompt.image is not None for prompt in prompts):
+            return self._generator.encode(prompts)
         first: dict[int, int] = {}  # prompts that share a picture encode it once
         key: tuple[Any, ...] = ("encode",)
         for place, prompt in enumerate(prompts):

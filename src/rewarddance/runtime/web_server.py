@@ -18,10 +18,14 @@ def serve_until_ended(app: Any, host: str, port: int, ready: Callable[[str], obj
 
     Raises InputError where the address is taken or none of this machine's.
     """
-    listening = listen(host, port)
-    signal.signal(signal.SIGTERM, lambda *_: None)  # the server's own comes before it; this one is for its end
+    listening, server = listen(host, port), _server(app, shutdown_seconds)
+
+    def end(*_: object) -> None:
+        server.is_told_to_end = True
+
+    signal.signal(signal.SIGTERM, end)  # before the server has its own handler, and when it has taken that away again
     ready(address_of(listening))
-    _server(app, shutdown_seconds).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 @contextmanager
@@ -37,7 +41,17 @@ def serve_in_background(app: Any, host: str, port: int, shutdown_seconds: int) -
         thread.join()
 
 
-def _server(app: Any, shutdown_seconds: int) -> uvicorn.Server:
+class _Server(uvicorn.Server):
+    """A server that can be told to end before it runs: then it starts, and ends as at any other time."""
+
+    is_told_to_end = False
+
+    async def main_loop(self) -> None:
+        self.should_exit |= self.is_told_to_end
+        await super().main_loop()
+
+
+def _server(app: Any, shutdown_seconds: int) -> _Server:
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -49,4 +63,4 @@ def _server(app: Any, shutdown_seconds: int) -> uvicorn.Server:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=shutdown_seconds,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
