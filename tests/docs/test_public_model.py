@@ -15,7 +15,14 @@ PAGE = "docs/tutorials/public_model.md"
 SERVING = "annotate"
 """The command that waits for people, and so is not run."""
 TINY_TRAINING = {"batch_size": 4, "gradient_accumulation_steps": 2, "workers": 0, "save_every": 2}
-TINY_ALIGNMENT = {"steps": 1, "prompts_per_step": 2, "lora_rank": 2, "lora_alpha": 2, "save_every": 1}
+TINY_ALIGNMENT = {
+    "steps": 1,
+    "prompts_per_step": 2,
+    "learning_rate": 0.1,
+    "lora_rank": 2,
+    "lora_alpha": 2,
+    "save_every": 1,
+}
 
 
 def small_recipe(name: str, to: Path, model: dict[str, Any], **parts: dict[str, Any]) -> None:
