@@ -313,8 +313,8 @@ class _LikeOnAGpu(TorchFunctionMode):
             out = func(*args, **kwargs)
             is_integer = isinstance(out, Tensor) and not (out.is_floating_point() or out.is_complex())
             return func(*args, **{**kwargs, "device": "cpu"}) if is_integer else out
-        half = _autocast_dtype()
-        if half is not None and name in _AUTOCAST_TO_HALF | _AUTOCAST_TO_FLOAT32:
+        half = _autocast_dtype() if name in _AUTOCAST_TO_HALF or name in _AUTOCAST_TO_FLOAT32 else None
+        if half is not None:
             dtype = half if name in _AUTOCAST_TO_HALF else torch.float32
             args, kwargs = _map_tensors(partial(self.casts.cast, dtype=dtype), args, kwargs)
         if name == "scaled_dot_product_attention" and any(t.is_meta for t in tensors_in([*args, *kwargs.values()])):

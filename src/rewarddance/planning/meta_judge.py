@@ -118,7 +118,7 @@ class MetaModel(VisionLanguageModel):
         if self.counts is None or torch.is_grad_enabled():
             return read()
         ids = [sequence.ids[start:end] for sequence, (start, end) in zip(sequences, spans, strict=True)]
-        image_tokens = sum(token == self._image_token for row in ids for token in row)
+        image_tokens = sum(row.count(self._image_token) for row in ids)
         key = len(ids), max(map(len, ids)), prefix.lengths, prefix.complete, image_tokens, sum(wanted)
         hidden = self.counts.repeated(("text", id(self), *key), read)
         if prefix.lengths and not prefix.complete:  # it leaves keys and values behind

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -42,10 +45,28 @@ class CountedGenerator:
         for place, prompt in enumerate(prompts):
             shape = None if prompt.image is None else prompt.image.shape
             key += (prompt.text, prompt.negative, shape, first.setdefault(id(prompt.image), place))
-        if key not in self._encoded:
-            self._encoded.add(key)
-            return self._generator.encode(prompts)
-        return self._counts.repeated(key, lambda: self._generator.encode(prompts))
+        with self._alike_pictures_once():
+            if key not in self._encoded:
+                self._encoded.add(key)
+                return self._generator.encode(prompts)
+            return self._counts.repeated(key, lambda: self._generator.encode(prompts))
+
+    @contextmanager
+    def _alike_pictures_once(self) -> Iterator[None]:
+        """Within the block pictures of one size, and texts beside them, are encoded once and then only counted."""
+
+        def once(method: Any, image: Image.Image, *text: str) -> Any:
+            return self._counts.repeated((method.__name__, image.size, *text), lambda: method(image, *text))
+
+        generator: Any = self._generator
+        replaced = [name for name in ("_picture", "_text_beside") if hasattr(generator, name)]
+        for name in replaced:
+            setattr(generator, name, partial(once, getattr(generator, name)))
+        try:
+            yield
+        finally:
+            for name in replaced:
+                delattr(generator, name)
 
     def predict(self, x_t: Tensor, step: int, condition: Any) -> Tensor:
         self._counts.begin(self.predicting)

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -324,14 +325,15 @@ class Prefill(ABC):
     def _plan_row(self, sequence: Tokens, pictures: Sequence[Tensor]) -> Row:
         """What `plan` needs to know."""
         counts = [self._token_count(pictures[n]) for n in sequence.pictures]
-        picture_ids = iter(
-            [-1 - n * 2**24 - k for n, count in zip(sequence.pictures, counts, strict=True) for k in range(count)]
-        )
-        signature = tuple(next(picture_ids, token) if token == self._image_token else token for token in sequence.ids)
-        places = [i for i, token in enumerate(signature) if token < 0]
-        if not places:
+        ids = np.array(sequence.ids)
+        picture_ids = [-1 - n * 2**24 - np.arange(count) for n, count in zip(sequence.pictures, counts, strict=True)]
+        known = np.concatenate(picture_ids) if picture_ids else ids[:0]
+        places = np.flatnonzero(ids == self._image_token)[: len(known)]
+        ids[places] = known[: len(places)]
+        signature = tuple(ids.tolist())
+        if not len(places):
             return Row(signature, 0, 0, sequence.response_length + 1)
-        return Row(signature, places[-counts[-1]], places[-1] + 1, sequence.response_length + 1)
+        return Row(signature, int(places[-counts[-1]]), int(places[-1]) + 1, sequence.response_length + 1)
 
     def _forward(
         self,

@@ -48,8 +48,7 @@ class QwenImageEditGenerator(EditGenerator, QwenImageGenerator):
         known: dict[tuple[str, int], Tensor] = {}
         for text, image in asked:
             if image is not None and (text, id(image)) not in known:
-                source = self._shown(as_images(image)[0])
-                known[text, id(image)] = self.pipeline.encode_prompt([text], image=source, device=self.device)[0][0]
+                known[text, id(image)] = self._text_beside(as_images(image)[0], text)
         rows = [known[text, id(image)] for text, image in asked]
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = torch.arange(int(lengths.max()), device=self.device) < lengths.unsqueeze(1)
@@ -58,6 +57,10 @@ class QwenImageEditGenerator(EditGenerator, QwenImageGenerator):
             "encoder_hidden_states": padded,
             "encoder_hidden_states_mask": None if mask.all() else mask.long(),
         }
+
+    def _text_beside(self, image: Image.Image, text: str) -> Tensor:
+        """The encoding of a text beside a picture [L, D]."""
+        return self.pipeline.encode_prompt([text], image=self._shown(image), device=self.device)[0][0]
 
     def _shown(self, image: Image.Image) -> Any:
         """The source as the text's encoder is shown it."""
